@@ -1,0 +1,4 @@
+//! stub
+pub mod consumer;
+pub mod producer;
+pub mod table;
