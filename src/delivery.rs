@@ -1,5 +1,5 @@
-//! stub
+//! Delivery: commands become POSTs, and POSTs outcomes.
+
 pub mod lane;
-pub mod outcome;
 pub mod signing;
 pub mod window;

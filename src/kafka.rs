@@ -1,4 +1,362 @@
-//! stub
+//! The edge to Kafka: client settings that every role shares, and what an error means for a role.
+//!
+//! Everything that librdkafka must be told for the invariants to hold is set here, once; an operator may
+//! add properties with `-X`, but not change these. What each is for stands beside it.
+
 pub mod consumer;
+pub mod pipeline;
 pub mod producer;
-pub mod table;
+
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use thiserror::Error;
+
+use crate::command::Command;
+use crate::config::Settings;
+
+/// A transaction that is still open after this is aborted by the broker, so that readers of its
+/// partitions, and the next owner of its offsets, do not wait long for a crashed process.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// A member that has not been heard of for this long is evicted, and others take its partitions over.
+/// Longer than [`TRANSACTION_TIMEOUT`], so that an evicted member's transaction is never resolved late.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Room for headers and envelope above the largest event, in every own topic's `max.message.bytes` and in
+/// every producer's and consumer's limit, bytes.
+pub const RECORD_OVERHEAD: usize = 512 * 1024;
+
+/// Why a role cannot go on. All of them end the process: a supervisor starts it again.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// A topic that this role needs does not exist.
+    #[error(
+        "the topic {0} does not exist; `hookstream topics create` makes hookstream's own topics, and `topics create --events` the event topics too"
+    )]
+    TopicMissing(String),
+    /// The broker refused.
+    #[error(
+        "the broker denies {what}: {source}; grant this client READ, WRITE and DESCRIBE on hookstream's topics, READ on its groups and WRITE on its transactional ids"
+    )]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// What the broker said.
+        source: KafkaError,
+    },
+    /// Another process uses the same transactional id, or this one was away for too long.
+    #[error(
+        "{what} was fenced: another process runs with the same --instance, or this one was stopped for longer than the transaction timeout: {source}"
+    )]
+    Fenced {
+        /// Which producer.
+        what: String,
+        /// What the client said.
+        source: KafkaError,
+    },
+    /// Anything else that the client cannot recover from.
+    #[error("{what} failed: {source}")]
+    Client {
+        /// What was asked for.
+        what: String,
+        /// What the client said.
+        source: KafkaError,
+    },
+    /// A thread of the role ended without saying why.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Failure {
+    /// Sorts a client error by its code.
+    #[must_use]
+    pub fn from_client(what: impl Into<String>, source: KafkaError) -> Self {
+        let what = what.into();
+        match source.rdkafka_error_code() {
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
+            ) => Self::Denied { what, source },
+            Some(
+                RDKafkaErrorCode::Fenced
+                | RDKafkaErrorCode::ProducerFenced
+                | RDKafkaErrorCode::InvalidProducerEpoch,
+            ) => Self::Fenced { what, source },
+            _ => Self::Client { what, source },
+        }
+    }
+}
+
+/// Whether the error says that no broker answers, so that waiting may help.
+#[must_use]
+pub fn is_unreachable(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::Resolve
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::RequestTimedOut
+                | RDKafkaErrorCode::MessageTimedOut
+                | RDKafkaErrorCode::BrokerNotAvailable
+                | RDKafkaErrorCode::NetworkException
+        )
+    )
+}
+
+/// Whether the error is a matter of permissions.
+#[must_use]
+pub fn is_denied(error: &KafkaError) -> bool {
+    matches!(
+        Failure::from_client("", error.clone()),
+        Failure::Denied { .. }
+    )
+}
+
+/// What every client of this process is told; `purpose` shows in the broker's logs and quotas.
+#[must_use]
+pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (key, value) in &settings.properties {
+        config.set(key, value);
+    }
+    config
+        .set("bootstrap.servers", &settings.brokers)
+        .set(
+            "client.id",
+            format!("hookstream-{purpose}-{}", settings.instance),
+        )
+        // A missing topic is a mistake to be named, not one to be papered over with default settings.
+        .set("allow.auto.create.topics", "false")
+        // Connection trouble is logged once by us, with the role's name, not by every client thread.
+        .set("log.connection.close", "false");
+    config
+}
+
+/// What every consumer is told. `group` is needed by librdkafka also for readers that never join one.
+#[must_use]
+pub fn consumer_config(settings: &Settings, purpose: &str, group: &str) -> ClientConfig {
+    let mut config = client_config(settings, purpose);
+    let largest = settings.max_event_bytes + RECORD_OVERHEAD;
+    default(
+        &mut config,
+        "session.timeout.ms",
+        &SESSION_TIMEOUT.as_millis().to_string(),
+    );
+    default(&mut config, "heartbeat.interval.ms", "1500");
+    // Bounds what the client prefetches, per partition queue and in all.
+    default(&mut config, "queued.max.messages.kbytes", "8192");
+    default(&mut config, "fetch.wait.max.ms", "100");
+    default(
+        &mut config,
+        "fetch.message.max.bytes",
+        &largest.max(1_048_576).to_string(),
+    );
+    config
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "earliest")
+        // Only the partitions that move stop during a rebalance.
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        // The default of a second shows as stalls after the queue was full.
+        .set("fetch.queue.backoff.ms", "50");
+    config
+}
+
+/// What every producer is told: acknowledged by all in-sync replicas, in order, without duplicates.
+#[must_use]
+pub fn producer_config(settings: &Settings, purpose: &str) -> ClientConfig {
+    let mut config = client_config(settings, purpose);
+    let largest = settings.max_event_bytes + RECORD_OVERHEAD;
+    default(&mut config, "linger.ms", "1");
+    default(&mut config, "compression.type", "lz4");
+    default(&mut config, "batch.size", "1000000");
+    default(&mut config, "queue.buffering.max.messages", "200000");
+    config
+        .set("enable.idempotence", "true")
+        .set("message.max.bytes", largest.to_string())
+        // So that a key lands in the same partition as with the Java client.
+        .set("partitioner", "murmur2_random");
+    config
+}
+
+/// What every transactional producer is told, beside [`producer_config`].
+#[must_use]
+pub fn transactional_config(
+    settings: &Settings,
+    purpose: &str,
+    transactional_id: &str,
+) -> ClientConfig {
+    let mut config = producer_config(settings, purpose);
+    default(
+        &mut config,
+        "transaction.timeout.ms",
+        &TRANSACTION_TIMEOUT.as_millis().to_string(),
+    );
+    // How long a new transaction waits while the broker still writes the last one's markers: with the
+    // default of 100 ms every second transaction would be late by that.
+    default(&mut config, "retry.backoff.ms", "5");
+    config.set("transactional.id", transactional_id);
+    config
+}
+
+/// Sets a property that the operator did not.
+fn default(config: &mut ClientConfig, key: &str, value: &str) {
+    if config.get(key).is_none() {
+        config.set(key, value);
+    }
+}
+
+/// The headers of a command's record.
+#[must_use]
+pub fn command_headers(command: &Command) -> OwnedHeaders {
+    let mut headers = Some(OwnedHeaders::new_with_capacity(14));
+    command.each_header(|name, value| {
+        headers = headers.take().map(|all| with_header(all, name, value))
+    });
+    headers.unwrap_or_default()
+}
+
+/// Adds one text header.
+#[must_use]
+pub fn with_header(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
+    headers.insert(Header {
+        key: name,
+        value: Some(value),
+    })
+}
+
+/// Hands librdkafka's own log to `tracing`, with the client's purpose.
+pub struct LogContext {
+    /// Which client speaks.
+    pub purpose: &'static str,
+}
+
+impl ClientContext for LogContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_client(self.purpose, level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_error(self.purpose, &error, reason);
+    }
+}
+
+pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => {
+            // The same trouble reaches the role as an error, which is logged with what it means.
+            tracing::debug!(target: "librdkafka", client = purpose, facility, "{message}");
+        }
+        RDKafkaLogLevel::Warning => {
+            tracing::warn!(target: "librdkafka", client = purpose, facility, "{message}")
+        }
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            tracing::debug!(target: "librdkafka", client = purpose, facility, "{message}");
+        }
+        RDKafkaLogLevel::Debug => {
+            tracing::trace!(target: "librdkafka", client = purpose, facility, "{message}")
+        }
+    }
+}
+
+pub(crate) fn log_error(purpose: &str, error: &KafkaError, reason: &str) {
+    if is_unreachable(error) {
+        tracing::warn!(client = purpose, "the broker does not answer: {reason}");
+    } else {
+        tracing::warn!(client = purpose, "{error}: {reason}");
+    }
+}
+
+/// Waits until a broker answers and every topic in `wanted` is there; `waiting` is told, once a try, why not yet.
+///
+/// # Errors
+/// [`Failure::TopicMissing`] names the first topic that is not there; [`Failure::Denied`] if the broker refuses.
+/// `Ok(false)` when `stop` said to give up.
+pub fn wait_for_topics(
+    settings: &Settings,
+    purpose: &'static str,
+    wanted: &[String],
+    stop: &dyn Fn() -> bool,
+    waiting: &mut dyn FnMut(&str),
+) -> Result<bool, Failure> {
+    /// A whole try; the client goes on connecting between tries.
+    const TRY: Duration = Duration::from_secs(2);
+    let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
+        .create_with_context(LoggedConsumer(LogContext { purpose }))
+        .map_err(|error| Failure::from_client("creating a client", error))?;
+    while !stop() {
+        match client.fetch_metadata(None, TRY) {
+            Ok(metadata) => {
+                let there: std::collections::HashSet<_> =
+                    metadata.topics().iter().map(|topic| topic.name()).collect();
+                return match wanted.iter().find(|topic| !there.contains(topic.as_str())) {
+                    None => Ok(true),
+                    Some(missing) => explain_missing(&client, missing),
+                };
+            }
+            Err(error) if is_denied(&error) => {
+                return Err(Failure::from_client("reading metadata", error));
+            }
+            Err(error) => {
+                waiting(&format!(
+                    "waiting for a broker at {}: {error}",
+                    settings.brokers
+                ));
+            }
+        }
+        // Serves the client's log and error events, which would pile up otherwise.
+        drop(client.poll(Duration::ZERO));
+    }
+    Ok(false)
+}
+
+/// A topic that may not be described is not listed either: asking for it by name tells which it is.
+fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Result<bool, Failure> {
+    let denied = client
+        .fetch_metadata(Some(topic), Duration::from_secs(5))
+        .ok()
+        .and_then(|metadata| {
+            metadata
+                .topics()
+                .first()
+                .and_then(|found| found.error())
+                .map(RDKafkaErrorCode::from)
+                .filter(|code| *code == RDKafkaErrorCode::TopicAuthorizationFailed)
+        });
+    match denied {
+        Some(code) => Err(Failure::Denied {
+            what: format!("describing the topic {topic}"),
+            source: KafkaError::MetadataFetch(code),
+        }),
+        None => Err(Failure::TopicMissing(topic.to_owned())),
+    }
+}
+
+/// A consumer context that only logs.
+pub struct LoggedConsumer(pub LogContext);
+
+impl ClientContext for LoggedConsumer {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+}
+
+impl rdkafka::consumer::ConsumerContext for LoggedConsumer {}

@@ -1,1 +1,493 @@
-//! stub
+//! A member of a consumer group whose rebalances are ordinary events of the polling loop.
+//!
+//! librdkafka tells of a rebalance in a callback inside `poll`; here the callback only takes note, and
+//! [`Member::poll`] returns it as [`Polled::Assigned`] or [`Polled::Revoked`]. The role then drains and
+//! commits, and answers with [`Member::take`] or [`Member::give_up`]; until it does, the group waits for it.
+//! So everything that touches a partition happens on one thread, in order (**Owner only**).
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol,
+};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::{Failure, LogContext};
+use crate::config::Settings;
+use crate::units::Position;
+
+/// One partition of one topic.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's number.
+    pub partition: i32,
+}
+
+/// A position to commit, with the metadata that goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Where.
+    pub at: TopicPartition,
+    /// The next record to read after a restart.
+    pub position: Position,
+    /// At most 4,096 characters at the broker; empty where a position says all.
+    pub metadata: String,
+}
+
+/// What a group has committed for a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Where.
+    pub at: TopicPartition,
+    /// `None` when the group has never committed here.
+    pub position: Option<Position>,
+    /// As it was committed.
+    pub metadata: String,
+}
+
+/// What one poll brought.
+pub enum Polled<'a> {
+    /// A record.
+    Message(BorrowedMessage<'a>),
+    /// These partitions are to be taken: answer with [`Member::take`], also when there are none.
+    Assigned(Vec<TopicPartition>),
+    /// These partitions are to be given up: answer with [`Member::give_up`].
+    Revoked {
+        /// Which.
+        partitions: Vec<TopicPartition>,
+        /// They are gone already: another member may own them, so nothing may be committed.
+        lost: bool,
+    },
+    /// Nothing within the time allowed.
+    Idle,
+}
+
+enum Event {
+    Assign(Vec<TopicPartition>),
+    Revoke {
+        partitions: Vec<TopicPartition>,
+        lost: bool,
+    },
+}
+
+/// Takes note of rebalances.
+pub struct MemberContext {
+    log: LogContext,
+    events: Mutex<VecDeque<Event>>,
+    closing: AtomicBool,
+}
+
+impl ClientContext for MemberContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(error, reason);
+    }
+}
+
+impl ConsumerContext for MemberContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        code: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let assigning = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(Ordering::Relaxed) {
+            // The final commit is done; all that is left is to let go.
+            if !assigning && let Err(error) = unassign(consumer, partitions) {
+                tracing::debug!(
+                    client = self.log.purpose,
+                    "giving partitions up while closing: {error}"
+                );
+            }
+            return;
+        }
+        let listed = list(partitions);
+        let event = if assigning {
+            Event::Assign(listed)
+        } else {
+            Event::Revoke {
+                partitions: listed,
+                lost: consumer.assignment_lost(),
+            }
+        };
+        self.events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(event);
+    }
+}
+
+fn list(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
+    let mut topics: HashMap<String, Arc<str>> = HashMap::new();
+    partitions
+        .elements()
+        .iter()
+        .map(|element| {
+            let topic = topics
+                .entry(element.topic().to_owned())
+                .or_insert_with(|| Arc::from(element.topic()));
+            TopicPartition {
+                topic: Arc::clone(topic),
+                partition: element.partition(),
+            }
+        })
+        .collect()
+}
+
+fn unassign(
+    consumer: &BaseConsumer<MemberContext>,
+    partitions: &TopicPartitionList,
+) -> Result<(), KafkaError> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+        _ => consumer.unassign(),
+    }
+}
+
+/// A member of one consumer group; to be used from one thread.
+pub struct Member {
+    consumer: BaseConsumer<MemberContext>,
+    group: String,
+    /// The generation in which the partitions were taken. Never read afresh at commit time: after an
+    /// eviction that would name no generation at all, which a broker accepts from anybody.
+    metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
+}
+
+impl Member {
+    /// Joins `group` for `topics`. `extra` properties are for this role's way of reading.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client cannot be made, which is a matter of settings.
+    pub fn join(
+        settings: &Settings,
+        purpose: &'static str,
+        group: &str,
+        topics: &[&str],
+        extra: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
+        let mut config = super::consumer_config(settings, purpose, group);
+        for (key, value) in extra {
+            config.set(*key, *value);
+        }
+        let context = MemberContext {
+            log: LogContext { purpose },
+            events: Mutex::default(),
+            closing: AtomicBool::new(false),
+        };
+        let consumer: BaseConsumer<MemberContext> =
+            config.create_with_context(context).map_err(|error| {
+                Failure::from_client(format!("creating the consumer of {purpose}"), error)
+            })?;
+        consumer.subscribe(topics).map_err(|error| {
+            Failure::from_client(format!("subscribing to {}", topics.join(", ")), error)
+        })?;
+        Ok(Self {
+            consumer,
+            group: group.to_owned(),
+            metadata: RefCell::default(),
+        })
+    }
+
+    /// Waits at most `timeout` for the next event. Must be called at least every few minutes.
+    ///
+    /// # Errors
+    /// [`Failure`] for what waiting does not mend: a topic that is gone, a permission, a fatal client error.
+    pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
+        if let Some(event) = self.next_event() {
+            return Ok(event);
+        }
+        let polled = self.consumer.poll(timeout);
+        match polled {
+            Some(Ok(message)) => Ok(Polled::Message(message)),
+            Some(Err(error)) => self.tolerate(error),
+            None => Ok(self.next_event().unwrap_or(Polled::Idle)),
+        }
+    }
+
+    fn next_event(&self) -> Option<Polled<'static>> {
+        let event = self
+            .consumer
+            .context()
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()?;
+        Some(match event {
+            Event::Assign(partitions) => Polled::Assigned(partitions),
+            Event::Revoke { partitions, lost } => Polled::Revoked { partitions, lost },
+        })
+    }
+
+    fn tolerate(&self, error: KafkaError) -> Result<Polled<'static>, Failure> {
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            return Err(Failure::from_client(
+                format!("the consumer of {}", self.group),
+                error,
+            ));
+        }
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                self.missing_topic().map_or(Ok(Polled::Idle), Err)
+            }
+            _ if super::is_denied(&error) => Err(Failure::from_client(
+                format!("reading as group {}", self.group),
+                error,
+            )),
+            _ => {
+                tracing::warn!(group = self.group, "reading: {error}");
+                Ok(Polled::Idle)
+            }
+        }
+    }
+
+    /// A leader change looks like a missing topic for a moment; only what the metadata lacks is missing.
+    fn missing_topic(&self) -> Option<Failure> {
+        let subscribed = self.consumer.subscription().ok()?;
+        let metadata = self
+            .consumer
+            .fetch_metadata(None, Duration::from_secs(5))
+            .ok()?;
+        subscribed
+            .elements()
+            .iter()
+            .map(|element| element.topic().to_owned())
+            .find(|topic| !metadata.topics().iter().any(|found| found.name() == topic))
+            .map(Failure::TopicMissing)
+    }
+
+    /// What the group has committed for `partitions`; waits while a transaction that holds them is open.
+    ///
+    /// # Errors
+    /// [`Failure`] after 30 s without an answer.
+    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
+        const TRIES: usize = 6;
+        const TRY: Duration = Duration::from_secs(5);
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut wanted = TopicPartitionList::new();
+        for at in partitions {
+            wanted.add_partition(&at.topic, at.partition);
+        }
+        let mut last = None;
+        for _ in 0..TRIES {
+            match self.consumer.committed_offsets(wanted.clone(), TRY) {
+                Ok(found) => return read_committed(partitions, &found),
+                Err(error) if super::is_denied(&error) => {
+                    return Err(Failure::from_client(
+                        format!("reading the offsets of {}", self.group),
+                        error,
+                    ));
+                }
+                Err(error) => {
+                    tracing::warn!(group = self.group, "reading committed offsets: {error}");
+                    last = Some(error);
+                }
+            }
+        }
+        let error = last.unwrap_or(KafkaError::OffsetFetch(RDKafkaErrorCode::OperationTimedOut));
+        Err(Failure::from_client(
+            format!("reading the committed offsets of {}", self.group),
+            error,
+        ))
+    }
+
+    /// Takes `partitions`, reading from the positions given, or from the earliest record.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client refuses, which it does not while it is sound.
+    pub fn take(&self, partitions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
+        let mut assigned = TopicPartitionList::new();
+        for (at, position) in partitions {
+            let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
+                rdkafka::Offset::Offset(position.0)
+            });
+            assigned
+                .add_partition_offset(&at.topic, at.partition, offset)
+                .map_err(|error| Failure::from_client("taking partitions", error))?;
+        }
+        let taken = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&assigned),
+            _ => self.consumer.assign(&assigned),
+        };
+        taken.map_err(|error| Failure::from_client("taking partitions", error))?;
+        self.metadata
+            .replace(self.consumer.group_metadata().map(Arc::new));
+        // A partition that was paused before it was revoked is still paused.
+        if !partitions.is_empty() {
+            self.consumer
+                .resume(&assigned)
+                .map_err(|error| Failure::from_client("resuming partitions", error))?;
+        }
+        Ok(())
+    }
+
+    /// Gives `partitions` up; everything about them must be committed or dropped by now.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client refuses, which it does not while it is sound.
+    pub fn give_up(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        unassign(&self.consumer, &plain(partitions))
+            .map_err(|error| Failure::from_client("giving partitions up", error))
+    }
+
+    /// The generation in which the current partitions were taken.
+    #[must_use]
+    pub fn generation(&self) -> Option<Arc<ConsumerGroupMetadata>> {
+        self.metadata.borrow().clone()
+    }
+
+    /// Commits, and waits for the broker's answer.
+    ///
+    /// # Errors
+    /// The client's error: whether to try again is for the caller to say.
+    pub fn commit(&self, commits: &[Commit]) -> Result<(), KafkaError> {
+        if commits.is_empty() {
+            return Ok(());
+        }
+        self.consumer
+            .commit(&commit_list(commits)?, CommitMode::Sync)
+    }
+
+    /// Goes back to `positions` in partitions that have been read from, dropping what was read ahead.
+    ///
+    /// # Errors
+    /// [`Failure`] when a partition cannot be sought within 10 s.
+    pub fn seek(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let what = || "going back to the committed positions".to_owned();
+        let mut wanted = TopicPartitionList::with_capacity(positions.len());
+        for (at, position) in positions {
+            let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
+                rdkafka::Offset::Offset(position.0)
+            });
+            wanted
+                .add_partition_offset(&at.topic, at.partition, offset)
+                .map_err(|error| Failure::from_client(what(), error))?;
+        }
+        let found = self
+            .consumer
+            .seek_partitions(wanted, Duration::from_secs(10))
+            .map_err(|error| Failure::from_client(what(), error))?;
+        for element in found.elements() {
+            element
+                .error()
+                .map_err(|error| Failure::from_client(what(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Stops fetching `partitions`. What was fetched and not polled is thrown away: for long waits only.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client refuses.
+    pub fn pause(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        self.consumer
+            .pause(&plain(partitions))
+            .map_err(|error| Failure::from_client("pausing partitions", error))
+    }
+
+    /// Fetches `partitions` again.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client refuses.
+    pub fn resume(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        self.consumer
+            .resume(&plain(partitions))
+            .map_err(|error| Failure::from_client("resuming partitions", error))
+    }
+
+    /// Leaves the group. Closing can block without limit when the coordinator does not answer (rdkafka 453, 611),
+    /// so it happens on a thread of its own; after `deadline` this returns `false` and leaves the thread behind,
+    /// for the process to end with.
+    #[must_use]
+    pub fn close(self, deadline: Duration) -> bool {
+        self.consumer
+            .context()
+            .closing
+            .store(true, Ordering::Relaxed);
+        let (done, closed) = std::sync::mpsc::channel();
+        let consumer = self.consumer;
+        std::thread::spawn(move || {
+            drop(consumer);
+            // The receiver is gone when the deadline has passed; then nobody waits for this.
+            done.send(()).ok();
+        });
+        closed.recv_timeout(deadline).is_ok()
+    }
+}
+
+fn plain(partitions: &[TopicPartition]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for at in partitions {
+        list.add_partition(&at.topic, at.partition);
+    }
+    list
+}
+
+/// As the client wants commits.
+///
+/// # Errors
+/// The client's error for an offset it cannot hold.
+pub fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        let mut element = list.add_partition(&commit.at.topic, commit.at.partition);
+        element.set_offset(rdkafka::Offset::Offset(commit.position.0))?;
+        if !commit.metadata.is_empty() {
+            element.set_metadata(&commit.metadata);
+        }
+    }
+    Ok(list)
+}
+
+fn read_committed(
+    partitions: &[TopicPartition],
+    found: &TopicPartitionList,
+) -> Result<Vec<Committed>, Failure> {
+    partitions
+        .iter()
+        .map(|at| {
+            let Some(element) = found.find_partition(&at.topic, at.partition) else {
+                return Ok(Committed {
+                    at: at.clone(),
+                    position: None,
+                    metadata: String::new(),
+                });
+            };
+            element.error().map_err(|error| {
+                Failure::from_client(
+                    format!("the offset of {} {}", at.topic, at.partition),
+                    error,
+                )
+            })?;
+            let position = match element.offset() {
+                rdkafka::Offset::Offset(offset) => Some(Position(offset)),
+                _ => None,
+            };
+            // The client panics on metadata that is not UTF-8, but brokers keep it as a string.
+            Ok(Committed {
+                at: at.clone(),
+                position,
+                metadata: element.metadata().to_owned(),
+            })
+        })
+        .collect()
+}

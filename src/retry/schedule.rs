@@ -1,1 +1,66 @@
-//! stub
+//! The retry schedule: how long after a failed attempt the next one is due.
+//!
+//! Jitter spreads the retries of commands that failed together. `Retry-After` may only lengthen a delay, so
+//! that an endpoint cannot make us hammer it, and up to a cap, so that it cannot make us wait for ever.
+
+use std::time::Duration;
+
+/// The share of a delay by which jitter moves it, either way.
+pub const JITTER: f64 = 0.2;
+
+/// The longest delay that a `Retry-After` may ask for.
+pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(24 * 3600);
+
+/// The delay before the next attempt, after `attempts` have been made; `None` when the schedule is at its end.
+///
+/// `chance` is uniform in 0..1 and becomes the jitter.
+#[must_use]
+pub fn next_delay(
+    schedule: &[Duration],
+    attempts: u32,
+    retry_after: Option<Duration>,
+    chance: f64,
+) -> Option<Duration> {
+    let index = usize::try_from(attempts).ok()?.checked_sub(1)?;
+    let base = *schedule.get(index)?;
+    let jittered = base.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
+    Some(jittered.max(retry_after.unwrap_or_default().min(RETRY_AFTER_CAP)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SCHEDULE: [Duration; 3] = [
+        Duration::from_secs(5),
+        Duration::from_secs(300),
+        Duration::from_secs(1800),
+    ];
+
+    #[test]
+    fn the_schedule_ends() {
+        assert_eq!(next_delay(&SCHEDULE, 1, None, 0.5), Some(SCHEDULE[0]));
+        assert_eq!(next_delay(&SCHEDULE, 3, None, 0.5), Some(SCHEDULE[2]));
+        assert_eq!(next_delay(&SCHEDULE, 4, None, 0.5), None);
+        assert_eq!(next_delay(&[], 1, None, 0.5), None);
+    }
+
+    #[test]
+    fn retry_after_only_lengthens_and_only_up_to_its_cap() {
+        let after = |seconds| next_delay(&SCHEDULE, 1, Some(Duration::from_secs(seconds)), 0.5);
+        assert_eq!(after(1), Some(SCHEDULE[0]));
+        assert_eq!(after(60), Some(Duration::from_secs(60)));
+        assert_eq!(after(u64::MAX), Some(RETRY_AFTER_CAP));
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_stays_within_its_share(attempt in 1..4_u32, chance in 0.0..1.0_f64) {
+            let base = SCHEDULE[attempt as usize - 1].as_secs_f64();
+            let delay = next_delay(&SCHEDULE, attempt, None, chance).unwrap().as_secs_f64();
+            prop_assert!((base * 0.799..=base * 1.201).contains(&delay), "{delay} is not within 20 % of {base}");
+        }
+    }
+}
