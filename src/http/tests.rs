@@ -1,0 +1,754 @@
+//! The client against servers on loopback that speak raw bytes, well and badly.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::CertifiedKey;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::config::EgressSettings;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+/// Far beyond any test, so that only what is tested ends an attempt.
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(500);
+
+fn options(allow: &[&str]) -> HttpOptions {
+    let settings = EgressSettings {
+        allow_http: true,
+        allow_cidrs: allow.iter().map(|net| net.parse().unwrap()).collect(),
+        ..EgressSettings::default()
+    };
+    HttpOptions::new(Arc::new(EgressPolicy::new(&settings)))
+}
+
+fn client() -> HttpClient {
+    HttpClient::new(options(&["127.0.0.0/8", "::1/128"])).unwrap()
+}
+
+fn request(uri: &str) -> Request {
+    let headers = [
+        ("webhook-id", "msg_1"),
+        ("content-type", "application/json"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+    .collect();
+    Request {
+        uri: uri.parse().unwrap(),
+        headers,
+        body: Bytes::from_static(b"{\"a\":1}"),
+    }
+}
+
+fn within(time: Duration) -> Instant {
+    Instant::now() + time
+}
+
+async fn post(client: &HttpClient, uri: &str) -> Reply {
+    client.post(request(uri), within(LONG)).await
+}
+
+#[track_caller]
+fn answered(reply: Reply) -> Answer {
+    match reply {
+        Reply::Answered(answer) => answer,
+        Reply::Failed(failure) => panic!("{failure:?}"),
+    }
+}
+
+#[track_caller]
+fn failed(reply: Reply) -> (FailureClass, String) {
+    match reply {
+        Reply::Answered(answer) => panic!("{answer:?}"),
+        Reply::Failed(failure) => (failure.class, failure.error),
+    }
+}
+
+/// A server that gives each connection to a handler.
+struct Server {
+    address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Server {
+    async fn start<F, Fut>(handler: F) -> Self
+    where
+        F: Fn(TcpStream) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(handler(stream));
+            }
+        });
+        Self { address, accepted }
+    }
+
+    /// Writes the same bytes after each request and keeps the connection open.
+    async fn answering(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = Arc::new(bytes.into());
+        Self::start(move |mut stream| {
+            let bytes = Arc::clone(&bytes);
+            async move {
+                while read_request(&mut stream).await.is_some() {
+                    if stream.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes the bytes after one request and closes.
+    async fn closing(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = Arc::new(bytes.into());
+        Self::start(move |mut stream| {
+            let bytes = Arc::clone(&bytes);
+            async move {
+                read_request(&mut stream).await;
+                stream.write_all(&bytes).await.ok();
+            }
+        })
+        .await
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/hook?token=s3cret", self.address)
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+/// Lets the pool take a connection back, or notice that it closed: tasks of its own do that.
+async fn settle() {
+    for _ in 0..256 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// One request with its body; nothing when the connection ended.
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))?
+            .parse::<usize>()
+            .ok()?;
+        if body.len() >= length {
+            return Some(text.into_owned());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_request_is_sent_as_given_with_nothing_added_but_framing_and_user_agent() {
+    let (sent, mut seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream| {
+        let sent = sent.clone();
+        async move {
+            sent.send(read_request(&mut stream).await.unwrap()).unwrap();
+            stream.write_all(OK).await.unwrap();
+        }
+    })
+    .await;
+    let answer = answered(post(&client(), &server.url()).await);
+    assert_eq!(answer.status, 200);
+    assert!(answer.rest.is_none(), "there is no body to read");
+    let request = seen.recv().await.unwrap();
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let mut lines = head.lines().collect::<Vec<_>>();
+    assert_eq!(lines.remove(0), "POST /hook?token=s3cret HTTP/1.1");
+    lines.sort_unstable();
+    let host = format!("host: {}", server.address);
+    let agent = concat!("user-agent: hookstream/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        lines,
+        [
+            "content-length: 7",
+            "content-type: application/json",
+            &host,
+            agent,
+            "webhook-id: msg_1"
+        ]
+    );
+    assert_eq!(body, "{\"a\":1}");
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_its_body_was_drained() {
+    let client = client();
+    for body in ["", "thanks"] {
+        let server = Server::answering(format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+        for _ in 0..3 {
+            if let Some(rest) = answered(post(&client, &server.url()).await).rest {
+                assert_eq!(rest.drain(within(LONG)).await, Drained::Complete);
+            }
+            settle().await;
+        }
+        assert_eq!(server.accepted(), 1, "body {body:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_snippet_is_what_the_receiver_wrote() {
+    let server = Server::answering(
+        "HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n4\r\nnope\r\n0\r\n\r\n",
+    )
+    .await;
+    let answer = answered(post(&client(), &server.url()).await);
+    assert_eq!(answer.status, 500);
+    assert_eq!(
+        answer.rest.unwrap().read_snippet(within(LONG)).await,
+        (b"nope".to_vec(), Drained::Complete)
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_is_an_answer_and_is_not_followed() {
+    let inside = Server::answering(OK).await;
+    for status in [301, 302, 303, 307, 308] {
+        let head = format!(
+            "HTTP/1.1 {status} Elsewhere\r\nlocation: {}\r\ncontent-length: 0\r\n\r\n",
+            inside.url()
+        );
+        let server = Server::closing(head).await;
+        assert_eq!(
+            answered(post(&client(), &server.url()).await).status,
+            status
+        );
+    }
+    assert_eq!(inside.accepted(), 0, "a redirect was followed");
+}
+
+#[tokio::test]
+async fn retry_after_is_read_in_seconds_and_as_a_date() {
+    for (value, expected) in [
+        ("120", Some(RetryAfter::Seconds(120))),
+        (
+            "99999999999999999999999",
+            Some(RetryAfter::Seconds(u64::MAX)),
+        ),
+        (
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            Some(RetryAfter::At(EpochMs(784_111_777_000))),
+        ),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+    ] {
+        let head =
+            format!("HTTP/1.1 429 Slow\r\nretry-after: {value}\r\ncontent-length: 0\r\n\r\n");
+        let server = Server::closing(head).await;
+        assert_eq!(
+            answered(post(&client(), &server.url()).await).retry_after,
+            expected,
+            "{value:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn silence_ends_at_the_deadline_and_closes_the_connection() {
+    let (closed, mut seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream| {
+        let closed = closed.clone();
+        async move {
+            while read_request(&mut stream).await.is_some() {}
+            closed.send(()).unwrap();
+        }
+    })
+    .await;
+    let client = client();
+    let deadline = within(SHORT);
+    let (class, error) = failed(client.post(request(&server.url()), deadline).await);
+    assert_eq!(class, FailureClass::Timeout);
+    assert!(error.starts_with("no response headers within "), "{error}");
+    assert!(
+        Instant::now() >= deadline && Instant::now() < deadline + LONG,
+        "the deadline was not kept"
+    );
+    seen.recv().await.unwrap();
+}
+
+#[tokio::test]
+async fn headers_that_trickle_end_at_the_deadline_too() {
+    let server = Server::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\n").await.ok();
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        while stream.write_all(b"x: y\r\n").await.is_ok() {
+            ticks.tick().await;
+        }
+    })
+    .await;
+    let client = client();
+    let reply = client.post(request(&server.url()), within(SHORT)).await;
+    assert_eq!(failed(reply).0, FailureClass::Timeout);
+}
+
+#[tokio::test]
+async fn a_body_that_hangs_ends_at_the_same_deadline() {
+    let server = Server::answering("HTTP/1.1 500 No\r\ncontent-length: 10\r\n\r\nhalf").await;
+    let (client, deadline) = (client(), within(SHORT));
+    let answer = answered(client.post(request(&server.url()), deadline).await);
+    assert_eq!(answer.status, 500);
+    assert_eq!(
+        answer.rest.unwrap().read_snippet(deadline).await,
+        (b"half".to_vec(), Drained::Timeout)
+    );
+}
+
+#[tokio::test]
+async fn half_a_body_is_a_failed_drain() {
+    let server = Server::closing("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+    let answer = answered(post(&client(), &server.url()).await);
+    assert_eq!(
+        answer.rest.unwrap().drain(within(LONG)).await,
+        Drained::Failed
+    );
+}
+
+#[tokio::test]
+async fn an_endless_body_is_left_and_its_connection_closed() {
+    let (closed, mut seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream| {
+        let closed = closed.clone();
+        async move {
+            read_request(&mut stream).await;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                .await
+                .unwrap();
+            while stream.write_all(b"4\r\nmore\r\n").await.is_ok() {}
+            closed.send(()).unwrap();
+        }
+    })
+    .await;
+    let client = client();
+    let answer = answered(post(&client, &server.url()).await);
+    let (snippet, drained) = answer.rest.unwrap().read_snippet(within(LONG)).await;
+    assert_eq!((snippet.len(), drained), (MAX_BODY_BYTES, Drained::TooLong));
+    seen.recv().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_announced_too_long_is_not_read_at_all() {
+    let server = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 16385\r\n\r\n").await;
+    let answer = answered(post(&client(), &server.url()).await);
+    assert_eq!(
+        answer.rest.unwrap().drain(within(LONG)).await,
+        Drained::TooLong
+    );
+}
+
+#[tokio::test]
+async fn a_body_of_just_the_limit_is_complete() {
+    let body = "x".repeat(MAX_BODY_BYTES);
+    let server = Server::answering(format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {MAX_BODY_BYTES}\r\n\r\n{body}"
+    ))
+    .await;
+    let answer = answered(post(&client(), &server.url()).await);
+    assert_eq!(
+        answer.rest.unwrap().drain(within(LONG)).await,
+        Drained::Complete
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_an_http_response_fails_with_its_own_sentence() {
+    let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(MAX_HEADER_BYTES * 4));
+    let many = format!(
+        "HTTP/1.1 200 OK\r\n{}\r\n",
+        "x: y\r\n".repeat(MAX_HEADERS + 1)
+    );
+    let large = "the response headers are too large; at most 32768 bytes are read";
+    let closed = "the connection closed before the response was complete";
+    for (bytes, expected) in [
+        ("SSH-2.0-OpenSSH_9.6\r\n\r\n", "the response was not HTTP"),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n",
+            "the response was not HTTP",
+        ),
+        ("HTTP/1.1 200 OK\r\ncontent-le", closed),
+        ("", closed),
+        (&endless, large),
+        (&many, large),
+    ] {
+        let server = Server::closing(bytes).await;
+        let (class, error) = failed(post(&client(), &server.url()).await);
+        assert_eq!(class, FailureClass::Other, "{error}");
+        assert_eq!(error, expected, "{:?}", bytes.get(..40));
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_a_failure_of_class_other() {
+    let server = Server::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        stream.set_zero_linger().unwrap();
+    })
+    .await;
+    let (class, error) = failed(post(&client(), &server.url()).await);
+    assert_eq!(class, FailureClass::Other);
+    assert_eq!(
+        error,
+        "the connection broke before the response was complete: connection reset"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_port_is_a_failure_of_class_connect() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let reply = post(&client(), &format!("http://{address}/")).await;
+    assert_eq!(
+        failed(reply),
+        (FailureClass::Connect, "connection refused".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_a_failure_of_class_connect() {
+    let (class, error) =
+        failed(post(&client(), "http://no-such-name.invalid/hook?token=s3cret").await);
+    assert_eq!(class, FailureClass::Connect);
+    assert!(error.starts_with("dns lookup found no address"), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
+}
+
+#[tokio::test]
+async fn a_request_is_sent_once_when_its_pooled_connection_dies_under_it() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&requests);
+    let server = Server::start(move |mut stream| {
+        let counter = Arc::clone(&counter);
+        async move {
+            read_request(&mut stream).await;
+            counter.fetch_add(1, Ordering::SeqCst);
+            stream.write_all(OK).await.unwrap();
+            // The second request is read, and the connection closed without an answer.
+            if read_request(&mut stream).await.is_some() {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    let client = client();
+    answered(post(&client, &server.url()).await);
+    settle().await;
+    let (class, _) = failed(post(&client, &server.url()).await);
+    assert_eq!(class, FailureClass::Other);
+    assert_eq!(
+        (requests.load(Ordering::SeqCst), server.accepted()),
+        (2, 1),
+        "the client sent a POST again by itself"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_costs_no_attempt() {
+    let (closed, mut seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream| {
+        let closed = closed.clone();
+        async move {
+            read_request(&mut stream).await;
+            stream.write_all(OK).await.unwrap();
+            drop(stream);
+            closed.send(()).unwrap();
+        }
+    })
+    .await;
+    let client = client();
+    for _ in 0..3 {
+        assert_eq!(answered(post(&client, &server.url()).await).status, 200);
+        seen.recv().await.unwrap();
+        settle().await;
+    }
+    assert_eq!(server.accepted(), 3);
+}
+
+#[tokio::test]
+async fn a_literal_address_is_denied_before_it_is_dialled() {
+    let server = Server::answering(OK).await;
+    let client = HttpClient::new(options(&["10.0.0.0/8"])).unwrap();
+    let mapped = format!("http://[::ffff:127.0.0.1]:{}/", server.address.port());
+    for url in [server.url(), mapped] {
+        let (class, error) = failed(post(&client, &url).await);
+        assert_eq!(class, FailureClass::Egress, "{error}");
+        assert!(
+            error.contains("loopback") && !error.contains("s3cret"),
+            "{error}"
+        );
+    }
+    assert_eq!(server.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_leads_inside_is_denied_after_its_lookup() {
+    let server = Server::answering(OK).await;
+    let client = HttpClient::new(options(&["10.0.0.0/8"])).unwrap();
+    let (class, error) = failed(
+        post(
+            &client,
+            &format!("http://localhost:{}/", server.address.port()),
+        )
+        .await,
+    );
+    assert_eq!(class, FailureClass::Egress, "{error}");
+    assert!(
+        error.starts_with("localhost (") && error.contains("loopback"),
+        "{error}"
+    );
+    assert_eq!(server.accepted(), 0);
+}
+
+#[tokio::test]
+async fn plain_http_is_denied_unless_it_was_allowed() {
+    let settings = EgressSettings {
+        allow_cidrs: vec!["127.0.0.0/8".parse().unwrap()],
+        ..EgressSettings::default()
+    };
+    let (_, ca_file) = certificate("127.0.0.1");
+    let options = HttpOptions {
+        ca_file: Some(ca_file.path().to_owned()),
+        ..HttpOptions::new(Arc::new(EgressPolicy::new(&settings)))
+    };
+    let (class, error) =
+        failed(post(&HttpClient::new(options).unwrap(), "http://127.0.0.1:9/").await);
+    assert_eq!(class, FailureClass::Egress);
+    assert!(error.contains("--egress-allow-http"), "{error}");
+}
+
+#[test]
+fn a_header_cannot_be_injected() {
+    for value in ["a\r\nx-evil: 1", "a\nb", "a\0b"] {
+        assert!(HeaderValue::from_str(value).is_err(), "{value:?}");
+    }
+    for uri in [
+        "http://a.example.org/\r\nx-evil: 1",
+        "http://a.example.org/ HTTP/1.1",
+    ] {
+        assert!(uri.parse::<Uri>().is_err(), "{uri:?}");
+    }
+}
+
+/// A certificate for `name` that signs itself, and the file that makes it trusted.
+fn certificate(name: &str) -> (CertifiedKey<rcgen::KeyPair>, tempfile::NamedTempFile) {
+    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(certified.cert.pem().as_bytes()).unwrap();
+    (certified, file)
+}
+
+fn acceptor(certified: &CertifiedKey<rcgen::KeyPair>, alpn: &[&str]) -> TlsAcceptor {
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(vec![certified.cert.der().clone()], key)
+    .unwrap();
+    config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Answers 200 over TLS and tells the version that each request came with.
+async fn tls_server(acceptor: TlsAcceptor) -> (Server, mpsc::UnboundedReceiver<http::Version>) {
+    let (sent, seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |stream| {
+        let (acceptor, sent) = (acceptor.clone(), sent.clone());
+        async move {
+            let Ok(tls) = acceptor.accept(stream).await else {
+                return;
+            };
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                sent.send(request.version()).unwrap();
+                async {
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(
+                        Bytes::from_static(b"hi"),
+                    )))
+                }
+            });
+            let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            builder
+                .serve_connection(TokioIo::new(tls), service)
+                .await
+                .ok();
+        }
+    })
+    .await;
+    (server, seen)
+}
+
+fn trusting(ca_file: &tempfile::NamedTempFile) -> HttpClient {
+    HttpClient::new(HttpOptions {
+        ca_file: Some(ca_file.path().to_owned()),
+        ..options(&["127.0.0.0/8", "::1/128"])
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn an_untrusted_certificate_is_a_failure_of_class_tls() {
+    let (certified, _) = certificate("127.0.0.1");
+    let (server, _seen) = tls_server(acceptor(&certified, &[])).await;
+    let (class, error) = failed(post(&client(), &format!("https://{}/", server.address)).await);
+    assert_eq!(class, FailureClass::Tls);
+    assert!(
+        error.starts_with("the tls handshake failed: invalid peer certificate"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_a_failure_of_class_tls() {
+    let (certified, ca_file) = certificate("other.example.org");
+    let (server, _seen) = tls_server(acceptor(&certified, &[])).await;
+    let (class, error) =
+        failed(post(&trusting(&ca_file), &format!("https://{}/", server.address)).await);
+    assert_eq!(class, FailureClass::Tls, "{error}");
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_a_failure_of_class_tls() {
+    let talking = Server::start(|mut stream| async move {
+        stream
+            .write_all(b"220 mail.example.org ESMTP\r\n")
+            .await
+            .ok();
+        stream.read_buf(&mut Vec::new()).await.ok();
+    })
+    .await;
+    let closing = Server::start(|mut stream| async move {
+        stream.read_buf(&mut Vec::new()).await.ok();
+    })
+    .await;
+    for server in [talking, closing] {
+        let (class, error) = failed(post(&client(), &format!("https://{}/", server.address)).await);
+        assert_eq!(class, FailureClass::Tls, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_hangs_ends_at_the_deadline() {
+    let server = Server::start(|mut stream| async move {
+        while stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+    })
+    .await;
+    let client = client();
+    let reply = client
+        .post(
+            request(&format!("https://{}/", server.address)),
+            within(SHORT),
+        )
+        .await;
+    assert_eq!(failed(reply).0, FailureClass::Timeout);
+}
+
+#[tokio::test]
+async fn a_certificate_in_the_ca_file_is_trusted_and_the_server_chooses_the_version() {
+    let (certified, ca_file) = certificate("localhost");
+    for (alpn, expected) in [
+        (&["h2", "http/1.1"][..], http::Version::HTTP_2),
+        (&["http/1.1"][..], http::Version::HTTP_11),
+        (&[][..], http::Version::HTTP_11),
+    ] {
+        let (server, mut seen) = tls_server(acceptor(&certified, alpn)).await;
+        let client = trusting(&ca_file);
+        for _ in 0..2 {
+            let answer = answered(
+                post(
+                    &client,
+                    &format!("https://localhost:{}/", server.address.port()),
+                )
+                .await,
+            );
+            assert_eq!(answer.status, 200);
+            assert_eq!(
+                answer.rest.unwrap().read_snippet(within(LONG)).await,
+                (b"hi".to_vec(), Drained::Complete)
+            );
+            assert_eq!(seen.recv().await, Some(expected));
+            settle().await;
+        }
+        assert_eq!(
+            server.accepted(),
+            1,
+            "the connection was not used again ({expected:?})"
+        );
+    }
+}
+
+#[test]
+fn a_ca_file_that_is_missing_or_empty_is_refused_by_name() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    for path in [
+        empty.path().to_owned(),
+        empty.path().with_extension("missing"),
+    ] {
+        let name = path.display().to_string();
+        let error = HttpClient::new(HttpOptions {
+            ca_file: Some(path),
+            ..options(&[])
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains(&name), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn many_requests_at_once_each_get_their_answer() {
+    let server = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let client = client();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let tasks = (0..64).map(|_| {
+                let (client, url) = (client.clone(), server.url());
+                tokio::task::spawn_local(async move {
+                    let rest = answered(post(&client, &url).await).rest.unwrap();
+                    assert_eq!(rest.drain(within(LONG)).await, Drained::Complete);
+                })
+            });
+            for task in tasks.collect::<Vec<_>>() {
+                task.await.unwrap();
+            }
+        })
+        .await;
+    assert!(server.accepted() <= 64);
+}
