@@ -8,7 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
+    TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -58,7 +61,9 @@ impl Rule {
     fn allows(&self, found: &str) -> bool {
         match self {
             Self::Exactly(wanted) => found == *wanted,
-            Self::AtLeast(least) => found.parse::<i64>().is_ok_and(|found| found == -1 || found >= *least),
+            Self::AtLeast(least) => found
+                .parse::<i64>()
+                .is_ok_and(|found| found == -1 || found >= *least),
         }
     }
 
@@ -104,12 +109,24 @@ pub struct TopicSpec {
 /// All topics that hookstream uses: its own, then the event topics.
 #[must_use]
 pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
-    let record = settings.max_event_bytes.saturating_add(kafka::RECORD_OVERHEAD);
+    let record = settings
+        .max_event_bytes
+        .saturating_add(kafka::RECORD_OVERHEAD);
     let copy = record.saturating_add(COPY_OVERHEAD);
     let names = &settings.topics;
     let mut all = vec![
-        own(names.subscriptions(), Partitions::One, record, vec![("cleanup.policy", Rule::Exactly("compact"))]),
-        own(names.commands(), Partitions::Common, record, kept(WORK_RETENTION)),
+        own(
+            names.subscriptions(),
+            Partitions::One,
+            record,
+            vec![("cleanup.policy", Rule::Exactly("compact"))],
+        ),
+        own(
+            names.commands(),
+            Partitions::Common,
+            record,
+            kept(WORK_RETENTION),
+        ),
     ];
     for delay in settings.tiers.delays() {
         let mut rules = kept(WORK_RETENTION.max(delay.saturating_mul(TIER_DELAYS_KEPT)));
@@ -118,8 +135,18 @@ pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
         rules.push(("message.timestamp.type", Rule::Exactly("LogAppendTime")));
         all.push(own(names.retry(*delay), Partitions::Common, copy, rules));
     }
-    all.push(own(names.dead_letters(), Partitions::Common, copy, kept(LETTER_RETENTION)));
-    all.push(own(names.invalid_events(), Partitions::Any, copy, kept(INVALID_RETENTION)));
+    all.push(own(
+        names.dead_letters(),
+        Partitions::Common,
+        copy,
+        kept(LETTER_RETENTION),
+    ));
+    all.push(own(
+        names.invalid_events(),
+        Partitions::Any,
+        copy,
+        kept(INVALID_RETENTION),
+    ));
     all.extend(names.events.iter().map(|name| TopicSpec {
         name: name.clone(),
         partitions: Partitions::Any,
@@ -138,7 +165,12 @@ fn own(
     let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     rules.push(("max.message.bytes", Rule::AtLeast(max_bytes)));
     rules.push(("compression.type", Rule::Exactly("producer")));
-    TopicSpec { name, partitions, rules, own: true }
+    TopicSpec {
+        name,
+        partitions,
+        rules,
+        own: true,
+    }
 }
 
 /// Kept for a time, whatever the size: a size limit would drop work silently in a backlog.
@@ -185,8 +217,13 @@ impl Cluster {
     /// most that any of them has (partitions are never taken away), or the default.
     #[must_use]
     pub fn common_partitions(&self, specs: &[TopicSpec], wish: Wish) -> i32 {
-        let common = specs.iter().filter(|spec| spec.partitions == Partitions::Common);
-        let most = common.filter_map(|spec| self.topics.get(&spec.name)).map(|found| found.partitions).max();
+        let common = specs
+            .iter()
+            .filter(|spec| spec.partitions == Partitions::Common);
+        let most = common
+            .filter_map(|spec| self.topics.get(&spec.name))
+            .map(|found| found.partitions)
+            .max();
         match (wish.partitions, most) {
             (Some(wish), Some(most)) => wish.max(most),
             (wish, most) => wish.or(most).unwrap_or(DEFAULT_PARTITIONS),
@@ -196,7 +233,8 @@ impl Cluster {
     /// Copies of each partition: what was asked for, or three, or one for each broker when there are fewer.
     #[must_use]
     pub fn replication(&self, wish: Wish) -> i32 {
-        wish.replication.unwrap_or(DEFAULT_REPLICATION.min(self.brokers.max(1)))
+        wish.replication
+            .unwrap_or(DEFAULT_REPLICATION.min(self.brokers.max(1)))
     }
 }
 
@@ -217,13 +255,21 @@ pub struct Difference {
 
 /// Compares a cluster with the wanted topics.
 #[must_use]
-pub fn differences(settings: &Settings, specs: &[TopicSpec], cluster: &Cluster, wish: Wish) -> Vec<Difference> {
+pub fn differences(
+    settings: &Settings,
+    specs: &[TopicSpec],
+    cluster: &Cluster,
+    wish: Wish,
+) -> Vec<Difference> {
     let judge = Judge {
         brokers: &settings.brokers,
         partitions: cluster.common_partitions(specs, wish),
         replication: cluster.replication(wish),
     };
-    specs.iter().flat_map(|spec| judge.topic(spec, cluster.topics.get(&spec.name))).collect()
+    specs
+        .iter()
+        .flat_map(|spec| judge.topic(spec, cluster.topics.get(&spec.name)))
+        .collect()
 }
 
 struct Judge<'a> {
@@ -234,12 +280,18 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn topic(&self, spec: &TopicSpec, found: Option<&Found>) -> Vec<Difference> {
-        let Some(found) = found else { return vec![self.missing(spec)] };
+        let Some(found) = found else {
+            return vec![self.missing(spec)];
+        };
         if !spec.own {
             return Vec::new();
         }
         let mut differences: Vec<_> = self.shape(spec, found).into_iter().flatten().collect();
-        differences.extend(spec.rules.iter().filter_map(|(key, rule)| self.setting(spec, found, key, rule)));
+        differences.extend(
+            spec.rules
+                .iter()
+                .filter_map(|(key, rule)| self.setting(spec, found, key, rule)),
+        );
         if found.replication >= 3 {
             differences.extend(self.setting(spec, found, "min.insync.replicas", &Rule::AtLeast(2)));
         }
@@ -247,18 +299,25 @@ impl Judge<'_> {
     }
 
     fn missing(&self, spec: &TopicSpec) -> Difference {
-        let events = if spec.own { "" } else { " --events" };
+        let events = if spec.own { "" } else { " --with-events" };
         Difference {
             topic: spec.name.clone(),
             setting: "existence".to_owned(),
             found: "missing".to_owned(),
             wanted: "present".to_owned(),
-            mend: format!("hookstream topics create{events} --brokers {}", self.brokers),
+            mend: format!(
+                "hookstream topics create{events} --brokers {}",
+                self.brokers
+            ),
         }
     }
 
     fn shape(&self, spec: &TopicSpec, found: &Found) -> [Option<Difference>; 2] {
-        let Self { brokers, partitions, replication } = self;
+        let Self {
+            brokers,
+            partitions,
+            replication,
+        } = self;
         let name = &spec.name;
         let number = |setting: &str, found: i32, wanted: i32, mend: String| Difference {
             topic: name.clone(),
@@ -268,20 +327,33 @@ impl Judge<'_> {
             mend,
         };
         let too_few = spec.partitions == Partitions::Common && found.partitions != *partitions;
-        let alter =
-            format!("kafka-topics.sh --bootstrap-server {brokers} --alter --topic {name} --partitions {partitions}");
+        let alter = format!(
+            "kafka-topics.sh --bootstrap-server {brokers} --alter --topic {name} --partitions {partitions}"
+        );
         let reassign = format!(
             "kafka-reassign-partitions.sh --bootstrap-server {brokers} --execute --reassignment-json-file FILE, \
              where FILE lists {replication} replicas for each partition of {name}"
         );
         [
             too_few.then(|| number("partitions", found.partitions, *partitions, alter)),
-            (found.replication < *replication)
-                .then(|| number("replication.factor", found.replication, *replication, reassign)),
+            (found.replication < *replication).then(|| {
+                number(
+                    "replication.factor",
+                    found.replication,
+                    *replication,
+                    reassign,
+                )
+            }),
         ]
     }
 
-    fn setting(&self, spec: &TopicSpec, found: &Found, key: &str, rule: &Rule) -> Option<Difference> {
+    fn setting(
+        &self,
+        spec: &TopicSpec,
+        found: &Found,
+        key: &str,
+        rule: &Rule,
+    ) -> Option<Difference> {
         let value = found.config.get(key).map_or("", String::as_str);
         (!rule.allows(value)).then(|| Difference {
             topic: spec.name.clone(),
@@ -313,19 +385,33 @@ pub struct Creation {
 
 /// The topics that are missing, as they would be created; event topics only if `events`.
 #[must_use]
-pub fn creations(specs: &[TopicSpec], cluster: &Cluster, wish: Wish, events: bool) -> Vec<Creation> {
+pub fn creations(
+    specs: &[TopicSpec],
+    cluster: &Cluster,
+    wish: Wish,
+    events: bool,
+) -> Vec<Creation> {
     let common = cluster.common_partitions(specs, wish);
     let replication = cluster.replication(wish);
-    let missing = specs.iter().filter(|spec| (spec.own || events) && !cluster.topics.contains_key(&spec.name));
+    let missing = specs
+        .iter()
+        .filter(|spec| (spec.own || events) && !cluster.topics.contains_key(&spec.name));
     let creation = |spec: &TopicSpec| {
-        let mut config: BTreeMap<_, _> =
-            spec.rules.iter().map(|(key, rule)| ((*key).to_owned(), rule.value())).collect();
+        let mut config: BTreeMap<_, _> = spec
+            .rules
+            .iter()
+            .map(|(key, rule)| ((*key).to_owned(), rule.value()))
+            .collect();
         if spec.own && replication >= 3 {
             config.insert("min.insync.replicas".to_owned(), "2".to_owned());
         }
         Creation {
             topic: spec.name.clone(),
-            partitions: if spec.partitions == Partitions::One { 1 } else { common },
+            partitions: if spec.partitions == Partitions::One {
+                1
+            } else {
+                common
+            },
             replication_factor: replication,
             config,
         }
@@ -341,7 +427,10 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
     let mut cluster = metadata(settings, specs)?;
     let admin = client(settings)?;
     let names: Vec<_> = cluster.topics.keys().cloned().collect();
-    let resources: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+    let resources: Vec<_> = names
+        .iter()
+        .map(|name| ResourceSpecifier::Topic(name))
+        .collect();
     if resources.is_empty() {
         return Ok(cluster);
     }
@@ -353,8 +442,14 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
     for answer in answers {
         let resource =
             answer.map_err(|code| Failure::from_client(what, KafkaError::AdminOp(code)))?;
-        let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
-        let config = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
+        let OwnedResourceSpecifier::Topic(name) = resource.specifier else {
+            continue;
+        };
+        let config = resource
+            .entries
+            .into_iter()
+            .filter_map(|entry| Some((entry.name, entry.value?)))
+            .collect();
         if let Some(found) = cluster.topics.get_mut(&name) {
             found.config = config;
         }
@@ -363,11 +458,15 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
 }
 
 fn client(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Failure> {
-    kafka::client_config(settings, "topics").create().map_err(|error| Failure::from_client("creating a client", error))
+    kafka::client_config(settings, "topics")
+        .create()
+        .map_err(|error| Failure::from_client("creating a client", error))
 }
 
 fn options() -> AdminOptions {
-    AdminOptions::new().request_timeout(Some(log::ANSWER)).operation_timeout(Some(log::ANSWER))
+    AdminOptions::new()
+        .request_timeout(Some(log::ANSWER))
+        .operation_timeout(Some(log::ANSWER))
 }
 
 /// By name, one by one: a topic that may not be described would otherwise look like a missing one.
@@ -382,19 +481,32 @@ fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure
             .fetch_metadata(Some(&spec.name), log::ANSWER)
             .map_err(|error| Failure::from_client(what(), error))?;
         cluster.brokers = i32::try_from(answer.brokers().len()).unwrap_or(i32::MAX);
-        let Some(topic) = answer.topics().first() else { continue };
+        let Some(topic) = answer.topics().first() else {
+            continue;
+        };
         match topic.error().map(RDKafkaErrorCode::from) {
             None => {
-                let replicas = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
+                let replicas = topic
+                    .partitions()
+                    .iter()
+                    .map(|partition| partition.replicas().len())
+                    .min();
                 let found = Found {
                     partitions: i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
-                    replication: replicas.and_then(|least| i32::try_from(least).ok()).unwrap_or(0),
+                    replication: replicas
+                        .and_then(|least| i32::try_from(least).ok())
+                        .unwrap_or(0),
                     config: HashMap::new(),
                 };
                 cluster.topics.insert(spec.name.clone(), found);
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {}
-            Some(code) => return Err(Failure::from_client(what(), KafkaError::MetadataFetch(code))),
+            Some(code) => {
+                return Err(Failure::from_client(
+                    what(),
+                    KafkaError::MetadataFetch(code),
+                ));
+            }
         }
     }
     Ok(cluster)
@@ -420,7 +532,10 @@ pub async fn create(
     let result = |answer| match answer {
         Ok(name) | Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => (name, Ok(())),
         Err((name, code)) => {
-            let failure = Failure::from_client(format!("creating the topic {name}"), KafkaError::AdminOp(code));
+            let failure = Failure::from_client(
+                format!("creating the topic {name}"),
+                KafkaError::AdminOp(code),
+            );
             (name, Err(failure))
         }
     };
@@ -430,5 +545,8 @@ pub async fn create(
 fn new_topic(creation: &Creation) -> NewTopic<'_> {
     let replication = TopicReplication::Fixed(creation.replication_factor);
     let topic = NewTopic::new(&creation.topic, creation.partitions, replication);
-    creation.config.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+    creation
+        .config
+        .iter()
+        .fold(topic, |topic, (key, value)| topic.set(key, value))
 }

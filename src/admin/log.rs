@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::clock;
@@ -62,7 +62,11 @@ impl Log {
     ///
     /// # Errors
     /// [`Failure`] when no broker answers within 10 s, the topic is missing, or reading is denied.
-    pub fn open(settings: &Settings, topic: String, purpose: &'static str) -> Result<Self, Failure> {
+    pub fn open(
+        settings: &Settings,
+        topic: String,
+        purpose: &'static str,
+    ) -> Result<Self, Failure> {
         // The client wants a group's name, but never joins: partitions are assigned by hand.
         let group = format!("{}operator", settings.group_prefix);
         let mut config = kafka::consumer_config(settings, purpose, &group);
@@ -77,7 +81,12 @@ impl Log {
         let (committed, all): (BaseConsumer<_>, BaseConsumer<_>) =
             (create("read_committed")?, create("read_uncommitted")?);
         let partitions = partitions(&committed, &topic)?;
-        Ok(Self { topic, committed, all, partitions })
+        Ok(Self {
+            topic,
+            committed,
+            all,
+            partitions,
+        })
     }
 
     /// How many partitions the topic has.
@@ -109,7 +118,10 @@ impl Log {
         let begun = clock::instant();
         while !stop() {
             let stable = self.ends(&self.committed)?;
-            let hidden = wanted.iter().zip(&stable).find(|(wanted, stable)| stable.end < wanted.end);
+            let hidden = wanted
+                .iter()
+                .zip(&stable)
+                .find(|(wanted, stable)| stable.end < wanted.end);
             let Some((hidden, _)) = hidden else { break };
             if begun.elapsed() > HIDDEN {
                 return Err(Failure::Internal(format!(
@@ -130,7 +142,11 @@ impl Log {
             let (low, end) = consumer
                 .fetch_watermarks(&self.topic, *partition, ANSWER)
                 .map_err(|error| self.failure("reading the end of", error))?;
-            Ok(Range { partition: *partition, low, end })
+            Ok(Range {
+                partition: *partition,
+                low,
+                end,
+            })
         };
         self.partitions.iter().map(range).collect()
     }
@@ -145,11 +161,17 @@ impl Log {
         stop: &dyn Fn() -> bool,
         mut visit: impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
     ) -> Result<Reading, E> {
-        let mut open: Vec<Range> = ranges.iter().copied().filter(|range| range.low < range.end).collect();
+        let mut open: Vec<Range> = ranges
+            .iter()
+            .copied()
+            .filter(|range| range.low < range.end)
+            .collect();
         self.assign(&open)?;
         let result = self.read_assigned(&mut open, stop, &mut visit);
         // The next reading assigns anew; what was fetched ahead is of no use.
-        self.committed.unassign().map_err(|error| self.failure("leaving", error))?;
+        self.committed
+            .unassign()
+            .map_err(|error| self.failure("leaving", error))?;
         result
     }
 
@@ -159,7 +181,9 @@ impl Log {
             list.add_partition_offset(&self.topic, range.partition, Offset::Offset(range.low))
                 .map_err(|error| self.failure("assigning", error))?;
         }
-        self.committed.assign(&list).map_err(|error| self.failure("assigning", error))
+        self.committed
+            .assign(&list)
+            .map_err(|error| self.failure("assigning", error))
     }
 
     fn read_assigned<E: From<Failure>>(
@@ -177,7 +201,9 @@ impl Log {
             match self.committed.poll(POLL) {
                 Some(Ok(message)) => {
                     let next = message.offset() + 1;
-                    let within = open.iter().any(|r| r.partition == message.partition() && next <= r.end);
+                    let within = open
+                        .iter()
+                        .any(|r| r.partition == message.partition() && next <= r.end);
                     if within && visit(&message)?.is_break() {
                         return Ok(Reading::Stopped);
                     }
@@ -203,7 +229,11 @@ impl Log {
     }
 
     fn silent_since(&self, heard: std::time::Instant, error: KafkaError) -> Result<(), Failure> {
-        if heard.elapsed() > SILENCE { Err(self.failure("reading", error)) } else { Ok(()) }
+        if heard.elapsed() > SILENCE {
+            Err(self.failure("reading", error))
+        } else {
+            Ok(())
+        }
     }
 
     fn failure(&self, doing: &str, error: KafkaError) -> Failure {
@@ -214,23 +244,36 @@ impl Log {
 /// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one.
 fn partitions(consumer: &BaseConsumer<LoggedConsumer>, topic: &str) -> Result<Vec<i32>, Failure> {
     let what = || format!("describing the topic {topic}");
-    let metadata =
-        consumer.fetch_metadata(Some(topic), ANSWER).map_err(|error| Failure::from_client(what(), error))?;
-    let Some(found) = metadata.topics().first() else { return Err(Failure::TopicMissing(topic.to_owned())) };
+    let metadata = consumer
+        .fetch_metadata(Some(topic), ANSWER)
+        .map_err(|error| Failure::from_client(what(), error))?;
+    let Some(found) = metadata.topics().first() else {
+        return Err(Failure::TopicMissing(topic.to_owned()));
+    };
     match found.error().map(RDKafkaErrorCode::from) {
-        None => Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect()),
+        None => Ok(found
+            .partitions()
+            .iter()
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect()),
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
             Err(Failure::TopicMissing(topic.to_owned()))
         }
-        Some(code) => Err(Failure::from_client(what(), KafkaError::MetadataFetch(code))),
+        Some(code) => Err(Failure::from_client(
+            what(),
+            KafkaError::MetadataFetch(code),
+        )),
     }
 }
 
 /// A record's headers as plain pairs; a header without a value reads as empty.
 #[must_use]
-pub fn header_pairs<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(&'a str, &'a [u8])> {
-    use rdkafka::message::Headers;
-    message.headers().map_or_else(Vec::new, |headers| {
-        headers.iter().map(|header| (header.key, header.value.unwrap_or_default())).collect()
-    })
+pub fn header_pairs<M: Message>(message: &M) -> Vec<(&str, &[u8])> {
+    let Some(headers) = message.headers() else {
+        return Vec::new();
+    };
+    headers
+        .iter()
+        .map(|header| (header.key, header.value.unwrap_or_default()))
+        .collect()
 }
