@@ -1,1 +1,552 @@
-//! stub
+//! Topics: which there must be, how they must be set, and where a cluster differs.
+//!
+//! The wanted settings are a table of rules, so that `topics create` and `topics check` cannot disagree, and
+//! comparing is pure; only [`describe`] and [`create`] talk to the broker. Existing topics are never altered
+//! by this program: changing retention or partitions of a live topic is the operator's decision, so each
+//! difference names the command that mends it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
+    TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use serde::Serialize;
+
+use crate::config::Settings;
+use crate::kafka::{self, Failure, LogContext, LoggedConsumer};
+
+pub mod log;
+
+/// How many partitions commands, tiers and dead letters get when nothing else is said: twelve divides well
+/// among two, three, four and six replicas.
+pub const DEFAULT_PARTITIONS: i32 = 12;
+
+/// Copies of each partition when nothing else is said, as far as there are brokers.
+pub const DEFAULT_REPLICATION: i32 = 3;
+
+/// A dead letter carries up to this many bytes more than the command that it was, and a retry its due time:
+/// whatever fits `webhook-commands` must fit where it goes next, or its partition would be stuck.
+pub const COPY_OVERHEAD: usize = 64 * 1024;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Commands and retries are work, not history, but must outlive an outage of delivery or release that lasts
+/// over a holiday.
+const WORK_RETENTION: Duration = DAY.saturating_mul(14);
+
+/// A letter and the facts about it: time for an operator to notice, mend and replay.
+const LETTER_RETENTION: Duration = DAY.saturating_mul(90);
+
+/// Invalid events are evidence for a producer's developer.
+const INVALID_RETENTION: Duration = DAY.saturating_mul(30);
+
+/// A tier keeps a record for at least this many times its delay, should a tier be longer than a day.
+const TIER_DELAYS_KEPT: u32 = 14;
+
+/// What a setting of a topic must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// This text.
+    Exactly(&'static str),
+    /// This number or more; −1 means without limit, and satisfies too.
+    AtLeast(i64),
+}
+
+impl Rule {
+    fn allows(&self, found: &str) -> bool {
+        match self {
+            Self::Exactly(wanted) => found == *wanted,
+            Self::AtLeast(least) => found
+                .parse::<i64>()
+                .is_ok_and(|found| found == -1 || found >= *least),
+        }
+    }
+
+    fn value(&self) -> String {
+        match self {
+            Self::Exactly(value) => (*value).to_owned(),
+            Self::AtLeast(least) => least.to_string(),
+        }
+    }
+
+    fn wanted(&self) -> String {
+        match self {
+            Self::Exactly(value) => (*value).to_owned(),
+            Self::AtLeast(least) => format!("at least {least}"),
+        }
+    }
+}
+
+/// How many partitions a topic has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partitions {
+    /// As many as `webhook-commands`: commands, tiers, dead letters.
+    Common,
+    /// One when it is created: the table of subscriptions is small, and read whole by every replica.
+    One,
+    /// The common number when it is created, any number afterwards.
+    Any,
+}
+
+/// One topic as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: String,
+    /// How many partitions.
+    pub partitions: Partitions,
+    /// Its settings; empty for topics that are not ours.
+    pub rules: Vec<(&'static str, Rule)>,
+    /// Whether it is hookstream's own.
+    pub own: bool,
+}
+
+/// All topics that hookstream uses: its own, then the event topics.
+#[must_use]
+pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
+    let record = settings
+        .max_event_bytes
+        .saturating_add(kafka::RECORD_OVERHEAD);
+    let copy = record.saturating_add(COPY_OVERHEAD);
+    let names = &settings.topics;
+    let mut all = vec![
+        own(
+            names.subscriptions(),
+            Partitions::One,
+            record,
+            vec![("cleanup.policy", Rule::Exactly("compact"))],
+        ),
+        own(
+            names.commands(),
+            Partitions::Common,
+            record,
+            kept(WORK_RETENTION),
+        ),
+    ];
+    for delay in settings.tiers.delays() {
+        let mut rules = kept(WORK_RETENTION.max(delay.saturating_mul(TIER_DELAYS_KEPT)));
+        // A tier waits by the broker's clock: it is the same for all writers, and it never runs backwards
+        // along a partition, so the head is always the first to be due.
+        rules.push(("message.timestamp.type", Rule::Exactly("LogAppendTime")));
+        all.push(own(names.retry(*delay), Partitions::Common, copy, rules));
+    }
+    all.push(own(
+        names.dead_letters(),
+        Partitions::Common,
+        copy,
+        kept(LETTER_RETENTION),
+    ));
+    all.push(own(
+        names.invalid_events(),
+        Partitions::Any,
+        copy,
+        kept(INVALID_RETENTION),
+    ));
+    all.extend(names.events.iter().map(|name| TopicSpec {
+        name: name.clone(),
+        partitions: Partitions::Any,
+        rules: Vec::new(),
+        own: false,
+    }));
+    all
+}
+
+fn own(
+    name: String,
+    partitions: Partitions,
+    max_bytes: usize,
+    mut rules: Vec<(&'static str, Rule)>,
+) -> TopicSpec {
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    rules.push(("max.message.bytes", Rule::AtLeast(max_bytes)));
+    rules.push(("compression.type", Rule::Exactly("producer")));
+    TopicSpec {
+        name,
+        partitions,
+        rules,
+        own: true,
+    }
+}
+
+/// Kept for a time, whatever the size: a size limit would drop work silently in a backlog.
+fn kept(retention: Duration) -> Vec<(&'static str, Rule)> {
+    let ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+    vec![
+        ("cleanup.policy", Rule::Exactly("delete")),
+        ("retention.ms", Rule::AtLeast(ms)),
+        ("retention.bytes", Rule::Exactly("-1")),
+    ]
+}
+
+/// One topic as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Number of partitions.
+    pub partitions: i32,
+    /// Copies of each partition, the fewest of any.
+    pub replication: i32,
+    /// Settings, defaults included.
+    pub config: HashMap<String, String>,
+}
+
+/// A cluster, as far as it matters.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// Number of brokers.
+    pub brokers: i32,
+    /// The topics that exist, of those asked for.
+    pub topics: BTreeMap<String, Found>,
+}
+
+/// What the operator asked for, beside the settings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// Partitions of commands, tiers and dead letters.
+    pub partitions: Option<i32>,
+    /// Copies of each partition.
+    pub replication: Option<i32>,
+}
+
+impl Cluster {
+    /// The number of partitions that commands, tiers and dead letters should have: what was asked for, or the
+    /// most that any of them has (partitions are never taken away), or the default.
+    #[must_use]
+    pub fn common_partitions(&self, specs: &[TopicSpec], wish: Wish) -> i32 {
+        let common = specs
+            .iter()
+            .filter(|spec| spec.partitions == Partitions::Common);
+        let most = common
+            .filter_map(|spec| self.topics.get(&spec.name))
+            .map(|found| found.partitions)
+            .max();
+        match (wish.partitions, most) {
+            (Some(wish), Some(most)) => wish.max(most),
+            (wish, most) => wish.or(most).unwrap_or(DEFAULT_PARTITIONS),
+        }
+    }
+
+    /// Copies of each partition: what was asked for, or three, or one for each broker when there are fewer.
+    #[must_use]
+    pub fn replication(&self, wish: Wish) -> i32 {
+        wish.replication
+            .unwrap_or(DEFAULT_REPLICATION.min(self.brokers.max(1)))
+    }
+}
+
+/// Where a topic differs from what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The topic.
+    pub topic: String,
+    /// The setting; `existence`, `partitions` and `replication.factor` are used as if they were settings.
+    pub setting: String,
+    /// What it is.
+    pub found: String,
+    /// What it should be.
+    pub wanted: String,
+    /// The command that mends it.
+    pub mend: String,
+}
+
+/// Compares a cluster with the wanted topics.
+#[must_use]
+pub fn differences(
+    settings: &Settings,
+    specs: &[TopicSpec],
+    cluster: &Cluster,
+    wish: Wish,
+) -> Vec<Difference> {
+    let judge = Judge {
+        brokers: &settings.brokers,
+        partitions: cluster.common_partitions(specs, wish),
+        replication: cluster.replication(wish),
+    };
+    specs
+        .iter()
+        .flat_map(|spec| judge.topic(spec, cluster.topics.get(&spec.name)))
+        .collect()
+}
+
+struct Judge<'a> {
+    brokers: &'a str,
+    partitions: i32,
+    replication: i32,
+}
+
+impl Judge<'_> {
+    fn topic(&self, spec: &TopicSpec, found: Option<&Found>) -> Vec<Difference> {
+        let Some(found) = found else {
+            return vec![self.missing(spec)];
+        };
+        if !spec.own {
+            return Vec::new();
+        }
+        let mut differences: Vec<_> = self.shape(spec, found).into_iter().flatten().collect();
+        differences.extend(
+            spec.rules
+                .iter()
+                .filter_map(|(key, rule)| self.setting(spec, found, key, rule)),
+        );
+        if found.replication >= 3 {
+            differences.extend(self.setting(spec, found, "min.insync.replicas", &Rule::AtLeast(2)));
+        }
+        differences
+    }
+
+    fn missing(&self, spec: &TopicSpec) -> Difference {
+        let events = if spec.own { "" } else { " --with-events" };
+        Difference {
+            topic: spec.name.clone(),
+            setting: "existence".to_owned(),
+            found: "missing".to_owned(),
+            wanted: "present".to_owned(),
+            mend: format!(
+                "hookstream topics create{events} --brokers {}",
+                self.brokers
+            ),
+        }
+    }
+
+    fn shape(&self, spec: &TopicSpec, found: &Found) -> [Option<Difference>; 2] {
+        let Self {
+            brokers,
+            partitions,
+            replication,
+        } = self;
+        let name = &spec.name;
+        let number = |setting: &str, found: i32, wanted: i32, mend: String| Difference {
+            topic: name.clone(),
+            setting: setting.to_owned(),
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+            mend,
+        };
+        let too_few = spec.partitions == Partitions::Common && found.partitions != *partitions;
+        let alter = format!(
+            "kafka-topics.sh --bootstrap-server {brokers} --alter --topic {name} --partitions {partitions}"
+        );
+        let reassign = format!(
+            "kafka-reassign-partitions.sh --bootstrap-server {brokers} --execute --reassignment-json-file FILE, \
+             where FILE lists {replication} replicas for each partition of {name}"
+        );
+        [
+            too_few.then(|| number("partitions", found.partitions, *partitions, alter)),
+            (found.replication < *replication).then(|| {
+                number(
+                    "replication.factor",
+                    found.replication,
+                    *replication,
+                    reassign,
+                )
+            }),
+        ]
+    }
+
+    fn setting(
+        &self,
+        spec: &TopicSpec,
+        found: &Found,
+        key: &str,
+        rule: &Rule,
+    ) -> Option<Difference> {
+        let value = found.config.get(key).map_or("", String::as_str);
+        (!rule.allows(value)).then(|| Difference {
+            topic: spec.name.clone(),
+            setting: key.to_owned(),
+            found: value.to_owned(),
+            wanted: rule.wanted(),
+            mend: format!(
+                "kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {} --add-config {key}={}",
+                self.brokers,
+                spec.name,
+                rule.value()
+            ),
+        })
+    }
+}
+
+/// One topic to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Creation {
+    /// Its name.
+    pub topic: String,
+    /// Its partitions.
+    pub partitions: i32,
+    /// Copies of each partition.
+    pub replication_factor: i32,
+    /// Settings that differ from the broker's defaults, or may.
+    pub config: BTreeMap<String, String>,
+}
+
+/// The topics that are missing, as they would be created; event topics only if `events`.
+#[must_use]
+pub fn creations(
+    specs: &[TopicSpec],
+    cluster: &Cluster,
+    wish: Wish,
+    events: bool,
+) -> Vec<Creation> {
+    let common = cluster.common_partitions(specs, wish);
+    let replication = cluster.replication(wish);
+    let missing = specs
+        .iter()
+        .filter(|spec| (spec.own || events) && !cluster.topics.contains_key(&spec.name));
+    let creation = |spec: &TopicSpec| {
+        let mut config: BTreeMap<_, _> = spec
+            .rules
+            .iter()
+            .map(|(key, rule)| ((*key).to_owned(), rule.value()))
+            .collect();
+        if spec.own && replication >= 3 {
+            config.insert("min.insync.replicas".to_owned(), "2".to_owned());
+        }
+        Creation {
+            topic: spec.name.clone(),
+            partitions: if spec.partitions == Partitions::One {
+                1
+            } else {
+                common
+            },
+            replication_factor: replication,
+            config,
+        }
+    };
+    missing.map(creation).collect()
+}
+
+/// Asks the cluster about its brokers and these topics.
+///
+/// # Errors
+/// [`Failure`] when no broker answers within 10 s, or describing is denied.
+pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
+    let mut cluster = metadata(settings, specs)?;
+    let admin = client(settings)?;
+    let names: Vec<_> = cluster.topics.keys().cloned().collect();
+    let resources: Vec<_> = names
+        .iter()
+        .map(|name| ResourceSpecifier::Topic(name))
+        .collect();
+    if resources.is_empty() {
+        return Ok(cluster);
+    }
+    let what = "reading the settings of the topics";
+    let answers = admin
+        .describe_configs(&resources, &options())
+        .await
+        .map_err(|error| Failure::from_client(what, error))?;
+    for answer in answers {
+        let resource =
+            answer.map_err(|code| Failure::from_client(what, KafkaError::AdminOp(code)))?;
+        let OwnedResourceSpecifier::Topic(name) = resource.specifier else {
+            continue;
+        };
+        let config = resource
+            .entries
+            .into_iter()
+            .filter_map(|entry| Some((entry.name, entry.value?)))
+            .collect();
+        if let Some(found) = cluster.topics.get_mut(&name) {
+            found.config = config;
+        }
+    }
+    Ok(cluster)
+}
+
+fn client(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Failure> {
+    kafka::client_config(settings, "topics")
+        .create()
+        .map_err(|error| Failure::from_client("creating a client", error))
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(log::ANSWER))
+        .operation_timeout(Some(log::ANSWER))
+}
+
+/// By name, one by one: a topic that may not be described would otherwise look like a missing one.
+fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
+    let client: BaseConsumer<LoggedConsumer> = kafka::client_config(settings, "topics")
+        .create_with_context(LoggedConsumer(LogContext { purpose: "topics" }))
+        .map_err(|error| Failure::from_client("creating a client", error))?;
+    let mut cluster = Cluster::default();
+    for spec in specs {
+        let what = || format!("describing the topic {}", spec.name);
+        let answer = client
+            .fetch_metadata(Some(&spec.name), log::ANSWER)
+            .map_err(|error| Failure::from_client(what(), error))?;
+        cluster.brokers = i32::try_from(answer.brokers().len()).unwrap_or(i32::MAX);
+        let Some(topic) = answer.topics().first() else {
+            continue;
+        };
+        match topic.error().map(RDKafkaErrorCode::from) {
+            None => {
+                let replicas = topic
+                    .partitions()
+                    .iter()
+                    .map(|partition| partition.replicas().len())
+                    .min();
+                let found = Found {
+                    partitions: i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
+                    replication: replicas
+                        .and_then(|least| i32::try_from(least).ok())
+                        .unwrap_or(0),
+                    config: HashMap::new(),
+                };
+                cluster.topics.insert(spec.name.clone(), found);
+            }
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {}
+            Some(code) => {
+                return Err(Failure::from_client(
+                    what(),
+                    KafkaError::MetadataFetch(code),
+                ));
+            }
+        }
+    }
+    Ok(cluster)
+}
+
+/// Creates the topics; those that somebody else has created meanwhile are left alone. Returns one result a topic.
+///
+/// # Errors
+/// [`Failure`] when the request as a whole fails; a topic's own failure is in its result.
+pub async fn create(
+    settings: &Settings,
+    creations: &[Creation],
+) -> Result<Vec<(String, Result<(), Failure>)>, Failure> {
+    if creations.is_empty() {
+        return Ok(Vec::new());
+    }
+    let admin = client(settings)?;
+    let topics: Vec<_> = creations.iter().map(new_topic).collect();
+    let answers = admin
+        .create_topics(&topics, &options())
+        .await
+        .map_err(|error| Failure::from_client("creating topics", error))?;
+    let result = |answer| match answer {
+        Ok(name) | Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => (name, Ok(())),
+        Err((name, code)) => {
+            let failure = Failure::from_client(
+                format!("creating the topic {name}"),
+                KafkaError::AdminOp(code),
+            );
+            (name, Err(failure))
+        }
+    };
+    Ok(answers.into_iter().map(result).collect())
+}
+
+fn new_topic(creation: &Creation) -> NewTopic<'_> {
+    let replication = TopicReplication::Fixed(creation.replication_factor);
+    let topic = NewTopic::new(&creation.topic, creation.partitions, replication);
+    creation
+        .config
+        .iter()
+        .fold(topic, |topic, (key, value)| topic.set(key, value))
+}

@@ -36,7 +36,7 @@ pub const RECORD_OVERHEAD: usize = 512 * 1024;
 pub enum Failure {
     /// A topic that this role needs does not exist.
     #[error(
-        "the topic {0} does not exist; `hookstream topics create` makes hookstream's own topics, and `topics create --events` the event topics too"
+        "the topic {0} does not exist; `hookstream topics create` makes hookstream's own topics, and `topics create --with-events` the event topics too"
     )]
     TopicMissing(String),
     /// The broker refused.

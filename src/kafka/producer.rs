@@ -165,6 +165,52 @@ impl Producer {
         })
     }
 
+    /// A producer for `purpose` of which there is one in all processes, whatever their `--instance`: a new one
+    /// fences any other and aborts its open transaction.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
+    pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
+        let transactional_id = match settings.guarantee {
+            Guarantee::ExactlyOnce => Some(format!("{}{purpose}", settings.group_prefix)),
+            Guarantee::AtLeastOnce => None,
+        };
+        let recipe = Recipe {
+            settings: settings.clone(),
+            purpose,
+            transactional_id,
+        };
+        let (client, deliveries) = recipe.make()?;
+        Ok(Self {
+            recipe,
+            client,
+            deliveries,
+            begun: false,
+        })
+    }
+
+    /// Whether another producer has taken this one's transactional id over: nothing can be written any more.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        let fatal = self.client.client().fatal_error();
+        fatal.is_some_and(|(code, _)| {
+            matches!(
+                Failure::from_client("", KafkaError::Global(code)),
+                Failure::Fenced { .. }
+            )
+        })
+    }
+
+    /// Gives the current batch up, and the producer with it.
+    pub fn abandon(self) {
+        if self.recipe.transactional_id.is_some() && self.begun && !self.is_fenced() {
+            // Only spares readers the wait for the transaction timeout.
+            if let Err(error) = self.client.abort_transaction(Duration::from_secs(5)) {
+                tracing::debug!(client = self.recipe.purpose, "aborting: {error}");
+            }
+        }
+    }
+
     /// Adds a record to the batch; waits while the client's queue is full.
     ///
     /// # Errors

@@ -1,0 +1,477 @@
+//! `hookstream dead-letters list|show`: what was given up, and what became of it.
+//!
+//! Both read the log of facts twice, as a replay does: first what is settled, then the letters. The field names
+//! of the JSON forms are an interface, described in `schemas/dead-letter.schema.json`.
+
+use std::ops::ControlFlow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Args, Subcommand};
+use rdkafka::message::{BorrowedMessage, Message};
+use serde::Serialize;
+
+use super::outcome::{CliError, Exit, Output};
+use super::print::{self, Row};
+use crate::admin::log::{Log, Range, header_pairs};
+use crate::clock;
+use crate::config::Settings;
+use crate::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
+use crate::kafka::Failure;
+use crate::replay;
+use crate::units::{EpochMs, Offset, parse_duration};
+
+/// Letters that `list` prints when nothing else is said.
+const DEFAULT_LIMIT: u64 = 1000;
+
+/// Which letters are meant.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FilterArgs {
+    /// Only letters of this subscriber
+    #[arg(long, value_name = "NAME")]
+    pub subscriber: Option<String>,
+    /// Only letters of this subscription
+    #[arg(long, value_name = "ID")]
+    pub subscription: Option<String>,
+    /// Only events of this type; * stands for one segment, ** for any number
+    #[arg(long, value_name = "PATTERN")]
+    pub event_type: Option<String>,
+    /// Only letters given up for this reason
+    #[arg(long, value_name = "REASON", value_parser = parse_reason)]
+    pub reason: Option<Reason>,
+    /// Only letters whose last response had this status
+    #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..=999))]
+    pub status: Option<u16>,
+    /// Only letters that last failed at this time or later: RFC 3339, or a duration ago such as 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub since: Option<EpochMs>,
+    /// Only letters that last failed before this time: RFC 3339, or a duration ago such as 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub until: Option<EpochMs>,
+}
+
+impl FilterArgs {
+    /// The filter that was typed.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        let Self {
+            subscriber,
+            subscription,
+            event_type,
+            reason,
+            status,
+            since,
+            until,
+        } = self.clone();
+        Filter {
+            subscriber,
+            subscription,
+            event_type,
+            reason,
+            status,
+            since,
+            until,
+        }
+    }
+}
+
+fn parse_reason(text: &str) -> Result<Reason, String> {
+    text.parse()
+}
+
+fn parse_time(text: &str) -> Result<EpochMs, String> {
+    time_at(text, clock::now())
+}
+
+/// Reads a time, or a duration before `now`.
+fn time_at(text: &str, now: EpochMs) -> Result<EpochMs, String> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(EpochMs(time.as_millisecond()));
+    }
+    parse_duration(text).map(|ago| now - ago).map_err(|_| {
+        format!(
+            "{text:?} is neither a time such as 2026-05-01T12:00:00Z nor a duration ago such as 2h"
+        )
+    })
+}
+
+/// `hookstream dead-letters`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// List dead letters, the oldest failure first (as jsonl: in the order of their partitions)
+    List(ListArgs),
+    /// Show one dead letter whole: headers, body, what became of it
+    Show(ShowArgs),
+}
+
+/// `hookstream dead-letters list`.
+#[derive(Args, Clone, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Only open letters (the default)
+    #[arg(long, conflicts_with = "all")]
+    open: bool,
+    /// Letters that were replayed or discarded too
+    #[arg(long)]
+    all: bool,
+    /// At most so many letters; 0 is all
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT)]
+    limit: u64,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// `hookstream dead-letters show`.
+#[derive(Args, Clone, Debug)]
+pub struct ShowArgs {
+    /// The letter's place, PARTITION:OFFSET as in 3:1042, or a webhook id (then its latest letter)
+    #[arg(value_name = "PARTITION:OFFSET|WEBHOOK_ID")]
+    letter: String,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`]: the log cannot be read, or there is no such letter.
+pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
+    match command {
+        Command::List(args) => list(settings, args),
+        Command::Show(args) => show(settings, args),
+    }
+}
+
+/// A letter as it is printed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// `partition:offset`.
+    pub place: String,
+    /// `open`, `replayed` or `discarded`.
+    pub state: &'static str,
+    /// When it was replayed or discarded.
+    pub settled_at: Option<String>,
+    /// Its subscriber.
+    pub subscriber: String,
+    /// Its subscription.
+    pub subscription: String,
+    /// The webhook id.
+    pub webhook_id: String,
+    /// The event's id.
+    pub event_id: String,
+    /// The event's type.
+    pub event_type: String,
+    /// Why it was given up.
+    pub reason: Reason,
+    /// The last response's status.
+    pub status: Option<u16>,
+    /// The last error.
+    pub error: String,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When the first command was written.
+    pub enqueued_at: Option<String>,
+    /// The first failure.
+    pub first_failure_at: String,
+    /// The last failure.
+    pub last_failure_at: String,
+    /// Size of the body.
+    pub body_bytes: usize,
+}
+
+impl Listed {
+    fn new(letter: &DeadLetter, state: State, body_bytes: usize) -> Self {
+        let settled_at = match state {
+            State::Open => None,
+            State::Settled(_, at) => Some(print::time(at)),
+        };
+        Self {
+            place: letter.at.to_string(),
+            state: state.as_str(),
+            settled_at,
+            subscriber: letter.subscriber.clone(),
+            subscription: letter.subscription.clone(),
+            webhook_id: letter.webhook_id.clone(),
+            event_id: letter.event_id.clone(),
+            event_type: letter.event_type.clone(),
+            reason: letter.info.reason,
+            status: letter.info.status,
+            error: letter.info.error.clone(),
+            attempts: letter.attempts,
+            enqueued_at: letter.enqueued.map(print::time),
+            first_failure_at: print::time(letter.info.first_failure),
+            last_failure_at: print::time(letter.info.last_failure),
+            body_bytes,
+        }
+    }
+}
+
+impl Row for Listed {
+    const HEADINGS: &'static [&'static str] = &[
+        "PLACE",
+        "STATE",
+        "SUBSCRIBER",
+        "SUBSCRIPTION",
+        "EVENT TYPE",
+        "REASON",
+        "STATUS",
+        "ATTEMPTS",
+        "LAST FAILURE",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.place.clone(),
+            self.state.to_owned(),
+            self.subscriber.clone(),
+            self.subscription.clone(),
+            self.event_type.clone(),
+            self.reason.to_string(),
+            self.status
+                .map_or_else(|| "-".to_owned(), |status| status.to_string()),
+            self.attempts.to_string(),
+            self.last_failure_at.clone(),
+        ]
+    }
+}
+
+/// A letter as it is shown whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    /// All that a list tells.
+    #[serde(flatten)]
+    pub listed: Listed,
+    /// All headers of the record, in order.
+    pub headers: Vec<HeaderText>,
+    /// The body, if it is UTF-8.
+    pub body: Option<String>,
+    /// The body, if it is not.
+    pub body_base64: Option<String>,
+}
+
+/// One header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HeaderText {
+    /// Its name.
+    pub name: String,
+    /// Its value; bytes that are not UTF-8 are replaced.
+    pub value: String,
+}
+
+fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
+    let filter = args.filter.filter();
+    let (log, ends) = open(settings)?;
+    let settled = fold(&log, &ends)?;
+    let (mut kept, mut listed, mut more, mut unreadable) = (Vec::new(), 0_u64, false, 0_u64);
+    log.read::<CliError>(&ends, &|| false, |message| {
+        let letter = match replay::decode(message) {
+            Ok(Some(letter)) => letter,
+            Ok(None) => return Ok(ControlFlow::Continue(())),
+            Err(_) => {
+                unreadable += 1;
+                return Ok(ControlFlow::Continue(()));
+            }
+        };
+        let state = settled.state(letter.at);
+        if !(args.all || state == State::Open) || !filter.matches(&letter) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        if args.limit > 0 && listed >= args.limit {
+            more = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        let row = Listed::new(&letter, state, message.payload_len());
+        listed += 1;
+        if args.output == Output::Jsonl {
+            // Printed at once, so that a long list needs no memory.
+            print::document(Output::Jsonl, &row)?;
+        } else {
+            kept.push((letter.info.last_failure, letter.at, row));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    if args.output != Output::Jsonl {
+        kept.sort_by_key(|(last_failure, at, _)| (*last_failure, *at));
+        let rows: Vec<Listed> = kept.into_iter().map(|(_, _, row)| row).collect();
+        print::rows(args.output, &rows)?;
+    }
+    if more {
+        print::note(&format!(
+            "there are more; these are {} of them (--limit 0 prints all)",
+            args.limit
+        ));
+    }
+    if unreadable > 0 {
+        print::note(&format!(
+            "{unreadable} records are no facts about dead letters and were left out"
+        ));
+    }
+    if listed == 0 {
+        print::note("no dead letters match");
+    }
+    Ok(Exit::Done)
+}
+
+fn open(settings: &Settings) -> Result<(Log, Vec<Range>), CliError> {
+    let log = Log::open(settings, settings.topics.dead_letters(), "dead-letters")
+        .map_err(|f| print::failed(&f))?;
+    let ends = log
+        .stable_ends()
+        .map_err(|failure| print::failed(&failure))?;
+    Ok((log, ends))
+}
+
+fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
+    let mut settled = OpenLetters::default();
+    log.read::<Failure>(ends, &|| false, |message| {
+        if let Some(fact) = replay::settled(message) {
+            settled.settle(&fact);
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .map_err(|failure| print::failed(&failure))?;
+    Ok(settled)
+}
+
+impl From<Failure> for CliError {
+    fn from(failure: Failure) -> Self {
+        print::failed(&failure)
+    }
+}
+
+fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
+    let (log, ends) = open(settings)?;
+    let place = args.letter.parse::<Coordinates>().ok();
+    // A letter's facts lie in its own partition.
+    let ends: Vec<Range> = ends
+        .into_iter()
+        .filter(|range| place.is_none_or(|at| at.partition == range.partition))
+        .collect();
+    let settled = fold(&log, &ends)?;
+    let mut found: Vec<(EpochMs, Shown)> = Vec::new();
+    let wanted =
+        |letter: &DeadLetter| place.map_or(letter.webhook_id == args.letter, |at| letter.at == at);
+    log.read::<CliError>(&from(&ends, place), &|| false, |message| {
+        if let Ok(Some(letter)) = replay::decode(message)
+            && wanted(&letter)
+        {
+            found.push((
+                letter.info.last_failure,
+                shown(&letter, settled.state(letter.at), message),
+            ));
+        }
+        let beyond = place.is_some_and(|at| message.offset() >= at.offset.0);
+        Ok(if beyond {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    })?;
+    found.sort_by_key(|(last_failure, _)| *last_failure);
+    let Some((_, latest)) = found.pop() else {
+        return Err(CliError::new(
+            Exit::Failure,
+            format!("there is no dead letter {:?}", args.letter),
+        ));
+    };
+    if !found.is_empty() {
+        let others: Vec<_> = found
+            .iter()
+            .map(|(_, other)| other.listed.place.as_str())
+            .collect();
+        print::note(&format!(
+            "this is the latest letter of that webhook; earlier ones: {}",
+            others.join(", ")
+        ));
+    }
+    if args.output == Output::Table {
+        print::line(&describe(&latest))?
+    } else {
+        print::document(args.output, &latest)?
+    }
+    Ok(Exit::Done)
+}
+
+/// Skips what lies before a known place.
+fn from(ends: &[Range], place: Option<Coordinates>) -> Vec<Range> {
+    let start = place.map_or(Offset(0), |at| at.offset).0;
+    ends.iter()
+        .map(|range| Range {
+            low: range.low.max(start),
+            ..*range
+        })
+        .collect()
+}
+
+fn shown(letter: &DeadLetter, state: State, message: &BorrowedMessage<'_>) -> Shown {
+    let body = message.payload().unwrap_or_default();
+    let text = std::str::from_utf8(body).ok().map(str::to_owned);
+    let headers = header_pairs(message).into_iter();
+    Shown {
+        listed: Listed::new(letter, state, body.len()),
+        headers: headers
+            .map(|(name, value)| HeaderText {
+                name: name.to_owned(),
+                value: String::from_utf8_lossy(value).into_owned(),
+            })
+            .collect(),
+        body_base64: text.is_none().then(|| STANDARD.encode(body)),
+        body: text,
+    }
+}
+
+fn describe(letter: &Shown) -> String {
+    let Listed {
+        place,
+        state,
+        settled_at,
+        reason,
+        error,
+        first_failure_at,
+        last_failure_at,
+        ..
+    } = &letter.listed;
+    let settled = settled_at
+        .as_ref()
+        .map(|at| format!(" at {at}"))
+        .unwrap_or_default();
+    let mut lines = vec![
+        format!("{place}  {state}{settled}"),
+        format!("{reason}: {error}"),
+        format!("subscriber {}", letter.listed.subscriber),
+        format!("failed first at {first_failure_at}, last at {last_failure_at}"),
+        String::new(),
+    ];
+    lines.extend(
+        letter
+            .headers
+            .iter()
+            .map(|header| format!("{}: {}", header.name, header.value)),
+    );
+    lines.push(String::new());
+    lines.push(match (&letter.body, &letter.body_base64) {
+        (Some(text), _) => text.clone(),
+        (None, base64) => format!("(not UTF-8; base64) {}", base64.clone().unwrap_or_default()),
+    });
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_date_or_a_duration_ago() {
+        let now = EpochMs(1_700_000_000_000);
+        assert_eq!(time_at("2023-11-14T22:13:20Z", EpochMs(0)), Ok(now));
+        assert_eq!(time_at("2023-11-14T23:13:20+01:00", EpochMs(0)), Ok(now));
+        assert_eq!(
+            time_at("2h", now),
+            Ok(EpochMs(1_700_000_000_000 - 7_200_000))
+        );
+        assert!(time_at("yesterday", now).unwrap_err().contains("2h"));
+    }
+}

@@ -1,0 +1,125 @@
+//! Data on standard output, as a table, JSON or JSON lines; everything else belongs on standard error.
+
+use std::io::{self, Write};
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+
+use serde::Serialize;
+
+use super::outcome::{CliError, Exit, Output};
+use crate::kafka::{Failure, is_unreachable};
+use crate::units::EpochMs;
+
+/// Rows that are printed in any form.
+pub trait Row: Serialize {
+    /// Headings of the table.
+    const HEADINGS: &'static [&'static str];
+    /// One cell for each heading.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Prints rows.
+///
+/// # Errors
+/// Standard output cannot be written; a closed pipe is not an error, since the reader has seen enough.
+pub fn rows<R: Row>(output: Output, rows: &[R]) -> Result<(), CliError> {
+    match output {
+        Output::Table => table(rows),
+        Output::Json => document(output, &rows),
+        Output::Jsonl => rows.iter().try_for_each(|row| document(output, row)),
+    }
+}
+
+/// Prints one document: indented as `json`, on one line as `jsonl`.
+///
+/// # Errors
+/// As [`rows`].
+pub fn document(output: Output, value: &impl Serialize) -> Result<(), CliError> {
+    let text = match output {
+        Output::Jsonl => serde_json::to_string(value),
+        Output::Table | Output::Json => serde_json::to_string_pretty(value),
+    };
+    line(
+        &text
+            .map_err(|error| CliError::new(Exit::Failure, format!("cannot write JSON: {error}")))?,
+    )
+}
+
+/// Prints rows as a table; nothing when there are none.
+///
+/// # Errors
+/// As [`rows`].
+pub fn table<R: Row>(rows: &[R]) -> Result<(), CliError> {
+    if rows.is_empty() {
+        Ok(())
+    } else {
+        line(&draw(rows))
+    }
+}
+
+/// Draws rows as a table.
+#[must_use]
+pub fn draw<R: Row>(rows: &[R]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(R::HEADINGS);
+    for row in rows {
+        table.add_row(row.cells());
+    }
+    table.trim_fmt()
+}
+
+/// Prints one line.
+///
+/// # Errors
+/// As [`rows`].
+pub fn line(text: &str) -> Result<(), CliError> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::new(
+            Exit::Failure,
+            format!("cannot write to standard output: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Prints one line on standard error, where nobody minds if it is lost.
+#[allow(
+    clippy::print_stderr,
+    reason = "what people read beside the data goes to standard error"
+)]
+pub fn note(text: &str) {
+    eprintln!("{text}");
+}
+
+/// A time as RFC 3339, UTC.
+#[must_use]
+pub fn time(at: EpochMs) -> String {
+    jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.to_string(), |time| time.to_string())
+}
+
+/// Turns a failure of the Kafka edge into a message with its exit code.
+#[must_use]
+pub fn failed(failure: &Failure) -> CliError {
+    let exit = match failure {
+        Failure::Client { source, .. } if is_unreachable(source) => Exit::Unreachable,
+        _ => Exit::Failure,
+    };
+    let hint = if exit == Exit::Unreachable {
+        "no broker answers: "
+    } else {
+        ""
+    };
+    CliError::new(exit, format!("{hint}{failure}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_as_rfc_3339() {
+        assert_eq!(time(EpochMs(0)), "1970-01-01T00:00:00Z");
+        assert_eq!(time(EpochMs(1_700_000_000_123)), "2023-11-14T22:13:20.123Z");
+    }
+}

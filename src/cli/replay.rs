@@ -1,0 +1,430 @@
+//! `hookstream replay --dead-letters`: ask, send, and say how far it got.
+//!
+//! The replay itself runs on a thread of its own, because committing a transaction may block for as long as no
+//! broker answers; this thread keeps an eye on it, so that an interrupt or a dead broker still ends the command.
+//! Leaving such a commit behind is safe: a letter is then either replayed or open, and the next run finds out.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, IsTerminal};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::dead_letters::FilterArgs;
+use super::interrupt::Interrupt;
+use super::outcome::{CliError, Exit, Output};
+use super::print::{self, Row};
+use crate::admin::log::Reading;
+use crate::clock;
+use crate::config::{Guarantee, Settings};
+use crate::dead_letter::Reason;
+use crate::replay::{self, End, Plan, Progress, ReplayError, Report, Tally};
+
+/// A commit, or the first contact, that takes longer than this is taken for a broker that does not answer.
+const UNANSWERED: Duration = Duration::from_secs(60);
+
+/// After an interrupt the batch in hand may take this long to be committed.
+const LAST_BATCH: Duration = Duration::from_secs(20);
+
+/// `hookstream replay`.
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    /// Replay open dead letters, each exactly once
+    #[arg(long)]
+    dead_letters: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// At most so many letters
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// At most so many letters a second (50, 50/s) or a minute (30/m)
+    #[arg(long, value_name = "N/s", value_parser = parse_rate)]
+    rate: Option<Rate>,
+    /// Print what would go, by subscriber and reason, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// The time from one letter to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rate(Duration);
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    let (number, unit) = text.split_once('/').unwrap_or((text, "s"));
+    let per = match unit {
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        _ => {
+            return Err(format!(
+                "{text:?} is not a rate; write letters a second or minute, as in 50/s or 30/m"
+            ));
+        }
+    };
+    match number.parse::<u32>() {
+        Ok(number) if number > 0 => Ok(Rate(per / number)),
+        _ => Err(format!(
+            "{text:?} is not a rate; write a whole number above 0, as in 50/s or 30/m"
+        )),
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`] with the exit code of how it ended.
+pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
+    if !args.dead_letters {
+        return Err(CliError::new(
+            Exit::Usage,
+            "say what to replay: --dead-letters replays open dead letters",
+        ));
+    }
+    let asks = !args.dry_run && !args.yes;
+    if asks && !std::io::stdin().is_terminal() {
+        let message = "replay asks before it sends, but standard input is no terminal; add --yes, or --dry-run to look only";
+        return Err(CliError::new(Exit::Usage, message));
+    }
+    let interrupt = Interrupt::watch()?;
+    let plan = Plan {
+        filter: args.filter.filter(),
+        limit: args.limit,
+        pace: args.rate.map(|rate| rate.0),
+    };
+    if args.dry_run || asks {
+        let look = {
+            let interrupt = interrupt.clone();
+            move || interrupt.is_raised()
+        };
+        let (tally, reading) =
+            replay::preview(settings, &plan, &look).map_err(|failure| print::failed(&failure))?;
+        if reading == Reading::Stopped {
+            return Err(CliError::new(
+                Exit::Interrupted,
+                "interrupted while reading; nothing was replayed",
+            ));
+        }
+        if args.dry_run {
+            print_tally(args.output, &tally, true, true)?;
+            return Ok(Exit::Done);
+        }
+        if !is_wanted(&tally, &interrupt)? {
+            return Ok(if interrupt.is_raised() {
+                Exit::Interrupted
+            } else {
+                Exit::Done
+            });
+        }
+    }
+    let report = supervise(settings, plan, &interrupt)?;
+    conclude(args.output, &report, settings.guarantee)
+}
+
+/// Shows what would go and asks.
+fn is_wanted(tally: &Tally, interrupt: &Interrupt) -> Result<bool, CliError> {
+    if tally.letters() == 0 {
+        print::note("no open dead letters match; nothing to replay");
+        return Ok(false);
+    }
+    print::note(&print::draw(&groups(tally)));
+    print::note(&format!(
+        "Replay these {} dead letters? [y/N]",
+        tally.letters()
+    ));
+    // Signals are taken over by now, and reading a line does not end with one: so it is read elsewhere.
+    let (answer, answered) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        // The other end is gone only when nobody wants the answer any more.
+        answer.send(read.map(|_| line)).ok();
+    });
+    loop {
+        match answered.recv_timeout(Duration::from_millis(100)) {
+            Ok(Ok(line)) => {
+                let yes = matches!(line.trim(), "y" | "Y" | "yes");
+                if !yes {
+                    print::note("nothing was replayed");
+                }
+                return Ok(yes);
+            }
+            Ok(Err(error)) => {
+                return Err(CliError::new(
+                    Exit::Failure,
+                    format!("cannot read the answer: {error}"),
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) if !interrupt.is_raised() => {}
+            Err(_) => return Ok(false),
+        }
+    }
+}
+
+/// Runs the replay on its own thread until it ends, or must be given up.
+fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<Report, CliError> {
+    let progress = Arc::new(Mutex::new(Progress::default()));
+    let (done, ended) = mpsc::channel();
+    let worker = {
+        let (settings, progress, interrupt) =
+            (settings.clone(), Arc::clone(&progress), interrupt.clone());
+        move || {
+            let mut tell = |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            let report = replay::run(&settings, &plan, &|| interrupt.is_raised(), &mut tell);
+            // Nobody listens when the command has given up waiting.
+            done.send(report).ok();
+        }
+    };
+    std::thread::spawn(worker);
+    let mut watch = Watch::new();
+    let bar = bar();
+    loop {
+        match ended.recv_timeout(Duration::from_millis(100)) {
+            Ok(report) => {
+                bar.finish_and_clear();
+                return Ok(report);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(CliError::new(
+                    Exit::Failure,
+                    "the replay's thread ended without a report",
+                ));
+            }
+        }
+        let now = *progress.lock().unwrap_or_else(PoisonError::into_inner);
+        show(&bar, now);
+        if let Some(error) = watch.look(now, interrupt.is_raised()) {
+            bar.finish_and_clear();
+            return Err(error);
+        }
+    }
+}
+
+/// Notices a broker that does not answer.
+struct Watch {
+    seen: Progress,
+    since: std::time::Instant,
+    interrupted: Option<std::time::Instant>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self {
+            seen: Progress::default(),
+            since: clock::instant(),
+            interrupted: None,
+        }
+    }
+
+    fn look(&mut self, now: Progress, interrupted: bool) -> Option<CliError> {
+        if now != self.seen {
+            self.seen = now;
+            self.since = clock::instant();
+        }
+        if interrupted {
+            self.interrupted.get_or_insert_with(clock::instant);
+        }
+        let known = format!(
+            "{} letters are replayed for certain; run again to go on, none is sent twice",
+            now.replayed
+        );
+        if self.interrupted.is_some_and(|at| at.elapsed() > LAST_BATCH) {
+            return Some(CliError::new(
+                Exit::Interrupted,
+                format!("interrupted in the middle of a batch: {known}"),
+            ));
+        }
+        let unanswered = now.committing || now == Progress::default();
+        let waited = self.since.elapsed();
+        (unanswered && waited > UNANSWERED).then(|| {
+            let seconds = waited.as_secs();
+            CliError::new(
+                Exit::Unreachable,
+                format!("the broker has not answered for {seconds} s: {known}"),
+            )
+        })
+    }
+}
+
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{msg:<28} {wide_bar} {percent:>3}%  {elapsed}")
+    {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn show(bar: &ProgressBar, now: Progress) {
+    bar.set_length(now.of.max(1));
+    bar.set_position(now.read);
+    bar.set_message(if now.sending {
+        format!("replayed {}", now.replayed)
+    } else {
+        "reading the log".to_owned()
+    });
+}
+
+/// Says how it ended, with data on standard output.
+fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exit, CliError> {
+    let letters = report.replayed.letters();
+    print_tally(
+        output,
+        &report.replayed,
+        false,
+        matches!(report.end, End::Complete),
+    )?;
+    match &report.end {
+        End::Complete => {
+            print::note(&format!("replayed {letters} dead letters"));
+            Ok(Exit::Done)
+        }
+        End::Stopped => Err(CliError::new(
+            Exit::Interrupted,
+            format!("interrupted after {letters} letters; run again to go on with the rest"),
+        )),
+        End::Failed(error) => Err(explain(error, letters, guarantee)),
+    }
+}
+
+fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError {
+    let mut message = error.to_string();
+    if let ReplayError::NotCommitted(source) = error {
+        message = format!("{message}: {source}");
+    }
+    let exit = match error {
+        ReplayError::TakenOver => Exit::Failure,
+        ReplayError::NotCommitted(source) if crate::kafka::is_unreachable(source) => {
+            Exit::Unreachable
+        }
+        ReplayError::Failed(failure) if print::failed(failure).exit == Exit::Unreachable => {
+            Exit::Unreachable
+        }
+        _ if letters > 0 => Exit::Partial,
+        _ => Exit::Failure,
+    };
+    let rest = match guarantee {
+        Guarantee::ExactlyOnce => "a second run takes what is still open, none twice",
+        Guarantee::AtLeastOnce => {
+            "a second run takes what is still open, and may send the last batch again"
+        }
+    };
+    CliError::new(
+        exit,
+        format!("{message}; {letters} letters were replayed, {rest}"),
+    )
+}
+
+/// Letters of one subscriber with one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Group {
+    subscriber: String,
+    reason: Reason,
+    letters: u64,
+    bytes: u64,
+}
+
+impl Row for Group {
+    const HEADINGS: &'static [&'static str] = &["SUBSCRIBER", "REASON", "LETTERS", "BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.subscriber.clone(),
+            self.reason.to_string(),
+            self.letters.to_string(),
+            self.bytes.to_string(),
+        ]
+    }
+}
+
+#[derive(Serialize)]
+struct Summary {
+    dry_run: bool,
+    complete: bool,
+    letters: u64,
+    unreadable: u64,
+    by_reason: BTreeMap<&'static str, u64>,
+    groups: Vec<Group>,
+}
+
+fn groups(tally: &Tally) -> Vec<Group> {
+    let group = |((subscriber, reason), count): (&(String, Reason), &replay::Count)| Group {
+        subscriber: subscriber.clone(),
+        reason: *reason,
+        letters: count.letters,
+        bytes: count.bytes,
+    };
+    tally.groups.iter().map(group).collect()
+}
+
+fn print_tally(
+    output: Output,
+    tally: &Tally,
+    dry_run: bool,
+    complete: bool,
+) -> Result<(), CliError> {
+    let groups = groups(tally);
+    if tally.unreadable > 0 {
+        print::note(&format!(
+            "{} records are no facts about dead letters and were left alone",
+            tally.unreadable
+        ));
+    }
+    if dry_run && groups.is_empty() {
+        print::note("no open dead letters match; nothing would be replayed");
+    }
+    if output != Output::Json {
+        return print::rows(output, &groups);
+    }
+    let mut by_reason = BTreeMap::new();
+    for group in &groups {
+        *by_reason.entry(group.reason.as_str()).or_default() += group.letters;
+    }
+    let (letters, unreadable) = (tally.letters(), tally.unreadable);
+    print::document(
+        output,
+        &Summary {
+            dry_run,
+            complete,
+            letters,
+            unreadable,
+            by_reason,
+            groups,
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_letters_a_second_or_a_minute() {
+        assert_eq!(parse_rate("50/s"), Ok(Rate(Duration::from_millis(20))));
+        assert_eq!(parse_rate("50"), Ok(Rate(Duration::from_millis(20))));
+        assert_eq!(parse_rate("30/m"), Ok(Rate(Duration::from_secs(2))));
+        for wrong in ["0", "-1/s", "5/h", "x", "1.5/s", ""] {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_replay_that_was_taken_over_fails_even_after_some_letters() {
+        assert_eq!(
+            explain(&ReplayError::TakenOver, 5, Guarantee::ExactlyOnce).exit,
+            Exit::Failure
+        );
+    }
+}
