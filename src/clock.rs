@@ -11,7 +11,9 @@ use crate::units::EpochMs;
 #[must_use]
 #[allow(clippy::disallowed_methods)]
 pub fn now() -> EpochMs {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     EpochMs(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
 }
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since the Unix epoch, UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct EpochMs(pub i64);
 
@@ -32,14 +34,20 @@ impl EpochMs {
 impl Add<Duration> for EpochMs {
     type Output = Self;
     fn add(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(rhs.as_millis()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_add(i64::try_from(rhs.as_millis()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
 impl Sub<Duration> for EpochMs {
     type Output = Self;
     fn sub(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(rhs.as_millis()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(rhs.as_millis()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
@@ -69,7 +77,9 @@ impl fmt::Display for Offset {
 }
 
 /// Where a reader stands in a partition: the offset of the next record that it would read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Position(pub i64);
 
@@ -84,8 +94,9 @@ impl fmt::Display for Position {
 /// # Errors
 /// A sentence that names what was typed and the form wanted.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text.trim())
-        .map_err(|_| format!("{text:?} is not a duration; write a number and a unit, as in 500ms, 5s, 2m or 1h"))
+    humantime::parse_duration(text.trim()).map_err(|_| {
+        format!("{text:?} is not a duration; write a number and a unit, as in 500ms, 5s, 2m or 1h")
+    })
 }
 
 /// Writes a duration in the shortest exact form with one unit, as topic names and tables show it: `5s`, `2m`, `90s`.
@@ -111,7 +122,10 @@ mod tests {
             assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }
         assert_eq!(format_duration(parse_duration("1h30m").unwrap()), "90m");
-        assert!(parse_duration("5").unwrap_err().contains("unit"), "a bare number must be refused");
+        assert!(
+            parse_duration("5").unwrap_err().contains("unit"),
+            "a bare number must be refused"
+        );
     }
 
     #[test]

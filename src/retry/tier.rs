@@ -25,7 +25,10 @@ impl Tiers {
             return Err("a tier must be at least 1ms".to_owned());
         }
         if let Some(twice) = delays.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("the tier {} is named twice", format_duration(twice[0])));
+            return Err(format!(
+                "the tier {} is named twice",
+                format_duration(twice[0])
+            ));
         }
         Ok(Self(delays))
     }
