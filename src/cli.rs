@@ -1,9 +1,305 @@
-//! What operators type.
+//! What operators type: the commands, and how their settings come together.
+//!
+//! Settings are global flags made from the table in `config/table.rs`; they may stand before or behind the command.
+//! Data goes to standard output, everything else to standard error.
 
 pub mod dead_letters;
+pub mod demo;
 pub mod interrupt;
+mod logging;
 pub mod outcome;
 pub mod print;
 pub mod replay;
 pub mod subscriptions;
 pub mod topics;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::table::SETTINGS;
+use crate::config::{self, EffectiveSetting, Layers, Machine, Settings, Source};
+use crate::service::{self, Role};
+use outcome::{CliError, Exit, Output};
+use print::Row;
+
+/// Events on Kafka become signed webhooks.
+#[derive(Parser, Debug)]
+#[command(name = "hookstream", version, about, long_about = None, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Read events and write a command for each matching subscription
+    Fanout,
+    /// Send commands to their endpoints
+    Deliver,
+    /// Move what is due from the retry tiers back to the commands
+    Release,
+    /// All roles in one process
+    Run,
+    /// Show the whole story on sample data, with an embedded broker or the one of --brokers
+    Demo(demo::DemoArgs),
+    /// Send dead letters again, each exactly once
+    Replay(replay::ReplayArgs),
+    /// Look at dead letters
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Manage subscriptions
+    #[command(subcommand)]
+    Subscriptions(subscriptions::Command),
+    /// Make and check the topics
+    #[command(subcommand)]
+    Topics(topics::Command),
+    /// Print the settings in force and where each comes from
+    Config {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff
+    Man,
+}
+
+/// The whole command line, settings included.
+#[must_use]
+pub fn command() -> clap::Command {
+    let mut command = Cli::command().next_help_heading("Settings");
+    for setting in SETTINGS {
+        let help = match setting.default {
+            "" => format!("{} ({})", setting.help, setting.range),
+            default => format!("{} ({}) [default: {default}]", setting.help, setting.range),
+        };
+        let arg = Arg::new(setting.name)
+            .long(setting.name)
+            .global(true)
+            .help(help);
+        command = command.arg(if setting.is_switch() {
+            arg.action(ArgAction::SetTrue)
+        } else {
+            arg.value_name(setting.value)
+                .action(ArgAction::Set)
+                .allow_hyphen_values(false)
+        });
+    }
+    command
+        .arg(
+            Arg::new("x")
+                .short('X')
+                .value_name("KEY=VALUE")
+                .global(true)
+                .action(ArgAction::Append)
+                .help("Any librdkafka property, as for TLS and SASL; may be repeated"),
+        )
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .global(true)
+                .help("A TOML file with settings, keys as the flags without dashes, and a table [x] of properties"),
+        )
+}
+
+/// Runs a command line to its end and tells how it ended; messages go to standard error.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help and version are printed as data; a closed pipe is no reason to fail.
+            error.print().ok();
+            return if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
+        }
+    };
+    match dispatch(&matches) {
+        Ok(exit) => exit,
+        Err(error) => {
+            print::note(&format!("hookstream: {error}"));
+            error.exit
+        }
+    }
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
+    let cli = Cli::from_arg_matches(matches)
+        .map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
+    match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut command(), "hookstream", &mut std::io::stdout());
+            return Ok(Exit::Done);
+        }
+        Command::Man => return manual(),
+        _ => {}
+    }
+    let machine = machine();
+    let mut layers = layers(deepest(matches))?;
+    match &cli.command {
+        Command::Config { output } => return print_config(&layers, &machine, *output),
+        Command::Demo(_) => demo::prepare(&mut layers),
+        _ => {}
+    }
+    let settings = check(&layers, &machine)?;
+    logging::start(&layers)?;
+    match cli.command {
+        Command::Fanout => service::run(&settings, &[Role::Fanout]),
+        Command::Deliver => service::run(&settings, &[Role::Deliver]),
+        Command::Release => service::run(&settings, &[Role::Release]),
+        Command::Run => service::run(&settings, &[Role::Fanout, Role::Deliver, Role::Release]),
+        Command::Demo(args) => demo::run(settings, &args),
+        Command::Replay(args) => replay::run(&settings, &args),
+        Command::DeadLetters(command) => dead_letters::run(&settings, &command),
+        Command::Subscriptions(command) => subscriptions::run(&settings, &command),
+        Command::Topics(command) => topics::run(&settings, &command),
+        Command::Config { .. } | Command::Completions { .. } | Command::Man => Ok(Exit::Done),
+    }
+}
+
+/// Where global flags end up: in the matches of the innermost command.
+fn deepest(matches: &ArgMatches) -> &ArgMatches {
+    let mut innermost = matches;
+    while let Some((_, inner)) = innermost.subcommand() {
+        innermost = inner;
+    }
+    innermost
+}
+
+fn machine() -> Machine {
+    let host_name = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/etc/hostname").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "hookstream".to_owned());
+    Machine {
+        host_name,
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// Gathers what was typed, from flags, environment and file.
+fn layers(matches: &ArgMatches) -> Result<Layers, CliError> {
+    let mut layers = Layers::new();
+    for setting in SETTINGS {
+        if setting.is_switch() {
+            if matches.get_flag(setting.name) {
+                layers.give(setting.name, Source::Flag, "true");
+            }
+        } else if let Some(value) = matches.get_one::<String>(setting.name) {
+            layers.give(setting.name, Source::Flag, value);
+        }
+        if let Some(value) = variable(&setting.variable())? {
+            layers.give(setting.name, Source::Environment, value);
+        }
+    }
+    for property in matches.get_many::<String>("x").into_iter().flatten() {
+        layers.give_property(property, Source::Flag);
+    }
+    for property in variable("HOOKSTREAM_X")?
+        .unwrap_or_default()
+        .split([';', '\n'])
+    {
+        if !property.trim().is_empty() {
+            layers.give_property(property, Source::Environment);
+        }
+    }
+    let file = match matches.get_one::<String>("config") {
+        Some(file) => Some(file.clone()),
+        None => variable("HOOKSTREAM_CONFIG")?,
+    };
+    if let Some(file) = file {
+        let text = std::fs::read_to_string(Path::new(&file))
+            .map_err(|error| CliError::new(Exit::Usage, format!("--config {file}: {error}")))?;
+        layers.give_file(&text, &file);
+    }
+    Ok(layers)
+}
+
+/// Variables that start with `HOOKSTREAM_` and are no setting are left alone: Kubernetes sets some of its own
+/// (`HOOKSTREAM_SERVICE_HOST`, …) when a Service is called hookstream.
+fn variable(name: &str) -> Result<Option<String>, CliError> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(CliError::new(Exit::Usage, format!("{name} is not UTF-8")))
+        }
+    }
+}
+
+fn check(layers: &Layers, machine: &Machine) -> Result<Settings, CliError> {
+    Settings::check(layers, machine).map_err(|mistakes| match mistakes.as_slice() {
+        [one] => CliError::new(Exit::Usage, one.clone()),
+        many => CliError::new(
+            Exit::Usage,
+            format!(
+                "{} settings are wrong:\n  {}",
+                many.len(),
+                many.join("\n  ")
+            ),
+        ),
+    })
+}
+
+impl Row for EffectiveSetting {
+    const HEADINGS: &'static [&'static str] = &["SETTING", "VALUE", "SOURCE"];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.value.clone(),
+            self.source.to_owned(),
+        ]
+    }
+}
+
+/// Prints what is in force, also when some of it is wrong, and then what is wrong with it.
+fn print_config(layers: &Layers, machine: &Machine, output: Output) -> Result<Exit, CliError> {
+    print::rows(output, &config::effective(layers, machine))?;
+    check(layers, machine).map(|_| Exit::Done)
+}
+
+fn manual() -> Result<Exit, CliError> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command())
+        .render(&mut page)
+        .map_err(|error| {
+            CliError::new(Exit::Failure, format!("cannot write the manual: {error}"))
+        })?;
+    print::line(String::from_utf8_lossy(&page).trim_end())?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn settings_may_stand_before_and_behind_the_command() {
+        for line in [
+            ["hookstream", "--brokers", "b:1", "fanout"],
+            ["hookstream", "fanout", "--brokers", "b:1"],
+        ] {
+            let matches = command().try_get_matches_from(line).unwrap();
+            let layers = layers(deepest(&matches)).unwrap();
+            let settings = Settings::check(&layers, &machine()).unwrap();
+            assert_eq!(settings.brokers, "b:1");
+        }
+    }
+}

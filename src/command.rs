@@ -134,6 +134,54 @@ pub struct Command {
     pub body: Bytes,
 }
 
+/// All of a command but its key and body: what fan-out writes without owning any of it.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the fields are those of `Command`")]
+pub struct Envelope<'a> {
+    pub webhook_id: &'a str,
+    pub subscription: &'a str,
+    pub event_id: &'a str,
+    pub event_type: &'a str,
+    pub event_time: Option<&'a str>,
+    pub subject: Option<&'a str>,
+    pub content_type: ContentType,
+    pub attempt: u32,
+    pub due: Option<EpochMs>,
+    pub enqueued: EpochMs,
+    pub cause: Cause,
+    pub first_failure: Option<EpochMs>,
+    pub traceparent: Option<&'a str>,
+}
+
+impl Envelope<'_> {
+    /// Calls `write` with every header of the command's record.
+    pub fn each_header(&self, mut write: impl FnMut(&'static str, &str)) {
+        write(header::WEBHOOK_ID, self.webhook_id);
+        write(header::SUBSCRIPTION, self.subscription);
+        write(header::EVENT_ID, self.event_id);
+        write(header::EVENT_TYPE, self.event_type);
+        if let Some(time) = self.event_time {
+            write(header::EVENT_TIME, time);
+        }
+        if let Some(subject) = self.subject {
+            write(header::SUBJECT, subject);
+        }
+        write(header::CONTENT_TYPE, self.content_type.as_str());
+        write(header::ATTEMPT, &self.attempt.to_string());
+        if let Some(due) = self.due {
+            write(header::DUE, &due.to_string());
+        }
+        write(header::ENQUEUED, &self.enqueued.to_string());
+        write(header::CAUSE, self.cause.as_str());
+        if let Some(first) = self.first_failure {
+            write(header::FIRST_FAILURE, &first.to_string());
+        }
+        if let Some(trace) = self.traceparent {
+            write(header::TRACEPARENT, trace);
+        }
+    }
+}
+
 /// A record on `webhook-commands` or a tier that is no command.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InvalidCommand {
@@ -159,30 +207,23 @@ pub enum InvalidCommand {
 }
 
 impl Command {
-    /// Calls `write` with every header of this command's record.
-    pub fn each_header(&self, mut write: impl FnMut(&'static str, &str)) {
-        write(header::WEBHOOK_ID, &self.webhook_id);
-        write(header::SUBSCRIPTION, &self.subscription);
-        write(header::EVENT_ID, &self.event_id);
-        write(header::EVENT_TYPE, &self.event_type);
-        if let Some(time) = &self.event_time {
-            write(header::EVENT_TIME, time);
-        }
-        if let Some(subject) = &self.subject {
-            write(header::SUBJECT, subject);
-        }
-        write(header::CONTENT_TYPE, self.content_type.as_str());
-        write(header::ATTEMPT, &self.attempt.to_string());
-        if let Some(due) = self.due {
-            write(header::DUE, &due.to_string());
-        }
-        write(header::ENQUEUED, &self.enqueued.to_string());
-        write(header::CAUSE, self.cause.as_str());
-        if let Some(first) = self.first_failure {
-            write(header::FIRST_FAILURE, &first.to_string());
-        }
-        if let Some(trace) = &self.traceparent {
-            write(header::TRACEPARENT, trace);
+    /// Its headers, borrowed.
+    #[must_use]
+    pub fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            webhook_id: &self.webhook_id,
+            subscription: &self.subscription,
+            event_id: &self.event_id,
+            event_type: &self.event_type,
+            event_time: self.event_time.as_deref(),
+            subject: self.subject.as_deref(),
+            content_type: self.content_type,
+            attempt: self.attempt,
+            due: self.due,
+            enqueued: self.enqueued,
+            cause: self.cause,
+            first_failure: self.first_failure,
+            traceparent: self.traceparent.as_deref(),
         }
     }
 
@@ -369,7 +410,9 @@ pub(crate) mod tests {
 
     fn headers_of(command: &Command) -> Vec<(&'static str, Vec<u8>)> {
         let mut headers = Vec::new();
-        command.each_header(|name, value| headers.push((name, value.as_bytes().to_vec())));
+        command
+            .envelope()
+            .each_header(|name, value| headers.push((name, value.as_bytes().to_vec())));
         headers
     }
 

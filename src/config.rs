@@ -1,5 +1,14 @@
-//! Settings: as typed, then checked.
+//! Settings: as typed ([`Layers`]), then checked ([`Settings`]).
+//!
+//! A flag goes before an environment variable, that before a key in the file, that before the default. All that is
+//! wrong is told at once, each by its name, its value, where that came from and what is allowed, so that a rollout
+//! does not find one mistake per restart. Pure: `cli.rs` reads the flags, the environment and the file.
 
+mod parse;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +17,7 @@ use ipnet::IpNet;
 
 use crate::retry::tier::Tiers;
 use crate::units::format_duration;
+use table::{OWNED_PROPERTIES, SETTINGS, Setting};
 
 /// How the work of one event or attempt becomes visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +63,271 @@ pub struct Settings {
     pub workers: usize,
     /// Requests in flight per replica, over all subscriptions.
     pub max_in_flight: usize,
-    /// Commands held in memory per replica, bytes of their bodies.
+    /// Commands held in memory per replica, bytes.
     pub max_queued_bytes: usize,
+}
+
+/// Where a value comes from, the strongest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// On the command line.
+    Flag,
+    /// In the environment.
+    Environment,
+    /// In the file given with `--config`.
+    File,
+    /// The default.
+    Default,
+}
+
+impl Source {
+    /// One word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flag => "flag",
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Default => "default",
+        }
+    }
+}
+
+/// What was typed, by source: names of settings to text, and librdkafka properties.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    given: BTreeMap<(String, Source), String>,
+    properties: BTreeMap<(String, Source), String>,
+    mistakes: Vec<String>,
+}
+
+impl Layers {
+    /// Nothing is given.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A setting's value, as typed.
+    pub fn give(&mut self, name: &str, source: Source, value: impl Into<String>) {
+        self.given.insert((name.to_owned(), source), value.into());
+    }
+
+    /// A `key=value` for librdkafka.
+    pub fn give_property(&mut self, text: &str, source: Source) {
+        match text.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => {
+                self.properties
+                    .insert((key.trim().to_owned(), source), value.trim().to_owned());
+            }
+            // What stands there may be a secret with its key forgotten.
+            _ => self
+                .mistakes
+                .push(format!("-X ({}): allowed: key=value", source.name())),
+        }
+    }
+
+    /// The file's text: TOML, keys as the flags, properties in a table `[x]`.
+    pub fn give_file(&mut self, text: &str, path: &str) {
+        let table: toml::Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => {
+                self.mistakes.push(format!("{path} is not TOML: {error}"));
+                return;
+            }
+        };
+        for (key, value) in table {
+            if key == "x" {
+                self.give_file_properties(value);
+            } else if SETTINGS.iter().any(|setting| setting.name == key) {
+                match as_text(&value) {
+                    Some(text) => self.give(&key, Source::File, text),
+                    None => self.mistakes.push(format!(
+                        "{key} in {path} is a table; allowed: a value or a list of values"
+                    )),
+                }
+            } else {
+                self.mistakes.push(format!(
+                    "{key} in {path} is no setting; `hookstream config` lists them"
+                ));
+            }
+        }
+    }
+
+    fn give_file_properties(&mut self, value: toml::Value) {
+        let toml::Value::Table(properties) = value else {
+            self.mistakes
+                .push("x in the file: allowed: a table of librdkafka properties".to_owned());
+            return;
+        };
+        for (key, value) in properties {
+            match as_text(&value) {
+                Some(value) => {
+                    self.properties.insert((key, Source::File), value);
+                }
+                None => self
+                    .mistakes
+                    .push(format!("x.{key} in the file: allowed: a value")),
+            }
+        }
+    }
+
+    /// The value in force, and where it comes from; `None` when nothing is given and there is no default.
+    #[must_use]
+    pub fn effective(&self, setting: &Setting) -> Option<(&str, Source)> {
+        let given = self
+            .given
+            .range((setting.name.to_owned(), Source::Flag)..)
+            .next();
+        match given {
+            Some(((name, source), value)) if name == setting.name => Some((value, *source)),
+            _ if setting.default.is_empty() => None,
+            _ => Some((setting.default, Source::Default)),
+        }
+    }
+
+    /// The librdkafka properties in force, and where each comes from.
+    #[must_use]
+    pub fn properties(&self) -> BTreeMap<&str, (&str, Source)> {
+        let mut all = BTreeMap::new();
+        for ((key, source), value) in &self.properties {
+            all.entry(key.as_str()).or_insert((value.as_str(), *source));
+        }
+        all
+    }
+}
+
+fn as_text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(value) => Some(value.to_string()),
+        toml::Value::Datetime(time) => Some(time.to_string()),
+        toml::Value::Array(values) => Some(
+            values
+                .iter()
+                .map(as_text)
+                .collect::<Option<Vec<_>>>()?
+                .join(","),
+        ),
+        toml::Value::Table(_) => None,
+    }
+}
+
+/// What the machine says: defaults that no table can hold.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name.
+    pub host_name: String,
+    /// Its cores.
+    pub cores: usize,
+}
+
+impl Settings {
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// A line for each mistake.
+    pub fn check(layers: &Layers, machine: &Machine) -> Result<Self, Vec<String>> {
+        let mut reader = parse::Reader::new(layers);
+        let settings = reader.settings(machine);
+        let mut mistakes = layers.mistakes.clone();
+        mistakes.extend(reader.mistakes);
+        mistakes.extend(layers.properties().keys().filter_map(|key| {
+            let (_, way) = OWNED_PROPERTIES.iter().find(|(owned, _)| owned == key)?;
+            Some(format!("-X {key} cannot be set: {way}"))
+        }));
+        match settings {
+            Some(settings) if mistakes.is_empty() => Ok(settings),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+/// What stands for a secret when settings are printed.
+pub const REDACTED: &str = "***";
+
+/// Whether a librdkafka property holds a credential.
+#[must_use]
+pub fn is_secret(property: &str) -> bool {
+    ["password", "secret", "token", "jaas", "key.pem", "private"]
+        .iter()
+        .any(|part| property.contains(part))
+        || property == "sasl.oauthbearer.config"
+}
+
+/// One row of `hookstream config`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct EffectiveSetting {
+    /// The setting.
+    pub name: String,
+    /// Its value; [`REDACTED`] for a secret.
+    pub value: String,
+    /// Where it comes from.
+    pub source: &'static str,
+}
+
+/// All settings in force, secrets redacted (**Secret**).
+#[must_use]
+pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
+    let row = |name: &str, value: &str, source: Source| EffectiveSetting {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        source: source.name(),
+    };
+    let mut rows: Vec<_> = SETTINGS
+        .iter()
+        .map(|setting| match (layers.effective(setting), setting.name) {
+            (Some((value, source)), name) => row(name, value, source),
+            (None, "instance") => row("instance", &machine.host_name, Source::Default),
+            (None, "workers") => row("workers", &machine.cores.to_string(), Source::Default),
+            (None, name) => row(name, "", Source::Default),
+        })
+        .collect();
+    rows.extend(
+        layers
+            .properties()
+            .into_iter()
+            .map(|(key, (value, source))| {
+                row(
+                    &format!("x.{key}"),
+                    if is_secret(key) { REDACTED } else { value },
+                    source,
+                )
+            }),
+    );
+    rows
+}
+
+/// The reference for the README, as a Markdown table.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = "| flag, key in the file | variable | default | what it does; what is allowed |\n|---|---|---|---|\n".to_owned();
+    for setting in SETTINGS {
+        let default = if setting.default.is_empty() {
+            String::new()
+        } else {
+            format!("`{}`", setting.default)
+        };
+        let value = if setting.is_switch() {
+            String::new()
+        } else {
+            format!(" {}", setting.value)
+        };
+        let line = format!(
+            "| `--{}{value}` | `{}` | {default} | {}; {} |",
+            setting.name,
+            setting.variable(),
+            setting.help,
+            setting.range,
+        );
+        // Writing to a string does not fail.
+        writeln!(text, "{line}").ok();
+    }
+    text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeated, in the variable separated by `;` |\n");
+    text.push_str("| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these |\n");
+    text
 }
 
 /// Egress rules as set by the operator.
@@ -104,5 +377,161 @@ impl Topics {
     #[must_use]
     pub fn invalid_events(&self) -> String {
         format!("{}invalid-events", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            host_name: "replica-0".to_owned(),
+            cores: 2,
+        }
+    }
+
+    fn layers(given: &[(&str, Source, &str)]) -> Layers {
+        let mut layers = Layers::new();
+        layers.give("brokers", Source::Flag, "localhost:9092");
+        for (name, source, value) in given {
+            layers.give(name, *source, *value);
+        }
+        layers
+    }
+
+    fn check(given: &[(&str, Source, &str)]) -> Result<Settings, Vec<String>> {
+        Settings::check(&layers(given), &machine())
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        let settings = check(&[]).unwrap();
+        assert_eq!(settings.topics.commands(), "webhook-commands");
+        assert_eq!(
+            settings.topics.retry(settings.tiers.delays()[2]),
+            "webhook-retry-2m"
+        );
+        assert_eq!(settings.retry_schedule.len(), 7);
+        assert_eq!(settings.egress.ports, [443, 8443]);
+        assert_eq!(
+            (settings.instance.as_str(), settings.workers),
+            ("replica-0", 2)
+        );
+        assert_eq!(settings.max_queued_bytes, 64 << 20);
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
+        let all = [
+            ("timeout", Source::File, "3s"),
+            ("timeout", Source::Environment, "2s"),
+            ("timeout", Source::Flag, "1s"),
+        ];
+        for (count, expected) in [(0, 15), (1, 3), (2, 2), (3, 1)] {
+            assert_eq!(
+                check(&all[..count]).unwrap().timeout,
+                Duration::from_secs(expected)
+            );
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_name_value_source_and_range() {
+        let mistakes = check(&[
+            ("timeout", Source::Environment, "15"),
+            ("workers", Source::Flag, "0"),
+            ("tiers", Source::File, "5s,5s"),
+            ("guarantee", Source::Flag, "maybe"),
+            ("egress-ports", Source::Flag, "443,http"),
+            ("egress-deny-cidr", Source::Flag, "10.0.0.1/33"),
+            ("max-event-bytes", Source::Flag, "17MiB"),
+            ("instance", Source::Flag, "a b"),
+            ("http-listen", Source::Flag, "9400"),
+            ("log-format", Source::Flag, "xml"),
+        ])
+        .unwrap_err();
+        assert_eq!(mistakes.len(), 10, "{mistakes:#?}");
+        assert_eq!(
+            mistakes
+                .iter()
+                .find(|line| line.starts_with("--timeout"))
+                .unwrap(),
+            "--timeout is \"15\" (environment HOOKSTREAM_TIMEOUT): allowed: 100ms to 60s"
+        );
+    }
+
+    #[test]
+    fn brokers_are_required() {
+        let mistakes = Settings::check(&Layers::new(), &machine()).unwrap_err();
+        assert_eq!(mistakes.len(), 1);
+        assert!(
+            mistakes[0].contains("--brokers") && mistakes[0].contains("HOOKSTREAM_BROKERS"),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn a_file_may_give_lists_numbers_and_properties_and_nothing_unknown() {
+        let mut layers = layers(&[]);
+        layers.give_file("events = ['a', 'b']\nworkers = 3\negress-allow-http = true\n[x]\n'security.protocol' = 'SSL'\n", "f");
+        let settings = Settings::check(&layers, &machine()).unwrap();
+        assert_eq!(settings.topics.events, ["a", "b"]);
+        assert_eq!(settings.workers, 3);
+        assert!(settings.egress.allow_http);
+        assert_eq!(
+            settings.properties,
+            [("security.protocol".to_owned(), "SSL".to_owned())]
+        );
+
+        layers.give_file("worker = 3\n[tiers]\na = 1\n", "conf.toml");
+        let mistakes = Settings::check(&layers, &machine()).unwrap_err();
+        assert!(
+            mistakes
+                .iter()
+                .any(|line| line.starts_with("worker in conf.toml is no setting")),
+            "{mistakes:?}"
+        );
+        assert!(
+            mistakes
+                .iter()
+                .any(|line| line.starts_with("tiers in conf.toml")),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn what_hookstream_sets_itself_is_refused_by_name() {
+        let mut layers = layers(&[]);
+        layers.give_property("isolation.level=read_uncommitted", Source::Flag);
+        layers.give_property("no-equals-sign", Source::Environment);
+        let mistakes = Settings::check(&layers, &machine()).unwrap_err();
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(mistakes.iter().any(|line| line.contains("isolation.level")));
+        assert!(
+            !mistakes.iter().any(|line| line.contains("no-equals-sign")),
+            "it may be a secret"
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let mut layers = layers(&[]);
+        layers.give_property("sasl.password=hunter2", Source::Environment);
+        layers.give_property("sasl.username=me", Source::Environment);
+        let printed = serde_json::to_string(&effective(&layers, &machine())).unwrap();
+        assert!(!printed.contains("hunter2"), "{printed}");
+        assert!(printed.contains(REDACTED) && printed.contains("\"me\""));
+    }
+
+    #[test]
+    fn the_reference_tells_of_every_setting() {
+        for setting in SETTINGS {
+            assert!(
+                reference().contains(&setting.variable()),
+                "{} is missing",
+                setting.name
+            );
+        }
     }
 }

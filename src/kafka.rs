@@ -6,18 +6,22 @@
 pub mod consumer;
 pub mod pipeline;
 pub mod producer;
+pub mod table;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use rdkafka::Message;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
 use thiserror::Error;
 
-use crate::command::Command;
+use crate::command::{Command, Envelope};
 use crate::config::Settings;
+use crate::units::Offset;
 
 /// A transaction that is still open after this is aborted by the broker, so that readers of its
 /// partitions, and the next owner of its offsets, do not wait long for a crashed process.
@@ -219,12 +223,97 @@ fn default(config: &mut ClientConfig, key: &str, value: &str) {
 
 /// The headers of a command's record.
 #[must_use]
-pub fn command_headers(command: &Command) -> OwnedHeaders {
+pub fn command_headers(envelope: &Envelope<'_>) -> OwnedHeaders {
     let mut headers = Some(OwnedHeaders::new_with_capacity(14));
-    command.each_header(|name, value| {
+    envelope.each_header(|name, value| {
         headers = headers.take().map(|all| with_header(all, name, value))
     });
     headers.unwrap_or_default()
+}
+
+/// A record that could not be read, as it came, and why.
+#[derive(Debug)]
+pub struct InvalidRecord {
+    /// The original key.
+    pub key: Option<Vec<u8>>,
+    /// The original value.
+    pub value: Option<Vec<u8>>,
+    /// The original headers.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// One sentence.
+    pub error: String,
+    /// Where it was read.
+    pub topic: String,
+    /// Where it was read.
+    pub partition: i32,
+    /// Where it was read.
+    pub offset: Offset,
+}
+
+impl InvalidRecord {
+    /// Keeps all of `message`.
+    #[must_use]
+    pub fn of(message: &BorrowedMessage<'_>, error: String) -> Self {
+        Self {
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: each_header(message)
+                .map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)))
+                .collect(),
+            error,
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: Offset(message.offset()),
+        }
+    }
+
+    /// What it weighs in memory, bytes, near enough for a cap.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len) + 512
+    }
+
+    /// The original headers, then where the record was and what is wrong with it.
+    #[must_use]
+    pub fn to_headers(&self) -> OwnedHeaders {
+        let all = self.headers.iter().fold(
+            OwnedHeaders::new_with_capacity(self.headers.len() + 4),
+            |all, (name, value)| {
+                all.insert(Header {
+                    key: name,
+                    value: value.as_deref(),
+                })
+            },
+        );
+        let all = with_header(all, "hookstream-error", &self.error);
+        let all = with_header(all, "hookstream-topic", &self.topic);
+        let all = with_header(all, "hookstream-partition", &self.partition.to_string());
+        with_header(all, "hookstream-offset", &self.offset.to_string())
+    }
+}
+
+/// The headers of a message, in order.
+pub fn each_header<'a>(
+    message: &'a BorrowedMessage<'_>,
+) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
+    let headers = message.headers();
+    (0..headers.map_or(0, Headers::count)).filter_map(move |index| {
+        headers.map(|headers| {
+            let header = headers.get(index);
+            (header.key, header.value)
+        })
+    })
+}
+
+/// Reads a command; of what is none, all is kept.
+///
+/// # Errors
+/// The whole record, for `webhook-invalid-events`.
+pub fn read_command(message: &BorrowedMessage<'_>) -> Result<Box<Command>, Box<InvalidRecord>> {
+    let body = message.payload().map(Bytes::copy_from_slice);
+    Command::from_record(message.key(), each_header(message), body)
+        .map(Box::new)
+        .map_err(|error| Box::new(InvalidRecord::of(message, error.to_string())))
 }
 
 /// Adds one text header.
@@ -274,7 +363,9 @@ pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, 
 }
 
 pub(crate) fn log_error(purpose: &str, error: &KafkaError, reason: &str) {
-    if is_unreachable(error) {
+    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+        // Asked for, and told to the reader as an event of its own.
+    } else if is_unreachable(error) {
         tracing::warn!(client = purpose, "the broker does not answer: {reason}");
     } else {
         tracing::warn!(client = purpose, "{error}: {reason}");

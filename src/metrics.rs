@@ -1,1 +1,558 @@
-//! stub
+//! What operators see on `/metrics`: every metric, declared once, with help and unit.
+//!
+//! Labels are closed sets, and their handles are resolved when the registry is made: counting on the hot path is
+//! one atomic addition. Names are an interface (`tests/data/metrics.golden` shows a rename in review).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::command::Cause;
+use crate::delivery::outcome::Class;
+
+/// A closed set of label values.
+trait Label: Copy + 'static {
+    const ALL: &'static [Self];
+    fn text(self) -> &'static str;
+}
+
+macro_rules! labels {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$doc])* $variant),+ }
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn text(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
+        }
+    };
+}
+
+labels!(
+    /// What became of an event.
+    EventResult {
+        /// At least one subscription matched.
+        FannedOut = "fanned_out",
+        /// None matched.
+        Unmatched = "unmatched",
+        /// It could not be read.
+        Invalid = "invalid",
+    }
+);
+labels!(
+    /// What became of an attempt.
+    AttemptOutcome {
+        /// The endpoint took it.
+        Delivered = "delivered",
+        /// Another attempt follows.
+        Retry = "retry",
+        /// None follows.
+        DeadLettered = "dead_lettered",
+    }
+);
+labels!(
+    /// Why a command went to a tier without an attempt.
+    ParkReason {
+        /// The breaker is open.
+        Breaker = "breaker",
+        /// The lane was full and slow.
+        LaneFull = "lane_full",
+        /// The rate limit, or the endpoint's own `Retry-After`.
+        Rate = "rate",
+        /// The subscription is paused, unknown yet, or cannot be signed for.
+        Paused = "paused",
+    }
+);
+labels!(
+    /// How a transaction ended.
+    TransactionResult {
+        /// It is visible.
+        Committed = "committed",
+        /// It is not.
+        Aborted = "aborted",
+    }
+);
+labels!(
+    /// Who writes transactions.
+    Role {
+        /// Events to commands.
+        Fanout = "fanout",
+        /// Commands to requests.
+        Deliver = "deliver",
+        /// Tiers to commands.
+        Release = "release",
+    }
+);
+labels!(
+    /// Where release moved a record.
+    Released {
+        /// It was due.
+        Commands = "commands",
+        /// The rest of its wait is in another tier.
+        Tier = "tier",
+    }
+);
+
+impl Label for Cause {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn text(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+impl Label for Class {
+    const ALL: &'static [Self] = &[
+        Self::Success,
+        Self::Redirect,
+        Self::ClientError,
+        Self::ServerError,
+        Self::Timeout,
+        Self::Connect,
+        Self::Tls,
+        Self::Egress,
+        Self::Other,
+    ];
+    fn text(self) -> &'static str {
+        match self {
+            Self::Success => "2xx",
+            Self::Redirect => "3xx",
+            Self::ClientError => "4xx",
+            Self::ServerError => "5xx",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Egress => "egress",
+            Self::Other => "other",
+        }
+    }
+}
+
+fn index<L: Label>(label: L) -> usize {
+    L::ALL
+        .iter()
+        .position(|other| other.text() == label.text())
+        .unwrap_or(0)
+}
+
+/// Counters of a metric with one label, resolved.
+struct Counters(Vec<IntCounter>);
+
+impl Counters {
+    fn of<L: Label>(&self, label: L) -> &IntCounter {
+        &self.0[index(label)]
+    }
+}
+
+/// All metrics of a process, in a registry of its own; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<All>);
+
+struct All {
+    registry: Registry,
+    events: Counters,
+    commands: Counters,
+    attempts: Vec<Counters>,
+    attempt_duration: Histogram,
+    event_to_delivery: Histogram,
+    parked: Counters,
+    released: Counters,
+    in_flight: IntGauge,
+    queued_commands: IntGauge,
+    queued_bytes: IntGauge,
+    oldest_attempt: Gauge,
+    window_offsets: IntGaugeVec,
+    stalled: GaugeVec,
+    transactions: Vec<Counters>,
+    transaction_seconds: Vec<Histogram>,
+    invalid_subscriptions: IntCounter,
+    foreign_commit_metadata: IntCounter,
+    broker_up: IntGauge,
+    role_ready: IntGaugeVec,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const ATTEMPT_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0,
+];
+const DELIVERY_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 900.0, 3600.0,
+];
+const TRANSACTION_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// Makes metrics and registers them: the one place where names, help and labels stand.
+struct Declare {
+    registry: Registry,
+}
+
+impl Declare {
+    /// Names, labels and buckets are constants of this file, which the golden test goes over: they are all valid.
+    #[allow(clippy::expect_used, reason = "see above")]
+    fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let collector = made.expect("the constants of this file are valid");
+        self.registry
+            .register(Box::new(collector.clone()))
+            .expect("each metric is declared once");
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn counters<L: Label>(&self, name: &str, help: &str, label: &str) -> Counters {
+        let all = self.add(IntCounterVec::new(Opts::new(name, help), &[label]));
+        Counters(
+            L::ALL
+                .iter()
+                .map(|value| all.with_label_values(&[value.text()]))
+                .collect(),
+        )
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.add(Histogram::with_opts(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+        ))
+    }
+}
+
+impl Metrics {
+    /// Declares all, at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let declare = Declare {
+            registry: Registry::new(),
+        };
+        let attempts = declare.add(IntCounterVec::new(
+            Opts::new(
+                "hookstream_attempts_total",
+                "Attempts that ended, by outcome and class of answer.",
+            ),
+            &["outcome", "class"],
+        ));
+        let transactions = declare.add(IntCounterVec::new(
+            Opts::new(
+                "hookstream_transactions_total",
+                "Batches that ended, by role and result.",
+            ),
+            &["role", "result"],
+        ));
+        let transaction_seconds = declare.add(HistogramVec::new(
+            HistogramOpts::new(
+                "hookstream_transaction_seconds",
+                "How long the end of a batch took, seconds.",
+            )
+            .buckets(TRANSACTION_BUCKETS.to_vec()),
+            &["role"],
+        ));
+        let build = declare.add(IntGaugeVec::new(
+            Opts::new(
+                "hookstream_build_info",
+                "Always 1; the labels tell the version and the commit.",
+            ),
+            &["version", "commit"],
+        ));
+        build
+            .with_label_values(&[
+                env!("CARGO_PKG_VERSION"),
+                option_env!("HOOKSTREAM_COMMIT").unwrap_or("unknown"),
+            ])
+            .set(1);
+        Self(Arc::new(All {
+            events: declare.counters::<EventResult>("hookstream_events_total", "Events read, by what became of them.", "result"),
+            commands: declare.counters::<Cause>("hookstream_commands_total", "Commands written to the commands topic, by cause.", "cause"),
+            attempts: AttemptOutcome::ALL
+                .iter()
+                .map(|outcome| {
+                    Counters(
+                        Class::ALL
+                            .iter()
+                            .map(|class| attempts.with_label_values(&[outcome.text(), class.text()]))
+                            .collect(),
+                    )
+                })
+                .collect(),
+            attempt_duration: declare.histogram(
+                "hookstream_attempt_duration_seconds",
+                "How long an attempt took, from its start to the answer's headers or its failure, seconds.",
+                ATTEMPT_BUCKETS,
+            ),
+            event_to_delivery: declare.histogram(
+                "hookstream_event_to_delivery_seconds",
+                "From fan-out's reading of the event to its delivery at the first attempt, seconds.",
+                DELIVERY_BUCKETS,
+            ),
+            parked: declare.counters::<ParkReason>("hookstream_parked_total", "Commands moved to a tier without an attempt.", "why"),
+            released: declare.counters::<Released>("hookstream_released_total", "Records moved out of a tier, by where they went.", "to"),
+            in_flight: declare.gauge("hookstream_in_flight", "Requests in flight."),
+            queued_commands: declare.gauge("hookstream_queued_commands", "Commands that delivery holds in memory."),
+            queued_bytes: declare.gauge("hookstream_queued_bytes", "What the commands that delivery holds weigh, bytes."),
+            oldest_attempt: declare.add(Gauge::new(
+                "hookstream_oldest_attempt_seconds",
+                "The age of the oldest attempt in flight, seconds.",
+            )),
+            window_offsets: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_window_offsets", "From a partition's committed position to the last offset taken."),
+                &["partition"],
+            )),
+            stalled: declare.add(GaugeVec::new(
+                Opts::new(
+                    "hookstream_partition_stalled_seconds",
+                    "How long a partition's intake has been waiting for room, seconds.",
+                ),
+                &["partition"],
+            )),
+            transactions: Role::ALL
+                .iter()
+                .map(|role| {
+                    let of = |result: &TransactionResult| transactions.with_label_values(&[role.text(), result.text()]);
+                    Counters(TransactionResult::ALL.iter().map(of).collect())
+                })
+                .collect(),
+            transaction_seconds: Role::ALL.iter().map(|role| transaction_seconds.with_label_values(&[role.text()])).collect(),
+            invalid_subscriptions: declare.counter(
+                "hookstream_invalid_subscriptions_total",
+                "Subscription records that were not used because they are invalid.",
+            ),
+            foreign_commit_metadata: declare.counter(
+                "hookstream_foreign_commit_metadata_total",
+                "Partitions whose commit metadata could not be used: finished commands may be delivered again.",
+            ),
+            broker_up: declare.gauge("hookstream_broker_up", "1 when a broker has answered; 0 while a role waits for one."),
+            role_ready: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_role_ready", "1 while the role does its work."),
+                &["role"],
+            )),
+            registry: declare.registry,
+        }))
+    }
+
+    /// Events read.
+    #[must_use]
+    pub fn events(&self, result: EventResult) -> &IntCounter {
+        self.0.events.of(result)
+    }
+
+    /// Commands written to the commands topic.
+    #[must_use]
+    pub fn commands(&self, cause: Cause) -> &IntCounter {
+        self.0.commands.of(cause)
+    }
+
+    /// Attempts that ended.
+    #[must_use]
+    pub fn attempts(&self, outcome: AttemptOutcome, class: Class) -> &IntCounter {
+        self.0.attempts[index(outcome)].of(class)
+    }
+
+    /// Seconds.
+    #[must_use]
+    pub fn attempt_duration(&self) -> &Histogram {
+        &self.0.attempt_duration
+    }
+
+    /// Seconds.
+    #[must_use]
+    pub fn event_to_delivery(&self) -> &Histogram {
+        &self.0.event_to_delivery
+    }
+
+    /// Commands moved to a tier without an attempt.
+    #[must_use]
+    pub fn parked(&self, why: ParkReason) -> &IntCounter {
+        self.0.parked.of(why)
+    }
+
+    /// Records moved out of a tier.
+    #[must_use]
+    pub fn released(&self, to: Released) -> &IntCounter {
+        self.0.released.of(to)
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> &IntGauge {
+        &self.0.in_flight
+    }
+
+    /// Commands in memory.
+    #[must_use]
+    pub fn queued_commands(&self) -> &IntGauge {
+        &self.0.queued_commands
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn queued_bytes(&self) -> &IntGauge {
+        &self.0.queued_bytes
+    }
+
+    /// Of all partitions.
+    pub fn oldest_attempt(&self, age: Duration) {
+        self.0.oldest_attempt.set(age.as_secs_f64());
+    }
+
+    /// From the committed position to the last offset taken.
+    pub fn window(&self, partition: i32, span: u64) {
+        let gauge = self
+            .0
+            .window_offsets
+            .with_label_values(&[&partition.to_string()]);
+        gauge.set(i64::try_from(span).unwrap_or(i64::MAX));
+    }
+
+    /// How long intake has been waiting for room.
+    pub fn stalled(&self, partition: i32, time: Duration) {
+        self.0
+            .stalled
+            .with_label_values(&[&partition.to_string()])
+            .set(time.as_secs_f64());
+    }
+
+    /// Takes the series of a partition away that this process does not own any more.
+    pub fn forget_partition(&self, partition: i32) {
+        let label = partition.to_string();
+        // A partition that was never observed has no series to take away.
+        self.0.window_offsets.remove_label_values(&[&label]).ok();
+        self.0.stalled.remove_label_values(&[&label]).ok();
+    }
+
+    /// The end of a batch.
+    pub fn transaction(&self, role: Role, result: TransactionResult, took: Duration) {
+        self.0.transactions[index(role)].of(result).inc();
+        self.0.transaction_seconds[index(role)].observe(took.as_secs_f64());
+    }
+
+    /// Subscription records that are not used.
+    #[must_use]
+    pub fn invalid_subscriptions(&self) -> &IntCounter {
+        &self.0.invalid_subscriptions
+    }
+
+    /// Partitions whose metadata could not be used.
+    #[must_use]
+    pub fn foreign_commit_metadata(&self) -> &IntCounter {
+        &self.0.foreign_commit_metadata
+    }
+
+    /// Whether a broker has answered.
+    #[must_use]
+    pub fn broker_up(&self) -> &IntGauge {
+        &self.0.broker_up
+    }
+
+    /// Whether a role does its work.
+    #[must_use]
+    pub fn role_ready(&self, role: &str) -> IntGauge {
+        self.0.role_ready.with_label_values(&[role])
+    }
+
+    /// All of it in the text format 0.0.4.
+    ///
+    /// # Errors
+    /// The library's, which it has none of for what is registered here.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.0.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Write;
+
+    use super::*;
+
+    /// A line a metric: name, type, labels, help.
+    fn listing(metrics: &Metrics) -> String {
+        metrics.window(0, 0);
+        metrics.stalled(0, Duration::ZERO);
+        metrics.role_ready("fanout").set(0);
+        let mut lines = String::new();
+        for family in metrics.0.registry.gather() {
+            let labels: BTreeSet<&str> = family
+                .get_metric()
+                .iter()
+                .flat_map(|metric| metric.get_label())
+                .map(|label| label.name())
+                .collect();
+            let labels: Vec<_> = labels.into_iter().collect();
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            writeln!(
+                lines,
+                "{} {kind} {{{}}} {}",
+                family.name(),
+                labels.join(","),
+                family.help()
+            )
+            .unwrap();
+        }
+        lines
+    }
+
+    #[test]
+    fn the_metrics_are_those_of_the_golden_file() {
+        let now = listing(&Metrics::new());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/metrics.golden");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &now).unwrap();
+        }
+        let golden = std::fs::read_to_string(path).unwrap();
+        assert_eq!(
+            now, golden,
+            "a metric changed; names are an interface. UPDATE_GOLDEN=1 cargo test golden renews the file"
+        );
+    }
+
+    #[test]
+    fn every_label_value_is_there_from_the_start() {
+        let text = Metrics::new().render().unwrap();
+        for line in [
+            r#"hookstream_events_total{result="invalid"} 0"#,
+            r#"hookstream_attempts_total{class="timeout",outcome="retry"} 0"#,
+            r#"hookstream_parked_total{why="lane_full"} 0"#,
+            r#"hookstream_transactions_total{result="aborted",role="release"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_partition_that_is_gone_has_no_series() {
+        let metrics = Metrics::new();
+        metrics.window(7, 12);
+        assert!(
+            metrics
+                .render()
+                .unwrap()
+                .contains(r#"hookstream_window_offsets{partition="7"} 12"#)
+        );
+        metrics.forget_partition(7);
+        assert!(!metrics.render().unwrap().contains(r#"partition="7""#));
+    }
+}

@@ -1,1 +1,390 @@
-//! stub
+//! Wiring: which threads a process has, how a failure of one ends the others, and in what order they stop.
+//!
+//! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
+//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. The process
+//! then exits, and its supervisor starts it again: no role is restarted within a process.
+
+pub mod http;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::outcome::{CliError, Exit};
+use crate::clock;
+use crate::config::Settings;
+use crate::kafka::table::{self, Table};
+use crate::kafka::{self, Failure};
+use crate::metrics::Metrics;
+use http::{Health, State};
+
+/// What a process can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Events to commands.
+    Fanout,
+    /// Commands to requests.
+    Deliver,
+    /// What is due, back to commands.
+    Release,
+}
+
+impl Role {
+    /// The role's name on the command line, in logs and in `/readyz`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Deliver => "deliver",
+            Self::Release => "release",
+        }
+    }
+
+    fn needs_subscriptions(self) -> bool {
+        matches!(self, Self::Fanout | Self::Deliver)
+    }
+
+    fn run(self, context: &RoleContext) -> Result<(), Failure> {
+        match self {
+            Self::Fanout => crate::fanout::run(context),
+            Self::Deliver => crate::delivery::run(context),
+            Self::Release => crate::release::run(context),
+        }
+    }
+}
+
+/// Told once; seen by every thread.
+#[derive(Debug, Default)]
+pub struct Stop {
+    told: AtomicBool,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Stop {
+    /// Tells everybody to stop.
+    pub fn tell(&self) {
+        self.told.store(true, Ordering::Release);
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Whether everybody was told to.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
+    }
+
+    /// Waits for at most `time`, less when told to stop.
+    pub fn wait(&self, time: Duration) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_told() {
+            drop(
+                self.changed
+                    .wait_timeout(guard, time)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+}
+
+/// A fact that comes true once.
+#[derive(Debug, Default)]
+struct Once(AtomicBool);
+
+/// What a role needs of the process that it runs in.
+pub struct RoleContext {
+    /// The settings, checked.
+    pub settings: Arc<Settings>,
+    /// Where it counts.
+    pub metrics: Metrics,
+    /// The subscriptions.
+    pub table: Arc<Table>,
+    role: Role,
+    health: Arc<Health>,
+    stop: Arc<Stop>,
+    subscriptions_read: Arc<Once>,
+}
+
+impl RoleContext {
+    /// Whether the role is to stop.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.stop.is_told()
+    }
+
+    /// The role's loop goes round: without this for a while, `/livez` turns red.
+    pub fn beat(&self) {
+        self.health.beat(self.role.name());
+    }
+
+    /// The role does its work now.
+    pub fn ready(&self) {
+        tracing::info!(role = self.role.name(), "ready");
+        self.set(State::Ready);
+    }
+
+    /// The role finishes what it has begun.
+    pub fn draining(&self) {
+        self.set(State::Draining);
+    }
+
+    fn set(&self, state: State) {
+        self.metrics
+            .role_ready(self.role.name())
+            .set(i64::from(state == State::Ready));
+        self.health.set(self.role.name(), state);
+    }
+
+    /// Waits for a broker, checks that `topics` exist, and waits until the subscriptions are read if the role
+    /// needs them. `Ok(false)` when told to stop meanwhile.
+    ///
+    /// # Errors
+    /// [`Failure`] names what is missing or denied.
+    pub fn wait_until_possible(
+        &self,
+        purpose: &'static str,
+        topics: &[String],
+    ) -> Result<bool, Failure> {
+        let mut told: Option<std::time::Instant> = None;
+        let mut waiting = |reason: &str| {
+            /// How often the log repeats that there is no broker.
+            const REMIND: Duration = Duration::from_secs(10);
+            self.beat();
+            self.metrics.broker_up().set(0);
+            self.set(State::Waiting(reason.to_owned()));
+            let now = clock::instant();
+            if told.is_none_or(|before| now - before >= REMIND) {
+                told = Some(now);
+                tracing::warn!(role = purpose, "{reason}");
+            }
+        };
+        if !kafka::wait_for_topics(
+            &self.settings,
+            purpose,
+            topics,
+            &|| self.stopping(),
+            &mut waiting,
+        )? {
+            return Ok(false);
+        }
+        self.metrics.broker_up().set(1);
+        self.set(State::Starting("reading the subscriptions".to_owned()));
+        while self.role.needs_subscriptions() && !self.subscriptions_read.0.load(Ordering::Acquire)
+        {
+            if self.stopping() {
+                return Ok(false);
+            }
+            self.beat();
+            self.stop.wait(Duration::from_millis(20));
+        }
+        Ok(true)
+    }
+}
+
+/// What a running service is: its threads, and how to end it.
+pub struct Service {
+    /// Where its HTTP server listens.
+    pub http: SocketAddr,
+    /// What it counts.
+    pub metrics: Metrics,
+    stop: Arc<Stop>,
+    ended: Receiver<(&'static str, Result<(), Failure>)>,
+    running: usize,
+    runtime: tokio::runtime::Runtime,
+    grace: Duration,
+}
+
+impl Service {
+    /// Starts `roles`.
+    ///
+    /// # Errors
+    /// [`CliError`] when the port is in use or a thread cannot be started.
+    pub fn start(settings: &Settings, roles: &[Role]) -> Result<Self, CliError> {
+        let settings = Arc::new(settings.clone());
+        let metrics = Metrics::new();
+        let health = Arc::new(Health::new());
+        let stop = Arc::new(Stop::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .map_err(|error| {
+                CliError::new(Exit::Failure, format!("starting the HTTP server: {error}"))
+            })?;
+        let listener = runtime.block_on(http::bind(settings.http_listen))?;
+        let http = listener.local_addr().map_err(|error| {
+            CliError::new(Exit::Failure, format!("the HTTP server's address: {error}"))
+        })?;
+        let (over, ended) = channel();
+        let mut service = Self {
+            http,
+            metrics: metrics.clone(),
+            stop: Arc::clone(&stop),
+            ended,
+            running: 0,
+            runtime,
+            grace: settings.drain_deadline + GRACE,
+        };
+        let table = Arc::new(Table::default());
+        let subscriptions_read = Arc::new(Once::default());
+        for &role in roles {
+            health.register(role.name(), LIVENESS);
+            let context = RoleContext {
+                settings: Arc::clone(&settings),
+                metrics: metrics.clone(),
+                table: Arc::clone(&table),
+                role,
+                health: Arc::clone(&health),
+                stop: Arc::clone(&stop),
+                subscriptions_read: Arc::clone(&subscriptions_read),
+            };
+            service.spawn(role.name(), &over, move || {
+                let result = role.run(&context);
+                if result.is_err() {
+                    context.set(State::Failed);
+                }
+                result
+            })?;
+        }
+        if roles.iter().any(|role| role.needs_subscriptions()) {
+            let (settings, metrics, stop) =
+                (Arc::clone(&settings), metrics.clone(), Arc::clone(&stop));
+            service.spawn("table", &over, move || {
+                let stopped = || stop.is_told();
+                let needed = [settings.topics.subscriptions()];
+                if !kafka::wait_for_topics(&settings, "table", &needed, &stopped, &mut |_| {})? {
+                    return Ok(());
+                }
+                table::follow(&settings, &table, &metrics, &stopped, &mut || {
+                    subscriptions_read.0.store(true, Ordering::Release)
+                })
+            })?;
+        }
+        let until_stopped = wait_for_stop(Arc::clone(&stop));
+        service
+            .runtime
+            .spawn(http::serve(listener, metrics, health, until_stopped));
+        Ok(service)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        over: &std::sync::mpsc::Sender<(&'static str, Result<(), Failure>)>,
+        run: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), CliError> {
+        let over = over.clone();
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+                    .unwrap_or_else(|_| {
+                        Err(Failure::Internal(format!(
+                            "{name} has panicked; the log above says where"
+                        )))
+                    });
+                // The receiver is gone only when the process is ending anyway.
+                over.send((name, result)).ok();
+            })
+            .map_err(|error| {
+                CliError::new(
+                    Exit::Failure,
+                    format!("starting the thread of {name}: {error}"),
+                )
+            })?;
+        self.running += 1;
+        Ok(())
+    }
+
+    /// Tells all roles to stop; [`Service::wait`] then waits for that.
+    pub fn stop(&self) {
+        self.stop.tell();
+    }
+
+    /// Waits until every role has ended: because of [`Service::stop`], of a signal, or of a failure of one.
+    ///
+    /// # Errors
+    /// [`CliError`] with the first failure, or when a role does not end in time.
+    pub fn wait(mut self) -> Result<Exit, CliError> {
+        let mut failed: Option<CliError> = None;
+        let mut deadline = None;
+        while self.running > 0 {
+            if self.stop.is_told() && deadline.is_none() {
+                deadline = Some(clock::instant() + self.grace);
+            }
+            match self.ended.recv_timeout(Duration::from_millis(100)) {
+                Ok((name, result)) => {
+                    self.running -= 1;
+                    if let Err(failure) = result {
+                        tracing::error!(role = name, "{failure}");
+                        failed.get_or_insert_with(|| {
+                            CliError::new(Exit::Failure, format!("{name}: {failure}"))
+                        });
+                    }
+                    // One role that ends, ends all: a process does the whole of its work or none.
+                    self.stop.tell();
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if deadline.is_some_and(|deadline| clock::instant() >= deadline) {
+                        failed.get_or_insert_with(|| {
+                            CliError::new(Exit::Failure, "a role did not end in time: the client library hangs, or a broker does not answer; what was under way is done again after the restart".to_owned())
+                        });
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.stop.tell();
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+        failed.map_or(Ok(Exit::Done), Err)
+    }
+
+    /// Stops on SIGTERM and SIGINT.
+    ///
+    /// # Errors
+    /// [`CliError`] when the signals cannot be handled.
+    pub fn stop_on_signals(&self) -> Result<(), CliError> {
+        let _entered = self.runtime.enter();
+        let cannot = |error| CliError::new(Exit::Failure, format!("handling signals: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+        let stop = Arc::clone(&self.stop);
+        self.runtime.spawn(async move {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            tracing::info!("{name}: finishing what is under way");
+            stop.tell();
+        });
+        Ok(())
+    }
+}
+
+/// Beyond the drain deadline: the last commit and leaving the group.
+const GRACE: Duration = Duration::from_secs(15);
+/// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
+const LIVENESS: Duration = Duration::from_secs(90);
+
+async fn wait_for_stop(stop: Arc<Stop>) {
+    while !stop.is_told() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Runs `roles` until a signal or a failure ends them.
+///
+/// # Errors
+/// [`CliError`] says what failed.
+pub fn run(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
+    let service = Service::start(settings, roles)?;
+    service.stop_on_signals()?;
+    service.wait()
+}

@@ -27,7 +27,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=32_767))]
     replication_factor: Option<i32>,
     /// Create missing event topics too
-    #[arg(long = "with-events")]
+    #[arg(id = "with-events", long)]
     events: bool,
     /// Print what would be created, and touch nothing
     #[arg(long)]

@@ -260,7 +260,7 @@ impl Window {
         let start = bytes.len();
         bytes.resize(start + span.div_ceil(8), 0xff);
         let bitmap = &mut bytes[start..];
-        if span % 8 != 0 {
+        if !span.is_multiple_of(8) {
             bitmap[span / 8] = 0xff >> (8 - span % 8);
         }
         for &offset in self.open.keys() {

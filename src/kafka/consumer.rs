@@ -352,6 +352,31 @@ impl Member {
         self.metadata.borrow().clone()
     }
 
+    /// Takes the group's present generation over, if this process is a member of it. The broker is asked by
+    /// committing `anchor`, which must be what is committed already: it refuses that from a member that it has
+    /// evicted, and no later generation can have begun without a rebalance that this thread knows of. Without an
+    /// anchor nothing changes.
+    #[must_use]
+    pub fn renew_generation(&self, anchor: &[Commit]) -> bool {
+        if anchor.is_empty() {
+            return true;
+        }
+        let present = self.consumer.group_metadata();
+        match self.commit(anchor) {
+            Ok(()) => {
+                self.metadata.replace(present.map(Arc::new));
+                true
+            }
+            Err(error) => {
+                tracing::warn!(
+                    group = self.group,
+                    "the group does not count this member any more: {error}"
+                );
+                false
+            }
+        }
+    }
+
     /// Commits, and waits for the broker's answer.
     ///
     /// # Errors

@@ -1,0 +1,241 @@
+//! From text to checked values: the ranges of the table, in code.
+
+use std::fmt::Debug;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::table::{SETTINGS, Setting};
+use super::{EgressSettings, Guarantee, Layers, Machine, Settings, Topics};
+use crate::retry::tier::Tiers;
+use crate::units::parse_duration;
+
+const MIB: usize = 1024 * 1024;
+
+/// Reads settings and gathers what is wrong with them.
+pub(super) struct Reader<'a> {
+    layers: &'a Layers,
+    pub(super) mistakes: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(layers: &'a Layers) -> Self {
+        Self {
+            layers,
+            mistakes: Vec::new(),
+        }
+    }
+
+    /// `None` when something is wrong.
+    pub(super) fn settings(&mut self, machine: &Machine) -> Option<Settings> {
+        let brokers = self.required("brokers", |text| {
+            list(text, Some)
+                .filter(|all| !all.is_empty())
+                .map(|all| all.join(","))
+        });
+        let events = self.read("events", |text| {
+            list(text, topic).filter(|all| !all.is_empty())
+        });
+        let prefix = self.read("topic-prefix", name);
+        let group_prefix = self.read("group-prefix", name);
+        let guarantee = self.read("guarantee", |text| match text {
+            "exactly-once" => Some(Guarantee::ExactlyOnce),
+            "at-least-once" => Some(Guarantee::AtLeastOnce),
+            _ => None,
+        });
+        let instance = self.computed("instance", name, || machine.host_name.clone());
+        let http_listen = self.read("http-listen", |text| text.parse().ok());
+        let tiers = self.read("tiers", |text| {
+            let delays = times(
+                text,
+                Duration::from_millis(10),
+                Duration::from_secs(7 * 86_400),
+            )?;
+            if (1..=16).contains(&delays.len()) {
+                Tiers::new(delays).ok()
+            } else {
+                None
+            }
+        });
+        let retry_schedule = self.read("retry-schedule", |text| {
+            times(text, Duration::ZERO, Duration::from_secs(86_400)).filter(|all| all.len() <= 20)
+        });
+        let timeout = self.read("timeout", |text| {
+            time(text, Duration::from_millis(100), Duration::from_secs(60))
+        });
+        let drain_deadline = self.read("drain-deadline", |text| {
+            time(text, Duration::ZERO, Duration::from_secs(300))
+        });
+        let max_event_bytes = self.read("max-event-bytes", |text| size(text, 1024, 16 * MIB));
+        let max_in_flight = self.read("max-in-flight", |text| number(text, 1, 65_536));
+        let max_queued_bytes =
+            self.read("max-queued-bytes", |text| size(text, MIB, 16 * 1024 * MIB));
+        let workers = self.computed(
+            "workers",
+            |text| number(text, 1, 64),
+            || machine.cores.clamp(1, 64),
+        );
+        let egress = self.egress();
+        let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
+        self.read("log", |text| {
+            tracing_subscriber::EnvFilter::try_new(text).ok()
+        });
+        self.read("log-format", |text| {
+            matches!(text, "text" | "json").then_some(())
+        });
+        Some(Settings {
+            brokers: brokers?,
+            properties: self
+                .layers
+                .properties()
+                .into_iter()
+                .map(|(key, (value, _))| (key.to_owned(), value.to_owned()))
+                .collect(),
+            topics: Topics {
+                events: events?,
+                prefix: prefix?,
+            },
+            group_prefix: group_prefix?,
+            guarantee: guarantee?,
+            instance: instance?,
+            http_listen: http_listen?,
+            tiers: tiers?,
+            retry_schedule: retry_schedule?,
+            timeout: timeout?,
+            drain_deadline: drain_deadline?,
+            egress: egress?,
+            ca_file: ca_file?,
+            max_event_bytes: max_event_bytes?,
+            workers: workers?,
+            max_in_flight: max_in_flight?,
+            max_queued_bytes: max_queued_bytes?,
+        })
+    }
+
+    fn egress(&mut self) -> Option<EgressSettings> {
+        let allow_http = self.read("egress-allow-http", |text| text.parse().ok());
+        let networks = |text: &str| list(text, |part| part.parse().ok());
+        let allow_cidrs = self.computed("egress-allow-cidr", networks, Vec::new);
+        let deny_cidrs = self.computed("egress-deny-cidr", networks, Vec::new);
+        let ports = self.read("egress-ports", |text| match text {
+            "any" => Some(Vec::new()),
+            _ => list(text, |part| {
+                part.parse().ok().filter(|&port: &u16| port > 0)
+            })
+            .filter(|all| !all.is_empty()),
+        });
+        Some(EgressSettings {
+            allow_http: allow_http?,
+            allow_cidrs: allow_cidrs?,
+            deny_cidrs: deny_cidrs?,
+            ports: ports?,
+        })
+    }
+
+    fn read<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let setting = setting(name)?;
+        let (value, source) = self.layers.effective(setting)?;
+        let parsed = parse(value.trim());
+        if parsed.is_none() {
+            let place = match source {
+                super::Source::Environment => format!("environment {}", setting.variable()),
+                other => other.name().to_owned(),
+            };
+            self.mistakes.push(format!(
+                "--{name} is {value:?} ({place}): allowed: {}",
+                setting.range
+            ));
+        }
+        parsed
+    }
+
+    fn computed<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+        default: impl FnOnce() -> T,
+    ) -> Option<T> {
+        match self.layers.effective(setting(name)?) {
+            Some(_) => self.read(name, parse),
+            None => Some(default()),
+        }
+    }
+
+    fn required<T: Debug>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let setting = setting(name)?;
+        if self.layers.effective(setting).is_none() {
+            self.mistakes.push(format!(
+                "--{name} is required (or {}, or {name} in the file): {}",
+                setting.variable(),
+                setting.range
+            ));
+            return None;
+        }
+        self.read(name, parse)
+    }
+}
+
+fn setting(name: &str) -> Option<&'static Setting> {
+    let found = SETTINGS.iter().find(|setting| setting.name == name);
+    debug_assert!(found.is_some(), "{name} is not in the table of settings");
+    found
+}
+
+/// Comma separated; blanks around parts and empty text are fine, empty parts are not.
+fn list<'t, T>(text: &'t str, parse: impl Fn(&'t str) -> Option<T>) -> Option<Vec<T>> {
+    if text.trim().is_empty() {
+        return Some(Vec::new());
+    }
+    text.split(',')
+        .map(str::trim)
+        .map(|part| if part.is_empty() { None } else { parse(part) })
+        .collect()
+}
+
+fn name(text: &str) -> Option<String> {
+    topic(text).filter(|text| text.len() <= 100)
+}
+
+fn topic(text: &str) -> Option<String> {
+    let allowed =
+        |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+    (!text.is_empty() && text.len() <= 249 && text.chars().all(allowed)).then(|| text.to_owned())
+}
+
+fn time(text: &str, least: Duration, most: Duration) -> Option<Duration> {
+    parse_duration(text)
+        .ok()
+        .filter(|time| (least..=most).contains(time))
+}
+
+fn times(text: &str, least: Duration, most: Duration) -> Option<Vec<Duration>> {
+    list(text, |part| time(part, least, most))
+}
+
+fn number<N: FromStr + PartialOrd>(text: &str, least: N, most: N) -> Option<N> {
+    text.parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+}
+
+/// Bytes, or with a unit: `64MiB`, `1 GiB`, `512k`.
+fn size(text: &str, least: usize, most: usize) -> Option<usize> {
+    let digits = text
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(text.len());
+    let factor = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1024,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => 1024 * MIB,
+        _ => return None,
+    };
+    text[..digits]
+        .parse::<usize>()
+        .ok()?
+        .checked_mul(factor)
+        .filter(|size| (least..=most).contains(size))
+}

@@ -1,0 +1,167 @@
+//! Where a subscription's commands go, made ready once so that each request costs little: checked URL, header
+//! template, keys.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+
+use super::lane::{Limits, Rate};
+use super::signing::Signer;
+use crate::command::Command;
+use crate::config::Settings;
+use crate::egress::{EgressDenied, EgressPolicy};
+use crate::http::Request;
+use crate::subscription::{SecretSource, State, StatusRules, Subscription};
+use crate::units::EpochMs;
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const ATTEMPT: HeaderName = HeaderName::from_static("hookstream-attempt");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const AGENT: &str = concat!("hookstream/", env!("CARGO_PKG_VERSION"));
+
+/// Whether a subscription takes commands now.
+#[derive(Clone)]
+pub(super) enum Destination {
+    /// It does.
+    Open(Rc<Target>),
+    /// It is paused, or cannot be signed for: its commands wait.
+    Waiting,
+    /// It is disabled: its commands become dead letters.
+    Disabled,
+    /// The egress rules forbid its URL.
+    Denied(EgressDenied),
+}
+
+/// All that an attempt needs beside its command.
+pub(super) struct Target {
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) timeout: Duration,
+    pub(super) schedule: Box<[Duration]>,
+    pub(super) rules: StatusRules,
+    uri: http::Uri,
+    headers: HeaderMap,
+    signer: Signer,
+}
+
+impl Destination {
+    pub(super) fn of(
+        subscription: &Arc<Subscription>,
+        policy: &EgressPolicy,
+        settings: &Settings,
+    ) -> Self {
+        match subscription.state {
+            State::Paused => return Self::Waiting,
+            State::Disabled => return Self::Disabled,
+            State::Active => {}
+        }
+        if let Err(denied) = policy.check_url(&subscription.url) {
+            return Self::Denied(denied);
+        }
+        match Target::new(subscription, settings) {
+            Ok(target) => Self::Open(Rc::new(target)),
+            Err(error) => {
+                tracing::error!(subscription = %subscription.id, "its commands wait: {error}");
+                Self::Waiting
+            }
+        }
+    }
+}
+
+impl Target {
+    fn new(subscription: &Arc<Subscription>, settings: &Settings) -> Result<Self, String> {
+        let secrets: Vec<String> = subscription
+            .secrets
+            .iter()
+            .map(resolve)
+            .collect::<Result<_, _>>()?;
+        let signer =
+            Signer::new(secrets.iter().map(String::as_str)).map_err(|error| error.to_string())?;
+        let uri = subscription
+            .url
+            .as_str()
+            .parse()
+            .map_err(|error| format!("its url cannot be used: {error}"))?;
+        let mut headers = HeaderMap::with_capacity(subscription.headers.len() + 8);
+        for (name, value) in &subscription.headers {
+            headers.append(name.clone(), value.clone());
+        }
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        Ok(Self {
+            subscription: Arc::clone(subscription),
+            timeout: subscription.timeout.unwrap_or(settings.timeout),
+            schedule: subscription
+                .retry_schedule
+                .clone()
+                .unwrap_or_else(|| settings.retry_schedule.clone())
+                .into(),
+            rules: subscription.on_status.clone(),
+            uri,
+            headers,
+            signer,
+        })
+    }
+
+    /// The request of one attempt, signed at `now`. What an event put into a header that HTTP cannot carry is left out.
+    pub(super) fn request(&self, command: &Command, now: EpochMs) -> Request {
+        let mut headers = self.headers.clone();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(command.content_type.as_str()),
+        );
+        insert(&mut headers, WEBHOOK_ID, &command.webhook_id);
+        headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.seconds()));
+        if !self.signer.is_empty() {
+            let signature = self
+                .signer
+                .sign(&command.webhook_id, now.seconds(), &command.body);
+            insert(&mut headers, WEBHOOK_SIGNATURE, &signature);
+        }
+        headers.insert(
+            ATTEMPT,
+            HeaderValue::from(command.attempt.saturating_add(1)),
+        );
+        if let Some(trace) = &command.traceparent {
+            insert(&mut headers, TRACEPARENT, trace);
+        }
+        Request {
+            uri: self.uri.clone(),
+            headers,
+            body: command.body.clone(),
+        }
+    }
+}
+
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// What a lane may send for this subscription.
+pub(super) fn limits(subscription: &Subscription) -> Limits {
+    Limits {
+        max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
+        rate: subscription.rate_limit.as_ref().map(|limit| Rate {
+            per_second: limit.per_second,
+            burst: f64::from(limit.burst),
+        }),
+    }
+}
+
+/// # Errors
+/// Names where the secret should be, never what it is (**Secret**).
+fn resolve(source: &SecretSource) -> Result<String, String> {
+    match source {
+        SecretSource::Env(name) => std::env::var(name).map_err(|_| {
+            format!("the environment variable {name}, which holds its secret, is not set")
+        }),
+        SecretSource::File(path) => std::fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .map_err(|error| format!("its secret cannot be read from {}: {error}", path.display())),
+        SecretSource::Literal(secret) => Ok(secret.expose().to_owned()),
+    }
+}

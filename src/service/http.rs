@@ -1,0 +1,344 @@
+//! What a process tells over HTTP: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes.
+//!
+//! Ready means that every role of the process does its work. Alive means that every role's loop goes round: a role
+//! that waits for a broker is alive, one that hangs in the client library is not, and is to be restarted.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::cli::outcome::{CliError, Exit};
+use crate::clock;
+use crate::metrics::Metrics;
+
+/// Connections served at a time; more wait in the listener's queue.
+const CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's headers.
+const HEADERS: Duration = Duration::from_secs(10);
+
+/// What a role is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It gets ready; why not yet.
+    Starting(String),
+    /// It waits for a broker; for which.
+    Waiting(String),
+    /// It does its work.
+    Ready,
+    /// It finishes what it has begun.
+    Draining,
+    /// It cannot go on.
+    Failed,
+}
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Starting(_) => "starting",
+            Self::Waiting(_) => "waiting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Starting(reason) | Self::Waiting(reason) => Some(reason),
+            Self::Ready | Self::Draining | Self::Failed => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RoleHealth {
+    state: State,
+    beat: Instant,
+    /// Without a beat for longer than this, the role is not alive.
+    bound: Duration,
+}
+
+/// The state of every role of this process.
+#[derive(Debug, Default)]
+pub struct Health(Mutex<BTreeMap<&'static str, RoleHealth>>);
+
+impl Health {
+    /// No roles yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn roles(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, RoleHealth>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts on `role`, which is alive as long as it beats at least every `bound`.
+    pub fn register(&self, role: &'static str, bound: Duration) {
+        let state = State::Starting("starting".to_owned());
+        self.roles().insert(
+            role,
+            RoleHealth {
+                state,
+                beat: clock::instant(),
+                bound,
+            },
+        );
+    }
+
+    /// `role` is in `state` now.
+    pub fn set(&self, role: &str, state: State) {
+        if let Some(known) = self.roles().get_mut(role) {
+            known.state = state;
+            known.beat = clock::instant();
+        }
+    }
+
+    /// The loop of `role` goes round.
+    pub fn beat(&self, role: &str) {
+        if let Some(known) = self.roles().get_mut(role) {
+            known.beat = clock::instant();
+        }
+    }
+
+    /// Whether all roles are ready, and what each is doing.
+    #[must_use]
+    pub fn readiness(&self) -> (bool, serde_json::Value) {
+        let roles = self.roles();
+        let ready = !roles.is_empty() && roles.values().all(|role| role.state == State::Ready);
+        let told: serde_json::Map<_, _> = roles
+            .iter()
+            .map(|(name, role)| {
+                let told = match role.state.reason() {
+                    Some(reason) => {
+                        serde_json::json!({"state": role.state.name(), "reason": reason})
+                    }
+                    None => serde_json::json!({"state": role.state.name()}),
+                };
+                ((*name).to_owned(), told)
+            })
+            .collect();
+        let status = if ready { "ready" } else { "not ready" };
+        (ready, serde_json::json!({"status": status, "roles": told}))
+    }
+
+    /// Whether all roles were heard of within their bounds at `now`, and which were not.
+    #[must_use]
+    pub fn liveness(&self, now: Instant) -> (bool, serde_json::Value) {
+        let stale: serde_json::Map<_, _> = self
+            .roles()
+            .iter()
+            .filter_map(|(name, role)| {
+                let silent = now.saturating_duration_since(role.beat);
+                let dead = silent > role.bound || role.state == State::Failed;
+                dead.then(|| {
+                    let told = serde_json::json!({"silent_seconds": silent.as_secs(), "bound_seconds": role.bound.as_secs(), "state": role.state.name()});
+                    ((*name).to_owned(), told)
+                })
+            })
+            .collect();
+        let alive = stale.is_empty();
+        let status = if alive { "alive" } else { "not alive" };
+        (alive, serde_json::json!({"status": status, "stale": stale}))
+    }
+}
+
+/// Listens on `address`, and logs where: with port 0 the system chooses.
+///
+/// # Errors
+/// [`CliError`] names the address and the flag, as when another process uses the port.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, CliError> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        CliError::new(
+            Exit::Failure,
+            format!(
+                "cannot listen on {address}: {error}; choose another address with --http-listen"
+            ),
+        )
+    })?;
+    let local = listener.local_addr().unwrap_or(address);
+    tracing::info!("listening http={local}");
+    Ok(listener)
+}
+
+/// Serves until `shutdown`.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    health: Arc<Health>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    tokio::pin!(shutdown);
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            () = &mut shutdown => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Too many open files, as a rule: taking a breath is all there is to do.
+                tracing::warn!("accepting an HTTP connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (metrics, health) = (metrics.clone(), Arc::clone(&health));
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(request.method(), request.uri().path(), &metrics, &health);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADERS)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!("an HTTP connection ended: {error}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn answer(
+    method: &Method,
+    path: &str,
+    metrics: &Metrics,
+    health: &Health,
+) -> Response<Full<Bytes>> {
+    if method != Method::GET && method != Method::HEAD {
+        let mut refused = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "only GET and HEAD\n".to_owned(),
+        );
+        refused
+            .headers_mut()
+            .insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        return refused;
+    }
+    match path {
+        "/metrics" => match metrics.render() {
+            Ok(rendered) => text(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                rendered,
+            ),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "text/plain",
+                format!("{error}\n"),
+            ),
+        },
+        "/livez" => told(health.liveness(clock::instant())),
+        "/readyz" => told(health.readiness()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "there is /metrics, /livez and /readyz\n".to_owned(),
+        ),
+    }
+}
+
+fn told((well, body): (bool, serde_json::Value)) -> Response<Full<Bytes>> {
+    let status = if well {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    text(status, "application/json", format!("{body}\n"))
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(5);
+
+    fn health(states: &[(&'static str, State)]) -> Health {
+        let health = Health::new();
+        for (role, state) in states {
+            health.register(role, BOUND);
+            health.set(role, state.clone());
+        }
+        health
+    }
+
+    fn status(path: &str, health: &Health) -> StatusCode {
+        answer(&Method::GET, path, &Metrics::new(), health).status()
+    }
+
+    #[test]
+    fn a_process_is_ready_when_all_its_roles_are() {
+        assert_eq!(
+            status("/readyz", &health(&[])),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        let half = health(&[
+            ("fanout", State::Ready),
+            ("deliver", State::Waiting("no broker".to_owned())),
+        ]);
+        assert_eq!(status("/readyz", &half), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            half.readiness().1["roles"]["deliver"]["reason"],
+            "no broker"
+        );
+        half.set("deliver", State::Ready);
+        assert_eq!(status("/readyz", &half), StatusCode::OK);
+        half.set("deliver", State::Draining);
+        assert_eq!(status("/readyz", &half), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[test]
+    fn a_role_that_waits_is_alive_and_one_that_hangs_is_not() {
+        let health = health(&[("fanout", State::Waiting("no broker".to_owned()))]);
+        let now = clock::instant();
+        assert!(health.liveness(now).0);
+        let (alive, told) = health.liveness(now + BOUND + Duration::from_secs(1));
+        assert!(!alive);
+        assert!(told["stale"]["fanout"]["silent_seconds"].as_u64().unwrap() > BOUND.as_secs());
+    }
+
+    #[test]
+    fn a_failed_role_is_not_alive() {
+        assert_eq!(
+            status("/livez", &health(&[("release", State::Failed)])),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+    }
+
+    #[test]
+    fn other_paths_and_methods_are_refused() {
+        let health = health(&[]);
+        assert_eq!(status("/", &health), StatusCode::NOT_FOUND);
+        let refused = answer(&Method::POST, "/metrics", &Metrics::new(), &health);
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(status("/metrics", &health), StatusCode::OK);
+    }
+}
