@@ -821,6 +821,40 @@ mod tests {
     }
 
     #[test]
+    fn facts_keep_to_their_schemas() {
+        let problems = |schema: &str, headers: &[(&'static str, String)]| {
+            let schema = serde_json::from_str(schema).unwrap();
+            let validator = jsonschema::validator_for(&schema).unwrap();
+            let headers: HashMap<_, _> = headers.iter().cloned().collect();
+            let headers = serde_json::to_value(headers).unwrap();
+            validator
+                .iter_errors(&headers)
+                .map(|error| error.to_string())
+                .collect::<Vec<_>>()
+        };
+        let letters = include_str!("../schemas/dead-letter.schema.json");
+        let facts = include_str!("../schemas/fact.schema.json");
+        for reason in Reason::ALL {
+            let mut headers = command_headers(3);
+            headers.extend(info(reason).headers());
+            assert_eq!(
+                problems(letters, &headers),
+                Vec::<String>::new(),
+                "{reason}"
+            );
+            assert_ne!(
+                problems(facts, &headers),
+                Vec::<String>::new(),
+                "a letter settles nothing"
+            );
+        }
+        for how in [Settlement::Replayed, Settlement::Discarded] {
+            let headers = Settled::new(&letter(), how, EpochMs(5)).headers();
+            assert_eq!(problems(facts, &headers), Vec::<String>::new(), "{how:?}");
+        }
+    }
+
+    #[test]
     fn reasons_are_the_contracts() {
         for reason in Reason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(reason));

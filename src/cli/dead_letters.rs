@@ -336,12 +336,6 @@ fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
     Ok(settled)
 }
 
-impl From<Failure> for CliError {
-    fn from(failure: Failure) -> Self {
-        print::failed(&failure)
-    }
-}
-
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     let (log, ends) = open(settings)?;
     let place = args.letter.parse::<Coordinates>().ok();

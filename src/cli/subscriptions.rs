@@ -111,9 +111,16 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
 /// A valid subscription as it was written.
 type Document = serde_json::Map<String, Value>;
 
+/// The document in another state; the same when it is in that state already, also by default.
 fn with_state(document: &Document, state: &str) -> Document {
     let mut changed = document.clone();
-    changed.insert("state".to_owned(), Value::from(state));
+    if document
+        .get("state")
+        .map_or("active", |state| state.as_str().unwrap_or_default())
+        != state
+    {
+        changed.insert("state".to_owned(), Value::from(state));
+    }
     changed
 }
 
@@ -589,5 +596,10 @@ mod tests {
         let mut rest = paused;
         rest.remove("state");
         assert_eq!(rest, document);
+        assert_eq!(
+            with_state(&document, "active"),
+            document,
+            "a subscription is active by default"
+        );
     }
 }
