@@ -1,0 +1,40 @@
+# What to type. Each target first checks what it needs (scripts/prerequisites) and says what is missing.
+# ARGS goes to the program: make demo ARGS='--duration 30s'
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build test check demo kafka bench-deliver
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## the release binary, target/release/hookstream
+	@scripts/prerequisites build
+	cargo build --release --locked
+
+test: ## every test, the ones on a real Kafka included
+	@scripts/prerequisites test
+	@scripts/kafka fetch
+	cargo test --locked
+
+check: ## format, lints, documentation, licences and advisories, portability
+	@scripts/prerequisites build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	scripts/audit
+	scripts/portable
+
+demo: ## the whole story in a minute, with an embedded broker
+	@scripts/prerequisites build
+	cargo run --release --locked -- demo $(ARGS)
+
+kafka: ## a local real Kafka; prints its address and how to stop it
+	@scripts/prerequisites test
+	@scripts/kafka start $(ARGS)
+
+bench-deliver: ## deliveries per second, beside a raw HTTP client
+	@scripts/prerequisites test
+	@scripts/kafka fetch
+	cargo bench --locked --bench deliver $(ARGS)

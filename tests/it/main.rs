@@ -1,0 +1,16 @@
+//! Tests of the program on a real Apache Kafka, in one binary: it links once, and its tests share one broker.
+//!
+//! Each test lives in a [`support::World`] of its own (topic and group prefix), so all may run at once.
+//! Java 17 is needed: `make test` checks it and fetches Kafka.
+
+// A test that cannot go on should stop where it stands; it measures real time from outside the program; and
+// the lint on reachability looks at libraries.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod harness;
+mod support;

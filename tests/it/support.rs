@@ -1,0 +1,66 @@
+//! What tests on a real Kafka share: a broker, a world of topics, the program's processes, a receiver.
+//!
+//! Everything here blocks, so tests are plain `#[test]` functions. Nothing sleeps for a fixed time to let
+//! something happen: wait with [`eventually`], [`Process::wait_for_line`] or [`Receiver::wait_until`].
+
+// Not every test uses everything.
+#![allow(dead_code, unused_imports)]
+
+mod broker;
+mod process;
+mod receiver;
+mod world;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+pub use broker::{Broker, broker};
+pub use process::{Output, Process, run_to_end};
+pub use receiver::{Answer, Receiver, Seen};
+pub use world::{Isolation, Record, World};
+
+/// Long enough for anything that should happen at once, on a machine that is busy with other tests.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Asks until there is an answer, at first often, then every 200 ms.
+///
+/// # Panics
+/// Naming `what` when there is none in time.
+#[track_caller]
+pub fn eventually<T>(what: &str, timeout: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + timeout;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// [`eventually`] for a condition.
+///
+/// # Panics
+/// Naming `what` when it does not hold in time.
+#[track_caller]
+pub fn eventually_true(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool) {
+    eventually(what, timeout, || holds().then_some(()));
+}
+
+/// Runs a future of the Kafka client or of the receiver to its end.
+fn block_on<F: Future>(future: F) -> F::Output {
+    runtime().block_on(future)
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    })
+}

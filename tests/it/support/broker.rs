@@ -1,0 +1,138 @@
+//! A real broker, by `scripts/kafka`: one for all tests, and private ones for tests that stop theirs.
+//!
+//! The broker lives as long as this process holds the script's standard input, so it ends with the
+//! tests also when they are killed.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+
+/// A running Kafka.
+pub struct Broker {
+    /// Bootstrap servers.
+    pub address: String,
+    script: Option<Script>,
+}
+
+struct Script {
+    child: Child,
+    /// Closing it ends the brokers.
+    stdin: Option<ChildStdin>,
+    dir: PathBuf,
+}
+
+/// The broker that all tests share, started by the first that asks. `HOOKSTREAM_TEST_BROKERS` names an
+/// existing one to use instead.
+pub fn broker() -> &'static Broker {
+    static BROKER: OnceLock<Broker> = OnceLock::new();
+    BROKER.get_or_init(|| match std::env::var("HOOKSTREAM_TEST_BROKERS") {
+        Ok(address) => Broker {
+            address,
+            script: None,
+        },
+        Err(_) => Broker::own(),
+    })
+}
+
+impl Broker {
+    /// A broker of the test's own, to be stopped and started; it ends when this is dropped.
+    pub fn own() -> Self {
+        Self::cluster(1)
+    }
+
+    /// 1 or 3 brokers of the test's own. Topics of three have three replicas, two of which must be in sync.
+    pub fn cluster(brokers: u32) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("hookstream-it-")
+            .tempdir()
+            .unwrap()
+            .keep();
+        let mut child = Command::new(script())
+            .args([
+                "run",
+                "--remove",
+                "--brokers",
+                &brokers.to_string(),
+                "--dir",
+            ])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("scripts/kafka should start");
+        let stdin = child.stdin.take();
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut address)
+            .unwrap();
+        let address = address.trim().to_owned();
+        assert!(
+            !address.is_empty(),
+            "scripts/kafka run gave no address; its reason is on standard error"
+        );
+        Self {
+            address,
+            script: Some(Script { child, stdin, dir }),
+        }
+    }
+
+    /// Stops the first broker in an orderly way.
+    pub fn stop(&self) {
+        self.control(&["stop-broker", "1"]);
+    }
+
+    /// Starts the first broker again: the same data, the same port.
+    pub fn start(&self) {
+        self.control(&["start-broker", "1"]);
+    }
+
+    /// [`Self::stop`], then [`Self::start`].
+    pub fn restart(&self) {
+        self.control(&["restart-broker", "1"]);
+    }
+
+    /// Runs one of `scripts/kafka`'s commands on this broker's directory: `["restart-broker", "--hard", "2"]`.
+    ///
+    /// # Panics
+    /// When it fails, or when the broker is not this process's own.
+    pub fn control(&self, arguments: &[&str]) {
+        let dir = &self
+            .script
+            .as_ref()
+            .expect("a broker given by HOOKSTREAM_TEST_BROKERS is not ours to stop")
+            .dir;
+        let status = Command::new(script())
+            .args(arguments)
+            .arg("--dir")
+            .arg(dir)
+            .stdin(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "scripts/kafka {arguments:?} failed: {status}"
+        );
+    }
+
+    /// Process id of one of this process's own brokers, numbered from 1.
+    pub fn pid(&self, number: u32) -> u32 {
+        let dir = &self.script.as_ref().unwrap().dir;
+        std::fs::read_to_string(dir.join(number.to_string()).join("pid"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        drop(self.child.wait());
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka")
+}

@@ -1,0 +1,442 @@
+//! One test's own topics and groups on a broker that it shares with others, and what is read and written there.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use hookstream::config::Topics;
+use hookstream::units::format_duration;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use super::{Broker, Output, Process, SOON, block_on, broker, run_to_end};
+
+/// Names that no other test uses, and the settings that every process of this test gets.
+pub struct World {
+    pub brokers: String,
+    /// Prefix of topics, groups and instances, with its separator.
+    pub prefix: String,
+    pub topics: Topics,
+    /// The event topic.
+    pub events: String,
+    pub tiers: Vec<Duration>,
+    /// 1, or 3 on three brokers.
+    pub replicas: i32,
+    /// Further flags for every process, such as `--guarantee`, `at-least-once`.
+    pub flags: Vec<String>,
+    spawned: AtomicU32,
+    producer: OnceLock<FutureProducer>,
+}
+
+/// Whether records of open and aborted transactions are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    Committed,
+    Uncommitted,
+}
+
+/// A record read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// `None` is a tombstone.
+    pub value: Option<Vec<u8>>,
+    /// Epoch ms, by the producer or by the broker as the topic is set.
+    pub timestamp: i64,
+}
+
+impl Record {
+    /// The first header of that name, as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
+        std::str::from_utf8(value).ok()
+    }
+
+    pub fn key_text(&self) -> &str {
+        self.key
+            .as_deref()
+            .map_or("", |key| std::str::from_utf8(key).unwrap())
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(self.value.as_deref().expect("a tombstone is no JSON")).unwrap()
+    }
+}
+
+impl World {
+    /// On the shared broker.
+    pub fn new(name: &str) -> Self {
+        Self::on(broker(), name)
+    }
+
+    /// On a broker of the test's own.
+    pub fn on(broker: &Broker, name: &str) -> Self {
+        let random: String = std::iter::repeat_with(fastrand::alphanumeric)
+            .take(6)
+            .collect();
+        let prefix = format!("t-{name}-{}-", random.to_lowercase());
+        let events = format!("{prefix}events");
+        Self {
+            brokers: broker.address.clone(),
+            topics: Topics {
+                events: vec![events.clone()],
+                prefix: prefix.clone(),
+            },
+            prefix,
+            events,
+            tiers: vec![Duration::from_secs(1), Duration::from_secs(2)],
+            replicas: if broker.address.contains(',') { 3 } else { 1 },
+            flags: Vec::new(),
+            spawned: AtomicU32::new(0),
+            producer: OnceLock::new(),
+        }
+    }
+
+    // ---- the program -----------------------------------------------------------------------------
+
+    /// Flags that every command of this world needs.
+    pub fn args(&self) -> Vec<String> {
+        let tiers: Vec<String> = self
+            .tiers
+            .iter()
+            .map(|tier| format_duration(*tier))
+            .collect();
+        let pairs = [
+            ("--brokers", self.brokers.as_str()),
+            ("--topic-prefix", &self.prefix),
+            ("--group-prefix", &self.prefix),
+            ("--events", &self.events),
+            ("--tiers", &tiers.join(",")),
+            ("--egress-allow-cidr", "127.0.0.0/8"),
+            ("--egress-ports", "any"),
+        ];
+        let mut arguments: Vec<String> = pairs
+            .iter()
+            .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
+            .collect();
+        arguments.push("--egress-allow-http".to_owned());
+        arguments.extend(self.flags.iter().cloned());
+        arguments
+    }
+
+    /// Starts a role (`fanout`, `deliver`, ...) as an instance of its own on a free port.
+    pub fn spawn(&self, role: &str, extra: &[&str]) -> Process {
+        let number = self.spawned.fetch_add(1, Ordering::Relaxed);
+        self.spawn_as(&format!("{}{role}-{number}", self.prefix), role, extra)
+    }
+
+    /// Starts a role as a named instance: the successor of one that was killed.
+    pub fn spawn_as(&self, instance: &str, role: &str, extra: &[&str]) -> Process {
+        let mut arguments = vec![role.to_owned()];
+        arguments.extend(self.args());
+        arguments
+            .extend(["--instance", instance, "--http-listen", "127.0.0.1:0"].map(str::to_owned));
+        arguments.extend(extra.iter().map(|&argument| argument.to_owned()));
+        Process::spawn(&arguments)
+    }
+
+    /// Runs an operator's command to its end: `&["dead-letters", "list", "-o", "json"]`.
+    #[track_caller]
+    pub fn run(&self, command: &[&str], stdin: &str) -> Output {
+        let mut arguments: Vec<String> = command
+            .iter()
+            .map(|&argument| argument.to_owned())
+            .collect();
+        arguments.extend(self.args());
+        run_to_end(&arguments, stdin)
+    }
+
+    // ---- topics ----------------------------------------------------------------------------------
+
+    /// The event topic and all own topics, as `topics create` would make them; `partitions` each.
+    pub fn create_topics(&self, partitions: i32) {
+        self.create_events_topic(partitions);
+        let settled = [("cleanup.policy", "delete")];
+        self.create_topic(&self.topics.commands(), partitions, &settled);
+        self.create_topic(&self.topics.dead_letters(), partitions, &settled);
+        self.create_topic(&self.topics.invalid_events(), partitions, &settled);
+        self.create_topic(
+            &self.topics.subscriptions(),
+            1,
+            &[("cleanup.policy", "compact")],
+        );
+        for tier in &self.tiers {
+            self.create_topic(
+                &self.topics.retry(*tier),
+                partitions,
+                &[("message.timestamp.type", "LogAppendTime")],
+            );
+        }
+    }
+
+    /// The event topic by the admin client, the own ones by the program's `topics create` with further flags.
+    #[track_caller]
+    pub fn create_topics_by_program(&self, partitions: i32, extra: &[&str]) -> Output {
+        self.create_events_topic(partitions);
+        let output = self.run(&[&["topics", "create"], extra].concat(), "");
+        assert_eq!(output.code, 0, "topics create failed: {}", output.stderr);
+        output
+    }
+
+    pub fn create_events_topic(&self, partitions: i32) {
+        self.create_topic(&self.events, partitions, &[]);
+    }
+
+    /// Creates a topic, and waits until this broker's metadata shows it.
+    #[track_caller]
+    pub fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(self.replicas));
+        for (key, value) in settings {
+            topic = topic.set(key, value);
+        }
+        let options = AdminOptions::new()
+            .operation_timeout(Some(SOON))
+            .request_timeout(Some(SOON));
+        let results = block_on(admin.create_topics([&topic], &options)).unwrap();
+        if let Some(Err((name, code))) = results.first() {
+            panic!("the topic {name} could not be created: {code}");
+        }
+        super::eventually_true(&format!("the topic {name} has its leaders"), SOON, || {
+            let metadata = admin.inner().fetch_metadata(Some(name), SOON);
+            metadata.is_ok_and(|metadata| {
+                let found = metadata.topics()[0].partitions();
+                found.len() == usize::try_from(partitions).unwrap()
+                    && found.iter().all(|one| one.leader() >= 0)
+            })
+        });
+    }
+
+    // ---- writing ---------------------------------------------------------------------------------
+
+    /// Produces one record to the event topic; returns when the broker has it.
+    #[track_caller]
+    pub fn produce_event(&self, key: &str, headers: &[(&str, &str)], payload: impl AsRef<[u8]>) {
+        self.produce(
+            &self.events,
+            [(Some(key), headers.to_vec(), Some(payload.as_ref().to_vec()))],
+        );
+    }
+
+    /// Produces plain events in bulk, key and payload each; returns when the broker has all of them.
+    #[track_caller]
+    pub fn produce_events<K: AsRef<str>, V: AsRef<[u8]>>(
+        &self,
+        events: impl IntoIterator<Item = (K, V)>,
+    ) {
+        self.produce(
+            &self.events,
+            events
+                .into_iter()
+                .map(|(key, value)| (Some(key), Vec::new(), Some(value.as_ref().to_vec()))),
+        );
+    }
+
+    /// Writes a subscription as a raw record, valid or not; its id is the key.
+    #[track_caller]
+    pub fn put_subscription(&self, id: &str, value: impl AsRef<[u8]>) {
+        self.produce(
+            &self.topics.subscriptions(),
+            [(Some(id), Vec::new(), Some(value.as_ref().to_vec()))],
+        );
+    }
+
+    /// Writes the tombstone of a subscription.
+    #[track_caller]
+    pub fn delete_subscription(&self, id: &str) {
+        self.produce(&self.topics.subscriptions(), [(Some(id), Vec::new(), None)]);
+    }
+
+    /// Produces (key, headers, value) records, pipelined, in order, outside any transaction.
+    ///
+    /// # Panics
+    /// When the broker refuses one.
+    #[track_caller]
+    pub fn produce<'a, K: AsRef<str>>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (Option<K>, Vec<(&'a str, &'a str)>, Option<Vec<u8>>)>,
+    ) {
+        let producer = self.producer();
+        let mut pending = Vec::new();
+        for (key, headers, value) in records {
+            let headers = headers
+                .iter()
+                .fold(OwnedHeaders::new(), |all, (name, value)| {
+                    all.insert(Header {
+                        key: name,
+                        value: Some(*value),
+                    })
+                });
+            let mut record = FutureRecord::<str, [u8]>::to(topic).headers(headers);
+            record.key = key.as_ref().map(AsRef::as_ref);
+            record.payload = value.as_deref();
+            pending.push(loop {
+                match producer.send_result(record) {
+                    Ok(delivery) => break delivery,
+                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                        drop(producer.flush(Duration::from_millis(100)));
+                        record = back;
+                    }
+                    Err((error, _)) => {
+                        panic!("a record for {topic} could not be produced: {error}")
+                    }
+                }
+            });
+        }
+        for delivery in pending {
+            if let Err((error, _)) = block_on(delivery).unwrap() {
+                panic!("a record for {topic} was refused: {error}");
+            }
+        }
+    }
+
+    fn producer(&self) -> &FutureProducer {
+        self.producer.get_or_init(|| {
+            let mut config = self.client_config();
+            config
+                .set("enable.idempotence", "true")
+                .set("partitioner", "murmur2_random")
+                .set("linger.ms", "2");
+            config.create().unwrap()
+        })
+    }
+
+    // ---- reading ---------------------------------------------------------------------------------
+
+    /// A client's configuration for this broker, for what a test does by itself.
+    pub fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    /// All records of a topic from its beginning to where it ended at the time of the call (for
+    /// [`Isolation::Committed`], to the last stable offset), by partition and offset.
+    ///
+    /// # Panics
+    /// When the end is not reached in time.
+    #[track_caller]
+    pub fn read_all(&self, topic: &str, isolation: Isolation) -> Vec<Record> {
+        let consumer = self.reader(&format!("{}reader", self.prefix), isolation);
+        let mut ends: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut all = TopicPartitionList::new();
+        for partition in self.partitions(&consumer, topic) {
+            let (low, high) = consumer.fetch_watermarks(topic, partition, SOON).unwrap();
+            if high > low {
+                ends.insert(partition, high);
+                all.add_partition_offset(topic, partition, Offset::Beginning)
+                    .unwrap();
+            }
+        }
+        consumer.assign(&all).unwrap();
+        let mut records = Vec::new();
+        let deadline = Instant::now() + SOON;
+        while !ends.is_empty() {
+            assert!(
+                Instant::now() < deadline,
+                "{topic} was not read to its end within {SOON:?}"
+            );
+            match consumer.poll(Duration::from_millis(100)) {
+                None => {}
+                // Offsets have gaps: the record before the end may not exist.
+                Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.remove(&partition)),
+                Some(Err(error)) => panic!("{topic} could not be read: {error}"),
+                Some(Ok(message)) => {
+                    let Some(&end) = ends.get(&message.partition()) else {
+                        continue;
+                    };
+                    if message.offset() < end {
+                        records.push(record(&message));
+                    }
+                    if message.offset() + 1 >= end {
+                        ends.remove(&message.partition());
+                    }
+                }
+            }
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// What a group has committed for a topic: partition, position and metadata, where it has committed.
+    /// `group` is without the prefix: `deliver`.
+    #[track_caller]
+    pub fn committed(&self, group: &str, topic: &str) -> Vec<(i32, i64, String)> {
+        // Uncommitted: else this would wait for a transaction that holds the group's offsets.
+        let consumer = self.reader(&format!("{}{group}", self.prefix), Isolation::Uncommitted);
+        let mut asked = TopicPartitionList::new();
+        for partition in self.partitions(&consumer, topic) {
+            asked.add_partition(topic, partition);
+        }
+        let answer = consumer.committed_offsets(asked, SOON).unwrap();
+        let committed =
+            answer
+                .elements()
+                .into_iter()
+                .filter_map(|element| match element.offset() {
+                    Offset::Offset(position) => {
+                        Some((element.partition(), position, element.metadata().to_owned()))
+                    }
+                    _ => None,
+                });
+        committed.collect()
+    }
+
+    fn reader(&self, group: &str, isolation: Isolation) -> BaseConsumer {
+        let level = if isolation == Isolation::Committed {
+            "read_committed"
+        } else {
+            "read_uncommitted"
+        };
+        let mut config = self.client_config();
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("allow.auto.create.topics", "false")
+            .set("isolation.level", level)
+            .set("fetch.wait.max.ms", "20");
+        config.create().unwrap()
+    }
+
+    fn partitions(&self, consumer: &BaseConsumer, topic: &str) -> Vec<i32> {
+        let metadata = consumer.fetch_metadata(Some(topic), SOON).unwrap();
+        let found: Vec<i32> = metadata.topics()[0]
+            .partitions()
+            .iter()
+            .map(|partition| partition.id())
+            .collect();
+        assert!(!found.is_empty(), "there is no topic {topic}");
+        found
+    }
+}
+
+fn record(message: &impl Message) -> Record {
+    let headers = message.headers().map(|headers| {
+        let pairs = headers.iter().map(|header| {
+            (
+                header.key.to_owned(),
+                header.value.unwrap_or_default().to_vec(),
+            )
+        });
+        pairs.collect()
+    });
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        headers: headers.unwrap_or_default(),
+        value: message.payload().map(<[u8]>::to_vec),
+        timestamp: message.timestamp().to_millis().unwrap_or(-1),
+    }
+}
