@@ -20,7 +20,7 @@ use crate::admin::log::Log;
 use crate::config::{Guarantee, Settings};
 use crate::kafka::Failure;
 use crate::kafka::producer::{BatchError, Producer, Record};
-use seam::{State, Subscription, SubscriptionError};
+use crate::subscription::{self, State, Subscription, SubscriptionError};
 
 const PURPOSE: &str = "subscriptions";
 
@@ -112,7 +112,7 @@ struct Document {
 impl Document {
     fn parse(key: Option<&[u8]>, json: Vec<u8>) -> Result<Self, SubscriptionError> {
         Ok(Self {
-            parsed: seam::parse(key, &json)?,
+            parsed: subscription::parse(key, &json)?,
             json,
         })
     }
@@ -128,7 +128,7 @@ impl Document {
     }
 
     fn redacted(&self) -> Result<Value, CliError> {
-        seam::redacted(&self.json)
+        subscription::redacted(&self.json)
             .map_err(|error| CliError::new(Exit::Failure, error.problems().join("; ")))
     }
 }
@@ -276,94 +276,6 @@ fn documents(text: &str) -> Result<Vec<(String, Value)>, String> {
         }
     }
     Ok(found)
-}
-
-/// Stands in for `crate::subscription` with its signatures, until that is there: then this module goes, and
-/// `use crate::subscription::{self as seam, ...}` takes its place.
-mod seam {
-    use serde_json::{Map, Value};
-
-    pub(super) struct Subscription {
-        pub(super) id: Box<str>,
-        pub(super) state: State,
-    }
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(super) enum State {
-        Active,
-        Paused,
-        Disabled,
-    }
-
-    #[derive(Debug)]
-    pub(super) struct SubscriptionError(Vec<String>);
-
-    impl SubscriptionError {
-        pub(super) fn problems(&self) -> Vec<String> {
-            self.0.clone()
-        }
-    }
-
-    fn object(value: &[u8]) -> Result<Map<String, Value>, SubscriptionError> {
-        serde_json::from_slice(value).map_err(|error| SubscriptionError(vec![error.to_string()]))
-    }
-
-    pub(super) fn parse(
-        key: Option<&[u8]>,
-        value: &[u8],
-    ) -> Result<Subscription, SubscriptionError> {
-        let document = object(value)?;
-        let text = |name: &str| document.get(name).and_then(Value::as_str);
-        let missing = ["id", "subscriber", "url"]
-            .into_iter()
-            .filter(|name| text(name).is_none());
-        let mut errors: Vec<_> = missing.map(|name| format!("{name} is missing")).collect();
-        if !document.get("events").is_some_and(Value::is_array) {
-            errors.push("events is missing".to_owned());
-        }
-        let id = text("id").unwrap_or_default();
-        if key.is_some_and(|key| key != id.as_bytes()) {
-            errors.push("the key is not the id".to_owned());
-        }
-        let state = match text("state") {
-            Some("paused") => State::Paused,
-            Some("disabled") => State::Disabled,
-            _ => State::Active,
-        };
-        if errors.is_empty() {
-            Ok(Subscription {
-                id: id.into(),
-                state,
-            })
-        } else {
-            Err(SubscriptionError(errors))
-        }
-    }
-
-    pub(super) fn with_state(value: &[u8], state: State) -> Result<Vec<u8>, SubscriptionError> {
-        let mut document = object(value)?;
-        let text = format!("{state:?}").to_lowercase();
-        document.insert("state".to_owned(), Value::from(text));
-        serde_json::to_vec(&document).map_err(|error| SubscriptionError(vec![error.to_string()]))
-    }
-
-    pub(super) fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
-        let mut document = object(value)?;
-        for secret in document
-            .get_mut("secrets")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            if !secret
-                .as_str()
-                .is_some_and(|text| text.starts_with("env:") || text.starts_with("file:"))
-            {
-                *secret = Value::from("redacted");
-            }
-        }
-        Ok(Value::Object(document))
-    }
 }
 
 // ---- the table ----
@@ -526,7 +438,7 @@ fn in_state(known: &Document, state: State) -> Result<Option<Option<Vec<u8>>>, S
     if known.parsed.state == state {
         Ok(None)
     } else {
-        Ok(Some(Some(seam::with_state(&known.json, state)?)))
+        Ok(Some(Some(subscription::with_state(&known.json, state)?)))
     }
 }
 
