@@ -166,11 +166,7 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     let (mut changes, mut writes) = (Vec::new(), Vec::new());
     for document in documents {
         let id = document.id().to_owned();
-        let result = match table.get(&id) {
-            None => "created",
-            Some(known) if known.says(&document.json) => "unchanged",
-            Some(_) => "updated",
-        };
+        let result = table.effect(&document);
         if result != "unchanged" {
             writes.push((id.clone(), Some(document.json)));
         }
@@ -281,36 +277,56 @@ fn documents(text: &str) -> Result<Vec<(String, Value)>, String> {
 // ---- the table ----
 
 /// The subscriptions in force: of each id the latest valid record, as in fan-out and delivery.
-fn table(settings: &Settings) -> Result<BTreeMap<String, Document>, CliError> {
-    let log = Log::open(settings, settings.topics.subscriptions(), PURPOSE)
-        .map_err(|f| print::failed(&f))?;
-    let ends = log
-        .stable_ends()
-        .map_err(|failure| print::failed(&failure))?;
-    let mut table = BTreeMap::new();
-    log.read::<Failure>(&ends, &|| false, |message| {
-        take(&mut table, message.key(), message.payload());
-        Ok(ControlFlow::Continue(()))
-    })
-    .map_err(|failure| print::failed(&failure))?;
-    Ok(table)
+#[derive(Default)]
+struct Table {
+    known: BTreeMap<String, Document>,
+    /// Ids whose latest record is invalid, and why.
+    invalid: BTreeMap<String, String>,
 }
 
-fn take(table: &mut BTreeMap<String, Document>, key: Option<&[u8]>, value: Option<&[u8]>) {
-    let name = String::from_utf8_lossy(key.unwrap_or_default()).into_owned();
-    let Some(value) = value else {
-        table.remove(&name);
-        return;
-    };
-    match Document::parse(key, value.to_vec()) {
-        Ok(document) => drop(table.insert(name, document)),
-        Err(error) => {
-            let reasons = error.problems().join("; ");
-            print::note(&format!(
-                "a record of {name:?} is invalid, and what was before stays in force: {reasons}"
-            ));
+impl Table {
+    fn take(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) {
+        let name = String::from_utf8_lossy(key.unwrap_or_default()).into_owned();
+        self.invalid.remove(&name);
+        let Some(value) = value else {
+            self.known.remove(&name);
+            return;
+        };
+        match Document::parse(key, value.to_vec()) {
+            Ok(document) => drop(self.known.insert(name, document)),
+            Err(error) => drop(self.invalid.insert(name, error.problems().join("; "))),
         }
     }
+
+    /// What applying `document` does, in a word. A valid record behind an invalid one is written again even if
+    /// it says the same: compaction will remove it, and with it the subscription.
+    fn effect(&self, document: &Document) -> &'static str {
+        match self.known.get(document.id()) {
+            None => "created",
+            Some(known)
+                if known.says(&document.json) && !self.invalid.contains_key(document.id()) =>
+            {
+                "unchanged"
+            }
+            Some(_) => "updated",
+        }
+    }
+}
+
+fn table(settings: &Settings) -> Result<Table, CliError> {
+    let log = Log::open(settings, settings.topics.subscriptions(), PURPOSE)?;
+    let ends = log.stable_ends()?;
+    let mut table = Table::default();
+    log.read::<Failure>(&ends, &|| false, |message| {
+        table.take(message.key(), message.payload());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for (id, reasons) in &table.invalid {
+        print::note(&format!(
+            "the latest record of {id:?} is invalid, and what was before stays in force: {reasons}"
+        ));
+    }
+    Ok(table)
 }
 
 /// Writes documents, or tombstones; returns when all are acknowledged by all in-sync replicas.
@@ -406,6 +422,7 @@ impl Row for Listed {
 fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
     let table = table(settings)?;
     let rows: Vec<_> = table
+        .known
         .values()
         .map(|known| known.redacted().map(Listed))
         .collect::<Result<_, _>>()?;
@@ -417,7 +434,7 @@ fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
 }
 
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
-    let table = table(settings)?;
+    let table = table(settings)?.known;
     let document = table
         .get(&args.id)
         .ok_or_else(|| unknown(&[args.id.as_str()]))?;
@@ -452,7 +469,7 @@ fn change(
     done: &'static str,
     changed: Changed<'_>,
 ) -> Result<Exit, CliError> {
-    let table = table(settings)?;
+    let table = table(settings)?.known;
     let ids: BTreeSet<&str> = args.ids.iter().map(String::as_str).collect();
     let missing: Vec<_> = ids
         .iter()
@@ -540,17 +557,25 @@ mod tests {
 
     #[test]
     fn a_tombstone_deletes_and_an_invalid_record_changes_nothing() {
-        let mut table = BTreeMap::new();
-        take(&mut table, Some(b"acme"), Some(ACME.as_bytes()));
-        take(&mut table, Some(b"globex"), Some(GLOBEX.as_bytes()));
-        take(&mut table, Some(b"acme"), Some(b"{}"));
+        let mut table = Table::default();
+        table.take(Some(b"acme"), Some(ACME.as_bytes()));
+        table.take(Some(b"globex"), Some(GLOBEX.as_bytes()));
+        let acme = Document::parse(None, ACME.as_bytes().to_vec()).unwrap();
+        assert_eq!(table.effect(&acme), "unchanged");
+        table.take(Some(b"acme"), Some(b"{}"));
         assert_eq!(
-            table.len(),
+            table.known.len(),
             2,
             "an invalid record leaves the previous one in force"
         );
-        take(&mut table, Some(b"acme"), None);
-        assert_eq!(table.keys().collect::<Vec<_>>(), ["globex"]);
+        assert_eq!(
+            table.effect(&acme),
+            "updated",
+            "compaction would remove what is in force"
+        );
+        table.take(Some(b"acme"), None);
+        assert_eq!(table.known.keys().collect::<Vec<_>>(), ["globex"]);
+        assert_eq!(table.effect(&acme), "created");
     }
 
     #[test]
