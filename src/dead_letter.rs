@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::subscription::TypePattern;
 use crate::units::{EpochMs, Offset};
 
 /// Longest text of `hs-error`, bytes; the rest is cut at a character's border.
@@ -508,7 +509,7 @@ pub struct Filter {
     /// Exactly this subscription.
     pub subscription: Option<String>,
     /// This event type, or a pattern as in a subscription: `*` one segment, `**` any number.
-    pub event_type: Option<String>,
+    pub event_type: Option<TypePattern>,
     /// Given up for this reason.
     pub reason: Option<Reason>,
     /// The last response had this status.
@@ -543,31 +544,8 @@ impl Filter {
             && self
                 .event_type
                 .as_ref()
-                .is_none_or(|pattern| type_matches(pattern, &letter.event_type))
+                .is_none_or(|pattern| pattern.matches(&letter.event_type))
     }
-}
-
-/// Matches a few types typed by an operator one by one; fan-out's index is for many patterns at once.
-fn type_matches(pattern: &str, event_type: &str) -> bool {
-    let pattern: Vec<_> = pattern.split('.').collect();
-    let segments: Vec<_> = event_type.split('.').collect();
-    // One row of the table "does this much of the pattern match that much of the type", as in edit distance,
-    // because trying every length of every `**` is exponential.
-    let mut row = vec![false; segments.len() + 1];
-    row[0] = true;
-    for part in pattern {
-        let mut next = vec![false; segments.len() + 1];
-        next[0] = part == "**" && row[0];
-        for (index, segment) in segments.iter().enumerate() {
-            next[index + 1] = match part {
-                "**" => row[index + 1] || next[index],
-                "*" => row[index],
-                exact => row[index] && exact == *segment,
-            };
-        }
-        row = next;
-    }
-    row[segments.len()]
 }
 
 #[cfg(test)]
@@ -675,23 +653,6 @@ mod tests {
                 prop_assert_eq!(fold.state(place) == State::Open, naive.contains(&place));
             }
         }
-
-        #[test]
-        fn type_patterns_agree_with_trying_everything(
-            pattern in prop::collection::vec(prop::sample::select(vec!["a", "b", "*", "**"]), 1..6),
-            segments in prop::collection::vec(prop::sample::select(vec!["a", "b"]), 1..7),
-        ) {
-            fn naive(pattern: &[&str], segments: &[&str]) -> bool {
-                match (pattern, segments) {
-                    ([], rest) => rest.is_empty(),
-                    (["**", more @ ..], rest) => (0..=rest.len()).any(|n| naive(more, &rest[n..])),
-                    (["*", more @ ..], [_, rest @ ..]) => naive(more, rest),
-                    ([exact, more @ ..], [first, rest @ ..]) => exact == first && naive(more, rest),
-                    (_, []) => false,
-                }
-            }
-            prop_assert_eq!(type_matches(&pattern.join("."), &segments.join(".")), naive(&pattern, &segments));
-        }
     }
 
     #[test]
@@ -769,7 +730,7 @@ mod tests {
         let all = Filter {
             subscriber: Some("acme".to_owned()),
             subscription: Some("acme-orders".to_owned()),
-            event_type: Some("order.*".to_owned()),
+            event_type: TypePattern::parse("order.*").ok(),
             reason: Some(Reason::PermanentStatus),
             status: Some(400),
             since: Some(EpochMs(20)),
@@ -786,7 +747,7 @@ mod tests {
                 ..all.clone()
             },
             Filter {
-                event_type: Some("order".to_owned()),
+                event_type: TypePattern::parse("order").ok(),
                 ..all.clone()
             },
             Filter {
@@ -817,6 +778,40 @@ mod tests {
         assert_eq!(at(3, 1042).to_string(), "3:1042");
         for text in ["3", "3:", ":1", "-1:2", "3:-1", "msg_1", "a:b"] {
             assert!(text.parse::<Coordinates>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn facts_keep_to_their_schemas() {
+        let problems = |schema: &str, headers: &[(&'static str, String)]| {
+            let schema = serde_json::from_str(schema).unwrap();
+            let validator = jsonschema::validator_for(&schema).unwrap();
+            let headers: HashMap<_, _> = headers.iter().cloned().collect();
+            let headers = serde_json::to_value(headers).unwrap();
+            validator
+                .iter_errors(&headers)
+                .map(|error| error.to_string())
+                .collect::<Vec<_>>()
+        };
+        let letters = include_str!("../schemas/dead-letter.schema.json");
+        let facts = include_str!("../schemas/fact.schema.json");
+        for reason in Reason::ALL {
+            let mut headers = command_headers(3);
+            headers.extend(info(reason).headers());
+            assert_eq!(
+                problems(letters, &headers),
+                Vec::<String>::new(),
+                "{reason}"
+            );
+            assert_ne!(
+                problems(facts, &headers),
+                Vec::<String>::new(),
+                "a letter settles nothing"
+            );
+        }
+        for how in [Settlement::Replayed, Settlement::Discarded] {
+            let headers = Settled::new(&letter(), how, EpochMs(5)).headers();
+            assert_eq!(problems(facts, &headers), Vec::<String>::new(), "{how:?}");
         }
     }
 

@@ -7,14 +7,16 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::clock;
 use crate::config::Settings;
-use crate::kafka::{self, Failure, LogContext, LoggedConsumer};
+use crate::kafka::{self, Failure, LogContext};
 
 /// How long one question to the broker may take.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -49,11 +51,28 @@ pub enum Reading {
 /// What a visitor of records wants next.
 pub type Visit<E> = Result<std::ops::ControlFlow<()>, E>;
 
+/// Logs, except for the ends of partitions: the client reports them as errors, and here they are wanted.
+struct Reader(LogContext);
+
+impl ClientContext for Reader {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            self.0.error(error, reason);
+        }
+    }
+}
+
+impl ConsumerContext for Reader {}
+
 /// A topic to be read.
 pub struct Log {
     topic: String,
-    committed: BaseConsumer<LoggedConsumer>,
-    all: BaseConsumer<LoggedConsumer>,
+    committed: BaseConsumer<Reader>,
+    all: BaseConsumer<Reader>,
     partitions: Vec<i32>,
 }
 
@@ -75,7 +94,7 @@ impl Log {
             config
                 .clone()
                 .set("isolation.level", isolation)
-                .create_with_context(LoggedConsumer(LogContext { purpose }))
+                .create_with_context(Reader(LogContext { purpose }))
                 .map_err(|error| Failure::from_client("creating a consumer", error))
         };
         let (committed, all): (BaseConsumer<_>, BaseConsumer<_>) =
@@ -137,7 +156,7 @@ impl Log {
         Ok(wanted)
     }
 
-    fn ends(&self, consumer: &BaseConsumer<LoggedConsumer>) -> Result<Vec<Range>, Failure> {
+    fn ends(&self, consumer: &BaseConsumer<Reader>) -> Result<Vec<Range>, Failure> {
         let range = |partition: &i32| {
             let (low, end) = consumer
                 .fetch_watermarks(&self.topic, *partition, ANSWER)
@@ -242,7 +261,7 @@ impl Log {
 }
 
 /// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one.
-fn partitions(consumer: &BaseConsumer<LoggedConsumer>, topic: &str) -> Result<Vec<i32>, Failure> {
+fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
     let what = || format!("describing the topic {topic}");
     let metadata = consumer
         .fetch_metadata(Some(topic), ANSWER)

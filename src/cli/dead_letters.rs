@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
 use crate::kafka::Failure;
 use crate::replay;
+use crate::subscription::TypePattern;
 use crate::units::{EpochMs, Offset, parse_duration};
 
 /// Letters that `list` prints when nothing else is said.
@@ -34,8 +35,8 @@ pub struct FilterArgs {
     #[arg(long, value_name = "ID")]
     pub subscription: Option<String>,
     /// Only events of this type; * stands for one segment, ** for any number
-    #[arg(long, value_name = "PATTERN")]
-    pub event_type: Option<String>,
+    #[arg(long, value_name = "PATTERN", value_parser = TypePattern::parse)]
+    pub event_type: Option<TypePattern>,
     /// Only letters given up for this reason
     #[arg(long, value_name = "REASON", value_parser = parse_reason)]
     pub reason: Option<Reason>,
@@ -334,12 +335,6 @@ fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
     })
     .map_err(|failure| print::failed(&failure))?;
     Ok(settled)
-}
-
-impl From<Failure> for CliError {
-    fn from(failure: Failure) -> Self {
-        print::failed(&failure)
-    }
 }
 
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {

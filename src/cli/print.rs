@@ -113,6 +113,12 @@ pub fn failed(failure: &Failure) -> CliError {
     CliError::new(exit, format!("{hint}{failure}"))
 }
 
+impl From<Failure> for CliError {
+    fn from(failure: Failure) -> Self {
+        failed(&failure)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -304,6 +304,9 @@ fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError 
     if let ReplayError::NotCommitted(source) = error {
         message = format!("{message}: {source}");
     }
+    if let ReplayError::Failed(failure) = error {
+        message = print::failed(failure).message;
+    }
     let exit = match error {
         ReplayError::TakenOver => Exit::Failure,
         ReplayError::NotCommitted(source) if crate::kafka::is_unreachable(source) => {

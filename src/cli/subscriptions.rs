@@ -20,6 +20,7 @@ use crate::admin::log::Log;
 use crate::config::{Guarantee, Settings};
 use crate::kafka::Failure;
 use crate::kafka::producer::{BatchError, Producer, Record};
+use crate::subscription::{self, State, Subscription, SubscriptionError};
 
 const PURPOSE: &str = "subscriptions";
 
@@ -92,30 +93,48 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Apply(args) => apply(settings, args),
         Command::List(args) => list(settings, args.output),
         Command::Show(args) => show(settings, args),
-        Command::Delete(args) => change(settings, args, |_| None, "deleted"),
-        Command::Pause(args) => change(
-            settings,
-            args,
-            |document| Some(with_state(document, "paused")),
-            "paused",
-        ),
-        Command::Resume(args) => change(
-            settings,
-            args,
-            |document| Some(with_state(document, "active")),
-            "resumed",
-        ),
+        Command::Delete(args) => change(settings, args, "deleted", &|_| Ok(Some(None))),
+        Command::Pause(args) => change(settings, args, "paused", &|known| {
+            in_state(known, State::Paused)
+        }),
+        Command::Resume(args) => change(settings, args, "resumed", &|known| {
+            in_state(known, State::Active)
+        }),
     }
 }
 
-/// A valid subscription as it was written.
-type Document = serde_json::Map<String, Value>;
-
-fn with_state(document: &Document, state: &str) -> Document {
-    let mut changed = document.clone();
-    changed.insert("state".to_owned(), Value::from(state));
-    changed
+/// A valid subscription, and the JSON that was or will be written.
+struct Document {
+    parsed: Subscription,
+    json: Vec<u8>,
 }
+
+impl Document {
+    fn parse(key: Option<&[u8]>, json: Vec<u8>) -> Result<Self, SubscriptionError> {
+        Ok(Self {
+            parsed: subscription::parse(key, &json)?,
+            json,
+        })
+    }
+
+    fn id(&self) -> &str {
+        &self.parsed.id
+    }
+
+    /// Whether both say the same, whatever the order of their fields.
+    fn says(&self, json: &[u8]) -> bool {
+        let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
+        self.json == json || value(&self.json) == value(json)
+    }
+
+    fn redacted(&self) -> Result<Value, CliError> {
+        subscription::redacted(&self.json)
+            .map_err(|error| CliError::new(Exit::Failure, error.problems().join("; ")))
+    }
+}
+
+/// A record to write: an id and its JSON, or a tombstone.
+type Write = (String, Option<Vec<u8>>);
 
 /// What became of one subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -144,16 +163,12 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     let documents = parse_input(&name, &text)
         .map_err(|errors| CliError::new(Exit::Failure, errors.join("\n")))?;
     let table = table(settings)?;
-    let mut changes = Vec::new();
-    let mut writes = Vec::new();
-    for (id, document) in documents {
-        let result = match table.get(&id) {
-            None => "created",
-            Some(known) if *known == document => "unchanged",
-            Some(_) => "updated",
-        };
+    let (mut changes, mut writes) = (Vec::new(), Vec::new());
+    for document in documents {
+        let id = document.id().to_owned();
+        let result = table.effect(&document);
         if result != "unchanged" {
-            writes.push((id.clone(), Some(document)));
+            writes.push((id.clone(), Some(document.json)));
         }
         changes.push(Change { id, result });
     }
@@ -185,17 +200,21 @@ fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
 }
 
 /// Reads and checks every document; all errors at once, each with its place.
-fn parse_input(name: &str, text: &str) -> Result<Vec<(String, Document)>, Vec<String>> {
+fn parse_input(name: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
     let found = documents(text).map_err(|error| vec![format!("{name}: {error}")])?;
     if found.is_empty() {
         return Err(vec![format!("{name} holds no subscription")]);
     }
     let (mut checked, mut errors, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (place, value) in found {
-        match check(None, &value) {
-            Ok((id, _)) if !seen.insert(id.clone()) => {
+        let checked_value = serde_json::to_vec(&value)
+            .map_err(|error| vec![error.to_string()])
+            .and_then(|json| Document::parse(None, json).map_err(|error| error.problems()));
+        match checked_value {
+            Ok(known) if !seen.insert(known.id().to_owned()) => {
                 errors.push(format!(
-                    "{name}, {place}: the id {id:?} stands in this input twice"
+                    "{name}, {place}: the id {:?} stands in this input twice",
+                    known.id()
                 ));
             }
             Ok(known) => checked.push(known),
@@ -255,102 +274,63 @@ fn documents(text: &str) -> Result<Vec<(String, Value)>, String> {
     Ok(found)
 }
 
-/// Checks one document by the rules of `subscription.rs`.
-fn check(key: Option<&[u8]>, value: &Value) -> Result<(String, Document), Vec<String>> {
-    let Value::Object(document) = value else {
-        return Err(vec!["not an object".to_owned()]);
-    };
-    let bytes = serde_json::to_vec(value).map_err(|error| vec![error.to_string()])?;
-    let id = seam::parse(key, &bytes)?;
-    Ok((id, document.clone()))
-}
-
-/// Stands in for `crate::subscription` until that is there.
-mod seam {
-    use serde_json::Value;
-
-    pub(super) fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<String, Vec<String>> {
-        let document: Value =
-            serde_json::from_slice(value).map_err(|error| vec![error.to_string()])?;
-        let text = |name: &str| document.get(name).and_then(Value::as_str);
-        let missing: Vec<_> = ["id", "subscriber", "url"]
-            .into_iter()
-            .filter(|name| text(name).is_none())
-            .collect();
-        let mut errors: Vec<_> = missing
-            .iter()
-            .map(|name| format!("{name} is missing"))
-            .collect();
-        if !document.get("events").is_some_and(Value::is_array) {
-            errors.push("events is missing".to_owned());
-        }
-        let id = text("id").unwrap_or_default().to_owned();
-        if key.is_some_and(|key| key != id.as_bytes()) {
-            errors.push("the key is not the id".to_owned());
-        }
-        if errors.is_empty() {
-            Ok(id)
-        } else {
-            Err(errors)
-        }
-    }
-
-    pub(super) fn redacted(document: &super::Document) -> Value {
-        let mut document = document.clone();
-        if let Some(Value::Array(secrets)) = document.get_mut("secrets") {
-            for secret in secrets {
-                let reference = secret
-                    .as_str()
-                    .is_some_and(|s| s.starts_with("env:") || s.starts_with("file:"));
-                if !reference {
-                    *secret = Value::from("redacted");
-                }
-            }
-        }
-        Value::Object(document)
-    }
-}
-
 // ---- the table ----
 
 /// The subscriptions in force: of each id the latest valid record, as in fan-out and delivery.
-fn table(settings: &Settings) -> Result<BTreeMap<String, Document>, CliError> {
-    let log = Log::open(settings, settings.topics.subscriptions(), PURPOSE)
-        .map_err(|f| print::failed(&f))?;
-    let ends = log
-        .stable_ends()
-        .map_err(|failure| print::failed(&failure))?;
-    let mut table = BTreeMap::new();
-    log.read::<Failure>(&ends, &|| false, |message| {
-        take(&mut table, message.key(), message.payload());
-        Ok(ControlFlow::Continue(()))
-    })
-    .map_err(|failure| print::failed(&failure))?;
-    Ok(table)
+#[derive(Default)]
+struct Table {
+    known: BTreeMap<String, Document>,
+    /// Ids whose latest record is invalid, and why.
+    invalid: BTreeMap<String, String>,
 }
 
-fn take(table: &mut BTreeMap<String, Document>, key: Option<&[u8]>, value: Option<&[u8]>) {
-    let name = String::from_utf8_lossy(key.unwrap_or_default()).into_owned();
-    let Some(value) = value else {
-        table.remove(&name);
-        return;
-    };
-    let checked = serde_json::from_slice(value)
-        .map_err(|error| vec![error.to_string()])
-        .and_then(|value: Value| check(key, &value));
-    match checked {
-        Ok((id, document)) => drop(table.insert(id, document)),
-        Err(reasons) => {
-            let reasons = reasons.join("; ");
-            print::note(&format!(
-                "a record of {name:?} is invalid, and what was before stays in force: {reasons}"
-            ));
+impl Table {
+    fn take(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) {
+        let name = String::from_utf8_lossy(key.unwrap_or_default()).into_owned();
+        self.invalid.remove(&name);
+        let Some(value) = value else {
+            self.known.remove(&name);
+            return;
+        };
+        match Document::parse(key, value.to_vec()) {
+            Ok(document) => drop(self.known.insert(name, document)),
+            Err(error) => drop(self.invalid.insert(name, error.problems().join("; "))),
+        }
+    }
+
+    /// What applying `document` does, in a word. A valid record behind an invalid one is written again even if
+    /// it says the same: compaction will remove it, and with it the subscription.
+    fn effect(&self, document: &Document) -> &'static str {
+        match self.known.get(document.id()) {
+            None => "created",
+            Some(known)
+                if known.says(&document.json) && !self.invalid.contains_key(document.id()) =>
+            {
+                "unchanged"
+            }
+            Some(_) => "updated",
         }
     }
 }
 
+fn table(settings: &Settings) -> Result<Table, CliError> {
+    let log = Log::open(settings, settings.topics.subscriptions(), PURPOSE)?;
+    let ends = log.stable_ends()?;
+    let mut table = Table::default();
+    log.read::<Failure>(&ends, &|| false, |message| {
+        table.take(message.key(), message.payload());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for (id, reasons) in &table.invalid {
+        print::note(&format!(
+            "the latest record of {id:?} is invalid, and what was before stays in force: {reasons}"
+        ));
+    }
+    Ok(table)
+}
+
 /// Writes documents, or tombstones; returns when all are acknowledged by all in-sync replicas.
-fn write(settings: &Settings, writes: &[(String, Option<Document>)]) -> Result<(), CliError> {
+fn write(settings: &Settings, writes: &[Write]) -> Result<(), CliError> {
     if writes.is_empty() {
         return Ok(());
     }
@@ -362,11 +342,8 @@ fn write(settings: &Settings, writes: &[(String, Option<Document>)]) -> Result<(
     };
     let mut producer =
         Producer::sole(&plain, PURPOSE).map_err(|failure| print::failed(&failure))?;
-    for (tag, (id, document)) in writes.iter().enumerate() {
-        let value = document.as_ref().map(serde_json::to_vec).transpose();
-        let value = value
-            .map_err(|error| CliError::new(Exit::Failure, format!("cannot write JSON: {error}")))?;
-        let (key, value, headers) = (Some(id.as_bytes()), value.as_deref(), OwnedHeaders::new());
+    for (tag, (id, json)) in writes.iter().enumerate() {
+        let (key, value, headers) = (Some(id.as_bytes()), json.as_deref(), OwnedHeaders::new());
         let record = Record {
             topic: &topic,
             partition: None,
@@ -385,7 +362,7 @@ fn write(settings: &Settings, writes: &[(String, Option<Document>)]) -> Result<(
 }
 
 /// Applying again is safe, so that is what to do after any failure.
-fn refused(error: BatchError, writes: &[(String, Option<Document>)]) -> CliError {
+fn refused(error: BatchError, writes: &[Write]) -> CliError {
     match error {
         BatchError::TooLarge { tag } => {
             let id = writes.get(tag).map_or("?", |(id, _)| id.as_str());
@@ -443,10 +420,12 @@ impl Row for Listed {
 }
 
 fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
-    let rows: Vec<_> = table(settings)?
+    let table = table(settings)?;
+    let rows: Vec<_> = table
+        .known
         .values()
-        .map(|document| Listed(seam::redacted(document)))
-        .collect();
+        .map(|known| known.redacted().map(Listed))
+        .collect::<Result<_, _>>()?;
     print::rows(output, &rows)?;
     if rows.is_empty() {
         print::note("there are no subscriptions");
@@ -455,11 +434,11 @@ fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
 }
 
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
-    let table = table(settings)?;
+    let table = table(settings)?.known;
     let document = table
         .get(&args.id)
         .ok_or_else(|| unknown(&[args.id.as_str()]))?;
-    print::document(args.output, &seam::redacted(document))?;
+    print::document(args.output, &document.redacted()?)?;
     Ok(Exit::Done)
 }
 
@@ -471,14 +450,26 @@ fn unknown(ids: &[&str]) -> CliError {
     )
 }
 
+/// The JSON of a subscription in another state; nothing when it is in that state already, also by default.
+fn in_state(known: &Document, state: State) -> Result<Option<Option<Vec<u8>>>, SubscriptionError> {
+    if known.parsed.state == state {
+        Ok(None)
+    } else {
+        Ok(Some(Some(subscription::with_state(&known.json, state)?)))
+    }
+}
+
+/// What is to be written for a subscription, if anything is.
+type Changed<'a> = &'a dyn Fn(&Document) -> Result<Option<Option<Vec<u8>>>, SubscriptionError>;
+
 /// Changes or deletes subscriptions; nothing is written when one of them is unknown.
 fn change(
     settings: &Settings,
     args: &IdsArgs,
-    changed: impl Fn(&Document) -> Option<Document>,
     done: &'static str,
+    changed: Changed<'_>,
 ) -> Result<Exit, CliError> {
-    let table = table(settings)?;
+    let table = table(settings)?.known;
     let ids: BTreeSet<&str> = args.ids.iter().map(String::as_str).collect();
     let missing: Vec<_> = ids
         .iter()
@@ -489,16 +480,15 @@ fn change(
         return Err(unknown(&missing));
     }
     let (mut writes, mut changes) = (Vec::new(), Vec::new());
-    for (id, document) in ids.iter().filter_map(|id| Some((*id, table.get(*id)?))) {
-        let next = changed(document);
-        let unchanged = next.as_ref() == Some(document);
-        if !unchanged {
-            writes.push((id.to_owned(), next));
-        }
-        changes.push(Change {
-            id: id.to_owned(),
-            result: if unchanged { "unchanged" } else { done },
-        });
+    for (id, known) in ids
+        .iter()
+        .filter_map(|id| Some(((*id).to_owned(), table.get(*id)?)))
+    {
+        let next = changed(known)
+            .map_err(|error| CliError::new(Exit::Failure, error.problems().join("; ")))?;
+        let result = if next.is_some() { done } else { "unchanged" };
+        writes.extend(next.map(|json| (id.clone(), json)));
+        changes.push(Change { id, result });
     }
     write(settings, &writes)?;
     print::rows(args.output, &changes)?;
@@ -515,7 +505,8 @@ mod tests {
         r#"{"id":"globex","subscriber":"globex","url":"https://globex.example/h","events":["**"]}"#;
 
     fn ids(text: &str) -> Result<Vec<String>, Vec<String>> {
-        parse_input("subs", text).map(|found| found.into_iter().map(|(id, _)| id).collect())
+        parse_input("subs", text)
+            .map(|found| found.iter().map(|known| known.id().to_owned()).collect())
     }
 
     #[test]
@@ -566,28 +557,40 @@ mod tests {
 
     #[test]
     fn a_tombstone_deletes_and_an_invalid_record_changes_nothing() {
-        let mut table = BTreeMap::new();
-        take(&mut table, Some(b"acme"), Some(ACME.as_bytes()));
-        take(&mut table, Some(b"globex"), Some(GLOBEX.as_bytes()));
-        take(&mut table, Some(b"acme"), Some(b"{}"));
+        let mut table = Table::default();
+        table.take(Some(b"acme"), Some(ACME.as_bytes()));
+        table.take(Some(b"globex"), Some(GLOBEX.as_bytes()));
+        let acme = Document::parse(None, ACME.as_bytes().to_vec()).unwrap();
+        assert_eq!(table.effect(&acme), "unchanged");
+        table.take(Some(b"acme"), Some(b"{}"));
         assert_eq!(
-            table.len(),
+            table.known.len(),
             2,
             "an invalid record leaves the previous one in force"
         );
-        take(&mut table, Some(b"acme"), None);
-        assert_eq!(table.keys().collect::<Vec<_>>(), ["globex"]);
+        assert_eq!(
+            table.effect(&acme),
+            "updated",
+            "compaction would remove what is in force"
+        );
+        table.take(Some(b"acme"), None);
+        assert_eq!(table.known.keys().collect::<Vec<_>>(), ["globex"]);
+        assert_eq!(table.effect(&acme), "created");
     }
 
     #[test]
     fn a_state_change_keeps_all_other_fields() {
-        let Value::Object(document) = serde_json::from_str(ACME).unwrap() else {
-            panic!("an object")
-        };
-        let paused = with_state(&document, "paused");
-        assert_eq!(paused.get("state"), Some(&Value::from("paused")));
-        let mut rest = paused;
-        rest.remove("state");
-        assert_eq!(rest, document);
+        let known = Document::parse(None, ACME.as_bytes().to_vec()).unwrap();
+        assert!(
+            in_state(&known, State::Active).unwrap().is_none(),
+            "a subscription is active by default"
+        );
+        let paused = in_state(&known, State::Paused).unwrap().flatten().unwrap();
+        let mut rest: Value = serde_json::from_slice(&paused).unwrap();
+        let state = rest.as_object_mut().unwrap().remove("state");
+        assert_eq!(state, Some(Value::from("paused")));
+        assert!(known.says(&serde_json::to_vec(&rest).unwrap()));
+        let paused = Document::parse(None, paused).unwrap();
+        assert!(in_state(&paused, State::Active).unwrap().is_some());
     }
 }

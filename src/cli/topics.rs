@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
-use crate::admin::{self, Cluster, Creation, DEFAULT_PARTITIONS, Difference, TopicSpec, Wish};
+use crate::admin::{self, Cluster, Creation, Difference, TopicSpec, Wish};
 use crate::config::Settings;
 
 /// `hookstream topics`.
@@ -126,6 +126,7 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
         .await
         .map_err(|failure| print::failed(&failure))?;
     let creations = admin::creations(&specs, &cluster, wish, args.events);
+    let wanted = creations.len();
     let (results, failures) = if args.dry_run {
         (vec!["would_create"; creations.len()], Vec::new())
     } else {
@@ -142,7 +143,7 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
     match failures.as_slice() {
         [] => Ok(Exit::Done),
         some => {
-            let exit = if some.len() == outcomes.len() {
+            let exit = if some.len() == wanted {
                 Exit::Failure
             } else {
                 Exit::Partial
@@ -228,13 +229,6 @@ async fn check(settings: &Settings, args: &CheckArgs) -> Result<Exit, CliError> 
         print::note(&format!("all {} topics are as they should be", specs.len()));
         return Ok(Exit::Done);
     }
-    let common = cluster
-        .topics
-        .get(&settings.topics.commands())
-        .map_or(DEFAULT_PARTITIONS, |found| found.partitions);
-    print::note(&format!(
-        "{} differences ({common} partitions of commands)",
-        differences.len()
-    ));
+    print::note(&format!("settings that differ: {}", differences.len()));
     Ok(Exit::Failure)
 }
