@@ -149,7 +149,7 @@ pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
 #[must_use]
 pub fn consumer_config(settings: &Settings, purpose: &str, group: &str) -> ClientConfig {
     let mut config = client_config(settings, purpose);
-    let largest = settings.max_event_bytes + RECORD_OVERHEAD;
+    let largest = settings.max_event_bytes + RECORD_OVERHEAD + crate::admin::COPY_OVERHEAD;
     default(
         &mut config,
         "session.timeout.ms",
@@ -181,7 +181,8 @@ pub fn consumer_config(settings: &Settings, purpose: &str, group: &str) -> Clien
 #[must_use]
 pub fn producer_config(settings: &Settings, purpose: &str) -> ClientConfig {
     let mut config = client_config(settings, purpose);
-    let largest = settings.max_event_bytes + RECORD_OVERHEAD;
+    // Copies of a command carry a little more than the command; the topics' own limits decide.
+    let largest = settings.max_event_bytes + RECORD_OVERHEAD + crate::admin::COPY_OVERHEAD;
     default(&mut config, "linger.ms", "1");
     default(&mut config, "compression.type", "lz4");
     default(&mut config, "batch.size", "1000000");
