@@ -73,7 +73,6 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         topic: Arc::from(topic),
         partitions: HashMap::new(),
         kept: Vec::new(),
-        kept_for: HashMap::new(),
         next_commit: clock::instant(),
     };
     context.ready();
@@ -121,8 +120,6 @@ struct Delivery<'a> {
     partitions: HashMap<i32, Owned>,
     /// Outcomes of a transaction that failed, to be written with the next one.
     kept: Vec<(i32, Outcome)>,
-    /// What that transaction wanted to commit: if the broker has it after all, its outcomes are durable.
-    kept_for: HashMap<i32, Snapshot>,
     next_commit: Instant,
 }
 
@@ -351,7 +348,6 @@ impl Delivery<'_> {
         }
         self.partitions.retain(|number, _| !gone.contains(number));
         self.kept.retain(|(number, _)| !gone.contains(number));
-        self.kept_for.retain(|number, _| !gone.contains(number));
         for number in list {
             self.context.metrics.forget_partition(*number);
         }
@@ -468,28 +464,28 @@ impl Delivery<'_> {
         }
     }
 
-    /// After a commit whose end is not known, the committed positions tell: each outcome ends an offset, so a
-    /// transaction with outcomes of a partition changes what is committed for it.
+    /// After a commit whose end was not known, and is by now, the committed positions tell. Only partitions with
+    /// outcomes can tell: each outcome ends an offset, so nothing but this transaction can have committed what it
+    /// wanted to; what it wanted for others, a plain commit may have committed before.
     fn keep_unless_durable(
         &mut self,
         outcomes: Vec<(i32, Outcome)>,
         wanted: &HashMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
-        let transactional = self.context.settings.guarantee == Guarantee::ExactlyOnce;
-        let wanted: HashMap<i32, Snapshot> = self.kept_for.drain().chain(wanted.clone()).collect();
-        let asked: Vec<_> = wanted
-            .keys()
-            .map(|&partition| TopicPartition {
+        let telling: HashSet<i32> = outcomes.iter().map(|(number, _)| *number).collect();
+        let asked: Vec<_> = telling
+            .into_iter()
+            .map(|partition| TopicPartition {
                 topic: Arc::clone(&self.topic),
                 partition,
             })
             .collect();
-        if transactional {
+        if self.context.settings.guarantee == Guarantee::ExactlyOnce {
             for found in self.member.committed(&asked)? {
-                let snapshot = found.position.map(|position| Snapshot {
-                    position,
-                    metadata: found.metadata,
-                });
+                let metadata = found.metadata;
+                let snapshot = found
+                    .position
+                    .map(|position| Snapshot { position, metadata });
                 if snapshot.is_some() && snapshot.as_ref() == wanted.get(&found.at.partition) {
                     tracing::info!("the outcomes had been committed after all");
                     return Ok(true);

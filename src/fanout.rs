@@ -170,10 +170,11 @@ impl Work {
     }
 
     fn place(&mut self, message: &BorrowedMessage<'_>) -> TopicPartition {
-        let topic = self
-            .topics
-            .entry(message.topic().to_owned())
-            .or_insert_with(|| Arc::from(message.topic()));
+        if !self.topics.contains_key(message.topic()) {
+            self.topics
+                .insert(message.topic().to_owned(), Arc::from(message.topic()));
+        }
+        let topic = &self.topics[message.topic()];
         TopicPartition {
             topic: Arc::clone(topic),
             partition: message.partition(),

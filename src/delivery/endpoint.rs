@@ -71,7 +71,28 @@ impl Destination {
     }
 }
 
+impl Destination {
+    /// How long it may be used before it is made again, also when its subscription does not change: a secret may
+    /// come into a file, or be replaced there.
+    pub(super) fn holds_for(&self) -> Duration {
+        const MISSING_SECRET: Duration = Duration::from_secs(10);
+        const SECRET_FILE: Duration = Duration::from_secs(60);
+        match self {
+            Self::Waiting => MISSING_SECRET,
+            Self::Open(target) if target.reads_files() => SECRET_FILE,
+            Self::Open(_) | Self::Disabled | Self::Denied(_) => Duration::MAX,
+        }
+    }
+}
+
 impl Target {
+    fn reads_files(&self) -> bool {
+        self.subscription
+            .secrets
+            .iter()
+            .any(|source| matches!(source, SecretSource::File(_)))
+    }
+
     fn new(subscription: &Arc<Subscription>, settings: &Settings) -> Result<Self, String> {
         let secrets: Vec<String> = subscription
             .secrets

@@ -190,8 +190,9 @@ struct LaneEntry {
     /// The subscription's id.
     name: Rc<str>,
     destination: Destination,
-    /// The table's version at which `destination` was made.
+    /// The table's version at which `destination` was made, and when.
     version: u64,
+    made: Instant,
     /// Whether it stands in the ready queue.
     ready: bool,
 }
@@ -202,7 +203,17 @@ struct Flight {
     started: Instant,
 }
 
+/// Whether a partition's commands are started.
+enum Intake {
+    Open,
+    /// No more; this is told when nothing is in flight.
+    Stopping(Sender<()>),
+    Stopped,
+}
+
 struct Partition {
+    /// Tells one ownership of the partition from the next (**Owner only**).
+    epoch: u64,
     window: Window,
     load: Arc<Load>,
     pending: VecDeque<Incoming>,
@@ -212,7 +223,7 @@ struct Partition {
     lanes: HashMap<Rc<str>, LaneId>,
     in_flight: BTreeMap<Offset, Flight>,
     outcomes: Vec<Outcome>,
-    stopping: Option<Sender<()>>,
+    intake: Intake,
 }
 
 impl Partition {
@@ -222,12 +233,17 @@ impl Partition {
         self.load.sub(weight);
     }
 
+    fn is_open(&self) -> bool {
+        matches!(self.intake, Intake::Open)
+    }
+
     fn stopped_if_idle(&mut self) {
         if self.in_flight.is_empty()
-            && let Some(done) = self.stopping.take()
+            && let Intake::Stopping(done) = &self.intake
         {
             // The Kafka thread may have given up waiting; then nobody needs to know.
             done.send(()).ok();
+            self.intake = Intake::Stopped;
         }
     }
 }
@@ -237,8 +253,8 @@ enum Ended {
     Attempt(Box<AttemptEnd>),
     /// The lane may send again: comes with the attempt's end, or later when the answer's body was still open.
     Slot(LaneId),
-    /// What was due soon is due.
-    Due(Taken),
+    /// What was due soon is due, if its partition is still in this epoch.
+    Due(Taken, u64),
 }
 
 struct AttemptEnd {
@@ -269,6 +285,7 @@ struct Worker {
     timers: BinaryHeap<Reverse<(Instant, LaneId)>>,
     in_flight: usize,
     ended: UnboundedSender<Ended>,
+    epoch: u64,
     random: fastrand::Rng,
 }
 
@@ -283,6 +300,7 @@ impl Worker {
             timers: BinaryHeap::new(),
             in_flight: 0,
             ended,
+            epoch: 0,
             random: fastrand::Rng::new(),
         }
     }
@@ -295,9 +313,11 @@ impl Worker {
                 load,
             } => {
                 self.close(partition);
+                self.epoch += 1;
                 self.partitions.insert(
                     partition,
                     Partition {
+                        epoch: self.epoch,
                         window,
                         load,
                         pending: VecDeque::new(),
@@ -306,13 +326,13 @@ impl Worker {
                         lanes: HashMap::new(),
                         in_flight: BTreeMap::new(),
                         outcomes: Vec::new(),
-                        stopping: None,
+                        intake: Intake::Open,
                     },
                 );
             }
             Order::Take(number, incoming) => {
                 if let Some(partition) = self.partitions.get_mut(&number)
-                    && partition.stopping.is_none()
+                    && partition.is_open()
                 {
                     partition.pending.extend(incoming);
                     self.admit(number);
@@ -429,10 +449,14 @@ impl Worker {
     fn not_yet(&mut self, taken: Taken, rest: Duration) {
         if rest <= DUE_SOON {
             let ended = self.ended.clone();
+            let epoch = self
+                .partitions
+                .get(&taken.partition)
+                .map_or(0, |partition| partition.epoch);
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(rest).await;
                 // The worker outlives its tasks, or nobody is left to be told.
-                ended.send(Ended::Due(taken)).ok();
+                ended.send(Ended::Due(taken, epoch)).ok();
             });
             return;
         }
@@ -554,6 +578,7 @@ impl Worker {
                 name,
                 destination,
                 version,
+                made: clock::instant(),
                 ready: false,
             },
         );
@@ -566,10 +591,12 @@ impl Worker {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return false;
         };
-        if entry.version == version {
+        let now = clock::instant();
+        if entry.version == version && now - entry.made < entry.destination.holds_for() {
             return true;
         }
         entry.version = version;
+        entry.made = now;
         let Some(subscription) = self.around.table.get(&entry.name) else {
             self.remove_lane(id);
             return false;
@@ -713,12 +740,12 @@ impl Worker {
         match event {
             Ended::Attempt(end) => self.attempt_ended(*end),
             Ended::Slot(lane) => self.free_slot(lane),
-            Ended::Due(taken) => {
-                let open = self
+            Ended::Due(taken, epoch) => {
+                let ours = self
                     .partitions
                     .get(&taken.partition)
-                    .is_some_and(|partition| partition.stopping.is_none());
-                if open && let Routed::Wait(taken) = self.route(taken) {
+                    .is_some_and(|partition| partition.epoch == epoch && partition.is_open());
+                if ours && let Routed::Wait(taken) = self.route(taken) {
                     self.park(taken, ParkReason::LaneFull, None, clock::now());
                 }
             }
@@ -904,7 +931,7 @@ impl Worker {
             let Some(partition) = self.partitions.get_mut(number) else {
                 continue;
             };
-            partition.stopping = Some(done.clone());
+            partition.intake = Intake::Stopping(done.clone());
             for incoming in partition.pending.drain(..) {
                 partition.load.sub(incoming.weight());
             }

@@ -397,7 +397,10 @@ impl Member {
         if positions.is_empty() {
             return Ok(());
         }
-        let what = || "going back to the committed positions".to_owned();
+        /// A partition that was taken a moment ago cannot be sought until the client has started it.
+        const STARTING: Duration = Duration::from_millis(50);
+        const TRIES: usize = 200;
+        let failed = |error| Failure::from_client("going back to the committed positions", error);
         let mut wanted = TopicPartitionList::with_capacity(positions.len());
         for (at, position) in positions {
             let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
@@ -405,18 +408,27 @@ impl Member {
             });
             wanted
                 .add_partition_offset(&at.topic, at.partition, offset)
-                .map_err(|error| Failure::from_client(what(), error))?;
+                .map_err(failed)?;
         }
+        let mut last = KafkaError::Seek("no try was made".to_owned());
+        for _ in 0..TRIES {
+            match self.try_seek(wanted.clone()) {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+            std::thread::sleep(STARTING);
+        }
+        Err(failed(last))
+    }
+
+    fn try_seek(&self, wanted: TopicPartitionList) -> Result<(), KafkaError> {
         let found = self
             .consumer
-            .seek_partitions(wanted, Duration::from_secs(10))
-            .map_err(|error| Failure::from_client(what(), error))?;
-        for element in found.elements() {
-            element
-                .error()
-                .map_err(|error| Failure::from_client(what(), error))?;
-        }
-        Ok(())
+            .seek_partitions(wanted, Duration::from_secs(10))?;
+        found
+            .elements()
+            .iter()
+            .try_for_each(|element| element.error())
     }
 
     /// Stops fetching `partitions`. What was fetched and not polled is thrown away: for long waits only.
