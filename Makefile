@@ -37,4 +37,4 @@ kafka: ## a local real Kafka; prints its address and how to stop it
 bench-deliver: ## deliveries per second, beside a raw HTTP client
 	@scripts/prerequisites test
 	@scripts/kafka fetch
-	cargo bench --locked --bench deliver $(ARGS)
+	cargo bench --locked --bench deliver -- $(ARGS)

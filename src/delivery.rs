@@ -46,6 +46,8 @@ const TURN: usize = 512;
 const LEAST_SHARE: usize = 256 * 1024;
 /// How long the last commit of partitions that are given up may take, tries included.
 const FINAL_COMMIT: Duration = Duration::from_secs(5);
+/// Look-ups of names at a time, per worker; more wait, within their attempts' deadlines.
+const RESOLVERS: usize = 16;
 /// How long leaving the group may take.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -657,6 +659,8 @@ impl Workers {
             let (orders, inbox) = unbounded_channel();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                // Names are resolved there: slow DNS must not become hundreds of threads.
+                .max_blocking_threads(RESOLVERS)
                 .build()
                 .map_err(|error| {
                     Failure::Internal(format!("starting a delivery worker: {error}"))
