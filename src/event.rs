@@ -843,9 +843,9 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
 /// RFC 3339 in UTC with milliseconds; a time beyond the years that it can write is the nearest one that it can.
 #[must_use]
 pub fn rfc3339(time: EpochMs) -> String {
-    const LAST: i64 = 253_402_207_200_999;
-    let ms = time.0.clamp(-62_167_219_200_000, LAST);
-    let timestamp = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    const YEAR_0: i64 = -62_167_219_200_000;
+    let timestamp =
+        jiff::Timestamp::from_millisecond(time.0.max(YEAR_0)).unwrap_or(jiff::Timestamp::MAX);
     jiff::fmt::temporal::DateTimePrinter::new()
         .precision(Some(3))
         .timestamp_to_string(&timestamp)

@@ -469,7 +469,7 @@ fn parse_matcher(value: &Value) -> Result<Matcher, String> {
             "prefix" => text(name, operand).map(Matcher::Prefix),
             "suffix" => text(name, operand).map(Matcher::Suffix),
             "anything-but" => parse_anything_but(operand),
-            "numeric" => parse_numeric(operand).map(Matcher::Numeric),
+            "numeric" => parse_numeric(operand).map(numeric),
             "exists" => operand
                 .as_bool()
                 .map(Matcher::Exists)
@@ -480,6 +480,16 @@ fn parse_matcher(value: &Value) -> Result<Matcher, String> {
             )),
         },
         (count, _) => Err(format!("a matcher object has one member, this has {count}")),
+    }
+}
+
+/// A single number is an equality, which is found faster than an interval.
+fn numeric(interval: Interval) -> Matcher {
+    match (interval.lower, interval.upper) {
+        (Bound::Included(low), Bound::Included(high)) if low == high => {
+            Matcher::Equals(Scalar::Number(low))
+        }
+        _ => Matcher::Numeric(interval),
     }
 }
 

@@ -1,1 +1,373 @@
+//! The record: what is read, what is refused and how, what is never shown.
 
+use serde_json::json;
+
+use super::*;
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+fn minimal() -> Value {
+    json!({"id": "acme-orders", "subscriber": "acme", "url": "https://acme.example/hooks", "events": ["order.*"]})
+}
+
+fn with(field: &str, value: Value) -> Value {
+    let mut record = minimal();
+    record[field] = value;
+    record
+}
+
+fn read(record: &Value) -> Result<Subscription, SubscriptionError> {
+    parse(None, record.to_string().as_bytes())
+}
+
+fn problems(record: &Value) -> String {
+    read(record)
+        .expect_err(&record.to_string())
+        .problems()
+        .join("\n")
+}
+
+#[test]
+fn the_example_of_the_schema_is_read_in_full() {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    assert!(jsonschema::meta::is_valid(&schema));
+    let example = schema["examples"][0].to_string();
+    let read = parse(Some(b"acme-orders"), example.as_bytes()).unwrap();
+    assert_eq!(
+        (&*read.id, &*read.subscriber, read.url.as_str()),
+        ("acme-orders", "acme", "https://acme.example/hooks")
+    );
+    assert!(read.events[0].matches("order.created"));
+    assert_eq!(read.filter.conditions.len(), 2);
+    assert_eq!(
+        read.secrets,
+        [SecretSource::Env("ACME_WEBHOOK_SECRET".to_owned())]
+    );
+    assert_eq!(
+        (read.format, read.state, read.max_in_flight),
+        (Format::Standard, State::Active, 8)
+    );
+    assert_eq!(
+        read.rate_limit,
+        Some(RateLimit {
+            per_second: 50.0,
+            burst: 50
+        })
+    );
+    assert_eq!(read.timeout, Some(Duration::from_secs(15)));
+    assert_eq!(
+        read.retry_schedule,
+        Some(vec![Duration::from_secs(5), Duration::from_secs(300)])
+    );
+    assert_eq!(read.headers[0].0.as_str(), "x-tenant");
+}
+
+#[test]
+fn what_is_absent_has_its_default() {
+    let read = read(&minimal()).unwrap();
+    assert_eq!(
+        (read.format, read.state, read.max_in_flight),
+        (Format::Standard, State::Active, DEFAULT_MAX_IN_FLIGHT)
+    );
+    assert!(
+        read.secrets.is_empty() && read.headers.is_empty() && read.filter.conditions.is_empty()
+    );
+    assert!(read.rate_limit.is_none() && read.timeout.is_none() && read.retry_schedule.is_none());
+    let limit = super::parse(
+        None,
+        with("rate_limit", json!({"per_second": 2.5}))
+            .to_string()
+            .as_bytes(),
+    )
+    .unwrap();
+    assert_eq!(
+        limit.rate_limit,
+        Some(RateLimit {
+            per_second: 2.5,
+            burst: 3
+        })
+    );
+    assert_eq!(
+        super::tests::read(&with("retry_schedule", json!([])))
+            .unwrap()
+            .retry_schedule,
+        Some(vec![])
+    );
+}
+
+#[test]
+fn each_problem_names_its_field_and_what_is_allowed() {
+    let cases = [
+        (
+            "id",
+            json!("a b"),
+            "id: \"a b\" must be 1 to 200 characters",
+        ),
+        ("subscriber", json!(""), "subscriber: \"\" must be"),
+        (
+            "url",
+            json!("ftp://a.example"),
+            "url: the scheme is \"ftp\", it must be https or http",
+        ),
+        ("url", json!("nonsense"), "url: is not a URL"),
+        ("url", json!("https://a.example/#x"), "fragment"),
+        ("url", json!(7), "url: "),
+        ("events", json!([]), "events: [] has less than 1 item"),
+        (
+            "events",
+            json!(["a.b*"]),
+            "events.0: \"a.b*\": * and ** stand for whole segments",
+        ),
+        (
+            "events",
+            json!(["a..b"]),
+            "events.0: \"a..b\": a segment between dots is empty",
+        ),
+        ("filter", json!({"total": "x"}), "filter"),
+        (
+            "filter",
+            json!({"Total": [1]}),
+            "filter: \"Total\": a path starts with data.",
+        ),
+        (
+            "filter",
+            json!({"data.x": [{"numeric": [">", 5, "<", 5]}]}),
+            "no number lies within",
+        ),
+        (
+            "filter",
+            json!({"data.x": [{"numeric": [">", 5, ">=", 5]}]}),
+            "two bounds on the same side",
+        ),
+        (
+            "filter",
+            json!({"data.x": [{"wildcard": "a*"}]}),
+            "filter.data.x.0: Additional properties",
+        ),
+        (
+            "filter",
+            json!({"data..x": [1]}),
+            "a segment of the path is empty",
+        ),
+        ("filter", json!({"data.x": [[1]]}), "filter.data.x.0: "),
+        ("secrets", json!(["env:"]), "secrets.0: must be env:NAME"),
+        (
+            "secrets",
+            json!(["whsk_AAAA"]),
+            "secrets.0: must be env:NAME",
+        ),
+        ("format", json!("xml"), "format: \"xml\" is not one of"),
+        (
+            "headers",
+            json!({"Content-Type": "a"}),
+            "headers: \"Content-Type\" is reserved",
+        ),
+        ("headers", json!({"webhook-x": "a"}), "reserved"),
+        (
+            "headers",
+            json!({"a b": "a"}),
+            "\"a b\" is not a header name",
+        ),
+        ("headers", json!({"x-a": "a", "X-A": "b"}), "twice"),
+        (
+            "headers",
+            json!({"x-a": "line\nbreak"}),
+            "characters other than",
+        ),
+        ("state", json!("off"), "state: \"off\" is not one of"),
+        (
+            "max_in_flight",
+            json!(5000),
+            "max_in_flight: 5000 is greater than the maximum of 1024",
+        ),
+        (
+            "max_in_flight",
+            json!(1.5),
+            "max_in_flight: 1.5 is not of type \"integer\"",
+        ),
+        (
+            "rate_limit",
+            json!({"per_second": 0}),
+            "rate_limit.per_second: 0 is less than the minimum of 0.001",
+        ),
+        (
+            "timeout",
+            json!("90s"),
+            "timeout: \"90s\" is out of range; allowed are 100ms to 1m",
+        ),
+        ("timeout", json!("15"), "timeout: \"15\" is not a duration"),
+        (
+            "retry_schedule",
+            json!(["5s", "2days"]),
+            "retry_schedule.1: \"2days\" is out of range",
+        ),
+        (
+            "order",
+            json!("strict"),
+            "order: \"strict\" is not supported; the only value is \"none\"",
+        ),
+        ("on_status", json!({"600": "retry"}), "on_status: "),
+        (
+            "on_status",
+            json!({"404": "ignore"}),
+            "on_status.404: \"ignore\" is not one of",
+        ),
+        (
+            "colour",
+            json!(1),
+            "unknown fields ('colour' was unexpected)",
+        ),
+    ];
+    for (field, value, wanted) in cases {
+        let got = problems(&with(field, value));
+        assert!(
+            got.contains(wanted),
+            "{field}: wanted {wanted:?}, got {got:?}"
+        );
+    }
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let record = json!({"id": "x y", "url": "ftp://a.example", "events": ["**x"], "timeout": "0s", "state": "on"});
+    let Err(SubscriptionError::Invalid(list)) = read(&record) else {
+        panic!("must be invalid")
+    };
+    for wanted in ["subscriber", "id", "url", "events.0", "timeout", "state"] {
+        assert!(
+            list.iter().any(|problem| problem.contains(wanted)),
+            "{wanted} is not in {list:?}"
+        );
+    }
+    assert!(matches!(
+        parse(None, b"[]"),
+        Err(SubscriptionError::NotJson(_))
+    ));
+    assert!(matches!(
+        parse(None, b"{"),
+        Err(SubscriptionError::NotJson(_))
+    ));
+    assert!(matches!(
+        parse(None, &vec![b' '; MAX_RECORD_BYTES + 1]),
+        Err(SubscriptionError::TooLarge(_))
+    ));
+}
+
+#[test]
+fn the_id_must_equal_the_key() {
+    let record = minimal().to_string();
+    let problem = parse(Some(b"other"), record.as_bytes())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        problem.contains("differs from the record's key \"other\""),
+        "{problem}"
+    );
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let mut record = with(
+        "secrets",
+        json!([SECRET, "env:NAME", "file:/run/secrets/a"]),
+    );
+    record["headers"] = json!({"Authorization": "Bearer hush-hush", "x-tenant": "acme"});
+    record["url"] = json!("https://a.example/?k=v");
+    let read = read(&record).unwrap();
+    assert_eq!(
+        read.secrets[0],
+        SecretSource::Literal(Redacted::new(SECRET))
+    );
+    let debug = format!("{read:?} {}", Redacted::new(SECRET));
+    assert!(
+        !debug.contains(&SECRET[6..]) && !debug.contains("hush-hush"),
+        "{debug}"
+    );
+    let shown = redacted(record.to_string().as_bytes()).unwrap();
+    assert_eq!(
+        shown["secrets"],
+        json!(["whsec_…(redacted)", "env:NAME", "file:/run/secrets/a"])
+    );
+    assert_eq!(
+        shown["headers"],
+        json!({"Authorization": "(redacted)", "x-tenant": "acme"})
+    );
+    assert_eq!(shown["url"], "https://a.example/?k=v");
+}
+
+#[test]
+fn no_problem_shows_a_secret() {
+    let hidden = "hushhush";
+    for (field, value) in [
+        ("secrets", json!([format!("whsec_{hidden}")])),
+        ("secrets", json!([format!("{hidden} !")])),
+        ("secrets", json!({"a": hidden})),
+        ("secrets", json!(hidden)),
+        ("headers", json!({"authorization": [hidden]})),
+        ("headers", json!({"authorization": format!("{hidden}\n")})),
+        ("headers", json!(hidden)),
+        ("url", json!(format!("https://user:{hidden}@a.example/"))),
+        ("url", json!([hidden])),
+    ] {
+        let got = problems(&with(field, value));
+        assert!(!got.contains(hidden), "{field}: {got}");
+        assert!(got.contains(field), "{field}: {got}");
+    }
+    assert!(problems(&with("url", json!("https://@a.example/"))).contains("user name"));
+}
+
+#[test]
+fn the_more_specific_status_rule_wins() {
+    let rules = read(&with(
+        "on_status",
+        json!({"404": "retry", "4xx": "dead-letter", "302": "delivered"}),
+    ))
+    .unwrap();
+    let rules = rules.on_status;
+    assert_eq!(rules.lookup(404), Some(StatusRule::Retry));
+    assert_eq!(rules.lookup(418), Some(StatusRule::DeadLetter));
+    assert_eq!(rules.lookup(302), Some(StatusRule::Delivered));
+    assert_eq!(rules.lookup(500), None);
+}
+
+#[test]
+fn changing_the_state_keeps_everything_else() {
+    let mut record = with("rate_limit", json!({"per_second": 0.3}));
+    record["unknown"] = json!({"of": ["a", "later", "version"]});
+    let changed = with_state(record.to_string().as_bytes(), State::Paused).unwrap();
+    let mut changed: Value = serde_json::from_slice(&changed).unwrap();
+    assert_eq!(changed["state"], "paused");
+    changed.as_object_mut().unwrap().remove("state");
+    assert_eq!(changed, record);
+    assert!(with_state(b"5", State::Active).is_err());
+}
+
+#[test]
+fn type_patterns_match_whole_segments() {
+    let cases = [
+        ("order.created", "order.created", true),
+        ("order.created", "order.created.v2", false),
+        ("order.*", "order.created", true),
+        ("order.*", "order", false),
+        ("order.*", "order.created.v2", false),
+        ("order.**", "order", true),
+        ("order.**", "order.created.v2", true),
+        ("order.**", "orders.created", false),
+        ("**.failed", "failed", true),
+        ("**.failed", "a.b.failed", true),
+        ("a.**.z", "a.z", true),
+        ("a.**.z", "a.b.c.z", true),
+        ("a.**.z", "a.b.c", false),
+        ("a.*.**", "a", false),
+        ("a.*.**", "a.b", true),
+        ("**", "anything.at.all", true),
+        ("**.b.**.d", "a.b.b.c.d", true),
+    ];
+    for (pattern, event_type, wanted) in cases {
+        assert_eq!(
+            TypePattern::parse(pattern).unwrap().matches(event_type),
+            wanted,
+            "{pattern} on {event_type}"
+        );
+    }
+}

@@ -52,6 +52,11 @@ impl Paths {
             .extend(release(&mut self.root, path).map(|id| id.0));
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.root.children.is_empty()
+    }
+
     /// What each path that the event has leads to.
     pub(super) fn resolve<'e>(&self, event: &'e Event<'_>) -> Resolved<'e> {
         let mut pairs = Vec::new();

@@ -89,6 +89,11 @@ impl Types {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.wildcards.is_empty()
+    }
+
     /// Visits the bucket of every pattern that matches, each once.
     pub(super) fn matching<'t>(&'t self, event_type: &str, mut visit: impl FnMut(&'t Bucket)) {
         if let Some(bucket) = self.exact.get(event_type) {
