@@ -490,6 +490,14 @@ impl<'a> Check<'a> {
         if text.is_empty() {
             return None;
         }
+        // The parser would drop some of these silently, and take a backslash for a slash.
+        if text
+            .chars()
+            .any(|letter| letter.is_control() || letter.is_whitespace() || letter == '\\')
+        {
+            self.problem("url", "holds a blank, a control character or a backslash");
+            return None;
+        }
         let url = match Url::parse(text) {
             Ok(url) => url,
             Err(error) => {

@@ -158,8 +158,7 @@ impl Log {
 
     fn ends(&self, consumer: &BaseConsumer<Reader>) -> Result<Vec<Range>, Failure> {
         let range = |partition: &i32| {
-            let (low, end) = consumer
-                .fetch_watermarks(&self.topic, *partition, ANSWER)
+            let (low, end) = settled(|| consumer.fetch_watermarks(&self.topic, *partition, ANSWER))
                 .map_err(|error| self.failure("reading the end of", error))?;
             Ok(Range {
                 partition: *partition,
@@ -258,6 +257,31 @@ impl Log {
     fn failure(&self, doing: &str, error: KafkaError) -> Failure {
         Failure::from_client(format!("{doing} {}", self.topic), error)
     }
+}
+
+/// Asks again while a partition has no leader yet, or another than the client knows of: as after the topic was
+/// made, or a broker was restarted.
+fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    const TRIES: usize = 50;
+    const PAUSE: Duration = Duration::from_millis(200);
+    for _ in 1..TRIES {
+        match ask() {
+            Err(error) if is_moving(&error) => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+    ask()
+}
+
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::ReplicaNotAvailable
+        )
+    )
 }
 
 /// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one.
