@@ -316,14 +316,7 @@ fn raw_run(port: &str, count: usize) -> Result<Figure, Problem> {
 
 fn hookstream(address: &str, group: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hookstream"));
-    command.args([
-        "--brokers",
-        address,
-        "--group-prefix",
-        group,
-        "--log",
-        "warn",
-    ]);
+    command.args(["--brokers", address, "--group-prefix", group]);
     command
 }
 
@@ -420,8 +413,6 @@ fn deliver(address: &str, options: &Options, run: usize) -> Result<Figure, Probl
         .args([
             "--http-listen",
             "127.0.0.1:0",
-            "--log",
-            "info",
             "--workers",
             &options.workers.to_string(),
             "deliver",
