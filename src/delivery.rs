@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -261,9 +262,7 @@ impl Delivery<'_> {
         tracing::info!(partitions = ?list, lost, "partitions revoked");
         if !lost {
             self.drain(&list);
-            if self.renew_generation() {
-                self.commit_finally()?;
-            }
+            self.commit_finally()?;
         }
         self.forget(&list);
         self.member.give_up(partitions)
@@ -271,7 +270,7 @@ impl Delivery<'_> {
 
     /// Partitions are revoked in a later generation than they were taken in, and only in that one the last
     /// transaction of theirs is accepted. What is committed already is committed once more to ask for it.
-    fn renew_generation(&self) -> bool {
+    fn renew_generation(&self) -> Result<(), KafkaError> {
         let anchor: Vec<Commit> = self
             .partitions
             .iter()
@@ -330,16 +329,29 @@ impl Delivery<'_> {
         }
     }
 
+    /// The group may be between two generations when partitions are given up, so this is tried for a while.
     fn commit_finally(&mut self) -> Result<(), Failure> {
+        const PAUSE: Duration = Duration::from_millis(100);
         let deadline = clock::instant() + FINAL_COMMIT;
-        while !self.commit()? {
-            if clock::instant() >= deadline {
-                tracing::warn!(
-                    "the last commit did not succeed: what it would have told is done again by the next owner"
-                );
-                return Ok(());
+        loop {
+            match self.renew_generation() {
+                Ok(()) if self.commit()? => return Ok(()),
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!("the group does not take this member's commits: {error}");
+                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownMemberId) {
+                        break;
+                    }
+                }
             }
+            if clock::instant() >= deadline {
+                break;
+            }
+            std::thread::sleep(PAUSE);
         }
+        tracing::warn!(
+            "the last commit did not succeed: what it would have told is done again by the next owner"
+        );
         Ok(())
     }
 

@@ -195,6 +195,8 @@ struct LaneEntry {
     made: Instant,
     /// Whether it stands in the ready queue.
     ready: bool,
+    /// Whether a timer will make it ready.
+    timed: bool,
 }
 
 struct Flight {
@@ -422,8 +424,12 @@ impl Worker {
             self.turn_away(taken, &closed, now);
             return Routed::Done;
         }
-        let bytes = taken.command.weight();
         let instant = clock::instant();
+        if let Some(until) = entry.lane.long_silence(instant) {
+            self.park(taken, ParkReason::Rate, Some(until - instant), now);
+            return Routed::Done;
+        }
+        let bytes = taken.command.weight();
         match entry.lane.offer(taken, bytes, instant) {
             Ok(()) => {
                 self.make_ready(id);
@@ -435,11 +441,7 @@ impl Worker {
                     Slowness::Endpoint => ParkReason::LaneFull,
                     Slowness::Rate => ParkReason::Rate,
                 };
-                let silence = entry
-                    .lane
-                    .long_silence(instant)
-                    .map(|until| until - instant);
-                self.park(taken, why, silence, now);
+                self.park(taken, why, None, now);
                 Routed::Done
             }
         }
@@ -580,6 +582,7 @@ impl Worker {
                 version,
                 made: clock::instant(),
                 ready: false,
+                timed: false,
             },
         );
         Some(id)
@@ -660,6 +663,9 @@ impl Worker {
                 return;
             }
             self.timers.pop();
+            if let Some(entry) = self.lanes.get_mut(&id) {
+                entry.timed = false;
+            }
             self.make_ready(id);
         }
     }
@@ -688,7 +694,11 @@ impl Worker {
                     }
                     self.make_ready(id);
                 }
-                Next::At(at) => self.timers.push(Reverse((at, id))),
+                Next::At(at) if !entry.timed => {
+                    entry.timed = true;
+                    self.timers.push(Reverse((at, id)));
+                }
+                Next::At(_) => {}
                 Next::Nothing => {}
             }
         }

@@ -356,25 +356,17 @@ impl Member {
     /// committing `anchor`, which must be what is committed already: it refuses that from a member that it has
     /// evicted, and no later generation can have begun without a rebalance that this thread knows of. Without an
     /// anchor nothing changes.
-    #[must_use]
-    pub fn renew_generation(&self, anchor: &[Commit]) -> bool {
+    ///
+    /// # Errors
+    /// The broker's refusal: this process is no member any more, or not yet again.
+    pub fn renew_generation(&self, anchor: &[Commit]) -> Result<(), KafkaError> {
         if anchor.is_empty() {
-            return true;
+            return Ok(());
         }
         let present = self.consumer.group_metadata();
-        match self.commit(anchor) {
-            Ok(()) => {
-                self.metadata.replace(present.map(Arc::new));
-                true
-            }
-            Err(error) => {
-                tracing::warn!(
-                    group = self.group,
-                    "the group does not count this member any more: {error}"
-                );
-                false
-            }
-        }
+        self.commit(anchor)?;
+        self.metadata.replace(present.map(Arc::new));
+        Ok(())
     }
 
     /// Commits, and waits for the broker's answer.
