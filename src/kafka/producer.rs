@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use super::consumer::{Commit, commit_list};
 use super::{Failure, LogContext};
+use crate::clock;
 use crate::config::{Guarantee, Settings};
 
 /// One record to write.
@@ -135,6 +136,8 @@ pub struct Producer {
     client: ThreadedProducer<DeliveryContext>,
     deliveries: Arc<Deliveries>,
     begun: bool,
+    /// When this producer was fenced lately.
+    fenced: Vec<Instant>,
 }
 
 impl Producer {
@@ -162,6 +165,7 @@ impl Producer {
             client,
             deliveries,
             begun: false,
+            fenced: Vec::new(),
         })
     }
 
@@ -186,6 +190,7 @@ impl Producer {
             client,
             deliveries,
             begun: false,
+            fenced: Vec::new(),
         })
     }
 
@@ -297,6 +302,9 @@ impl Producer {
     /// # Errors
     /// [`Failure`] when a new client cannot be made.
     pub fn renew(&mut self) -> Result<(), Failure> {
+        if self.is_fenced() {
+            self.note_fencing()?;
+        }
         if self.recipe.transactional_id.is_some() && self.begun {
             // Spares readers the wait for the transaction timeout; the new client's epoch makes sure.
             if let Err(error) = self.client.abort_transaction(Duration::from_secs(5)) {
@@ -308,6 +316,22 @@ impl Producer {
         self.deliveries = deliveries;
         self.begun = false;
         Ok(())
+    }
+
+    /// Being fenced once is what happens to a process that was stopped for a while, and a new client mends it. Again
+    /// and again, it means that two processes fence each other.
+    fn note_fencing(&mut self) -> Result<(), Failure> {
+        const LATELY: Duration = Duration::from_secs(60);
+        const TOO_OFTEN: usize = 3;
+        let now = clock::instant();
+        self.fenced.retain(|&before| now - before < LATELY);
+        self.fenced.push(now);
+        if self.fenced.len() < TOO_OFTEN {
+            return Ok(());
+        }
+        let what = format!("the producer of {}", self.recipe.purpose);
+        let source = KafkaError::Global(RDKafkaErrorCode::Fenced);
+        Err(Failure::Fenced { what, source })
     }
 
     fn sort(&self, tag: usize, error: KafkaError) -> BatchError {
