@@ -351,8 +351,8 @@ pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, 
             // The same trouble reaches the role as an error, which is logged with what it means.
             tracing::debug!(target: "librdkafka", client = purpose, facility, "{message}");
         }
-        // The client tries again by itself, and what it waits for shows as waiting.
-        RDKafkaLogLevel::Warning if facility == "GETPID" => {
+        // The client tries again by itself; and a property of `-X` goes to producers and consumers alike.
+        RDKafkaLogLevel::Warning if matches!(facility, "GETPID" | "CONFWARN") => {
             tracing::debug!(target: "librdkafka", client = purpose, facility, "{message}");
         }
         RDKafkaLogLevel::Warning => {
