@@ -302,6 +302,12 @@ impl Service {
         Ok(())
     }
 
+    /// What stops all roles when told, from another thread than the one in [`Service::wait`].
+    #[must_use]
+    pub fn stop_handle(&self) -> Arc<Stop> {
+        Arc::clone(&self.stop)
+    }
+
     /// Tells all roles to stop; [`Service::wait`] then waits for that.
     pub fn stop(&self) {
         self.stop.tell();

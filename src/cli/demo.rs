@@ -1,21 +1,504 @@
-//! `hookstream demo`.
+//! `hookstream demo`: the whole story in one command, on sample data, in this process.
+//!
+//! A broker (embedded, or the real one of `--brokers`), sample receivers, sample orders, and all roles as
+//! `hookstream run` has them: nothing of the program is replaced by something made for the demo. What every receiver
+//! should get is known, and what it got is taken down by the receivers, so the command ends with 0 only if the story
+//! came out right, and tests run it.
+
+mod cast;
+mod ledger;
+mod orders;
+mod receivers;
+mod stage;
+mod view;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use clap::Args;
 
+use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit};
-use crate::config::{Layers, Settings};
+use super::print;
+use crate::clock;
+use crate::config::table::SETTINGS;
+use crate::config::{Guarantee, Layers, Settings, Source};
+use crate::dead_letter::{Filter, Reason};
+use crate::replay::{self, End, Plan};
+use crate::service::{Role, Service, Stop};
+use crate::units::parse_duration;
+use cast::{CAST, Manner};
+use ledger::Ledger;
+use orders::Flow;
+use receivers::{Receivers, SharedLedger};
+use stage::Stage;
+use view::{View, latency};
+
+/// Stands for the brokers when none are given.
+const EMBEDDED: &str = "embedded:9092";
+
+/// Between two looks at what has changed.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The story has gone wrong when nothing changes for this long.
+const STANDSTILL: Duration = Duration::from_secs(30);
+
+/// How long the replay takes.
+const REPLAY: Duration = Duration::from_secs(3);
 
 /// `hookstream demo`.
 #[derive(Args, Clone, Debug)]
-pub struct DemoArgs {}
+pub struct DemoArgs {
+    /// How long orders flow, 1s to 10m; the story then takes some 10 seconds to its end
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration)]
+    duration: Duration,
+    /// Orders a second
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
+    rate: u32,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
+    let duration = parse_duration(text)?;
+    if allowed.contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("allowed: 1s to 10m".to_owned())
+    }
+}
 
 /// Sets what the demo needs where nothing is given.
-pub fn prepare(_layers: &mut Layers) {}
+pub fn prepare(layers: &mut Layers) {
+    let common = [
+        ("http-listen", "127.0.0.1:0"),
+        ("tiers", "1s,2s,5s"),
+        ("retry-schedule", "1s,2s,2s"),
+        ("drain-deadline", "2s"),
+        ("egress-allow-http", "true"),
+        ("egress-allow-cidr", "127.0.0.0/8"),
+        ("egress-ports", "any"),
+        // Dead letters are part of the story, and the view tells of them.
+        (
+            "log",
+            "warn,hookstream::delivery::worker=error,librdkafka=error",
+        ),
+    ];
+    for (name, value) in common {
+        layers.give(name, Source::Default, value);
+    }
+    // Each hop waits for at most this when nothing comes.
+    layers.give_property("fetch.wait.max.ms=20", Source::Default);
+    if given(layers, "brokers").is_none() {
+        layers.give("brokers", Source::Default, EMBEDDED);
+        layers.give("guarantee", Source::Default, "at-least-once");
+        return;
+    }
+    // A real Kafka may be somebody's: topics and groups of our own.
+    let prefix = given(layers, "topic-prefix").unwrap_or_else(|| format!("demo-{}-", random()));
+    layers.give("events", Source::Default, format!("{prefix}order-events"));
+    layers.give("group-prefix", Source::Default, prefix.clone());
+    layers.give("topic-prefix", Source::Default, prefix);
+}
+
+fn random() -> String {
+    std::iter::repeat_with(|| fastrand::char('a'..='z'))
+        .take(6)
+        .collect()
+}
+
+/// What somebody has typed for the setting.
+fn given(layers: &Layers, name: &str) -> Option<String> {
+    let setting = SETTINGS.iter().find(|setting| setting.name == name)?;
+    let (value, source) = layers.effective(setting)?;
+    (source != Source::Default).then(|| value.to_owned())
+}
 
 /// Runs the demo.
 ///
 /// # Errors
-/// [`CliError`] says what failed.
-pub fn run(_settings: Settings, _args: &DemoArgs) -> Result<Exit, CliError> {
+/// [`CliError`] says what failed, or what in the story did not come out right.
+pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
+    let interrupt = Interrupt::watch()?;
+    let stage = Stage::set(settings)?;
+    let source = stage
+        .settings
+        .topics
+        .events
+        .first()
+        .cloned()
+        .unwrap_or_default();
+    let ledger = SharedLedger::new(Ledger::new(&source));
+    let receivers = Receivers::start(&ledger)?;
+    stage.subscribe(&receivers, args.rate)?;
+    let service = Service::start(
+        &stage.settings,
+        &[Role::Fanout, Role::Deliver, Role::Release],
+    )?;
+    introduce(&stage, &service, args)?;
+    let roles = Roles::watch(service)?;
+    let mut story = Story {
+        stage: &stage,
+        ledger,
+        roles: &roles,
+        interrupt,
+        view: View::new(),
+    };
+    let told = story.tell(args);
+    let Story { ledger, view, .. } = story;
+    let ended = roles.end();
+    let ledger = ledger.lock();
+    view.end(&ledger)?;
+    match told {
+        // What ended the roles is the cause of what went wrong in the story.
+        Err(error) if error.exit == Exit::Failure => ended.and(Err(error)),
+        Err(error) => Err(error),
+        Ok(()) => {
+            ended?;
+            conclude(&stage, &ledger)
+        }
+    }
+}
+
+/// The roles at work, on threads of their own.
+struct Roles {
+    stop: Arc<Stop>,
+    ended: JoinHandle<Result<Exit, CliError>>,
+}
+
+impl Roles {
+    fn watch(service: Service) -> Result<Self, CliError> {
+        let stop = service.stop_handle();
+        let ended = std::thread::Builder::new()
+            .name("roles".to_owned())
+            .spawn(move || service.wait())
+            .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))?;
+        Ok(Self { stop, ended })
+    }
+
+    fn end(self) -> Result<Exit, CliError> {
+        self.stop.tell();
+        let lost = |_| {
+            Err(CliError::new(
+                Exit::Failure,
+                "the thread that watches the roles has panicked",
+            ))
+        };
+        self.ended.join().unwrap_or_else(lost)
+    }
+}
+
+/// The story as it goes on.
+struct Story<'a> {
+    stage: &'a Stage,
+    ledger: SharedLedger,
+    roles: &'a Roles,
+    interrupt: Interrupt,
+    view: View,
+}
+
+impl Story<'_> {
+    fn tell(&mut self, args: &DemoArgs) -> Result<(), CliError> {
+        let flow = Flow {
+            per_second: args.rate,
+            duration: args.duration,
+        };
+        let sending = orders::start(self.stage, &self.ledger, random(), flow, &self.roles.stop)?;
+        // The embedded broker lets a group wait for 3 s for more members.
+        self.wait("the roles join their groups", |ledger| {
+            ledger.requests() > 0
+        })?;
+        self.wait("orders flow", |_| sending.is_finished())?;
+        sending.join().unwrap_or_else(|_| {
+            Err(CliError::new(
+                Exit::Failure,
+                "the thread of the orders has panicked",
+            ))
+        })?;
+        self.wait("no more orders, retries end", Ledger::is_settled)?;
+        let dead = self.dead_letters()?;
+        self.ledger.lock().mend();
+        self.replay(dead)?;
+        self.check_none_left()
+    }
+
+    /// Shows the view until `done`; an error when the roles end, nothing changes any more, or a signal comes.
+    fn wait(&mut self, doing: &str, done: impl Fn(&Ledger) -> bool) -> Result<(), CliError> {
+        let (mut seen, mut since) = ((0, 0), clock::instant());
+        loop {
+            {
+                let ledger = self.ledger.lock();
+                self.view.show(doing, &ledger)?;
+                if done(&ledger) {
+                    return Ok(());
+                }
+                let now = (ledger.orders(), ledger.requests());
+                if now != seen {
+                    (seen, since) = (now, clock::instant());
+                }
+            }
+            if self.interrupt.is_raised() {
+                return Err(interrupted());
+            }
+            if self.roles.ended.is_finished() {
+                return Err(wrong(&["a role ended in the middle of it".to_owned()]));
+            }
+            if since.elapsed() > STANDSTILL {
+                let mut faults = vec![format!(
+                    "nothing has changed for {} s ({doing})",
+                    STANDSTILL.as_secs()
+                )];
+                faults.extend(self.ledger.lock().faults());
+                return Err(wrong(&faults));
+            }
+            self.roles.stop.wait(LOOK);
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        let subscriber = CAST
+            .iter()
+            .find(|subscriber| subscriber.manner == Manner::Strict);
+        let filter = Filter {
+            subscriber: subscriber.map(|subscriber| subscriber.name.to_owned()),
+            reason: Some(Reason::PermanentStatus),
+            status: Some(400),
+            ..Filter::default()
+        };
+        Plan {
+            filter,
+            ..Plan::default()
+        }
+    }
+
+    /// Open dead letters, as `hookstream replay --dead-letters --dry-run` counts them.
+    fn open(&self, plan: &Plan) -> Result<u64, CliError> {
+        let (tally, _) =
+            replay::preview(&self.stage.settings, plan, &|| self.interrupt.is_raised())
+                .map_err(|failure| print::failed(&failure))?;
+        Ok(tally.letters())
+    }
+
+    /// Waits until every webhook that strict has refused is a dead letter in Kafka, and tells how many are open.
+    fn dead_letters(&mut self) -> Result<u64, CliError> {
+        let refused: usize = (0..CAST.len())
+            .map(|index| self.ledger.lock().numbers(index).dead)
+            .sum();
+        let refused = u64::try_from(refused).unwrap_or(u64::MAX);
+        let plan = self.plan();
+        let begun = clock::instant();
+        // Delivery commits its outcomes every 100 ms: an answer is a little earlier than its dead letter.
+        loop {
+            let open = self.open(&plan)?;
+            if open >= refused {
+                return Ok(open);
+            }
+            if self.interrupt.is_raised() {
+                return Err(interrupted());
+            }
+            if begun.elapsed() > STANDSTILL {
+                return Err(wrong(&[format!(
+                    "strict has refused {refused} webhooks, and {open} dead letters are open"
+                )]));
+            }
+            self.roles.stop.wait(LOOK);
+        }
+    }
+
+    /// Replays at a pace that can be seen, and waits until all is delivered.
+    fn replay(&mut self, dead: u64) -> Result<(), CliError> {
+        let pace = REPLAY.div_f64(dead.max(1) as f64);
+        let plan = Plan {
+            pace: Some(pace),
+            ..self.plan()
+        };
+        let (settings, interrupt) = (self.stage.settings.clone(), self.interrupt.clone());
+        let replaying = std::thread::Builder::new()
+            .name("replay".to_owned())
+            .spawn(move || replay::run(&settings, &plan, &|| interrupt.is_raised(), &mut |_| {}))
+            .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))?;
+        let doing = "strict is mended, its dead letters are replayed";
+        self.wait(doing, |_| replaying.is_finished())?;
+        let Ok(report) = replaying.join() else {
+            return Err(wrong(&["the thread of the replay has panicked".to_owned()]));
+        };
+        let replayed = report.replayed.letters();
+        match report.end {
+            End::Failed(error) => Err(wrong(&[format!("replaying the dead letters: {error}")])),
+            End::Stopped => Err(interrupted()),
+            End::Complete if replayed != dead => Err(wrong(&[format!(
+                "of {dead} dead letters {replayed} were replayed"
+            )])),
+            End::Complete => self.wait(doing, Ledger::is_complete),
+        }
+    }
+
+    /// A second replay must find nothing.
+    fn check_none_left(&self) -> Result<(), CliError> {
+        let left = self.open(&Plan::default())?;
+        let mut faults = self.ledger.lock().faults();
+        if left > 0 {
+            faults.push(format!("{left} dead letters are still open"));
+        }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong(&faults))
+        }
+    }
+}
+
+fn interrupted() -> CliError {
+    CliError::new(
+        Exit::Interrupted,
+        "interrupted: the roles have ended in order",
+    )
+}
+
+fn wrong(faults: &[String]) -> CliError {
+    CliError::new(
+        Exit::Failure,
+        format!(
+            "the story did not come out right:\n  {}",
+            faults.join("\n  ")
+        ),
+    )
+}
+
+/// Says what will be shown.
+fn introduce(stage: &Stage, service: &Service, args: &DemoArgs) -> Result<(), CliError> {
+    let settings = &stage.settings;
+    let broker = if stage.is_embedded() {
+        "embedded in this process, nothing to install (no transactions: at-least-once)".to_owned()
+    } else {
+        let guarantee = match settings.guarantee {
+            Guarantee::ExactlyOnce => "exactly-once",
+            Guarantee::AtLeastOnce => "at-least-once",
+        };
+        format!(
+            "{}, {guarantee}, topics {}*",
+            settings.brokers, settings.topics.prefix
+        )
+    };
+    let parts: Vec<String> = CAST
+        .iter()
+        .map(|subscriber| format!("    {:<9}{}", subscriber.name, subscriber.part))
+        .collect();
+    print::line(&format!(
+        "\
+hookstream demo: events on Kafka become signed webhooks
+
+  Kafka      {broker}
+  events     {} a second for {} on {}: orders created, paid, shipped
+  webhooks   to five subscribers on this machine:
+{}
+  metrics    http://{}/metrics
+",
+        args.rate,
+        humantime::format_duration(args.duration),
+        settings.topics.events.join(","),
+        parts.join("\n"),
+        service.http,
+    ))
+}
+
+/// Says what was shown, and how to do the same elsewhere.
+fn conclude(stage: &Stage, ledger: &Ledger) -> Result<Exit, CliError> {
+    let of = |manner: Manner| {
+        let index = CAST
+            .iter()
+            .position(|subscriber| subscriber.manner == manner);
+        ledger.numbers(index.unwrap_or_default())
+    };
+    let median = |manner| of(manner).median.map_or_else(String::new, latency);
+    print::line(&format!(
+        "
+What you saw, all of it checked:
+  ok  {} events became {} webhooks, exactly those that were wanted, once each
+  ok  {} requests, the signature of each verified (Standard Webhooks, HMAC-SHA256)
+  ok  slow ({}) delayed nobody: good has its webhooks in {}
+  ok  flaky took {} at the third attempt each: same webhook id, same body
+  ok  strict refused {}: dead letters, replayed when it was mended, none left
+",
+        ledger.orders(),
+        ledger.webhooks(),
+        ledger.requests(),
+        median(Manner::Slow),
+        median(Manner::Prompt),
+        of(Manner::Flaky).delivered,
+        of(Manner::Strict).delivered,
+    ))?;
+    print::line(&next_steps(stage))?;
     Ok(Exit::Done)
+}
+
+fn next_steps(stage: &Stage) -> String {
+    let settings = &stage.settings;
+    if !stage.is_embedded() {
+        let (brokers, prefix) = (&settings.brokers, &settings.topics.prefix);
+        return format!(
+            "\
+Nothing was deleted. To look around, and to clean up:
+  hookstream dead-letters list --all --brokers {brokers} --topic-prefix {prefix}
+  kafka-topics.sh --bootstrap-server {brokers} --delete --topic '{prefix}.*'"
+        );
+    }
+    "\
+The same on a real Kafka, exactly-once:
+  export HOOKSTREAM_BROKERS=HOST:PORT
+  hookstream demo                                   this story, on topics of its own
+  hookstream topics create --with-events            then yours: the topics,
+  hookstream subscriptions apply -f FILE            who wants what, where,
+  hookstream run                                    all roles in one process,
+  hookstream replay --dead-letters                  and what had failed, once more"
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Machine;
+
+    fn prepared(given: &[(&str, &str)]) -> Settings {
+        let mut layers = Layers::new();
+        for (name, value) in given {
+            layers.give(name, Source::Flag, *value);
+        }
+        prepare(&mut layers);
+        let machine = Machine {
+            host_name: "here".to_owned(),
+            cores: 2,
+        };
+        Settings::check(&layers, &machine).unwrap()
+    }
+
+    #[test]
+    fn nothing_given_plays_on_the_embedded_broker_without_transactions() {
+        let settings = prepared(&[]);
+        assert_eq!(settings.brokers, EMBEDDED);
+        assert_eq!(settings.guarantee, Guarantee::AtLeastOnce);
+        assert_eq!(settings.topics.commands(), "webhook-commands");
+    }
+
+    #[test]
+    fn on_a_real_kafka_all_names_are_the_demos_own() {
+        let settings = prepared(&[("brokers", "kafka:9092")]);
+        let prefix = &settings.topics.prefix;
+        assert!(prefix.starts_with("demo-"), "{prefix}");
+        assert_eq!(&settings.group_prefix, prefix);
+        assert_eq!(settings.topics.events, [format!("{prefix}order-events")]);
+        assert_eq!(settings.guarantee, Guarantee::ExactlyOnce);
+    }
+
+    #[test]
+    fn what_is_given_goes_before_what_the_demo_prefers() {
+        let settings = prepared(&[
+            ("brokers", "kafka:9092"),
+            ("topic-prefix", "mine-"),
+            ("tiers", "3s"),
+        ]);
+        assert_eq!(settings.topics.prefix, "mine-");
+        assert_eq!(settings.group_prefix, "mine-");
+        assert_eq!(settings.tiers.delays(), [Duration::from_secs(3)]);
+    }
 }

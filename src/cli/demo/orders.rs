@@ -1,0 +1,135 @@
+//! Sends the sample orders: evenly, on a thread of its own, each told to the ledger before it is sent.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::message::OwnedHeaders;
+
+use super::cast::Order;
+use super::receivers::SharedLedger;
+use super::stage::{Stage, refused};
+use crate::cli::outcome::{CliError, Exit};
+use crate::cli::print;
+use crate::clock;
+use crate::kafka::producer::{Producer, Record};
+use crate::service::Stop;
+
+/// How often orders that are due are sent.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How many orders, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow {
+    pub(super) per_second: u32,
+    pub(super) duration: Duration,
+}
+
+impl Flow {
+    /// Orders that are due after `elapsed`.
+    fn due(&self, elapsed: Duration) -> u32 {
+        let elapsed = elapsed.min(self.duration);
+        (elapsed.as_secs_f64() * f64::from(self.per_second)) as u32
+    }
+}
+
+/// Begins to send; ends when all are sent, or when told to stop.
+///
+/// # Errors
+/// [`CliError`] when there is no producer or no thread.
+pub(super) fn start(
+    stage: &Stage,
+    ledger: &SharedLedger,
+    run: String,
+    flow: Flow,
+    stop: &Arc<Stop>,
+) -> Result<JoinHandle<Result<(), CliError>>, CliError> {
+    let mut sender = Sender {
+        producer: stage.producer()?,
+        topic: stage
+            .settings
+            .topics
+            .events
+            .first()
+            .cloned()
+            .unwrap_or_default(),
+        ledger: ledger.clone(),
+        run,
+        sent: 0,
+    };
+    let stop = Arc::clone(stop);
+    std::thread::Builder::new()
+        .name("orders".to_owned())
+        .spawn(move || {
+            let all = flow.due(flow.duration).max(1);
+            // The first one is ahead of the others: latencies are to be those of roles that are at work.
+            sender.send_up_to(1)?;
+            while sender.ledger.lock().requests() == 0 && !stop.is_told() {
+                stop.wait(TICK);
+            }
+            let begun = clock::instant();
+            while sender.sent < all && !stop.is_told() {
+                sender.send_up_to(flow.due(begun.elapsed()).min(all))?;
+                stop.wait(TICK);
+            }
+            Ok(())
+        })
+        .map_err(|error| {
+            CliError::new(
+                Exit::Failure,
+                format!("starting the thread of the orders: {error}"),
+            )
+        })
+}
+
+struct Sender {
+    producer: Producer,
+    topic: String,
+    ledger: SharedLedger,
+    run: String,
+    sent: u32,
+}
+
+impl Sender {
+    fn send_up_to(&mut self, due: u32) -> Result<(), CliError> {
+        let what = "sending the sample orders";
+        for number in self.sent..due {
+            let order = Order::new(&self.run, number);
+            self.ledger.lock().expect(&order, clock::instant());
+            let value = order.envelope(&print::time(clock::now())).to_string();
+            let record = Record {
+                topic: &self.topic,
+                partition: None,
+                key: Some(order.order.as_bytes()),
+                value: Some(value.as_bytes()),
+                headers: OwnedHeaders::new(),
+                tag: number as usize,
+            };
+            self.producer
+                .send(record)
+                .map_err(|error| refused(what, error))?;
+        }
+        self.sent = due.max(self.sent);
+        self.producer
+            .finish(&[], None)
+            .map_err(|error| refused(what, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_flow_evenly_and_end() {
+        let flow = Flow {
+            per_second: 20,
+            duration: Duration::from_secs(8),
+        };
+        let due = |ms| flow.due(Duration::from_millis(ms));
+        assert_eq!(
+            [due(0), due(50), due(1000), due(8000), due(90_000)],
+            [0, 1, 20, 160, 160]
+        );
+    }
+}
