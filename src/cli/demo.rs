@@ -119,8 +119,12 @@ fn given(layers: &Layers, name: &str) -> Option<String> {
 /// # Errors
 /// [`CliError`] says what failed, or what in the story did not come out right.
 pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
+    let flow = Flow {
+        per_second: args.rate,
+        duration: args.duration,
+    };
     let interrupt = Interrupt::watch()?;
-    let stage = Stage::set(settings)?;
+    let stage = Stage::set(settings, flow)?;
     let source = stage
         .settings
         .topics
@@ -144,7 +148,7 @@ pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
         interrupt,
         view: View::new(),
     };
-    let told = story.tell(args);
+    let told = story.tell(flow);
     let Story { ledger, view, .. } = story;
     let ended = roles.end();
     let ledger = ledger.lock();
@@ -198,15 +202,11 @@ struct Story<'a> {
 }
 
 impl Story<'_> {
-    fn tell(&mut self, args: &DemoArgs) -> Result<(), CliError> {
-        let flow = Flow {
-            per_second: args.rate,
-            duration: args.duration,
-        };
+    fn tell(&mut self, flow: Flow) -> Result<(), CliError> {
         let sending = orders::start(self.stage, &self.ledger, random(), flow, &self.roles.stop)?;
         // The embedded broker lets a group wait for 3 s for more members.
         self.wait("the roles join their groups", |ledger| {
-            ledger.requests() > 0
+            ledger.requests() > 0 || sending.is_finished()
         })?;
         self.wait("orders flow", |_| sending.is_finished())?;
         sending.join().unwrap_or_else(|_| {
@@ -240,19 +240,33 @@ impl Story<'_> {
             if self.interrupt.is_raised() {
                 return Err(interrupted());
             }
-            if self.roles.ended.is_finished() {
+            if self.roles.stop.is_told() {
                 return Err(wrong(&["a role ended in the middle of it".to_owned()]));
             }
             if since.elapsed() > STANDSTILL {
-                let mut faults = vec![format!(
-                    "nothing has changed for {} s ({doing})",
-                    STANDSTILL.as_secs()
-                )];
-                faults.extend(self.ledger.lock().faults());
-                return Err(wrong(&faults));
+                return Err(self.stands_still(doing));
             }
             self.roles.stop.wait(LOOK);
         }
+    }
+
+    /// Why the story does not go on, as far as the dead letters tell.
+    fn stands_still(&self, doing: &str) -> CliError {
+        let mut faults = vec![format!(
+            "nothing has changed for {} s ({doing})",
+            STANDSTILL.as_secs()
+        )];
+        faults.extend(self.ledger.lock().faults());
+        if let Ok((tally, _)) = replay::preview(&self.stage.settings, &Plan::default(), &|| false) {
+            faults.extend(tally.groups.iter().map(|((subscriber, reason), count)| {
+                format!(
+                    "dead letters of {subscriber}: {}, {}",
+                    count.letters,
+                    reason.as_str()
+                )
+            }));
+        }
+        wrong(&faults)
     }
 
     fn plan(&self) -> Plan {
@@ -295,6 +309,9 @@ impl Story<'_> {
             }
             if self.interrupt.is_raised() {
                 return Err(interrupted());
+            }
+            if self.roles.stop.is_told() {
+                return Err(wrong(&["a role ended in the middle of it".to_owned()]));
             }
             if begun.elapsed() > STANDSTILL {
                 return Err(wrong(&[format!(
@@ -369,7 +386,7 @@ fn wrong(faults: &[String]) -> CliError {
 fn introduce(stage: &Stage, service: &Service, args: &DemoArgs) -> Result<(), CliError> {
     let settings = &stage.settings;
     let broker = if stage.is_embedded() {
-        "embedded in this process, nothing to install (no transactions: at-least-once)".to_owned()
+        "embedded in this process, nothing to install (at-least-once)".to_owned()
     } else {
         let guarantee = match settings.guarantee {
             Guarantee::ExactlyOnce => "exactly-once",
@@ -415,7 +432,7 @@ fn conclude(stage: &Stage, ledger: &Ledger) -> Result<Exit, CliError> {
         "
 What you saw, all of it checked:
   ok  {} events became {} webhooks, exactly those that were wanted, once each
-  ok  {} requests, the signature of each verified (Standard Webhooks, HMAC-SHA256)
+  ok  {} requests, each with a good signature (Standard Webhooks, HMAC-SHA256)
   ok  slow ({}) delayed nobody: good has its webhooks in {}
   ok  flaky took {} at the third attempt each: same webhook id, same body
   ok  strict refused {}: dead letters, replayed when it was mended, none left
@@ -446,11 +463,11 @@ Nothing was deleted. To look around, and to clean up:
     "\
 The same on a real Kafka, exactly-once:
   export HOOKSTREAM_BROKERS=HOST:PORT
-  hookstream demo                                   this story, on topics of its own
-  hookstream topics create --with-events            then yours: the topics,
-  hookstream subscriptions apply -f FILE            who wants what, where,
-  hookstream run                                    all roles in one process,
-  hookstream replay --dead-letters                  and what had failed, once more"
+  hookstream demo                         this story, on topics of its own
+  hookstream topics create --with-events  then yours: the topics,
+  hookstream subscriptions apply -f FILE  who wants what, and where;
+  hookstream run                          all roles in one process,
+  hookstream replay --dead-letters        and what had failed, once more"
         .to_owned()
 }
 

@@ -12,5 +12,6 @@
     unreachable_pub
 )]
 
+mod demo;
 mod harness;
 mod support;

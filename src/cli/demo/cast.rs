@@ -73,7 +73,7 @@ pub(super) const CAST: [Subscriber; 5] = [
         least_total: None,
         manner: Manner::Flaky,
         does: "503, 500, then 200",
-        part: "wants order.shipped; fails twice, so each comes again through the retry topics",
+        part: "wants order.shipped; fails twice, gets each again after 1 s and 2 s",
     },
     Subscriber {
         name: "strict",
@@ -81,7 +81,7 @@ pub(super) const CAST: [Subscriber; 5] = [
         least_total: None,
         manner: Manner::Strict,
         does: "400 until mended",
-        part: "wants order.created; refuses each: dead letters, replayed when it is mended",
+        part: "wants order.created; refuses all: dead letters, mended, replayed",
     },
 ];
 

@@ -26,8 +26,13 @@ pub(super) struct Flow {
 }
 
 impl Flow {
+    /// All orders.
+    pub(super) fn events(self) -> u32 {
+        self.due(self.duration).max(1)
+    }
+
     /// Orders that are due after `elapsed`.
-    fn due(&self, elapsed: Duration) -> u32 {
+    fn due(self, elapsed: Duration) -> u32 {
         let elapsed = elapsed.min(self.duration);
         (elapsed.as_secs_f64() * f64::from(self.per_second)) as u32
     }
@@ -61,7 +66,7 @@ pub(super) fn start(
     std::thread::Builder::new()
         .name("orders".to_owned())
         .spawn(move || {
-            let all = flow.due(flow.duration).max(1);
+            let all = flow.events();
             // The first one is ahead of the others: latencies are to be those of roles that are at work.
             sender.send_up_to(1)?;
             while sender.ledger.lock().requests() == 0 && !stop.is_told() {

@@ -10,6 +10,7 @@ use rdkafka::producer::DefaultProducerContext;
 
 use super::EMBEDDED;
 use super::cast::CAST;
+use super::orders::Flow;
 use super::receivers::Receivers;
 use crate::admin::{self, Partitions, Wish};
 use crate::cli::outcome::{CliError, Exit};
@@ -20,6 +21,10 @@ use crate::kafka::producer::{BatchError, Producer, Record};
 
 /// Partitions of the demo's topics: more than one, so that keys spread.
 const PARTITIONS: i32 = 3;
+
+/// Events that the embedded broker holds: of a third of them the dead letters lie in one partition, and what exceeds
+/// its 5 MiB would be dropped silently.
+const EMBEDDED_EVENTS: u32 = 12_000;
 
 /// A broker with all topics.
 pub(super) struct Stage {
@@ -32,8 +37,8 @@ impl Stage {
     /// Starts the embedded broker or asks the real one, and makes the topics.
     ///
     /// # Errors
-    /// [`CliError`]: no broker answers, or it denies.
-    pub(super) fn set(mut settings: Settings) -> Result<Self, CliError> {
+    /// [`CliError`]: no broker answers, it denies, or the embedded one cannot do what is asked for.
+    pub(super) fn set(mut settings: Settings, flow: Flow) -> Result<Self, CliError> {
         if settings.brokers != EMBEDDED {
             create_topics(&settings)?;
             return Ok(Self {
@@ -43,6 +48,12 @@ impl Stage {
         }
         if settings.guarantee != Guarantee::AtLeastOnce {
             let message = "the embedded broker has no transactions: leave --guarantee out, or name a real Kafka with --brokers";
+            return Err(CliError::new(Exit::Usage, message));
+        }
+        if flow.events() > EMBEDDED_EVENTS {
+            let message = format!(
+                "the embedded broker holds {EMBEDDED_EVENTS} events (--rate times --duration); name a real Kafka with --brokers for more"
+            );
             return Err(CliError::new(Exit::Usage, message));
         }
         let failed = |error| {
