@@ -1,7 +1,7 @@
 //! Delivery: commands become POSTs, and POSTs outcomes that are durable before the position passes them.
 //!
 //! This thread polls Kafka, runs the rebalances and commits: all that concerns the group happens here, in
-//! order. The partitions' windows and lanes live on [`worker`] threads; between the two go whole batches.
+//! order. The partitions' windows and lanes live on `worker` threads; between the two go whole batches.
 //! Every 100 ms the workers tell each partition's state: its window, and the outcomes since the last time.
 //! Outcomes and positions are committed in one transaction; positions alone by a plain commit. After a failed
 //! transaction the outcomes are kept and written again with the next state: an abort repeats no POST.
