@@ -5,110 +5,38 @@
 //! a message from the Kafka thread, the end of an attempt, or a tick. The price is that one partition cannot use
 //! more than one core; partitions are what scales.
 
+mod conclusion;
+mod partition;
+mod routing;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::AbortHandle;
 
-use super::endpoint::{self, Destination, Target};
-use super::lane::{Cause as Slowness, Full, Lane, Next};
-use super::outcome::{Class, Told, Verdict, judge};
-use super::window::{Snapshot, Window};
+use super::endpoint::{Destination, Target};
+use super::lane::{Lane, Next};
+use super::outcome::Told;
+use super::window::Window;
 use crate::clock;
-use crate::command::{Cause, Command};
 use crate::config::Settings;
-use crate::dead_letter::{DeadLetterInfo, Reason};
 use crate::egress::EgressPolicy;
-use crate::http::{Answer, FailureClass, HttpClient, Reply, Rest, RetryAfter};
-use crate::kafka::InvalidRecord;
+use crate::http::HttpClient;
 use crate::kafka::table::Table;
-use crate::metrics::{AttemptOutcome, Metrics, ParkReason};
-use crate::retry::schedule::next_delay;
-use crate::retry::tier::LONGEST_PARK;
-use crate::units::{EpochMs, Offset};
+use crate::metrics::{Metrics, ParkReason};
+use conclusion::tell;
+use partition::{Flight, Intake, Partition, Taken};
+pub(super) use partition::{Incoming, Load, Outcome, PartitionState};
+use routing::Routed;
 
-/// A command may come before the subscription that it is for: the two travel through different topics. Younger
-/// than this, it waits for its subscription; older, its subscription is missing for good.
-const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
-/// What is due within this is waited for here; what is due later goes back to a tier.
-const DUE_SOON: Duration = Duration::from_secs(2);
 /// How long the body of an answer that is already judged may take, so that its connection can be used again.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How often what depends on time alone is looked at.
 const TICK: Duration = Duration::from_millis(100);
-
-/// What the Kafka thread has handed over and is not done: how full a partition's part of memory is.
-#[derive(Debug, Default)]
-pub(super) struct Load {
-    bytes: AtomicUsize,
-    commands: AtomicUsize,
-}
-
-impl Load {
-    pub(super) fn add(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.commands.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn sub(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.commands.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn commands(&self) -> usize {
-        self.commands.load(Ordering::Relaxed)
-    }
-}
-
-/// A record on its way into a window.
-#[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) offset: Offset,
-    pub(super) content: Result<Box<Command>, Box<InvalidRecord>>,
-}
-
-impl Incoming {
-    pub(super) fn weight(&self) -> usize {
-        match &self.content {
-            Ok(command) => command.weight(),
-            Err(record) => record.weight(),
-        }
-    }
-}
-
-/// What must become durable before the position passes its command.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    /// To the tier of this index.
-    Tier(usize, Box<Command>),
-    DeadLetter(Box<Command>, Box<DeadLetterInfo>),
-    Invalid(Box<InvalidRecord>),
-    /// Disable this subscription: its endpoint is gone.
-    Disable(Box<str>),
-}
-
-/// A partition at one moment: with `outcomes` durable, `snapshot` may be committed.
-#[derive(Debug)]
-pub(super) struct PartitionState {
-    pub(super) partition: i32,
-    pub(super) snapshot: Snapshot,
-    pub(super) outcomes: Vec<Outcome>,
-    pub(super) span: u64,
-    /// How long the partition's intake has been waiting for room.
-    pub(super) stalled: Duration,
-    /// The age of the oldest attempt in flight.
-    pub(super) oldest: Duration,
-}
 
 /// From the Kafka thread.
 pub(super) enum Order {
@@ -176,14 +104,6 @@ async fn sleep_until(at: Option<Instant>) {
 
 type LaneId = u64;
 
-/// A command whose offset is in its partition's window.
-#[derive(Debug)]
-struct Taken {
-    partition: i32,
-    offset: Offset,
-    command: Box<Command>,
-}
-
 struct LaneEntry {
     lane: Lane<Taken>,
     partition: i32,
@@ -197,57 +117,6 @@ struct LaneEntry {
     ready: bool,
     /// Whether a timer will make it ready.
     timed: bool,
-}
-
-struct Flight {
-    lane: LaneId,
-    abort: AbortHandle,
-    started: Instant,
-}
-
-/// Whether a partition's commands are started.
-enum Intake {
-    Open,
-    /// No more; this is told when nothing is in flight.
-    Stopping(Sender<()>),
-    Stopped,
-}
-
-struct Partition {
-    /// Tells one ownership of the partition from the next (**Owner only**).
-    epoch: u64,
-    window: Window,
-    load: Arc<Load>,
-    pending: VecDeque<Incoming>,
-    /// Whether the first of `pending` is in the window already.
-    first_is_taken: bool,
-    stalled_since: Option<Instant>,
-    lanes: HashMap<Rc<str>, LaneId>,
-    in_flight: BTreeMap<Offset, Flight>,
-    outcomes: Vec<Outcome>,
-    intake: Intake,
-}
-
-impl Partition {
-    fn finish(&mut self, offset: Offset, weight: usize) {
-        let was_open = self.window.finish(offset);
-        debug_assert!(was_open, "an offset ends once");
-        self.load.sub(weight);
-    }
-
-    fn is_open(&self) -> bool {
-        matches!(self.intake, Intake::Open)
-    }
-
-    fn stopped_if_idle(&mut self) {
-        if self.in_flight.is_empty()
-            && let Intake::Stopping(done) = &self.intake
-        {
-            // The Kafka thread may have given up waiting; then nobody needs to know.
-            done.send(()).ok();
-            self.intake = Intake::Stopped;
-        }
-    }
 }
 
 /// The end of an attempt, or of its connection's use.
@@ -269,13 +138,6 @@ struct AttemptEnd {
     took: Duration,
     /// Whether a [`Ended::Slot`] follows.
     slot_follows: bool,
-}
-
-/// What routing a command came to.
-enum Routed {
-    Done,
-    /// Its lane is full for the moment.
-    Wait(Taken),
 }
 
 struct Worker {
@@ -349,297 +211,6 @@ impl Worker {
             Order::Close(partitions) => partitions
                 .into_iter()
                 .for_each(|partition| self.close(partition)),
-        }
-    }
-
-    /// Moves what is pending in a partition into its window and lanes, as far as there is room.
-    fn admit(&mut self, number: i32) {
-        loop {
-            let Some(partition) = self.partitions.get_mut(&number) else {
-                return;
-            };
-            let Some(first) = partition.pending.front() else {
-                partition.stalled_since = None;
-                return;
-            };
-            let offset = first.offset;
-            if !partition.first_is_taken {
-                if !partition.window.has_room(offset) {
-                    partition.stalled_since.get_or_insert_with(clock::instant);
-                    return;
-                }
-                partition.first_is_taken = partition.window.take(offset);
-            }
-            let Some(incoming) = partition.pending.pop_front() else {
-                return;
-            };
-            let taken = std::mem::take(&mut partition.first_is_taken);
-            partition.stalled_since = None;
-            if !taken {
-                partition.load.sub(incoming.weight());
-                continue;
-            }
-            let waits = match incoming.content {
-                Ok(command) => self.route(Taken {
-                    partition: number,
-                    offset,
-                    command,
-                }),
-                Err(record) => {
-                    let bytes = record.weight();
-                    self.settle(number, offset, bytes, Some(Outcome::Invalid(record)));
-                    Routed::Done
-                }
-            };
-            if let Routed::Wait(taken) = waits
-                && let Some(partition) = self.partitions.get_mut(&number)
-            {
-                partition.pending.push_front(Incoming {
-                    offset,
-                    content: Ok(taken.command),
-                });
-                partition.first_is_taken = true;
-                partition.stalled_since.get_or_insert_with(clock::instant);
-                return;
-            }
-        }
-    }
-
-    /// Where a command goes whose offset is in the window.
-    fn route(&mut self, taken: Taken) -> Routed {
-        let now = clock::now();
-        if let Some(due) = taken.command.due.filter(|&due| due > now) {
-            self.not_yet(taken, due.since(now));
-            return Routed::Done;
-        }
-        let Some(id) = self.lane_of(taken.partition, &taken.command.subscription) else {
-            self.subscription_missing(taken, now);
-            return Routed::Done;
-        };
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return Routed::Done;
-        };
-        if !matches!(entry.destination, Destination::Open(_)) {
-            let closed = entry.destination.clone();
-            self.turn_away(taken, &closed, now);
-            return Routed::Done;
-        }
-        let instant = clock::instant();
-        if let Some(until) = entry.lane.long_silence(instant) {
-            self.park(taken, ParkReason::Rate, Some(until - instant), now);
-            return Routed::Done;
-        }
-        let bytes = taken.command.weight();
-        match entry.lane.offer(taken, bytes, instant) {
-            Ok(()) => {
-                self.make_ready(id);
-                Routed::Done
-            }
-            Err((taken, Full::Quick)) => Routed::Wait(taken),
-            Err((taken, Full::Slow(slowness))) => {
-                let why = match slowness {
-                    Slowness::Endpoint => ParkReason::LaneFull,
-                    Slowness::Rate => ParkReason::Rate,
-                };
-                self.park(taken, why, None, now);
-                Routed::Done
-            }
-        }
-    }
-
-    /// A released command that is not due by this machine's clock (**Never early**).
-    fn not_yet(&mut self, taken: Taken, rest: Duration) {
-        if rest <= DUE_SOON {
-            let ended = self.ended.clone();
-            let epoch = self
-                .partitions
-                .get(&taken.partition)
-                .map_or(0, |partition| partition.epoch);
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(rest).await;
-                // The worker outlives its tasks, or nobody is left to be told.
-                ended.send(Ended::Due(taken, epoch)).ok();
-            });
-            return;
-        }
-        let tier = self.around.settings.tiers.for_rest(rest);
-        self.move_to_tier(taken, tier);
-    }
-
-    fn subscription_missing(&mut self, taken: Taken, now: EpochMs) {
-        if now.since(taken.command.enqueued) < SUBSCRIPTION_GRACE {
-            self.park(taken, ParkReason::Paused, None, now);
-            return;
-        }
-        let error = format!(
-            "the subscription {} does not exist",
-            taken.command.subscription
-        );
-        self.dead_letter(taken, Reason::SubscriptionMissing, None, error);
-    }
-
-    /// A command whose subscription does not take any now.
-    fn turn_away(&mut self, taken: Taken, from: &Destination, now: EpochMs) {
-        match from {
-            Destination::Open(_) | Destination::Waiting => {
-                self.park(taken, ParkReason::Paused, None, now)
-            }
-            Destination::Disabled => {
-                let error = format!(
-                    "the subscription {} is disabled",
-                    taken.command.subscription
-                );
-                self.dead_letter(taken, Reason::Disabled, None, error);
-            }
-            Destination::Denied(error) => {
-                let error = error.to_string();
-                self.dead_letter(taken, Reason::EgressDenied, None, error);
-            }
-        }
-    }
-
-    /// Moves a command to a tier without spending an attempt: for `rest`, or in proportion to its age.
-    fn park(&mut self, mut taken: Taken, why: ParkReason, rest: Option<Duration>, now: EpochMs) {
-        let tiers = &self.around.settings.tiers;
-        let rest = rest.map_or_else(
-            || tiers.park_for(now.since(taken.command.enqueued)),
-            |rest| rest.min(LONGEST_PARK),
-        );
-        let tier = tiers.for_rest(rest);
-        taken.command.due = Some(now + rest);
-        taken.command.cause = Cause::Parked;
-        self.around.metrics.parked(why).inc();
-        self.move_to_tier(taken, tier);
-    }
-
-    fn move_to_tier(&mut self, taken: Taken, tier: usize) {
-        let weight = taken.command.weight();
-        self.settle(
-            taken.partition,
-            taken.offset,
-            weight,
-            Some(Outcome::Tier(tier, taken.command)),
-        );
-    }
-
-    fn dead_letter(&mut self, taken: Taken, reason: Reason, status: Option<u16>, error: String) {
-        let now = clock::now();
-        let Taken {
-            partition,
-            offset,
-            command,
-        } = taken;
-        let first_failure = command.first_failure.unwrap_or(now);
-        let info = DeadLetterInfo {
-            reason,
-            status,
-            error,
-            first_failure,
-            last_failure: now,
-        };
-        tracing::warn!(
-            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
-            reason = reason.as_str(), attempts = command.attempt, "dead letter: {}", info.error,
-        );
-        let weight = command.weight();
-        self.settle(
-            partition,
-            offset,
-            weight,
-            Some(Outcome::DeadLetter(command, Box::new(info))),
-        );
-    }
-
-    /// Ends an offset, with what must be durable before the position passes it.
-    fn settle(&mut self, number: i32, offset: Offset, weight: usize, outcome: Option<Outcome>) {
-        if let Some(partition) = self.partitions.get_mut(&number) {
-            partition.outcomes.extend(outcome);
-            partition.finish(offset, weight);
-        }
-    }
-
-    /// The lane of a subscription, its destination up to date; `None` when the subscription does not exist.
-    fn lane_of(&mut self, number: i32, subscription: &str) -> Option<LaneId> {
-        let partition = self.partitions.get_mut(&number)?;
-        if let Some(&id) = partition.lanes.get(subscription) {
-            return self.refresh(id).then_some(id);
-        }
-        let version = self.around.table.version();
-        let found = self.around.table.get(subscription)?;
-        let destination = Destination::of(&found, &self.around.policy, &self.around.settings);
-        let id = self.next_lane;
-        self.next_lane += 1;
-        let lane = Lane::new(endpoint::limits(&found), clock::instant());
-        let name: Rc<str> = Rc::from(subscription);
-        partition.lanes.insert(Rc::clone(&name), id);
-        self.lanes.insert(
-            id,
-            LaneEntry {
-                lane,
-                partition: number,
-                name,
-                destination,
-                version,
-                made: clock::instant(),
-                ready: false,
-                timed: false,
-            },
-        );
-        Some(id)
-    }
-
-    /// Takes a changed subscription over into its lane; `false` when it does not exist any more.
-    fn refresh(&mut self, id: LaneId) -> bool {
-        let version = self.around.table.version();
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return false;
-        };
-        let now = clock::instant();
-        if entry.version == version && now - entry.made < entry.destination.holds_for() {
-            return true;
-        }
-        entry.version = version;
-        entry.made = now;
-        let Some(subscription) = self.around.table.get(&entry.name) else {
-            self.remove_lane(id);
-            return false;
-        };
-        entry.destination =
-            Destination::of(&subscription, &self.around.policy, &self.around.settings);
-        entry
-            .lane
-            .set_limits(endpoint::limits(&subscription), clock::instant());
-        if !matches!(entry.destination, Destination::Open(_)) {
-            self.clear_lane(id);
-        }
-        true
-    }
-
-    /// Sends what a lane has queued where its destination, which takes none now, says.
-    fn clear_lane(&mut self, id: LaneId) {
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        let destination = entry.destination.clone();
-        let queue: Vec<_> = entry.lane.take_queue().collect();
-        let now = clock::now();
-        for taken in queue {
-            self.turn_away(taken, &destination, now);
-        }
-    }
-
-    /// The subscription is deleted. Attempts in flight end as they may; what was queued has lost its way.
-    fn remove_lane(&mut self, id: LaneId) {
-        let Some(mut entry) = self.lanes.remove(&id) else {
-            return;
-        };
-        self.count_out(entry.lane.in_flight());
-        if let Some(partition) = self.partitions.get_mut(&entry.partition) {
-            partition.lanes.remove(&entry.name);
-        }
-        let now = clock::now();
-        for taken in entry.lane.take_queue().collect::<Vec<_>>() {
-            self.subscription_missing(taken, now);
         }
     }
 
@@ -800,105 +371,6 @@ impl Worker {
         }
     }
 
-    /// Turns what an attempt told into an outcome.
-    fn conclude(&mut self, end: AttemptEnd) {
-        let AttemptEnd {
-            lane,
-            mut taken,
-            target,
-            told,
-            error,
-            took,
-            ..
-        } = end;
-        let (class, status) = match told {
-            Told::Status { status, .. } => (Class::of_status(status), Some(status)),
-            Told::Failed(class) => (class, None),
-        };
-        let metrics = self.around.metrics.clone();
-        metrics.attempt_duration().observe(took.as_secs_f64());
-        let verdict = judge(told, &target.rules);
-        if verdict == Verdict::Delivered {
-            metrics.attempts(AttemptOutcome::Delivered, class).inc();
-            if taken.command.attempt == 0 {
-                metrics
-                    .event_to_delivery()
-                    .observe(clock::now().since(taken.command.enqueued).as_secs_f64());
-            }
-            return self.settle(taken.partition, taken.offset, taken.command.weight(), None);
-        }
-        let now = clock::now();
-        taken.command.attempt = taken.command.attempt.saturating_add(1);
-        taken.command.first_failure.get_or_insert(now);
-        tracing::debug!(
-            webhook_id = %taken.command.webhook_id, subscription = %taken.command.subscription,
-            attempt = taken.command.attempt, "attempt failed: {error}",
-        );
-        let reason = match verdict {
-            Verdict::Delivered => return,
-            Verdict::Retry {
-                retry_after,
-                silence,
-            } => {
-                if let Some(silence) = silence {
-                    self.silence(lane, silence.min(LONGEST_PARK));
-                }
-                let chance = self.random.f64();
-                if let Some(delay) =
-                    next_delay(&target.schedule, taken.command.attempt, retry_after, chance)
-                {
-                    metrics.attempts(AttemptOutcome::Retry, class).inc();
-                    taken.command.due = Some(now + delay);
-                    taken.command.cause = Cause::Retry;
-                    let tier = self.around.settings.tiers.for_rest(delay);
-                    return self.move_to_tier(taken, tier);
-                }
-                Reason::AttemptsExhausted
-            }
-            Verdict::Permanent => Reason::PermanentStatus,
-            Verdict::EgressDenied => Reason::EgressDenied,
-            Verdict::Gone => {
-                self.disable(&taken, &target);
-                Reason::Gone
-            }
-        };
-        metrics.attempts(AttemptOutcome::DeadLettered, class).inc();
-        self.dead_letter(taken, reason, status, error);
-    }
-
-    /// The endpoint said that it is gone for good. Only the subscription that it said so of is disabled: not one
-    /// that was changed since the attempt began.
-    fn disable(&mut self, taken: &Taken, target: &Target) {
-        let unchanged = self
-            .around
-            .table
-            .get(&taken.command.subscription)
-            .is_some_and(|current| Arc::ptr_eq(&current, &target.subscription));
-        if unchanged && let Some(partition) = self.partitions.get_mut(&taken.partition) {
-            tracing::warn!(subscription = %taken.command.subscription, "the endpoint answered 410 Gone: the subscription is disabled");
-            partition
-                .outcomes
-                .push(Outcome::Disable(taken.command.subscription.clone()));
-        }
-    }
-
-    /// Leaves an endpoint alone for as long as it asked; what would wait for longer than the lane's patience is parked.
-    fn silence(&mut self, id: LaneId, length: Duration) {
-        let now = clock::instant();
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        entry.lane.silence(now + length);
-        if entry.lane.long_silence(now).is_none() {
-            return;
-        }
-        let queue: Vec<_> = entry.lane.take_queue().collect();
-        let wall = clock::now();
-        for taken in queue {
-            self.park(taken, ParkReason::Rate, Some(length), wall);
-        }
-    }
-
     /// What time alone may have changed: a lane that was quick may hang by now, a subscription may be resumed.
     fn look_around(&mut self) {
         let waiting: Vec<_> = self
@@ -982,39 +454,5 @@ impl Worker {
             .metrics
             .in_flight()
             .sub(i64::try_from(slots).unwrap_or(0));
-    }
-}
-
-/// What a reply tells, in a sentence for operators, and the body that is still to come.
-fn tell(reply: Reply) -> (Told, String, Option<Rest>) {
-    match reply {
-        Reply::Answered(Answer {
-            status,
-            retry_after,
-            rest,
-        }) => {
-            let retry_after = retry_after.map(|after| match after {
-                RetryAfter::Seconds(seconds) => Duration::from_secs(seconds),
-                RetryAfter::At(at) => at.since(clock::now()),
-            });
-            (
-                Told::Status {
-                    status,
-                    retry_after,
-                },
-                format!("the endpoint answered {status}"),
-                rest,
-            )
-        }
-        Reply::Failed(failure) => {
-            let class = match failure.class {
-                FailureClass::Timeout => Class::Timeout,
-                FailureClass::Connect => Class::Connect,
-                FailureClass::Tls => Class::Tls,
-                FailureClass::Egress => Class::Egress,
-                FailureClass::Other => Class::Other,
-            };
-            (Told::Failed(class), failure.error, None)
-        }
     }
 }

@@ -1,0 +1,339 @@
+//! Where a command goes when its partition has room for it: into its lane, back to a tier, or to the dead letters.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::endpoint::{self, Destination};
+use super::super::lane::{Cause as Slowness, Full, Lane};
+use super::partition::{Incoming, Outcome, Taken};
+use super::{Ended, LaneEntry, LaneId, Worker};
+use crate::clock;
+use crate::command::Cause;
+use crate::dead_letter::{DeadLetterInfo, Reason};
+use crate::metrics::ParkReason;
+use crate::retry::tier::LONGEST_PARK;
+use crate::units::{EpochMs, Offset};
+
+/// A command may come before the subscription that it is for: the two travel through different topics. Younger
+/// than this, it waits for its subscription; older, its subscription is missing for good.
+const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
+/// What is due within this is waited for here; what is due later goes back to a tier.
+const DUE_SOON: Duration = Duration::from_secs(2);
+
+/// What routing a command came to.
+pub(super) enum Routed {
+    Done,
+    /// Its lane is full for the moment.
+    Wait(Taken),
+}
+
+impl Worker {
+    /// Moves what is pending in a partition into its window and lanes, as far as there is room.
+    pub(super) fn admit(&mut self, number: i32) {
+        loop {
+            let Some(partition) = self.partitions.get_mut(&number) else {
+                return;
+            };
+            let Some(first) = partition.pending.front() else {
+                partition.stalled_since = None;
+                return;
+            };
+            let offset = first.offset;
+            if !partition.first_is_taken {
+                if !partition.window.has_room(offset) {
+                    partition.stalled_since.get_or_insert_with(clock::instant);
+                    return;
+                }
+                partition.first_is_taken = partition.window.take(offset);
+            }
+            let Some(incoming) = partition.pending.pop_front() else {
+                return;
+            };
+            let taken = std::mem::take(&mut partition.first_is_taken);
+            partition.stalled_since = None;
+            if !taken {
+                partition.load.sub(incoming.weight());
+                continue;
+            }
+            let waits = match incoming.content {
+                Ok(command) => self.route(Taken {
+                    partition: number,
+                    offset,
+                    command,
+                }),
+                Err(record) => {
+                    let bytes = record.weight();
+                    self.settle(number, offset, bytes, Some(Outcome::Invalid(record)));
+                    Routed::Done
+                }
+            };
+            if let Routed::Wait(taken) = waits
+                && let Some(partition) = self.partitions.get_mut(&number)
+            {
+                partition.pending.push_front(Incoming {
+                    offset,
+                    content: Ok(taken.command),
+                });
+                partition.first_is_taken = true;
+                partition.stalled_since.get_or_insert_with(clock::instant);
+                return;
+            }
+        }
+    }
+
+    /// Where a command goes whose offset is in the window.
+    pub(super) fn route(&mut self, taken: Taken) -> Routed {
+        let now = clock::now();
+        if let Some(due) = taken.command.due.filter(|&due| due > now) {
+            self.not_yet(taken, due.since(now));
+            return Routed::Done;
+        }
+        let Some(id) = self.lane_of(taken.partition, &taken.command.subscription) else {
+            self.subscription_missing(taken, now);
+            return Routed::Done;
+        };
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return Routed::Done;
+        };
+        if !matches!(entry.destination, Destination::Open(_)) {
+            let closed = entry.destination.clone();
+            self.turn_away(taken, &closed, now);
+            return Routed::Done;
+        }
+        let instant = clock::instant();
+        if let Some(until) = entry.lane.long_silence(instant) {
+            self.park(taken, ParkReason::Rate, Some(until - instant), now);
+            return Routed::Done;
+        }
+        let bytes = taken.command.weight();
+        match entry.lane.offer(taken, bytes, instant) {
+            Ok(()) => {
+                self.make_ready(id);
+                Routed::Done
+            }
+            Err((taken, Full::Quick)) => Routed::Wait(taken),
+            Err((taken, Full::Slow(slowness))) => {
+                let why = match slowness {
+                    Slowness::Endpoint => ParkReason::LaneFull,
+                    Slowness::Rate => ParkReason::Rate,
+                };
+                self.park(taken, why, None, now);
+                Routed::Done
+            }
+        }
+    }
+
+    /// A released command that is not due by this machine's clock (**Never early**).
+    fn not_yet(&mut self, taken: Taken, rest: Duration) {
+        if rest <= DUE_SOON {
+            let ended = self.ended.clone();
+            let epoch = self
+                .partitions
+                .get(&taken.partition)
+                .map_or(0, |partition| partition.epoch);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(rest).await;
+                // The worker outlives its tasks, or nobody is left to be told.
+                ended.send(Ended::Due(taken, epoch)).ok();
+            });
+            return;
+        }
+        let tier = self.around.settings.tiers.for_rest(rest);
+        self.move_to_tier(taken, tier);
+    }
+
+    fn subscription_missing(&mut self, taken: Taken, now: EpochMs) {
+        if now.since(taken.command.enqueued) < SUBSCRIPTION_GRACE {
+            self.park(taken, ParkReason::Paused, None, now);
+            return;
+        }
+        let error = format!(
+            "the subscription {} does not exist",
+            taken.command.subscription
+        );
+        self.dead_letter(taken, Reason::SubscriptionMissing, None, error);
+    }
+
+    /// A command whose subscription does not take any now.
+    fn turn_away(&mut self, taken: Taken, from: &Destination, now: EpochMs) {
+        match from {
+            Destination::Open(_) | Destination::Waiting => {
+                self.park(taken, ParkReason::Paused, None, now)
+            }
+            Destination::Disabled => {
+                let error = format!(
+                    "the subscription {} is disabled",
+                    taken.command.subscription
+                );
+                self.dead_letter(taken, Reason::Disabled, None, error);
+            }
+            Destination::Denied(error) => {
+                let error = error.to_string();
+                self.dead_letter(taken, Reason::EgressDenied, None, error);
+            }
+        }
+    }
+
+    /// Moves a command to a tier without spending an attempt: for `rest`, or in proportion to its age.
+    pub(super) fn park(
+        &mut self,
+        mut taken: Taken,
+        why: ParkReason,
+        rest: Option<Duration>,
+        now: EpochMs,
+    ) {
+        let tiers = &self.around.settings.tiers;
+        let rest = rest.map_or_else(
+            || tiers.park_for(now.since(taken.command.enqueued)),
+            |rest| rest.min(LONGEST_PARK),
+        );
+        let tier = tiers.for_rest(rest);
+        taken.command.due = Some(now + rest);
+        taken.command.cause = Cause::Parked;
+        self.around.metrics.parked(why).inc();
+        self.move_to_tier(taken, tier);
+    }
+
+    pub(super) fn move_to_tier(&mut self, taken: Taken, tier: usize) {
+        let weight = taken.command.weight();
+        self.settle(
+            taken.partition,
+            taken.offset,
+            weight,
+            Some(Outcome::Tier(tier, taken.command)),
+        );
+    }
+
+    pub(super) fn dead_letter(
+        &mut self,
+        taken: Taken,
+        reason: Reason,
+        status: Option<u16>,
+        error: String,
+    ) {
+        let now = clock::now();
+        let Taken {
+            partition,
+            offset,
+            command,
+        } = taken;
+        let first_failure = command.first_failure.unwrap_or(now);
+        let info = DeadLetterInfo {
+            reason,
+            status,
+            error,
+            first_failure,
+            last_failure: now,
+        };
+        tracing::warn!(
+            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
+            reason = reason.as_str(), attempts = command.attempt, "dead letter: {}", info.error,
+        );
+        let weight = command.weight();
+        self.settle(
+            partition,
+            offset,
+            weight,
+            Some(Outcome::DeadLetter(command, Box::new(info))),
+        );
+    }
+
+    /// Ends an offset, with what must be durable before the position passes it.
+    pub(super) fn settle(
+        &mut self,
+        number: i32,
+        offset: Offset,
+        weight: usize,
+        outcome: Option<Outcome>,
+    ) {
+        if let Some(partition) = self.partitions.get_mut(&number) {
+            partition.outcomes.extend(outcome);
+            partition.finish(offset, weight);
+        }
+    }
+
+    /// The lane of a subscription, its destination up to date; `None` when the subscription does not exist.
+    fn lane_of(&mut self, number: i32, subscription: &str) -> Option<LaneId> {
+        let partition = self.partitions.get_mut(&number)?;
+        if let Some(&id) = partition.lanes.get(subscription) {
+            return self.refresh(id).then_some(id);
+        }
+        let version = self.around.table.version();
+        let found = self.around.table.get(subscription)?;
+        let destination = Destination::of(&found, &self.around.policy, &self.around.settings);
+        let id = self.next_lane;
+        self.next_lane += 1;
+        let lane = Lane::new(endpoint::limits(&found), clock::instant());
+        let name: Rc<str> = Rc::from(subscription);
+        partition.lanes.insert(Rc::clone(&name), id);
+        self.lanes.insert(
+            id,
+            LaneEntry {
+                lane,
+                partition: number,
+                name,
+                destination,
+                version,
+                made: clock::instant(),
+                ready: false,
+                timed: false,
+            },
+        );
+        Some(id)
+    }
+
+    /// Takes a changed subscription over into its lane; `false` when it does not exist any more.
+    pub(super) fn refresh(&mut self, id: LaneId) -> bool {
+        let version = self.around.table.version();
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return false;
+        };
+        let now = clock::instant();
+        if entry.version == version && now - entry.made < entry.destination.holds_for() {
+            return true;
+        }
+        entry.version = version;
+        entry.made = now;
+        let Some(subscription) = self.around.table.get(&entry.name) else {
+            self.remove_lane(id);
+            return false;
+        };
+        entry.destination =
+            Destination::of(&subscription, &self.around.policy, &self.around.settings);
+        entry
+            .lane
+            .set_limits(endpoint::limits(&subscription), clock::instant());
+        if !matches!(entry.destination, Destination::Open(_)) {
+            self.clear_lane(id);
+        }
+        true
+    }
+
+    /// Sends what a lane has queued where its destination, which takes none now, says.
+    fn clear_lane(&mut self, id: LaneId) {
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        let destination = entry.destination.clone();
+        let queue: Vec<_> = entry.lane.take_queue().collect();
+        let now = clock::now();
+        for taken in queue {
+            self.turn_away(taken, &destination, now);
+        }
+    }
+
+    /// The subscription is deleted. Attempts in flight end as they may; what was queued has lost its way.
+    fn remove_lane(&mut self, id: LaneId) {
+        let Some(mut entry) = self.lanes.remove(&id) else {
+            return;
+        };
+        self.count_out(entry.lane.in_flight());
+        if let Some(partition) = self.partitions.get_mut(&entry.partition) {
+            partition.lanes.remove(&entry.name);
+        }
+        let now = clock::now();
+        for taken in entry.lane.take_queue().collect::<Vec<_>>() {
+            self.subscription_missing(taken, now);
+        }
+    }
+}
