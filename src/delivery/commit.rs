@@ -1,0 +1,267 @@
+//! Commits: outcomes and positions together, or positions alone.
+//!
+//! After a failed transaction the outcomes are kept and written again with the next state, unless the broker tells
+//! that it had committed them after all.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use rdkafka::message::OwnedHeaders;
+
+use super::Delivery;
+use super::window::Snapshot;
+use super::worker::{Outcome, PartitionState};
+use crate::clock;
+use crate::command::{Command, Envelope};
+use crate::config::Guarantee;
+use crate::kafka::consumer::{Commit, TopicPartition};
+use crate::kafka::producer::{BatchError, Record};
+use crate::kafka::{Failure, InvalidRecord, command_headers, with_header};
+use crate::metrics::{Role as RoleLabel, TransactionResult};
+use crate::subscription::{State, with_state};
+
+impl Delivery<'_> {
+    /// Commits what has changed since the last time. `Ok(false)` when that did not succeed and is to be tried again.
+    pub(super) fn commit(&mut self) -> Result<bool, Failure> {
+        let states = self.workers.states()?;
+        self.context.metrics.oldest_attempt(
+            states
+                .iter()
+                .map(|state| state.oldest)
+                .max()
+                .unwrap_or_default(),
+        );
+        let mut commits = Vec::new();
+        let mut outcomes = std::mem::take(&mut self.kept);
+        let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
+        for state in states {
+            self.observe(&state);
+            let Some(owned) = self.partitions.get(&state.partition) else {
+                continue;
+            };
+            outcomes.extend(
+                state
+                    .outcomes
+                    .into_iter()
+                    .map(|outcome| (state.partition, outcome)),
+            );
+            if owned.committed.as_ref() != Some(&state.snapshot) {
+                let at = TopicPartition {
+                    topic: Arc::clone(&self.topic),
+                    partition: state.partition,
+                };
+                let Snapshot { position, metadata } = state.snapshot.clone();
+                commits.push(Commit {
+                    at,
+                    position,
+                    metadata,
+                });
+                wanted.insert(state.partition, state.snapshot);
+            }
+        }
+        if commits.is_empty() && outcomes.is_empty() {
+            return Ok(true);
+        }
+        let done = if outcomes.is_empty() {
+            self.commit_positions(&commits)
+        } else {
+            self.commit_outcomes(outcomes, &commits, &wanted)?
+        };
+        if done {
+            for (number, snapshot) in wanted {
+                if let Some(owned) = self.partitions.get_mut(&number) {
+                    owned.committed = Some(snapshot);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn commit_positions(&self, commits: &[Commit]) -> bool {
+        match self.member.commit(commits) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(
+                    "committing positions: {error}; they are committed with the next ones"
+                );
+                false
+            }
+        }
+    }
+
+    fn commit_outcomes(
+        &mut self,
+        outcomes: Vec<(i32, Outcome)>,
+        commits: &[Commit],
+        wanted: &HashMap<i32, Snapshot>,
+    ) -> Result<bool, Failure> {
+        let started = clock::instant();
+        let generation = self.member.generation();
+        let written = self
+            .write(&outcomes)
+            .and_then(|()| self.producer.finish(commits, generation.as_deref()));
+        let took = clock::instant() - started;
+        let label = if written.is_ok() {
+            TransactionResult::Committed
+        } else {
+            TransactionResult::Aborted
+        };
+        self.context
+            .metrics
+            .transaction(RoleLabel::Deliver, label, took);
+        match written {
+            Ok(()) if self.context.settings.guarantee == Guarantee::AtLeastOnce => {
+                Ok(self.commit_positions(commits))
+            }
+            Ok(()) => Ok(true),
+            Err(BatchError::Failed(failure)) => Err(failure),
+            Err(BatchError::TooLarge { tag }) => {
+                let what = outcomes
+                    .get(tag)
+                    .map(|(partition, _)| partition.to_string())
+                    .unwrap_or_default();
+                Err(Failure::Internal(format!(
+                    "an outcome of partition {what} is larger than its topic allows; `hookstream topics check` names the topic whose max.message.bytes is too small"
+                )))
+            }
+            Err(BatchError::Aborted(error)) => {
+                tracing::warn!("outcomes were not committed: {error}; they are written again");
+                self.producer.renew()?;
+                self.keep_unless_durable(outcomes, wanted)
+            }
+        }
+    }
+
+    /// After a commit whose end was not known, and is by now, the committed positions tell. Only partitions with
+    /// outcomes can tell: each outcome ends an offset, so nothing but this transaction can have committed what it
+    /// wanted to; what it wanted for others, a plain commit may have committed before.
+    fn keep_unless_durable(
+        &mut self,
+        outcomes: Vec<(i32, Outcome)>,
+        wanted: &HashMap<i32, Snapshot>,
+    ) -> Result<bool, Failure> {
+        let telling: HashSet<i32> = outcomes.iter().map(|(number, _)| *number).collect();
+        let asked: Vec<_> = telling
+            .into_iter()
+            .map(|partition| TopicPartition {
+                topic: Arc::clone(&self.topic),
+                partition,
+            })
+            .collect();
+        if self.context.settings.guarantee == Guarantee::ExactlyOnce {
+            for found in self.member.committed(&asked)? {
+                let metadata = found.metadata;
+                let snapshot = found
+                    .position
+                    .map(|position| Snapshot { position, metadata });
+                if snapshot.is_some() && snapshot.as_ref() == wanted.get(&found.at.partition) {
+                    tracing::info!("the outcomes had been committed after all");
+                    return Ok(true);
+                }
+            }
+        }
+        self.kept = outcomes;
+        Ok(false)
+    }
+
+    fn write(&mut self, outcomes: &[(i32, Outcome)]) -> Result<(), BatchError> {
+        let settings = Arc::clone(&self.context.settings);
+        let tiers: Vec<String> = settings
+            .tiers
+            .delays()
+            .iter()
+            .map(|&delay| settings.topics.retry(delay))
+            .collect();
+        let dead_letters = settings.topics.dead_letters();
+        for (tag, (_, outcome)) in outcomes.iter().enumerate() {
+            match outcome {
+                Outcome::Tier(tier, command) => self.write_command(
+                    &tiers[*tier],
+                    command,
+                    command_headers(&command.envelope()),
+                    tag,
+                )?,
+                Outcome::DeadLetter(command, info) => {
+                    let headers = info
+                        .headers()
+                        .iter()
+                        .fold(dead_letter_headers(command), |headers, (name, value)| {
+                            with_header(headers, name, value)
+                        });
+                    self.write_command(&dead_letters, command, headers, tag)?;
+                }
+                Outcome::Invalid(record) => self.write_invalid(record, tag)?,
+                Outcome::Disable(id) => self.write_disabled(id, tag)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_command(
+        &mut self,
+        topic: &str,
+        command: &Command,
+        headers: OwnedHeaders,
+        tag: usize,
+    ) -> Result<(), BatchError> {
+        let key = Some(command.subscriber.as_bytes());
+        self.producer.send(Record {
+            topic,
+            partition: None,
+            key,
+            value: Some(&command.body),
+            headers,
+            tag,
+        })
+    }
+
+    fn write_invalid(&mut self, record: &InvalidRecord, tag: usize) -> Result<(), BatchError> {
+        let topic = self.context.settings.topics.invalid_events();
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        self.producer.send(Record {
+            topic: &topic,
+            partition: None,
+            key,
+            value,
+            headers: record.to_headers(),
+            tag,
+        })
+    }
+
+    fn write_disabled(&mut self, id: &str, tag: usize) -> Result<(), BatchError> {
+        let Some(record) = self.context.table.record(id) else {
+            return Ok(());
+        };
+        let disabled = match with_state(&record, State::Disabled) {
+            Ok(disabled) => disabled,
+            Err(error) => {
+                tracing::error!(subscription = id, "it cannot be disabled: {error}");
+                return Ok(());
+            }
+        };
+        let topic = self.context.settings.topics.subscriptions();
+        let (key, value) = (Some(id.as_bytes()), Some(disabled.as_slice()));
+        self.producer.send(Record {
+            topic: &topic,
+            partition: None,
+            key,
+            value,
+            headers: OwnedHeaders::new(),
+            tag,
+        })
+    }
+
+    fn observe(&self, state: &PartitionState) {
+        let metrics = &self.context.metrics;
+        metrics.window(state.partition, state.span);
+        metrics.stalled(state.partition, state.stalled);
+    }
+}
+
+fn dead_letter_headers(command: &Command) -> OwnedHeaders {
+    // The letter's own first-failure header stands for the command's.
+    command_headers(&Envelope {
+        first_failure: None,
+        ..command.envelope()
+    })
+}

@@ -1,0 +1,121 @@
+//! The workers of a replica: their threads, and which one owns a partition.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::worker::{self, Order, PartitionState, Surroundings};
+use crate::egress::EgressPolicy;
+use crate::http::{HttpClient, HttpOptions};
+use crate::kafka::Failure;
+use crate::service::RoleContext;
+
+/// Look-ups of names at a time, per worker; more wait, within their attempts' deadlines.
+const RESOLVERS: usize = 16;
+
+pub(super) struct WorkerHandle {
+    orders: UnboundedSender<Order>,
+    thread: JoinHandle<()>,
+}
+
+impl WorkerHandle {
+    pub(super) fn send(&self, order: Order) {
+        if self.orders.send(order).is_err() {
+            // Its thread has panicked; asking for states tells the role so.
+            tracing::error!("a delivery worker has ended");
+        }
+    }
+}
+
+pub(super) struct Workers {
+    pub(super) all: Vec<WorkerHandle>,
+}
+
+impl Workers {
+    pub(super) fn start(context: &RoleContext) -> Result<Self, Failure> {
+        let settings = &context.settings;
+        let policy = Arc::new(EgressPolicy::new(&settings.egress));
+        let mut options = HttpOptions::new(Arc::clone(&policy));
+        options.ca_file.clone_from(&settings.ca_file);
+        // One set of trust roots for all; each worker has its own connections.
+        let count = settings.workers.max(1);
+        let mut all = Vec::with_capacity(count);
+        for index in 0..count {
+            let client = HttpClient::new(options.clone())
+                .map_err(|error| Failure::Internal(error.to_string()))?;
+            let surroundings = Surroundings {
+                settings: Arc::clone(settings),
+                table: Arc::clone(&context.table),
+                metrics: context.metrics.clone(),
+                policy: Arc::clone(&policy),
+                client,
+                max_in_flight: settings.max_in_flight.div_ceil(count),
+            };
+            let (orders, inbox) = unbounded_channel();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                // Names are resolved there: slow DNS must not become hundreds of threads.
+                .max_blocking_threads(RESOLVERS)
+                .build()
+                .map_err(|error| {
+                    Failure::Internal(format!("starting a delivery worker: {error}"))
+                })?;
+            let thread = std::thread::Builder::new()
+                .name(format!("deliver-{index}"))
+                .spawn(move || {
+                    let local = tokio::task::LocalSet::new();
+                    local.block_on(&runtime, worker::run(surroundings, inbox));
+                    // A name that still resolves on the blocking pool must not hold the process up.
+                    runtime.shutdown_background();
+                })
+                .map_err(|error| {
+                    Failure::Internal(format!("starting a delivery worker: {error}"))
+                })?;
+            all.push(WorkerHandle { orders, thread });
+        }
+        Ok(Self { all })
+    }
+
+    fn index(&self, partition: i32) -> usize {
+        usize::try_from(partition).unwrap_or(0) % self.all.len()
+    }
+
+    pub(super) fn of(&self, partition: i32) -> &WorkerHandle {
+        &self.all[self.index(partition)]
+    }
+
+    pub(super) fn owns(&self, worker: &WorkerHandle, partition: i32) -> bool {
+        std::ptr::eq(self.of(partition), worker)
+    }
+
+    pub(super) fn states(&self) -> Result<Vec<PartitionState>, Failure> {
+        let asked: Vec<Receiver<Vec<PartitionState>>> = self
+            .all
+            .iter()
+            .map(|worker| {
+                let (reply, states) = channel();
+                worker.send(Order::Snapshot(reply));
+                states
+            })
+            .collect();
+        let mut all = Vec::new();
+        for states in asked {
+            let states = states
+                .recv()
+                .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))?;
+            all.extend(states);
+        }
+        Ok(all)
+    }
+
+    pub(super) fn end(self) {
+        for worker in self.all {
+            drop(worker.orders);
+            if worker.thread.join().is_err() {
+                tracing::error!("a delivery worker has panicked");
+            }
+        }
+    }
+}
