@@ -12,6 +12,10 @@
     unreachable_pub
 )]
 
+mod bad_input;
 mod demo;
+mod flows;
 mod harness;
+mod operator;
+mod scene;
 mod support;

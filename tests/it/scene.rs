@@ -1,0 +1,162 @@
+//! What tests of whole flows begin with and end on: subscriptions, a running process, and "nothing is under way".
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use serde_json::{Value, json};
+
+use crate::support::{Isolation, Process, Record, World, eventually_true};
+
+/// Delays of the retry schedule in force in [`start`]ed processes, before jitter.
+pub const SCHEDULE: [Duration; 3] = [
+    Duration::from_millis(300),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
+
+/// Retries and hops take seconds, and the machine may be busy.
+pub const LATER: Duration = Duration::from_secs(60);
+
+/// A world with tiers of 300 ms and 1 s and topics of one partition, so that what comes later is behind.
+#[track_caller]
+pub fn world(name: &str) -> World {
+    let mut world = World::new(name);
+    world.tiers = vec![Duration::from_millis(300), Duration::from_secs(1)];
+    world.create_topics(1);
+    world
+}
+
+/// A subscription to `events` patterns; its subscriber is its id.
+pub fn subscription(id: &str, url: &str, events: &[&str]) -> Value {
+    json!({"id": id, "subscriber": id, "url": url, "events": events})
+}
+
+/// The same with further fields.
+pub fn with(mut subscription: Value, fields: Value) -> Value {
+    let Value::Object(fields) = fields else {
+        panic!("fields are an object")
+    };
+    subscription.as_object_mut().unwrap().extend(fields);
+    subscription
+}
+
+/// Writes subscriptions without asking the program; start it afterwards, so that it knows them.
+#[track_caller]
+pub fn put(world: &World, subscriptions: &[Value]) {
+    for one in subscriptions {
+        world.put_subscription(one["id"].as_str().unwrap(), one.to_string());
+    }
+}
+
+/// All roles in one process, ready.
+#[track_caller]
+pub fn start(world: &World, extra: &[&str]) -> Process {
+    let flags = ["--retry-schedule", "300ms,500ms,1s", "--workers", "1"];
+    let process = world.spawn("run", &[&flags, extra].concat());
+    process.wait_ready();
+    process
+}
+
+/// A plain event.
+pub fn event(id: &str, event_type: &str, data: &str) -> String {
+    format!(r#"{{"id":"{id}","type":"{event_type}","time":"2026-07-01T12:00:00Z","data":{data}}}"#)
+}
+
+/// The body that subscriptions of format `standard` get for [`event`].
+pub fn body(event_type: &str, data: &str) -> String {
+    format!(r#"{{"type":"{event_type}","timestamp":"2026-07-01T12:00:00Z","data":{data}}}"#)
+}
+
+/// Waits until everything produced so far has come to its end: no event, command or retry is left.
+#[track_caller]
+pub fn wait_until_done(world: &World) {
+    let mut before = None;
+    eventually_true("nothing is under way any more", LATER, || {
+        // What moves on while this looks from topic to topic has made a count differ the next time.
+        let now = rest(world);
+        let done = now.is_some() && now == before;
+        before = now;
+        done
+    });
+}
+
+/// How many records each topic has, if all of them are done.
+fn rest(world: &World) -> Option<BTreeMap<String, usize>> {
+    let mut topics = vec![
+        ("fanout", world.events.clone()),
+        ("deliver", world.topics.commands()),
+    ];
+    topics.extend(
+        world
+            .tiers
+            .iter()
+            .map(|tier| ("release", world.topics.retry(*tier))),
+    );
+    let mut counts = BTreeMap::new();
+    for (group, topic) in topics {
+        counts.insert(topic.clone(), done(world, group, &topic)?);
+    }
+    Some(counts)
+}
+
+/// The number of a topic's records, if the group's positions are past all of them.
+pub fn done(world: &World, group: &str, topic: &str) -> Option<usize> {
+    let positions: BTreeMap<i32, i64> = world
+        .committed(group, topic)
+        .into_iter()
+        .map(|(partition, position, _)| (partition, position))
+        .collect();
+    let records = world.read_all(topic, Isolation::Committed);
+    let past = |record: &Record| {
+        positions
+            .get(&record.partition)
+            .is_some_and(|position| *position > record.offset)
+    };
+    records.iter().all(past).then_some(records.len())
+}
+
+/// Waits for that many records in a topic, and returns them.
+#[track_caller]
+pub fn wait_for_records(world: &World, topic: &str, count: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    eventually_true(&format!("{count} records in {topic}"), LATER, || {
+        records = world.read_all(topic, Isolation::Committed);
+        records.len() >= count
+    });
+    records
+}
+
+/// Open dead letters as the operator sees them.
+#[track_caller]
+pub fn dead_letters(world: &World) -> Vec<Value> {
+    let listed = world.run(&["dead-letters", "list", "-o", "json"], "");
+    assert_eq!(listed.code, 0, "{}", listed.stderr);
+    serde_json::from_str(&listed.stdout).unwrap()
+}
+
+/// Waits for that many open dead letters.
+#[track_caller]
+pub fn wait_for_dead_letters(world: &World, count: usize) -> Vec<Value> {
+    wait_for_records(world, &world.topics.dead_letters(), count);
+    dead_letters(world)
+}
+
+/// Sets a topic's settings; those not named get their defaults back.
+#[track_caller]
+pub fn alter_topic(world: &World, topic: &str, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let change = settings.iter().fold(
+        AlterConfig::new(ResourceSpecifier::Topic(topic)),
+        |change, (name, value)| change.set(name, value),
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let results = runtime
+        .block_on(admin.alter_configs([&change], &AdminOptions::new()))
+        .unwrap();
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+}
