@@ -69,6 +69,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         topic: Arc::from(topic),
         partitions: HashMap::new(),
         kept: Vec::new(),
+        one_by_one: false,
         next_commit: clock::instant(),
     };
     context.ready();
@@ -116,6 +117,8 @@ struct Delivery<'a> {
     partitions: HashMap<i32, Owned>,
     /// Outcomes of a transaction that failed, to be written with the next one.
     kept: Vec<(i32, Outcome)>,
+    /// Whether each outcome is to be acknowledged before the next is sent: then none is refused for its neighbours.
+    one_by_one: bool,
     next_commit: Instant,
 }
 

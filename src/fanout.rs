@@ -22,7 +22,7 @@ use crate::kafka::consumer::{Commit, Member, Polled, TopicPartition};
 use crate::kafka::pipeline::Pipeline;
 use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
-use crate::metrics::{EventResult, Role as RoleLabel, TransactionResult};
+use crate::metrics::{EventResult, Metrics, Role as RoleLabel, TransactionResult};
 use crate::service::RoleContext;
 use crate::subscription::{Format, Subscription};
 use crate::units::{EpochMs, Offset, Position};
@@ -92,9 +92,38 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
     needed
 }
 
+/// What a batch is counted as when it is visible.
+#[derive(Default)]
+struct Tally {
+    results: [u64; 3],
+    commands: u64,
+}
+
+impl Tally {
+    const RESULTS: [EventResult; 3] = [
+        EventResult::FannedOut,
+        EventResult::Unmatched,
+        EventResult::Invalid,
+    ];
+
+    fn add(&mut self, result: EventResult) {
+        for (known, count) in Self::RESULTS.iter().zip(&mut self.results) {
+            *count += u64::from(*known == result);
+        }
+    }
+
+    fn count(&self, metrics: &Metrics) {
+        for (result, count) in Self::RESULTS.into_iter().zip(self.results) {
+            metrics.events(result).inc_by(count);
+        }
+        metrics.commands(Cause::New).inc_by(self.commands);
+    }
+}
+
 /// What is in the open batch.
 #[derive(Default)]
 struct Batch {
+    tally: Tally,
     events: usize,
     bytes: usize,
     /// Behind the last event of each partition.
@@ -141,6 +170,9 @@ impl Origins {
 struct Work {
     batch: Batch,
     origins: Origins,
+    /// How many events are still to be written one by one, because one of them has a record that the broker refuses
+    /// for its size: it refuses all records that it gets together with that one.
+    suspects: usize,
     /// Events of which the broker refused a record for its size: they are invalid.
     oversized: HashSet<(TopicPartition, Offset)>,
     found: Vec<Arc<Subscription>>,
@@ -155,6 +187,7 @@ impl Work {
         Self {
             batch: Batch::default(),
             origins: Origins::default(),
+            suspects: 0,
             oversized: HashSet::new(),
             found: Vec::new(),
             topics: settings
@@ -221,7 +254,7 @@ impl Fanout<'_> {
         match member.poll(wait).map_err(BatchError::Failed)? {
             Polled::Message(message) => {
                 self.take(&message)?;
-                if self.work.batch.is_full() {
+                if self.work.suspects > 0 || self.work.batch.is_full() {
                     self.end_batch(member)
                 } else {
                     Ok(())
@@ -247,10 +280,20 @@ impl Fanout<'_> {
                 metadata: String::new(),
             })
             .collect();
+        let metrics = self.context.metrics.clone();
+        let committed = Box::new(move || batch.tally.count(&metrics));
         match self.context.settings.guarantee {
-            Guarantee::ExactlyOnce => self.pipeline.commit(commits, member.generation()),
+            Guarantee::ExactlyOnce => {
+                self.pipeline
+                    .commit(commits, member.generation(), committed)?;
+                if self.work.suspects > 0 {
+                    self.work.suspects -= 1;
+                    self.pipeline.settle()?;
+                }
+                Ok(())
+            }
             Guarantee::AtLeastOnce => {
-                self.pipeline.commit(Vec::new(), None)?;
+                self.pipeline.commit(Vec::new(), None, committed)?;
                 self.pipeline.settle()?;
                 member.commit(&commits).map_err(BatchError::Aborted)
             }
@@ -327,7 +370,13 @@ impl Fanout<'_> {
         member.seek(&positions)
     }
 
+    /// Of a batch of many events, any may be the one whose record is too large; of a batch of one, it is that one.
     fn note_oversized(&mut self, tag: usize) -> Result<(), Failure> {
+        if self.work.suspects == 0 {
+            self.work.suspects = Origins::KEPT;
+            return Ok(());
+        }
+        self.work.suspects = 0;
         let Some(origin) = self.work.origins.of(tag).cloned() else {
             return Err(Failure::Internal(
                 "the broker refused a record whose event is not known".to_owned(),
@@ -370,7 +419,7 @@ impl Fanout<'_> {
             Ok(event) => self.fan_out(&event, tag)?,
             Err(error) => self.refuse(message, error.to_string(), tag)?,
         };
-        self.context.metrics.events(result).inc();
+        self.work.batch.tally.add(result);
         Ok(())
     }
 
@@ -458,7 +507,7 @@ impl Fanout<'_> {
                 headers: command_headers(&envelope),
                 tag,
             })?;
-            self.context.metrics.commands(Cause::New).inc();
+            self.work.batch.tally.commands += 1;
         }
         Ok(())
     }

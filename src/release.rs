@@ -13,12 +13,12 @@ use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
 use crate::clock;
-use crate::command::Command;
+use crate::command::{Cause, Command};
 use crate::config::Guarantee;
 use crate::kafka::consumer::{Commit, Member, Polled, TopicPartition};
 use crate::kafka::producer::{BatchError, Producer, Record};
 use crate::kafka::{Failure, InvalidRecord, command_headers, read_command};
-use crate::metrics::{Released, Role as RoleLabel, TransactionResult};
+use crate::metrics::{Metrics, Released, Role as RoleLabel, TransactionResult};
 use crate::retry::tier::{Head, Tiers};
 use crate::service::RoleContext;
 use crate::units::{EpochMs, Offset, Position};
@@ -153,6 +153,30 @@ struct Batch {
     records: usize,
     bytes: usize,
     commits: Vec<Commit>,
+    /// Moved to a lower tier.
+    hopped: u64,
+    /// Moved to the commands, by cause.
+    released: HashMap<&'static str, (Cause, u64)>,
+}
+
+impl Batch {
+    fn tally(&mut self, command: &Command, decision: Head) {
+        match decision {
+            Head::Hop(_) => self.hopped += 1,
+            Head::Due | Head::Wait(_) => {
+                let cause = command.cause;
+                self.released.entry(cause.as_str()).or_insert((cause, 0)).1 += 1;
+            }
+        }
+    }
+
+    fn count(&self, metrics: &Metrics) {
+        metrics.released(Released::Tier).inc_by(self.hopped);
+        for &(cause, count) in self.released.values() {
+            metrics.released(Released::Commands).inc_by(count);
+            metrics.commands(cause).inc_by(count);
+        }
+    }
 }
 
 impl Release<'_> {
@@ -276,6 +300,7 @@ impl Release<'_> {
             .transaction(RoleLabel::Release, result, clock::instant() - started);
         match written {
             Ok(()) => {
+                batch.count(&self.context.metrics);
                 self.forget(&batch);
                 Ok(())
             }
@@ -340,7 +365,7 @@ impl Release<'_> {
                             headers: command_headers(&command.envelope()),
                             tag,
                         })?;
-                        self.count(command, decision);
+                        batch.tally(command, decision);
                     }
                     (Err(record), _) => {
                         tracing::error!(
@@ -376,17 +401,6 @@ impl Release<'_> {
             }
         }
         Ok(())
-    }
-
-    fn count(&self, command: &Command, decision: Head) {
-        let metrics = &self.context.metrics;
-        match decision {
-            Head::Hop(_) => metrics.released(Released::Tier).inc(),
-            Head::Due | Head::Wait(_) => {
-                metrics.released(Released::Commands).inc();
-                metrics.commands(command.cause).inc();
-            }
-        }
     }
 
     fn finish(&mut self, member: &Member, batch: &Batch) -> Result<(), BatchError> {

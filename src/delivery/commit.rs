@@ -113,16 +113,25 @@ impl Delivery<'_> {
             Ok(()) if self.context.settings.guarantee == Guarantee::AtLeastOnce => {
                 Ok(self.commit_positions(commits))
             }
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.one_by_one = false;
+                Ok(true)
+            }
             Err(BatchError::Failed(failure)) => Err(failure),
-            Err(BatchError::TooLarge { tag }) => {
-                let what = outcomes
-                    .get(tag)
-                    .map(|(partition, _)| partition.to_string())
-                    .unwrap_or_default();
+            Err(BatchError::TooLarge { tag }) if self.one_by_one => {
+                let what = outcomes.get(tag).map_or(-1, |(partition, _)| *partition);
                 Err(Failure::Internal(format!(
                     "an outcome of partition {what} is larger than its topic allows; `hookstream topics check` names the topic whose max.message.bytes is too small"
                 )))
+            }
+            Err(BatchError::TooLarge { .. }) => {
+                tracing::warn!(
+                    "a batch of outcomes is larger than its topic allows: they are written one by one"
+                );
+                self.one_by_one = true;
+                self.producer.renew()?;
+                self.kept = outcomes;
+                Ok(false)
             }
             Err(BatchError::Aborted(error)) => {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
@@ -192,6 +201,9 @@ impl Delivery<'_> {
                 }
                 Outcome::Invalid(record) => self.write_invalid(record, tag)?,
                 Outcome::Disable(id) => self.write_disabled(id, tag)?,
+            }
+            if self.one_by_one {
+                self.producer.acknowledged()?;
             }
         }
         Ok(())

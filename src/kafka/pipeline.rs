@@ -29,7 +29,11 @@ struct Job {
     producer: Producer,
     commits: Vec<Commit>,
     generation: Option<Arc<ConsumerGroupMetadata>>,
+    committed: Committed,
 }
+
+/// What is to be done when a batch is visible, such as counting it.
+pub type Committed = Box<dyn FnOnce() + Send>;
 
 /// The order of commits: a batch may commit when all before it have, and none has failed.
 #[derive(Default)]
@@ -141,7 +145,8 @@ impl Pipeline {
         }
     }
 
-    /// Ends the open batch in the background; `commits` become visible with it, in the name of `generation`.
+    /// Ends the open batch in the background; `commits` become visible with it, in the name of `generation`, and then
+    /// `committed` is called.
     /// A batch without records only commits.
     ///
     /// # Errors
@@ -150,6 +155,7 @@ impl Pipeline {
         &mut self,
         commits: Vec<Commit>,
         generation: Option<Arc<ConsumerGroupMetadata>>,
+        committed: Committed,
     ) -> Result<(), BatchError> {
         while self.open.is_none() && self.idle.is_empty() {
             self.await_oldest()?;
@@ -163,6 +169,7 @@ impl Pipeline {
             producer,
             commits,
             generation,
+            committed,
         };
         let sent = self.slots[slot]
             .jobs
@@ -290,6 +297,7 @@ fn end(turns: &Turns, job: Job) -> (Producer, Result<(), BatchError>) {
         mut producer,
         commits,
         generation,
+        committed,
     } = job;
     // What can be waited for out of turn is: only the offsets and the commit are ordered.
     let result = producer.acknowledged().and_then(|()| {
@@ -300,5 +308,8 @@ fn end(turns: &Turns, job: Job) -> (Producer, Result<(), BatchError>) {
         }
     });
     turns.end(number, result.is_ok());
+    if result.is_ok() {
+        committed();
+    }
     (producer, result)
 }
