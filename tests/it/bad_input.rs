@@ -218,7 +218,9 @@ fn foreign_commit_metadata_reads_as_empty_and_is_counted() {
     let mut partition = position.add_partition(&commands, 0);
     partition.set_offset(Offset::Offset(0)).unwrap();
     partition.set_metadata("by somebody else ☃");
-    committer.commit(&position, CommitMode::Sync).unwrap();
+    eventually_true("the coordinator takes a commit", SOON, || {
+        committer.commit(&position, CommitMode::Sync).is_ok()
+    });
     assert_eq!(
         world.committed("deliver", &commands)[0].2,
         "by somebody else ☃"
@@ -281,6 +283,39 @@ fn an_event_whose_command_is_too_large_for_its_topic_does_not_stop_the_others() 
     assert_eq!(
         process.metric(r#"hookstream_events_total{result="invalid"}"#),
         Some(1.0)
+    );
+}
+
+#[test]
+fn many_events_fit_topics_that_are_made_for_small_ones() {
+    let mut world = World::new("small");
+    world.flags = ["--max-event-bytes", "4KiB"].map(str::to_owned).to_vec();
+    world.create_topics_by_program(1, &["--partitions", "1"]);
+    put(
+        &world,
+        &[subscription("acme", "http://127.0.0.1:1/", &["**"])],
+    );
+    // Random, so that no compression makes a batch small.
+    let noise = || -> String {
+        std::iter::repeat_with(fastrand::alphanumeric)
+            .take(3800)
+            .collect()
+    };
+    world.produce_events((0..800).map(|n| {
+        let data = format!(r#""{}""#, noise());
+        ("k", event(&n.to_string(), "order.created", &data))
+    }));
+    // So that batches grow as large as they may.
+    let process = world.spawn("fanout", &["-X", "linger.ms=50"]);
+    wait_for_records(&world, &world.topics.commands(), 800);
+    assert_eq!(
+        process.metric(r#"hookstream_events_total{result="invalid"}"#),
+        Some(0.0)
+    );
+    assert_eq!(
+        process.metric(r#"hookstream_transactions_total{result="aborted",role="fanout"}"#),
+        Some(0.0),
+        "a batch of small commands was refused"
     );
 }
 
