@@ -185,7 +185,13 @@ pub fn producer_config(settings: &Settings, purpose: &str) -> ClientConfig {
     let largest = settings.max_event_bytes + RECORD_OVERHEAD + crate::admin::COPY_OVERHEAD;
     default(&mut config, "linger.ms", "1");
     default(&mut config, "compression.type", "lz4");
-    default(&mut config, "batch.size", "1000000");
+    // A batch is refused as a whole when it is over its topic's limit: none may be, of records that are not.
+    let topic_limit = settings.max_event_bytes + RECORD_OVERHEAD;
+    default(
+        &mut config,
+        "batch.size",
+        &topic_limit.min(1_000_000).to_string(),
+    );
     default(&mut config, "queue.buffering.max.messages", "200000");
     config
         .set("enable.idempotence", "true")
