@@ -24,7 +24,12 @@ fn an_unreadable_event_is_kept_whole_and_the_good_one_behind_it_arrives() {
     let large = format!(r#""{}""#, "x".repeat(5000));
     let cloud = ("content-type", "application/cloudevents+json");
     let binary = ("ce_specversion", "1.0");
-    let bad: Vec<(&str, Vec<(&str, &str)>, Option<Vec<u8>>)> = vec![
+    type BadEvent = (
+        &'static str,
+        Vec<(&'static str, &'static str)>,
+        Option<Vec<u8>>,
+    );
+    let bad: Vec<BadEvent> = vec![
         ("not JSON", vec![], Some(b"order created".to_vec())),
         ("not an object", vec![], Some(b"[1,2]".to_vec())),
         (
