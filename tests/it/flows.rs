@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cloudevents::{EventBuilder, EventBuilderV10};
 use ed25519_dalek::{Signature, SigningKey, Verifier};
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 
 use crate::scene::{
@@ -645,6 +646,97 @@ fn a_paused_subscription_waits_and_resumes() {
     for one in &seen {
         assert_eq!(one.header("hookstream-attempt"), Some("1"));
     }
+}
+
+/// TLS in front of a receiver, with a certificate of its own for 127.0.0.1.
+struct Tls {
+    url: String,
+    certificate: String,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Tls {
+    fn before(receiver: &Receiver, path: &str) -> Self {
+        let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
+        let url = format!("https://{}{path}", listener.local_addr().unwrap());
+        let behind = ("127.0.0.1", receiver.port());
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    // Whoever does not trust the certificate goes away here.
+                    if let Ok(mut outer) = acceptor.accept(stream).await {
+                        let mut inner = tokio::net::TcpStream::connect(behind).await.unwrap();
+                        drop(tokio::io::copy_bidirectional(&mut outer, &mut inner).await);
+                    }
+                });
+            }
+        });
+        Self {
+            url,
+            certificate: certified.cert.pem(),
+            _runtime: runtime,
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_is_trusted_by_the_authorities_of_the_operator_only() {
+    let world = world("tls");
+    let receiver = Receiver::good();
+    let trusted = Tls::before(&receiver, "/trusted");
+    let stranger = Tls::before(&receiver, "/stranger");
+    let mut authorities = tempfile::NamedTempFile::new().unwrap();
+    authorities
+        .write_all(trusted.certificate.as_bytes())
+        .unwrap();
+    put(
+        &world,
+        &[
+            subscription("trusted", &trusted.url, &["**"]),
+            with(
+                subscription("stranger", &stranger.url, &["**"]),
+                json!({"retry_schedule": []}),
+            ),
+        ],
+    );
+    let process = start(&world, &["--ca-file", authorities.path().to_str().unwrap()]);
+    world.produce_event("k", &[], event("1", "order.created", "1"));
+    wait_until_done(&world);
+    let paths: Vec<String> = receiver
+        .seen()
+        .iter()
+        .map(|seen| seen.path.clone())
+        .collect();
+    assert_eq!(
+        paths,
+        ["/trusted"],
+        "nothing may be sent to who cannot be trusted"
+    );
+    let letters = dead_letters(&world);
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0]["subscription"], "stranger");
+    assert_eq!(
+        process.metric(r#"hookstream_attempts_total{class="tls",outcome="dead_lettered"}"#),
+        Some(1.0)
+    );
 }
 
 /// The URL of a server that answers a TLS handshake in plain text, until the tests end.
