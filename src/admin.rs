@@ -472,7 +472,7 @@ fn options() -> AdminOptions {
 /// By name, one by one: a topic that may not be described would otherwise look like a missing one.
 fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
     let client: BaseConsumer<LoggedConsumer> = kafka::client_config(settings, "topics")
-        .create_with_context(LoggedConsumer(LogContext { purpose: "topics" }))
+        .create_with_context(LoggedConsumer(LogContext::new("topics")))
         .map_err(|error| Failure::from_client("creating a client", error))?;
     let mut cluster = Cluster::default();
     for spec in specs {

@@ -8,6 +8,7 @@ pub mod pipeline;
 pub mod producer;
 pub mod table;
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -334,8 +335,32 @@ pub fn with_header(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeade
 
 /// Hands librdkafka's own log to `tracing`, with the client's purpose.
 pub struct LogContext {
-    /// Which client speaks.
-    pub purpose: &'static str,
+    purpose: &'static str,
+    /// When it was last told that no broker answers, seconds since the epoch.
+    told: AtomicI64,
+}
+
+impl LogContext {
+    /// For the client that is used for `purpose`.
+    #[must_use]
+    pub fn new(purpose: &'static str) -> Self {
+        Self {
+            purpose,
+            told: AtomicI64::new(0),
+        }
+    }
+
+    /// A broker that is away makes every connection complain several times a second: one line says it all.
+    fn may_tell(&self) -> bool {
+        const SECONDS_BETWEEN: i64 = 10;
+        let now = crate::clock::now().seconds();
+        let told = self.told.load(Ordering::Relaxed);
+        now - told >= SECONDS_BETWEEN
+            && self
+                .told
+                .compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
 }
 
 impl ClientContext for LogContext {
@@ -344,7 +369,16 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        log_error(self.purpose, &error, reason);
+        let client = self.purpose;
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            // Asked for, and told to the reader as an event of its own.
+        } else if !is_unreachable(&error) {
+            tracing::warn!(client, "{error}: {reason}");
+        } else if self.may_tell() {
+            tracing::warn!(client, "a broker does not answer: {reason}");
+        } else {
+            tracing::debug!(client, "a broker does not answer: {reason}");
+        }
     }
 }
 
@@ -373,16 +407,6 @@ pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, 
     }
 }
 
-pub(crate) fn log_error(purpose: &str, error: &KafkaError, reason: &str) {
-    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-        // Asked for, and told to the reader as an event of its own.
-    } else if is_unreachable(error) {
-        tracing::warn!(client = purpose, "the broker does not answer: {reason}");
-    } else {
-        tracing::warn!(client = purpose, "{error}: {reason}");
-    }
-}
-
 /// Waits until a broker answers and every topic in `wanted` is there; `waiting` is told, once a try, why not yet.
 ///
 /// # Errors
@@ -398,7 +422,7 @@ pub fn wait_for_topics(
     /// A whole try; the client goes on connecting between tries.
     const TRY: Duration = Duration::from_secs(2);
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
-        .create_with_context(LoggedConsumer(LogContext { purpose }))
+        .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client("creating a client", error))?;
     while !stop() {
         match client.fetch_metadata(None, TRY) {

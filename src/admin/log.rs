@@ -94,7 +94,7 @@ impl Log {
             config
                 .clone()
                 .set("isolation.level", isolation)
-                .create_with_context(Reader(LogContext { purpose }))
+                .create_with_context(Reader(LogContext::new(purpose)))
                 .map_err(|error| Failure::from_client("creating a consumer", error))
         };
         let (committed, all): (BaseConsumer<_>, BaseConsumer<_>) =

@@ -185,7 +185,7 @@ impl Member {
             config.set(*key, *value);
         }
         let context = MemberContext {
-            log: LogContext { purpose },
+            log: LogContext::new(purpose),
             events: Mutex::default(),
             closing: AtomicBool::new(false),
         };
@@ -248,6 +248,8 @@ impl Member {
                 format!("reading as group {}", self.group),
                 error,
             )),
+            // The client tells of that by itself.
+            _ if super::is_unreachable(&error) => Ok(Polled::Idle),
             _ => {
                 tracing::warn!(group = self.group, "reading: {error}");
                 Ok(Polled::Idle)

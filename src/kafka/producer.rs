@@ -350,9 +350,7 @@ impl Recipe {
     fn make(&self) -> Result<(ThreadedProducer<DeliveryContext>, Arc<Deliveries>), Failure> {
         let deliveries = Arc::new(Deliveries::default());
         let context = DeliveryContext {
-            log: LogContext {
-                purpose: self.purpose,
-            },
+            log: LogContext::new(self.purpose),
             deliveries: Arc::clone(&deliveries),
         };
         let config = match &self.transactional_id {

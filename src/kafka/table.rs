@@ -120,7 +120,7 @@ pub fn follow(
         .set("enable.partition.eof", "true")
         .set("queued.max.messages.kbytes", "4096");
     let consumer: BaseConsumer<LoggedConsumer> = config
-        .create_with_context(LoggedConsumer(LogContext { purpose: PURPOSE }))
+        .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating the reader of subscriptions", error))?;
     let mut behind = assign_all(&consumer, &topic, stop)?;
     let mut told = false;
@@ -146,6 +146,8 @@ pub fn follow(
             {
                 return Err(Failure::from_client(format!("reading {topic}"), error));
             }
+            // The client tells of that by itself.
+            Some(Err(error)) if super::is_unreachable(&error) => {}
             Some(Err(error)) => tracing::warn!(topic, "reading subscriptions: {error}"),
             None => {}
         }

@@ -14,6 +14,7 @@
 
 mod bad_input;
 mod demo;
+mod faults;
 mod flows;
 mod harness;
 mod operator;
