@@ -18,5 +18,6 @@ mod faults;
 mod flows;
 mod harness;
 mod operator;
+mod readme;
 mod scene;
 mod support;

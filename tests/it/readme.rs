@@ -1,0 +1,102 @@
+//! The README is true: its tour is run, its reference is the program's, and its tables leave nothing out.
+
+use std::process::Command;
+
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+
+fn readme() -> String {
+    std::fs::read_to_string(README).unwrap()
+}
+
+/// The blocks that follow a marker, as one script.
+fn tour(text: &str) -> String {
+    text.split("<!-- tour -->\n```sh\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect()
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+#[test]
+fn the_tour_of_the_readme_runs_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().to_str().unwrap();
+    let script = tour(&readme())
+        .replace("/tmp/", &format!("{place}/"))
+        .replace("18080", &free_port().to_string())
+        .replace("19400", &free_port().to_string());
+    assert!(script.lines().count() > 20, "the tour is found:\n{script}");
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_hookstream"))
+        .parent()
+        .unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    // Whatever happens, nothing that the tour starts outlives it.
+    let script = format!(
+        "set -euo pipefail\ntrap 'jobs -p | xargs -r kill 2>/dev/null; scripts/kafka stop --dir {place}/hookstream-tour || true' EXIT\n{script}"
+    );
+    let output = Command::new("timeout")
+        .args(["120", "bash", "-c", &script])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    let log = std::fs::read_to_string(folder.path().join("hookstream.log")).unwrap_or_default();
+    assert!(
+        output.status.success(),
+        "{}\n{out}\n{err}\n{log}",
+        output.status
+    );
+    for part in [
+        "POST /hooks -> 200",
+        "webhook-signature: v1,",
+        "POST /refuse -> 400",
+        "permanent-status",
+    ] {
+        assert!(out.contains(part), "{part} is missing in:\n{out}\n{err}");
+    }
+    assert!(
+        err.contains("replayed 1 dead letters") && err.contains("replayed 0 dead letters"),
+        "{err}"
+    );
+}
+
+#[test]
+fn the_reference_of_settings_is_the_programs() {
+    const BEGIN: &str = "<!-- settings:begin -->\n";
+    const END: &str = "<!-- settings:end -->";
+    let text = readme();
+    let (before, rest) = text.split_once(BEGIN).unwrap();
+    let (reference, after) = rest.split_once(END).unwrap();
+    let current = hookstream::config::reference();
+    if std::env::var_os("UPDATE_README").is_some() {
+        std::fs::write(README, format!("{before}{BEGIN}{current}{END}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(
+        reference, current,
+        "UPDATE_README=1 cargo test the_reference_of_settings renews it"
+    );
+}
+
+#[test]
+fn every_metric_is_explained() {
+    let golden = include_str!("../data/metrics.golden");
+    let text = readme();
+    for name in golden.lines().filter_map(|line| line.split(' ').next()) {
+        assert!(
+            text.contains(&format!("`{name}")),
+            "{name} is not in the README"
+        );
+    }
+}
