@@ -16,7 +16,8 @@ build: ## the release binary, target/release/hookstream
 test: ## every test, the ones on a real Kafka included
 	@scripts/prerequisites test
 	@scripts/kafka fetch
-	cargo test --locked
+	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 
 check: ## format, lints, documentation, licences and advisories, portability
 	@scripts/prerequisites build
