@@ -22,7 +22,7 @@ use crate::kafka::consumer::{Commit, Member, Polled, TopicPartition};
 use crate::kafka::pipeline::Pipeline;
 use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
-use crate::metrics::{EventResult, Metrics, Role as RoleLabel, TransactionResult};
+use crate::metrics::{EventResult, Metrics, Role as RoleLabel};
 use crate::service::RoleContext;
 use crate::subscription::{Format, Subscription};
 use crate::units::{EpochMs, Offset, Position};
@@ -51,12 +51,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     }
     let metrics = context.metrics.clone();
     let observe = move |committed, took| {
-        let result = if committed {
-            TransactionResult::Committed
-        } else {
-            TransactionResult::Aborted
-        };
-        metrics.transaction(RoleLabel::Fanout, result, took);
+        metrics.transaction(RoleLabel::Fanout, committed, took);
     };
     let pipeline = Pipeline::new(settings, "fanout", PRODUCERS, observe)?;
     let group = format!("{}fanout", settings.group_prefix);
@@ -308,12 +303,7 @@ impl Fanout<'_> {
         // Those that stay are read on; what is under way for them is of the former generation, and may be refused.
         let settled = self.end_batch(member).and_then(|()| self.pipeline.settle());
         self.mend(member, settled)?;
-        let committed = member.committed(partitions)?;
-        let positions: Vec<_> = committed
-            .into_iter()
-            .map(|found| (found.at, found.position))
-            .collect();
-        member.take(&positions)?;
+        member.take_committed(partitions)?;
         self.owned.extend(partitions.iter().cloned());
         log_partitions("partitions assigned", partitions);
         Ok(())
@@ -362,12 +352,7 @@ impl Fanout<'_> {
         self.work.batch = Batch::default();
         self.pipeline.recover()?;
         let owned: Vec<_> = self.owned.iter().cloned().collect();
-        let positions: Vec<_> = member
-            .committed(&owned)?
-            .into_iter()
-            .map(|found| (found.at, found.position))
-            .collect();
-        member.seek(&positions)
+        member.rewind(&owned)
     }
 
     /// Of a batch of many events, any may be the one whose record is too large; of a batch of one, it is that one.

@@ -440,8 +440,13 @@ impl Metrics {
         self.0.stalled.remove_label_values(&[&label]).ok();
     }
 
-    /// The end of a batch.
-    pub fn transaction(&self, role: Role, result: TransactionResult, took: Duration) {
+    /// The end of a batch: whether it is visible, and how long that took.
+    pub fn transaction(&self, role: Role, committed: bool, took: Duration) {
+        let result = if committed {
+            TransactionResult::Committed
+        } else {
+            TransactionResult::Aborted
+        };
         self.0.transactions[index(role)].of(result).inc();
         self.0.transaction_seconds[index(role)].observe(took.as_secs_f64());
     }

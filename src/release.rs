@@ -18,7 +18,7 @@ use crate::config::Guarantee;
 use crate::kafka::consumer::{Commit, Member, Polled, TopicPartition};
 use crate::kafka::producer::{BatchError, Producer, Record};
 use crate::kafka::{Failure, InvalidRecord, command_headers, read_command};
-use crate::metrics::{Metrics, Released, Role as RoleLabel, TransactionResult};
+use crate::metrics::{Metrics, Released, Role as RoleLabel};
 use crate::retry::tier::{Head, Tiers};
 use crate::service::RoleContext;
 use crate::units::{EpochMs, Offset, Position};
@@ -249,12 +249,7 @@ impl Release<'_> {
     }
 
     fn assigned(&mut self, member: &Member, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        let committed = member.committed(partitions)?;
-        let positions: Vec<_> = committed
-            .into_iter()
-            .map(|found| (found.at, found.position))
-            .collect();
-        member.take(&positions)?;
+        member.take_committed(partitions)?;
         for at in partitions {
             if let Some(tier) = self.tier_of(&at.topic) {
                 self.buffers.insert((tier, at.partition), Buffer::default());
@@ -290,14 +285,11 @@ impl Release<'_> {
         let written = self
             .write_due(&mut batch)
             .and_then(|()| self.finish(member, &batch));
-        let result = if written.is_ok() {
-            TransactionResult::Committed
-        } else {
-            TransactionResult::Aborted
-        };
-        self.context
-            .metrics
-            .transaction(RoleLabel::Release, result, clock::instant() - started);
+        self.context.metrics.transaction(
+            RoleLabel::Release,
+            written.is_ok(),
+            clock::instant() - started,
+        );
         match written {
             Ok(()) => {
                 batch.count(&self.context.metrics);
@@ -322,12 +314,7 @@ impl Release<'_> {
             .keys()
             .map(|&place| at(&self.topics, place))
             .collect();
-        let positions: Vec<_> = member
-            .committed(&owned)?
-            .into_iter()
-            .map(|found| (found.at, found.position))
-            .collect();
-        member.seek(&positions)?;
+        member.rewind(&owned)?;
         for buffer in self.buffers.values_mut() {
             buffer.queue.clear();
             buffer.bytes = 0;

@@ -17,7 +17,7 @@ use crate::config::Guarantee;
 use crate::kafka::consumer::{Commit, TopicPartition};
 use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, command_headers, with_header};
-use crate::metrics::{Role as RoleLabel, TransactionResult};
+use crate::metrics::Role as RoleLabel;
 use crate::subscription::{State, with_state};
 
 impl Delivery<'_> {
@@ -101,14 +101,9 @@ impl Delivery<'_> {
             .write(&outcomes)
             .and_then(|()| self.producer.finish(commits, generation.as_deref()));
         let took = clock::instant() - started;
-        let label = if written.is_ok() {
-            TransactionResult::Committed
-        } else {
-            TransactionResult::Aborted
-        };
         self.context
             .metrics
-            .transaction(RoleLabel::Deliver, label, took);
+            .transaction(RoleLabel::Deliver, written.is_ok(), took);
         match written {
             Ok(()) if self.context.settings.guarantee == Guarantee::AtLeastOnce => {
                 Ok(self.commit_positions(commits))

@@ -339,6 +339,33 @@ impl Member {
         Ok(())
     }
 
+    /// Takes `partitions`, reading from what the group has committed.
+    ///
+    /// # Errors
+    /// As [`Member::committed`] and [`Member::take`].
+    pub fn take_committed(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        self.take(&self.positions(partitions)?)
+    }
+
+    /// Reads `partitions` again from what the group has committed.
+    ///
+    /// # Errors
+    /// As [`Member::committed`]; and when a partition cannot be sought within 10 s.
+    pub fn rewind(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        self.seek(&self.positions(partitions)?)
+    }
+
+    fn positions(
+        &self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<(TopicPartition, Option<Position>)>, Failure> {
+        let committed = self.committed(partitions)?;
+        Ok(committed
+            .into_iter()
+            .map(|found| (found.at, found.position))
+            .collect())
+    }
+
     /// Gives `partitions` up; everything about them must be committed or dropped by now.
     ///
     /// # Errors
@@ -383,11 +410,8 @@ impl Member {
             .commit(&commit_list(commits)?, CommitMode::Sync)
     }
 
-    /// Goes back to `positions` in partitions that have been read from, dropping what was read ahead.
-    ///
-    /// # Errors
-    /// [`Failure`] when a partition cannot be sought within 10 s.
-    pub fn seek(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
+    /// Goes back to `positions`, dropping what was read ahead.
+    fn seek(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
         if positions.is_empty() {
             return Ok(());
         }

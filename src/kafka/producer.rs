@@ -147,26 +147,11 @@ impl Producer {
     /// # Errors
     /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
     pub fn new(settings: &Settings, purpose: &'static str, slot: usize) -> Result<Self, Failure> {
-        let transactional_id = match settings.guarantee {
-            Guarantee::ExactlyOnce => Some(format!(
-                "{}{purpose}-{}-{slot}",
-                settings.group_prefix, settings.instance
-            )),
-            Guarantee::AtLeastOnce => None,
-        };
-        let recipe = Recipe {
-            settings: settings.clone(),
-            purpose,
-            transactional_id,
-        };
-        let (client, deliveries) = recipe.make()?;
-        Ok(Self {
-            recipe,
-            client,
-            deliveries,
-            begun: false,
-            fenced: Vec::new(),
-        })
+        let id = format!(
+            "{}{purpose}-{}-{slot}",
+            settings.group_prefix, settings.instance
+        );
+        Self::with_id(settings, purpose, id)
     }
 
     /// A producer for `purpose` of which there is one in all processes, whatever their `--instance`: a new one
@@ -175,8 +160,16 @@ impl Producer {
     /// # Errors
     /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
+        Self::with_id(
+            settings,
+            purpose,
+            format!("{}{purpose}", settings.group_prefix),
+        )
+    }
+
+    fn with_id(settings: &Settings, purpose: &'static str, id: String) -> Result<Self, Failure> {
         let transactional_id = match settings.guarantee {
-            Guarantee::ExactlyOnce => Some(format!("{}{purpose}", settings.group_prefix)),
+            Guarantee::ExactlyOnce => Some(id),
             Guarantee::AtLeastOnce => None,
         };
         let recipe = Recipe {
