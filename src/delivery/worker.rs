@@ -151,6 +151,9 @@ struct Worker {
     ended: UnboundedSender<Ended>,
     epoch: u64,
     random: fastrand::Rng,
+    /// When a dead letter was last told of in the log, and how many were not since.
+    told: Option<Instant>,
+    untold: u64,
 }
 
 impl Worker {
@@ -166,6 +169,8 @@ impl Worker {
             ended,
             epoch: 0,
             random: fastrand::Rng::new(),
+            told: None,
+            untold: 0,
         }
     }
 

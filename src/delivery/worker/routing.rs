@@ -8,7 +8,7 @@ use super::super::lane::{Cause as Slowness, Full, Lane};
 use super::partition::{Incoming, Outcome, Taken};
 use super::{Ended, LaneEntry, LaneId, Worker};
 use crate::clock;
-use crate::command::Cause;
+use crate::command::{Cause, Command};
 use crate::dead_letter::{DeadLetterInfo, Reason};
 use crate::metrics::ParkReason;
 use crate::retry::tier::LONGEST_PARK;
@@ -225,16 +225,29 @@ impl Worker {
             first_failure,
             last_failure: now,
         };
-        tracing::warn!(
-            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
-            reason = reason.as_str(), attempts = command.attempt, "dead letter: {}", info.error,
-        );
+        self.tell_dead_letter(&command, &info);
         let weight = command.weight();
         self.settle(
             partition,
             offset,
             weight,
             Some(Outcome::DeadLetter(command, Box::new(info))),
+        );
+    }
+
+    /// One line a second: an endpoint that refuses everything must not flood the log.
+    fn tell_dead_letter(&mut self, command: &Command, info: &DeadLetterInfo) {
+        const BETWEEN: Duration = Duration::from_secs(1);
+        let now = clock::instant();
+        if self.told.is_some_and(|told| now - told < BETWEEN) {
+            self.untold += 1;
+            return;
+        }
+        self.told = Some(now);
+        let untold = std::mem::take(&mut self.untold);
+        tracing::warn!(
+            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
+            reason = info.reason.as_str(), attempts = command.attempt, untold, "dead letter: {}", info.error,
         );
     }
 
