@@ -25,6 +25,7 @@ use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
 use crate::metrics::{EventResult, Metrics, Role as RoleLabel};
 use crate::service::RoleContext;
 use crate::subscription::{Format, Subscription};
+use crate::throttle::Throttle;
 use crate::units::{EpochMs, Offset, Position};
 
 /// Events in a batch, at most.
@@ -171,6 +172,8 @@ struct Work {
     /// Events of which the broker refused a record for its size: they are invalid.
     oversized: HashSet<(TopicPartition, Offset)>,
     found: Vec<Arc<Subscription>>,
+    /// Invalid events in the log.
+    told: Throttle,
     topics: HashMap<String, Arc<str>>,
     commands: String,
     invalid: String,
@@ -185,6 +188,7 @@ impl Work {
             suspects: 0,
             oversized: HashSet::new(),
             found: Vec::new(),
+            told: Throttle::new(Duration::from_secs(1)),
             topics: settings
                 .topics
                 .events
@@ -415,13 +419,17 @@ impl Fanout<'_> {
         tag: usize,
     ) -> Result<EventResult, BatchError> {
         let record = InvalidRecord::of(message, error);
-        tracing::warn!(
-            topic = record.topic,
-            partition = record.partition,
-            offset = record.offset.0,
-            "invalid event: {}",
-            record.error,
-        );
+        // An event topic that holds something else altogether must not flood the log.
+        if let Some(untold) = self.work.told.pass(clock::instant()) {
+            tracing::warn!(
+                topic = record.topic,
+                partition = record.partition,
+                offset = record.offset.0,
+                untold,
+                "invalid event: {}",
+                record.error,
+            );
+        }
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         self.work.batch.bytes += record.weight();
         let headers = record.to_headers();

@@ -42,7 +42,7 @@
 //! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
 //! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
 //! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
-//! | [`metrics`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
+//! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
 
 pub mod admin;
 pub mod cli;
@@ -62,4 +62,5 @@ pub mod replay;
 pub mod retry;
 pub mod service;
 pub mod subscription;
+pub mod throttle;
 pub mod units;

@@ -28,6 +28,7 @@ use crate::egress::EgressPolicy;
 use crate::http::HttpClient;
 use crate::kafka::table::Table;
 use crate::metrics::{Metrics, ParkReason};
+use crate::throttle::Throttle;
 use conclusion::tell;
 use partition::{Flight, Intake, Partition, Taken};
 pub(super) use partition::{Incoming, Load, Outcome, PartitionState};
@@ -151,9 +152,8 @@ struct Worker {
     ended: UnboundedSender<Ended>,
     epoch: u64,
     random: fastrand::Rng,
-    /// When a dead letter was last told of in the log, and how many were not since.
-    told: Option<Instant>,
-    untold: u64,
+    /// Dead letters in the log.
+    told: Throttle,
 }
 
 impl Worker {
@@ -169,8 +169,7 @@ impl Worker {
             ended,
             epoch: 0,
             random: fastrand::Rng::new(),
-            told: None,
-            untold: 0,
+            told: Throttle::new(Duration::from_secs(1)),
         }
     }
 

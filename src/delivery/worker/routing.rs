@@ -237,14 +237,9 @@ impl Worker {
 
     /// One line a second: an endpoint that refuses everything must not flood the log.
     fn tell_dead_letter(&mut self, command: &Command, info: &DeadLetterInfo) {
-        const BETWEEN: Duration = Duration::from_secs(1);
-        let now = clock::instant();
-        if self.told.is_some_and(|told| now - told < BETWEEN) {
-            self.untold += 1;
+        let Some(untold) = self.told.pass(clock::instant()) else {
             return;
-        }
-        self.told = Some(now);
-        let untold = std::mem::take(&mut self.untold);
+        };
         tracing::warn!(
             webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
             reason = info.reason.as_str(), attempts = command.attempt, untold, "dead letter: {}", info.error,
