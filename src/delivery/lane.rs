@@ -16,8 +16,9 @@ pub const QUEUE_COMMANDS: usize = 256;
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 /// A full lane that takes longer than this to drain is slow: its overflow is parked.
 pub const PATIENCE: Duration = Duration::from_secs(2);
-/// How long an endpoint may be silent before its silence counts as its pace.
-const HICCUP: Duration = Duration::from_millis(250);
+/// Over how much time a lane's pace is measured: longer than a hiccup of the machine, and all that a lane can hold
+/// its partition up before it is known to be slow.
+const MEASURE: Duration = Duration::from_secs(1);
 
 /// What a subscription allows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,6 +113,9 @@ impl<T> Lane<T> {
         if !fits {
             return Err((item, self.fullness(now)));
         }
+        if self.queue.is_empty() {
+            self.pace.begin(now);
+        }
         self.queue.push_back((item, bytes));
         self.queued_bytes += bytes;
         Ok(())
@@ -137,9 +141,6 @@ impl<T> Lane<T> {
             return Next::Nothing;
         };
         self.queued_bytes -= bytes;
-        if self.in_flight == 0 {
-            self.pace.begin(now);
-        }
         self.in_flight += 1;
         Next::Send(item)
     }
@@ -195,15 +196,12 @@ impl<T> Lane<T> {
 
     fn fullness(&self, now: Instant) -> Full {
         let queued = self.queue.len().max(1) as f64;
-        if self.long_silence(now).is_some()
-            || self.pace.interval(now, self.in_flight > 0).mul_f64(queued) > PATIENCE
-        {
+        let is_slow = |rate: f64| queued > rate * PATIENCE.as_secs_f64();
+        if self.long_silence(now).is_some() || self.pace.rate(now).is_some_and(is_slow) {
             return Full::Slow(Cause::Endpoint);
         }
         match self.limits.rate {
-            Some(rate) if queued / rate.per_second > PATIENCE.as_secs_f64() => {
-                Full::Slow(Cause::Rate)
-            }
+            Some(rate) if is_slow(rate.per_second) => Full::Slow(Cause::Rate),
             _ => Full::Quick,
         }
     }
@@ -243,37 +241,43 @@ impl Bucket {
     }
 }
 
-/// The mean time between ends of attempts while the lane is busy.
+/// How many attempts end in a second, while something is queued: what a lane does without demand says nothing
+/// about its endpoint.
 #[derive(Debug, Default)]
 struct Pace {
-    mean: Option<Duration>,
-    last: Option<Instant>,
+    /// The span that is being measured, and the ends in it.
+    since: Option<Instant>,
+    ends: u32,
+    /// Of the span before it, per second.
+    before: Option<f64>,
 }
 
 impl Pace {
-    /// The lane was idle; the time since its last end says nothing about its endpoint.
     fn begin(&mut self, now: Instant) {
-        self.last = Some(now);
+        *self = Self {
+            since: Some(now),
+            ends: 0,
+            before: None,
+        };
     }
 
     fn ended(&mut self, now: Instant) {
-        /// The weight of one more interval in the mean.
-        const WEIGHT: f64 = 1.0 / 16.0;
-        let Some(last) = self.last.replace(now) else {
-            return;
-        };
-        let interval = now.saturating_duration_since(last);
-        self.mean = Some(match self.mean {
-            Some(mean) => mean.mul_f64(1.0 - WEIGHT) + interval.mul_f64(WEIGHT),
-            None => interval,
-        });
+        let Some(since) = self.since else { return };
+        if now.saturating_duration_since(since) >= MEASURE {
+            self.before = self.rate(now);
+            self.since = Some(now);
+            self.ends = 0;
+        }
+        self.ends += 1;
     }
 
-    fn interval(&self, now: Instant, busy: bool) -> Duration {
-        let mean = self.mean.unwrap_or_default();
-        match self.last.map(|last| now.saturating_duration_since(last)) {
-            Some(silence) if busy && silence > HICCUP => mean.max(silence),
-            _ => mean,
+    /// `None` until a whole span has been measured.
+    fn rate(&self, now: Instant) -> Option<f64> {
+        let span = now.saturating_duration_since(self.since?);
+        if span >= MEASURE {
+            Some(f64::from(self.ends) / span.as_secs_f64())
+        } else {
+            self.before
         }
     }
 }
@@ -334,8 +338,21 @@ mod tests {
         assert!(by_bytes.offer(1, 1, now).is_err());
     }
 
+    /// Keeps the queue full while one attempt after the other takes `each`, for `time`.
+    fn work(lane: &mut Lane<u32>, now: &mut Instant, each: Duration, time: Duration) -> Full {
+        let end = *now + time;
+        fill(lane, *now);
+        while *now < end {
+            assert!(matches!(lane.next(*now), Next::Send(_)));
+            *now += each;
+            lane.ended(*now);
+            fill(lane, *now);
+        }
+        fill(lane, *now)
+    }
+
     #[test]
-    fn a_full_lane_that_keeps_moving_is_waited_for_and_one_that_hangs_is_not() {
+    fn a_full_lane_that_keeps_moving_is_waited_for_and_one_that_does_not_is_not() {
         let mut now = start();
         let mut quick = lane(1, None, now);
         assert_eq!(
@@ -343,18 +360,43 @@ mod tests {
             Full::Quick,
             "nothing is known against it yet"
         );
-        for _ in 0..50 {
-            assert!(matches!(quick.next(now), Next::Send(_)));
-            now += Duration::from_millis(1);
-            quick.ended(now);
-        }
-        assert_eq!(fill(&mut quick, now), Full::Quick);
+        assert_eq!(
+            work(&mut quick, &mut now, Duration::from_millis(1), 5 * MEASURE),
+            Full::Quick
+        );
 
-        let mut hanging = lane(1, None, now);
-        fill(&mut hanging, now);
-        assert!(matches!(hanging.next(now), Next::Send(_)));
-        now += Duration::from_millis(300);
-        assert_eq!(fill(&mut hanging, now), Full::Slow(Cause::Endpoint));
+        let mut slow = lane(1, None, now);
+        let pace = Duration::from_millis(100);
+        assert_eq!(
+            work(&mut slow, &mut now, pace, 3 * MEASURE),
+            Full::Slow(Cause::Endpoint)
+        );
+    }
+
+    #[test]
+    fn a_lane_that_hangs_is_known_to_be_slow_soon() {
+        let mut now = start();
+        let mut lane = lane(1, None, now);
+        work(&mut lane, &mut now, Duration::from_millis(1), 2 * MEASURE);
+        assert!(matches!(lane.next(now), Next::Send(_)));
+        now += 3 * MEASURE;
+        lane.offer(0, 1, now).unwrap();
+        assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Endpoint));
+    }
+
+    #[test]
+    fn a_hiccup_makes_no_lane_slow() {
+        let mut now = start();
+        let mut lane = lane(1, None, now);
+        work(&mut lane, &mut now, Duration::from_millis(1), 2 * MEASURE);
+        assert_eq!(
+            work(&mut lane, &mut now, MEASURE / 2, MEASURE / 2),
+            Full::Quick
+        );
+        assert_eq!(
+            work(&mut lane, &mut now, Duration::from_millis(1), MEASURE),
+            Full::Quick
+        );
     }
 
     #[test]
