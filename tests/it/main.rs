@@ -20,4 +20,5 @@ mod harness;
 mod operator;
 mod readme;
 mod scene;
+mod schemas;
 mod support;
