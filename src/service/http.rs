@@ -182,7 +182,11 @@ pub async fn serve(
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::pin!(shutdown);
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+        let slot = tokio::select! {
+            () = &mut shutdown => return,
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
+        let Ok(slot) = slot else {
             return;
         };
         let accepted = tokio::select! {
@@ -340,5 +344,100 @@ mod tests {
         let refused = answer(&Method::POST, "/metrics", &Metrics::new(), &health);
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(status("/metrics", &health), StatusCode::OK);
+    }
+
+    const LOOPBACK: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A server on a port of its own; it ends when the sender says so.
+    async fn server() -> (
+        SocketAddr,
+        tokio::sync::oneshot::Sender<()>,
+        tokio::task::JoinHandle<()>,
+    ) {
+        let listener = bind(LOOPBACK).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let health = Arc::new(health(&[("fanout", State::Ready)]));
+        let serving = tokio::spawn(serve(listener, Metrics::new(), health, async {
+            stopped.await.ok();
+        }));
+        (address, stop, serving)
+    }
+
+    async fn exchange(address: SocketAddr, request: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        let read = stream.read_to_string(&mut response);
+        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn a_server_answers_over_tcp() {
+        let (address, stop, serving) = server().await;
+        let get = |method: &str, path: &str| {
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        };
+        let ready = exchange(address, &get("GET", "/readyz")).await;
+        assert!(ready.starts_with("HTTP/1.1 200 "), "{ready}");
+        assert!(
+            ready
+                .ends_with("{\"roles\":{\"fanout\":{\"state\":\"ready\"}},\"status\":\"ready\"}\n"),
+            "{ready}"
+        );
+        let metrics = exchange(address, &get("GET", "/metrics")).await;
+        assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("hookstream_build_info{"), "{metrics}");
+        let head = exchange(address, &get("HEAD", "/livez")).await;
+        assert!(head.ends_with("\r\n\r\n"), "HEAD has no body: {head}");
+        let refused = exchange(address, &get("DELETE", "/livez")).await;
+        assert!(refused.starts_with("HTTP/1.1 405 "), "{refused}");
+        stop.send(()).unwrap();
+        tokio::time::timeout(PATIENCE, serving)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn clients_that_hold_every_connection_do_not_keep_it_from_stopping() {
+        let (address, stop, serving) = server().await;
+        let mut held = Vec::new();
+        for _ in 0..=CONNECTIONS {
+            held.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        // All but the last were accepted once the last that fits is answered; the server then waits for a slot.
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let last = &mut held[CONNECTIONS - 1];
+        last.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut byte = [0];
+        tokio::time::timeout(PATIENCE, last.read_exact(&mut byte))
+            .await
+            .unwrap()
+            .unwrap();
+        stop.send(()).unwrap();
+        let stopped = tokio::time::timeout(HEADERS / 2, serving).await;
+        assert!(
+            stopped.is_ok(),
+            "a server that waits for a slot must stop too"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_told_with_its_address_and_flag() {
+        let first = bind(LOOPBACK).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err();
+        assert_eq!(error.exit, Exit::Failure);
+        assert!(
+            error.message.contains(&address.to_string()) && error.message.contains("--http-listen"),
+            "{error}"
+        );
     }
 }
