@@ -70,6 +70,15 @@ enum Command {
     Man,
 }
 
+/// Version, and commit where the build was told of one.
+fn version() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match option_env!("HOOKSTREAM_COMMIT") {
+        Some(commit) => format!("{version} ({commit})"),
+        None => version.to_owned(),
+    }
+}
+
 /// The whole command line, settings included.
 #[must_use]
 pub fn command() -> clap::Command {
@@ -92,6 +101,7 @@ pub fn command() -> clap::Command {
         });
     }
     command
+        .version(version())
         .arg(
             Arg::new("x")
                 .short('X')
@@ -138,8 +148,10 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         .map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
     match cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut command(), "hookstream", &mut std::io::stdout());
-            return Ok(Exit::Done);
+            // Not straight to standard output: the generator panics when a pipe is closed.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command(), "hookstream", &mut script);
+            return print_text(&script);
         }
         Command::Man => return manual(),
         _ => {}
@@ -270,14 +282,30 @@ fn print_config(layers: &Layers, machine: &Machine, output: Output) -> Result<Ex
     check(layers, machine).map(|_| Exit::Done)
 }
 
+/// One page for each command, each behind the one that it belongs to.
 fn manual() -> Result<Exit, CliError> {
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command())
-        .render(&mut page)
-        .map_err(|error| {
-            CliError::new(Exit::Failure, format!("cannot write the manual: {error}"))
-        })?;
-    print::line(String::from_utf8_lossy(&page).trim_end())?;
+    let mut pages = Vec::new();
+    manual_page(command(), "hookstream", &mut pages).map_err(|error| {
+        CliError::new(Exit::Failure, format!("cannot write the manual: {error}"))
+    })?;
+    print_text(&pages)
+}
+
+fn manual_page(command: clap::Command, path: &str, pages: &mut Vec<u8>) -> std::io::Result<()> {
+    let inner: Vec<_> = command.get_subcommands().cloned().collect();
+    let command = command.bin_name(path).display_name(path.replace(' ', "-"));
+    clap_mangen::Man::new(command)
+        .source(format!("hookstream {}", version()))
+        .render(pages)?;
+    for command in inner {
+        let path = format!("{path} {}", command.get_name());
+        manual_page(command, &path, pages)?;
+    }
+    Ok(())
+}
+
+fn print_text(text: &[u8]) -> Result<Exit, CliError> {
+    print::line(String::from_utf8_lossy(text).trim_end())?;
     Ok(Exit::Done)
 }
 
@@ -300,6 +328,26 @@ mod tests {
             let layers = layers(deepest(&matches)).unwrap();
             let settings = Settings::check(&layers, &machine()).unwrap();
             assert_eq!(settings.brokers, "b:1");
+        }
+    }
+
+    #[test]
+    fn the_manual_has_a_page_for_every_command() {
+        let mut pages = Vec::new();
+        manual_page(command(), "hookstream", &mut pages).unwrap();
+        let pages = String::from_utf8(pages).unwrap();
+        for title in [
+            "hookstream",
+            "hookstream-replay",
+            "hookstream-dead-letters-show",
+            "hookstream-topics-check",
+        ] {
+            assert!(
+                pages
+                    .lines()
+                    .any(|line| line.starts_with(&format!(".TH {title} "))),
+                "{title} is missing"
+            );
         }
     }
 }
