@@ -17,6 +17,9 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 
 use crate::config::table::SETTINGS;
 use crate::config::{self, EffectiveSetting, Layers, Machine, Settings, Source};
@@ -158,13 +161,20 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
     }
     let machine = machine();
     let mut layers = layers(deepest(matches))?;
+    let unknown = unknown_variables();
     match &cli.command {
-        Command::Config { output } => return print_config(&layers, &machine, *output),
+        Command::Config { output } => {
+            unknown.iter().for_each(|warning| print::note(warning));
+            return print_config(&layers, &machine, *output);
+        }
         Command::Demo(_) => demo::prepare(&mut layers),
         _ => {}
     }
     let settings = check(&layers, &machine)?;
     logging::start(&layers)?;
+    unknown
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
     match cli.command {
         Command::Fanout => service::run(&settings, &[Role::Fanout]),
         Command::Deliver => service::run(&settings, &[Role::Deliver]),
@@ -236,11 +246,37 @@ fn layers(matches: &ArgMatches) -> Result<Layers, CliError> {
             .map_err(|error| CliError::new(Exit::Usage, format!("--config {file}: {error}")))?;
         layers.give_file(&text, &file);
     }
+    layers.judge_properties(wrong_property);
     Ok(layers)
 }
 
-/// Variables that start with `HOOKSTREAM_` and are no setting are left alone: Kubernetes sets some of its own
-/// (`HOOKSTREAM_SERVICE_HOST`, …) when a Service is called hookstream.
+/// What librdkafka itself has against a property. Asked for before any client is made, because the error of a client
+/// shows the value, and a mistyped `sasl.password` is no less of a secret.
+fn wrong_property(key: &str, value: &str) -> Option<String> {
+    let mut one = ClientConfig::new();
+    one.set(key, value);
+    // The client passes both on as C strings, and panics on a NUL.
+    if key.contains('\0') || value.contains('\0') {
+        return Some("there must be no NUL in it".to_owned());
+    }
+    match one.create_native_config() {
+        Ok(_) => None,
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Some("librdkafka has no such property".to_owned())
+        }
+        Err(KafkaError::ClientConfig(_, what, ..)) if !config::is_secret(key) => Some(what),
+        Err(_) => Some("librdkafka does not take this value".to_owned()),
+    }
+}
+
+fn unknown_variables() -> Vec<String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    config::unknown_variables(names)
+        .into_iter()
+        .map(|name| format!("{name} in the environment is no setting and is ignored"))
+        .collect()
+}
+
 fn variable(name: &str) -> Result<Option<String>, CliError> {
     match std::env::var(name) {
         Ok(value) => Ok(Some(value)),
@@ -329,6 +365,17 @@ mod tests {
             let settings = Settings::check(&layers, &machine()).unwrap();
             assert_eq!(settings.brokers, "b:1");
         }
+    }
+
+    #[test]
+    fn a_property_is_judged_by_librdkafka_without_telling_secrets() {
+        assert_eq!(wrong_property("sasl.password", "hunter2"), None);
+        assert_eq!(wrong_property("socket.keepalive.enable", "true"), None);
+        let typo = wrong_property("sasl.passwrod", "hunter2").unwrap();
+        assert!(!typo.contains("hunter2"), "{typo}");
+        let value = wrong_property("security.protocol", "nonsense").unwrap();
+        assert!(value.contains("nonsense"), "{value}");
+        assert!(wrong_property("client.rack", "a\0b").is_some());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 mod parse;
 pub mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -98,6 +98,8 @@ impl Source {
 pub struct Layers {
     given: BTreeMap<(String, Source), String>,
     properties: BTreeMap<(String, Source), String>,
+    /// Properties that are none: what was meant may be a secret one, so their values are not shown.
+    refused: BTreeSet<String>,
     mistakes: Vec<String>,
 }
 
@@ -132,7 +134,12 @@ impl Layers {
         let table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
-                self.mistakes.push(format!("{path} is not TOML: {error}"));
+                // The error's own text quotes the line, which may hold a password.
+                let place = line_of(text, error.span().map_or(0, |span| span.start));
+                self.mistakes.push(format!(
+                    "{path} is not TOML: line {place}: {}",
+                    error.message()
+                ));
                 return;
             }
         };
@@ -155,20 +162,47 @@ impl Layers {
     }
 
     fn give_file_properties(&mut self, value: toml::Value) {
-        let toml::Value::Table(properties) = value else {
-            self.mistakes
-                .push("x in the file: allowed: a table of librdkafka properties".to_owned());
-            return;
-        };
-        for (key, value) in properties {
-            match as_text(&value) {
-                Some(value) => {
-                    self.properties.insert((key, Source::File), value);
-                }
-                None => self
-                    .mistakes
-                    .push(format!("x.{key} in the file: allowed: a value")),
+        match value {
+            toml::Value::Table(properties) => self.give_file_table("", properties),
+            _ => self
+                .mistakes
+                .push("x in the file: allowed: a table of librdkafka properties".to_owned()),
+        }
+    }
+
+    /// A key with dots and without quotes is a table in a table to TOML, and the same property to librdkafka.
+    fn give_file_table(&mut self, prefix: &str, table: toml::Table) {
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            if let toml::Value::Table(inner) = value {
+                self.give_file_table(&format!("{key}."), inner);
+            } else if let Some(value) = as_text(&value) {
+                self.properties.insert((key, Source::File), value);
+            } else {
+                self.mistakes
+                    .push(format!("x.{key} in the file: allowed: a value"));
             }
+        }
+    }
+
+    /// Keeps what `judge` says against a property in force, by its key and value.
+    ///
+    /// Must come before anything is printed: the value of a refused property is treated as a secret.
+    pub fn judge_properties(&mut self, judge: impl Fn(&str, &str) -> Option<String>) {
+        let judged: Vec<_> = self
+            .properties()
+            .into_iter()
+            .filter_map(|(key, (value, source))| {
+                let wrong = judge(key, value)?;
+                Some((
+                    key.to_owned(),
+                    format!("-X {key} ({}): {wrong}", source.name()),
+                ))
+            })
+            .collect();
+        for (key, mistake) in judged {
+            self.refused.insert(key);
+            self.mistakes.push(mistake);
         }
     }
 
@@ -195,6 +229,12 @@ impl Layers {
         }
         all
     }
+}
+
+/// Counted from 1.
+fn line_of(text: &str, at: usize) -> usize {
+    let before = text.bytes().take(at);
+    1 + before.filter(|&byte| byte == b'\n').count()
 }
 
 fn as_text(value: &toml::Value) -> Option<String> {
@@ -245,6 +285,30 @@ impl Settings {
     }
 }
 
+/// Of the names of environment variables, those that look like a setting and are none: mistyped, as a rule.
+///
+/// They cannot be refused: Kubernetes makes `HOOKSTREAM_SERVICE_HOST`, `HOOKSTREAM_PORT_9400_TCP_ADDR` and the like for
+/// a Service that is called hookstream. Those are not even worth a warning.
+#[must_use]
+pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let known = |name: &str| {
+        matches!(name, "HOOKSTREAM_X" | "HOOKSTREAM_CONFIG")
+            || SETTINGS.iter().any(|setting| setting.variable() == name)
+    };
+    let of_a_service = |name: &str| {
+        name.ends_with("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.ends_with("_PORT")
+            || name.contains("_PORT_")
+    };
+    let mut unknown: Vec<_> = names
+        .into_iter()
+        .filter(|name| name.starts_with("HOOKSTREAM_") && !known(name) && !of_a_service(name))
+        .collect();
+    unknown.sort_unstable();
+    unknown
+}
+
 /// What stands for a secret when settings are printed.
 pub const REDACTED: &str = "***";
 
@@ -292,7 +356,11 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
             .map(|(key, (value, source))| {
                 row(
                     &format!("x.{key}"),
-                    if is_secret(key) { REDACTED } else { value },
+                    if is_secret(key) || layers.refused.contains(key) {
+                        REDACTED
+                    } else {
+                        value
+                    },
                     source,
                 )
             }),
@@ -522,6 +590,144 @@ mod tests {
         let printed = serde_json::to_string(&effective(&layers, &machine())).unwrap();
         assert!(!printed.contains("hunter2"), "{printed}");
         assert!(printed.contains(REDACTED) && printed.contains("\"me\""));
+    }
+
+    #[test]
+    fn a_line_that_is_not_toml_is_named_and_not_quoted() {
+        let mut layers = layers(&[]);
+        layers.give_file("[x]\nsasl.password = hunter2\n", "conf.toml");
+        let mistakes = Settings::check(&layers, &machine()).unwrap_err();
+        assert!(
+            mistakes[0].starts_with("conf.toml is not TOML: line 2: "),
+            "{mistakes:?}"
+        );
+        assert!(!mistakes[0].contains("hunter2"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn properties_in_the_file_need_no_quotes_around_their_dots() {
+        let mut layers = layers(&[]);
+        layers.give_file(
+            "[x]\nsecurity.protocol = 'SSL'\nssl.key.location = '/k'\n'ssl.ca.location' = '/c'\n",
+            "f",
+        );
+        let settings = Settings::check(&layers, &machine()).unwrap();
+        let keys: Vec<_> = settings
+            .properties
+            .iter()
+            .map(|(key, _)| key.as_str())
+            .collect();
+        assert_eq!(
+            keys,
+            ["security.protocol", "ssl.ca.location", "ssl.key.location"]
+        );
+    }
+
+    #[test]
+    fn a_refused_property_keeps_its_value_to_itself() {
+        let mut layers = layers(&[]);
+        layers.give_property("sasl.passwrod=hunter2", Source::Environment);
+        layers.judge_properties(|_, _| Some("it is none".to_owned()));
+        let mistakes = Settings::check(&layers, &machine()).unwrap_err();
+        assert_eq!(mistakes, ["-X sasl.passwrod (environment): it is none"]);
+        let printed = serde_json::to_string(&effective(&layers, &machine())).unwrap();
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn what_it_reads_is_not_what_it_writes() {
+        for (events, part) in [
+            ("a,webhook-commands", "webhook-commands"),
+            ("webhook-retry-5s", "webhook-retry-5s"),
+            ("a,b,a", "named twice"),
+        ] {
+            let mistakes = check(&[("events", Source::Flag, events)]).unwrap_err();
+            assert!(
+                mistakes.len() == 1 && mistakes[0].contains(part),
+                "{events}: {mistakes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn brokers_are_hosts_with_ports() {
+        for good in [
+            "b",
+            "b:9092,c:9093",
+            "SASL_SSL://b.example:9092",
+            "[::1]:9092",
+        ] {
+            assert!(
+                check(&[("brokers", Source::Flag, good)]).is_ok(),
+                "{good} must be allowed"
+            );
+        }
+        for bad in [
+            "http://b:9092",
+            "b:99999",
+            "b:0",
+            ":9092",
+            "b/c",
+            "b c",
+            "::1:9092",
+            "u:p@b:1",
+        ] {
+            assert!(
+                check(&[("brokers", Source::Flag, bad)]).is_err(),
+                "{bad} must be refused"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mistyped_level_is_not_taken_for_a_module() {
+        for good in [
+            "info",
+            "OFF",
+            "hookstream=debug,info",
+            "warn,hookstream::delivery::worker=error",
+        ] {
+            assert!(check(&[("log", Source::Flag, good)]).is_ok(), "{good}");
+        }
+        for bad in ["inof", "hookstream", "info,wran", ""] {
+            assert!(check(&[("log", Source::Flag, bad)]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times_finer_than_the_names_of_topics_are_refused() {
+        assert!(check(&[("tiers", Source::Flag, "10ms,10500us")]).is_err());
+    }
+
+    #[test]
+    fn a_host_name_that_cannot_name_an_instance_is_told() {
+        let machine = Machine {
+            host_name: "my laptop".to_owned(),
+            cores: 2,
+        };
+        let mistakes = Settings::check(&layers(&[]), &machine).unwrap_err();
+        assert!(
+            mistakes[0].starts_with("--instance") && mistakes[0].contains("my laptop"),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn only_mistyped_variables_are_unknown() {
+        let names = [
+            "HOOKSTREAM_TIMEOUT",
+            "HOOKSTREAM_TIMEUOT",
+            "HOOKSTREAM_X",
+            "HOOKSTREAM_CONFIG",
+            "HOOKSTREAM_SERVICE_HOST",
+            "HOOKSTREAM_PORT_9400_TCP_ADDR",
+            "HOOKSTREAM_EGRESS_PORTS",
+            "PATH",
+        ];
+        assert_eq!(
+            unknown_variables(names.map(str::to_owned)),
+            ["HOOKSTREAM_TIMEUOT"]
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl<'a> Reader<'a> {
     /// `None` when something is wrong.
     pub(super) fn settings(&mut self, machine: &Machine) -> Option<Settings> {
         let brokers = self.required("brokers", |text| {
-            list(text, Some)
+            list(text, broker)
                 .filter(|all| !all.is_empty())
                 .map(|all| all.join(","))
         });
@@ -43,6 +43,7 @@ impl<'a> Reader<'a> {
             _ => None,
         });
         let instance = self.computed("instance", name, || machine.host_name.clone());
+        let instance = instance.filter(|instance| self.can_name(instance));
         let http_listen = self.read("http-listen", |text| text.parse().ok());
         let tiers = self.read("tiers", |text| {
             let delays = times(
@@ -76,12 +77,16 @@ impl<'a> Reader<'a> {
         );
         let egress = self.egress();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
-        self.read("log", |text| {
-            tracing_subscriber::EnvFilter::try_new(text).ok()
-        });
+        self.read("log", log_filter);
         self.read("log-format", |text| {
             matches!(text, "text" | "json").then_some(())
         });
+        let topics = match (events, prefix, &tiers) {
+            (Some(events), Some(prefix), Some(tiers)) => {
+                self.separate(Topics { events, prefix }, tiers)
+            }
+            _ => None,
+        };
         Some(Settings {
             brokers: brokers?,
             properties: self
@@ -90,10 +95,7 @@ impl<'a> Reader<'a> {
                 .into_iter()
                 .map(|(key, (value, _))| (key.to_owned(), value.to_owned()))
                 .collect(),
-            topics: Topics {
-                events: events?,
-                prefix: prefix?,
-            },
+            topics: topics?,
             group_prefix: group_prefix?,
             guarantee: guarantee?,
             instance: instance?,
@@ -109,6 +111,42 @@ impl<'a> Reader<'a> {
             max_in_flight: max_in_flight?,
             max_queued_bytes: max_queued_bytes?,
         })
+    }
+
+    /// The host name stands in when nothing is given, and was not checked with the table's range.
+    fn can_name(&mut self, instance: &str) -> bool {
+        let can = name(instance).is_some();
+        if !can {
+            self.mistakes.push(format!(
+                "--instance is required, since the host name {instance:?} cannot be one: allowed: {}",
+                setting("instance").map_or("", |setting| setting.range)
+            ));
+        }
+        can
+    }
+
+    /// Events and own topics must not mix: a topic that is both read and written would feed itself.
+    fn separate(&mut self, topics: Topics, tiers: &Tiers) -> Option<Topics> {
+        let mut own = vec![
+            topics.subscriptions(),
+            topics.commands(),
+            topics.dead_letters(),
+            topics.invalid_events(),
+        ];
+        own.extend(tiers.delays().iter().map(|&delay| topics.retry(delay)));
+        let before = self.mistakes.len();
+        for (index, topic) in topics.events.iter().enumerate() {
+            if own.contains(topic) {
+                self.mistakes.push(format!(
+                    "--events names {topic}, a topic that hookstream writes: choose another one, or another --topic-prefix"
+                ));
+            }
+            if topics.events[..index].contains(topic) {
+                self.mistakes
+                    .push(format!("--events: {topic} is named twice"));
+            }
+        }
+        (self.mistakes.len() == before).then_some(topics)
     }
 
     fn egress(&mut self) -> Option<EgressSettings> {
@@ -199,16 +237,61 @@ fn name(text: &str) -> Option<String> {
     topic(text).filter(|text| text.len() <= 100)
 }
 
+/// `host`, `host:port` or `[IPv6]:port`, as librdkafka has it also behind a protocol.
+fn broker(text: &str) -> Option<&str> {
+    const PROTOCOLS: [&str; 4] = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
+    let address = match text.split_once("://") {
+        Some((protocol, rest)) => PROTOCOLS
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(protocol))
+            .then_some(rest)?,
+        None => text,
+    };
+    let (host, port) = match address.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            ("in-brackets", port)
+        }
+        None => address.split_at(address.find(':').unwrap_or(address.len())),
+    };
+    let letter = |letter: char| letter.is_alphanumeric() || matches!(letter, '.' | '_' | '-');
+    (!host.is_empty() && host.chars().all(letter) && is_port(port)).then_some(text)
+}
+
+/// Nothing, or a colon and a number.
+fn is_port(text: &str) -> bool {
+    let port = text
+        .strip_prefix(':')
+        .and_then(|port| number(port, 1, u16::MAX));
+    text.is_empty() || port.is_some()
+}
+
+/// To the library a word without a level is a module, so that a mistyped level would silence everything.
+fn log_filter(text: &str) -> Option<()> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let sound = |part: &str| {
+        part.contains(['=', '[']) || LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level))
+    };
+    if !text.split(',').map(str::trim).all(sound) {
+        return None;
+    }
+    tracing_subscriber::EnvFilter::try_new(text).ok().map(drop)
+}
+
 fn topic(text: &str) -> Option<String> {
     let allowed =
         |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
-    (!text.is_empty() && text.len() <= 249 && text.chars().all(allowed)).then(|| text.to_owned())
+    (!matches!(text, "" | "." | "..") && text.len() <= 249 && text.chars().all(allowed))
+        .then(|| text.to_owned())
 }
 
 fn time(text: &str, least: Duration, most: Duration) -> Option<Duration> {
     parse_duration(text)
         .ok()
         .filter(|time| (least..=most).contains(time))
+        // Names of topics and records know milliseconds.
+        .filter(|time| time.subsec_nanos() % 1_000_000 == 0)
 }
 
 fn times(text: &str, least: Duration, most: Duration) -> Option<Vec<Duration>> {

@@ -111,4 +111,9 @@ pub const OWNED_PROPERTIES: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "use hookstream topics create"),
     ("message.max.bytes", "use --max-event-bytes"),
     ("enable.partition.eof", "hookstream needs its own value"),
+    ("fetch.queue.backoff.ms", "hookstream needs its own value"),
+    (
+        "log.connection.close",
+        "hookstream logs lost connections once, with the role",
+    ),
 ];
