@@ -182,7 +182,10 @@ impl Member {
     ) -> Result<Self, Failure> {
         let mut config = super::consumer_config(settings, purpose, group);
         for (key, value) in extra {
-            config.set(*key, *value);
+            // What the operator says goes before what suits this role.
+            if !settings.properties.iter().any(|(given, _)| given == key) {
+                config.set(*key, *value);
+            }
         }
         let context = MemberContext {
             log: LogContext::new(purpose),

@@ -116,9 +116,7 @@ pub fn follow(
         PURPOSE,
         &format!("{}{PURPOSE}", settings.group_prefix),
     );
-    config
-        .set("enable.partition.eof", "true")
-        .set("queued.max.messages.kbytes", "4096");
+    config.set("enable.partition.eof", "true");
     let consumer: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating the reader of subscriptions", error))?;
