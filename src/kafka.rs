@@ -81,6 +81,13 @@ impl Failure {
     /// Sorts a client error by its code.
     #[must_use]
     pub fn from_client(what: impl Into<String>, source: KafkaError) -> Self {
+        // The client quotes the value of a property that it refuses, which may be a credential (**Secret**).
+        let source = match source {
+            KafkaError::ClientConfig(code, _, property, _) => {
+                KafkaError::ClientConfig(code, "refused".to_owned(), property, "***".to_owned())
+            }
+            other => other,
+        };
         let what = what.into();
         match source.rdkafka_error_code() {
             Some(
@@ -486,3 +493,21 @@ impl ClientContext for LoggedConsumer {
 }
 
 impl rdkafka::consumer::ConsumerContext for LoggedConsumer {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_property_is_named_without_its_value() {
+        let mut config = ClientConfig::new();
+        config.set("sasl.passwrod", "hunter2");
+        let made: Result<BaseConsumer, _> = config.create();
+        let failure = Failure::from_client("creating a client", made.err().unwrap());
+        assert!(failure.to_string().contains("sasl.passwrod"), "{failure}");
+        assert!(
+            !format!("{failure} {failure:?}").contains("hunter2"),
+            "{failure:?}"
+        );
+    }
+}
