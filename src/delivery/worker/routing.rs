@@ -49,9 +49,7 @@ impl Worker {
             let Some(incoming) = partition.pending.pop_front() else {
                 return;
             };
-            let taken = std::mem::take(&mut partition.first_is_taken);
-            partition.stalled_since = None;
-            if !taken {
+            if !std::mem::take(&mut partition.first_is_taken) {
                 partition.load.sub(incoming.weight());
                 continue;
             }
@@ -67,9 +65,10 @@ impl Worker {
                     Routed::Done
                 }
             };
-            if let Routed::Wait(taken) = waits
-                && let Some(partition) = self.partitions.get_mut(&number)
-            {
+            let Some(partition) = self.partitions.get_mut(&number) else {
+                return;
+            };
+            if let Routed::Wait(taken) = waits {
                 partition.pending.push_front(Incoming {
                     offset,
                     content: Ok(taken.command),
@@ -78,6 +77,7 @@ impl Worker {
                 partition.stalled_since.get_or_insert_with(clock::instant);
                 return;
             }
+            partition.stalled_since = None;
         }
     }
 
