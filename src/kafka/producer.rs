@@ -275,7 +275,14 @@ impl Producer {
         }
         self.begin()?;
         self.acknowledged()?;
-        if let Some(generation) = generation.filter(|_| !commits.is_empty()) {
+        if !commits.is_empty() {
+            // Without it the batch would become visible and its inputs be read again.
+            let Some(generation) = generation else {
+                return Err(Failure::Internal(
+                    "positions to commit, and no group to commit them for".to_owned(),
+                )
+                .into());
+            };
             let offsets = commit_list(commits).map_err(|error| self.sort(0, error))?;
             self.client
                 .send_offsets_to_transaction(&offsets, generation, OFFSETS)
