@@ -557,6 +557,7 @@ mod tests {
 
     use super::*;
     use crate::config::{EgressSettings, Guarantee, Topics};
+    use crate::delivery::breaker::BreakerRules;
     use crate::retry::tier::Tiers;
 
     fn settings() -> Settings {
@@ -585,6 +586,15 @@ mod tests {
             workers: 1,
             max_in_flight: 1,
             max_queued_bytes: 1,
+            max_queued_commands: 1,
+            breaker: BreakerRules {
+                failures: 5,
+                rate: 0.5,
+                window: Duration::from_secs(30),
+                volume: 20,
+                probe: Duration::from_secs(5),
+                max_probe: Duration::from_secs(600),
+            },
         }
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::delivery::breaker::BreakerRules;
 use crate::retry::tier::Tiers;
 use crate::units::format_duration;
 use table::{OWNED_PROPERTIES, SETTINGS, Setting};
@@ -65,6 +66,10 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Commands held in memory per replica, bytes.
     pub max_queued_bytes: usize,
+    /// Commands held in memory per replica.
+    pub max_queued_commands: usize,
+    /// When to stop sending to an endpoint, where its subscription does not say.
+    pub breaker: BreakerRules,
 }
 
 /// Where a value comes from, the strongest first.

@@ -6,12 +6,16 @@
 //! Outcomes and positions are committed in one transaction; positions alone by a plain commit. After a failed
 //! transaction the outcomes are kept and written again with the next state: an abort repeats no POST.
 
+pub mod breaker;
 mod commit;
+pub mod concurrency;
 mod endpoint;
 pub mod lane;
+pub mod order;
 pub mod outcome;
 mod pool;
 pub mod signing;
+pub mod systemic;
 pub mod window;
 mod worker;
 
@@ -31,6 +35,7 @@ use crate::kafka::{Failure, read_command};
 use crate::service::RoleContext;
 use crate::units::Offset;
 use pool::Workers;
+use systemic::Systemic;
 use window::{Snapshot, Window};
 use worker::{Incoming, Load, Order, Outcome};
 
@@ -40,6 +45,8 @@ const COMMIT_EVERY: Duration = Duration::from_millis(100);
 const TURN: usize = 512;
 /// A partition may always hold this much, bytes, however many partitions share `--max-queued-bytes`.
 const LEAST_SHARE: usize = 256 * 1024;
+/// And so many commands, however many partitions share `--max-queued-commands`.
+const LEAST_COMMANDS: usize = 512;
 /// How long the last commit of partitions that are given up may take, tries included.
 const FINAL_COMMIT: Duration = Duration::from_secs(5);
 /// How long leaving the group may take.
@@ -71,6 +78,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         kept: Vec::new(),
         one_by_one: false,
         next_commit: clock::instant(),
+        systemic: Systemic::default(),
     };
     context.ready();
     let result = delivery.go();
@@ -120,6 +128,7 @@ struct Delivery<'a> {
     /// Whether each outcome is to be acknowledged before the next is sent: then none is refused for its neighbours.
     one_by_one: bool,
     next_commit: Instant,
+    systemic: Systemic,
 }
 
 impl Delivery<'_> {
@@ -181,21 +190,25 @@ impl Delivery<'_> {
         }
     }
 
-    /// Bounds what waits in memory: a partition that holds more than its share is paused until half of that has gone.
-    /// Pausing throws the client's prefetched records away, so the share is made large against them.
+    /// Bounds what waits in memory: a partition that holds more than its share is paused until half of that has gone,
+    /// and every one while the fault is ours. Pausing throws the client's prefetched records away, so the share is made
+    /// large against them.
     fn flow(&mut self) -> Result<(), Failure> {
-        let share = (self.context.settings.max_queued_bytes / self.partitions.len().max(1))
-            .max(LEAST_SHARE);
+        let among = self.partitions.len().max(1);
+        let bytes = (self.context.settings.max_queued_bytes / among).max(LEAST_SHARE);
+        let commands = (self.context.settings.max_queued_commands / among).max(LEAST_COMMANDS);
+        let all_paused = self.systemic.is_paused();
         for (&number, owned) in &mut self.partitions {
-            let held = owned.load.bytes();
+            let (held, count) = (owned.load.bytes(), owned.load.commands());
+            owned.load.set_share(bytes);
             let at = [TopicPartition {
                 topic: Arc::clone(&self.topic),
                 partition: number,
             }];
-            if !owned.paused && held > share {
+            if !owned.paused && (all_paused || held > bytes || count > commands) {
                 self.member.pause(&at)?;
                 owned.paused = true;
-            } else if owned.paused && held < share / 2 {
+            } else if owned.paused && !all_paused && held < bytes / 2 && count <= commands / 2 {
                 self.member.resume(&at)?;
                 owned.paused = false;
             }

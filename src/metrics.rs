@@ -118,17 +118,7 @@ impl Label for Class {
         Self::Other,
     ];
     fn text(self) -> &'static str {
-        match self {
-            Self::Success => "2xx",
-            Self::Redirect => "3xx",
-            Self::ClientError => "4xx",
-            Self::ServerError => "5xx",
-            Self::Timeout => "timeout",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Egress => "egress",
-            Self::Other => "other",
-        }
+        self.as_str()
     }
 }
 
@@ -165,6 +155,8 @@ struct All {
     queued_commands: IntGauge,
     queued_bytes: IntGauge,
     oldest_attempt: Gauge,
+    breaker_open: IntGaugeVec,
+    systemic_failure: IntGauge,
     window_offsets: IntGaugeVec,
     stalled: GaugeVec,
     transactions: Vec<Counters>,
@@ -314,6 +306,14 @@ impl Metrics {
                 "hookstream_oldest_attempt_seconds",
                 "The age of the oldest attempt in flight, seconds.",
             )),
+            breaker_open: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_breaker_open", "1 while a subscription's breaker is open; no series while it is closed."),
+                &["subscriber", "subscription"],
+            )),
+            systemic_failure: declare.gauge(
+                "hookstream_systemic_failure",
+                "1 while intake is paused because most endpoints give no answer.",
+            ),
             window_offsets: declare.add(IntGaugeVec::new(
                 Opts::new("hookstream_window_offsets", "From a partition's committed position to the last offset taken."),
                 &["partition"],
@@ -413,6 +413,23 @@ impl Metrics {
     /// Of all partitions.
     pub fn oldest_attempt(&self, age: Duration) {
         self.0.oldest_attempt.set(age.as_secs_f64());
+    }
+
+    /// Whether a subscription's breaker is open; closed ones have no series.
+    pub fn breaker_open(&self, subscriber: &str, subscription: &str, open: bool) {
+        let labels = [subscriber, subscription];
+        if open {
+            self.0.breaker_open.with_label_values(&labels).set(1);
+        } else {
+            // One that was never open has none to take away.
+            self.0.breaker_open.remove_label_values(&labels).ok();
+        }
+    }
+
+    /// 1 while intake is paused because the fault is ours.
+    #[must_use]
+    pub fn systemic_failure(&self) -> &IntGauge {
+        &self.0.systemic_failure
     }
 
     /// From the committed position to the last offset taken.

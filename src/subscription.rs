@@ -25,6 +25,8 @@ use url::Url;
 pub use filter::{Filter, TypePattern};
 
 use crate::command::ContentType;
+use crate::delivery::breaker::BreakerOverrides;
+use crate::retry::tier::LONGEST_PARK;
 use crate::units::parse_duration;
 
 /// The JSON Schema (2020-12) of the record's value.
@@ -41,6 +43,9 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 pub const MIN_RETRY_DELAY: Duration = Duration::from_millis(1);
 /// The longest delay of a retry schedule; it works by hops, but a longer one is more likely a typing error.
 pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The shortest time from a breaker's opening to its probe; the longest is [`LONGEST_PARK`].
+pub const MIN_PROBE: Duration = Duration::from_millis(10);
 
 /// Headers that HTTP, Standard Webhooks or hookstream set; so do all that start with [`RESERVED_PREFIXES`].
 const RESERVED_HEADERS: [&str; 13] = [
@@ -103,6 +108,8 @@ pub struct Subscription {
     pub retry_schedule: Option<Vec<Duration>>,
     /// Between events.
     pub order: Order,
+    /// Where its breaker differs from the operator's.
+    pub breaker: BreakerOverrides,
     /// Instead of the default rules.
     pub on_status: StatusRules,
 }
@@ -160,12 +167,17 @@ impl fmt::Display for State {
     }
 }
 
-/// The order that events are delivered in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The order that the events of one subject are delivered in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Events may overtake each other.
     #[default]
     None,
+    /// First attempts are made in order and never overlap; one that failed does not hold up the next event.
+    PerSubject,
+    /// Nothing of an event is sent before the event ahead of it is delivered or a dead letter.
+    Strict,
 }
 
 /// A token bucket.
@@ -318,7 +330,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         rate_limit: check.rate_limit(),
         timeout: check.timeout(),
         retry_schedule: check.retry_schedule(),
-        order: Order::None,
+        order: check.enumerated("order"),
+        breaker: check.breaker(),
         on_status: check
             .object("on_status")
             .map(StatusRules::read)
@@ -603,6 +616,29 @@ impl<'a> Check<'a> {
         Some(RateLimit { per_second, burst })
     }
 
+    fn breaker(&mut self) -> BreakerOverrides {
+        let Some(own) = self.object("breaker") else {
+            return BreakerOverrides::default();
+        };
+        let mut time = |field: &str, least, most| {
+            let text = own.get(field)?.as_str()?;
+            self.duration(&format!("breaker.{field}"), text, least, most)
+        };
+        let (window, probe, max_probe) = (
+            time("window", Duration::from_secs(1), Duration::from_secs(3600)),
+            time("probe", MIN_PROBE, LONGEST_PARK),
+            time("max_probe", MIN_PROBE, LONGEST_PARK),
+        );
+        BreakerOverrides {
+            failures: own.get("failures").and_then(whole),
+            rate: own.get("rate").and_then(Value::as_f64),
+            window,
+            volume: own.get("volume").and_then(whole),
+            probe,
+            max_probe,
+        }
+    }
+
     fn timeout(&mut self) -> Option<Duration> {
         let text = self.record.get("timeout")?.as_str()?;
         self.duration("timeout", text, MIN_TIMEOUT, MAX_TIMEOUT)
@@ -673,12 +709,6 @@ fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String
         ValidationErrorKind::Pattern { .. } if matches!(path, "/id" | "/subscriber") => {
             format!(
                 "{} must be 1 to 200 characters of A-Z a-z 0-9 . _ : -",
-                shown(&error.instance().to_string())
-            )
-        }
-        ValidationErrorKind::Enum { .. } if path == "/order" => {
-            format!(
-                "{} is not supported; the only value is \"none\"",
                 shown(&error.instance().to_string())
             )
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::table::{SETTINGS, Setting};
 use super::{EgressSettings, Guarantee, Layers, Machine, Settings, Topics};
+use crate::delivery::breaker::BreakerRules;
 use crate::retry::tier::Tiers;
 use crate::units::parse_duration;
 
@@ -70,6 +71,9 @@ impl<'a> Reader<'a> {
         let max_in_flight = self.read("max-in-flight", |text| number(text, 1, 65_536));
         let max_queued_bytes =
             self.read("max-queued-bytes", |text| size(text, MIB, 16 * 1024 * MIB));
+        let max_queued_commands =
+            self.read("max-queued-commands", |text| number(text, 512, 100_000_000));
+        let breaker = self.breaker();
         let workers = self.computed(
             "workers",
             |text| number(text, 1, 64),
@@ -110,6 +114,33 @@ impl<'a> Reader<'a> {
             workers: workers?,
             max_in_flight: max_in_flight?,
             max_queued_bytes: max_queued_bytes?,
+            max_queued_commands: max_queued_commands?,
+            breaker: breaker?,
+        })
+    }
+
+    fn breaker(&mut self) -> Option<BreakerRules> {
+        let second = Duration::from_secs(1);
+        let failures = self.read("breaker-failures", |text| number(text, 0, 100_000));
+        let rate = self.read("breaker-rate", |text| {
+            text.parse().ok().filter(|rate| (0.0..=1.0).contains(rate))
+        });
+        let window = self.read("breaker-window", |text| time(text, second, 3600 * second));
+        let volume = self.read("breaker-volume", |text| number(text, 1, 100_000));
+        let probe = self.read("breaker-probe", |text| {
+            time(text, second / 100, 600 * second)
+        });
+        let max_probe = self.read("breaker-max-probe", |text| {
+            time(text, second / 100, 600 * second)
+        });
+        let (probe, max_probe) = (probe?, max_probe?);
+        Some(BreakerRules {
+            failures: failures?,
+            rate: rate?,
+            window: window?,
+            volume: volume?,
+            probe,
+            max_probe: max_probe.max(probe),
         })
     }
 

@@ -53,6 +53,13 @@ settings! {
     "max-event-bytes" "SIZE" "1MiB" "Larger events are invalid" "1KiB to 16MiB";
     "max-in-flight" "N" "1024" "Requests in flight per replica" "1 to 65536";
     "max-queued-bytes" "SIZE" "64MiB" "Commands held in memory per replica" "1MiB to 16GiB";
+    "max-queued-commands" "N" "100000" "Commands held in memory per replica" "512 to 100000000";
+    "breaker-failures" "N" "5" "A subscription's breaker opens after so many failures in a row" "0 (never) to 100000";
+    "breaker-rate" "SHARE" "0.5" "It opens too when this share of the attempts in its window failed" "0 (never) to 1";
+    "breaker-window" "TIME" "30s" "The sliding window for --breaker-rate" "1s to 1h";
+    "breaker-volume" "N" "20" "Attempts that the window must hold before --breaker-rate counts" "1 to 100000";
+    "breaker-probe" "TIME" "5s" "From opening to the first probe; doubles with each that fails, ±20 %" "10ms to 10m";
+    "breaker-max-probe" "TIME" "10m" "The longest time between probes" "10ms to 10m";
     "workers" "N" "" "Threads that send; a partition belongs to one (default: the number of cores)" "1 to 64";
     "egress-allow-http" "" "false" "Endpoints may be plain http" "true or false";
     "egress-allow-cidr" "CIDR,…" "" "Networks that endpoints may be in although they are not public" "networks as 10.0.0.0/8, comma separated";

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use rdkafka::message::OwnedHeaders;
 
 use super::Delivery;
+use super::systemic::{Health, Step};
 use super::window::Snapshot;
-use super::worker::{Outcome, PartitionState};
+use super::worker::{Order, Outcome, PartitionState};
 use crate::clock;
 use crate::command::{Command, Envelope};
 use crate::config::Guarantee;
@@ -23,7 +24,13 @@ use crate::subscription::{State, with_state};
 impl Delivery<'_> {
     /// Commits what has changed since the last time. `Ok(false)` when that did not succeed and is to be tried again.
     pub(super) fn commit(&mut self) -> Result<bool, Failure> {
-        let states = self.workers.states()?;
+        let told = self.workers.states()?;
+        let health = told.iter().map(|worker| worker.health);
+        self.watch(health.reduce(Health::and).unwrap_or_default());
+        let states: Vec<PartitionState> = told
+            .into_iter()
+            .flat_map(|worker| worker.partitions)
+            .collect();
         self.context.metrics.oldest_attempt(
             states
                 .iter()
@@ -75,6 +82,29 @@ impl Delivery<'_> {
             }
         }
         Ok(done)
+    }
+
+    /// Pauses intake when the fault is ours, and goes on when it is mended.
+    fn watch(&mut self, health: Health) {
+        let gauge = self.context.metrics.systemic_failure();
+        match self.systemic.observe(health, clock::instant()) {
+            Step::Stay => {}
+            Step::Pause => {
+                gauge.set(1);
+                tracing::error!(
+                    failing = health.failing,
+                    of = health.active,
+                    "most endpoints give no answer: the fault is on this side (network, DNS, egress); intake is paused until a probe is answered",
+                );
+                self.workers.tell(|| Order::Pause);
+            }
+            Step::Probe => self.workers.tell(|| Order::Probe),
+            Step::Resume(length) => {
+                gauge.set(0);
+                tracing::info!(paused = ?length, "intake goes on");
+                self.workers.tell(|| Order::Resume);
+            }
+        }
     }
 
     fn commit_positions(&self, commits: &[Commit]) -> bool {

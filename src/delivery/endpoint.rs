@@ -163,8 +163,9 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// What a lane may send for this subscription.
-pub(super) fn limits(subscription: &Subscription) -> Limits {
+pub(super) fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
     Limits {
+        breaker: settings.breaker.with(&subscription.breaker),
         max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
         rate: subscription.rate_limit.as_ref().map(|limit| Rate {
             per_second: limit.per_second,

@@ -1,24 +1,40 @@
 //! A lane: one subscription's queue inside delivery, and what may leave it now.
 //!
-//! A lane bounds what its endpoint can cost the others: so many requests in flight, so many per second, so
-//! much memory. What comes on top of a full queue waits in the partition if the lane drains quickly, and is
-//! parked if it does not ([`Full`]): so a slow endpoint never holds its partition, and a fast one with a
-//! backlog is not sent round through the tiers for nothing.
+//! A lane bounds what its endpoint can cost the others: so many requests in flight ([`Concurrency`]), so many per
+//! second, none while its [`Breaker`] is open, so much memory. What comes on top of a full queue waits in the
+//! partition if the lane drains quickly, and is parked if it does not ([`Full`]): so a slow endpoint never holds its
+//! partition, and a fast one with a backlog is not sent round through the tiers for nothing.
+//!
+//! What is parked for want of room is parked until its turn would come at the lane's pace ([`Lane::turn`]), so that
+//! it comes back when there is room, and not again and again before.
 //!
 //! Pure: it holds any item, and takes the time as an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Commands that a lane queues at most.
+use super::breaker::{Breaker, BreakerRules, Change, Gate, Sign};
+use super::concurrency::Concurrency;
+use crate::retry::tier::LONGEST_PARK;
+
+/// Commands that a lane queues, except that a quick one may queue more while its partition has memory to spare.
 pub const QUEUE_COMMANDS: usize = 256;
-/// Bytes that a lane queues at most, except that one command always fits.
+/// Bytes that it queues, except that one command always fits.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
-/// A full lane that takes longer than this to drain is slow: its overflow is parked.
+/// Commands that a quick lane queues at most: an eighth of what a bitmap of a window can tell of, and no more than it
+/// sends in [`HORIZON`].
+pub const QUICK_COMMANDS: usize = 3000;
+/// The default shortest tier: what is parked comes back in portions as large as a lane's pace times this.
+const HORIZON: Duration = Duration::from_secs(5);
+/// A full lane that takes longer than this to drain is slow: its overflow is parked. And what a rate limit cannot
+/// send within it is not queued.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// Over how much time a lane's pace is measured: longer than a hiccup of the machine, and all that a lane can hold
 /// its partition up before it is known to be slow.
 const MEASURE: Duration = Duration::from_secs(1);
+/// A lane takes at most this share of the requests that its replica may still start: when they run short, every lane
+/// still gets its first.
+const SHARE_OF_SPARE: usize = 8;
 
 /// What a subscription allows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +43,8 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Requests per second, if limited.
     pub rate: Option<Rate>,
+    /// When to stop sending.
+    pub breaker: BreakerRules,
 }
 
 /// A token bucket: `burst` at once, refilled at `per_second`.
@@ -47,24 +65,48 @@ pub enum Full {
     Slow(Cause),
 }
 
-/// Why a lane is slow.
+/// Why a lane takes nothing, or not at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The endpoint does not keep up.
     Endpoint,
-    /// The rate limit is below what comes in.
+    /// The rate limit is below what comes in, or the endpoint asked for silence.
     Rate,
+    /// The breaker is open.
+    Breaker,
 }
 
 /// What a lane has to send now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next<T> {
     /// Send this; it counts as in flight until [`Lane::ended`].
-    Send(T),
+    Send(T, Permit),
     /// Nothing before then.
     At(Instant),
     /// Nothing until something comes in or ends.
     Nothing,
+}
+
+/// What is to be told of an attempt at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permit {
+    /// Whether it is the breaker's probe.
+    pub probe: bool,
+    /// Requests in flight, with it.
+    pub in_flight: usize,
+    /// When it began.
+    pub began: Instant,
+}
+
+/// What an attempt told of its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How it was begun.
+    pub permit: Permit,
+    /// For the breaker.
+    pub sign: Sign,
+    /// Whether there was an answer, whatever it was.
+    pub answered: bool,
 }
 
 /// One subscription's queue.
@@ -78,6 +120,10 @@ pub struct Lane<T> {
     silent_until: Option<Instant>,
     bucket: Option<Bucket>,
     pace: Pace,
+    breaker: Breaker,
+    concurrency: Concurrency,
+    /// When the last of those that were parked for want of room has its turn.
+    last_turn: Instant,
 }
 
 impl<T> Lane<T> {
@@ -92,6 +138,9 @@ impl<T> Lane<T> {
             silent_until: None,
             bucket: limits.rate.map(|rate| Bucket::full(rate, now)),
             pace: Pace::default(),
+            breaker: Breaker::default(),
+            concurrency: Concurrency::new(limits.max_in_flight, now),
+            last_turn: now,
         }
     }
 
@@ -100,18 +149,35 @@ impl<T> Lane<T> {
         if limits.rate != self.limits.rate {
             self.bucket = limits.rate.map(|rate| Bucket::full(rate, now));
         }
+        if limits.max_in_flight != self.limits.max_in_flight {
+            self.concurrency.set_most(limits.max_in_flight);
+        }
         self.limits = limits;
     }
 
-    /// Queues `item`, which weighs `bytes`.
+    /// Why the lane takes nothing now, and until when.
+    #[must_use]
+    pub fn closed(&self, now: Instant) -> Option<(Cause, Instant)> {
+        if let Gate::Open(probe_at) = self.breaker.gate(now) {
+            return Some((Cause::Breaker, probe_at));
+        }
+        let until = self.silent_until.filter(|&until| until > now + PATIENCE)?;
+        Some((Cause::Rate, until))
+    }
+
+    /// Queues `item`, which weighs `bytes`; `spare` tells whether its partition has memory to spare.
     ///
     /// # Errors
     /// Gives it back when there is no room, with what to do about it.
-    pub fn offer(&mut self, item: T, bytes: usize, now: Instant) -> Result<(), (T, Full)> {
-        let fits = self.queue.is_empty()
-            || (self.queue.len() < QUEUE_COMMANDS && self.queued_bytes + bytes <= QUEUE_BYTES);
-        if !fits {
-            return Err((item, self.fullness(now)));
+    pub fn offer(
+        &mut self,
+        item: T,
+        bytes: usize,
+        spare: bool,
+        now: Instant,
+    ) -> Result<(), (T, Full)> {
+        if let Some(full) = self.fullness(bytes, spare, now) {
+            return Err((item, full));
         }
         if self.queue.is_empty() {
             self.pace.begin(now);
@@ -121,9 +187,13 @@ impl<T> Lane<T> {
         Ok(())
     }
 
-    /// What may be sent at `now`.
-    pub fn next(&mut self, now: Instant) -> Next<T> {
-        if self.queue.is_empty() || self.in_flight >= self.limits.max_in_flight {
+    /// What may be sent at `now`, when the replica may start `spare` more requests.
+    pub fn next(&mut self, spare: usize, now: Instant) -> Next<T> {
+        let at_most = self.concurrency.limit().min(self.limits.max_in_flight);
+        if self.queue.is_empty()
+            || self.in_flight >= at_most
+            || self.in_flight.saturating_mul(SHARE_OF_SPARE) > spare
+        {
             return Next::Nothing;
         }
         if let Some(until) = self.silent_until {
@@ -132,6 +202,12 @@ impl<T> Lane<T> {
             }
             self.silent_until = None;
         }
+        let probe = match self.breaker.gate(now) {
+            Gate::Closed => false,
+            Gate::Probe => true,
+            Gate::Probing => return Next::Nothing,
+            Gate::Open(at) => return Next::At(at),
+        };
         if let Some(bucket) = &mut self.bucket
             && let Err(at) = bucket.take(now)
         {
@@ -140,12 +216,36 @@ impl<T> Lane<T> {
         let Some((item, bytes)) = self.queue.pop_front() else {
             return Next::Nothing;
         };
+        if probe {
+            self.breaker.probe();
+        }
         self.queued_bytes -= bytes;
         self.in_flight += 1;
-        Next::Send(item)
+        let in_flight = self.in_flight;
+        Next::Send(
+            item,
+            Permit {
+                probe,
+                in_flight,
+                began: now,
+            },
+        )
     }
 
-    /// An attempt has ended, whichever way.
+    /// What an attempt told. Its slot is still taken until [`Lane::ended`].
+    pub fn learn(&mut self, report: Report, now: Instant, chance: f64) -> Option<Change> {
+        let Report { permit, sign, .. } = report;
+        if report.answered {
+            self.concurrency
+                .answered(permit.began, permit.in_flight, now);
+        } else {
+            self.concurrency.failed(permit.began, now);
+        }
+        self.breaker
+            .ended(&self.limits.breaker, sign, permit.probe, now, chance)
+    }
+
+    /// An attempt's slot is free, whichever way it ended.
     pub fn ended(&mut self, now: Instant) {
         debug_assert!(self.in_flight > 0, "an attempt ends once");
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -157,10 +257,39 @@ impl<T> Lane<T> {
         self.silent_until = Some(self.silent_until.map_or(until, |before| before.max(until)));
     }
 
-    /// Until when the endpoint wants silence, if that is longer than [`PATIENCE`] from `now`.
+    /// The trouble was not the endpoint's: see [`Breaker::probe_soon`].
+    pub fn probe_soon(&mut self, now: Instant) {
+        self.breaker.probe_soon(now);
+    }
+
+    /// Whether nothing but a probe is sent.
     #[must_use]
-    pub fn long_silence(&self, now: Instant) -> Option<Instant> {
-        self.silent_until.filter(|&until| until > now + PATIENCE)
+    pub fn is_open(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    /// How long to park what has no room: until it would have its turn behind all that wait already. `None` when
+    /// the lane's pace says nothing.
+    pub fn turn(&mut self, now: Instant) -> Option<Duration> {
+        let measured = self.pace.rate(now).filter(|&pace| pace >= 1.0);
+        let limited = self.limits.rate.map(|rate| rate.per_second);
+        let pace = measured.into_iter().chain(limited).reduce(f64::min)?;
+        let ahead = Duration::from_secs_f64(self.queue.len() as f64 / pace);
+        let turn = self.last_turn.max(now + ahead);
+        self.last_turn = (turn + Duration::from_secs_f64(1.0 / pace)).min(now + LONGEST_PARK);
+        Some(turn - now)
+    }
+
+    /// What the lane queued while it was thought to be quick, and is slow: it is to be parked.
+    pub fn take_excess(&mut self, now: Instant) -> Vec<T> {
+        let slow = self.queue.len() > QUEUE_COMMANDS
+            && matches!(self.fullness(0, false, now), Some(Full::Slow(_)));
+        if !slow {
+            return Vec::new();
+        }
+        let excess = self.queue.split_off(QUEUE_COMMANDS);
+        self.queued_bytes -= excess.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        excess.into_iter().map(|(item, _)| item).collect()
     }
 
     /// Empties the queue, for parking.
@@ -169,17 +298,10 @@ impl<T> Lane<T> {
         self.queue.drain(..).map(|(item, _)| item)
     }
 
-    /// Removes the queued items for which `gone` holds.
-    pub fn forget(&mut self, gone: impl Fn(&T) -> bool, mut each: impl FnMut(&T)) {
-        let bytes = &mut self.queued_bytes;
-        self.queue.retain(|(item, weight)| {
-            let gone = gone(item);
-            if gone {
-                *bytes -= weight;
-                each(item);
-            }
-            !gone
-        });
+    /// The item that is queued longest.
+    #[must_use]
+    pub fn first(&self) -> Option<&T> {
+        self.queue.front().map(|(item, _)| item)
     }
 
     /// How many are queued.
@@ -194,16 +316,31 @@ impl<T> Lane<T> {
         self.in_flight
     }
 
-    fn fullness(&self, now: Instant) -> Full {
-        let queued = self.queue.len().max(1) as f64;
-        let is_slow = |rate: f64| queued > rate * PATIENCE.as_secs_f64();
-        if self.long_silence(now).is_some() || self.pace.rate(now).is_some_and(is_slow) {
-            return Full::Slow(Cause::Endpoint);
+    /// `None` when there is room.
+    fn fullness(&self, bytes: usize, spare: bool, now: Instant) -> Option<Full> {
+        let queued = self.queue.len();
+        if let Some(bucket) = &self.bucket {
+            let soon = bucket.within(PATIENCE, now).max(1.0);
+            if queued as f64 >= soon {
+                return Some(Full::Slow(Cause::Rate));
+            }
         }
-        match self.limits.rate {
-            Some(rate) if is_slow(rate.per_second) => Full::Slow(Cause::Rate),
-            _ => Full::Quick,
+        let fits = queued < QUEUE_COMMANDS && self.queued_bytes + bytes <= QUEUE_BYTES;
+        if queued == 0 || fits {
+            return None;
         }
+        if self.breaker.is_open() {
+            return Some(Full::Slow(Cause::Breaker));
+        }
+        let pace = self.pace.rate(now);
+        let is_slow = |pace: f64| QUEUE_COMMANDS as f64 > pace * PATIENCE.as_secs_f64();
+        if self.closed(now).is_some() || pace.is_some_and(is_slow) {
+            return Some(Full::Slow(Cause::Endpoint));
+        }
+        let most = pace.map_or(QUICK_COMMANDS, |pace| {
+            ((pace * HORIZON.as_secs_f64()) as usize).min(QUICK_COMMANDS)
+        });
+        (!spare || queued >= most).then_some(Full::Quick)
     }
 }
 
@@ -222,6 +359,13 @@ impl Bucket {
             tokens: rate.burst,
             at: now,
         }
+    }
+
+    /// Tokens that there are, and that come within `time` from `now`.
+    fn within(&self, time: Duration, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        let there = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
+        there + time.as_secs_f64() * self.rate.per_second
     }
 
     /// # Errors
@@ -288,6 +432,17 @@ mod tests {
 
     use super::*;
 
+    const RULES: BreakerRules = BreakerRules {
+        failures: 5,
+        rate: 0.5,
+        window: Duration::from_secs(30),
+        volume: 20,
+        probe: Duration::from_secs(5),
+        max_probe: Duration::from_secs(600),
+    };
+    /// Enough for any lane.
+    const SPARE: usize = usize::MAX;
+
     fn start() -> Instant {
         crate::clock::instant()
     }
@@ -298,14 +453,22 @@ mod tests {
             Limits {
                 max_in_flight,
                 rate,
+                breaker: RULES,
             },
             now,
         )
     }
 
+    fn sent(next: Next<u32>) -> Option<u32> {
+        match next {
+            Next::Send(item, _) => Some(item),
+            Next::At(_) | Next::Nothing => None,
+        }
+    }
+
     fn fill(lane: &mut Lane<u32>, now: Instant) -> Full {
         (0..)
-            .find_map(|item| lane.offer(item, 1, now).err())
+            .find_map(|item| lane.offer(item, 1, false, now).err())
             .unwrap()
             .1
     }
@@ -315,13 +478,13 @@ mod tests {
         let now = start();
         let mut lane = lane(2, None, now);
         for item in 0..5 {
-            lane.offer(item, 10, now).unwrap();
+            lane.offer(item, 10, false, now).unwrap();
         }
-        assert_eq!(lane.next(now), Next::Send(0));
-        assert_eq!(lane.next(now), Next::Send(1));
-        assert_eq!(lane.next(now), Next::Nothing);
+        assert_eq!(sent(lane.next(SPARE, now)), Some(0));
+        assert_eq!(sent(lane.next(SPARE, now)), Some(1));
+        assert_eq!(lane.next(SPARE, now), Next::Nothing);
         lane.ended(now);
-        assert_eq!(lane.next(now), Next::Send(2));
+        assert_eq!(sent(lane.next(SPARE, now)), Some(2));
     }
 
     #[test]
@@ -333,9 +496,9 @@ mod tests {
 
         let mut by_bytes = lane(1, None, now);
         by_bytes
-            .offer(0, 10 * QUEUE_BYTES, now)
+            .offer(0, 10 * QUEUE_BYTES, false, now)
             .expect("one command always fits");
-        assert!(by_bytes.offer(1, 1, now).is_err());
+        assert!(by_bytes.offer(1, 1, false, now).is_err());
     }
 
     /// Keeps the queue full while one attempt after the other takes `each`, for `time`.
@@ -343,7 +506,7 @@ mod tests {
         let end = *now + time;
         fill(lane, *now);
         while *now < end {
-            assert!(matches!(lane.next(*now), Next::Send(_)));
+            assert!(matches!(lane.next(SPARE, *now), Next::Send(..)));
             *now += each;
             lane.ended(*now);
             fill(lane, *now);
@@ -378,9 +541,9 @@ mod tests {
         let mut now = start();
         let mut lane = lane(1, None, now);
         work(&mut lane, &mut now, Duration::from_millis(1), 2 * MEASURE);
-        assert!(matches!(lane.next(now), Next::Send(_)));
+        assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
         now += 3 * MEASURE;
-        lane.offer(0, 1, now).unwrap();
+        lane.offer(0, 1, false, now).unwrap();
         assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Endpoint));
     }
 
@@ -403,13 +566,13 @@ mod tests {
     fn a_lane_that_was_idle_is_not_slow_for_that() {
         let mut now = start();
         let mut lane = lane(1, None, now);
-        lane.offer(0, 1, now).unwrap();
-        lane.next(now);
+        lane.offer(0, 1, false, now).unwrap();
+        lane.next(SPARE, now);
         now += Duration::from_millis(1);
         lane.ended(now);
         now += Duration::from_secs(3600);
-        lane.offer(1, 1, now).unwrap();
-        lane.next(now);
+        lane.offer(1, 1, false, now).unwrap();
+        lane.next(SPARE, now);
         assert_eq!(fill(&mut lane, now), Full::Quick);
     }
 
@@ -424,32 +587,17 @@ mod tests {
     fn a_silent_lane_sends_nothing_until_it_may() {
         let now = start();
         let mut lane = lane(8, None, now);
-        lane.offer(1, 1, now).unwrap();
+        lane.offer(1, 1, false, now).unwrap();
         let until = now + Duration::from_secs(9);
         lane.silence(until);
         lane.silence(now + Duration::from_secs(3));
         assert_eq!(
-            lane.next(now),
+            lane.next(SPARE, now),
             Next::At(until),
             "a shorter silence does not cut a longer one"
         );
-        assert_eq!(lane.long_silence(now), Some(until));
-        assert_eq!(lane.next(until), Next::Send(1));
-    }
-
-    #[test]
-    fn forgetting_frees_the_room() {
-        let now = start();
-        let mut lane = lane(8, None, now);
-        for item in 0..10 {
-            lane.offer(item, QUEUE_BYTES / 10, now).unwrap();
-        }
-        let mut forgotten = Vec::new();
-        lane.forget(|item| item % 2 == 0, |item| forgotten.push(*item));
-        assert_eq!(forgotten, [0, 2, 4, 6, 8]);
-        assert_eq!(lane.queued(), 5);
-        lane.offer(11, QUEUE_BYTES / 2, now)
-            .expect("their bytes are free again");
+        assert_eq!(lane.closed(now), Some((Cause::Rate, until)));
+        assert_eq!(sent(lane.next(SPARE, until)), Some(1));
     }
 
     proptest! {
@@ -461,10 +609,10 @@ mod tests {
             let mut sent = 0.0;
             for step in steps {
                 now += Duration::from_millis(step);
-                while lane.offer(0, 1, now).is_ok() && lane.queued() < 100 {}
+                while lane.offer(0, 1, false, now).is_ok() && lane.queued() < 100 {}
                 loop {
-                    match lane.next(now) {
-                        Next::Send(_) => { sent += 1.0; lane.ended(now); }
+                    match lane.next(SPARE, now) {
+                        Next::Send(..) => { sent += 1.0; lane.ended(now); }
                         Next::At(at) => {
                             prop_assert!(at > now);
                             break;
@@ -482,12 +630,12 @@ mod tests {
             let mut now = start();
             let mut lane = lane(usize::MAX, Some((per_second, 1.0)), now);
             for item in 0..20 {
-                lane.offer(item, 1, now).unwrap();
-                match lane.next(now) {
-                    Next::Send(_) => {}
+                lane.offer(item, 1, false, now).unwrap();
+                match lane.next(SPARE, now) {
+                    Next::Send(..) => {}
                     Next::At(at) => {
                         now = at;
-                        prop_assert!(matches!(lane.next(now), Next::Send(_)));
+                        prop_assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
                     }
                     Next::Nothing => prop_assert!(false, "there is something to send"),
                 }

@@ -43,6 +43,22 @@ pub enum Class {
 }
 
 impl Class {
+    /// As it stands in metric labels and in the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "2xx",
+            Self::Redirect => "3xx",
+            Self::ClientError => "4xx",
+            Self::ServerError => "5xx",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Egress => "egress",
+            Self::Other => "other",
+        }
+    }
+
     /// Of an answer.
     #[must_use]
     pub fn of_status(status: u16) -> Self {

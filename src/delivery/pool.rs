@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::worker::{self, Order, PartitionState, Surroundings};
+use super::worker::{self, Order, Surroundings, WorkerState};
 use crate::egress::EgressPolicy;
 use crate::http::{HttpClient, HttpOptions};
 use crate::kafka::Failure;
@@ -90,8 +90,13 @@ impl Workers {
         std::ptr::eq(self.of(partition), worker)
     }
 
-    pub(super) fn states(&self) -> Result<Vec<PartitionState>, Failure> {
-        let asked: Vec<Receiver<Vec<PartitionState>>> = self
+    /// To every worker.
+    pub(super) fn tell(&self, order: impl Fn() -> Order) {
+        self.all.iter().for_each(|worker| worker.send(order()));
+    }
+
+    pub(super) fn states(&self) -> Result<Vec<WorkerState>, Failure> {
+        let asked: Vec<Receiver<WorkerState>> = self
             .all
             .iter()
             .map(|worker| {
@@ -100,14 +105,14 @@ impl Workers {
                 states
             })
             .collect();
-        let mut all = Vec::new();
-        for states in asked {
-            let states = states
-                .recv()
-                .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))?;
-            all.extend(states);
-        }
-        Ok(all)
+        asked
+            .into_iter()
+            .map(|state| {
+                state
+                    .recv()
+                    .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))
+            })
+            .collect()
     }
 
     pub(super) fn end(self) {

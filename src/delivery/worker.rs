@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::endpoint::{Destination, Target};
-use super::lane::{Lane, Next};
+use super::lane::{Lane, Next, Permit};
 use super::outcome::Told;
+use super::systemic::{Health, LATELY};
 use super::window::Window;
 use crate::clock;
 use crate::config::Settings;
@@ -50,7 +51,13 @@ pub(super) enum Order {
     /// These came in for it.
     Take(i32, Vec<Incoming>),
     /// Tell the state of all partitions; what is told of outcomes is forgotten here.
-    Snapshot(Sender<Vec<PartitionState>>),
+    Snapshot(Sender<WorkerState>),
+    /// Send nothing, since the fault is ours.
+    Pause,
+    /// Send one command although paused.
+    Probe,
+    /// Go on.
+    Resume,
     /// Start nothing more in these partitions, and say so when nothing is in flight any more.
     Stop(Vec<i32>, Sender<()>),
     /// Forget these partitions, and cut what is still in flight.
@@ -105,11 +112,27 @@ async fn sleep_until(at: Option<Instant>) {
 
 type LaneId = u64;
 
+/// What a worker tells at one moment.
+#[derive(Debug)]
+pub(super) struct WorkerState {
+    pub(super) partitions: Vec<PartitionState>,
+    pub(super) health: Health,
+}
+
+/// A pause because the fault is ours.
+struct Pause {
+    since: Instant,
+    /// One may be sent.
+    probe: bool,
+    answered: bool,
+}
+
 struct LaneEntry {
     lane: Lane<Taken>,
     partition: i32,
     /// The subscription's id.
     name: Rc<str>,
+    subscriber: Box<str>,
     destination: Destination,
     /// The table's version at which `destination` was made, and when.
     version: u64,
@@ -118,6 +141,9 @@ struct LaneEntry {
     ready: bool,
     /// Whether a timer will make it ready.
     timed: bool,
+    /// Attempts without an answer since the last one with one, and when an attempt last ended.
+    silent: u32,
+    last_end: Option<Instant>,
 }
 
 /// The end of an attempt, or of its connection's use.
@@ -134,6 +160,7 @@ struct AttemptEnd {
     taken: Taken,
     /// As it was when the attempt began: by its rules the attempt is judged.
     target: Rc<Target>,
+    permit: Permit,
     told: Told,
     error: String,
     took: Duration,
@@ -152,6 +179,7 @@ struct Worker {
     ended: UnboundedSender<Ended>,
     epoch: u64,
     random: fastrand::Rng,
+    pause: Option<Pause>,
     /// Dead letters in the log.
     told: Throttle,
 }
@@ -169,6 +197,7 @@ impl Worker {
             ended,
             epoch: 0,
             random: fastrand::Rng::new(),
+            pause: None,
             told: Throttle::new(Duration::from_secs(1)),
         }
     }
@@ -207,10 +236,26 @@ impl Worker {
                 }
             }
             Order::Snapshot(reply) => {
-                let states = self.states();
+                let state = WorkerState {
+                    partitions: self.states(),
+                    health: self.health(),
+                };
                 // The Kafka thread waits for this; if it is gone, so is the process.
-                reply.send(states).ok();
+                reply.send(state).ok();
             }
+            Order::Pause => {
+                self.pause = Some(Pause {
+                    since: clock::instant(),
+                    probe: false,
+                    answered: false,
+                });
+            }
+            Order::Probe => {
+                if let Some(pause) = &mut self.pause {
+                    pause.probe = true;
+                }
+            }
+            Order::Resume => self.resume(),
             Order::Stop(partitions, done) => self.stop(&partitions, &done),
             Order::Close(partitions) => partitions
                 .into_iter()
@@ -248,7 +293,9 @@ impl Worker {
     /// Sends what may be sent, one command a lane in turn.
     fn dispatch(&mut self) {
         let now = clock::instant();
-        while self.in_flight < self.around.max_in_flight {
+        while self.in_flight < self.around.max_in_flight
+            && self.pause.as_ref().is_none_or(|pause| pause.probe)
+        {
             let Some(id) = self.ready.pop_front() else {
                 return;
             };
@@ -261,11 +308,15 @@ impl Worker {
             let Some(entry) = self.lanes.get_mut(&id) else {
                 continue;
             };
-            match entry.lane.next(now) {
-                Next::Send(taken) => {
+            let spare = self.around.max_in_flight - self.in_flight;
+            match entry.lane.next(spare, now) {
+                Next::Send(taken, permit) => {
                     if let Destination::Open(target) = &entry.destination {
                         let target = Rc::clone(target);
-                        self.start(id, taken, target, now);
+                        self.start(id, taken, target, permit);
+                    }
+                    if let Some(pause) = &mut self.pause {
+                        pause.probe = false;
                     }
                     self.make_ready(id);
                 }
@@ -279,7 +330,8 @@ impl Worker {
         }
     }
 
-    fn start(&mut self, lane: LaneId, taken: Taken, target: Rc<Target>, started: Instant) {
+    fn start(&mut self, lane: LaneId, taken: Taken, target: Rc<Target>, permit: Permit) {
+        let started = permit.began;
         let (number, offset) = (taken.partition, taken.offset);
         let client = self.around.client.clone();
         let ended = self.ended.clone();
@@ -294,6 +346,7 @@ impl Worker {
                 lane,
                 taken,
                 target,
+                permit,
                 told,
                 error,
                 took,
@@ -377,6 +430,7 @@ impl Worker {
 
     /// What time alone may have changed: a lane that was quick may hang by now, a subscription may be resumed.
     fn look_around(&mut self) {
+        self.park_excess();
         let waiting: Vec<_> = self
             .partitions
             .iter()
@@ -386,6 +440,56 @@ impl Worker {
         for number in waiting {
             self.admit(number);
         }
+    }
+
+    /// The fault was ours: what it did to breakers does not count.
+    fn resume(&mut self) {
+        self.pause = None;
+        let now = clock::instant();
+        let all: Vec<LaneId> = self.lanes.keys().copied().collect();
+        for id in all {
+            if let Some(entry) = self.lanes.get_mut(&id) {
+                entry.silent = 0;
+                entry.last_end = None;
+                entry.lane.probe_soon(now);
+            }
+            self.make_ready(id);
+        }
+    }
+
+    fn park_excess(&mut self) {
+        let now = clock::instant();
+        let mut excess = Vec::new();
+        for entry in self.lanes.values_mut() {
+            for taken in entry.lane.take_excess(now) {
+                excess.push((taken, entry.lane.turn(now)));
+            }
+        }
+        let wall = clock::now();
+        for (taken, turn) in excess {
+            self.park(taken, ParkReason::LaneFull, turn, wall);
+        }
+    }
+
+    fn health(&self) -> Health {
+        /// One attempt without an answer may be chance.
+        const SILENT: u32 = 2;
+        let now = clock::instant();
+        let active = self.lanes.values().filter(|entry| {
+            entry
+                .last_end
+                .is_some_and(|last| now.saturating_duration_since(last) < LATELY)
+        });
+        let mut health = Health {
+            answered: self.pause.as_ref().is_some_and(|pause| pause.answered),
+            can_probe: self.in_flight > 0 || !self.ready.is_empty(),
+            ..Health::default()
+        };
+        for entry in active {
+            health.active += 1;
+            health.failing += usize::from(entry.silent >= SILENT);
+        }
+        health
     }
 
     fn states(&mut self) -> Vec<PartitionState> {
@@ -444,6 +548,7 @@ impl Worker {
         for id in partition.lanes.values() {
             if let Some(entry) = self.lanes.remove(id) {
                 self.count_out(entry.lane.in_flight());
+                self.show_breaker(&entry, false);
             }
         }
     }

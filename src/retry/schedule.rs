@@ -23,8 +23,14 @@ pub fn next_delay(
 ) -> Option<Duration> {
     let index = usize::try_from(attempts).ok()?.checked_sub(1)?;
     let base = *schedule.get(index)?;
-    let jittered = base.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
-    Some(jittered.max(retry_after.unwrap_or_default().min(RETRY_AFTER_CAP)))
+    let delay = jittered(base, chance);
+    Some(delay.max(retry_after.unwrap_or_default().min(RETRY_AFTER_CAP)))
+}
+
+/// `base`, moved by up to [`JITTER`] of it; `chance` is uniform in 0..1.
+#[must_use]
+pub fn jittered(base: Duration, chance: f64) -> Duration {
+    base.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0))
 }
 
 #[cfg(test)]

@@ -201,11 +201,10 @@ fn each_problem_names_its_field_and_what_is_allowed() {
             json!(["5s", "2days"]),
             "retry_schedule.1: \"2days\" is out of range",
         ),
-        (
-            "order",
-            json!("strict"),
-            "order: \"strict\" is not supported; the only value is \"none\"",
-        ),
+        ("order", json!("fifo"), "order: \"fifo\" is not one of"),
+        ("breaker", json!({"probe": "11m"}), "breaker.probe: "),
+        ("breaker", json!({"rate": 2}), "breaker.rate: "),
+        ("breaker", json!({"colour": 2}), "breaker: "),
         ("on_status", json!({"600": "retry"}), "on_status: "),
         (
             "on_status",

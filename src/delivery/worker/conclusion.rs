@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::breaker::{Change, Sign};
 use super::super::endpoint::Target;
+use super::super::lane::{Cause as Closed, Report};
 use super::super::outcome::{Class, Told, Verdict, judge};
 use super::partition::{Outcome, Taken};
-use super::{AttemptEnd, LaneId, Worker};
+use super::{AttemptEnd, LaneEntry, LaneId, Worker};
 use crate::clock;
 use crate::command::Cause;
 use crate::dead_letter::Reason;
@@ -22,6 +24,7 @@ impl Worker {
             lane,
             mut taken,
             target,
+            permit,
             told,
             error,
             took,
@@ -34,6 +37,12 @@ impl Worker {
         let metrics = self.around.metrics.clone();
         metrics.attempt_duration().observe(took.as_secs_f64());
         let verdict = judge(told, &target.rules);
+        let report = Report {
+            permit,
+            sign: sign(verdict),
+            answered: !matches!(told, Told::Failed(_)),
+        };
+        self.learn(lane, report, class);
         if verdict == Verdict::Delivered {
             metrics.attempts(AttemptOutcome::Delivered, class).inc();
             if taken.command.attempt == 0 {
@@ -105,14 +114,83 @@ impl Worker {
             return;
         };
         entry.lane.silence(now + length);
-        if entry.lane.long_silence(now).is_none() {
+        if let Some((Closed::Rate, _)) = entry.lane.closed(now) {
+            self.park_queue(id, ParkReason::Rate, Some(length));
+        }
+    }
+
+    /// Tells a lane what became of its attempt, and does what follows from that for its breaker.
+    fn learn(&mut self, id: LaneId, report: Report, class: Class) {
+        let now = clock::instant();
+        let chance = self.random.f64();
+        let Some(entry) = self.lanes.get_mut(&id) else {
             return;
+        };
+        entry.last_end = Some(now);
+        if report.answered {
+            entry.silent = 0;
+            if let Some(pause) = &mut self.pause
+                && report.permit.began >= pause.since
+            {
+                pause.answered = true;
+            }
+        } else if class != Class::Egress {
+            entry.silent = entry.silent.saturating_add(1);
         }
+        match entry.lane.learn(report, now, chance) {
+            None => {}
+            Some(Change::Closed) => {
+                tracing::info!(subscription = %entry.name, subscriber = %entry.subscriber, "the breaker is closed: the endpoint works again");
+                self.show_breaker_of(id, false);
+                self.make_ready(id);
+            }
+            Some(Change::Opened(probe_at)) => {
+                let rest = probe_at.saturating_duration_since(now);
+                tracing::warn!(
+                    subscription = %entry.name, subscriber = %entry.subscriber, class = class.as_str(), probe_in = ?rest,
+                    "the breaker is open: the endpoint fails, its commands are parked until the next probe",
+                );
+                self.show_breaker_of(id, true);
+                self.park_queue(id, ParkReason::Breaker, Some(rest));
+            }
+        }
+    }
+
+    fn show_breaker_of(&self, id: LaneId, open: bool) {
+        if let Some(entry) = self.lanes.get(&id) {
+            self.show_breaker(entry, open);
+        }
+    }
+
+    pub(super) fn show_breaker(&self, entry: &LaneEntry, open: bool) {
+        self.around
+            .metrics
+            .breaker_open(&entry.subscriber, &entry.name, open);
+    }
+
+    /// Parks all that a lane has queued.
+    pub(super) fn park_queue(&mut self, id: LaneId, why: ParkReason, rest: Option<Duration>) {
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
         let queue: Vec<_> = entry.lane.take_queue().collect();
-        let wall = clock::now();
+        let now = clock::now();
         for taken in queue {
-            self.park(taken, ParkReason::Rate, Some(length), wall);
+            self.park(taken, why, rest, now);
         }
+    }
+}
+
+/// What a verdict says of the endpoint. One that asks for silence tells itself when it wants the next attempt.
+fn sign(verdict: Verdict) -> Sign {
+    match verdict {
+        Verdict::Delivered | Verdict::Permanent => Sign::Good,
+        Verdict::Retry {
+            silence: Some(_), ..
+        }
+        | Verdict::Gone
+        | Verdict::EgressDenied => Sign::None,
+        Verdict::Retry { silence: None, .. } => Sign::Bad,
     }
 }
 

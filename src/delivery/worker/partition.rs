@@ -20,6 +20,8 @@ use crate::units::Offset;
 /// What the Kafka thread has handed over and is not done: how full a partition's part of memory is.
 #[derive(Debug, Default)]
 pub(in crate::delivery) struct Load {
+    /// What it may hold before it is paused, bytes.
+    share: AtomicUsize,
     bytes: AtomicUsize,
     commands: AtomicUsize,
 }
@@ -33,6 +35,15 @@ impl Load {
     pub(super) fn sub(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.commands.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::delivery) fn set_share(&self, bytes: usize) {
+        self.share.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether less than half of the share is held.
+    pub(super) fn has_spare(&self) -> bool {
+        self.bytes() < self.share.load(Ordering::Relaxed) / 2
     }
 
     pub(in crate::delivery) fn bytes(&self) -> usize {

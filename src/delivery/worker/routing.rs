@@ -20,6 +20,14 @@ const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
 /// What is due within this is waited for here; what is due later goes back to a tier.
 const DUE_SOON: Duration = Duration::from_secs(2);
 
+fn reason(cause: Slowness) -> ParkReason {
+    match cause {
+        Slowness::Endpoint => ParkReason::LaneFull,
+        Slowness::Rate => ParkReason::Rate,
+        Slowness::Breaker => ParkReason::Breaker,
+    }
+}
+
 /// What routing a command came to.
 pub(super) enum Routed {
     Done,
@@ -41,6 +49,12 @@ impl Worker {
             let offset = first.offset;
             if !partition.first_is_taken {
                 if !partition.window.has_room(offset) {
+                    if self.make_room(number) {
+                        continue;
+                    }
+                    let Some(partition) = self.partitions.get_mut(&number) else {
+                        return;
+                    };
                     partition.stalled_since.get_or_insert_with(clock::instant);
                     return;
                 }
@@ -101,26 +115,49 @@ impl Worker {
             return Routed::Done;
         }
         let instant = clock::instant();
-        if let Some(until) = entry.lane.long_silence(instant) {
-            self.park(taken, ParkReason::Rate, Some(until - instant), now);
+        if let Some((cause, until)) = entry.lane.closed(instant) {
+            self.park(taken, reason(cause), Some(until - instant), now);
             return Routed::Done;
         }
         let bytes = taken.command.weight();
-        match entry.lane.offer(taken, bytes, instant) {
+        let spare = self
+            .partitions
+            .get(&taken.partition)
+            .is_some_and(|partition| partition.load.has_spare());
+        match entry.lane.offer(taken, bytes, spare, instant) {
             Ok(()) => {
                 self.make_ready(id);
                 Routed::Done
             }
             Err((taken, Full::Quick)) => Routed::Wait(taken),
-            Err((taken, Full::Slow(slowness))) => {
-                let why = match slowness {
-                    Slowness::Endpoint => ParkReason::LaneFull,
-                    Slowness::Rate => ParkReason::Rate,
-                };
-                self.park(taken, why, None, now);
+            Err((taken, Full::Slow(cause))) => {
+                let turn = entry.lane.turn(instant);
+                self.park(taken, reason(cause), turn, now);
                 Routed::Done
             }
         }
+    }
+
+    /// The window has no room: what waits longest in it, and is not on its way, goes. `false` when there is nothing.
+    fn make_room(&mut self, number: i32) -> bool {
+        let Some(partition) = self.partitions.get(&number) else {
+            return false;
+        };
+        let oldest = partition
+            .lanes
+            .values()
+            .filter_map(|id| Some((self.lanes.get(id)?.lane.first()?.offset, *id)))
+            .min();
+        let Some((_, id)) = oldest else {
+            return false;
+        };
+        let now = clock::instant();
+        let rest = self
+            .lanes
+            .get_mut(&id)
+            .and_then(|entry| entry.lane.turn(now));
+        self.park_queue(id, ParkReason::LaneFull, rest);
+        true
     }
 
     /// A released command that is not due by this machine's clock (**Never early**).
@@ -271,7 +308,8 @@ impl Worker {
         let destination = Destination::of(&found, &self.around.policy, &self.around.settings);
         let id = self.next_lane;
         self.next_lane += 1;
-        let lane = Lane::new(endpoint::limits(&found), clock::instant());
+        let limits = endpoint::limits(&found, &self.around.settings);
+        let lane = Lane::new(limits, clock::instant());
         let name: Rc<str> = Rc::from(subscription);
         partition.lanes.insert(Rc::clone(&name), id);
         self.lanes.insert(
@@ -280,11 +318,14 @@ impl Worker {
                 lane,
                 partition: number,
                 name,
+                subscriber: found.subscriber.clone(),
                 destination,
                 version,
                 made: clock::instant(),
                 ready: false,
                 timed: false,
+                silent: 0,
+                last_end: None,
             },
         );
         Some(id)
@@ -308,9 +349,8 @@ impl Worker {
         };
         entry.destination =
             Destination::of(&subscription, &self.around.policy, &self.around.settings);
-        entry
-            .lane
-            .set_limits(endpoint::limits(&subscription), clock::instant());
+        let limits = endpoint::limits(&subscription, &self.around.settings);
+        entry.lane.set_limits(limits, clock::instant());
         if !matches!(entry.destination, Destination::Open(_)) {
             self.clear_lane(id);
         }
@@ -336,6 +376,7 @@ impl Worker {
             return;
         };
         self.count_out(entry.lane.in_flight());
+        self.show_breaker(&entry, false);
         if let Some(partition) = self.partitions.get_mut(&entry.partition) {
             partition.lanes.remove(&entry.name);
         }

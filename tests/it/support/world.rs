@@ -124,6 +124,10 @@ impl World {
             .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
             .collect();
         arguments.push("--egress-allow-http".to_owned());
+        // Most tests let endpoints fail in ways that a breaker would shorten.
+        if !self.flags.iter().any(|flag| flag.starts_with("--breaker")) {
+            arguments.extend(["--breaker-failures=0", "--breaker-rate=0"].map(str::to_owned));
+        }
         arguments.extend(self.flags.iter().cloned());
         arguments
     }

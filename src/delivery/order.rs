@@ -1,0 +1,462 @@
+//! The order of one subscription's commands, by the subject of their events.
+//!
+//! Of each subject, one command at a time is let through: the first that is not done. Those behind it wait here; once
+//! the first goes to a tier, for a retry or because there is no room, they are parked behind it, with its due time, so
+//! that neither memory nor the partition's window is held for it. Other subjects are not concerned.
+//!
+//! What "first" means survives restarts: the place of a command in its partition when it was first taken, its
+//! *sequence*, travels with it. A new owner finds in the tiers, and among the commands that were released meanwhile,
+//! which subjects have one under way; until it has read that, everything waits here.
+//!
+//! Pure: it holds any item.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::units::EpochMs;
+
+/// Commands that wait here, over all subjects; more are parked.
+pub const WAITING: usize = 256;
+
+/// Where a command is that is not done.
+#[derive(Debug)]
+enum Place<T> {
+    /// Here, behind another one of its subject.
+    Waiting(T),
+    /// Let through: in the lane's queue or in flight.
+    Going,
+    /// In a tier, not before then.
+    Away(EpochMs),
+}
+
+/// What to do with a command that has come in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Arrival<T> {
+    /// It is its turn.
+    Go(T),
+    /// It is kept until its turn.
+    Waits,
+    /// Park it: until then, if the one ahead of it is due then.
+    Behind(T, Option<EpochMs>),
+}
+
+/// A command that is under way, as a new owner finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Of its event.
+    pub subject: Box<str>,
+    /// Its place among the commands of its subject.
+    pub sequence: i64,
+    /// Not before then.
+    pub due: EpochMs,
+}
+
+/// The commands of one subscription that are not done, by subject and sequence.
+#[derive(Debug)]
+pub struct Book<T> {
+    subjects: HashMap<Box<str>, BTreeMap<i64, Place<T>>>,
+    waiting: usize,
+    /// While it is not known what is under way: what was done meanwhile.
+    unknown: Option<HashSet<(Box<str>, i64)>>,
+}
+
+impl<T> Default for Book<T> {
+    fn default() -> Self {
+        Self {
+            subjects: HashMap::new(),
+            waiting: 0,
+            unknown: Some(HashSet::new()),
+        }
+    }
+}
+
+impl<T> Book<T> {
+    /// Takes a command that came in: new, or back from a tier.
+    pub fn arrive(&mut self, subject: &str, sequence: i64, item: T) -> Arrival<T> {
+        let full = self.waiting >= WAITING;
+        let known = self.unknown.is_none();
+        if !self.subjects.contains_key(subject) {
+            self.subjects.insert(subject.into(), BTreeMap::new());
+        }
+        let Some(line) = self.subjects.get_mut(subject) else {
+            return Arrival::Go(item);
+        };
+        if let Some(Place::Going) = line.get(&sequence) {
+            return Arrival::Go(item);
+        }
+        let mut ahead = line.range(..sequence).map(|(_, place)| place).peekable();
+        if ahead.peek().is_none() && known {
+            line.insert(sequence, Place::Going);
+            return Arrival::Go(item);
+        }
+        let away = ahead
+            .filter_map(|place| match place {
+                Place::Away(due) => Some(*due),
+                Place::Waiting(_) | Place::Going => None,
+            })
+            .max();
+        if away.is_some() || full {
+            return Arrival::Behind(item, away);
+        }
+        line.insert(sequence, Place::Waiting(item));
+        self.waiting += 1;
+        Arrival::Waits
+    }
+
+    /// A command goes to a tier, to be due then. Gives those that wait behind it, in order: they go there too, and
+    /// are to be told with this function one by one.
+    pub fn away(&mut self, subject: &str, sequence: i64, due: EpochMs) -> Vec<(i64, T)> {
+        let Some(line) = self.subjects.get_mut(subject) else {
+            return Vec::new();
+        };
+        line.insert(sequence, Place::Away(due));
+        let behind: Vec<i64> = line
+            .range(sequence + 1..)
+            .filter(|(_, place)| matches!(place, Place::Waiting(_)))
+            .map(|(&sequence, _)| sequence)
+            .collect();
+        let mut gone = Vec::with_capacity(behind.len());
+        for sequence in behind {
+            if let Some(Place::Waiting(item)) = line.insert(sequence, Place::Away(due)) {
+                self.waiting -= 1;
+                gone.push((sequence, item));
+            }
+        }
+        gone
+    }
+
+    /// A command is done: delivered, or a dead letter, or out of the order for good. Gives the next of its subject,
+    /// if it waits here: it is let through.
+    pub fn done(&mut self, subject: &str, sequence: i64) -> Option<T> {
+        if let Some(meanwhile) = &mut self.unknown {
+            meanwhile.insert((subject.into(), sequence));
+        }
+        self.subjects.get_mut(subject)?.remove(&sequence);
+        self.next(subject)
+    }
+
+    /// What the tiers hold, and what has been released from them. Gives what may go now.
+    pub fn learn(&mut self, under_way: impl IntoIterator<Item = UnderWay>) -> Vec<T> {
+        let Some(meanwhile) = self.unknown.take() else {
+            return Vec::new();
+        };
+        for UnderWay {
+            subject,
+            sequence,
+            due,
+        } in under_way
+        {
+            if !meanwhile.contains(&(subject.clone(), sequence)) {
+                self.subjects
+                    .entry(subject)
+                    .or_default()
+                    .entry(sequence)
+                    .or_insert(Place::Away(due));
+            }
+        }
+        let subjects: Vec<Box<str>> = self.subjects.keys().cloned().collect();
+        subjects
+            .iter()
+            .filter_map(|subject| self.next(subject))
+            .collect()
+    }
+
+    /// Forgets what is thought to be in tiers, to learn it anew: something that should have come back has not.
+    pub fn forget_away(&mut self) {
+        self.unknown = Some(HashSet::new());
+        for line in self.subjects.values_mut() {
+            line.retain(|_, place| !matches!(place, Place::Away(_)));
+        }
+    }
+
+    /// The earliest due time of what is in tiers.
+    #[must_use]
+    pub fn earliest_away(&self) -> Option<EpochMs> {
+        let places = self.subjects.values().flat_map(BTreeMap::values);
+        places
+            .filter_map(|place| match place {
+                Place::Away(due) => Some(*due),
+                Place::Waiting(_) | Place::Going => None,
+            })
+            .min()
+    }
+
+    /// Takes out all that wait here, in order of their subjects' sequences; they count as let through.
+    pub fn take_waiting(&mut self) -> Vec<T> {
+        let mut taken = Vec::with_capacity(self.waiting);
+        for line in self.subjects.values_mut() {
+            for (&sequence, place) in line.iter_mut() {
+                if matches!(place, Place::Waiting(_))
+                    && let Place::Waiting(item) = std::mem::replace(place, Place::Going)
+                {
+                    taken.push((sequence, item));
+                }
+            }
+        }
+        self.waiting = 0;
+        taken.sort_by_key(|(sequence, _)| *sequence);
+        taken.into_iter().map(|(_, item)| item).collect()
+    }
+
+    /// Lets the first of a subject through, if it waits here.
+    fn next(&mut self, subject: &str) -> Option<T> {
+        if self.unknown.is_some() {
+            return None;
+        }
+        let line = self.subjects.get_mut(subject)?;
+        let Some(mut first) = line.first_entry() else {
+            self.subjects.remove(subject);
+            return None;
+        };
+        if !matches!(first.get(), Place::Waiting(_)) {
+            return None;
+        }
+        match first.insert(Place::Going) {
+            Place::Waiting(item) => {
+                self.waiting -= 1;
+                Some(item)
+            }
+            Place::Going | Place::Away(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DUE: EpochMs = EpochMs(1000);
+
+    fn known() -> Book<i64> {
+        let mut book = Book::default();
+        assert!(book.learn([]).is_empty());
+        book
+    }
+
+    #[test]
+    fn one_of_a_subject_at_a_time_and_subjects_do_not_concern_each_other() {
+        let mut book = known();
+        assert_eq!(book.arrive("a", 1, 1), Arrival::Go(1));
+        assert_eq!(book.arrive("a", 2, 2), Arrival::Waits);
+        assert_eq!(book.arrive("b", 3, 3), Arrival::Go(3));
+        assert_eq!(book.arrive("a", 4, 4), Arrival::Waits);
+        assert_eq!(book.done("b", 3), None);
+        assert_eq!(book.done("a", 1), Some(2));
+        assert_eq!(book.done("a", 2), Some(4));
+        assert_eq!(book.done("a", 4), None);
+        assert!(book.subjects.is_empty(), "what is done takes no memory");
+    }
+
+    #[test]
+    fn those_behind_one_that_goes_to_a_tier_go_there_too_and_come_back_in_order() {
+        let mut book = known();
+        assert_eq!(book.arrive("a", 1, 1), Arrival::Go(1));
+        assert_eq!(book.arrive("a", 2, 2), Arrival::Waits);
+        assert_eq!(book.away("a", 1, DUE), [(2, 2)]);
+        assert_eq!(book.arrive("a", 3, 3), Arrival::Behind(3, Some(DUE)));
+        book.away("a", 3, DUE);
+        assert_eq!(
+            book.arrive("a", 2, 2),
+            Arrival::Behind(2, Some(DUE)),
+            "released before the one ahead of it"
+        );
+        assert_eq!(book.arrive("a", 1, 1), Arrival::Go(1));
+        assert_eq!(book.arrive("a", 3, 3), Arrival::Behind(3, Some(DUE)));
+        assert_eq!(book.arrive("a", 2, 2), Arrival::Waits);
+        assert_eq!(book.done("a", 1), Some(2));
+    }
+
+    #[test]
+    fn a_new_owner_lets_nothing_through_until_it_knows_what_is_under_way() {
+        let mut book = Book::default();
+        assert_eq!(book.arrive("a", 7, 7), Arrival::Waits);
+        assert_eq!(book.arrive("b", 8, 8), Arrival::Waits);
+        let under_way = UnderWay {
+            subject: "a".into(),
+            sequence: 3,
+            due: DUE,
+        };
+        assert_eq!(book.learn([under_way]), [8]);
+        assert_eq!(book.arrive("a", 3, 3), Arrival::Go(3));
+        assert_eq!(book.done("a", 3), Some(7));
+    }
+
+    #[test]
+    fn what_was_done_while_the_tiers_were_read_is_not_under_way() {
+        let mut book = known();
+        book.arrive("a", 1, 1);
+        book.forget_away();
+        assert_eq!(book.done("a", 1), None);
+        let under_way = UnderWay {
+            subject: "a".into(),
+            sequence: 1,
+            due: DUE,
+        };
+        book.learn([under_way]);
+        assert_eq!(book.arrive("a", 2, 2), Arrival::Go(2));
+    }
+
+    #[test]
+    fn more_than_it_holds_is_parked() {
+        let mut book = known();
+        book.arrive("a", 0, 0);
+        for sequence in 1..=WAITING as i64 {
+            assert_eq!(book.arrive("a", sequence, sequence), Arrival::Waits);
+        }
+        assert_eq!(book.arrive("a", 9999, 9999), Arrival::Behind(9999, None));
+        assert_eq!(book.take_waiting().len(), WAITING);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        New(u8),
+        /// The n-th of those that are going ends, or is parked or retried.
+        Done(usize),
+        Away(usize),
+        /// The n-th of those in tiers comes back, whatever its due time.
+        Back(usize),
+        Restart,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..3_u8).prop_map(Step::New),
+            4 => (0..9_usize).prop_map(Step::Done),
+            2 => (0..9_usize).prop_map(Step::Away),
+            4 => (0..9_usize).prop_map(Step::Back),
+            1 => Just(Step::Restart),
+        ];
+        proptest::collection::vec(step, 1..200)
+    }
+
+    /// A partition's log, its tiers, and an owner of them, restarted now and then.
+    #[derive(Default)]
+    struct Model {
+        book: Book<i64>,
+        subject: HashMap<i64, String>,
+        /// Taken and not committed: a restart brings them again, in order.
+        open: BTreeMap<i64, i64>,
+        going: VecDeque<i64>,
+        tier: Vec<i64>,
+        next: i64,
+        offset: i64,
+        done: Vec<i64>,
+    }
+
+    impl Model {
+        fn take(&mut self, sequence: i64) {
+            self.open.insert(self.offset, sequence);
+            self.offset += 1;
+            self.route(sequence);
+        }
+
+        fn route(&mut self, sequence: i64) {
+            let subject = self.subject[&sequence].clone();
+            match self.book.arrive(&subject, sequence, sequence) {
+                Arrival::Go(_) => self.going.push_back(sequence),
+                Arrival::Waits => {}
+                Arrival::Behind(..) => self.send_away(sequence),
+            }
+        }
+
+        fn send_away(&mut self, sequence: i64) {
+            let subject = self.subject[&sequence].clone();
+            self.open.retain(|_, open| *open != sequence);
+            self.tier.push(sequence);
+            for (_, behind) in self.book.away(&subject, sequence, DUE) {
+                self.open.retain(|_, open| *open != behind);
+                self.tier.push(behind);
+            }
+        }
+
+        fn finish(&mut self, sequence: i64) {
+            let subject = self.subject[&sequence].clone();
+            self.open.retain(|_, open| *open != sequence);
+            self.done.push(sequence);
+            self.going.extend(self.book.done(&subject, sequence));
+        }
+
+        fn restart(&mut self) {
+            self.book = Book::default();
+            self.going.clear();
+            for sequence in self.open.values().copied().collect::<Vec<_>>() {
+                self.route(sequence);
+            }
+            let under_way: Vec<UnderWay> = self
+                .tier
+                .iter()
+                .map(|sequence| UnderWay {
+                    subject: self.subject[sequence].as_str().into(),
+                    sequence: *sequence,
+                    due: DUE,
+                })
+                .collect();
+            self.going.extend(self.book.learn(under_way));
+        }
+
+        fn check(&self) -> Result<(), TestCaseError> {
+            let mut subjects = HashSet::new();
+            for sequence in &self.going {
+                prop_assert!(
+                    subjects.insert(&self.subject[sequence]),
+                    "two of a subject overlap"
+                );
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        /// Strict order: whatever is parked, retried and restarted, each subject's commands end in the order in which
+        /// they came, and all of them end.
+        #[test]
+        fn subjects_end_in_order_over_parking_and_restarts(steps in steps()) {
+            let mut model = Model { book: known(), ..Model::default() };
+            for step in steps {
+                match step {
+                    Step::New(subject) => {
+                        let sequence = model.offset.max(model.next);
+                        model.offset = sequence;
+                        model.next = sequence + 1;
+                        model.subject.insert(sequence, subject.to_string());
+                        model.take(sequence);
+                    }
+                    Step::Done(n) if n < model.going.len() => {
+                        let sequence = model.going.remove(n).unwrap();
+                        model.finish(sequence);
+                    }
+                    Step::Away(n) if n < model.going.len() => {
+                        let sequence = model.going.remove(n).unwrap();
+                        model.send_away(sequence);
+                    }
+                    Step::Back(n) if n < model.tier.len() => {
+                        let sequence = model.tier.remove(n);
+                        model.take(sequence);
+                    }
+                    Step::Restart => model.restart(),
+                    Step::Done(_) | Step::Away(_) | Step::Back(_) => {}
+                }
+                model.check()?;
+            }
+            for _ in 0..100_000 {
+                if let Some(sequence) = model.going.pop_front() {
+                    model.finish(sequence);
+                } else if model.tier.is_empty() {
+                    break;
+                } else {
+                    let sequence = model.tier.remove(0);
+                    model.take(sequence);
+                }
+                model.check()?;
+            }
+            prop_assert_eq!(model.done.len(), model.subject.len(), "all end");
+            for subject in 0..3_u8 {
+                let of_it: Vec<i64> = model.done.iter().copied().filter(|sequence| model.subject[sequence] == subject.to_string()).collect();
+                prop_assert!(of_it.is_sorted(), "subject {}: {:?}", subject, of_it);
+            }
+        }
+    }
+}

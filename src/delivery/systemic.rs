@@ -1,0 +1,174 @@
+//! Is the fault ours? When most endpoints stop answering at once, it is not they that are down but the way to them:
+//! the network's egress, DNS, a firewall. Then attempts would only be spent, so intake pauses, and a probe now and
+//! then finds out when to go on.
+//!
+//! An answer of any status shows a way that works, so only attempts without one count. Pure.
+
+use std::time::{Duration, Instant};
+
+/// Subscriptions that must have had attempts lately for most of them to mean anything.
+pub const LEAST_LANES: usize = 5;
+/// Of these, so many in a hundred must be without an answer.
+pub const MOST: usize = 80;
+/// What counts as lately.
+pub const LATELY: Duration = Duration::from_secs(10);
+/// The wait before the first probe; it doubles up to the longest.
+const FIRST_PROBE: Duration = Duration::from_secs(1);
+const LONGEST_PROBE: Duration = Duration::from_secs(15);
+
+/// How a replica's subscriptions fare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Had an attempt end in the last [`LATELY`].
+    pub active: usize,
+    /// Of these, had no answer since at least two attempts.
+    pub failing: usize,
+    /// Whether an attempt that began during the pause was answered.
+    pub answered: bool,
+    /// Whether a probe can be sent, or is on its way.
+    pub can_probe: bool,
+}
+
+impl Health {
+    /// Of two workers together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            active: self.active + other.active,
+            failing: self.failing + other.failing,
+            answered: self.answered || other.answered,
+            can_probe: self.can_probe || other.can_probe,
+        }
+    }
+
+    fn most_fail(self) -> bool {
+        self.active >= LEAST_LANES && self.failing * 100 >= self.active * MOST
+    }
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Go on as before.
+    Stay,
+    /// Pause: take nothing more in, send nothing.
+    Pause,
+    /// Stay paused, but send one command as a probe.
+    Probe,
+    /// Go on, after so long a pause.
+    Resume(Duration),
+}
+
+/// The state of one replica.
+#[derive(Debug, Default)]
+pub struct Systemic {
+    paused: Option<Paused>,
+}
+
+#[derive(Debug)]
+struct Paused {
+    since: Instant,
+    next_probe: Instant,
+    wait: Duration,
+}
+
+impl Systemic {
+    /// Looks at the replica's health, a few times a second.
+    pub fn observe(&mut self, health: Health, now: Instant) -> Step {
+        let Some(paused) = &mut self.paused else {
+            if !health.most_fail() {
+                return Step::Stay;
+            }
+            self.paused = Some(Paused {
+                since: now,
+                next_probe: now + FIRST_PROBE,
+                wait: FIRST_PROBE,
+            });
+            return Step::Pause;
+        };
+        // With nothing to probe with, only new commands can tell.
+        if health.answered || now >= paused.next_probe && !health.can_probe {
+            let length = now.saturating_duration_since(paused.since);
+            self.paused = None;
+            return Step::Resume(length);
+        }
+        if now < paused.next_probe {
+            return Step::Stay;
+        }
+        paused.wait = (paused.wait * 2).min(LONGEST_PROBE);
+        paused.next_probe = now + paused.wait;
+        Step::Probe
+    }
+
+    /// Whether intake is paused.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(active: usize, failing: usize) -> Health {
+        Health {
+            active,
+            failing,
+            answered: false,
+            can_probe: true,
+        }
+    }
+
+    #[test]
+    fn it_takes_most_of_several_to_be_our_own_fault() {
+        let now = crate::clock::instant();
+        for (active, failing, ours) in [
+            (0, 0, false),
+            (4, 4, false),
+            (5, 5, true),
+            (10, 2, false),
+            (10, 7, false),
+            (10, 8, true),
+        ] {
+            let step = Systemic::default().observe(health(active, failing), now);
+            assert_eq!(step == Step::Pause, ours, "{failing} of {active}");
+        }
+    }
+
+    #[test]
+    fn probes_come_ever_more_rarely_until_one_is_answered() {
+        let mut now = crate::clock::instant();
+        let begin = now;
+        let mut systemic = Systemic::default();
+        assert_eq!(systemic.observe(health(10, 10), now), Step::Pause);
+        let mut probes = Vec::new();
+        while now < begin + Duration::from_secs(60) {
+            if systemic.observe(health(10, 10), now) == Step::Probe {
+                probes.push((now - begin).as_secs());
+            }
+            now += Duration::from_millis(100);
+        }
+        assert_eq!(probes, [1, 3, 7, 15, 30, 45]);
+        let answered = Health {
+            answered: true,
+            ..health(10, 9)
+        };
+        assert_eq!(systemic.observe(answered, now), Step::Resume(now - begin));
+        assert!(!systemic.is_paused());
+    }
+
+    #[test]
+    fn with_nothing_to_probe_with_it_goes_on() {
+        let now = crate::clock::instant();
+        let mut systemic = Systemic::default();
+        systemic.observe(health(10, 10), now);
+        let empty = Health {
+            can_probe: false,
+            ..health(10, 10)
+        };
+        assert_eq!(systemic.observe(empty, now), Step::Stay);
+        let now = now + FIRST_PROBE;
+        assert!(matches!(systemic.observe(empty, now), Step::Resume(_)));
+    }
+}
