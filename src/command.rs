@@ -36,6 +36,8 @@ pub mod header {
     pub const CAUSE: &str = "hs-cause";
     /// First failed attempt, epoch milliseconds.
     pub const FIRST_FAILURE: &str = "hs-first-failure";
+    /// Place among the commands of its subject: its offset when it was first taken; only with an order.
+    pub const SEQUENCE: &str = "hs-sequence";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
 }
@@ -130,6 +132,9 @@ pub struct Command {
     pub traceparent: Option<Box<str>>,
     /// When the first attempt failed, if one has.
     pub first_failure: Option<EpochMs>,
+    /// Its place among the commands of its subject, where its subscription asks for order: its offset when it was
+    /// first taken.
+    pub sequence: Option<i64>,
     /// The exact body of the request.
     pub body: Bytes,
 }
@@ -150,6 +155,7 @@ pub struct Envelope<'a> {
     pub enqueued: EpochMs,
     pub cause: Cause,
     pub first_failure: Option<EpochMs>,
+    pub sequence: Option<i64>,
     pub traceparent: Option<&'a str>,
 }
 
@@ -175,6 +181,9 @@ impl Envelope<'_> {
         write(header::CAUSE, self.cause.as_str());
         if let Some(first) = self.first_failure {
             write(header::FIRST_FAILURE, &first.to_string());
+        }
+        if let Some(sequence) = self.sequence {
+            write(header::SEQUENCE, &sequence.to_string());
         }
         if let Some(trace) = self.traceparent {
             write(header::TRACEPARENT, trace);
@@ -223,6 +232,7 @@ impl Command {
             enqueued: self.enqueued,
             cause: self.cause,
             first_failure: self.first_failure,
+            sequence: self.sequence,
             traceparent: self.traceparent.as_deref(),
         }
     }
@@ -269,6 +279,7 @@ impl Command {
             )?,
             traceparent: text(header::TRACEPARENT, raw.traceparent)?,
             first_failure: number(header::FIRST_FAILURE, raw.first_failure, EPOCH)?.map(EpochMs),
+            sequence: number(header::SEQUENCE, raw.sequence, "an offset")?,
             body: body.ok_or(InvalidCommand::NoBody)?,
         })
     }
@@ -299,6 +310,7 @@ struct RawHeaders<'a> {
     enqueued: Option<&'a [u8]>,
     cause: Option<&'a [u8]>,
     first_failure: Option<&'a [u8]>,
+    sequence: Option<&'a [u8]>,
     traceparent: Option<&'a [u8]>,
 }
 
@@ -319,6 +331,7 @@ impl<'a> RawHeaders<'a> {
                 header::ENQUEUED => &mut raw.enqueued,
                 header::CAUSE => &mut raw.cause,
                 header::FIRST_FAILURE => &mut raw.first_failure,
+                header::SEQUENCE => &mut raw.sequence,
                 header::TRACEPARENT => &mut raw.traceparent,
                 _ => continue,
             };
@@ -404,6 +417,7 @@ pub(crate) mod tests {
             cause: Cause::New,
             traceparent: None,
             first_failure: None,
+            sequence: None,
             body: Bytes::from_static(b"{}"),
         }
     }
@@ -435,7 +449,7 @@ pub(crate) mod tests {
         fn any_command()(
             ids in ("\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}"),
             optional in (maybe_text(), maybe_text(), maybe_text()),
-            times in (proptest::option::of(any::<i64>()), any::<i64>(), proptest::option::of(any::<i64>())),
+            times in (proptest::option::of(any::<i64>()), any::<i64>(), proptest::option::of(any::<i64>()), proptest::option::of(any::<i64>())),
             attempt in any::<u32>(),
             cause in 0..4_usize,
             cloud in any::<bool>(),
@@ -456,6 +470,7 @@ pub(crate) mod tests {
                 cause: Cause::ALL[cause],
                 traceparent: optional.2,
                 first_failure: times.2.map(EpochMs),
+                sequence: times.3,
                 body: body.into(),
             }
         }

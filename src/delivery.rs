@@ -14,6 +14,7 @@ pub mod lane;
 pub mod order;
 pub mod outcome;
 mod pool;
+mod scan;
 pub mod signing;
 pub mod systemic;
 pub mod window;

@@ -489,6 +489,7 @@ impl Fanout<'_> {
                 enqueued,
                 cause: Cause::New,
                 first_failure: None,
+                sequence: None,
                 traceparent: event.traceparent(),
             };
             self.work.batch.bytes += body.len();

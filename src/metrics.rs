@@ -64,6 +64,8 @@ labels!(
         LaneFull = "lane_full",
         /// The rate limit, or the endpoint's own `Retry-After`.
         Rate = "rate",
+        /// Its subscription asks for order, and one ahead of it is in a tier.
+        Order = "order",
         /// The subscription is paused, unknown yet, or cannot be signed for.
         Paused = "paused",
     }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use rdkafka::message::OwnedHeaders;
 
-use super::Delivery;
 use super::systemic::{Health, Step};
 use super::window::Snapshot;
 use super::worker::{Order, Outcome, PartitionState};
+use super::{Delivery, scan};
 use crate::clock;
 use crate::command::{Command, Envelope};
 use crate::config::Guarantee;
@@ -43,6 +43,11 @@ impl Delivery<'_> {
         let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
         for state in states {
             self.observe(&state);
+            if let Some(question) = state.question {
+                let worker = self.workers.weakly(question.partition);
+                scan::start(&self.context.settings, question, worker)
+                    .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
+            }
             let Some(owned) = self.partitions.get(&state.partition) else {
                 continue;
             };
@@ -296,9 +301,10 @@ impl Delivery<'_> {
 }
 
 fn dead_letter_headers(command: &Command) -> OwnedHeaders {
-    // The letter's own first-failure header stands for the command's.
+    // The letter's own first-failure header stands for the command's, and a replay gets a place of its own.
     command_headers(&Envelope {
         first_failure: None,
+        sequence: None,
         ..command.envelope()
     })
 }

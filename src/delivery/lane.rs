@@ -179,12 +179,18 @@ impl<T> Lane<T> {
         if let Some(full) = self.fullness(bytes, spare, now) {
             return Err((item, full));
         }
+        self.push(item, bytes, now);
+        Ok(())
+    }
+
+    /// Queues an item that was waiting for another one to end, whatever the room: it has taken its place in memory
+    /// and in the window already.
+    pub fn push(&mut self, item: T, bytes: usize, now: Instant) {
         if self.queue.is_empty() {
             self.pace.begin(now);
         }
         self.queue.push_back((item, bytes));
         self.queued_bytes += bytes;
-        Ok(())
     }
 
     /// What may be sent at `now`, when the replica may start `spare` more requests.

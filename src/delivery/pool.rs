@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender, unbounded_channel};
 
 use super::worker::{self, Order, Surroundings, WorkerState};
 use crate::egress::EgressPolicy;
@@ -84,6 +84,11 @@ impl Workers {
 
     pub(super) fn of(&self, partition: i32) -> &WorkerHandle {
         &self.all[self.index(partition)]
+    }
+
+    /// A way to tell a partition's worker something that does not keep it alive.
+    pub(super) fn weakly(&self, partition: i32) -> WeakUnboundedSender<Order> {
+        self.of(partition).orders.downgrade()
     }
 
     pub(super) fn owns(&self, worker: &WorkerHandle, partition: i32) -> bool {

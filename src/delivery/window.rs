@@ -161,6 +161,12 @@ impl Window {
         true
     }
 
+    /// Whether an offset was taken, by this or a former owner, and is finished.
+    #[must_use]
+    pub fn is_finished(&self, offset: Offset) -> bool {
+        offset.0 < self.end && !self.open.contains_key(&offset.0)
+    }
+
     /// How many offsets are unfinished.
     #[must_use]
     pub fn unfinished(&self) -> usize {

@@ -6,6 +6,7 @@
 //! more than one core; partitions are what scales.
 
 mod conclusion;
+mod ordering;
 mod partition;
 mod routing;
 
@@ -20,7 +21,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::endpoint::{Destination, Target};
 use super::lane::{Lane, Next, Permit};
+use super::order::Book;
 use super::outcome::Told;
+use super::scan::UnderWay;
 use super::systemic::{Health, LATELY};
 use super::window::Window;
 use crate::clock;
@@ -29,9 +32,10 @@ use crate::egress::EgressPolicy;
 use crate::http::HttpClient;
 use crate::kafka::table::Table;
 use crate::metrics::{Metrics, ParkReason};
+use crate::subscription::Order as Ordering;
 use crate::throttle::Throttle;
 use conclusion::tell;
-use partition::{Flight, Intake, Partition, Taken};
+use partition::{Flight, Intake, Partition, Scan, Taken};
 pub(super) use partition::{Incoming, Load, Outcome, PartitionState};
 use routing::Routed;
 
@@ -52,6 +56,12 @@ pub(super) enum Order {
     Take(i32, Vec<Incoming>),
     /// Tell the state of all partitions; what is told of outcomes is forgotten here.
     Snapshot(Sender<WorkerState>),
+    /// What is under way of the ordered subscriptions of a partition, by subscription, as asked for in this epoch.
+    UnderWay {
+        partition: i32,
+        epoch: u64,
+        found: UnderWay,
+    },
     /// Send nothing, since the fault is ours.
     Pause,
     /// Send one command although paused.
@@ -144,6 +154,9 @@ struct LaneEntry {
     /// Attempts without an answer since the last one with one, and when an attempt last ended.
     silent: u32,
     last_end: Option<Instant>,
+    order: Ordering,
+    /// When the subscription asks for order.
+    book: Option<Box<Book<Taken>>>,
 }
 
 /// The end of an attempt, or of its connection's use.
@@ -224,6 +237,7 @@ impl Worker {
                         in_flight: BTreeMap::new(),
                         outcomes: Vec::new(),
                         intake: Intake::Open,
+                        scan: Scan::Unasked,
                     },
                 );
             }
@@ -243,6 +257,11 @@ impl Worker {
                 // The Kafka thread waits for this; if it is gone, so is the process.
                 reply.send(state).ok();
             }
+            Order::UnderWay {
+                partition,
+                epoch,
+                found,
+            } => self.under_way(partition, epoch, found),
             Order::Pause => {
                 self.pause = Some(Pause {
                     since: clock::instant(),
@@ -502,6 +521,7 @@ impl Worker {
                 snapshot: partition.window.snapshot(&topic, number),
                 outcomes: std::mem::take(&mut partition.outcomes),
                 span: partition.window.span(),
+                question: partition.question(number),
                 stalled: partition
                     .stalled_since
                     .map(|since| now - since)
@@ -531,6 +551,9 @@ impl Worker {
                     continue;
                 };
                 for taken in entry.lane.take_queue() {
+                    partition.load.sub(taken.command.weight());
+                }
+                for taken in entry.take_waiting() {
                     partition.load.sub(taken.command.weight());
                 }
             }

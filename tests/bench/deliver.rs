@@ -396,6 +396,7 @@ fn command(number: usize) -> hookstream::command::Command {
         cause: hookstream::command::Cause::New,
         traceparent: None,
         first_failure: None,
+        sequence: None,
         body: body.into(),
     }
 }

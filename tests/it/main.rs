@@ -18,6 +18,7 @@ mod faults;
 mod flows;
 mod harness;
 mod operator;
+mod order;
 mod readme;
 mod scene;
 mod schemas;

@@ -50,6 +50,7 @@ impl Worker {
                     .event_to_delivery()
                     .observe(clock::now().since(taken.command.enqueued).as_secs_f64());
             }
+            self.is_done(taken.partition, &taken.command);
             return self.settle(taken.partition, taken.offset, taken.command.weight(), None);
         }
         let now = clock::now();

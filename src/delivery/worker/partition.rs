@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
+use super::super::scan::{Question, UnderWay};
 use super::super::window::{Snapshot, Window};
 use super::LaneId;
 use crate::command::Command;
@@ -89,6 +90,8 @@ pub(in crate::delivery) struct PartitionState {
     pub(in crate::delivery) snapshot: Snapshot,
     pub(in crate::delivery) outcomes: Vec<Outcome>,
     pub(in crate::delivery) span: u64,
+    /// To be answered by a scan.
+    pub(in crate::delivery) question: Option<Question>,
     /// How long the partition's intake has been waiting for room.
     pub(in crate::delivery) stalled: Duration,
     /// The age of the oldest attempt in flight.
@@ -117,6 +120,17 @@ pub(super) enum Intake {
     Stopped,
 }
 
+/// Whether it is known what is under way of a partition's ordered subscriptions.
+pub(super) enum Scan {
+    /// It may have none.
+    Unasked,
+    /// To be asked for with the next snapshot.
+    Wanted,
+    Running,
+    /// What was found of subscriptions that have no lane yet.
+    Done(UnderWay),
+}
+
 pub(super) struct Partition {
     /// Tells one ownership of the partition from the next (**Owner only**).
     pub(super) epoch: u64,
@@ -130,6 +144,7 @@ pub(super) struct Partition {
     pub(super) in_flight: BTreeMap<Offset, Flight>,
     pub(super) outcomes: Vec<Outcome>,
     pub(super) intake: Intake,
+    pub(super) scan: Scan,
 }
 
 impl Partition {
@@ -137,6 +152,18 @@ impl Partition {
         let was_open = self.window.finish(offset);
         debug_assert!(was_open, "an offset ends once");
         self.load.sub(weight);
+    }
+
+    pub(super) fn question(&mut self, number: i32) -> Option<Question> {
+        if !matches!(self.scan, Scan::Wanted) {
+            return None;
+        }
+        self.scan = Scan::Running;
+        Some(Question {
+            partition: number,
+            epoch: self.epoch,
+            from: self.window.position(),
+        })
     }
 
     pub(super) fn is_open(&self) -> bool {

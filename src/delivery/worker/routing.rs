@@ -96,7 +96,7 @@ impl Worker {
     }
 
     /// Where a command goes whose offset is in the window.
-    pub(super) fn route(&mut self, taken: Taken) -> Routed {
+    pub(super) fn route(&mut self, mut taken: Taken) -> Routed {
         let now = clock::now();
         if let Some(due) = taken.command.due.filter(|&due| due > now) {
             self.not_yet(taken, due.since(now));
@@ -109,11 +109,20 @@ impl Worker {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return Routed::Done;
         };
+        if entry.book.is_some() {
+            taken.command.sequence.get_or_insert(taken.offset.0);
+        }
         if !matches!(entry.destination, Destination::Open(_)) {
             let closed = entry.destination.clone();
             self.turn_away(taken, &closed, now);
             return Routed::Done;
         }
+        let Some(taken) = self.take_turn(id, taken, now) else {
+            return Routed::Done;
+        };
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return Routed::Done;
+        };
         let instant = clock::instant();
         if let Some((cause, until)) = entry.lane.closed(instant) {
             self.park(taken, reason(cause), Some(until - instant), now);
@@ -232,6 +241,7 @@ impl Worker {
     }
 
     pub(super) fn move_to_tier(&mut self, taken: Taken, tier: usize) {
+        self.went_away(&taken);
         let weight = taken.command.weight();
         self.settle(
             taken.partition,
@@ -263,6 +273,7 @@ impl Worker {
             last_failure: now,
         };
         self.tell_dead_letter(&command, &info);
+        self.is_done(partition, &command);
         let weight = command.weight();
         self.settle(
             partition,
@@ -326,8 +337,11 @@ impl Worker {
                 timed: false,
                 silent: 0,
                 last_end: None,
+                order: found.order,
+                book: None,
             },
         );
+        self.keep_order(id, found.order);
         Some(id)
     }
 
@@ -351,7 +365,9 @@ impl Worker {
             Destination::of(&subscription, &self.around.policy, &self.around.settings);
         let limits = endpoint::limits(&subscription, &self.around.settings);
         entry.lane.set_limits(limits, clock::instant());
-        if !matches!(entry.destination, Destination::Open(_)) {
+        let is_open = matches!(entry.destination, Destination::Open(_));
+        self.keep_order(id, subscription.order);
+        if !is_open {
             self.clear_lane(id);
         }
         true
@@ -363,7 +379,8 @@ impl Worker {
             return;
         };
         let destination = entry.destination.clone();
-        let queue: Vec<_> = entry.lane.take_queue().collect();
+        let mut queue: Vec<_> = entry.lane.take_queue().collect();
+        queue.extend(entry.take_waiting());
         let now = clock::now();
         for taken in queue {
             self.turn_away(taken, &destination, now);
@@ -381,7 +398,9 @@ impl Worker {
             partition.lanes.remove(&entry.name);
         }
         let now = clock::now();
-        for taken in entry.lane.take_queue().collect::<Vec<_>>() {
+        let mut queue: Vec<_> = entry.lane.take_queue().collect();
+        queue.extend(entry.take_waiting());
+        for taken in queue {
             self.subscription_missing(taken, now);
         }
     }

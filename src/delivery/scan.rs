@@ -1,0 +1,203 @@
+//! Reads what is under way of a partition's ordered subscriptions: in the tiers, and released from them.
+//!
+//! A thread of its own reads, so that neither polling nor sending waits for it. The release group's positions are taken
+//! first, then the tiers are read, and the commands last: whatever release moves meanwhile is seen in one place at least,
+//! and by its sequence counted once.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
+use tokio::sync::mpsc::WeakUnboundedSender;
+
+use super::worker::Order;
+use crate::admin::log::{ANSWER, Log, Range};
+use crate::config::Settings;
+use crate::kafka::{Failure, LogContext, LoggedConsumer, consumer_config, read_command};
+use crate::units::{EpochMs, Offset, Position};
+
+/// A command with a sequence that is not done, as far as its record tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) subject: Box<str>,
+    pub(super) sequence: i64,
+    pub(super) attempt: u32,
+    pub(super) due: EpochMs,
+    /// Where it is in `webhook-commands`; `None` is in a tier.
+    pub(super) released: Option<Offset>,
+}
+
+/// By subscription.
+pub(super) type UnderWay = HashMap<Box<str>, Vec<Found>>;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    pub(super) partition: i32,
+    /// Of the partition's ownership: an answer to a former owner is none.
+    pub(super) epoch: u64,
+    /// In `webhook-commands`, all before is done.
+    pub(super) from: Position,
+}
+
+/// Reads on a thread of its own and tells `worker`; tries again until that works or the worker has ended.
+///
+/// # Errors
+/// When there can be no thread.
+pub(super) fn start(
+    settings: &Arc<Settings>,
+    question: Question,
+    worker: WeakUnboundedSender<Order>,
+) -> std::io::Result<()> {
+    const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+    let settings = Arc::clone(settings);
+    let read = move || {
+        let stop = || worker.strong_count() == 0;
+        while !stop() {
+            match under_way(&settings, question, &stop) {
+                Ok(found) => {
+                    if let Some(worker) = worker.upgrade() {
+                        let answer = Order::UnderWay {
+                            partition: question.partition,
+                            epoch: question.epoch,
+                            found,
+                        };
+                        // If it has just ended, nobody waits for the answer.
+                        worker.send(answer).ok();
+                    }
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        partition = question.partition,
+                        "reading what is under way of ordered subscriptions, which wait for it: {error}"
+                    );
+                    std::thread::sleep(BETWEEN_TRIES);
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("order-{}", question.partition))
+        .spawn(read)
+        .map(drop)
+}
+
+fn under_way(
+    settings: &Settings,
+    question: Question,
+    stop: &dyn Fn() -> bool,
+) -> Result<UnderWay, Failure> {
+    let topics = &settings.topics;
+    let tiers: Vec<String> = settings
+        .tiers
+        .delays()
+        .iter()
+        .rev()
+        .map(|&delay| topics.retry(delay))
+        .collect();
+    let released_to = released(settings, &tiers, question.partition)?;
+    let mut found = UnderWay::new();
+    for (topic, position) in tiers.into_iter().zip(released_to) {
+        read(
+            settings,
+            topic,
+            question.partition,
+            position,
+            stop,
+            |message| {
+                note(&mut found, message, None);
+            },
+        )?;
+    }
+    let commands = topics.commands();
+    let from = Some(question.from);
+    read(
+        settings,
+        commands,
+        question.partition,
+        from,
+        stop,
+        |message| {
+            note(&mut found, message, Some(Offset(message.offset())));
+        },
+    )?;
+    Ok(found)
+}
+
+fn read(
+    settings: &Settings,
+    topic: String,
+    partition: i32,
+    from: Option<Position>,
+    stop: &dyn Fn() -> bool,
+    mut each: impl FnMut(&BorrowedMessage<'_>),
+) -> Result<(), Failure> {
+    let log = Log::open(settings, topic, "order")?;
+    let ranges: Vec<Range> = log
+        .stable_ends()?
+        .into_iter()
+        .filter(|range| range.partition == partition)
+        .map(|range| Range {
+            low: from.map_or(range.low, |from| from.0.max(range.low)),
+            ..range
+        })
+        .collect();
+    log.read::<Failure>(&ranges, stop, |message| {
+        each(message);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(())
+}
+
+/// Up to where each tier's partition has been released.
+fn released(
+    settings: &Settings,
+    tiers: &[String],
+    partition: i32,
+) -> Result<Vec<Option<Position>>, Failure> {
+    const PURPOSE: &str = "order";
+    let group = format!("{}release", settings.group_prefix);
+    let asking = || format!("reading the offsets of {group}");
+    // It never joins the group: it asks for its offsets alone.
+    let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, PURPOSE, &group)
+        .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
+        .map_err(|error| Failure::from_client(asking(), error))?;
+    let mut wanted = TopicPartitionList::new();
+    for tier in tiers {
+        wanted.add_partition(tier, partition);
+    }
+    let committed = consumer
+        .committed_offsets(wanted, ANSWER)
+        .map_err(|error| Failure::from_client(asking(), error))?;
+    Ok(tiers
+        .iter()
+        .map(
+            |tier| match committed.find_partition(tier, partition)?.offset() {
+                At::Offset(offset) => Some(Position(offset)),
+                _ => None,
+            },
+        )
+        .collect())
+}
+
+fn note(found: &mut UnderWay, message: &BorrowedMessage<'_>, released: Option<Offset>) {
+    // What cannot be read is told by the role that has to deal with it.
+    let Ok(command) = read_command(message) else {
+        return;
+    };
+    if let (Some(subject), Some(sequence)) = (command.subject, command.sequence) {
+        found.entry(command.subscription).or_default().push(Found {
+            subject,
+            sequence,
+            attempt: command.attempt,
+            due: command.due.unwrap_or(command.enqueued),
+            released,
+        });
+    }
+}

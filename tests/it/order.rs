@@ -1,0 +1,149 @@
+//! `order: per_subject` and `order: strict`, on a real Kafka, with failures, a lane that overflows, and restarts.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::scene::{LATER, put, start, subscription, wait_until_done, with, world};
+use crate::support::{Answer, Receiver, Seen, World};
+
+const SUBJECTS: usize = 4;
+
+/// Event `number` of the subject that its number says.
+fn produce(world: &World, numbers: std::ops::Range<usize>) {
+    world.produce_events(numbers.map(|number| {
+        let subject = format!("order-{}", number % SUBJECTS);
+        let event = format!(
+            r#"{{"id":"{number}","type":"order.created","time":"2026-07-01T12:00:00Z","subject":"{subject}","data":{{"number":{number}}}}}"#
+        );
+        (subject, event)
+    }));
+}
+
+fn number(seen: &Seen) -> usize {
+    let body: Value = serde_json::from_slice(&seen.body).unwrap();
+    usize::try_from(body["data"]["number"].as_u64().unwrap()).unwrap()
+}
+
+fn ordered(receiver: &Receiver, order: &str, fields: Value) -> Value {
+    let all = with(
+        subscription("s", &receiver.url("/s"), &["**"]),
+        json!({"order": order}),
+    );
+    with(all, fields)
+}
+
+#[test]
+fn per_subject_makes_first_attempts_in_order_and_one_at_a_time() {
+    const EVENTS: usize = 40;
+    const WORK: Duration = Duration::from_millis(30);
+    let world = world("per-subject");
+    let receiver = Receiver::start(|seen| match number(seen) % 5 {
+        0 if seen.attempt == 1 => Answer::status(500).after(WORK),
+        _ => Answer::ok().after(WORK),
+    });
+    put(&world, &[ordered(&receiver, "per_subject", json!({}))]);
+    let _process = start(&world, &[]);
+    produce(&world, 0..EVENTS);
+    wait_until_done(&world);
+    let mut last: HashMap<usize, (usize, i64)> = HashMap::new();
+    let seen = receiver.seen();
+    for first in seen.iter().filter(|seen| seen.attempt == 1) {
+        let number = number(first);
+        if let Some((before, received)) = last.insert(number % SUBJECTS, (number, first.received)) {
+            assert!(before < number, "{number} came after {before}");
+            assert!(
+                first.received - received >= i64::try_from(WORK.as_millis()).unwrap(),
+                "{number} was sent while {before} was in flight"
+            );
+        }
+    }
+    let delivered: HashSet<usize> = seen.iter().map(|seen| number(seen)).collect();
+    assert_eq!(delivered.len(), EVENTS);
+    let failed = seen
+        .iter()
+        .filter(|seen| seen.attempt == 1 && number(seen) % 5 == 0);
+    for failed in failed {
+        let (number, of_subject) = (number(failed), number(failed) % SUBJECTS);
+        let retried = seen
+            .iter()
+            .position(|seen| seen.attempt == 2 && self::number(seen) == number);
+        let overtaken = seen
+            .iter()
+            .position(|seen| self::number(seen) == number + SUBJECTS);
+        if let (Some(retried), Some(overtaken)) = (retried, overtaken) {
+            assert!(
+                overtaken < retried,
+                "{number} of {of_subject} held up the next one"
+            );
+        }
+    }
+}
+
+/// Whether a request was answered with success, by [`flaky`]'s rule.
+fn succeeded(seen: &Seen) -> bool {
+    number(seen) % 3 != 0 || seen.attempt > 2
+}
+
+fn flaky(seen: &Seen) -> Answer {
+    let answer = if succeeded(seen) {
+        Answer::ok()
+    } else {
+        Answer::status(503)
+    };
+    answer.after(Duration::from_millis(5))
+}
+
+/// Nothing of an event was sent before the event of its subject ahead of it had been delivered.
+fn assert_strict(seen: &[Arc<Seen>], events: usize) {
+    let mut done: HashSet<usize> = HashSet::new();
+    for one in seen {
+        let number = number(one);
+        if let Some(ahead) = number.checked_sub(SUBJECTS) {
+            assert!(
+                done.contains(&ahead),
+                "{number} was sent before {ahead} was delivered"
+            );
+        }
+        if succeeded(one) {
+            done.insert(number);
+        }
+    }
+    assert_eq!(done.len(), events, "all are delivered");
+}
+
+#[test]
+fn strict_holds_a_subject_back_until_the_one_ahead_is_delivered() {
+    const EVENTS: usize = 48;
+    let world = world("strict");
+    let receiver = Receiver::start(flaky);
+    put(&world, &[ordered(&receiver, "strict", json!({}))]);
+    let _process = start(&world, &[]);
+    produce(&world, 0..EVENTS);
+    wait_until_done(&world);
+    assert_strict(&receiver.seen(), EVENTS);
+}
+
+#[test]
+fn strict_holds_over_kills_and_overflow() {
+    const EVENTS: usize = 400;
+    let mut world = world("strict-killed");
+    world.flags = ["-X", "session.timeout.ms=6000"]
+        .map(str::to_owned)
+        .to_vec();
+    let receiver = Receiver::start(flaky);
+    // So slow a rate that most of it is parked.
+    let rate = json!({"rate_limit": {"per_second": 150, "burst": 10}});
+    put(&world, &[ordered(&receiver, "strict", rate)]);
+    produce(&world, 0..EVENTS);
+    for round in 1..=4 {
+        let mut process = start(&world, &[]);
+        receiver.wait_until("it goes on", LATER, |seen| seen.len() > EVENTS / 8 * round);
+        process.sigkill();
+    }
+    let _process = start(&world, &[]);
+    wait_until_done(&world);
+    assert_strict(&receiver.seen(), EVENTS);
+}
