@@ -9,6 +9,7 @@
 pub mod breaker;
 mod commit;
 pub mod concurrency;
+pub mod crowd;
 mod endpoint;
 pub mod lane;
 pub mod order;

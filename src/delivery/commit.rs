@@ -43,7 +43,7 @@ impl Delivery<'_> {
         let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
         for state in states {
             self.observe(&state);
-            if let Some(question) = state.question {
+            for question in state.questions {
                 let worker = self.workers.weakly(question.partition);
                 scan::start(&self.context.settings, question, worker)
                     .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
@@ -140,10 +140,11 @@ impl Delivery<'_> {
             .metrics
             .transaction(RoleLabel::Deliver, written.is_ok(), took);
         match written {
-            Ok(()) if self.context.settings.guarantee == Guarantee::AtLeastOnce => {
-                Ok(self.commit_positions(commits))
-            }
             Ok(()) => {
+                self.are_durable(&outcomes);
+                if self.context.settings.guarantee == Guarantee::AtLeastOnce {
+                    return Ok(self.commit_positions(commits));
+                }
                 self.one_by_one = false;
                 Ok(true)
             }
@@ -167,6 +168,16 @@ impl Delivery<'_> {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
                 self.producer.renew()?;
                 self.keep_unless_durable(outcomes, wanted)
+            }
+        }
+    }
+
+    /// Outcomes weigh in their partitions until then: when they cannot be written, intake stops.
+    fn are_durable(&self, outcomes: &[(i32, Outcome)]) {
+        for (partition, outcome) in outcomes {
+            if let (Some(owned), Some(weight)) = (self.partitions.get(partition), outcome.weight())
+            {
+                owned.load.sub(weight);
             }
         }
     }
@@ -195,6 +206,7 @@ impl Delivery<'_> {
                     .map(|position| Snapshot { position, metadata });
                 if snapshot.is_some() && snapshot.as_ref() == wanted.get(&found.at.partition) {
                     tracing::info!("the outcomes had been committed after all");
+                    self.are_durable(&outcomes);
                     return Ok(true);
                 }
             }

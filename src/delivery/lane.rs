@@ -310,6 +310,12 @@ impl<T> Lane<T> {
         self.queue.front().map(|(item, _)| item)
     }
 
+    /// Whether more is queued than an endpoint without a backlog leaves.
+    #[must_use]
+    pub fn is_backlogged(&self) -> bool {
+        self.queue.len() >= QUEUE_COMMANDS / 2
+    }
+
     /// How many are queued.
     #[must_use]
     pub fn queued(&self) -> usize {

@@ -1,22 +1,25 @@
-//! Reads what is under way of a partition's ordered subscriptions: in the tiers, and released from them.
+//! Reads ahead for a worker, without the group, on a thread of its own, so that neither polling nor sending waits for it.
 //!
-//! A thread of its own reads, so that neither polling nor sending waits for it. The release group's positions are taken
-//! first, then the tiers are read, and the commands last: whatever release moves meanwhile is seen in one place at least,
-//! and by its sequence counted once.
+//! - What is under way of a partition's ordered subscriptions, in the tiers and released from them. The release group's
+//!   positions are taken first, then the tiers are read, and the commands last: whatever release moves meanwhile is seen
+//!   in one place at least, and by its sequence counted once.
+//! - Whether anybody waits behind a backlog that holds its partition up. As long as nobody does, sending the backlog
+//!   round through the tiers would be work for nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::BorrowedMessage;
+use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use super::worker::Order;
 use crate::admin::log::{ANSWER, Log, Range};
+use crate::command::header;
 use crate::config::Settings;
 use crate::kafka::{Failure, LogContext, LoggedConsumer, consumer_config, read_command};
 use crate::units::{EpochMs, Offset, Position};
@@ -35,14 +38,28 @@ pub(super) struct Found {
 /// By subscription.
 pub(super) type UnderWay = HashMap<Box<str>, Vec<Found>>;
 
-/// What is asked for.
-#[derive(Clone, Copy, Debug)]
+/// What is asked for, of one ownership of a partition: an answer to a former owner is none.
+#[derive(Clone, Debug)]
 pub(super) struct Question {
     pub(super) partition: i32,
-    /// Of the partition's ownership: an answer to a former owner is none.
     pub(super) epoch: u64,
-    /// In `webhook-commands`, all before is done.
-    pub(super) from: Position,
+    pub(super) about: About,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum About {
+    /// What is under way; in `webhook-commands`, all before this position is done.
+    UnderWay(Position),
+    /// The last command from this offset on that is for none of these subscriptions.
+    Others(Offset, HashSet<Box<str>>),
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) enum Answer {
+    UnderWay(UnderWay),
+    /// Where it is, and up to where has been read.
+    Others(Option<Offset>, Position),
 }
 
 /// Reads on a thread of its own and tells `worker`; tries again until that works or the worker has ended.
@@ -56,41 +73,73 @@ pub(super) fn start(
 ) -> std::io::Result<()> {
     const BETWEEN_TRIES: Duration = Duration::from_secs(1);
     let settings = Arc::clone(settings);
+    let name = format!("ahead-{}", question.partition);
     let read = move || {
         let stop = || worker.strong_count() == 0;
         while !stop() {
-            match under_way(&settings, question, &stop) {
-                Ok(found) => {
+            match answer(&settings, &question, &stop) {
+                Ok(answer) => {
                     if let Some(worker) = worker.upgrade() {
-                        let answer = Order::UnderWay {
-                            partition: question.partition,
-                            epoch: question.epoch,
-                            found,
-                        };
                         // If it has just ended, nobody waits for the answer.
-                        worker.send(answer).ok();
+                        worker
+                            .send(Order::Answer(question.partition, question.epoch, answer))
+                            .ok();
                     }
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        partition = question.partition,
-                        "reading what is under way of ordered subscriptions, which wait for it: {error}"
-                    );
+                    tracing::warn!(partition = question.partition, "reading ahead: {error}");
                     std::thread::sleep(BETWEEN_TRIES);
                 }
             }
         }
     };
-    std::thread::Builder::new()
-        .name(format!("order-{}", question.partition))
-        .spawn(read)
-        .map(drop)
+    std::thread::Builder::new().name(name).spawn(read).map(drop)
+}
+
+fn answer(
+    settings: &Settings,
+    question: &Question,
+    stop: &dyn Fn() -> bool,
+) -> Result<Answer, Failure> {
+    match &question.about {
+        About::UnderWay(from) => {
+            under_way(settings, question.partition, *from, stop).map(Answer::UnderWay)
+        }
+        About::Others(from, of) => others(settings, question.partition, *from, of, stop),
+    }
+}
+
+fn others(
+    settings: &Settings,
+    partition: i32,
+    from: Offset,
+    of: &HashSet<Box<str>>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Answer, Failure> {
+    let mut last = None;
+    let mut end = Position(from.0);
+    let commands = settings.topics.commands();
+    read(settings, commands, partition, Some(end), stop, |message| {
+        let offset = Offset(message.offset());
+        end = offset.next();
+        if !subscription(message).is_some_and(|subscription| of.contains(subscription)) {
+            last = Some(offset);
+        }
+    })?;
+    Ok(Answer::Others(last, end))
+}
+
+fn subscription<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a str> {
+    let mut headers = message.headers()?.iter();
+    let found = headers.find(|header| header.key == header::SUBSCRIPTION)?;
+    std::str::from_utf8(found.value?).ok()
 }
 
 fn under_way(
     settings: &Settings,
-    question: Question,
+    partition: i32,
+    from: Position,
     stop: &dyn Fn() -> bool,
 ) -> Result<UnderWay, Failure> {
     let topics = &settings.topics;
@@ -101,32 +150,18 @@ fn under_way(
         .rev()
         .map(|&delay| topics.retry(delay))
         .collect();
-    let released_to = released(settings, &tiers, question.partition)?;
+    let released_to = released(settings, &tiers, partition)?;
     let mut found = UnderWay::new();
     for (topic, position) in tiers.into_iter().zip(released_to) {
-        read(
-            settings,
-            topic,
-            question.partition,
-            position,
-            stop,
-            |message| {
-                note(&mut found, message, None);
-            },
-        )?;
+        read(settings, topic, partition, position, stop, |message| {
+            note(&mut found, message, None);
+        })?;
     }
     let commands = topics.commands();
-    let from = Some(question.from);
-    read(
-        settings,
-        commands,
-        question.partition,
-        from,
-        stop,
-        |message| {
-            note(&mut found, message, Some(Offset(message.offset())));
-        },
-    )?;
+    let from = Some(from);
+    read(settings, commands, partition, from, stop, |message| {
+        note(&mut found, message, Some(Offset(message.offset())));
+    })?;
     Ok(found)
 }
 

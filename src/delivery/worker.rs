@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::crowd::Crowd;
 use super::endpoint::{Destination, Target};
 use super::lane::{Lane, Next, Permit};
 use super::order::Book;
 use super::outcome::Told;
-use super::scan::UnderWay;
+use super::scan::{About, Answer, Question};
 use super::systemic::{Health, LATELY};
 use super::window::Window;
 use crate::clock;
@@ -56,12 +57,8 @@ pub(super) enum Order {
     Take(i32, Vec<Incoming>),
     /// Tell the state of all partitions; what is told of outcomes is forgotten here.
     Snapshot(Sender<WorkerState>),
-    /// What is under way of the ordered subscriptions of a partition, by subscription, as asked for in this epoch.
-    UnderWay {
-        partition: i32,
-        epoch: u64,
-        found: UnderWay,
-    },
+    /// To a partition's question, as asked in this epoch.
+    Answer(i32, u64, Answer),
     /// Send nothing, since the fault is ours.
     Pause,
     /// Send one command although paused.
@@ -238,6 +235,8 @@ impl Worker {
                         outcomes: Vec::new(),
                         intake: Intake::Open,
                         scan: Scan::Unasked,
+                        crowd: Crowd::default(),
+                        questions: Vec::new(),
                     },
                 );
             }
@@ -257,11 +256,19 @@ impl Worker {
                 // The Kafka thread waits for this; if it is gone, so is the process.
                 reply.send(state).ok();
             }
-            Order::UnderWay {
-                partition,
-                epoch,
-                found,
-            } => self.under_way(partition, epoch, found),
+            Order::Answer(number, epoch, answer) => {
+                let partition = self.partitions.get_mut(&number);
+                let Some(partition) = partition.filter(|partition| partition.epoch == epoch) else {
+                    return;
+                };
+                match answer {
+                    Answer::UnderWay(found) => self.under_way(number, found),
+                    Answer::Others(last, end) => {
+                        partition.crowd.learn(last, end);
+                        self.admit(number);
+                    }
+                }
+            }
             Order::Pause => {
                 self.pause = Some(Pause {
                     since: clock::instant(),
@@ -511,7 +518,37 @@ impl Worker {
         health
     }
 
+    /// Has read ahead what has to be known.
+    fn ask(&mut self) {
+        let now = clock::instant();
+        for (&number, partition) in &mut self.partitions {
+            let mut about = Vec::new();
+            if matches!(partition.scan, Scan::Wanted) {
+                partition.scan = Scan::Running;
+                about.push(About::UnderWay(partition.window.position()));
+            }
+            if let Some(first) = partition.pending.front()
+                && let Some(from) = partition.crowd.ask(first.offset, now)
+            {
+                let lanes = partition.lanes.values().filter_map(|id| self.lanes.get(id));
+                let full = lanes
+                    .filter(|entry| entry.lane.is_backlogged())
+                    .map(|entry| Box::from(&*entry.name))
+                    .collect();
+                about.push(About::Others(from, full));
+            }
+            partition
+                .questions
+                .extend(about.into_iter().map(|about| Question {
+                    partition: number,
+                    epoch: partition.epoch,
+                    about,
+                }));
+        }
+    }
+
     fn states(&mut self) -> Vec<PartitionState> {
+        self.ask();
         let now = clock::instant();
         let topic = self.around.settings.topics.commands();
         self.partitions
@@ -521,7 +558,7 @@ impl Worker {
                 snapshot: partition.window.snapshot(&topic, number),
                 outcomes: std::mem::take(&mut partition.outcomes),
                 span: partition.window.span(),
-                question: partition.question(number),
+                questions: std::mem::take(&mut partition.questions),
                 stalled: partition
                     .stalled_since
                     .map(|since| now - since)

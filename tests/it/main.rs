@@ -17,6 +17,7 @@ mod demo;
 mod faults;
 mod flows;
 mod harness;
+mod isolation;
 mod operator;
 mod order;
 mod readme;

@@ -27,7 +27,7 @@ impl LaneEntry {
 }
 
 /// The subject and the sequence by which a command stands in its lane's book, if it does.
-fn place<'a>(command: &'a Command, order: Order) -> Option<(&'a str, i64)> {
+fn place(command: &Command, order: Order) -> Option<(&str, i64)> {
     let counts = match order {
         Order::None => false,
         Order::PerSubject => command.attempt == 0,
@@ -161,12 +161,8 @@ impl Worker {
     }
 
     /// What is under way has been read.
-    pub(super) fn under_way(&mut self, number: i32, epoch: u64, mut found: UnderWay) {
-        let Some(partition) = self
-            .partitions
-            .get_mut(&number)
-            .filter(|partition| partition.epoch == epoch)
-        else {
+    pub(super) fn under_way(&mut self, number: i32, mut found: UnderWay) {
+        let Some(partition) = self.partitions.get_mut(&number) else {
             return;
         };
         let mut go = Vec::new();

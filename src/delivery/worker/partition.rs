@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
+use super::super::crowd::Crowd;
 use super::super::scan::{Question, UnderWay};
 use super::super::window::{Snapshot, Window};
 use super::LaneId;
@@ -33,7 +34,7 @@ impl Load {
         self.commands.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn sub(&self, bytes: usize) {
+    pub(in crate::delivery) fn sub(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.commands.fetch_sub(1, Ordering::Relaxed);
     }
@@ -83,6 +84,17 @@ pub(in crate::delivery) enum Outcome {
     Disable(Box<str>),
 }
 
+impl Outcome {
+    /// What is held in memory for it; `None` when it does not stand for a command.
+    pub(in crate::delivery) fn weight(&self) -> Option<usize> {
+        match self {
+            Self::Tier(_, command) | Self::DeadLetter(command, _) => Some(command.weight()),
+            Self::Invalid(record) => Some(record.weight()),
+            Self::Disable(_) => None,
+        }
+    }
+}
+
 /// A partition at one moment: with `outcomes` durable, `snapshot` may be committed.
 #[derive(Debug)]
 pub(in crate::delivery) struct PartitionState {
@@ -90,8 +102,8 @@ pub(in crate::delivery) struct PartitionState {
     pub(in crate::delivery) snapshot: Snapshot,
     pub(in crate::delivery) outcomes: Vec<Outcome>,
     pub(in crate::delivery) span: u64,
-    /// To be answered by a scan.
-    pub(in crate::delivery) question: Option<Question>,
+    /// To be answered by reading ahead.
+    pub(in crate::delivery) questions: Vec<Question>,
     /// How long the partition's intake has been waiting for room.
     pub(in crate::delivery) stalled: Duration,
     /// The age of the oldest attempt in flight.
@@ -145,25 +157,15 @@ pub(super) struct Partition {
     pub(super) outcomes: Vec<Outcome>,
     pub(super) intake: Intake,
     pub(super) scan: Scan,
+    /// Whether its intake is held up, and by whom.
+    pub(super) crowd: Crowd,
+    pub(super) questions: Vec<Question>,
 }
 
 impl Partition {
-    pub(super) fn finish(&mut self, offset: Offset, weight: usize) {
+    pub(super) fn finish(&mut self, offset: Offset) {
         let was_open = self.window.finish(offset);
         debug_assert!(was_open, "an offset ends once");
-        self.load.sub(weight);
-    }
-
-    pub(super) fn question(&mut self, number: i32) -> Option<Question> {
-        if !matches!(self.scan, Scan::Wanted) {
-            return None;
-        }
-        self.scan = Scan::Running;
-        Some(Question {
-            partition: number,
-            epoch: self.epoch,
-            from: self.window.position(),
-        })
     }
 
     pub(super) fn is_open(&self) -> bool {

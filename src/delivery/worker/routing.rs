@@ -44,6 +44,7 @@ impl Worker {
             };
             let Some(first) = partition.pending.front() else {
                 partition.stalled_since = None;
+                partition.crowd.is_gone();
                 return;
             };
             let offset = first.offset;
@@ -138,7 +139,15 @@ impl Worker {
                 self.make_ready(id);
                 Routed::Done
             }
-            Err((taken, Full::Quick)) => Routed::Wait(taken),
+            Err((taken, Full::Quick)) => {
+                let crowd = self.partitions.get_mut(&taken.partition);
+                if crowd.is_none_or(|partition| partition.crowd.waits(taken.offset, instant)) {
+                    return Routed::Wait(taken);
+                }
+                let turn = entry.lane.turn(instant);
+                self.park(taken, ParkReason::LaneFull, turn, now);
+                Routed::Done
+            }
             Err((taken, Full::Slow(cause))) => {
                 let turn = entry.lane.turn(instant);
                 self.park(taken, reason(cause), turn, now);
@@ -303,8 +312,12 @@ impl Worker {
         outcome: Option<Outcome>,
     ) {
         if let Some(partition) = self.partitions.get_mut(&number) {
-            partition.outcomes.extend(outcome);
-            partition.finish(offset, weight);
+            partition.finish(offset);
+            match outcome {
+                // It weighs until it is durable.
+                Some(outcome) => partition.outcomes.push(outcome),
+                None => partition.load.sub(weight),
+            }
         }
     }
 

@@ -225,6 +225,14 @@ impl Process {
         })
     }
 
+    /// The most memory that it has had resident so far, MiB.
+    pub fn peak_memory_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.unwrap().trim().trim_end_matches("kB").trim();
+        kib.parse::<u64>().unwrap() / 1024
+    }
+
     /// Waits until `/readyz` answers 200.
     #[track_caller]
     pub fn wait_ready(&self) {

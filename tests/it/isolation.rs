@@ -1,0 +1,438 @@
+//! What one endpoint can do to others, and to itself: each of the means against it, on a real Kafka.
+//!
+//! All subscriptions of a test share one partition. Commands are written by the test, without fan-out, so that it
+//! decides what stands behind what.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::scene::{LATER, put, subscription, wait_until_done, with, world};
+use crate::support::{Answer, Process, Receiver, Seen, World, eventually_true};
+
+/// For what takes a while also on a quiet machine.
+const LONG: Duration = Duration::from_secs(180);
+/// A breaker that opens soon and looks again soon.
+const BREAKER: [&str; 4] = [
+    "--breaker-failures=5",
+    "--breaker-rate=0",
+    "--breaker-probe=200ms",
+    "--breaker-max-probe=1s",
+];
+
+/// All roles in one process with these flags; the world's `flags` must be set before.
+fn start(world: &World) -> Process {
+    let process = world.spawn("run", &["--workers", "1"]);
+    process.wait_ready();
+    process
+}
+
+fn flags(world: &mut World, flags: &[&str]) {
+    world.flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+}
+
+fn to(receiver: &Receiver, id: &str, fields: Value) -> Value {
+    with(
+        subscription(id, &receiver.url(&format!("/{id}")), &["**"]),
+        fields,
+    )
+}
+
+/// Writes commands for these subscriptions, in this order.
+fn send<'a>(world: &World, subscriptions: impl IntoIterator<Item = &'a str>) {
+    let numbered: Vec<(String, &str)> = subscriptions
+        .into_iter()
+        .enumerate()
+        .map(|(number, id)| (format!("msg_{}_{id}_{number}", fastrand::u64(..)), id))
+        .collect();
+    let now = hookstream::clock::now().to_string();
+    world.produce(
+        &world.topics.commands(),
+        numbered.iter().map(|(webhook, id)| {
+            let headers = vec![
+                ("webhook-id", webhook.as_str()),
+                ("hs-subscription", *id),
+                ("hs-event-id", webhook.as_str()),
+                ("hs-event-type", "order.created"),
+                ("hs-content-type", "application/json"),
+                ("hs-attempt", "0"),
+                ("hs-enqueued", now.as_str()),
+                ("hs-cause", "new"),
+            ];
+            (Some(*id), headers, Some(b"{}".to_vec()))
+        }),
+    );
+}
+
+fn webhooks(seen: &[Arc<Seen>]) -> usize {
+    let ids: HashSet<&str> = seen.iter().map(|seen| seen.webhook_id()).collect();
+    ids.len()
+}
+
+fn parked(process: &Process, why: &str) -> f64 {
+    process
+        .metric(&format!("hookstream_parked_total{{why=\"{why}\"}}"))
+        .unwrap_or_default()
+}
+
+/// An endpoint that can be broken and mended.
+struct Mendable {
+    receiver: Receiver,
+    broken: Arc<AtomicBool>,
+}
+
+impl Mendable {
+    fn new(when_broken: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        let broken = Arc::new(AtomicBool::new(true));
+        let now = Arc::clone(&broken);
+        let receiver = Receiver::start(move |_| {
+            if now.load(Ordering::Relaxed) {
+                when_broken()
+            } else {
+                Answer::ok()
+            }
+        });
+        Self { receiver, broken }
+    }
+
+    fn mend(&self) {
+        self.broken.store(false, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_breaker_spends_no_attempts_on_an_endpoint_that_fails_and_finds_out_when_it_works() {
+    const COMMANDS: usize = 500;
+    let mut world = world("breaker");
+    flags(&mut world, &BREAKER);
+    let endpoint = Mendable::new(|| Answer::status(500));
+    put(&world, &[to(&endpoint.receiver, "bad", json!({}))]);
+    let process = start(&world);
+    send(&world, std::iter::repeat_n("bad", COMMANDS));
+    let open = r#"hookstream_breaker_open{subscriber="bad",subscription="bad"}"#;
+    eventually_true("all that is left is parked", LATER, || {
+        process.metric(open) == Some(1.0) && parked(&process, "breaker") >= (COMMANDS - 20) as f64
+    });
+    process.wait_for_line("the breaker is open", LATER);
+    let spent = endpoint.receiver.seen().len();
+    // 5 in a row, those that were in flight with them, and probes.
+    assert!(spent < 60, "{spent} attempts were spent");
+    endpoint.mend();
+    wait_until_done(&world);
+    assert_eq!(webhooks(&endpoint.receiver.seen()), COMMANDS);
+    process.wait_for_line("the breaker is closed", LATER);
+    assert_eq!(process.metric(open), None, "closed ones have no series");
+}
+
+#[test]
+fn a_subscription_has_its_own_breaker() {
+    let mut world = world("own-breaker");
+    flags(&mut world, &BREAKER);
+    let receiver = Receiver::start(|seen| {
+        if seen.attempt > 3 {
+            Answer::ok()
+        } else {
+            Answer::status(500)
+        }
+    });
+    let never =
+        json!({"breaker": {"failures": 0, "rate": 0}, "retry_schedule": ["20ms", "20ms", "20ms"]});
+    put(&world, &[to(&receiver, "patient", never)]);
+    let process = start(&world);
+    send(&world, std::iter::repeat_n("patient", 50));
+    wait_until_done(&world);
+    assert_eq!(receiver.seen().len(), 200);
+    assert!(parked(&process, "breaker") == 0.0);
+}
+
+#[test]
+fn a_rate_limit_is_exact_and_what_it_cannot_send_soon_is_parked() {
+    const COMMANDS: usize = 400;
+    const BURST: usize = 5;
+    const PER_SECOND: usize = 40;
+    let world = world("rate");
+    let receiver = Receiver::good();
+    let limit = json!({"rate_limit": {"per_second": PER_SECOND, "burst": BURST}});
+    put(
+        &world,
+        &[
+            to(&receiver, "limited", limit),
+            to(&receiver, "free", json!({})),
+        ],
+    );
+    let process = start(&world);
+    send(
+        &world,
+        std::iter::repeat_n("limited", COMMANDS).chain(["free"]),
+    );
+    receiver.wait_until("the one behind it is not held up", LATER, |seen| {
+        seen.iter().any(|seen| seen.path == "/free")
+    });
+    assert!(receiver.seen_at("/limited").len() < COMMANDS / 2);
+    wait_until_done(&world);
+    let mut times: Vec<i64> = receiver
+        .seen_at("/limited")
+        .iter()
+        .map(|seen| seen.received)
+        .collect();
+    assert_eq!(times.len(), COMMANDS);
+    times.sort_unstable();
+    for (first, begin) in times.iter().enumerate() {
+        for (length, end) in times[first..].iter().enumerate() {
+            // What was sent on time may be received late, all at once, by a busy machine: half a second of it.
+            let allowed = BURST as f64 + PER_SECOND as f64 * ((end - begin) as f64 / 1000.0 + 0.5);
+            assert!(
+                (length + 1) as f64 <= allowed + 1.0,
+                "{} in {} ms",
+                length + 1,
+                end - begin
+            );
+        }
+    }
+    let parked = parked(&process, "rate");
+    assert!(parked >= 100.0, "{parked}");
+    // A command whose turn is far comes back when it is its turn, not again and again before.
+    assert!(
+        parked <= 3.0 * COMMANDS as f64,
+        "{parked} parked of {COMMANDS}"
+    );
+}
+
+#[test]
+fn an_endpoint_that_does_not_answer_gets_ever_fewer_sockets() {
+    let mut world = world("sockets");
+    flags(
+        &mut world,
+        &[
+            "--timeout=500ms",
+            "--breaker-failures=0",
+            "--breaker-rate=0",
+        ],
+    );
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&open);
+    let receiver = Receiver::start(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Answer::hang()
+    });
+    put(
+        &world,
+        &[to(&receiver, "silent", json!({"max_in_flight": 32}))],
+    );
+    let process = start(&world);
+    send(&world, std::iter::repeat_n("silent", 250));
+    eventually_true("it gets all that it may have at first", LATER, || {
+        open.load(Ordering::Relaxed) >= 32
+    });
+    eventually_true("and one in the end", LATER, || {
+        let before = open.load(Ordering::Relaxed);
+        before > 60 && process.metric("hookstream_in_flight") == Some(1.0)
+    });
+}
+
+#[test]
+fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
+    const HANGING: usize = 16;
+    const EACH: usize = 220;
+    const HEALTHY: usize = 40_000;
+    let mut world = world("window");
+    flags(&mut world, &["--timeout=60s", "--drain-deadline=0s"]);
+    let receiver = Receiver::start(|seen| {
+        if seen.path == "/healthy" {
+            Answer::ok()
+        } else {
+            Answer::hang()
+        }
+    });
+    let names: Vec<String> = (0..HANGING)
+        .map(|number| format!("hangs-{number}"))
+        .collect();
+    let mut all = vec![to(&receiver, "healthy", json!({"max_in_flight": 32}))];
+    all.extend(
+        names
+            .iter()
+            .map(|name| to(&receiver, name, json!({"max_in_flight": 1}))),
+    );
+    put(&world, &all);
+    // Each queue is below what a lane parks of itself, and together they are more than a commit can tell of.
+    let spread = (0..EACH).flat_map(|_| {
+        names
+            .iter()
+            .flat_map(|name| [name.as_str(), "healthy", "healthy"])
+    });
+    send(
+        &world,
+        spread.chain(std::iter::repeat_n("healthy", HEALTHY)),
+    );
+    let process = start(&world);
+    receiver.wait_until("the healthy one has all of its", LONG, |seen| {
+        seen.iter().filter(|seen| seen.path == "/healthy").count() >= HEALTHY + EACH * HANGING * 2
+    });
+    assert!(
+        parked(&process, "lane_full") > 0.0,
+        "the window has been full"
+    );
+    let hanging = receiver
+        .seen()
+        .iter()
+        .filter(|seen| seen.path != "/healthy")
+        .count();
+    assert!(hanging <= 2 * HANGING, "{hanging} attempts hang");
+}
+
+#[test]
+fn a_backlog_delays_a_single_command_behind_it_but_little_and_is_delivered_too() {
+    const BACKLOG: usize = 20_000;
+    let mut world = world("fair");
+    // So little memory that the backlog does not fit.
+    flags(&mut world, &["--max-queued-bytes=1MiB"]);
+    let receiver = Receiver::start(|seen| {
+        let answer = Answer::ok();
+        if seen.path == "/big" {
+            answer.after(Duration::from_millis(2))
+        } else {
+            answer
+        }
+    });
+    put(
+        &world,
+        &[
+            to(&receiver, "big", json!({"max_in_flight": 2})),
+            to(&receiver, "small", json!({})),
+        ],
+    );
+    send(&world, std::iter::repeat_n("big", BACKLOG).chain(["small"]));
+    let process = start(&world);
+    let seen = receiver.wait_until("the single command is delivered", LONG, |seen| {
+        seen.iter().any(|seen| seen.path == "/small")
+    });
+    assert!(
+        seen.len() < BACKLOG * 3 / 4,
+        "{} of the backlog went before it",
+        seen.len()
+    );
+    receiver.wait_until("the backlog is delivered", LONG, |seen| {
+        seen.len() > BACKLOG
+    });
+    wait_until_done(&world);
+    assert_eq!(webhooks(&receiver.seen()), BACKLOG + 1);
+    let parked = parked(&process, "lane_full");
+    assert!(
+        parked <= 4.0 * BACKLOG as f64,
+        "{parked} parked of {BACKLOG}"
+    );
+}
+
+#[test]
+fn a_backlog_that_nobody_waits_behind_is_not_parked() {
+    const BACKLOG: usize = 15_000;
+    let mut world = world("alone");
+    flags(&mut world, &["--max-queued-bytes=1MiB"]);
+    let receiver = Receiver::start(|_| Answer::ok().after(Duration::from_millis(2)));
+    put(&world, &[to(&receiver, "big", json!({"max_in_flight": 4}))]);
+    send(&world, std::iter::repeat_n("big", BACKLOG));
+    let process = start(&world);
+    receiver.wait_until("all is delivered", LONG, |seen| seen.len() >= BACKLOG);
+    assert!(parked(&process, "lane_full") < BACKLOG as f64 / 20.0);
+}
+
+#[test]
+fn when_most_endpoints_do_not_answer_intake_pauses_until_a_probe_is_answered() {
+    const SUBSCRIPTIONS: usize = 8;
+    const EACH: usize = 200;
+    let mut world = world("systemic");
+    flags(&mut world, &BREAKER);
+    let network = Mendable::new(Answer::reset);
+    let names: Vec<String> = (0..SUBSCRIPTIONS)
+        .map(|number| format!("s{number}"))
+        .collect();
+    let all: Vec<Value> = names
+        .iter()
+        .map(|name| to(&network.receiver, name, json!({})))
+        .collect();
+    put(&world, &all);
+    let process = start(&world);
+    send(
+        &world,
+        (0..EACH).flat_map(|_| names.iter().map(String::as_str)),
+    );
+    let systemic = "hookstream_systemic_failure";
+    eventually_true("the fault is seen to be ours", LATER, || {
+        process.metric(systemic) == Some(1.0)
+    });
+    let line = process.wait_for_line("most endpoints give no answer", LATER);
+    assert!(line.contains("ERROR"), "{line}");
+    network.mend();
+    eventually_true("it is over", LATER, || {
+        process.metric(systemic) == Some(0.0)
+    });
+    wait_until_done(&world);
+    let seen = network.receiver.seen();
+    assert_eq!(webhooks(&seen), SUBSCRIPTIONS * EACH);
+    let spent = seen.len() - SUBSCRIPTIONS * EACH;
+    assert!(
+        spent < SUBSCRIPTIONS * EACH / 4,
+        "{spent} attempts were spent"
+    );
+}
+
+#[test]
+fn a_dead_endpoint_with_a_large_backlog_costs_little_memory_and_the_others_nothing() {
+    const DEAD: usize = 200_000;
+    const OTHERS: usize = 5_000;
+    /// The whole program with its clients and the memory that the test gives it, MiB.
+    const MEMORY: u64 = 300;
+    let mut world = world("dead");
+    flags(
+        &mut world,
+        &[
+            "--breaker-failures=5",
+            "--breaker-rate=0",
+            "--breaker-probe=1s",
+            "--breaker-max-probe=10s",
+            "--max-queued-bytes=16MiB",
+        ],
+    );
+    let endpoint = Mendable::new(|| Answer::status(500));
+    let others = Receiver::good();
+    put(
+        &world,
+        &[
+            to(&endpoint.receiver, "dead", json!({"max_in_flight": 32})),
+            to(&others, "one", json!({})),
+            to(&others, "two", json!({})),
+        ],
+    );
+    let dead = std::iter::repeat_n("dead", DEAD / OTHERS);
+    send(
+        &world,
+        (0..OTHERS).flat_map(|_| dead.clone().chain(["one", "two"])),
+    );
+    let process = start(&world);
+    others.wait_until("the others have all of theirs", LONG, |seen| {
+        seen.len() >= 2 * OTHERS
+    });
+    let open = r#"hookstream_breaker_open{subscriber="dead",subscription="dead"}"#;
+    assert_eq!(process.metric(open), Some(1.0));
+    let spent = endpoint.receiver.seen().len();
+    assert!(
+        spent < 300,
+        "{spent} attempts were spent on the dead endpoint"
+    );
+    let peak = process.peak_memory_mib();
+    assert!(peak < MEMORY, "{peak} MiB");
+    endpoint.mend();
+    endpoint
+        .receiver
+        .wait_until("all of the dead one's are delivered", 2 * LONG, |seen| {
+            seen.len() >= DEAD
+        });
+    wait_until_done(&world);
+    let seen = endpoint.receiver.seen();
+    assert_eq!(webhooks(&seen), DEAD);
+    let peak = process.peak_memory_mib();
+    assert!(peak < MEMORY, "{peak} MiB");
+}
