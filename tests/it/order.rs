@@ -64,7 +64,7 @@ fn per_subject_makes_first_attempts_in_order_and_one_at_a_time() {
     assert_eq!(delivered.len(), EVENTS);
     let failed = seen
         .iter()
-        .filter(|seen| seen.attempt == 1 && number(seen) % 5 == 0);
+        .filter(|seen| seen.attempt == 1 && number(seen).is_multiple_of(5));
     for failed in failed {
         let (number, of_subject) = (number(failed), number(failed) % SUBJECTS);
         let retried = seen
@@ -84,7 +84,7 @@ fn per_subject_makes_first_attempts_in_order_and_one_at_a_time() {
 
 /// Whether a request was answered with success, by [`flaky`]'s rule.
 fn succeeded(seen: &Seen) -> bool {
-    number(seen) % 3 != 0 || seen.attempt > 2
+    !number(seen).is_multiple_of(3) || seen.attempt > 2
 }
 
 fn flaky(seen: &Seen) -> Answer {
