@@ -12,7 +12,7 @@ use super::signing::Signer;
 use crate::command::Command;
 use crate::config::Settings;
 use crate::egress::{EgressDenied, EgressPolicy};
-use crate::http::Request;
+use crate::http::{Address, Request};
 use crate::subscription::{SecretSource, State, StatusRules, Subscription};
 use crate::units::EpochMs;
 
@@ -42,7 +42,7 @@ pub(super) struct Target {
     pub(super) timeout: Duration,
     pub(super) schedule: Box<[Duration]>,
     pub(super) rules: StatusRules,
-    uri: http::Uri,
+    address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
 }
@@ -106,6 +106,8 @@ impl Target {
             .as_str()
             .parse()
             .map_err(|error| format!("its url cannot be used: {error}"))?;
+        let address =
+            Address::new(uri).map_err(|error| format!("its url cannot be used: {error}"))?;
         let mut headers = HeaderMap::with_capacity(subscription.headers.len() + 8);
         for (name, value) in &subscription.headers {
             headers.append(name.clone(), value.clone());
@@ -120,7 +122,7 @@ impl Target {
                 .unwrap_or_else(|| settings.retry_schedule.clone())
                 .into(),
             rules: subscription.on_status.clone(),
-            uri,
+            address: Arc::new(address),
             headers,
             signer,
         })
@@ -149,7 +151,7 @@ impl Target {
             insert(&mut headers, TRACEPARENT, trace);
         }
         Request {
-            uri: self.uri.clone(),
+            to: Arc::clone(&self.address),
             headers,
             body: command.body.clone(),
         }

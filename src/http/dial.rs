@@ -42,7 +42,10 @@ pub(super) enum DialError {
     Other(#[source] BoxError),
 }
 
-/// The connector under the pool.
+/// A connection without HTTP.
+pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// The connector under the pools.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
     policy: Arc<EgressPolicy>,
@@ -68,7 +71,7 @@ impl Dial {
 }
 
 impl Service<Uri> for Dial {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Response = Stream;
     type Error = DialError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
 

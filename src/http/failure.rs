@@ -6,10 +6,9 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use hyper_util::client::legacy;
-
 use super::MAX_HEADER_BYTES;
 use super::dial::DialError;
+use super::pool::OpenError;
 use crate::units::format_duration;
 
 /// The label `class` of attempts without response headers.
@@ -66,27 +65,23 @@ impl Failure {
         )
     }
 
-    pub(super) fn of(error: &legacy::Error) -> Self {
-        let chain = chain(error);
-        if let Some(dial) = find::<DialError>(&chain) {
-            return Self::of_dial(dial);
+    pub(super) fn of_open(error: &OpenError) -> Self {
+        match error {
+            OpenError::Dial(error) => Self::of_dial(error),
+            OpenError::Handshake(error) => Self::of_exchange(error),
         }
+    }
+
+    /// Of a request on an open connection.
+    pub(super) fn of_exchange(error: &hyper::Error) -> Self {
+        let chain = chain(error);
         if let Some(tls) = find::<rustls::Error>(&chain) {
             return Self::new(
                 FailureClass::Tls,
                 format!("the tls connection failed: {tls}"),
             );
         }
-        let class = if error.is_connect() {
-            FailureClass::Connect
-        } else {
-            FailureClass::Other
-        };
-        let io = find::<io::Error>(&chain);
-        match find::<hyper::Error>(&chain) {
-            Some(hyper) => Self::new(class, of_hyper(hyper, io)),
-            None => Self::new(class, "the request could not be sent"),
-        }
+        Self::new(FailureClass::Other, of_hyper(error, find(&chain)))
     }
 
     fn of_dial(error: &DialError) -> Self {

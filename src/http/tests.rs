@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::CertifiedKey;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,7 +45,7 @@ fn request(uri: &str) -> Request {
     .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
     .collect();
     Request {
-        uri: uri.parse().unwrap(),
+        to: Arc::new(Address::new(uri.parse().unwrap()).unwrap()),
         headers,
         body: Bytes::from_static(b"{\"a\":1}"),
     }
