@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test check demo kafka bench-deliver
+.PHONY: help build test check demo kafka bench bench-quick
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,10 @@ kafka: ## a local real Kafka; prints its address and how to stop it
 	@scripts/prerequisites test
 	@scripts/kafka start $(ARGS)
 
-bench-deliver: ## deliveries per second, beside a raw HTTP client
+bench: ## speed and isolation beside raw references, about half an hour; ARGS='deliver --runs 3' picks
 	@scripts/prerequisites test
 	@scripts/kafka fetch
-	cargo bench --locked --bench deliver -- $(ARGS)
+	cargo bench --locked --bench suite -- $(ARGS)
+
+bench-quick: ## the same in under three minutes after the build, less exact
+	@$(MAKE) --no-print-directory bench ARGS='--quick $(ARGS)'

@@ -119,6 +119,9 @@ async fn sleep_until(at: Option<Instant>) {
 
 type LaneId = u64;
 
+/// Looked up several times for each delivery: seeded at random, and quicker than the standard library's.
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// What a worker tells at one moment.
 #[derive(Debug)]
 pub(super) struct WorkerState {
@@ -158,7 +161,7 @@ struct LaneEntry {
 
 /// The end of an attempt, or of its connection's use.
 enum Ended {
-    Attempt(Box<AttemptEnd>),
+    Attempt(AttemptEnd),
     /// The lane may send again: comes with the attempt's end, or later when the answer's body was still open.
     Slot(LaneId),
     /// What was due soon is due, if its partition is still in this epoch.
@@ -172,7 +175,8 @@ struct AttemptEnd {
     target: Rc<Target>,
     permit: Permit,
     told: Told,
-    error: String,
+    /// When there was no answer.
+    error: Option<Box<str>>,
     took: Duration,
     /// Whether a [`Ended::Slot`] follows.
     slot_follows: bool,
@@ -180,8 +184,8 @@ struct AttemptEnd {
 
 struct Worker {
     around: Surroundings,
-    partitions: HashMap<i32, Partition>,
-    lanes: HashMap<LaneId, LaneEntry>,
+    partitions: Map<i32, Partition>,
+    lanes: Map<LaneId, LaneEntry>,
     next_lane: LaneId,
     ready: VecDeque<LaneId>,
     timers: BinaryHeap<Reverse<(Instant, LaneId)>>,
@@ -198,8 +202,8 @@ impl Worker {
     fn new(around: Surroundings, ended: UnboundedSender<Ended>) -> Self {
         Self {
             around,
-            partitions: HashMap::new(),
-            lanes: HashMap::new(),
+            partitions: Map::default(),
+            lanes: Map::default(),
             next_lane: 0,
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -230,7 +234,7 @@ impl Worker {
                         pending: VecDeque::new(),
                         first_is_taken: false,
                         stalled_since: None,
-                        lanes: HashMap::new(),
+                        lanes: Map::default(),
                         in_flight: BTreeMap::new(),
                         outcomes: Vec::new(),
                         intake: Intake::Open,
@@ -379,7 +383,7 @@ impl Worker {
                 slot_follows,
             };
             // The worker outlives its tasks, or nobody is left to be told.
-            ended.send(Ended::Attempt(Box::new(end))).ok();
+            ended.send(Ended::Attempt(end)).ok();
             if let Some(rest) = rest {
                 rest.drain(deadline.min((clock::instant() + DRAIN).into()))
                     .await;
@@ -402,7 +406,7 @@ impl Worker {
 
     fn apply(&mut self, event: Ended) {
         match event {
-            Ended::Attempt(end) => self.attempt_ended(*end),
+            Ended::Attempt(end) => self.attempt_ended(end),
             Ended::Slot(lane) => self.free_slot(lane),
             Ended::Due(taken, epoch) => {
                 let ours = self

@@ -53,6 +53,11 @@ impl Worker {
             self.is_done(taken.partition, &taken.command);
             return self.settle(taken.partition, taken.offset, taken.command.weight(), None);
         }
+        let error = match (status, error) {
+            (_, Some(error)) => error.into_string(),
+            (Some(status), None) => format!("the endpoint answered {status}"),
+            (None, None) => String::new(),
+        };
         let now = clock::now();
         taken.command.attempt = taken.command.attempt.saturating_add(1);
         taken.command.first_failure.get_or_insert(now);
@@ -195,8 +200,8 @@ fn sign(verdict: Verdict) -> Sign {
     }
 }
 
-/// What a reply tells, in a sentence for operators, and the body that is still to come.
-pub(super) fn tell(reply: Reply) -> (Told, String, Option<Rest>) {
+/// What a reply tells, why there was no answer, and the body that is still to come.
+pub(super) fn tell(reply: Reply) -> (Told, Option<Box<str>>, Option<Rest>) {
     match reply {
         Reply::Answered(Answer {
             status,
@@ -212,7 +217,7 @@ pub(super) fn tell(reply: Reply) -> (Told, String, Option<Rest>) {
                     status,
                     retry_after,
                 },
-                format!("the endpoint answered {status}"),
+                None,
                 rest,
             )
         }
@@ -224,7 +229,7 @@ pub(super) fn tell(reply: Reply) -> (Told, String, Option<Rest>) {
                 FailureClass::Egress => Class::Egress,
                 FailureClass::Other => Class::Other,
             };
-            (Told::Failed(class), failure.error, None)
+            (Told::Failed(class), Some(failure.error.into()), None)
         }
     }
 }

@@ -146,10 +146,10 @@ impl Worker {
 
     /// A command is done for its order: the next one of its subject follows.
     pub(super) fn is_done(&mut self, partition: i32, command: &Command) {
-        let Some((id, _)) = self.ordered_lane(partition, command) else {
+        let (Some(subject), Some(sequence)) = (&command.subject, command.sequence) else {
             return;
         };
-        let (Some(subject), Some(sequence)) = (&command.subject, command.sequence) else {
+        let Some((id, _)) = self.ordered_lane(partition, command) else {
             return;
         };
         let next = self

@@ -1,7 +1,7 @@
 //! A partition as its worker holds it: window, what waits to be taken, what is in flight, and the outcomes that the
 //! next commit has to write.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::super::crowd::Crowd;
 use super::super::scan::{Question, UnderWay};
 use super::super::window::{Snapshot, Window};
-use super::LaneId;
+use super::{LaneId, Map};
 use crate::command::Command;
 use crate::dead_letter::DeadLetterInfo;
 use crate::kafka::InvalidRecord;
@@ -152,7 +152,7 @@ pub(super) struct Partition {
     /// Whether the first of `pending` is in the window already.
     pub(super) first_is_taken: bool,
     pub(super) stalled_since: Option<Instant>,
-    pub(super) lanes: HashMap<Rc<str>, LaneId>,
+    pub(super) lanes: Map<Rc<str>, LaneId>,
     pub(super) in_flight: BTreeMap<Offset, Flight>,
     pub(super) outcomes: Vec<Outcome>,
     pub(super) intake: Intake,

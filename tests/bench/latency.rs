@@ -1,0 +1,239 @@
+//! From event to POST in an open loop, beside produce → consume → produce → consume on the same broker.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{ClientConfig, TopicPartitionList};
+use serde_json::{Value, json};
+
+use crate::Scale;
+use crate::receiver::{quantiles, scheduled};
+use crate::reference::send;
+use crate::report::Report;
+use crate::stage::{
+    Helper, Kafka, Problem, STUCK, World, event, median, producer_config, subscription, wall,
+};
+
+/// Of every topic here: few, so that the reference and the program poll as many.
+const PARTITIONS: usize = 4;
+
+/// Produces events at these times, late or not; each carries when it was to be produced.
+pub fn produce(kafka: &Kafka, topic: &str, rate: f64, time: Duration) -> Result<usize, Problem> {
+    let producer: ThreadedProducer<DefaultProducerContext> =
+        producer_config(&kafka.address).create()?;
+    // The first record of a producer waits for metadata and an id.
+    producer.client().fetch_metadata(Some(topic), STUCK)?;
+    let begun = (
+        Instant::now() + Duration::from_millis(100),
+        wall() + 100_000_000,
+    );
+    let count = (rate * time.as_secs_f64()) as usize;
+    for number in 0..count {
+        let after = Duration::from_secs_f64(number as f64 / rate);
+        let wait = (begun.0 + after).saturating_duration_since(Instant::now());
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
+        }
+        let (key, value) = (
+            format!("order-{number}"),
+            event(number, begun.1 + after.as_nanos()),
+        );
+        let record = BaseRecord::<[u8], [u8]>::to(topic)
+            .key(key.as_bytes())
+            .payload(&value[..]);
+        send(&producer, record)?;
+    }
+    producer.flush(STUCK)?;
+    Ok(count)
+}
+
+/// Waits until the receiver has seen that many, or for a while longer than it should take.
+pub fn wait(receiver: &mut Helper, count: usize, at_most: Duration) -> Result<Value, Problem> {
+    let begun = Instant::now();
+    loop {
+        let seen = receiver.ask("report")?;
+        if seen["all"]["count"].as_u64().unwrap_or(0) >= count as u64 || begun.elapsed() > at_most {
+            return Ok(seen);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn ours(
+    kafka: &Kafka,
+    guarantee: &str,
+    rate: f64,
+    time: Duration,
+    name: &str,
+) -> Result<Value, Problem> {
+    let mut receiver = Helper::start("receiver", &[])?;
+    let port = receiver.line()?;
+    let url = format!("http://127.0.0.1:{port}/timed/0");
+    // As many in flight as it takes: this is no test of a limit.
+    let mut one = subscription(0, &url);
+    one["max_in_flight"] = json!(64);
+    let world = World::new(kafka, name, PARTITIONS, &[one])?;
+    let role = world
+        .again(name)
+        .start("run", &["--guarantee", guarantee])?;
+    role.wait_ready()?;
+    warm_up(|time| produce(kafka, &world.events(), rate, time).map(drop))?;
+    wait(
+        &mut receiver,
+        (rate * WARM_UP.as_secs_f64()) as usize,
+        STUCK,
+    )?;
+    receiver.ask("reset")?;
+    let count = produce(kafka, &world.events(), rate, time)?;
+    let seen = wait(&mut receiver, count, STUCK)?;
+    role.stop()?;
+    Ok(seen["all"].clone())
+}
+
+const WARM_UP: Duration = Duration::from_secs(2);
+
+fn warm_up(produce: impl FnOnce(Duration) -> Result<(), Problem>) -> Result<(), Problem> {
+    produce(WARM_UP)
+}
+
+fn reference(kafka: &Kafka, rate: f64, time: Duration, name: &str) -> Result<Value, Problem> {
+    let world = World::new(kafka, name, PARTITIONS, &[])?;
+    let partitions = PARTITIONS.to_string();
+    let arguments = [
+        &kafka.address,
+        &world.events(),
+        &world.commands(),
+        &partitions,
+    ];
+    let mut relay = Helper::start("relay", &arguments.map(String::as_str))?;
+    relay.line()?;
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &kafka.address)
+        .set("group.id", "bench-reader")
+        .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", "100")
+        .create()?;
+    let mut all = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        let partition = i32::try_from(partition)?;
+        all.add_partition_offset(&world.commands(), partition, rdkafka::Offset::Beginning)?;
+    }
+    consumer.assign(&all)?;
+    let skip = (rate * WARM_UP.as_secs_f64()) as usize;
+    let wanted = skip + (rate * time.as_secs_f64()) as usize;
+    std::thread::scope(|scope| {
+        let topic = world.events();
+        let producing = scope.spawn(move || {
+            warm_up(|time| produce(kafka, &topic, rate, time).map(drop))
+                .and_then(|()| produce(kafka, &topic, rate, time))
+                .map_err(|problem| problem.to_string())
+        });
+        let mut histogram = Histogram::<u64>::new(3)?;
+        let mut seen = 0;
+        let begun = Instant::now();
+        while seen < wanted && begun.elapsed() < STUCK {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    seen += 1;
+                    let at = message.payload().and_then(scheduled).unwrap_or_default();
+                    if seen > skip {
+                        let late = wall().saturating_sub(at) / 1000;
+                        histogram.saturating_record(u64::try_from(late)?);
+                    }
+                }
+                Some(Err(error)) => return Err(error.into()),
+                None => {}
+            }
+        }
+        producing.join().map_err(|_| "the producer panicked")??;
+        Ok(quantiles(&histogram))
+    })
+}
+
+pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
+    let time = Duration::from_secs(scale.pick(5, 10));
+    let half = match scale.rate {
+        Some(rate) => rate,
+        None => half_of_capacity(kafka)?,
+    };
+    report.tells(
+        "latency: half of capacity, one subscription",
+        half,
+        " events/s",
+    );
+    let mut rows = Vec::new();
+    for (load, rate) in [("200/s", 200.0), ("half of capacity", half)] {
+        let kinds = ["exactly-once", "at-least-once", "reference"];
+        let mut seen: Vec<Vec<Value>> = vec![Vec::new(); kinds.len()];
+        for run in 0..scale.runs {
+            for (at, kind) in kinds.iter().enumerate() {
+                let name = format!("latency-{}-{kind}-{run}", rate as u64);
+                seen[at].push(match *kind {
+                    "reference" => reference(kafka, rate, time, &name)?,
+                    guarantee => ours(kafka, guarantee, rate, time, &name)?,
+                });
+            }
+        }
+        let at = |kind: usize, quantile: &str| {
+            median(
+                seen[kind]
+                    .iter()
+                    .map(|one| one[quantile].as_f64().unwrap_or(f64::NAN)),
+            )
+        };
+        for (kind, name) in kinds.iter().enumerate() {
+            let quantiles =
+                ["p50", "p90", "p99", "p999"].map(|quantile| format!("{:.1}", at(kind, quantile)));
+            rows.push(
+                [
+                    vec![load.to_owned(), (*name).to_owned()],
+                    quantiles.to_vec(),
+                ]
+                .concat(),
+            );
+        }
+        let measure = |what: &str| format!("latency at {load}: {what}, over the reference's");
+        report.at_most(
+            &measure("exactly-once p50"),
+            at(0, "p50") / at(2, "p50"),
+            " x",
+            5.0,
+        );
+        report.at_most(
+            &measure("exactly-once p99"),
+            at(0, "p99") / at(2, "p99"),
+            " x",
+            3.0,
+        );
+        report.at_most(
+            &measure("at-least-once p50"),
+            at(1, "p50") / at(2, "p50"),
+            " x",
+            2.0,
+        );
+    }
+    report.table(
+        "Event → POST, milliseconds:",
+        &["load", "what", "p50", "p90", "p99", "p99.9"],
+        &rows,
+    );
+    Ok(())
+}
+
+/// Half of what the program delivers of events that wait, one command each.
+fn half_of_capacity(kafka: &Kafka) -> Result<f64, Problem> {
+    const EVENTS: usize = 60_000;
+    let mut receiver = Helper::start("receiver", &[])?;
+    let port = receiver.line()?;
+    let mut one = subscription(0, &format!("http://127.0.0.1:{port}/ok/0"));
+    one["max_in_flight"] = json!(64);
+    let world = World::new(kafka, "capacity", PARTITIONS, &[one])?;
+    crate::fanout::fill(kafka, &world.events(), EVENTS)?;
+    let role = world.again("capacity").start("run", &[])?;
+    let (_, seconds) = role.wait(&crate::drain::DELIVERED, EVENTS as f64)?;
+    role.stop()?;
+    Ok(EVENTS as f64 / seconds / 2.0)
+}

@@ -1,0 +1,116 @@
+//! The receiver of all rows: a process that answers by the path, counts, and tells how late each request was.
+//!
+//! `/ok/N`: 200. `/timed/N`: 200, and its lateness goes into a histogram. `/fail/N`: 500. `/slow/N`: 200 after 10 s.
+//! `/hang/N`: never. Asked on standard input: `report` tells counts and quantiles by path as JSON, `reset` forgets.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+
+use crate::stage::{Problem, wall};
+
+type Counts = Arc<Mutex<BTreeMap<String, Histogram<u64>>>>;
+
+pub fn play() -> Result<(), Problem> {
+    let counts = Counts::default();
+    let told = Arc::clone(&counts);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?.port());
+        std::io::stdout().flush()?;
+        std::thread::spawn(move || {
+            if let Err(problem) = tell(&told) {
+                eprintln!("the receiver: {problem}");
+            }
+        });
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let counts = Arc::clone(&counts);
+            tokio::spawn(async move {
+                let answer = service_fn(|request| answer(&counts, request));
+                // The sender closes when it has done.
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await
+                    .ok();
+            });
+        }
+    })
+}
+
+async fn answer(
+    counts: &Counts,
+    request: hyper::Request<Incoming>,
+) -> Result<hyper::Response<Full<Bytes>>, hyper::Error> {
+    let path = request.uri().path().to_owned();
+    let body = request.into_body().collect().await?.to_bytes();
+    let mut response = hyper::Response::new(Full::default());
+    match path.split('/').nth(1) {
+        Some("timed") => note(counts, path, &body),
+        Some("fail") => *response.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR,
+        Some("slow") => tokio::time::sleep(Duration::from_secs(10)).await,
+        Some("hang") => std::future::pending().await,
+        _ => {}
+    }
+    Ok(response)
+}
+
+fn note(counts: &Counts, path: String, body: &[u8]) {
+    let late = scheduled(body).map_or(0, |at| wall().saturating_sub(at) / 1000);
+    let mut counts = counts.lock().unwrap();
+    counts
+        .entry(path)
+        .or_insert_with(|| Histogram::new(3).unwrap())
+        .saturating_record(u64::try_from(late).unwrap_or(u64::MAX));
+}
+
+/// The number behind `"at":`.
+pub fn scheduled(body: &[u8]) -> Option<u128> {
+    let at = body.windows(5).position(|window| window == br#""at":"#)? + 5;
+    let digits = body[at..].iter().take_while(|byte| byte.is_ascii_digit());
+    Some(digits.fold(0, |number, digit| number * 10 + u128::from(digit - b'0')))
+}
+
+/// Quantiles in milliseconds.
+pub fn quantiles(histogram: &Histogram<u64>) -> Value {
+    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+    json!({"count": histogram.len(), "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999), "max": at(1.0)})
+}
+
+fn tell(counts: &Counts) -> Result<(), Problem> {
+    for line in std::io::stdin().lock().lines() {
+        let mut counts = counts.lock().unwrap();
+        let answer: Value = match line?.as_str() {
+            "reset" => {
+                counts.clear();
+                json!({})
+            }
+            // Of all paths together, beside each.
+            _ => {
+                let mut all = Histogram::new(3)?;
+                let mut each = serde_json::Map::new();
+                for (path, histogram) in counts.iter() {
+                    all.add(histogram)?;
+                    each.insert(path.clone(), quantiles(histogram));
+                }
+                json!({"all": quantiles(&all), "each": each})
+            }
+        };
+        println!("{answer}");
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
