@@ -393,7 +393,9 @@ impl Answer {
             .and_then(RetryAfter::read);
         let body = response.into_body();
         let rest = if body.is_end_stream() {
-            on.map(OnLoan::end);
+            if let Some(on) = on {
+                on.end();
+            }
             None
         } else {
             Some(Rest { body, on })
@@ -455,8 +457,10 @@ impl Rest {
         let drained = timeout_at(deadline, whole)
             .await
             .unwrap_or(Drained::Timeout);
-        if drained == Drained::Complete {
-            self.on.map(OnLoan::end);
+        if drained == Drained::Complete
+            && let Some(on) = self.on
+        {
+            on.end();
         }
         drained
     }

@@ -1,6 +1,7 @@
 //! Where a subscription's commands go, made ready once so that each request costs little: checked URL, header
 //! template, keys.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT}
 
 use super::lane::{Limits, Rate};
 use super::signing::Signer;
-use crate::command::Command;
+use crate::command::{Command, ContentType};
 use crate::config::Settings;
 use crate::egress::{EgressDenied, EgressPolicy};
 use crate::http::{Address, Request};
@@ -45,6 +46,8 @@ pub(super) struct Target {
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
+    /// The second of the last request, as a header: many requests share one.
+    second: RefCell<(i64, HeaderValue)>,
 }
 
 impl Destination {
@@ -113,6 +116,10 @@ impl Target {
             headers.append(name.clone(), value.clone());
         }
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(ContentType::Json.as_str()),
+        );
         Ok(Self {
             subscription: Arc::clone(subscription),
             timeout: subscription.timeout.unwrap_or(settings.timeout),
@@ -125,30 +132,40 @@ impl Target {
             address: Arc::new(address),
             headers,
             signer,
+            second: RefCell::new((0, HeaderValue::from(0))),
         })
     }
 
     /// The request of one attempt, signed at `now`. What an event put into a header that HTTP cannot carry is left out.
     pub(super) fn request(&self, command: &Command, now: EpochMs) -> Request {
         let mut headers = self.headers.clone();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static(command.content_type.as_str()),
-        );
-        insert(&mut headers, WEBHOOK_ID, &command.webhook_id);
-        headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.seconds()));
-        if !self.signer.is_empty() {
-            let signature = self
-                .signer
-                .sign(&command.webhook_id, now.seconds(), &command.body);
-            insert(&mut headers, WEBHOOK_SIGNATURE, &signature);
+        if command.content_type != ContentType::Json {
+            let other = HeaderValue::from_static(command.content_type.as_str());
+            headers.insert(CONTENT_TYPE, other);
         }
+        if let Ok(id) = HeaderValue::from_str(&command.webhook_id) {
+            headers.insert(WEBHOOK_ID, id);
+        }
+        let second = self.second(now.seconds());
+        if !self.signer.is_empty() {
+            let digits = second.to_str().unwrap_or_default();
+            let signature = self.signer.sign(&command.webhook_id, digits, &command.body);
+            if let Ok(signature) = HeaderValue::try_from(signature) {
+                headers.insert(WEBHOOK_SIGNATURE, signature);
+            }
+        }
+        headers.insert(WEBHOOK_TIMESTAMP, second);
         headers.insert(
             ATTEMPT,
-            HeaderValue::from(command.attempt.saturating_add(1)),
+            match command.attempt {
+                0 => HeaderValue::from_static("1"),
+                made => HeaderValue::from(made.saturating_add(1)),
+            },
         );
-        if let Some(trace) = &command.traceparent {
-            insert(&mut headers, TRACEPARENT, trace);
+        if let Some(trace) = &command.traceparent
+            && let Ok(trace) = HeaderValue::from_str(trace)
+        {
+            headers.insert(TRACEPARENT, trace);
         }
         Request {
             to: Arc::clone(&self.address),
@@ -156,11 +173,13 @@ impl Target {
             body: command.body.clone(),
         }
     }
-}
 
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
+    fn second(&self, now: i64) -> HeaderValue {
+        let mut last = self.second.borrow_mut();
+        if last.0 != now {
+            *last = (now, HeaderValue::from(now));
+        }
+        last.1.clone()
     }
 }
 

@@ -1,10 +1,14 @@
 //! The workers of a replica: their threads, and which one owns a partition.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender, unbounded_channel};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::{
+    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+};
 
 use super::worker::{self, Order, Surroundings, WorkerState};
 use crate::egress::EgressPolicy;
@@ -27,6 +31,36 @@ impl WorkerHandle {
             tracing::error!("a delivery worker has ended");
         }
     }
+}
+
+fn not_started(error: io::Error) -> Failure {
+    Failure::Internal(format!("starting a delivery worker: {error}"))
+}
+
+/// The whole life of a worker's thread. Its runtime never leaves it, so that its tasks need no queue of their own
+/// beside the runtime's.
+fn work(
+    surroundings: Surroundings,
+    inbox: UnboundedReceiver<Order>,
+    started: &Sender<io::Result<()>>,
+) {
+    let runtime = match Builder::new_current_thread()
+        .enable_all()
+        // Names are resolved there: slow DNS must not become hundreds of threads.
+        .max_blocking_threads(RESOLVERS)
+        .build_local(LocalOptions::default())
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // Whoever starts a worker waits for this.
+            started.send(Err(error)).ok();
+            return;
+        }
+    };
+    started.send(Ok(())).ok();
+    runtime.block_on(worker::run(surroundings, inbox));
+    // A name that still resolves on the blocking pool must not hold the process up.
+    runtime.shutdown_background();
 }
 
 pub(super) struct Workers {
@@ -54,25 +88,15 @@ impl Workers {
                 max_in_flight: settings.max_in_flight.div_ceil(count),
             };
             let (orders, inbox) = unbounded_channel();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                // Names are resolved there: slow DNS must not become hundreds of threads.
-                .max_blocking_threads(RESOLVERS)
-                .build()
-                .map_err(|error| {
-                    Failure::Internal(format!("starting a delivery worker: {error}"))
-                })?;
+            let (started, starts) = channel();
             let thread = std::thread::Builder::new()
                 .name(format!("deliver-{index}"))
-                .spawn(move || {
-                    let local = tokio::task::LocalSet::new();
-                    local.block_on(&runtime, worker::run(surroundings, inbox));
-                    // A name that still resolves on the blocking pool must not hold the process up.
-                    runtime.shutdown_background();
-                })
-                .map_err(|error| {
-                    Failure::Internal(format!("starting a delivery worker: {error}"))
-                })?;
+                .spawn(move || work(surroundings, inbox, &started))
+                .map_err(not_started)?;
+            starts
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
+                .map_err(not_started)?;
             all.push(WorkerHandle { orders, thread });
         }
         Ok(Self { all })

@@ -10,9 +10,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::CertifiedKey;
 use rustls::pki_types::PrivateKeyDer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Barrier, Notify, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -146,7 +146,7 @@ async fn settle() {
 }
 
 /// One request with its body; nothing when the connection ended.
-async fn read_request(stream: &mut TcpStream) -> Option<String> {
+async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut bytes = Vec::new();
     loop {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
@@ -710,6 +710,137 @@ async fn a_certificate_in_the_ca_file_is_trusted_and_the_server_chooses_the_vers
             server.accepted(),
             1,
             "the connection was not used again ({expected:?})"
+        );
+    }
+}
+
+/// Answers each request, and tells of each connection that ends.
+async fn telling_of_ends(
+    answer: impl Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Clone + Send + 'static,
+) -> (Server, mpsc::UnboundedReceiver<()>) {
+    let (ended, seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream| {
+        let (ended, answer) = (ended.clone(), answer.clone());
+        async move {
+            while read_request(&mut stream).await.is_some() {
+                answer().await;
+                stream.write_all(OK).await.unwrap();
+            }
+            ended.send(()).unwrap();
+        }
+    })
+    .await;
+    (server, seen)
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let (server, mut ended) = telling_of_ends(|| Box::pin(std::future::ready(()))).await;
+    let client = HttpClient::new(HttpOptions {
+        pool_idle_timeout: SHORT,
+        ..options(&["127.0.0.0/8"])
+    })
+    .unwrap();
+    answered(post(&client, &server.url()).await);
+    let idle = Instant::now();
+    ended.recv().await.unwrap();
+    // It is stamped between two sweeps.
+    assert!(
+        idle.elapsed() > SHORT / 2,
+        "closed after {:?}",
+        idle.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn no_more_idle_connections_are_kept_than_allowed() {
+    let both = Arc::new(Barrier::new(2));
+    let answer = move || {
+        let both = Arc::clone(&both);
+        Box::pin(async move {
+            both.wait().await;
+        }) as Pin<Box<dyn Future<Output = ()> + Send>>
+    };
+    let (server, mut ended) = telling_of_ends(answer).await;
+    let client = HttpClient::new(HttpOptions {
+        max_idle_per_host: 1,
+        ..options(&["127.0.0.0/8"])
+    })
+    .unwrap();
+    let url = server.url();
+    let (one, other) = tokio::join!(post(&client, &url), post(&client, &url));
+    answered(one);
+    answered(other);
+    ended.recv().await.unwrap();
+    settle().await;
+    assert!(ended.try_recv().is_err(), "the one allowed was closed too");
+}
+
+#[tokio::test]
+async fn a_request_takes_a_connection_that_comes_back_before_its_own_is_there() {
+    let (certified, ca_file) = certificate("127.0.0.1");
+    let acceptor = acceptor(&certified, &["http/1.1"]);
+    let (connections, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let may_answer = Arc::clone(&go);
+    let server = Server::start(move |stream| {
+        let first = connections.fetch_add(1, Ordering::SeqCst) == 0;
+        let (acceptor, may_answer) = (acceptor.clone(), Arc::clone(&may_answer));
+        async move {
+            if !first {
+                // A handshake that never begins.
+                std::future::pending::<()>().await;
+            }
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            while read_request(&mut stream).await.is_some() {
+                may_answer.notified().await;
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let client = trusting(&ca_file);
+    let url = format!("https://{}/", server.address);
+    let answered_once = Notify::new();
+    let answers = async {
+        while server.accepted() < 2 {
+            tokio::task::yield_now().await;
+        }
+        // Each answer waits for one of these; the second is kept until then.
+        go.notify_one();
+        answered_once.notified().await;
+        go.notify_one();
+    };
+    let one = async {
+        answered(post(&client, &url).await);
+        answered_once.notify_one();
+    };
+    let other = async {
+        answered(post(&client, &url).await);
+        answered_once.notify_one();
+    };
+    tokio::join!(answers, one, other);
+    assert_eq!(server.accepted(), 2);
+}
+
+#[test]
+fn an_address_needs_a_scheme_and_a_host() {
+    for uri in ["/hook", "example.org", "example.org:80"] {
+        assert_eq!(
+            Address::new(uri.parse().unwrap()).unwrap_err(),
+            InvalidAddress,
+            "{uri}"
+        );
+    }
+    for (uri, expected) in [
+        ("http://example.org/a", "example.org"),
+        ("https://example.org:443/a", "example.org"),
+        ("http://example.org:443", "example.org:443"),
+        ("https://[::1]:8443/", "[::1]:8443"),
+    ] {
+        assert_eq!(
+            Address::new(uri.parse().unwrap()).unwrap().host,
+            expected,
+            "{uri}"
         );
     }
 }
