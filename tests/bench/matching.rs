@@ -93,16 +93,11 @@ pub fn play(arguments: &[String]) -> Result<(), Problem> {
             let (begun, before) = (Instant::now(), account(std::process::id())?.cpu);
             let mut count = 0_usize;
             while begun.elapsed().as_secs_f64() < seconds {
-                for number in 0..EVENTS {
+                for (number, text) in texts.iter().enumerate() {
                     found.clear();
                     one(number, &mut found)?;
                     if found.len() != MATCHES {
-                        return Err(format!(
-                            "{} matches of {MATCHES}: {}",
-                            found.len(),
-                            texts[number]
-                        )
-                        .into());
+                        return Err(format!("{} matches of {MATCHES}: {text}", found.len(),).into());
                     }
                 }
                 count += EVENTS;
