@@ -612,6 +612,160 @@ mod tests {
         assert_eq!(sent(lane.next(SPARE, until)), Some(1));
     }
 
+    #[test]
+    fn replicas_short_of_requests_leave_every_lane_its_first() {
+        let now = start();
+        let mut lane = lane(64, None, now);
+        for item in 0..64 {
+            lane.offer(item, 1, false, now).unwrap();
+        }
+        let mut spare = 128;
+        while sent(lane.next(spare, now)).is_some() {
+            spare -= 1;
+        }
+        assert!(
+            lane.in_flight() <= spare / SHARE_OF_SPARE + 1,
+            "{} of 128, {spare} left",
+            lane.in_flight()
+        );
+        assert!(
+            sent(self::lane(1, None, now).next(0, now)).is_none(),
+            "nothing is queued"
+        );
+        let mut other = self::lane(8, None, now);
+        other.offer(0, 1, false, now).unwrap();
+        assert_eq!(sent(other.next(1, now)), Some(0));
+    }
+
+    #[test]
+    fn an_open_breaker_closes_the_lane_until_its_probe() {
+        let now = start();
+        let mut lane = lane(8, None, now);
+        let mut changed = None;
+        for item in 0..RULES.failures {
+            lane.offer(item, 1, false, now).unwrap();
+            let Next::Send(_, permit) = lane.next(SPARE, now) else {
+                panic!("it is closed");
+            };
+            let report = Report {
+                permit,
+                sign: Sign::Bad,
+                answered: true,
+            };
+            changed = lane.learn(report, now, 0.5);
+            lane.ended(now);
+        }
+        let probe_at = now + RULES.probe;
+        assert_eq!(changed, Some(Change::Opened(probe_at)));
+        assert_eq!(lane.closed(now), Some((Cause::Breaker, probe_at)));
+        lane.offer(7, 1, false, probe_at).unwrap();
+        lane.offer(8, 1, false, probe_at).unwrap();
+        let Next::Send(7, probe) = lane.next(SPARE, probe_at) else {
+            panic!("the probe is due");
+        };
+        assert!(probe.probe);
+        assert_eq!(
+            lane.next(SPARE, probe_at),
+            Next::Nothing,
+            "one probe at a time"
+        );
+        let report = Report {
+            permit: probe,
+            sign: Sign::Good,
+            answered: true,
+        };
+        assert_eq!(lane.learn(report, probe_at, 0.5), Some(Change::Closed));
+        assert_eq!(sent(lane.next(SPARE, probe_at)), Some(8));
+    }
+
+    /// An endpoint that takes `pace` a second, at twice that for a while; what is parked comes back in portions of a
+    /// tier of 5 s. How often each command was parked on average, and how long all took.
+    fn overloaded(pace: u64, rate: Option<(f64, f64)>) -> (f64, Duration) {
+        const TIME: Duration = Duration::from_secs(60);
+        const TIER: Duration = Duration::from_secs(5);
+        let begin = start();
+        let mut lane = lane(1, rate, begin);
+        let each = Duration::from_secs(1) / u32::try_from(pace).unwrap();
+        let (mut now, mut parked, mut done) = (begin, 0_u32, 0_u32);
+        let mut coming: std::collections::BTreeMap<Instant, Vec<u32>> = (0..pace * 120)
+            .map(|number| {
+                (
+                    begin
+                        + TIME * u32::try_from(number).unwrap()
+                            / u32::try_from(pace * 120).unwrap(),
+                    vec![number as u32],
+                )
+            })
+            .collect();
+        let count = u32::try_from(pace * 120).unwrap();
+        let mut busy: Option<Instant> = None;
+        while done < count {
+            let next = coming.keys().next().copied().into_iter().chain(busy).min();
+            now = next.map_or(now + Duration::from_millis(1), |next| {
+                next.max(now + Duration::from_micros(1))
+            });
+            if busy.is_some_and(|end| end <= now) {
+                busy = None;
+                lane.ended(now);
+                done += 1;
+            }
+            let due: Vec<Instant> = coming.range(..=now).map(|(at, _)| *at).collect();
+            let arrived: Vec<u32> = due
+                .iter()
+                .flat_map(|at| coming.remove(at).unwrap())
+                .collect();
+            for item in arrived {
+                if let Err((item, full)) = lane.offer(item, 1000, true, now) {
+                    if full == Full::Quick {
+                        // It holds its partition up.
+                        let soon = now + Duration::from_millis(10);
+                        coming.entry(soon).or_default().push(item);
+                        continue;
+                    }
+                    parked += 1;
+                    let turn = lane.turn(now).unwrap_or(TIER);
+                    let tiers = turn.as_nanos().div_ceil(TIER.as_nanos()).max(1);
+                    coming
+                        .entry(now + TIER * u32::try_from(tiers).unwrap())
+                        .or_default()
+                        .push(item);
+                }
+            }
+            if busy.is_none() {
+                match lane.next(SPARE, now) {
+                    Next::Send(..) => busy = Some(now + each),
+                    Next::At(at) => {
+                        coming.entry(at).or_default();
+                    }
+                    Next::Nothing => {}
+                }
+            }
+        }
+        (f64::from(parked) / f64::from(count), now - begin)
+    }
+
+    #[test]
+    fn a_lane_at_its_limit_does_not_park_the_same_commands_again_and_again() {
+        for (pace, rate) in [
+            (20, None),
+            (100, None),
+            (500, None),
+            (100, Some((50.0, 10.0))),
+        ] {
+            let (parked, took) = overloaded(pace, rate);
+            let effective = rate.map_or(pace as f64, |(rate, _)| rate.min(pace as f64));
+            let least = Duration::from_secs_f64(pace as f64 * 120.0 / effective);
+            assert!(
+                parked < 3.0,
+                "{pace}/s, {rate:?}: parked {parked:.2} times each"
+            );
+            assert!(
+                took < least.mul_f64(1.3) + Duration::from_secs(10),
+                "{pace}/s, {rate:?}: {took:?} of at least {least:?}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn the_rate_is_exact(per_second in 0.5..500.0_f64, burst in 1..50_u32, steps in proptest::collection::vec(0..200_u64, 1..200)) {

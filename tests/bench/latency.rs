@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
@@ -131,7 +130,7 @@ fn reference(kafka: &Kafka, rate: f64, time: Duration, name: &str) -> Result<Val
                 .and_then(|()| produce(kafka, &topic, rate, time))
                 .map_err(|problem| problem.to_string())
         });
-        let mut histogram = Histogram::<u64>::new(3)?;
+        let mut histogram = crate::receiver::histogram();
         let mut seen = 0;
         let begun = Instant::now();
         while seen < wanted && begun.elapsed() < STUCK {

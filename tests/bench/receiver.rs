@@ -73,8 +73,13 @@ fn note(counts: &Counts, path: String, body: &[u8]) {
     let mut counts = counts.lock().unwrap();
     counts
         .entry(path)
-        .or_insert_with(|| Histogram::new(3).unwrap())
+        .or_insert_with(histogram)
         .saturating_record(u64::try_from(late).unwrap_or(u64::MAX));
+}
+
+/// Microseconds, up to an hour.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 3_600_000_000, 3).unwrap()
 }
 
 /// The number behind `"at":`.
@@ -100,7 +105,7 @@ fn tell(counts: &Counts) -> Result<(), Problem> {
             }
             // Of all paths together, beside each.
             _ => {
-                let mut all = Histogram::new(3)?;
+                let mut all = histogram();
                 let mut each = serde_json::Map::new();
                 for (path, histogram) in counts.iter() {
                     all.add(histogram)?;

@@ -3,9 +3,10 @@
 //! Every list here is reached through a value of the event, so what is visited follows what the event holds.
 //! A candidate is not a match yet: the whole filter is checked by the caller.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use super::Map;
 use super::paths::{PathId, Resolved};
 use crate::subscription::filter::{Condition, Interval, Leaf, Matcher, Num, Scalar};
 
@@ -30,7 +31,7 @@ impl Slots {
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
     unconditioned: Slots,
-    by_path: HashMap<PathId, PathIndex>,
+    by_path: Map<PathId, PathIndex>,
 }
 
 impl Bucket {
@@ -152,8 +153,8 @@ enum Plain {
 /// The subscriptions that are found through one path.
 #[derive(Debug, Default)]
 struct PathIndex {
-    strings: HashMap<Box<str>, Slots>,
-    plain: HashMap<Plain, Slots>,
+    strings: Map<Box<str>, Slots>,
+    plain: Map<Plain, Slots>,
     prefixes: Affixes,
     suffixes: Affixes,
     /// By the bound, and whether it is excluded.
@@ -316,7 +317,7 @@ fn bounded(interval: &Interval) -> Option<(Num, Num)> {
 }
 
 fn set_in_hash<K: Eq + std::hash::Hash>(
-    map: &mut HashMap<K, Slots>,
+    map: &mut Map<K, Slots>,
     key: K,
     slot: Slot,
     present: bool,
@@ -351,7 +352,7 @@ fn set_in_tree<K: Ord>(map: &mut BTreeMap<K, Slots>, key: K, slot: Slot, present
 /// Prefixes or suffixes: one look-up for each length that occurs.
 #[derive(Debug, Default)]
 struct Affixes {
-    lists: HashMap<Box<str>, Slots>,
+    lists: Map<Box<str>, Slots>,
     /// How many lists there are of each length, bytes.
     lengths: BTreeMap<usize, usize>,
 }
@@ -372,7 +373,7 @@ impl Affixes {
 /// grid with cells of 2^k, so a number looks into one cell a level, and a cell holds little that is far from it.
 #[derive(Debug, Default)]
 struct Stretches {
-    levels: BTreeMap<i32, HashMap<i64, Slots>>,
+    levels: BTreeMap<i32, Map<i64, Slots>>,
 }
 
 impl Stretches {

@@ -3,10 +3,9 @@
 //! At each object the walk goes over the members or over the tree's branches, whichever are fewer, so it costs no
 //! more than the event is large, however many paths there are.
 
-use std::collections::HashMap;
-
 use serde_json::Value;
 
+use super::Map;
 use crate::event::{Attribute, Event};
 use crate::subscription::filter::Leaf;
 
@@ -24,7 +23,7 @@ pub(super) struct Paths {
 
 #[derive(Debug, Default)]
 struct Node {
-    children: HashMap<Box<str>, Node>,
+    children: Map<Box<str>, Node>,
     /// Its id and how many filters name it.
     end: Option<(PathId, usize)>,
 }

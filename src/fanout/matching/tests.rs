@@ -27,10 +27,12 @@ fn with_event<R>(payload: &Value, check: impl FnOnce(&Event<'_>) -> R) -> R {
 fn indexed(index: &Index, event: &Event<'_>) -> Vec<String> {
     let mut found = Vec::new();
     index.matching(event, &mut found);
-    found
+    let mut ids: Vec<_> = found
         .iter()
         .map(|subscription| subscription.id.to_string())
-        .collect()
+        .collect();
+    ids.sort();
+    ids
 }
 
 fn naive(index: &Index, event: &Event<'_>) -> Vec<String> {

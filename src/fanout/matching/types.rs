@@ -1,7 +1,6 @@
 //! Type patterns: exact ones by hash, wildcards as a tree of segments.
 
-use std::collections::HashMap;
-
+use super::Map;
 use super::conditions::Bucket;
 use crate::subscription::TypePattern;
 use crate::subscription::filter::Segment;
@@ -9,13 +8,13 @@ use crate::subscription::filter::Segment;
 /// The buckets of all patterns.
 #[derive(Debug, Default)]
 pub(super) struct Types {
-    exact: HashMap<Box<str>, Bucket>,
+    exact: Map<Box<str>, Bucket>,
     wildcards: Node,
 }
 
 #[derive(Debug, Default)]
 struct Node {
-    literals: HashMap<Box<str>, Node>,
+    literals: Map<Box<str>, Node>,
     one: Option<Box<Node>>,
     any: Option<Box<Node>>,
     /// This node was entered by `**`, so it stays reached whatever segment follows.
