@@ -757,7 +757,9 @@ async fn no_more_idle_connections_are_kept_than_allowed() {
     let both = Arc::new(Barrier::new(2));
     let answer = move || {
         let both = Arc::clone(&both);
-        Box::pin(async move { drop(both.wait().await) }) as Pin<Box<dyn Future<Output = ()> + Send>>
+        Box::pin(async move {
+            both.wait().await;
+        }) as Pin<Box<dyn Future<Output = ()> + Send>>
     };
     let (server, mut ended) = telling_of_ends(answer).await;
     let client = HttpClient::new(HttpOptions {
