@@ -1,7 +1,7 @@
 //! Sends one POST and says what came of it.
 //!
 //! A thin layer over hyper's connections: HTTP/1.1, and HTTP/2 where the server chooses it by ALPN. Of the pool
-//! underneath, `pool` tells why it is our own: it costs half of what hyper-util's does.
+//! underneath, `pool` tells how it differs from hyper-util's.
 //! What this adds: connections only where [`EgressPolicy`] allows, one deadline over connect, headers and body,
 //! a named limit on all that a receiver can make us hold, and failures sorted into the classes of the metrics.
 //!
