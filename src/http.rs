@@ -1,7 +1,7 @@
 //! Sends one POST and says what came of it.
 //!
 //! A thin layer over hyper's connections: HTTP/1.1, and HTTP/2 where the server chooses it by ALPN. Of the pool
-//! underneath, `pool` tells why it is our own: it costs half of what hyper-util's does.
+//! underneath, `pool` tells how it differs from hyper-util's.
 //! What this adds: connections only where [`EgressPolicy`] allows, one deadline over connect, headers and body,
 //! a named limit on all that a receiver can make us hold, and failures sorted into the classes of the metrics.
 //!
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Uri};
 use http_body::Body;
@@ -131,6 +131,12 @@ impl Address {
             host,
             pool: OnceLock::new(),
         })
+    }
+
+    /// The value of the header `host`, for those who make headers ready once for many requests.
+    #[must_use]
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
     }
 }
 
@@ -281,12 +287,15 @@ impl HttpClient {
                 }
                 Line::Shared(mut shared) => {
                     *message.uri_mut() = to.uri.clone();
+                    // HTTP/2 has it in the URI.
+                    message.headers_mut().remove(HOST);
                     (shared.try_send_request(message).await, None)
                 }
             };
             match sent {
                 Ok(response) => {
-                    return Ok(Answer::of(response, own.map(|own| OnLoan { own, pool })));
+                    let on = own.map(|own| OnLoan { own, pool });
+                    return Ok(Answer::of(response, on));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if used => message = unsent,
@@ -297,9 +306,11 @@ impl HttpClient {
     }
 
     fn prepare(&self, request: Request) -> Message {
+        let length = HeaderValue::from(request.body.len());
         let mut prepared = http::Request::new(Full::new(request.body));
         *prepared.method_mut() = Method::POST;
         *prepared.headers_mut() = request.headers;
+        prepared.headers_mut().insert(CONTENT_LENGTH, length);
         prepared
             .headers_mut()
             .entry(USER_AGENT)

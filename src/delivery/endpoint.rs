@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{
+    CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
 
 use super::lane::{Limits, Rate};
 use super::signing::Signer;
@@ -111,15 +113,7 @@ impl Target {
             .map_err(|error| format!("its url cannot be used: {error}"))?;
         let address =
             Address::new(uri).map_err(|error| format!("its url cannot be used: {error}"))?;
-        let mut headers = HeaderMap::with_capacity(subscription.headers.len() + 8);
-        for (name, value) in &subscription.headers {
-            headers.append(name.clone(), value.clone());
-        }
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static(ContentType::Json.as_str()),
-        );
+        let headers = template(&subscription.headers, &address, !signer.is_empty());
         Ok(Self {
             subscription: Arc::clone(subscription),
             timeout: subscription.timeout.unwrap_or(settings.timeout),
@@ -143,9 +137,10 @@ impl Target {
             let other = HeaderValue::from_static(command.content_type.as_str());
             headers.insert(CONTENT_TYPE, other);
         }
-        if let Ok(id) = HeaderValue::from_str(&command.webhook_id) {
-            headers.insert(WEBHOOK_ID, id);
-        }
+        match HeaderValue::from_str(&command.webhook_id) {
+            Ok(id) => headers.insert(WEBHOOK_ID, id),
+            Err(_) => headers.remove(WEBHOOK_ID),
+        };
         let second = self.second(now.seconds());
         if !self.signer.is_empty() {
             let digits = second.to_str().unwrap_or_default();
@@ -181,6 +176,28 @@ impl Target {
         }
         last.1.clone()
     }
+}
+
+/// All headers of a request, with what every request replaces for itself standing empty: the map of a request is a
+/// copy that never grows.
+fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) -> HeaderMap {
+    const EMPTY: HeaderValue = HeaderValue::from_static("");
+    let mut headers = HeaderMap::with_capacity(own.len() + 9);
+    for (name, value) in own {
+        headers.append(name.clone(), value.clone());
+    }
+    headers.insert(HOST, address.host().clone());
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    let json = HeaderValue::from_static(ContentType::Json.as_str());
+    headers.insert(CONTENT_TYPE, json);
+    headers.insert(CONTENT_LENGTH, EMPTY);
+    headers.insert(WEBHOOK_ID, EMPTY);
+    headers.insert(WEBHOOK_TIMESTAMP, EMPTY);
+    headers.insert(ATTEMPT, EMPTY);
+    if signed {
+        headers.insert(WEBHOOK_SIGNATURE, EMPTY);
+    }
+    headers
 }
 
 /// What a lane may send for this subscription.

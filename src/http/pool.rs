@@ -168,6 +168,10 @@ pub(super) struct Pool {
 }
 
 #[derive(Debug, Default)]
+#[allow(
+    clippy::vec_box,
+    reason = "a connection is large, and moves with each request"
+)]
 struct Kept {
     /// The one used last is the last, and is used next.
     #[allow(
