@@ -29,6 +29,11 @@ const BUFFER_BYTES: usize = 64 * 1024 * 1024;
 const LEAST_BUFFER: usize = 128 * 1024;
 /// Records in a batch, at most.
 const BATCH_RECORDS: usize = 2000;
+/// Of one tier's partition in a batch, at most: what falls due all at once, as after an outage, comes back among the new
+/// commands of its partition, and not before them all.
+const PORTION: usize = 500;
+/// And at least, however many share the batch.
+const LEAST_PORTION: usize = 20;
 /// Bytes in a batch, at most, except that one record always fits.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Records taken in one turn before anything else is looked at.
@@ -326,10 +331,15 @@ impl Release<'_> {
         let now = clock::now();
         let settings = &self.context.settings;
         let (commands, invalid) = (settings.topics.commands(), settings.topics.invalid_events());
+        let due = self
+            .heads(now)
+            .filter(|head| !matches!(head, Head::Wait(_)))
+            .count();
+        let portion = (BATCH_RECORDS / due.max(1)).clamp(LEAST_PORTION, PORTION);
         for (&place, buffer) in &self.buffers {
             let mut moved = 0;
             let mut behind: Option<Position> = None;
-            for held in &buffer.queue {
+            for held in buffer.queue.iter().take(portion) {
                 if batch.records >= BATCH_RECORDS || batch.bytes >= BATCH_BYTES {
                     break;
                 }
