@@ -77,15 +77,15 @@ impl Destination {
 }
 
 impl Destination {
-    /// How long it may be used before it is made again, also when its subscription does not change: a secret may
-    /// come into a file, or be replaced there.
-    pub(super) fn holds_for(&self) -> Duration {
+    /// How long it may be used before it is made again although its subscription does not change: a secret may come
+    /// into a file, or be replaced there.
+    pub(super) fn holds_for(&self) -> Option<Duration> {
         const MISSING_SECRET: Duration = Duration::from_secs(10);
         const SECRET_FILE: Duration = Duration::from_secs(60);
         match self {
-            Self::Waiting => MISSING_SECRET,
-            Self::Open(target) if target.reads_files() => SECRET_FILE,
-            Self::Open(_) | Self::Disabled | Self::Denied(_) => Duration::MAX,
+            Self::Waiting => Some(MISSING_SECRET),
+            Self::Open(target) if target.reads_files() => Some(SECRET_FILE),
+            Self::Open(_) | Self::Disabled | Self::Denied(_) => None,
         }
     }
 }

@@ -24,10 +24,10 @@ pub const QUEUE_BYTES: usize = 1024 * 1024;
 /// Commands that a quick lane queues at most: an eighth of what a bitmap of a window can tell of, and no more than it
 /// sends in [`HORIZON`].
 pub const QUICK_COMMANDS: usize = 3000;
-/// The default shortest tier: what is parked comes back in portions as large as a lane's pace times this.
+/// The default shortest tier: what is parked comes back in portions as large as a lane's pace times this. What a rate
+/// limit cannot send within it is not queued.
 const HORIZON: Duration = Duration::from_secs(5);
-/// A full lane that takes longer than this to drain is slow: its overflow is parked. And what a rate limit cannot
-/// send within it is not queued.
+/// A full lane that takes longer than this to drain is slow: its overflow is parked.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// Over how much time a lane's pace is measured: longer than a hiccup of the machine, and all that a lane can hold
 /// its partition up before it is known to be slow.
@@ -332,7 +332,7 @@ impl<T> Lane<T> {
     fn fullness(&self, bytes: usize, spare: bool, now: Instant) -> Option<Full> {
         let queued = self.queue.len();
         if let Some(bucket) = &self.bucket {
-            let soon = bucket.within(PATIENCE, now).max(1.0);
+            let soon = bucket.within(HORIZON, now).max(1.0);
             if queued as f64 >= soon {
                 return Some(Full::Slow(Cause::Rate));
             }
@@ -681,23 +681,22 @@ mod tests {
     /// An endpoint that takes `pace` a second, at twice that for a while; what is parked comes back in portions of a
     /// tier of 5 s. How often each command was parked on average, and how long all took.
     fn overloaded(pace: u64, rate: Option<(f64, f64)>) -> (f64, Duration) {
-        const TIME: Duration = Duration::from_secs(60);
+        const TIME: Duration = Duration::from_secs(20);
         const TIER: Duration = Duration::from_secs(5);
         let begin = start();
         let mut lane = lane(1, rate, begin);
         let each = Duration::from_secs(1) / u32::try_from(pace).unwrap();
         let (mut now, mut parked, mut done) = (begin, 0_u32, 0_u32);
-        let mut coming: std::collections::BTreeMap<Instant, Vec<u32>> = (0..pace * 120)
+        let mut coming: std::collections::BTreeMap<Instant, Vec<u32>> = (0..pace * 40)
             .map(|number| {
                 (
                     begin
-                        + TIME * u32::try_from(number).unwrap()
-                            / u32::try_from(pace * 120).unwrap(),
+                        + TIME * u32::try_from(number).unwrap() / u32::try_from(pace * 40).unwrap(),
                     vec![number as u32],
                 )
             })
             .collect();
-        let count = u32::try_from(pace * 120).unwrap();
+        let count = u32::try_from(pace * 40).unwrap();
         let mut busy: Option<Instant> = None;
         while done < count {
             let next = coming.keys().next().copied().into_iter().chain(busy).min();
@@ -754,7 +753,7 @@ mod tests {
         ] {
             let (parked, took) = overloaded(pace, rate);
             let effective = rate.map_or(pace as f64, |(rate, _)| rate.min(pace as f64));
-            let least = Duration::from_secs_f64(pace as f64 * 120.0 / effective);
+            let least = Duration::from_secs_f64(pace as f64 * 40.0 / effective);
             assert!(
                 parked < 3.0,
                 "{pace}/s, {rate:?}: parked {parked:.2} times each"

@@ -83,19 +83,15 @@ impl<T> Book<T> {
         if let Some(Place::Going) = line.get(&sequence) {
             return Arrival::Go(item);
         }
-        let mut ahead = line.range(..sequence).map(|(_, place)| place).peekable();
-        if ahead.peek().is_none() && known {
-            line.insert(sequence, Place::Going);
-            return Arrival::Go(item);
-        }
-        let away = ahead
-            .filter_map(|place| match place {
-                Place::Away(due) => Some(*due),
-                Place::Waiting(_) | Place::Going => None,
-            })
-            .max();
-        if away.is_some() || full {
-            return Arrival::Behind(item, away);
+        // Whoever is parked parks those behind it, so the next one ahead tells enough.
+        match line.range(..sequence).next_back() {
+            None if known => {
+                line.insert(sequence, Place::Going);
+                return Arrival::Go(item);
+            }
+            Some((_, Place::Away(due))) => return Arrival::Behind(item, Some(*due)),
+            _ if full => return Arrival::Behind(item, None),
+            _ => {}
         }
         line.insert(sequence, Place::Waiting(item));
         self.waiting += 1;
@@ -166,18 +162,6 @@ impl<T> Book<T> {
         for line in self.subjects.values_mut() {
             line.retain(|_, place| !matches!(place, Place::Away(_)));
         }
-    }
-
-    /// The earliest due time of what is in tiers.
-    #[must_use]
-    pub fn earliest_away(&self) -> Option<EpochMs> {
-        let places = self.subjects.values().flat_map(BTreeMap::values);
-        places
-            .filter_map(|place| match place {
-                Place::Away(due) => Some(*due),
-                Place::Waiting(_) | Place::Going => None,
-            })
-            .min()
     }
 
     /// Takes out all that wait here, in order of their subjects' sequences; they count as let through.

@@ -338,13 +338,15 @@ impl Worker {
             let Some(entry) = self.lanes.get_mut(&id) else {
                 continue;
             };
+            let Destination::Open(target) = &entry.destination else {
+                self.clear_lane(id);
+                continue;
+            };
+            let target = Rc::clone(target);
             let spare = self.around.max_in_flight - self.in_flight;
             match entry.lane.next(spare, now) {
                 Next::Send(taken, permit) => {
-                    if let Destination::Open(target) = &entry.destination {
-                        let target = Rc::clone(target);
-                        self.start(id, taken, target, permit);
-                    }
+                    self.start(id, taken, target, permit);
                     if let Some(pause) = &mut self.pause {
                         pause.probe = false;
                     }

@@ -33,7 +33,7 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         Some(rate) => rate,
         None => half_of_capacity(kafka)?,
     };
-    let time = Duration::from_secs(scale.pick(5, 20));
+    let time = Duration::from_secs(scale.pick(5, 10));
     report.tells(
         "isolation: half of capacity, ten commands an event",
         rate,

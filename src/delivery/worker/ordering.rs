@@ -105,10 +105,7 @@ impl Worker {
             Arrival::Go(taken) => Some(taken),
             Arrival::Waits => None,
             Arrival::Behind(taken, due) => {
-                let lost = book
-                    .earliest_away()
-                    .is_some_and(|due| now.since(due) > OVERDUE);
-                if lost {
+                if due.is_some_and(|due| now.since(due) > OVERDUE) {
                     self.look_again(id);
                 }
                 self.park(taken, ParkReason::Order, due.map(|due| due.since(now)), now);

@@ -364,12 +364,15 @@ impl Worker {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return false;
         };
-        let now = clock::instant();
-        if entry.version == version && now - entry.made < entry.destination.holds_for() {
+        let holds = match entry.destination.holds_for() {
+            Some(time) => clock::instant() - entry.made < time,
+            None => true,
+        };
+        if entry.version == version && holds {
             return true;
         }
         entry.version = version;
-        entry.made = now;
+        entry.made = clock::instant();
         let Some(subscription) = self.around.table.get(&entry.name) else {
             self.remove_lane(id);
             return false;
@@ -387,7 +390,7 @@ impl Worker {
     }
 
     /// Sends what a lane has queued where its destination, which takes none now, says.
-    fn clear_lane(&mut self, id: LaneId) {
+    pub(super) fn clear_lane(&mut self, id: LaneId) {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
