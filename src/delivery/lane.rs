@@ -328,6 +328,23 @@ impl<T> Lane<T> {
         self.in_flight
     }
 
+    /// Why it takes longer than [`PATIENCE`] to drain a full queue; `None` while nothing is known against it.
+    #[must_use]
+    pub fn slow(&self, now: Instant) -> Option<Cause> {
+        if self.breaker.is_open() {
+            return Some(Cause::Breaker);
+        }
+        let limited = self.limits.rate.map(|rate| rate.per_second);
+        let is_slow = |pace: f64| QUEUE_COMMANDS as f64 > pace * PATIENCE.as_secs_f64();
+        if self.closed(now).is_some() || limited.is_some_and(is_slow) {
+            return Some(Cause::Rate);
+        }
+        self.pace
+            .rate(now)
+            .is_some_and(is_slow)
+            .then_some(Cause::Endpoint)
+    }
+
     /// `None` when there is room.
     fn fullness(&self, bytes: usize, spare: bool, now: Instant) -> Option<Full> {
         let queued = self.queue.len();
@@ -341,14 +358,10 @@ impl<T> Lane<T> {
         if queued == 0 || fits {
             return None;
         }
-        if self.breaker.is_open() {
-            return Some(Full::Slow(Cause::Breaker));
+        if let Some(cause) = self.slow(now) {
+            return Some(Full::Slow(cause));
         }
         let pace = self.pace.rate(now);
-        let is_slow = |pace: f64| QUEUE_COMMANDS as f64 > pace * PATIENCE.as_secs_f64();
-        if self.closed(now).is_some() || pace.is_some_and(is_slow) {
-            return Some(Full::Slow(Cause::Endpoint));
-        }
         let most = pace.map_or(QUICK_COMMANDS, |pace| {
             ((pace * HORIZON.as_secs_f64()) as usize).min(QUICK_COMMANDS)
         });

@@ -282,7 +282,9 @@ impl Again<'_> {
         // Its pipe must not fill up, and what it warns of is told.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                if line.contains("ERROR") {
+                if line.contains("ERROR")
+                    || line.contains("WARN") && !line.contains("the breaker is open")
+                {
                     eprintln!("{line}");
                 }
             }

@@ -156,20 +156,24 @@ impl Worker {
         }
     }
 
-    /// The window has no room: what waits longest in it, and is not on its way, goes. `false` when there is nothing.
+    /// The window has no room: of the lanes that are slow, what waits longest and is not on its way goes. `false` when
+    /// there is none: then those that are quick will make room soon.
     fn make_room(&mut self, number: i32) -> bool {
+        let now = clock::instant();
         let Some(partition) = self.partitions.get(&number) else {
             return false;
         };
-        let oldest = partition
+        let lanes = partition
             .lanes
             .values()
-            .filter_map(|id| Some((self.lanes.get(id)?.lane.first()?.offset, *id)))
+            .filter_map(|id| Some((self.lanes.get(id)?, *id)));
+        let oldest = lanes
+            .filter(|(entry, _)| entry.lane.slow(now).is_some())
+            .filter_map(|(entry, id)| Some((entry.lane.first()?.offset, id)))
             .min();
         let Some((_, id)) = oldest else {
             return false;
         };
-        let now = clock::instant();
         let rest = self
             .lanes
             .get_mut(&id)
