@@ -104,6 +104,10 @@ impl Subscriber {
         if let Some(least) = self.least_total {
             document["filter"] = json!({"data.total": [{"numeric": [">=", least]}]});
         }
+        if self.manner == Manner::Flaky {
+            // It fails the first two attempts of each webhook: a breaker would stop what works at the third.
+            document["breaker"] = json!({"failures": 0, "rate": 0});
+        }
         if self.manner == Manner::Slow {
             // A slow receiver keeps up when enough requests are under way at a time: half as many again as it needs.
             document["max_in_flight"] = json!((rate / 5).clamp(4, 64));
