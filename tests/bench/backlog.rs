@@ -6,7 +6,7 @@ use crate::report::Report;
 use crate::stage::{Helper, Kafka, Problem, World, median, subscriptions};
 
 pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
-    let (few, many) = scale.pick((50_000, 300_000), (200_000, 2_000_000));
+    let (few, many) = scale.pick((50_000, 200_000), (200_000, 2_000_000));
     let mut receiver = Helper::start("receiver", &[])?;
     let port = receiver.line()?;
     let mut rates = Vec::new();
