@@ -4,7 +4,7 @@
 //! nothing is sent until the next probe, one attempt, which closes it again or opens it for longer. One partition has
 //! one owner, and a subscription lives in one partition, so there is one breaker per subscription and it is exact.
 //!
-//! A failure is an attempt that is to be tried again (no answer, 5xx, 429, …). An answer that refuses one request for
+//! A failure is an attempt that is to be tried again (no answer, 5xx, 404, …). An answer that refuses one request for
 //! good (400, …) shows an endpoint that works.
 //!
 //! Pure: the time and the chance for the jitter are arguments.

@@ -107,7 +107,7 @@ impl Delivery<'_> {
             Step::Resume(length) => {
                 gauge.set(0);
                 tracing::info!(paused = ?length, "intake goes on");
-                self.workers.tell(|| Order::Resume);
+                self.workers.tell(|| Order::Resume(health.answered));
             }
         }
     }

@@ -268,12 +268,6 @@ impl<T> Lane<T> {
         self.breaker.probe_soon(now);
     }
 
-    /// Whether nothing but a probe is sent.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.breaker.is_open()
-    }
-
     /// How long to park what has no room: until it would have its turn behind all that wait already. `None` when
     /// the lane's pace says nothing.
     pub fn turn(&mut self, now: Instant) -> Option<Duration> {
@@ -313,7 +307,7 @@ impl<T> Lane<T> {
     /// Whether more is queued than an endpoint without a backlog leaves.
     #[must_use]
     pub fn is_backlogged(&self) -> bool {
-        self.queue.len() >= QUEUE_COMMANDS / 2
+        self.queue.len() >= QUEUE_COMMANDS / 2 || self.queued_bytes >= QUEUE_BYTES / 2
     }
 
     /// How many are queued.

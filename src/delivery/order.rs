@@ -80,8 +80,11 @@ impl<T> Book<T> {
         let Some(line) = self.subjects.get_mut(subject) else {
             return Arrival::Go(item);
         };
-        if let Some(Place::Going) = line.get(&sequence) {
-            return Arrival::Go(item);
+        match line.get(&sequence) {
+            Some(Place::Going) => return Arrival::Go(item),
+            // A second copy, which at-least-once allows: one of them at a time.
+            Some(Place::Waiting(_)) => return Arrival::Behind(item, None),
+            Some(Place::Away(_)) | None => {}
         }
         // Whoever is parked parks those behind it, so the next one ahead tells enough.
         match line.range(..sequence).next_back() {
@@ -98,19 +101,22 @@ impl<T> Book<T> {
         Arrival::Waits
     }
 
-    /// A command goes to a tier, to be due then. Gives those that wait behind it, in order: they go there too, and
-    /// are to be told with this function one by one.
+    /// A command goes to a tier, to be due then. Gives those that wait behind it, in order: they are to go there too,
+    /// and count as gone already.
     pub fn away(&mut self, subject: &str, sequence: i64, due: EpochMs) -> Vec<(i64, T)> {
         let Some(line) = self.subjects.get_mut(subject) else {
             return Vec::new();
         };
-        line.insert(sequence, Place::Away(due));
+        let mut gone = Vec::new();
+        if let Some(Place::Waiting(copy)) = line.insert(sequence, Place::Away(due)) {
+            self.waiting -= 1;
+            gone.push((sequence, copy));
+        }
         let behind: Vec<i64> = line
             .range(sequence + 1..)
             .filter(|(_, place)| matches!(place, Place::Waiting(_)))
             .map(|(&sequence, _)| sequence)
             .collect();
-        let mut gone = Vec::with_capacity(behind.len());
         for sequence in behind {
             if let Some(Place::Waiting(item)) = line.insert(sequence, Place::Away(due)) {
                 self.waiting -= 1;
@@ -126,7 +132,11 @@ impl<T> Book<T> {
         if let Some(meanwhile) = &mut self.unknown {
             meanwhile.insert((subject.into(), sequence));
         }
-        self.subjects.get_mut(subject)?.remove(&sequence);
+        let line = self.subjects.get_mut(subject)?;
+        // A second copy that waits here stays: its offset has to end too.
+        if !matches!(line.get(&sequence), Some(Place::Waiting(_))) {
+            line.remove(&sequence);
+        }
         self.next(subject)
     }
 
@@ -154,6 +164,25 @@ impl<T> Book<T> {
             .iter()
             .filter_map(|subject| self.next(subject))
             .collect()
+    }
+
+    /// Takes out all that waits behind one that is in a tier, with its due time: it is to go there too, and counts as
+    /// gone already.
+    pub fn take_behind_away(&mut self) -> Vec<(T, EpochMs)> {
+        let heads: Vec<(Box<str>, i64, EpochMs)> = self
+            .subjects
+            .iter()
+            .filter_map(|(subject, line)| match line.first_key_value()? {
+                (&sequence, Place::Away(due)) => Some((subject.clone(), sequence, *due)),
+                _ => None,
+            })
+            .collect();
+        let mut taken = Vec::new();
+        for (subject, sequence, due) in heads {
+            let behind = self.away(&subject, sequence, due);
+            taken.extend(behind.into_iter().map(|(_, item)| (item, due)));
+        }
+        taken
     }
 
     /// Forgets what is thought to be in tiers, to learn it anew: something that should have come back has not.
@@ -266,6 +295,32 @@ mod tests {
         assert_eq!(book.learn([under_way]), [8]);
         assert_eq!(book.arrive("a", 3, 3), Arrival::Go(3));
         assert_eq!(book.done("a", 3), Some(7));
+    }
+
+    #[test]
+    fn a_second_copy_is_never_lost_nor_sent_beside_the_first() {
+        let mut book = known();
+        book.arrive("a", 5, 50);
+        assert_eq!(book.arrive("a", 10, 100), Arrival::Waits);
+        assert_eq!(book.arrive("a", 10, 101), Arrival::Behind(101, None));
+        assert_eq!(book.away("a", 10, DUE), [(10, 100)], "both go");
+        assert_eq!(book.waiting, 0);
+        assert_eq!(book.arrive("a", 7, 70), Arrival::Waits);
+        assert_eq!(book.done("a", 7), None, "another copy of it is done");
+        assert_eq!(book.done("a", 5), Some(70), "and this one still goes");
+    }
+
+    #[test]
+    fn what_waits_behind_one_in_a_tier_can_be_taken_there_too() {
+        let mut book = Book::default();
+        assert_eq!(book.arrive("a", 7, 7), Arrival::Waits);
+        book.learn([UnderWay {
+            subject: "a".into(),
+            sequence: 3,
+            due: DUE,
+        }]);
+        assert_eq!(book.take_behind_away(), [(7, DUE)]);
+        assert_eq!(book.arrive("a", 8, 8), Arrival::Behind(8, Some(DUE)));
     }
 
     #[test]

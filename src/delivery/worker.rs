@@ -63,8 +63,8 @@ pub(super) enum Order {
     Pause,
     /// Send one command although paused.
     Probe,
-    /// Go on.
-    Resume,
+    /// Go on; whether because there was an answer.
+    Resume(bool),
     /// Start nothing more in these partitions, and say so when nothing is in flight any more.
     Stop(Vec<i32>, Sender<()>),
     /// Forget these partitions, and cut what is still in flight.
@@ -149,11 +149,13 @@ struct LaneEntry {
     made: Instant,
     /// Whether it stands in the ready queue.
     ready: bool,
-    /// Whether a timer will make it ready.
-    timed: bool,
+    /// When a timer will make it ready.
+    timed: Option<Instant>,
     /// Attempts without an answer since the last one with one, and when an attempt last ended.
     silent: u32,
     last_end: Option<Instant>,
+    /// Since when its breaker has been open.
+    opened: Option<Instant>,
     order: Ordering,
     /// When the subscription asks for order.
     book: Option<Box<Book<Taken>>>,
@@ -239,6 +241,7 @@ impl Worker {
                         outcomes: Vec::new(),
                         intake: Intake::Open,
                         scan: Scan::Unasked,
+                        looked_again: None,
                         crowd: Crowd::default(),
                         questions: Vec::new(),
                     },
@@ -285,7 +288,7 @@ impl Worker {
                     pause.probe = true;
                 }
             }
-            Order::Resume => self.resume(),
+            Order::Resume(answered) => self.resume(answered),
             Order::Stop(partitions, done) => self.stop(&partitions, &done),
             Order::Close(partitions) => partitions
                 .into_iter()
@@ -313,10 +316,13 @@ impl Worker {
                 return;
             }
             self.timers.pop();
-            if let Some(entry) = self.lanes.get_mut(&id) {
-                entry.timed = false;
+            // One that was followed by an earlier one has had its turn.
+            if let Some(entry) = self.lanes.get_mut(&id)
+                && entry.timed == Some(at)
+            {
+                entry.timed = None;
+                self.make_ready(id);
             }
-            self.make_ready(id);
         }
     }
 
@@ -352,8 +358,8 @@ impl Worker {
                     }
                     self.make_ready(id);
                 }
-                Next::At(at) if !entry.timed => {
-                    entry.timed = true;
+                Next::At(at) if entry.timed.is_none_or(|timed| at < timed) => {
+                    entry.timed = Some(at);
                     self.timers.push(Reverse((at, id)));
                 }
                 Next::At(_) => {}
@@ -463,6 +469,14 @@ impl Worker {
     /// What time alone may have changed: a lane that was quick may hang by now, a subscription may be resumed.
     fn look_around(&mut self) {
         self.park_excess();
+        // Those that found too few requests left for them.
+        let waiting: Vec<LaneId> = self
+            .lanes
+            .iter()
+            .filter(|(_, entry)| entry.lane.queued() > 0 && entry.timed.is_none())
+            .map(|(&id, _)| id)
+            .collect();
+        waiting.into_iter().for_each(|id| self.make_ready(id));
         let waiting: Vec<_> = self
             .partitions
             .iter()
@@ -474,8 +488,8 @@ impl Worker {
         }
     }
 
-    /// The fault was ours: what it did to breakers does not count.
-    fn resume(&mut self) {
+    /// If the fault was ours, as an answer shows, what it did to breakers does not count.
+    fn resume(&mut self, answered: bool) {
         self.pause = None;
         let now = clock::instant();
         let all: Vec<LaneId> = self.lanes.keys().copied().collect();
@@ -483,7 +497,9 @@ impl Worker {
             if let Some(entry) = self.lanes.get_mut(&id) {
                 entry.silent = 0;
                 entry.last_end = None;
-                entry.lane.probe_soon(now);
+                if answered {
+                    entry.lane.probe_soon(now);
+                }
             }
             self.make_ready(id);
         }
@@ -507,11 +523,12 @@ impl Worker {
         /// One attempt without an answer may be chance.
         const SILENT: u32 = 2;
         let now = clock::instant();
-        let active = self.lanes.values().filter(|entry| {
-            entry
-                .last_end
-                .is_some_and(|last| now.saturating_duration_since(last) < LATELY)
-        });
+        let lately = |at: Instant| now.saturating_duration_since(at) < LATELY;
+        // An endpoint that its breaker has known to be down for longer says nothing new.
+        let active = self
+            .lanes
+            .values()
+            .filter(|entry| entry.last_end.is_some_and(lately) && entry.opened.is_none_or(lately));
         let mut health = Health {
             answered: self.pause.as_ref().is_some_and(|pause| pause.answered),
             can_probe: self.in_flight > 0 || !self.ready.is_empty(),

@@ -146,11 +146,13 @@ impl Worker {
         match entry.lane.learn(report, now, chance) {
             None => {}
             Some(Change::Closed) => {
+                entry.opened = None;
                 tracing::info!(subscription = %entry.name, subscriber = %entry.subscriber, "the breaker is closed: the endpoint works again");
                 self.show_breaker_of(id, false);
                 self.make_ready(id);
             }
             Some(Change::Opened(probe_at)) => {
+                entry.opened.get_or_insert(now);
                 let rest = probe_at.saturating_duration_since(now);
                 tracing::warn!(
                     subscription = %entry.name, subscriber = %entry.subscriber, class = class.as_str(), probe_in = ?rest,

@@ -6,6 +6,7 @@ use super::super::order::{Arrival, Book, UnderWay as Ahead};
 use super::super::scan::{Found, UnderWay};
 use super::super::window::Window;
 use super::partition::{Outcome, Scan, Taken};
+use super::routing::reason;
 use super::{LaneEntry, LaneId, Worker};
 use crate::clock;
 use crate::command::{Cause, Command};
@@ -61,7 +62,7 @@ impl Worker {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        entry.order = order;
+        let changed = std::mem::replace(&mut entry.order, order) != order;
         match (order, entry.book.is_some()) {
             (Order::None, true) => {
                 // Nobody waits for anybody any more.
@@ -69,7 +70,17 @@ impl Worker {
                 entry.book = None;
                 self.queue(id, waiting);
             }
-            (Order::None, false) | (_, true) => {}
+            (Order::None, false) => {}
+            (_, true) if changed => {
+                // What is in the tiers counts in another way now.
+                if let Some(book) = &mut entry.book {
+                    book.forget_away();
+                }
+                if let Some(partition) = self.partitions.get_mut(&entry.partition) {
+                    partition.scan = Scan::Wanted;
+                }
+            }
+            (_, true) => {}
             (_, false) => {
                 let mut book = Box::<Book<Taken>>::default();
                 let partition = entry.partition;
@@ -129,16 +140,22 @@ impl Worker {
             .get_mut(&id)
             .and_then(|entry| entry.book.as_mut());
         let Some(book) = book else { return };
-        for (_, mut behind) in book.away(subject, sequence, due) {
-            let now = clock::now();
-            behind.command.due = Some(due);
-            behind.command.cause = Cause::Parked;
-            self.around.metrics.parked(ParkReason::Order).inc();
-            let tier = self.around.settings.tiers.for_rest(due.since(now));
-            let weight = behind.command.weight();
-            let outcome = Outcome::Tier(tier, behind.command);
-            self.settle(behind.partition, behind.offset, weight, Some(outcome));
+        let behind = book.away(subject, sequence, due);
+        for (_, behind) in behind {
+            self.follow(behind, due);
         }
+    }
+
+    /// Parks what waits behind one that is in a tier; its book knows already.
+    fn follow(&mut self, mut behind: Taken, due: EpochMs) {
+        let now = clock::now();
+        behind.command.due = Some(due);
+        behind.command.cause = Cause::Parked;
+        self.around.metrics.parked(ParkReason::Order).inc();
+        let tier = self.around.settings.tiers.for_rest(due.since(now));
+        let weight = behind.command.weight();
+        let outcome = Outcome::Tier(tier, behind.command);
+        self.settle(behind.partition, behind.offset, weight, Some(outcome));
     }
 
     /// A command is done for its order: the next one of its subject follows.
@@ -170,12 +187,16 @@ impl Worker {
             let order = entry.order;
             if let Some(book) = &mut entry.book {
                 let found = found.remove(&*entry.name).unwrap_or_default();
-                go.push((id, book.learn(still_ahead(&partition.window, order, found))));
+                let first = book.learn(still_ahead(&partition.window, order, found));
+                go.push((id, first, book.take_behind_away()));
             }
         }
         partition.scan = Scan::Done(found);
-        for (id, items) in go {
-            self.queue(id, items);
+        for (id, first, behind) in go {
+            self.queue(id, first);
+            for (behind, due) in behind {
+                self.follow(behind, due);
+            }
         }
     }
 
@@ -184,6 +205,18 @@ impl Worker {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
+        let now = clock::instant();
+        let Some(partition) = self.partitions.get_mut(&entry.partition) else {
+            return;
+        };
+        let lately = partition
+            .looked_again
+            .is_some_and(|last| now.saturating_duration_since(last) < OVERDUE);
+        if lately || !matches!(partition.scan, Scan::Done(_)) {
+            return;
+        }
+        partition.looked_again = Some(now);
+        partition.scan = Scan::Wanted;
         tracing::warn!(
             subscription = %entry.name,
             "a command that others wait behind is long overdue: the tiers are read again",
@@ -191,19 +224,24 @@ impl Worker {
         if let Some(book) = &mut entry.book {
             book.forget_away();
         }
-        if let Some(partition) = self.partitions.get_mut(&entry.partition) {
-            partition.scan = Scan::Wanted;
-        }
     }
 
     fn queue(&mut self, id: LaneId, items: impl IntoIterator<Item = Taken>) {
         let now = clock::instant();
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return;
-        };
         for item in items {
-            let weight = item.command.weight();
-            entry.lane.push(item, weight, now);
+            let Some(entry) = self.lanes.get_mut(&id) else {
+                return;
+            };
+            match entry.lane.closed(now) {
+                // It would wait here for as long as the lane is closed, and hold its partition's memory.
+                Some((cause, until)) => {
+                    self.park(item, reason(cause), Some(until - now), clock::now());
+                }
+                None => {
+                    let weight = item.command.weight();
+                    entry.lane.push(item, weight, now);
+                }
+            }
         }
         self.make_ready(id);
     }

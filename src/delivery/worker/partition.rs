@@ -157,6 +157,8 @@ pub(super) struct Partition {
     pub(super) outcomes: Vec<Outcome>,
     pub(super) intake: Intake,
     pub(super) scan: Scan,
+    /// When something overdue was last looked for.
+    pub(super) looked_again: Option<Instant>,
     /// Whether its intake is held up, and by whom.
     pub(super) crowd: Crowd,
     pub(super) questions: Vec<Question>,

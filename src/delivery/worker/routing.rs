@@ -20,7 +20,7 @@ const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
 /// What is due within this is waited for here; what is due later goes back to a tier.
 const DUE_SOON: Duration = Duration::from_secs(2);
 
-fn reason(cause: Slowness) -> ParkReason {
+pub(super) fn reason(cause: Slowness) -> ParkReason {
     match cause {
         Slowness::Endpoint => ParkReason::LaneFull,
         Slowness::Rate => ParkReason::Rate,
@@ -351,9 +351,10 @@ impl Worker {
                 version,
                 made: clock::instant(),
                 ready: false,
-                timed: false,
+                timed: None,
                 silent: 0,
                 last_end: None,
+                opened: None,
                 order: found.order,
                 book: None,
             },
