@@ -2,7 +2,8 @@
 //!
 //! - What is under way of a partition's ordered subscriptions, in the tiers and released from them. The release group's
 //!   positions are taken first, then the tiers are read, and the commands last: whatever release moves meanwhile is seen
-//!   in one place at least, and by its sequence counted once.
+//!   in one place at least, and by its sequence counted once. Each is read to its *settled* end: a killed owner's open
+//!   transaction would else hide what others committed behind it, and its subject would be thought to be free.
 //! - Whether anybody waits behind a backlog that holds its partition up. As long as nobody does, sending the backlog
 //!   round through the tiers would be work for nothing.
 
@@ -34,6 +35,9 @@ pub(super) struct Found {
     /// Where it is in `webhook-commands`; `None` is in a tier.
     pub(super) released: Option<Offset>,
 }
+
+/// In the clients' names and logs.
+const PURPOSE: &str = "ahead";
 
 /// By subscription.
 pub(super) type UnderWay = HashMap<Box<str>, Vec<Found>>;
@@ -119,8 +123,9 @@ fn others(
 ) -> Result<Answer, Failure> {
     let mut last = None;
     let mut end = Position(from.0);
-    let commands = settings.topics.commands();
-    read(settings, commands, partition, Some(end), stop, |message| {
+    let log = Log::open(settings, settings.topics.commands(), PURPOSE)?;
+    let ends = log.stable_ends()?;
+    read(&log, ends, partition, Some(end), stop, |message| {
         let offset = Offset(message.offset());
         end = offset.next();
         if !subscription(message).is_some_and(|subscription| of.contains(subscription)) {
@@ -153,29 +158,29 @@ fn under_way(
     let released_to = released(settings, &tiers, partition)?;
     let mut found = UnderWay::new();
     for (topic, position) in tiers.into_iter().zip(released_to) {
-        read(settings, topic, partition, position, stop, |message| {
+        let log = Log::open(settings, topic, PURPOSE)?;
+        let ends = log.settled_ends(stop)?;
+        read(&log, ends, partition, position, stop, |message| {
             note(&mut found, message, None);
         })?;
     }
-    let commands = topics.commands();
-    let from = Some(from);
-    read(settings, commands, partition, from, stop, |message| {
+    let log = Log::open(settings, topics.commands(), PURPOSE)?;
+    let ends = log.settled_ends(stop)?;
+    read(&log, ends, partition, Some(from), stop, |message| {
         note(&mut found, message, Some(Offset(message.offset())));
     })?;
     Ok(found)
 }
 
 fn read(
-    settings: &Settings,
-    topic: String,
+    log: &Log,
+    ends: Vec<Range>,
     partition: i32,
     from: Option<Position>,
     stop: &dyn Fn() -> bool,
     mut each: impl FnMut(&BorrowedMessage<'_>),
 ) -> Result<(), Failure> {
-    let log = Log::open(settings, topic, "order")?;
-    let ranges: Vec<Range> = log
-        .stable_ends()?
+    let ranges: Vec<Range> = ends
         .into_iter()
         .filter(|range| range.partition == partition)
         .map(|range| Range {
@@ -196,7 +201,6 @@ fn released(
     tiers: &[String],
     partition: i32,
 ) -> Result<Vec<Option<Position>>, Failure> {
-    const PURPOSE: &str = "order";
     let group = format!("{}release", settings.group_prefix);
     let asking = || format!("reading the offsets of {group}");
     // It never joins the group: it asks for its offsets alone.

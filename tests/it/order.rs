@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, put, start, subscription, wait_until_done, with, world};
-use crate::support::{Answer, Receiver, Seen, World};
+use crate::support::{Answer, Receiver, SOON, Seen, World};
 
 const SUBJECTS: usize = 4;
 
@@ -146,4 +147,55 @@ fn strict_holds_over_kills_and_overflow() {
     let _process = start(&world, &[]);
     wait_until_done(&world);
     assert_strict(&receiver.seen(), EVENTS);
+}
+
+/// A dead process's open transaction hides what was committed behind it in the tier: a new owner must not take the
+/// subject for free.
+#[test]
+fn what_an_open_transaction_hides_in_a_tier_still_comes_first() {
+    let world = world("strict-hidden");
+    let receiver = Receiver::good();
+    put(&world, &[ordered(&receiver, "strict", json!({}))]);
+    let tier = world.topics.retry(world.tiers[1]);
+    let mut config = world.client_config();
+    config
+        .set("transactional.id", format!("{}dead", world.prefix))
+        .set("transaction.timeout.ms", "5000");
+    let dead: BaseProducer = config.create().unwrap();
+    dead.init_transactions(SOON).unwrap();
+    dead.begin_transaction().unwrap();
+    dead.send(BaseRecord::<str, str>::to(&tier).key("s").payload("{}"))
+        .unwrap();
+    dead.flush(SOON).unwrap();
+    let now = hookstream::clock::now().to_string();
+    let write = |topic: &str, id: &str, subject: &str, cause: &str, sequence: Option<&str>| {
+        let mut headers = vec![
+            ("webhook-id", id),
+            ("hs-subscription", "s"),
+            ("hs-event-id", id),
+            ("hs-event-type", "order.created"),
+            ("hs-subject", subject),
+            ("hs-content-type", "application/json"),
+            ("hs-attempt", "0"),
+            ("hs-enqueued", &now),
+            ("hs-due", &now),
+            ("hs-cause", cause),
+        ];
+        headers.extend(sequence.map(|sequence| ("hs-sequence", sequence)));
+        world.produce(topic, [(Some("s"), headers, Some(b"{}".to_vec()))]);
+    };
+    // The one in the tier was taken at offset 0, where another one stands here: before all that comes.
+    let commands = world.topics.commands();
+    write(&commands, "other", "order-2", "new", None);
+    write(&tier, "first", "order-1", "parked", Some("0"));
+    write(&commands, "second", "order-1", "new", None);
+    let _process = start(&world, &[]);
+    let seen = receiver.wait_until("both are delivered", LATER, |seen| {
+        ["first", "second"]
+            .iter()
+            .all(|id| seen.iter().any(|seen| seen.webhook_id() == *id))
+    });
+    let order: Vec<&str> = seen.iter().map(|seen| seen.webhook_id()).collect();
+    let at = |id: &str| order.iter().position(|seen| *seen == id);
+    assert!(at("first") < at("second"), "{order:?}");
 }
