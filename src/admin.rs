@@ -557,7 +557,7 @@ mod tests {
 
     use super::*;
     use crate::config::{EgressSettings, Guarantee, Topics};
-    use crate::delivery::breaker::BreakerRules;
+    use crate::delivery::breaker::tests::RULES;
     use crate::retry::tier::Tiers;
 
     fn settings() -> Settings {
@@ -587,14 +587,7 @@ mod tests {
             max_in_flight: 1,
             max_queued_bytes: 1,
             max_queued_commands: 1,
-            breaker: BreakerRules {
-                failures: 5,
-                rate: 0.5,
-                window: Duration::from_secs(30),
-                volume: 20,
-                probe: Duration::from_secs(5),
-                max_probe: Duration::from_secs(600),
-            },
+            breaker: RULES,
         }
     }
 

@@ -281,12 +281,13 @@ impl Window {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const RULES: BreakerRules = BreakerRules {
+    /// The defaults.
+    pub(crate) const RULES: BreakerRules = BreakerRules {
         failures: 5,
         rate: 0.5,
         window: Duration::from_secs(30),

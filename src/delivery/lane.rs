@@ -450,15 +450,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::delivery::breaker::tests::RULES;
 
-    const RULES: BreakerRules = BreakerRules {
-        failures: 5,
-        rate: 0.5,
-        window: Duration::from_secs(30),
-        volume: 20,
-        probe: Duration::from_secs(5),
-        max_probe: Duration::from_secs(600),
-    };
     /// Enough for any lane.
     const SPARE: usize = usize::MAX;
 

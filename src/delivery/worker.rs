@@ -610,10 +610,7 @@ impl Worker {
                 let Some(entry) = self.lanes.get_mut(id) else {
                     continue;
                 };
-                for taken in entry.lane.take_queue() {
-                    partition.load.sub(taken.command.weight());
-                }
-                for taken in entry.take_waiting() {
+                for taken in entry.take_all() {
                     partition.load.sub(taken.command.weight());
                 }
             }

@@ -174,10 +174,6 @@ pub(super) struct Pool {
 )]
 struct Kept {
     /// The one used last is the last, and is used next.
-    #[allow(
-        clippy::vec_box,
-        reason = "they come boxed and go so: to move one is to move a pointer"
-    )]
     idle: Vec<Box<Http1>>,
     /// With the sweep after which it was used last.
     shared: Option<(Http2, u64)>,

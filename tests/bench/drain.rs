@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::Scale;
 use crate::report::Report;
 use crate::stage::{Helper, Kafka, Problem, SUBSCRIPTIONS, World, median, subscriptions};
@@ -50,4 +52,20 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         "",
     );
     Ok(())
+}
+
+/// Half of the events a second that `run` turns into deliveries when they wait.
+pub fn half_of_capacity(
+    kafka: &Kafka,
+    name: &str,
+    partitions: usize,
+    subscriptions: &[Value],
+    events: usize,
+) -> Result<f64, Problem> {
+    let world = World::new(kafka, name, partitions, subscriptions)?;
+    crate::fanout::fill(kafka, &world.events(), events)?;
+    let role = world.again(name).start("run", &[])?;
+    let (_, seconds) = role.wait(&DELIVERED, (events * subscriptions.len()) as f64)?;
+    role.stop()?;
+    Ok(events as f64 / seconds / 2.0)
 }

@@ -173,20 +173,12 @@ fn failed(role: &crate::stage::Role) -> Result<f64, Problem> {
     Ok(ended - delivered)
 }
 
-/// Half of the events a second that become ten deliveries each, from events that wait.
+/// Ten commands an event, in one partition, which has one core at most.
 fn half_of_capacity(kafka: &Kafka) -> Result<f64, Problem> {
-    const EVENTS: usize = 10_000;
     let mut receiver = Helper::start("receiver", &[])?;
     let port = receiver.line()?;
     let all: Vec<Value> = (0..SUBSCRIPTIONS)
         .map(|number| subscription(number, &format!("http://127.0.0.1:{port}/timed/{number}")))
         .collect();
-    // One partition has one core at most: half of what that can do.
-    let world = World::new(kafka, "isolation-capacity", 1, &all)?;
-    crate::fanout::fill(kafka, &world.events(), EVENTS)?;
-    let role = world.again("isolation-capacity").start("run", &[])?;
-    let deliveries = (EVENTS * SUBSCRIPTIONS) as f64;
-    let (_, seconds) = role.wait(&crate::drain::DELIVERED, deliveries)?;
-    role.stop()?;
-    Ok(EVENTS as f64 / seconds / 2.0)
+    crate::drain::half_of_capacity(kafka, "isolation-capacity", 1, &all, 10_000)
 }

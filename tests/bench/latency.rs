@@ -2,15 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use rdkafka::{ClientConfig, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::Scale;
 use crate::receiver::{quantiles, scheduled};
-use crate::reference::send;
+use crate::reference::{reader, send};
 use crate::report::Report;
 use crate::stage::{
     Helper, Kafka, Problem, STUCK, World, event, median, producer_config, subscription, wall,
@@ -79,12 +77,8 @@ fn ours(
         .again(name)
         .start("run", &["--guarantee", guarantee])?;
     role.wait_ready()?;
-    warm_up(|time| produce(kafka, &world.events(), rate, time).map(drop))?;
-    wait(
-        &mut receiver,
-        (rate * WARM_UP.as_secs_f64()) as usize,
-        STUCK,
-    )?;
+    let first = produce(kafka, &world.events(), rate, WARM_UP)?;
+    wait(&mut receiver, first, STUCK)?;
     receiver.ask("reset")?;
     let count = produce(kafka, &world.events(), rate, time)?;
     let seen = wait(&mut receiver, count, STUCK)?;
@@ -93,10 +87,6 @@ fn ours(
 }
 
 const WARM_UP: Duration = Duration::from_secs(2);
-
-fn warm_up(produce: impl FnOnce(Duration) -> Result<(), Problem>) -> Result<(), Problem> {
-    produce(WARM_UP)
-}
 
 fn reference(kafka: &Kafka, rate: f64, time: Duration, name: &str) -> Result<Value, Problem> {
     let world = World::new(kafka, name, PARTITIONS, &[])?;
@@ -109,25 +99,18 @@ fn reference(kafka: &Kafka, rate: f64, time: Duration, name: &str) -> Result<Val
     ];
     let mut relay = Helper::start("relay", &arguments.map(String::as_str))?;
     relay.line()?;
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &kafka.address)
-        .set("group.id", "bench-reader")
-        .set("enable.auto.commit", "false")
-        .set("fetch.wait.max.ms", "100")
-        .create()?;
-    let mut all = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        let partition = i32::try_from(partition)?;
-        all.add_partition_offset(&world.commands(), partition, rdkafka::Offset::Beginning)?;
-    }
-    consumer.assign(&all)?;
+    let consumer = reader(
+        &kafka.address,
+        &world.commands(),
+        i32::try_from(PARTITIONS)?,
+    )?;
     let skip = (rate * WARM_UP.as_secs_f64()) as usize;
     let wanted = skip + (rate * time.as_secs_f64()) as usize;
     std::thread::scope(|scope| {
         let topic = world.events();
         let producing = scope.spawn(move || {
-            warm_up(|time| produce(kafka, &topic, rate, time).map(drop))
-                .and_then(|()| produce(kafka, &topic, rate, time))
+            produce(kafka, &topic, rate, WARM_UP)
+                .and_then(|_| produce(kafka, &topic, rate, time))
                 .map_err(|problem| problem.to_string())
         });
         let mut histogram = crate::receiver::histogram();
@@ -154,18 +137,21 @@ fn reference(kafka: &Kafka, rate: f64, time: Duration, name: &str) -> Result<Val
 
 pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
     let time = Duration::from_secs(scale.pick(3, 10));
-    let half = match scale.rate {
-        Some(rate) => rate,
-        None => half_of_capacity(kafka)?,
-    };
-    report.tells(
-        "latency: half of capacity, one subscription",
-        half,
-        " events/s",
-    );
     let mut rows = Vec::new();
-    let loads = [("200/s", 200.0), ("half of capacity", half)];
-    for (load, rate) in loads.into_iter().take(scale.pick(1, 2)) {
+    let mut loads = vec![("200/s", 200.0)];
+    if !scale.quick {
+        let half = match scale.rate {
+            Some(rate) => rate,
+            None => half_of_capacity(kafka)?,
+        };
+        report.tells(
+            "latency: half of capacity, one subscription",
+            half,
+            " events/s",
+        );
+        loads.push(("half of capacity", half));
+    }
+    for (load, rate) in loads {
         let kinds = ["exactly-once", "at-least-once", "reference"];
         let mut seen: Vec<Vec<Value>> = vec![Vec::new(); kinds.len()];
         for run in 0..scale.runs {
@@ -223,17 +209,10 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     Ok(())
 }
 
-/// Half of what the program delivers of events that wait, one command each.
+/// One command an event.
 fn half_of_capacity(kafka: &Kafka) -> Result<f64, Problem> {
-    const EVENTS: usize = 60_000;
     let mut receiver = Helper::start("receiver", &[])?;
-    let port = receiver.line()?;
-    let mut one = subscription(0, &format!("http://127.0.0.1:{port}/ok/0"));
+    let mut one = subscription(0, &format!("http://127.0.0.1:{}/ok/0", receiver.line()?));
     one["max_in_flight"] = json!(64);
-    let world = World::new(kafka, "capacity", PARTITIONS, &[one])?;
-    crate::fanout::fill(kafka, &world.events(), EVENTS)?;
-    let role = world.again("capacity").start("run", &[])?;
-    let (_, seconds) = role.wait(&crate::drain::DELIVERED, EVENTS as f64)?;
-    role.stop()?;
-    Ok(EVENTS as f64 / seconds / 2.0)
+    crate::drain::half_of_capacity(kafka, "capacity", PARTITIONS, &[one], 60_000)
 }

@@ -151,7 +151,7 @@ pub fn producer(arguments: &[String]) -> Result<(), Problem> {
 /// ADDRESS TOPIC PARTITIONS COUNT: reads that many records and looks at their headers.
 pub fn consumer(arguments: &[String]) -> Result<(), Problem> {
     let (partitions, count): (i32, usize) = (arguments[2].parse()?, arguments[3].parse()?);
-    let consumer = reader(&arguments[0], &arguments[1], partitions, "100")?;
+    let consumer = reader(&arguments[0], &arguments[1], partitions)?;
     let mut seen = 0;
     while seen < count {
         match consumer.poll(Duration::from_millis(100)) {
@@ -166,17 +166,13 @@ pub fn consumer(arguments: &[String]) -> Result<(), Problem> {
     rest()
 }
 
-fn reader(
-    address: &str,
-    topic: &str,
-    partitions: i32,
-    wait: &str,
-) -> Result<BaseConsumer, Problem> {
+/// All of a topic from its beginning, without a group.
+pub fn reader(address: &str, topic: &str, partitions: i32) -> Result<BaseConsumer, Problem> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", address)
         .set("group.id", "bench-reader")
         .set("enable.auto.commit", "false")
-        .set("fetch.wait.max.ms", wait)
+        .set("fetch.wait.max.ms", "100")
         .set("queued.max.messages.kbytes", "8192")
         .set("fetch.queue.backoff.ms", "50")
         .create()?;
@@ -191,7 +187,7 @@ fn reader(
 /// ADDRESS FROM TO PARTITIONS: copies every record at once, until it is ended.
 pub fn relay(arguments: &[String]) -> Result<(), Problem> {
     let partitions: i32 = arguments[3].parse()?;
-    let consumer = reader(&arguments[0], &arguments[1], partitions, "100")?;
+    let consumer = reader(&arguments[0], &arguments[1], partitions)?;
     let producer: ThreadedProducer<DefaultProducerContext> =
         producer_config(&arguments[0]).create()?;
     say("ready")?;

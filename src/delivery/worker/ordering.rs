@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::order::{Arrival, Book, UnderWay as Ahead};
 use super::super::scan::{Found, UnderWay};
 use super::super::window::Window;
-use super::partition::{Outcome, Scan, Taken};
+use super::partition::{Scan, Taken};
 use super::routing::reason;
 use super::{LaneEntry, LaneId, Worker};
 use crate::clock;
@@ -19,11 +19,18 @@ const OVERDUE: Duration = Duration::from_secs(900);
 
 impl LaneEntry {
     /// Takes out what waits for its turn.
-    pub(super) fn take_waiting(&mut self) -> Vec<Taken> {
+    fn take_waiting(&mut self) -> Vec<Taken> {
         self.book
             .as_mut()
             .map(|book| book.take_waiting())
             .unwrap_or_default()
+    }
+
+    /// Takes out all that is not in flight: what is queued, then what waits for its turn.
+    pub(super) fn take_all(&mut self) -> Vec<Taken> {
+        let mut all: Vec<Taken> = self.lane.take_queue().collect();
+        all.extend(self.take_waiting());
+        all
     }
 }
 
@@ -127,6 +134,9 @@ impl Worker {
 
     /// A command went to a tier: those behind it follow, or it makes way for them.
     pub(super) fn went_away(&mut self, taken: &Taken) {
+        if taken.command.sequence.is_none() {
+            return;
+        }
         let Some((id, order)) = self.ordered_lane(taken.partition, &taken.command) else {
             return;
         };
@@ -153,9 +163,7 @@ impl Worker {
         behind.command.cause = Cause::Parked;
         self.around.metrics.parked(ParkReason::Order).inc();
         let tier = self.around.settings.tiers.for_rest(due.since(now));
-        let weight = behind.command.weight();
-        let outcome = Outcome::Tier(tier, behind.command);
-        self.settle(behind.partition, behind.offset, weight, Some(outcome));
+        self.write_to_tier(behind, tier);
     }
 
     /// A command is done for its order: the next one of its subject follows.

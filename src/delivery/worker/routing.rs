@@ -255,6 +255,11 @@ impl Worker {
 
     pub(super) fn move_to_tier(&mut self, taken: Taken, tier: usize) {
         self.went_away(&taken);
+        self.write_to_tier(taken, tier);
+    }
+
+    /// The same for one whose order knows already.
+    pub(super) fn write_to_tier(&mut self, taken: Taken, tier: usize) {
         let weight = taken.command.weight();
         self.settle(
             taken.partition,
@@ -400,10 +405,9 @@ impl Worker {
             return;
         };
         let destination = entry.destination.clone();
-        let mut queue: Vec<_> = entry.lane.take_queue().collect();
-        queue.extend(entry.take_waiting());
+        let all = entry.take_all();
         let now = clock::now();
-        for taken in queue {
+        for taken in all {
             self.turn_away(taken, &destination, now);
         }
     }
@@ -419,9 +423,7 @@ impl Worker {
             partition.lanes.remove(&entry.name);
         }
         let now = clock::now();
-        let mut queue: Vec<_> = entry.lane.take_queue().collect();
-        queue.extend(entry.take_waiting());
-        for taken in queue {
+        for taken in entry.take_all() {
             self.subscription_missing(taken, now);
         }
     }
