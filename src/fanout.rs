@@ -24,7 +24,7 @@ use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
 use crate::metrics::{EventResult, Metrics, Role as RoleLabel};
 use crate::service::RoleContext;
-use crate::subscription::{Format, Subscription};
+use crate::subscription::{Format, Order, Subscription};
 use crate::throttle::Throttle;
 use crate::units::{EpochMs, Offset, Position};
 
@@ -466,6 +466,9 @@ impl Fanout<'_> {
     ) -> Result<(), BatchError> {
         let enqueued = clock::now();
         let mut bodies: [Option<Vec<u8>>; 2] = [None, None];
+        if found.iter().any(|one| one.order != Order::None) {
+            self.pipeline.keep_order();
+        }
         for subscription in found {
             let (slot, content_type) = match subscription.format {
                 Format::Standard => (0, ContentType::Json),

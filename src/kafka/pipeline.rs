@@ -1,12 +1,13 @@
 //! Consume, transform, produce: batches over several producers used in turn.
 //!
 //! The next batch is produced while the last one commits; commits stay in order, so the group's position
-//! never passes a batch whose predecessor was aborted (**Complete**). After any failure all batches that are
+//! never passes a batch whose predecessor was aborted (**Complete**). Two batches may reach the log in any order,
+//! unless [`Pipeline::keep_order`] is asked for. After any failure all batches that are
 //! not committed are given up, the producers renewed, and the caller reads again from the committed positions.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,24 +46,30 @@ struct Turns {
 #[derive(Default)]
 struct Turn {
     committed: u64,
+    /// Batches that were ended and are not all in the log yet.
+    unacknowledged: usize,
     broken: bool,
 }
 
 impl Turns {
+    fn lock(&self) -> MutexGuard<'_, Turn> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while `wanted` holds and no batch has failed.
+    fn wait_while(&self, mut wanted: impl FnMut(&Turn) -> bool) -> MutexGuard<'_, Turn> {
+        self.moved
+            .wait_while(self.lock(), |turn| !turn.broken && wanted(turn))
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for the turn of batch `number`; `false` when a batch before it failed.
     fn wait(&self, number: u64) -> bool {
-        let mut turn = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while !turn.broken && turn.committed + 1 < number {
-            turn = self
-                .moved
-                .wait(turn)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        !turn.broken
+        !self.wait_while(|turn| turn.committed + 1 < number).broken
     }
 
     fn end(&self, number: u64, well: bool) {
-        let mut turn = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.lock();
         if well {
             turn.committed = number;
         } else {
@@ -71,9 +78,19 @@ impl Turns {
         self.moved.notify_all();
     }
 
+    fn begin(&self) {
+        self.lock().unacknowledged += 1;
+    }
+
+    fn acknowledged(&self) {
+        self.lock().unacknowledged -= 1;
+        self.moved.notify_all();
+    }
+
     fn reset(&self, committed: u64) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Turn {
+        *self.lock() = Turn {
             committed,
+            unacknowledged: 0,
             broken: false,
         };
     }
@@ -145,6 +162,13 @@ impl Pipeline {
         }
     }
 
+    /// What is added from now on stands in the log behind all batches that were ended before. Each is written by a
+    /// producer of its own, so nothing else says which of two is first. After a failure it does not wait: then all
+    /// are given up anyway.
+    pub fn keep_order(&self) {
+        drop(self.turns.wait_while(|turn| turn.unacknowledged > 0));
+    }
+
     /// Ends the open batch in the background; `commits` become visible with it, in the name of `generation`, and then
     /// `committed` is called.
     /// A batch without records only commits.
@@ -171,6 +195,7 @@ impl Pipeline {
             generation,
             committed,
         };
+        self.turns.begin();
         let sent = self.slots[slot]
             .jobs
             .as_ref()
@@ -300,7 +325,9 @@ fn end(turns: &Turns, job: Job) -> (Producer, Result<(), BatchError>) {
         committed,
     } = job;
     // What can be waited for out of turn is: only the offsets and the commit are ordered.
-    let result = producer.acknowledged().and_then(|()| {
+    let acknowledged = producer.acknowledged();
+    turns.acknowledged();
+    let result = acknowledged.and_then(|()| {
         if turns.wait(number) {
             producer.finish(&commits, generation.as_deref())
         } else {

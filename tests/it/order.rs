@@ -7,7 +7,9 @@ use std::time::Duration;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
-use crate::scene::{LATER, put, start, subscription, wait_until_done, with, world};
+use crate::scene::{
+    LATER, put, start, subscription, wait_for_records, wait_until_done, with, world,
+};
 use crate::support::{Answer, Receiver, SOON, Seen, World};
 
 const SUBJECTS: usize = 4;
@@ -198,4 +200,29 @@ fn what_an_open_transaction_hides_in_a_tier_still_comes_first() {
     let order: Vec<&str> = seen.iter().map(|seen| seen.webhook_id()).collect();
     let at = |id: &str| order.iter().position(|seen| *seen == id);
     assert!(at("first") < at("second"), "{order:?}");
+}
+
+/// Fan-out writes its batches by several producers, whose records could overtake each other.
+#[test]
+fn commands_of_an_ordered_subscription_stand_in_the_order_of_their_events() {
+    const EVENTS: usize = 6000;
+    let world = world("strict-written");
+    let receiver = Receiver::good();
+    put(&world, &[ordered(&receiver, "strict", json!({}))]);
+    let fanout = world.spawn("fanout", &[]);
+    fanout.wait_ready();
+    // In small portions, so that there are many batches.
+    for first in (0..EVENTS).step_by(5) {
+        produce(&world, first..first + 5);
+    }
+    let written = wait_for_records(&world, &world.topics.commands(), EVENTS);
+    let numbers: Vec<u64> = written
+        .iter()
+        .map(|record| record.json()["data"]["number"].as_u64().unwrap())
+        .collect();
+    let swapped: Vec<_> = numbers
+        .windows(2)
+        .filter(|pair| pair[0] > pair[1])
+        .collect();
+    assert!(swapped.is_empty(), "{swapped:?}");
 }
