@@ -67,9 +67,16 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     let workers = Workers::start(context)?;
     let group = format!("{}deliver", settings.group_prefix);
     let topic = settings.topics.commands();
-    let producer = Producer::new(settings, "deliver", 0)?;
+    let producer = Producer::new(settings, &context.pulse(), "deliver", 0)?;
     let prefetch = [("queued.max.messages.kbytes", "4096")];
-    let member = Member::join(settings, "deliver", &group, &[&topic], &prefetch)?;
+    let member = Member::join(
+        settings,
+        context.pulse(),
+        "deliver",
+        &group,
+        &[&topic],
+        &prefetch,
+    )?;
     let mut delivery = Delivery {
         context,
         member,

@@ -54,10 +54,10 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     let observe = move |committed, took| {
         metrics.transaction(RoleLabel::Fanout, committed, took);
     };
-    let pipeline = Pipeline::new(settings, "fanout", PRODUCERS, observe)?;
+    let pipeline = Pipeline::new(settings, &context.pulse(), "fanout", PRODUCERS, observe)?;
     let group = format!("{}fanout", settings.group_prefix);
     let topics: Vec<&str> = settings.topics.events.iter().map(String::as_str).collect();
-    let member = Member::join(settings, "fanout", &group, &topics, &[])?;
+    let member = Member::join(settings, context.pulse(), "fanout", &group, &topics, &[])?;
     let mut fanout = Fanout {
         context,
         pipeline,
@@ -330,12 +330,12 @@ impl Fanout<'_> {
         for at in partitions {
             self.owned.remove(at);
         }
-        let settled = if lost {
-            Err(BatchError::Aborted(rdkafka::error::KafkaError::Canceled))
+        if lost {
+            self.start_again(member, &"partitions were lost")?;
         } else {
-            self.end_batch(member).and_then(|()| self.pipeline.settle())
-        };
-        self.mend(member, settled)?;
+            let settled = self.end_batch(member).and_then(|()| self.pipeline.settle());
+            self.mend(member, settled)?;
+        }
         self.work
             .oversized
             .retain(|(at, _)| !partitions.contains(at));
@@ -352,7 +352,15 @@ impl Fanout<'_> {
         if let BatchError::TooLarge { tag } = error {
             self.note_oversized(tag)?;
         }
-        tracing::warn!("reading again from the committed positions: {error}");
+        self.start_again(member, &error)
+    }
+
+    fn start_again(
+        &mut self,
+        member: &Member,
+        reason: &dyn std::fmt::Display,
+    ) -> Result<(), Failure> {
+        tracing::warn!("reading again from the committed positions: {reason}");
         self.work.batch = Batch::default();
         self.pipeline.recover()?;
         let owned: Vec<_> = self.owned.iter().cloned().collect();

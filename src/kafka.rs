@@ -3,6 +3,7 @@
 //! Everything that librdkafka must be told for the invariants to hold is set here, once; an operator may
 //! add properties with `-X`, but not change these. What each is for stands beside it.
 
+mod bootstrap;
 pub mod consumer;
 pub mod pipeline;
 pub mod producer;
@@ -35,6 +36,10 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Room for headers and envelope above the largest event, in every own topic's `max.message.bytes` and in
 /// every producer's and consumer's limit, bytes.
 pub const RECORD_OVERHEAD: usize = 512 * 1024;
+
+/// What a thread that waits for a broker calls now and then: it tells that the thread is not stuck, and learns whether
+/// to go on waiting.
+pub type Pulse = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Why a role cannot go on. All of them end the process: a supervisor starts it again.
 #[derive(Debug, Error)]

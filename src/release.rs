@@ -62,7 +62,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     if !context.wait_until_possible("release", &needed)? {
         return Ok(());
     }
-    let producer = Producer::new(settings, "release", 0)?;
+    let producer = Producer::new(settings, &context.pulse(), "release", 0)?;
     let group = format!("{}release", settings.group_prefix);
     let subscribed: Vec<&str> = tiers.iter().map(String::as_str).collect();
     // Small fetches: what is fetched behind a head that is not due is thrown away when its partition is paused.
@@ -70,7 +70,14 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         ("fetch.message.max.bytes", "262144"),
         ("queued.max.messages.kbytes", "4096"),
     ];
-    let member = Member::join(settings, "release", &group, &subscribed, &extra)?;
+    let member = Member::join(
+        settings,
+        context.pulse(),
+        "release",
+        &group,
+        &subscribed,
+        &extra,
+    )?;
     let topics: Vec<Arc<str>> = tiers
         .iter()
         .map(|topic| Arc::from(topic.as_str()))

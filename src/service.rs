@@ -122,6 +122,16 @@ impl RoleContext {
         self.health.beat(self.role.name());
     }
 
+    /// A beat, and whether to go on, for a thread that waits within the client library.
+    #[must_use]
+    pub fn pulse(&self) -> kafka::Pulse {
+        let (health, stop, role) = (Arc::clone(&self.health), Arc::clone(&self.stop), self.role);
+        Arc::new(move || {
+            health.beat(role.name());
+            !stop.is_told()
+        })
+    }
+
     /// The role does its work now.
     pub fn ready(&self) {
         tracing::info!(role = self.role.name(), "ready");

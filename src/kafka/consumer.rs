@@ -21,7 +21,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::{Failure, LogContext};
+use super::{Failure, LogContext, Pulse, bootstrap};
 use crate::config::Settings;
 use crate::units::Position;
 
@@ -161,7 +161,8 @@ fn unassign(
 
 /// A member of one consumer group; to be used from one thread.
 pub struct Member {
-    consumer: BaseConsumer<MemberContext>,
+    consumer: Arc<BaseConsumer<MemberContext>>,
+    pulse: Pulse,
     group: String,
     /// The generation in which the partitions were taken. Never read afresh at commit time: after an
     /// eviction that would name no generation at all, which a broker accepts from anybody.
@@ -169,12 +170,14 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins `group` for `topics`. `extra` properties are for this role's way of reading.
+    /// Joins `group` for `topics`. `extra` properties are for this role's way of reading; `pulse` is felt while a
+    /// broker is waited for.
     ///
     /// # Errors
     /// [`Failure`] when the client cannot be made, which is a matter of settings.
     pub fn join(
         settings: &Settings,
+        pulse: Pulse,
         purpose: &'static str,
         group: &str,
         topics: &[&str],
@@ -199,8 +202,11 @@ impl Member {
         consumer.subscribe(topics).map_err(|error| {
             Failure::from_client(format!("subscribing to {}", topics.join(", ")), error)
         })?;
+        let consumer = Arc::new(consumer);
+        bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
         Ok(Self {
             consumer,
+            pulse,
             group: group.to_owned(),
             metadata: RefCell::default(),
         })
@@ -275,41 +281,34 @@ impl Member {
             .map(Failure::TopicMissing)
     }
 
-    /// What the group has committed for `partitions`; waits while a transaction that holds them is open.
+    /// What the group has committed for `partitions`; waits while a transaction that holds them is open, and while no
+    /// broker answers.
     ///
     /// # Errors
-    /// [`Failure`] after 30 s without an answer.
+    /// [`Failure`] when permission is denied; and when the process is told to stop before there is an answer.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
-        const TRIES: usize = 6;
         const TRY: Duration = Duration::from_secs(5);
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let mut wanted = TopicPartitionList::new();
-        for at in partitions {
-            wanted.add_partition(&at.topic, at.partition);
-        }
-        let mut last = None;
-        for _ in 0..TRIES {
+        let wanted = plain(partitions);
+        loop {
             match self.consumer.committed_offsets(wanted.clone(), TRY) {
                 Ok(found) => return read_committed(partitions, &found),
-                Err(error) if super::is_denied(&error) => {
+                Err(error) if super::is_denied(&error) || !(self.pulse)() => {
                     return Err(Failure::from_client(
-                        format!("reading the offsets of {}", self.group),
+                        format!("reading the committed offsets of {}", self.group),
                         error,
                     ));
                 }
                 Err(error) => {
-                    tracing::warn!(group = self.group, "reading committed offsets: {error}");
-                    last = Some(error);
+                    tracing::warn!(
+                        group = self.group,
+                        "reading committed offsets: {error}; trying again"
+                    );
                 }
             }
         }
-        let error = last.unwrap_or(KafkaError::OffsetFetch(RDKafkaErrorCode::OperationTimedOut));
-        Err(Failure::from_client(
-            format!("reading the committed offsets of {}", self.group),
-            error,
-        ))
     }
 
     /// Takes `partitions`, reading from the positions given, or from the earliest record.
@@ -482,9 +481,13 @@ impl Member {
             .closing
             .store(true, Ordering::Relaxed);
         let (done, closed) = std::sync::mpsc::channel();
-        let consumer = self.consumer;
+        let mut consumer = self.consumer;
         std::thread::spawn(move || {
-            drop(consumer);
+            // Whoever watches the client lets go of it within a moment.
+            while let Err(still) = Arc::try_unwrap(consumer) {
+                consumer = still;
+                std::thread::sleep(Duration::from_millis(5));
+            }
             // The receiver is gone when the deadline has passed; then nobody waits for this.
             done.send(()).ok();
         });

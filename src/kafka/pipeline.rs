@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use rdkafka::consumer::ConsumerGroupMetadata;
 
-use super::Failure;
 use super::consumer::Commit;
 use super::producer::{BatchError, Producer, Record};
+use super::{Failure, Pulse};
 use crate::config::Settings;
 
 /// What became of a batch: its number, how long its end took, and the producer that wrote it.
@@ -122,6 +122,7 @@ impl Pipeline {
     /// [`Failure`] when a producer cannot be made.
     pub fn new(
         settings: &Settings,
+        pulse: &Pulse,
         purpose: &'static str,
         slots: usize,
         observe: impl Fn(bool, Duration) + Send + 'static,
@@ -139,7 +140,7 @@ impl Pipeline {
         for slot in 0..slots {
             pipeline
                 .idle
-                .push_back((slot, Producer::new(settings, purpose, slot)?));
+                .push_back((slot, Producer::new(settings, pulse, purpose, slot)?));
             pipeline.slots.push(Slot::start(&turns));
         }
         Ok(pipeline)

@@ -21,7 +21,7 @@ use rdkafka::util::Timeout;
 use thiserror::Error;
 
 use super::consumer::{Commit, commit_list};
-use super::{Failure, LogContext};
+use super::{Failure, LogContext, Pulse, bootstrap};
 use crate::clock;
 use crate::config::{Guarantee, Settings};
 
@@ -126,6 +126,7 @@ impl ProducerContext for DeliveryContext {
 /// How to make the client again.
 struct Recipe {
     settings: Settings,
+    pulse: Pulse,
     purpose: &'static str,
     transactional_id: Option<String>,
 }
@@ -133,7 +134,7 @@ struct Recipe {
 /// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
 pub struct Producer {
     recipe: Recipe,
-    client: ThreadedProducer<DeliveryContext>,
+    client: Arc<ThreadedProducer<DeliveryContext>>,
     deliveries: Arc<Deliveries>,
     begun: bool,
     /// When this producer was fenced lately.
@@ -145,13 +146,19 @@ impl Producer {
     /// predecessor with the same `--instance` is fenced, its open transaction aborted.
     ///
     /// # Errors
-    /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
-    pub fn new(settings: &Settings, purpose: &'static str, slot: usize) -> Result<Self, Failure> {
+    /// [`Failure`] when the client cannot be made or the coordinator refuses. While no broker answers it waits, and
+    /// feels the `pulse`.
+    pub fn new(
+        settings: &Settings,
+        pulse: &Pulse,
+        purpose: &'static str,
+        slot: usize,
+    ) -> Result<Self, Failure> {
         let id = format!(
             "{}{purpose}-{}-{slot}",
             settings.group_prefix, settings.instance
         );
-        Self::with_id(settings, purpose, id)
+        Self::with_id(settings, Pulse::clone(pulse), purpose, id)
     }
 
     /// A producer for `purpose` of which there is one in all processes, whatever their `--instance`: a new one
@@ -160,20 +167,23 @@ impl Producer {
     /// # Errors
     /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
-        Self::with_id(
-            settings,
-            purpose,
-            format!("{}{purpose}", settings.group_prefix),
-        )
+        let id = format!("{}{purpose}", settings.group_prefix);
+        Self::with_id(settings, Arc::new(|| true), purpose, id)
     }
 
-    fn with_id(settings: &Settings, purpose: &'static str, id: String) -> Result<Self, Failure> {
+    fn with_id(
+        settings: &Settings,
+        pulse: Pulse,
+        purpose: &'static str,
+        id: String,
+    ) -> Result<Self, Failure> {
         let transactional_id = match settings.guarantee {
             Guarantee::ExactlyOnce => Some(id),
             Guarantee::AtLeastOnce => None,
         };
         let recipe = Recipe {
             settings: settings.clone(),
+            pulse,
             purpose,
             transactional_id,
         };
@@ -347,7 +357,7 @@ impl Producer {
 }
 
 impl Recipe {
-    fn make(&self) -> Result<(ThreadedProducer<DeliveryContext>, Arc<Deliveries>), Failure> {
+    fn make(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
         let deliveries = Arc::new(Deliveries::default());
         let context = DeliveryContext {
             log: LogContext::new(self.purpose),
@@ -361,6 +371,8 @@ impl Recipe {
             config.create_with_context(context).map_err(|error| {
                 Failure::from_client(format!("creating the producer of {}", self.purpose), error)
             })?;
+        let client = Arc::new(client);
+        bootstrap::keep(&self.settings, &client, |client| client.client())?;
         if self.transactional_id.is_some() {
             self.init_transactions(&client)?;
         }
@@ -375,7 +387,7 @@ impl Recipe {
             };
             let retriable =
                 matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
-            if !retriable && !super::is_unreachable(&error) {
+            if !(self.pulse)() || !retriable && !super::is_unreachable(&error) {
                 return Err(Failure::from_client(
                     format!("starting transactions of {}", self.purpose),
                     error,

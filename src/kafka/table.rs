@@ -13,7 +13,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::{Failure, LogContext, LoggedConsumer, consumer_config};
+use super::{Failure, LogContext, LoggedConsumer, bootstrap, consumer_config};
 use crate::config::Settings;
 use crate::fanout::matching::Index;
 use crate::metrics::Metrics;
@@ -120,6 +120,8 @@ pub fn follow(
     let consumer: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating the reader of subscriptions", error))?;
+    let consumer = Arc::new(consumer);
+    bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
     let mut behind = assign_all(&consumer, &topic, stop)?;
     let mut told = false;
     while !stop() {

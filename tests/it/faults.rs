@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::scene::{event, put, subscription, wait_until_done, with};
 use crate::support::{
-    Answer, Broker, Isolation, Process, Receiver, Record, Seen, World, eventually_true,
+    Answer, Broker, Isolation, Process, Receiver, Record, Seen, Weather, World, eventually_true,
 };
 
 /// All of a test's work, on a busy machine.
@@ -313,6 +313,39 @@ fn a_restart_of_the_broker_in_the_middle_loses_nothing() {
         "it goes on when the broker comes back"
     );
     assert_eq!(process.get("/readyz").0, 200);
+}
+
+/// librdkafka issue 5301: a client that is told of no brokers forgets all that it knew, and is silent for good.
+#[test]
+fn clients_that_were_told_of_no_broker_find_their_way_back() {
+    const EVENTS: usize = 200;
+    let broker = Broker::behind_proxies(1);
+    let world = world_on(Some(&broker), "no-brokers", 2);
+    let receiver = Receiver::start(flaky);
+    put(&world, &subscriptions(&receiver, 5));
+    // Metadata is asked for often, so that every client is told.
+    let mut process = world.spawn_as(
+        "one",
+        "run",
+        &[
+            &QUICK[..],
+            &RETRY[..],
+            &["-X", "topic.metadata.refresh.interval.ms=500"],
+        ]
+        .concat(),
+    );
+    process.wait_ready();
+    produce(&world, 0..EVENTS / 2);
+    wait_for_accepted(&receiver, EVENTS / 2 * 5);
+    let proxy = &broker.proxies[0];
+    proxy.set(Weather::NoBrokers);
+    proxy.wait_for_emptied(6);
+    proxy.set(Weather::Clear);
+    produce(&world, EVENTS / 2..EVENTS);
+    wait_for_accepted(&receiver, EVENTS * 5);
+    wait_until_done(&world);
+    assert_one_lineage(&world, EVENTS, 5);
+    assert!(process.exited().is_none(), "it goes on");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod broker;
 mod process;
+mod proxy;
 mod receiver;
 mod world;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use broker::{Broker, broker};
 pub use process::{Output, Process, run_to_end};
+pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};
 pub use world::{Isolation, Record, World};
 

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 
+use super::Proxy;
+
 /// A running Kafka.
 pub struct Broker {
     /// Bootstrap servers.
     pub address: String,
+    /// What stands between the program and each broker, where that was asked for.
+    pub proxies: Vec<Proxy>,
     script: Option<Script>,
 }
 
@@ -29,6 +33,7 @@ pub fn broker() -> &'static Broker {
     BROKER.get_or_init(|| match std::env::var("HOOKSTREAM_TEST_BROKERS") {
         Ok(address) => Broker {
             address,
+            proxies: Vec::new(),
             script: None,
         },
         Err(_) => Broker::own(),
@@ -43,19 +48,43 @@ impl Broker {
 
     /// 1 or 3 brokers of the test's own. Topics of three have three replicas, two of which must be in sync.
     pub fn cluster(brokers: u32) -> Self {
+        Self::start_with(brokers, Vec::new())
+    }
+
+    /// As [`Self::cluster`], each broker behind a proxy.
+    pub fn behind_proxies(brokers: u32) -> Self {
+        Self::start_with(brokers, (0..brokers).map(|_| Proxy::start()).collect())
+    }
+
+    /// What the program is to be told: the proxies, where there are some.
+    pub fn bootstrap(&self) -> String {
+        if self.proxies.is_empty() {
+            return self.address.clone();
+        }
+        let each = self.proxies.iter();
+        let servers: Vec<String> = each
+            .map(|proxy| format!("127.0.0.1:{}", proxy.port()))
+            .collect();
+        servers.join(",")
+    }
+
+    fn start_with(brokers: u32, proxies: Vec<Proxy>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("hookstream-it-")
             .tempdir()
             .unwrap()
             .keep();
-        let mut child = Command::new(script())
-            .args([
-                "run",
-                "--remove",
-                "--brokers",
-                &brokers.to_string(),
-                "--dir",
-            ])
+        let ports: Vec<String> = proxies
+            .iter()
+            .map(|proxy| proxy.port().to_string())
+            .collect();
+        let mut command = Command::new(script());
+        command.args(["run", "--remove", "--brokers", &brokers.to_string()]);
+        if !ports.is_empty() {
+            command.args(["--behind", &ports.join(",")]);
+        }
+        let mut child = command
+            .arg("--dir")
             .arg(&dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -71,8 +100,14 @@ impl Broker {
             !address.is_empty(),
             "scripts/kafka run gave no address; its reason is on standard error"
         );
+        for (number, proxy) in (1..).zip(&proxies) {
+            let file = dir.join(format!("{number}/port"));
+            let port = std::fs::read_to_string(file).unwrap();
+            proxy.lead_to(port.trim().parse().unwrap());
+        }
         Self {
             address,
+            proxies,
             script: Some(Script { child, stdin, dir }),
         }
     }

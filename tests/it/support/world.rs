@@ -19,7 +19,10 @@ use super::{Broker, Output, Process, SOON, block_on, broker, run_to_end};
 
 /// Names that no other test uses, and the settings that every process of this test gets.
 pub struct World {
+    /// For this process's own clients.
     pub brokers: String,
+    /// For the program's.
+    pub bootstrap: String,
     /// Prefix of topics, groups and instances, with its separator.
     pub prefix: String,
     pub topics: Topics,
@@ -87,6 +90,7 @@ impl World {
         let events = format!("{prefix}events");
         Self {
             brokers: broker.address.clone(),
+            bootstrap: broker.bootstrap(),
             topics: Topics {
                 events: vec![events.clone()],
                 prefix: prefix.clone(),
@@ -111,7 +115,7 @@ impl World {
             .map(|tier| format_duration(*tier))
             .collect();
         let pairs = [
-            ("--brokers", self.brokers.as_str()),
+            ("--brokers", self.bootstrap.as_str()),
             ("--topic-prefix", &self.prefix),
             ("--group-prefix", &self.prefix),
             ("--events", &self.events),

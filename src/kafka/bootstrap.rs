@@ -1,0 +1,73 @@
+//! Gives a client that has lost every broker its bootstrap servers back.
+//!
+//! A broker that is starting may answer for its topics while it counts itself, and every other, as not yet alive:
+//! metadata with topics and no brokers. librdkafka (2.10 to 2.15 at least, issue 5301) then drops every broker that it
+//! knows, the bootstrap servers too, and never connects again: a consumer is silent for good, a commit waits for ever,
+//! and no error tells. Adding the servers once more is what its own re-bootstrap does, and changes nothing for a client
+//! that is well. Each client is watched by a thread of its own, since the thread that uses it may be the one that waits.
+
+use std::ffi::CString;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rdkafka::client::{Client, ClientContext};
+
+use super::Failure;
+use crate::config::Settings;
+
+/// How often a client is asked which brokers it knows.
+const EVERY: Duration = Duration::from_secs(5);
+/// How long it may take to answer.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Watches `client` for as long as it is in use; `inner` leads to the part that is asked.
+///
+/// # Errors
+/// [`Failure`] when there can be no thread, or no C string of the list of servers.
+pub(super) fn keep<T, C>(
+    settings: &Settings,
+    client: &Arc<T>,
+    inner: fn(&T) -> &Client<C>,
+) -> Result<(), Failure>
+where
+    T: Send + Sync + 'static,
+    C: ClientContext + 'static,
+{
+    let servers = CString::new(settings.brokers.as_str())
+        .map_err(|error| Failure::Internal(format!("the list of brokers: {error}")))?;
+    let topic = settings.topics.commands();
+    let watched: Weak<T> = Arc::downgrade(client);
+    let watch = move || {
+        while let Some(client) = watched.upgrade() {
+            let client_inner = inner(&client);
+            if !knows_brokers(client_inner, &topic) {
+                add(client_inner, &servers);
+            }
+            drop(client);
+            std::thread::sleep(EVERY);
+        }
+    };
+    std::thread::Builder::new()
+        .name("bootstrap".to_owned())
+        .spawn(watch)
+        .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
+    Ok(())
+}
+
+fn knows_brokers<C: ClientContext>(client: &Client<C>, topic: &str) -> bool {
+    let told = client.fetch_metadata(Some(topic), ANSWER);
+    told.is_ok_and(|metadata| !metadata.brokers().is_empty())
+}
+
+/// Those that the client knows already stay as they are.
+#[allow(unsafe_code, reason = "rust-rdkafka has no safe call for this")]
+fn add<C: ClientContext>(client: &Client<C>, servers: &CString) {
+    // SAFETY: both pointers are valid for the call, since the client and the string are borrowed; librdkafka copies
+    // the string and takes its own locks (rdkafka.h, `rd_kafka_brokers_add`).
+    let added =
+        unsafe { rdkafka::bindings::rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
+    tracing::debug!(
+        added,
+        "a client knows no broker: its bootstrap servers are added again"
+    );
+}
