@@ -32,6 +32,8 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 /// Over how much time a lane's pace is measured: longer than a hiccup of the machine, and all that a lane can hold
 /// its partition up before it is known to be slow.
 const MEASURE: Duration = Duration::from_secs(1);
+/// A lane of which nothing at all has ended for so long since it had something to do is taken for one that hangs.
+const SILENT: Duration = Duration::from_millis(600);
 /// A lane takes at most this share of the requests that its replica may still start: when they run short, every lane
 /// still gets its first.
 const SHARE_OF_SPARE: usize = 8;
@@ -186,7 +188,9 @@ impl<T> Lane<T> {
     /// Queues an item that was waiting for another one to end, whatever the room: it has taken its place in memory
     /// and in the window already.
     pub fn push(&mut self, item: T, bytes: usize, now: Instant) {
-        if self.queue.is_empty() {
+        // Where all that may be in flight is, there was demand all the while: an endpoint that hangs stays known for it,
+        // also when its queue was parked.
+        if self.queue.is_empty() && self.in_flight < self.at_most() {
             self.pace.begin(now);
         }
         self.queue.push_back((item, bytes));
@@ -195,9 +199,8 @@ impl<T> Lane<T> {
 
     /// What may be sent at `now`, when the replica may start `spare` more requests.
     pub fn next(&mut self, spare: usize, now: Instant) -> Next<T> {
-        let at_most = self.concurrency.limit().min(self.limits.max_in_flight);
         if self.queue.is_empty()
-            || self.in_flight >= at_most
+            || self.in_flight >= self.at_most()
             || self.in_flight.saturating_mul(SHARE_OF_SPARE) > spare
         {
             return Next::Nothing;
@@ -314,6 +317,11 @@ impl<T> Lane<T> {
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queue.len()
+    }
+
+    /// How many may be in flight now.
+    fn at_most(&self) -> usize {
+        self.concurrency.limit().min(self.limits.max_in_flight)
     }
 
     /// How many are in flight.
@@ -434,13 +442,14 @@ impl Pace {
         self.ends += 1;
     }
 
-    /// `None` until a whole span has been measured.
+    /// `None` until a whole span has been measured, or nothing at all has ended in a good part of one.
     fn rate(&self, now: Instant) -> Option<f64> {
         let span = now.saturating_duration_since(self.since?);
         if span >= MEASURE {
             Some(f64::from(self.ends) / span.as_secs_f64())
         } else {
-            self.before
+            let silent = self.ends == 0 && span >= SILENT;
+            self.before.or_else(|| silent.then_some(0.0))
         }
     }
 }
@@ -557,6 +566,32 @@ mod tests {
         now += 3 * MEASURE;
         lane.offer(0, 1, false, now).unwrap();
         assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Endpoint));
+    }
+
+    #[test]
+    fn a_lane_that_hangs_stays_known_for_it_when_its_queue_is_parked() {
+        let mut now = start();
+        let mut lane = lane(1, None, now);
+        lane.offer(0, 1, false, now).unwrap();
+        assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
+        for _ in 0..20 {
+            now += MEASURE;
+            assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Endpoint));
+            assert_eq!(lane.take_queue().count(), QUEUE_COMMANDS);
+        }
+    }
+
+    #[test]
+    fn a_lane_that_hangs_from_its_first_attempt_takes_no_more_than_its_queue_for_long() {
+        let now = start();
+        let mut lane = lane(1, None, now);
+        lane.offer(0, 1, true, now).unwrap();
+        assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
+        let full =
+            |lane: &mut Lane<u32>, now| (0..).find_map(|item| lane.offer(item, 1, true, now).err());
+        let (_, full) = full(&mut lane, now + SILENT).unwrap();
+        assert_eq!(full, Full::Slow(Cause::Endpoint));
+        assert_eq!(lane.queued(), QUEUE_COMMANDS);
     }
 
     #[test]
