@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test check demo kafka bench bench-quick
+.PHONY: help build test check demo kafka bench bench-quick chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,11 +18,12 @@ test: ## every test, the ones on a real Kafka included
 	@scripts/kafka fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
+	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
 
 check: ## format, lints, documentation, licences and advisories, portability
 	@scripts/prerequisites build
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	scripts/audit
 	scripts/portable
@@ -42,3 +43,10 @@ bench: ## speed and isolation beside raw references, about half an hour; ARGS='d
 
 bench-quick: ## the same in under three minutes after the build, less exact
 	@$(MAKE) --no-print-directory bench ARGS='--quick $(ARGS)'
+
+chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill,point GUARANTEE=at-least-once
+	@scripts/prerequisites test
+	@scripts/kafka fetch
+	SEED=$(SEED) MINUTES=$(or $(MINUTES),60) RATE=$(or $(RATE),100) FAULTS=$(FAULTS) \
+	  cargo test --release --locked --features failpoints --test chaos -- --nocapture \
+	  $(if $(filter at-least-once,$(GUARANTEE)),at_least_once_loses_nothing_either,a_seeded_run_of_faults_breaks_no_invariant)

@@ -6,6 +6,7 @@
 pub mod dead_letters;
 pub mod demo;
 pub mod interrupt;
+pub mod lag;
 mod logging;
 pub mod outcome;
 pub mod print;
@@ -43,6 +44,8 @@ enum Command {
     Deliver,
     /// Move what is due from the retry tiers back to the commands
     Release,
+    /// Count how much waits for whom: the role, or --once or --watch for the terminal
+    Lag(lag::LagArgs),
     /// All roles in one process
     Run,
     /// Show the whole story on sample data, with an embedded broker or the one of --brokers
@@ -179,7 +182,8 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         Command::Fanout => service::run(&settings, &[Role::Fanout]),
         Command::Deliver => service::run(&settings, &[Role::Deliver]),
         Command::Release => service::run(&settings, &[Role::Release]),
-        Command::Run => service::run(&settings, &[Role::Fanout, Role::Deliver, Role::Release]),
+        Command::Lag(args) => lag::run(&settings, &args),
+        Command::Run => service::run(&settings, &Role::ALL),
         Command::Demo(args) => demo::run(settings, &args),
         Command::Replay(args) => replay::run(&settings, &args),
         Command::DeadLetters(command) => dead_letters::run(&settings, &command),

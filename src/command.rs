@@ -12,6 +12,8 @@ use crate::units::EpochMs;
 
 /// Header names, in the order in which they are written.
 pub mod header {
+    /// Version of the record's format: see [`super::VERSION`].
+    pub const VERSION: &str = "hs-version";
     /// Deterministic id of this webhook.
     pub const WEBHOOK_ID: &str = "webhook-id";
     /// The subscription's id.
@@ -40,6 +42,20 @@ pub mod header {
     pub const SEQUENCE: &str = "hs-sequence";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
+}
+
+/// Version of the headers of commands, dead letters and facts. A program that meets a later one stops with a clear
+/// message: what it does not know might change what the rest means. Records without the header are of version 1 too.
+pub const VERSION: u32 = 1;
+
+/// [`VERSION`] as it stands in the header.
+pub const VERSION_TEXT: &str = "1";
+
+/// The version that a record's header names, if this program does not read it.
+#[must_use]
+pub fn newer_version(header: Option<&[u8]>) -> Option<String> {
+    let value = header.filter(|value| *value != VERSION_TEXT.as_bytes())?;
+    Some(String::from_utf8_lossy(value).chars().take(100).collect())
 }
 
 /// Why this copy of the command was written.
@@ -162,6 +178,7 @@ pub struct Envelope<'a> {
 impl Envelope<'_> {
     /// Calls `write` with every header of the command's record.
     pub fn each_header(&self, mut write: impl FnMut(&'static str, &str)) {
+        write(header::VERSION, VERSION_TEXT);
         write(header::WEBHOOK_ID, self.webhook_id);
         write(header::SUBSCRIPTION, self.subscription);
         write(header::EVENT_ID, self.event_id);
@@ -200,6 +217,9 @@ pub enum InvalidCommand {
     /// No value: there is nothing to send.
     #[error("the record has no value, which must be the body to send")]
     NoBody,
+    /// Of a later program.
+    #[error("the record has version {0}, and this program reads version {VERSION}")]
+    Newer(String),
     /// A header that every command has is missing.
     #[error("the header {0} is missing")]
     Missing(&'static str),
@@ -248,6 +268,9 @@ impl Command {
         body: Option<Bytes>,
     ) -> Result<Self, InvalidCommand> {
         let raw = RawHeaders::collect(headers);
+        if let Some(version) = newer_version(raw.version) {
+            return Err(InvalidCommand::Newer(version));
+        }
         let key = key
             .filter(|key| !key.is_empty())
             .ok_or(InvalidCommand::NoKey)?;
@@ -298,6 +321,7 @@ const EPOCH: &str = "a time in milliseconds since 1970";
 /// The headers of one record, borrowed, by name: one pass over the record instead of one per header.
 #[derive(Default)]
 struct RawHeaders<'a> {
+    version: Option<&'a [u8]>,
     webhook_id: Option<&'a [u8]>,
     subscription: Option<&'a [u8]>,
     event_id: Option<&'a [u8]>,
@@ -327,6 +351,7 @@ impl<'a> RawHeaders<'a> {
                 header::SUBJECT => &mut raw.subject,
                 header::CONTENT_TYPE => &mut raw.content_type,
                 header::ATTEMPT => &mut raw.attempt,
+                header::VERSION => &mut raw.version,
                 header::DUE => &mut raw.due,
                 header::ENQUEUED => &mut raw.enqueued,
                 header::CAUSE => &mut raw.cause,
@@ -495,7 +520,8 @@ pub(crate) mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let command = sample();
-        for (name, _) in headers_of(&command) {
+        // Without a version it is of the first.
+        for (name, _) in headers_of(&command).into_iter().skip(1) {
             let rest: Vec<_> = headers_of(&command)
                 .into_iter()
                 .filter(|(other, _)| *other != name)

@@ -54,6 +54,10 @@ pub struct Settings {
     pub timeout: Duration,
     /// For attempts in flight at shutdown and revocation.
     pub drain_deadline: Duration,
+    /// How many subscribers get series of their own, by each rank.
+    pub lag_top: usize,
+    /// A call into the Kafka client that takes longer, though brokers answer, ends the process.
+    pub hang_deadline: Duration,
     /// What endpoints may be reached.
     pub egress: EgressSettings,
     /// Further trusted certificate authorities, PEM.

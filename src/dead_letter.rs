@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::command::{VERSION, VERSION_TEXT, header, newer_version};
 use crate::subscription::TypePattern;
 use crate::units::{EpochMs, Offset};
 
@@ -241,6 +242,7 @@ impl Settled {
             Settlement::Discarded => Kind::Discarded,
         };
         vec![
+            (header::VERSION, VERSION_TEXT.to_owned()),
             (FACT, kind.as_str().to_owned()),
             ("hs-letter-partition", self.letter.partition.to_string()),
             ("hs-letter-offset", self.letter.offset.to_string()),
@@ -312,6 +314,9 @@ pub enum FactError {
         /// Its value.
         value: String,
     },
+    /// Of a later program.
+    #[error("it has version {0}, and this program reads version {VERSION}: use the newer program")]
+    Newer(String),
     /// The key is not there or not UTF-8.
     #[error("the key, a subscriber, is missing or not UTF-8")]
     Key,
@@ -327,6 +332,10 @@ impl Fact {
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
     ) -> Result<Self, FactError> {
+        let version = text(headers, header::VERSION)?.map(str::as_bytes);
+        if let Some(version) = newer_version(version) {
+            return Err(FactError::Newer(version));
+        }
         match Kind::of(headers)? {
             Kind::DeadLettered => Ok(Self::DeadLettered(Box::new(decode_letter(
                 at, key, headers,

@@ -31,14 +31,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::clock;
 use crate::config::Settings;
-use crate::kafka::consumer::{Commit, Member, Polled, TopicPartition};
+use crate::kafka::consumer::{Commit, Gap, Member, Polled, TopicPartition};
 use crate::kafka::producer::Producer;
 use crate::kafka::{Failure, read_command};
 use crate::service::RoleContext;
 use crate::units::Offset;
 use pool::Workers;
 use systemic::Systemic;
-use window::{Snapshot, Window};
+use window::{ReadError, Snapshot, Window};
 use worker::{Incoming, Load, Order, Outcome};
 
 /// How often positions and outcomes are committed.
@@ -51,6 +51,8 @@ const LEAST_SHARE: usize = 256 * 1024;
 const LEAST_COMMANDS: usize = 512;
 /// How long the last commit of partitions that are given up may take, tries included.
 const FINAL_COMMIT: Duration = Duration::from_secs(5);
+/// An attempt that is older has outlived its deadline, 60 s at most: `/livez` turns red a while later.
+const STALE: Duration = Duration::from_secs(120);
 /// How long leaving the group may take.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         one_by_one: false,
         next_commit: clock::instant(),
         systemic: Systemic::default(),
+        oldest: Duration::ZERO,
     };
     context.ready();
     let result = delivery.go();
@@ -138,12 +141,17 @@ struct Delivery<'a> {
     one_by_one: bool,
     next_commit: Instant,
     systemic: Systemic,
+    /// The age of the oldest attempt in flight.
+    oldest: Duration,
 }
 
 impl Delivery<'_> {
     fn go(&mut self) -> Result<(), Failure> {
         while !self.context.stopping() {
-            self.context.beat();
+            // A commit that hangs keeps this from being reached, an attempt past every deadline from being called.
+            if self.oldest <= STALE {
+                self.context.beat();
+            }
             let wait = self.next_commit.saturating_duration_since(clock::instant());
             self.turn(wait)?;
             self.flow()?;
@@ -164,13 +172,18 @@ impl Delivery<'_> {
                 Polled::Message(message) => {
                     let incoming = Incoming {
                         offset: Offset(message.offset()),
-                        content: read_command(&message),
+                        content: read_command(&message)?,
                     };
                     taken.entry(message.partition()).or_default().push(incoming);
                 }
                 Polled::Assigned(partitions) => {
                     self.hand_over(taken);
                     return self.assigned(&partitions);
+                }
+                Polled::Gap(gap) => {
+                    self.hand_over(taken);
+                    self.gap(&gap);
+                    return Ok(());
                 }
                 Polled::Revoked { partitions, lost } => {
                     self.hand_over(taken);
@@ -234,6 +247,31 @@ impl Delivery<'_> {
         Ok(())
     }
 
+    /// What was taken is delivered all the same; where the topic ends before it, the partition begins anew.
+    fn gap(&mut self, gap: &Gap) {
+        self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+        let number = gap.at.partition;
+        if gap.lost() == 0 && self.partitions.contains_key(&number) {
+            self.forget(&[number]);
+            self.open(number, Window::new(gap.to), None);
+        }
+    }
+
+    fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
+        let load = Arc::new(Load::default());
+        self.workers.of(number).send(Order::Open {
+            partition: number,
+            window,
+            load: Arc::clone(&load),
+        });
+        let owned = Owned {
+            load,
+            paused: false,
+            committed,
+        };
+        self.partitions.insert(number, owned);
+    }
+
     fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Failure> {
         let committed = self.member.committed(partitions)?;
         let mut positions = Vec::with_capacity(committed.len());
@@ -241,6 +279,13 @@ impl Delivery<'_> {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
             let (window, error) = Window::restore(position, &found.metadata, &self.topic, number);
+            if let Some(ReadError::Newer(version)) = error {
+                return Err(Failure::Newer {
+                    place: format!("the commit metadata of {} {number}", self.topic),
+                    version: version.to_string(),
+                    known: window::VERSION.into(),
+                });
+            }
             if let Some(error) = error {
                 self.context.metrics.foreign_commit_metadata().inc();
                 tracing::error!(
@@ -248,24 +293,11 @@ impl Delivery<'_> {
                     "finished commands above the committed position may be delivered again: {error}",
                 );
             }
-            let load = Arc::new(Load::default());
-            self.workers.of(number).send(Order::Open {
-                partition: number,
-                window,
-                load: Arc::clone(&load),
-            });
             let known = found.position.map(|position| Snapshot {
                 position,
                 metadata: found.metadata,
             });
-            self.partitions.insert(
-                number,
-                Owned {
-                    load,
-                    paused: false,
-                    committed: known,
-                },
-            );
+            self.open(number, window, known);
             positions.push((found.at, found.position));
         }
         self.member.take(&positions)?;

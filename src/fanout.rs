@@ -260,6 +260,10 @@ impl Fanout<'_> {
                 }
             }
             Polled::Idle => self.end_batch(member),
+            Polled::Gap(gap) => {
+                self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+                Ok(())
+            }
             Polled::Assigned(partitions) => self.assigned(member, &partitions),
             Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost),
         }

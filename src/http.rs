@@ -42,6 +42,7 @@ use self::pool::{Http1, Line, Message, Opener, Pool, SWEEPS};
 pub use self::trust::HttpSetupError;
 use crate::clock;
 use crate::egress::EgressPolicy;
+use crate::fault;
 use crate::units::EpochMs;
 
 mod dial;
@@ -260,8 +261,12 @@ impl HttpClient {
     /// stream), so nothing is left behind; the receiver may still have got the request.
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
         let started = clock::instant();
+        fault::point("request.before");
         match timeout_at(deadline, self.send(request)).await {
-            Ok(Ok(answer)) => Reply::Answered(answer),
+            Ok(Ok(answer)) => {
+                fault::point("response-head.after");
+                Reply::Answered(answer)
+            }
             Ok(Err(failure)) => Reply::Failed(failure),
             Err(_) => Reply::Failed(Failure::timeout(
                 deadline.into_std().saturating_duration_since(started),

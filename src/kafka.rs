@@ -8,6 +8,7 @@ pub mod consumer;
 pub mod pipeline;
 pub mod producer;
 pub mod table;
+pub mod watchdog;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
 use thiserror::Error;
 
-use crate::command::{Command, Envelope};
+use crate::command::{Command, Envelope, InvalidCommand};
 use crate::config::Settings;
 use crate::units::Offset;
 
@@ -77,12 +78,30 @@ pub enum Failure {
         /// What the client said.
         source: KafkaError,
     },
+    /// A record or a commit of a later program.
+    #[error(
+        "{place} was written by a newer hookstream (version {version} of its format; this program reads version {known}): nothing was changed; run the newer program in every replica"
+    )]
+    Newer {
+        /// Topic, partition and offset.
+        place: String,
+        /// The version found.
+        version: String,
+        /// The version that this program reads.
+        known: u32,
+    },
     /// A thread of the role ended without saying why.
     #[error("{0}")]
     Internal(String),
 }
 
 impl Failure {
+    /// Whether it says that no broker answers, so that waiting may help.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Client { source, .. } if is_unreachable(source))
+    }
+
     /// Sorts a client error by its code.
     #[must_use]
     pub fn from_client(what: impl Into<String>, source: KafkaError) -> Self {
@@ -169,6 +188,10 @@ pub fn consumer_config(settings: &Settings, purpose: &str, group: &str) -> Clien
         &SESSION_TIMEOUT.as_millis().to_string(),
     );
     default(&mut config, "heartbeat.interval.ms", "1500");
+    // The default of a minute is how long a connection that the network forgot keeps a partition from being read.
+    default(&mut config, "socket.timeout.ms", "12000");
+    // Partitions that are added are read soon: the default is five minutes.
+    default(&mut config, "topic.metadata.refresh.interval.ms", "20000");
     // Bounds what the client prefetches, per partition queue and in all.
     default(&mut config, "queued.max.messages.kbytes", "8192");
     default(&mut config, "fetch.wait.max.ms", "100");
@@ -244,7 +267,7 @@ fn default(config: &mut ClientConfig, key: &str, value: &str) {
 /// The headers of a command's record.
 #[must_use]
 pub fn command_headers(envelope: &Envelope<'_>) -> OwnedHeaders {
-    let mut headers = Some(OwnedHeaders::new_with_capacity(14));
+    let mut headers = Some(OwnedHeaders::new_with_capacity(15));
     envelope.each_header(|name, value| {
         headers = headers.take().map(|all| with_header(all, name, value))
     });
@@ -329,11 +352,24 @@ pub fn each_header<'a>(
 ///
 /// # Errors
 /// The whole record, for `webhook-invalid-events`.
-pub fn read_command(message: &BorrowedMessage<'_>) -> Result<Box<Command>, Box<InvalidRecord>> {
+pub fn read_command(
+    message: &BorrowedMessage<'_>,
+) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Failure> {
     let body = message.payload().map(Bytes::copy_from_slice);
-    Command::from_record(message.key(), each_header(message), body)
-        .map(Box::new)
-        .map_err(|error| Box::new(InvalidRecord::of(message, error.to_string())))
+    match Command::from_record(message.key(), each_header(message), body) {
+        Ok(command) => Ok(Ok(Box::new(command))),
+        Err(InvalidCommand::Newer(version)) => Err(Failure::Newer {
+            place: format!(
+                "{} {}:{}",
+                message.topic(),
+                message.partition(),
+                message.offset()
+            ),
+            version,
+            known: crate::command::VERSION,
+        }),
+        Err(error) => Ok(Err(Box::new(InvalidRecord::of(message, error.to_string())))),
+    }
 }
 
 /// Adds one text header.

@@ -40,6 +40,7 @@
 //! | [`command`] | P | a command and its record |
 //! | [`delivery`], `delivery::{window, lane, outcome, signing}` | S, P | command to POST to outcome |
 //! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
+//! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
 //! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
 //! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
 //! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
@@ -54,8 +55,10 @@ pub mod delivery;
 pub mod egress;
 pub mod event;
 pub mod fanout;
+mod fault;
 pub mod http;
 pub mod kafka;
+pub mod lag;
 pub mod metrics;
 pub mod release;
 pub mod replay;

@@ -14,6 +14,8 @@ use prometheus::{
 
 use crate::command::Cause;
 use crate::delivery::outcome::Class;
+use crate::lag::figures::Figures;
+use crate::lag::top::Told;
 
 /// A closed set of label values.
 trait Label: Copy + 'static {
@@ -165,6 +167,12 @@ struct All {
     transaction_seconds: Vec<Histogram>,
     invalid_subscriptions: IntCounter,
     foreign_commit_metadata: IntCounter,
+    lost_offsets: IntCounterVec,
+    subscriber_lag: IntGaugeVec,
+    subscriber_oldest: GaugeVec,
+    subscriber_dead_letters: IntGaugeVec,
+    lag_as_of: Gauge,
+    lag_behind: IntGauge,
     broker_up: IntGauge,
     role_ready: IntGaugeVec,
 }
@@ -343,6 +351,27 @@ impl Metrics {
                 "hookstream_foreign_commit_metadata_total",
                 "Partitions whose commit metadata could not be used: finished commands may be delivered again.",
             ),
+            lost_offsets: declare.add(IntCounterVec::new(
+                Opts::new("hookstream_lost_offsets_total", "Offsets that were deleted before they were read: retention has overtaken a group."),
+                &["topic"],
+            )),
+            subscriber_lag: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_subscriber_lag", "Pending commands: ready in the commands topic, or waiting in a tier. By the lag role; the same in each replica."),
+                &["subscriber", "state"],
+            )),
+            subscriber_oldest: declare.add(GaugeVec::new(
+                Opts::new("hookstream_subscriber_oldest_timestamp_seconds", "When the oldest pending command was first written, seconds since the epoch; no series when nothing is pending."),
+                &["subscriber"],
+            )),
+            subscriber_dead_letters: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_subscriber_dead_letters", "Dead letters that are neither replayed nor discarded."),
+                &["subscriber"],
+            )),
+            lag_as_of: declare.add(Gauge::new(
+                "hookstream_lag_as_of_timestamp_seconds",
+                "Of when the lag role's figures are, seconds since the epoch; 0 before the first.",
+            )),
+            lag_behind: declare.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has still to read; 0 when its figures are exact."),
             broker_up: declare.gauge("hookstream_broker_up", "1 when a broker has answered; 0 while a role waits for one."),
             role_ready: declare.add(IntGaugeVec::new(
                 Opts::new("hookstream_role_ready", "1 while the role does its work."),
@@ -480,6 +509,54 @@ impl Metrics {
     #[must_use]
     pub fn foreign_commit_metadata(&self) -> &IntCounter {
         &self.0.foreign_commit_metadata
+    }
+
+    /// A group met a gap in `topic`.
+    pub fn lost_offsets(&self, topic: &str, count: u64) {
+        self.0
+            .lost_offsets
+            .with_label_values(&[topic])
+            .inc_by(count);
+    }
+
+    /// The lag role's figures.
+    pub fn lag(&self, told: &Told, figures: &Figures) {
+        let inner = &self.0;
+        for name in &told.gone {
+            // A series that is not there is as good as removed.
+            for state in ["ready", "waiting"] {
+                inner
+                    .subscriber_lag
+                    .remove_label_values(&[&**name, state])
+                    .ok();
+            }
+            inner.subscriber_oldest.remove_label_values(&[&**name]).ok();
+            inner
+                .subscriber_dead_letters
+                .remove_label_values(&[&**name])
+                .ok();
+        }
+        let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        for (name, waiting) in &told.figures {
+            let lag = &inner.subscriber_lag;
+            lag.with_label_values(&[&**name, "ready"])
+                .set(count(waiting.ready));
+            lag.with_label_values(&[&**name, "waiting"])
+                .set(count(waiting.waiting));
+            inner
+                .subscriber_dead_letters
+                .with_label_values(&[&**name])
+                .set(count(waiting.dead.values().sum()));
+            match waiting.oldest {
+                Some(oldest) => inner
+                    .subscriber_oldest
+                    .with_label_values(&[&**name])
+                    .set(oldest.into()),
+                None => drop(inner.subscriber_oldest.remove_label_values(&[&**name])),
+            }
+        }
+        inner.lag_as_of.set(figures.as_of_seconds);
+        inner.lag_behind.set(count(figures.behind));
     }
 
     /// Whether a broker has answered.

@@ -109,12 +109,12 @@ struct Held {
 }
 
 impl Held {
-    fn of(message: &BorrowedMessage<'_>) -> Self {
-        Self {
+    fn of(message: &BorrowedMessage<'_>) -> Result<Self, Failure> {
+        Ok(Self {
             offset: Offset(message.offset()),
             appended: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
-            content: read_command(message),
-        }
+            content: read_command(message)?,
+        })
     }
 
     fn weight(&self) -> usize {
@@ -237,10 +237,19 @@ impl Release<'_> {
                     if let Some(tier) = self.tier_of(message.topic())
                         && let Some(buffer) = self.buffers.get_mut(&(tier, message.partition()))
                     {
-                        let held = Held::of(&message);
+                        let held = Held::of(&message)?;
                         buffer.bytes += held.weight();
                         buffer.queue.push_back(held);
                     }
+                }
+                Polled::Gap(gap) => {
+                    let metrics = &self.context.metrics;
+                    metrics.lost_offsets(&gap.at.topic, gap.lost());
+                    if let Some(tier) = self.tier_of(&gap.at.topic) {
+                        let place = (tier, gap.at.partition);
+                        self.buffers.insert(place, Buffer::default());
+                    }
+                    return Ok(());
                 }
                 Polled::Assigned(partitions) => return self.assigned(member, &partitions),
                 Polled::Revoked { partitions, .. } => {

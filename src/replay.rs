@@ -238,7 +238,7 @@ fn fold(
     let reading = log.read::<Failure>(ends, stop, |message| {
         count += 1;
         read(count);
-        if let Some(settled) = settled(message) {
+        if let Some(settled) = settled(message)? {
             open.settle(&settled);
         }
         Ok(ControlFlow::Continue(()))
@@ -247,23 +247,34 @@ fn fold(
 }
 
 /// The settling fact that the record states, if it does.
-#[must_use]
-pub fn settled(message: &BorrowedMessage<'_>) -> Option<Settled> {
+///
+/// # Errors
+/// [`Failure::Newer`] for a fact of a later program: skipped, it might be a letter that is sent a second time.
+pub fn settled(message: &BorrowedMessage<'_>) -> Result<Option<Settled>, Failure> {
     let headers = header_pairs(message);
     if Kind::of(&headers).is_ok_and(|kind| kind == Kind::DeadLettered) {
-        return None;
+        return Ok(None);
     }
-    match Fact::decode(place(message), message.key(), &headers) {
-        Ok(Fact::Settled(settled)) => Some(settled),
-        Ok(Fact::DeadLettered(_)) => None,
-        Err(error) => {
-            tracing::warn!(
-                "the record {} of the dead letters is no fact: {error}",
-                place(message)
-            );
-            None
-        }
-    }
+    Ok(
+        match Fact::decode(place(message), message.key(), &headers) {
+            Ok(Fact::Settled(settled)) => Some(settled),
+            Ok(Fact::DeadLettered(_)) => None,
+            Err(FactError::Newer(version)) => {
+                return Err(Failure::Newer {
+                    place: format!("the dead letters' record {}", place(message)),
+                    version,
+                    known: crate::command::VERSION,
+                });
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "the record {} of the dead letters is no fact: {error}",
+                    place(message)
+                );
+                None
+            }
+        },
+    )
 }
 
 /// The letter that the record states, if it does.

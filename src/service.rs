@@ -15,10 +15,12 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::outcome::{CliError, Exit};
+use crate::cli::print;
 use crate::clock;
 use crate::config::Settings;
 use crate::kafka::table::{self, Table};
 use crate::kafka::{self, Failure};
+use crate::lag::figures::Board;
 use crate::metrics::Metrics;
 use http::{Health, State};
 
@@ -31,9 +33,14 @@ pub enum Role {
     Deliver,
     /// What is due, back to commands.
     Release,
+    /// How much waits for whom.
+    Lag,
 }
 
 impl Role {
+    /// Every role, as `hookstream run` has them.
+    pub const ALL: [Self; 4] = [Self::Fanout, Self::Deliver, Self::Release, Self::Lag];
+
     /// The role's name on the command line, in logs and in `/readyz`.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -41,6 +48,7 @@ impl Role {
             Self::Fanout => "fanout",
             Self::Deliver => "deliver",
             Self::Release => "release",
+            Self::Lag => "lag",
         }
     }
 
@@ -53,6 +61,7 @@ impl Role {
             Self::Fanout => crate::fanout::run(context),
             Self::Deliver => crate::delivery::run(context),
             Self::Release => crate::release::run(context),
+            Self::Lag => crate::lag::run(context),
         }
     }
 }
@@ -104,6 +113,8 @@ pub struct RoleContext {
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<Table>,
+    /// Where the lag role leaves its figures.
+    pub board: Arc<Board>,
     role: Role,
     health: Arc<Health>,
     stop: Arc<Stop>,
@@ -136,6 +147,11 @@ impl RoleContext {
     pub fn ready(&self) {
         tracing::info!(role = self.role.name(), "ready");
         self.set(State::Ready);
+    }
+
+    /// Waits for at most `time`, less when told to stop.
+    pub fn pause(&self, time: Duration) {
+        self.stop.wait(time);
     }
 
     /// The role finishes what it has begun.
@@ -241,6 +257,7 @@ impl Service {
             runtime,
             grace: settings.drain_deadline + GRACE,
         };
+        let board = Arc::new(Board::default());
         let table = Arc::new(Table::default());
         let subscriptions_read = Arc::new(Once::default());
         for &role in roles {
@@ -249,6 +266,7 @@ impl Service {
                 settings: Arc::clone(&settings),
                 metrics: metrics.clone(),
                 table: Arc::clone(&table),
+                board: Arc::clone(&board),
                 role,
                 health: Arc::clone(&health),
                 stop: Arc::clone(&stop),
@@ -279,7 +297,7 @@ impl Service {
         let until_stopped = wait_for_stop(Arc::clone(&stop));
         service
             .runtime
-            .spawn(http::serve(listener, metrics, health, until_stopped));
+            .spawn(http::serve(listener, metrics, health, board, until_stopped));
         Ok(service)
     }
 
@@ -395,11 +413,23 @@ async fn wait_for_stop(stop: Arc<Stop>) {
     }
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "no thread can be joined while one of them hangs"
+)]
+fn give_up(why: String) {
+    tracing::error!("{why}");
+    print::note(&format!("hookstream: {why}"));
+    std::process::exit(Exit::Failure as i32);
+}
+
 /// Runs `roles` until a signal or a failure ends them.
 ///
 /// # Errors
 /// [`CliError`] says what failed.
 pub fn run(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
+    kafka::watchdog::watch(settings.hang_deadline, give_up)
+        .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))?;
     let service = Service::start(settings, roles)?;
     service.stop_on_signals()?;
     service.wait()

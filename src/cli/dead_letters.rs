@@ -328,7 +328,7 @@ fn open(settings: &Settings) -> Result<(Log, Vec<Range>), CliError> {
 fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
     let mut settled = OpenLetters::default();
     log.read::<Failure>(ends, &|| false, |message| {
-        if let Some(fact) = replay::settled(message) {
+        if let Some(fact) = replay::settled(message)? {
             settled.settle(&fact);
         }
         Ok(ControlFlow::Continue(()))

@@ -8,7 +8,7 @@ use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
 use super::outcome::{CliError, Exit, Output};
-use crate::kafka::{Failure, is_unreachable};
+use crate::kafka::Failure;
 use crate::units::EpochMs;
 
 /// Rows that are printed in any form.
@@ -101,9 +101,10 @@ pub fn time(at: EpochMs) -> String {
 /// Turns a failure of the Kafka edge into a message with its exit code.
 #[must_use]
 pub fn failed(failure: &Failure) -> CliError {
-    let exit = match failure {
-        Failure::Client { source, .. } if is_unreachable(source) => Exit::Unreachable,
-        _ => Exit::Failure,
+    let exit = if failure.is_unreachable() {
+        Exit::Unreachable
+    } else {
+        Exit::Failure
     };
     let hint = if exit == Exit::Unreachable {
         "no broker answers: "

@@ -67,6 +67,10 @@ impl<'a> Reader<'a> {
         let drain_deadline = self.read("drain-deadline", |text| {
             time(text, Duration::ZERO, Duration::from_secs(300))
         });
+        let hang_deadline = self.read("hang-deadline", |text| {
+            time(text, Duration::from_secs(5), Duration::from_secs(3600))
+        });
+        let lag_top = self.read("lag-top", |text| number(text, 1, 10_000));
         let max_event_bytes = self.read("max-event-bytes", |text| size(text, 1024, 16 * MIB));
         let max_in_flight = self.read("max-in-flight", |text| number(text, 1, 65_536));
         let max_queued_bytes =
@@ -108,6 +112,8 @@ impl<'a> Reader<'a> {
             retry_schedule: retry_schedule?,
             timeout: timeout?,
             drain_deadline: drain_deadline?,
+            hang_deadline: hang_deadline?,
+            lag_top: lag_top?,
             egress: egress?,
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,

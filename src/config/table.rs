@@ -50,10 +50,12 @@ settings! {
     "retry-schedule" "TIME,…" "5s,5m,30m,2h,5h,10h,10h" "Delays after the first, second, … failed attempt, before ±20 % jitter" "0 to 20 times up to 24h";
     "timeout" "TIME" "15s" "One deadline for a whole attempt: connect, headers and body" "100ms to 60s";
     "drain-deadline" "TIME" "10s" "For attempts in flight at shutdown and when partitions move" "0s to 5m";
+    "hang-deadline" "TIME" "2m" "A call into the Kafka client that takes longer though brokers answer ends the process" "5s to 1h";
     "max-event-bytes" "SIZE" "1MiB" "Larger events are invalid" "1KiB to 16MiB";
     "max-in-flight" "N" "1024" "Requests in flight per replica" "1 to 65536";
     "max-queued-bytes" "SIZE" "64MiB" "Commands held in memory per replica" "1MiB to 16GiB";
     "max-queued-commands" "N" "100000" "Commands held in memory per replica" "512 to 100000000";
+    "lag-top" "N" "200" "Subscribers with series of their own, by lag, by age and by dead letters; the rest is _other" "1 to 10000";
     "breaker-failures" "N" "5" "A subscription's breaker opens after so many failures in a row" "0 (never) to 100000";
     "breaker-rate" "SHARE" "0.5" "It opens too when this share of the attempts in its window failed" "0 (never) to 1";
     "breaker-window" "TIME" "30s" "The sliding window for --breaker-rate" "1s to 1h";

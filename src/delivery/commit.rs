@@ -31,13 +31,9 @@ impl Delivery<'_> {
             .into_iter()
             .flat_map(|worker| worker.partitions)
             .collect();
-        self.context.metrics.oldest_attempt(
-            states
-                .iter()
-                .map(|state| state.oldest)
-                .max()
-                .unwrap_or_default(),
-        );
+        let ages = states.iter().map(|state| state.oldest);
+        self.oldest = ages.max().unwrap_or_default();
+        self.context.metrics.oldest_attempt(self.oldest);
         let mut commits = Vec::new();
         let mut outcomes = std::mem::take(&mut self.kept);
         let mut wanted: HashMap<i32, Snapshot> = HashMap::new();

@@ -227,7 +227,7 @@ fn released(
 
 fn note(found: &mut UnderWay, message: &BorrowedMessage<'_>, released: Option<Offset>) {
     // What cannot be read is told by the role that has to deal with it.
-    let Ok(command) = read_command(message) else {
+    let Ok(Ok(command)) = read_command(message) else {
         return;
     };
     if let (Some(subject), Some(sequence)) = (command.subject, command.sequence) {

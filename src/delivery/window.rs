@@ -31,7 +31,8 @@ const ROOM: usize = BYTES - HEADER;
 /// Offsets that a bitmap can tell of.
 const BITMAP_SPAN: i64 = (ROOM * 8) as i64;
 
-const VERSION: u8 = 1;
+/// Version of the format of commit metadata.
+pub const VERSION: u8 = 1;
 const FORM_BITMAP: u8 = 1;
 const FORM_GAPS: u8 = 2;
 

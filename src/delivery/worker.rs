@@ -30,6 +30,7 @@ use super::window::Window;
 use crate::clock;
 use crate::config::Settings;
 use crate::egress::EgressPolicy;
+use crate::fault;
 use crate::http::HttpClient;
 use crate::kafka::table::Table;
 use crate::metrics::{Metrics, ParkReason};
@@ -441,6 +442,7 @@ impl Worker {
     }
 
     fn attempt_ended(&mut self, end: AttemptEnd) {
+        fault::point("response.after");
         let (lane, number, slot_follows) = (end.lane, end.taken.partition, end.slot_follows);
         let partition = self.partitions.get_mut(&number);
         let flight = partition.and_then(|partition| {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rdkafka::client::{Client, ClientContext};
 
-use super::Failure;
+use super::{Failure, watchdog};
 use crate::config::Settings;
 
 /// How often a client is asked which brokers it knows.
@@ -41,6 +41,7 @@ where
         while let Some(client) = watched.upgrade() {
             let client_inner = inner(&client);
             if !knows_brokers(client_inner, &topic) {
+                watchdog::unreachable();
                 add(client_inner, &servers);
             }
             drop(client);

@@ -5,7 +5,7 @@
 //! commits, and answers with [`Member::take`] or [`Member::give_up`]; until it does, the group waits for it.
 //! So everything that touches a partition happens on one thread, in order (**Owner only**).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +21,10 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
+use super::watchdog::bounded;
 use super::{Failure, LogContext, Pulse, bootstrap};
 use crate::config::Settings;
+use crate::fault;
 use crate::units::Position;
 
 /// One partition of one topic.
@@ -69,8 +71,57 @@ pub enum Polled<'a> {
         /// They are gone already: another member may own them, so nothing may be committed.
         lost: bool,
     },
+    /// The broker has no record at the position that was read from; reading has gone on elsewhere.
+    Gap(Gap),
     /// Nothing within the time allowed.
     Idle,
+}
+
+/// A hole in what was read, or an end of the topic that lies before what was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Where.
+    pub at: TopicPartition,
+    /// What was to be read next.
+    pub from: Position,
+    /// The earliest record that the broker has: reading goes on there.
+    pub to: Position,
+}
+
+impl Gap {
+    /// The gap between the position `from` and a log that holds what lies from `low` up to `high`, if there is one.
+    fn find(at: &TopicPartition, from: Position, low: i64, high: i64) -> Option<Self> {
+        let outside = from.0 < low || from.0 > high;
+        outside.then(|| Self {
+            at: at.clone(),
+            from,
+            to: Position(low),
+        })
+    }
+
+    /// How many offsets are lost; 0 when the topic ends before the position, so that it was truncated or made again.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        u64::try_from(self.to.0 - self.from.0).unwrap_or(0)
+    }
+
+    /// Tells of it: lost records by their exact range.
+    pub fn log(&self) {
+        let (topic, partition, from, to) =
+            (&self.at.topic, self.at.partition, self.from.0, self.to.0);
+        if self.lost() > 0 {
+            tracing::error!(
+                topic = %topic, partition, from, to,
+                "LOST: the offsets from {from} to {} of {topic} {partition} were deleted before they were read: retention has overtaken this group, or an operator deleted them; reading goes on at {to}",
+                to - 1,
+            );
+        } else {
+            tracing::error!(
+                topic = %topic, partition, from, to,
+                "{topic} {partition} ends before the position {from} of this group: it was truncated or made again; all that it holds is read, from {to}, and may be done a second time",
+            );
+        }
+    }
 }
 
 enum Event {
@@ -79,6 +130,7 @@ enum Event {
         partitions: Vec<TopicPartition>,
         lost: bool,
     },
+    Gap(Gap),
 }
 
 /// Takes note of rebalances.
@@ -159,6 +211,12 @@ fn unassign(
     }
 }
 
+/// Where reading began, and the position that the client told at that time: until that changes, nothing was read.
+struct Began {
+    at: Position,
+    told: Option<Position>,
+}
+
 /// A member of one consumer group; to be used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
@@ -167,6 +225,10 @@ pub struct Member {
     /// The generation in which the partitions were taken. Never read afresh at commit time: after an
     /// eviction that would name no generation at all, which a broker accepts from anybody.
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
+    /// Where each partition's reading last began.
+    began: RefCell<HashMap<TopicPartition, Began>>,
+    /// A position was out of range, and it is not yet known which.
+    out_of_range: Cell<bool>,
 }
 
 impl Member {
@@ -184,6 +246,8 @@ impl Member {
         extra: &[(&str, &str)],
     ) -> Result<Self, Failure> {
         let mut config = super::consumer_config(settings, purpose, group);
+        // What is not there any more must be told, not skipped: see `Gap`.
+        config.set("auto.offset.reset", "error");
         for (key, value) in extra {
             // What the operator says goes before what suits this role.
             if !settings.properties.iter().any(|(given, _)| given == key) {
@@ -209,6 +273,8 @@ impl Member {
             pulse,
             group: group.to_owned(),
             metadata: RefCell::default(),
+            began: RefCell::default(),
+            out_of_range: Cell::new(false),
         })
     }
 
@@ -220,9 +286,19 @@ impl Member {
         if let Some(event) = self.next_event() {
             return Ok(event);
         }
+        if self.out_of_range.get() {
+            self.look_for_gaps()?;
+            if let Some(event) = self.next_event() {
+                return Ok(event);
+            }
+        }
+        fault::point("poll.before");
         let polled = self.consumer.poll(timeout);
         match polled {
-            Some(Ok(message)) => Ok(Polled::Message(message)),
+            Some(Ok(message)) => {
+                fault::point("poll.after");
+                Ok(Polled::Message(message))
+            }
             Some(Err(error)) => self.tolerate(error),
             None => Ok(self.next_event().unwrap_or(Polled::Idle)),
         }
@@ -239,6 +315,7 @@ impl Member {
         Some(match event {
             Event::Assign(partitions) => Polled::Assigned(partitions),
             Event::Revoke { partitions, lost } => Polled::Revoked { partitions, lost },
+            Event::Gap(gap) => Polled::Gap(gap),
         })
     }
 
@@ -253,6 +330,10 @@ impl Member {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                 self.missing_topic().map_or(Ok(Polled::Idle), Err)
             }
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                self.out_of_range.set(true);
+                Ok(Polled::Idle)
+            }
             _ if super::is_denied(&error) => Err(Failure::from_client(
                 format!("reading as group {}", self.group),
                 error,
@@ -264,6 +345,106 @@ impl Member {
                 Ok(Polled::Idle)
             }
         }
+    }
+
+    /// Compares every position with what the broker has, and reads on from its earliest record where there is none.
+    fn look_for_gaps(&self) -> Result<(), Failure> {
+        const ANSWER: Duration = Duration::from_secs(5);
+        let mut found = Vec::new();
+        let positions = self.reading_at()?;
+        for (at, from) in &positions {
+            let ends = self
+                .consumer
+                .fetch_watermarks(&at.topic, at.partition, ANSWER);
+            match ends {
+                Ok((low, high)) => found.extend(Gap::find(at, *from, low, high)),
+                // Asked again at the next poll.
+                Err(error) => {
+                    tracing::warn!(group = self.group, "looking for a gap: {error}");
+                    return Ok(());
+                }
+            }
+        }
+        self.out_of_range.set(false);
+        if found.is_empty() {
+            // What the broker said has changed meanwhile; the client has stopped a partition all the same.
+            return positions
+                .into_iter()
+                .try_for_each(|(at, from)| self.start_at(at, from));
+        }
+        for gap in found {
+            gap.log();
+            self.start_at(gap.at.clone(), gap.to)?;
+            self.note(Event::Gap(gap));
+        }
+        Ok(())
+    }
+
+    /// The client has stopped this partition, so it cannot be sought; the group is not asked.
+    fn start_at(&self, at: TopicPartition, position: Position) -> Result<(), Failure> {
+        self.give_up(std::slice::from_ref(&at))?;
+        self.take(&[(at, Some(position))])
+    }
+
+    /// What is to be read next, of each partition.
+    fn reading_at(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
+        let began = self.began.borrow();
+        let told = self.told_positions()?;
+        let each = began.iter().filter_map(|(at, began)| {
+            let told = *told.get(at)?;
+            // Nothing has come since it began there.
+            let now = if told == began.told {
+                Some(began.at)
+            } else {
+                told
+            };
+            Some((at.clone(), now?))
+        });
+        Ok(each.collect())
+    }
+
+    /// Behind the last record that the client gave, of each assigned partition.
+    fn told_positions(&self) -> Result<HashMap<TopicPartition, Option<Position>>, Failure> {
+        let positions = self
+            .consumer
+            .position()
+            .map_err(|error| Failure::from_client("asking for positions", error))?;
+        let each = positions.elements().into_iter().map(|element| {
+            let at = TopicPartition {
+                topic: Arc::from(element.topic()),
+                partition: element.partition(),
+            };
+            let position = match element.offset() {
+                rdkafka::Offset::Offset(offset) => Some(Position(offset)),
+                _ => None,
+            };
+            (at, position)
+        });
+        Ok(each.collect())
+    }
+
+    /// Reading of `positions` begins anew; the client tells no new position before the first record.
+    fn begins(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
+        let told = self.told_positions()?;
+        let mut began = self.began.borrow_mut();
+        for (at, position) in positions {
+            let start = Began {
+                at: position.unwrap_or_default(),
+                told: told.get(at).copied().flatten(),
+            };
+            began.insert(at.clone(), start);
+        }
+        Ok(())
+    }
+
+    fn note(&self, event: Event) {
+        let mut events = self
+            .consumer
+            .context()
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        events.push_back(event);
     }
 
     /// A leader change looks like a missing topic for a moment; only what the metadata lacks is missing.
@@ -293,8 +474,15 @@ impl Member {
         }
         let wanted = plain(partitions);
         loop {
-            match self.consumer.committed_offsets(wanted.clone(), TRY) {
-                Ok(found) => return read_committed(partitions, &found),
+            let read = || {
+                fault::point("committed-read.before");
+                self.consumer.committed_offsets(wanted.clone(), TRY)
+            };
+            match bounded("reading committed offsets", read) {
+                Ok(found) => {
+                    fault::point("committed-read.after");
+                    return read_committed(partitions, &found);
+                }
                 Err(error) if super::is_denied(&error) || !(self.pulse)() => {
                     return Err(Failure::from_client(
                         format!("reading the committed offsets of {}", self.group),
@@ -330,6 +518,8 @@ impl Member {
             _ => self.consumer.assign(&assigned),
         };
         taken.map_err(|error| Failure::from_client("taking partitions", error))?;
+        fault::point("assigned.after");
+        self.begins(partitions)?;
         self.metadata
             .replace(self.consumer.group_metadata().map(Arc::new));
         // A partition that was paused before it was revoked is still paused.
@@ -408,8 +598,14 @@ impl Member {
         if commits.is_empty() {
             return Ok(());
         }
-        self.consumer
-            .commit(&commit_list(commits)?, CommitMode::Sync)
+        let list = commit_list(commits)?;
+        let commit = || {
+            fault::point("snapshot-commit.before");
+            self.consumer.commit(&list, CommitMode::Sync)
+        };
+        bounded("committing positions", commit)?;
+        fault::point("snapshot-commit.after");
+        Ok(())
     }
 
     /// Goes back to `positions`, dropping what was read ahead.
@@ -433,7 +629,7 @@ impl Member {
         let mut last = KafkaError::Seek("no try was made".to_owned());
         for _ in 0..TRIES {
             match self.try_seek(wanted.clone()) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.begins(positions),
                 Err(error) => last = error,
             }
             std::thread::sleep(STARTING);

@@ -21,9 +21,11 @@ use rdkafka::util::Timeout;
 use thiserror::Error;
 
 use super::consumer::{Commit, commit_list};
+use super::watchdog::bounded;
 use super::{Failure, LogContext, Pulse, bootstrap};
 use crate::clock;
 use crate::config::{Guarantee, Settings};
+use crate::fault;
 
 /// One record to write.
 pub struct Record<'a> {
@@ -213,9 +215,15 @@ impl Producer {
     pub fn abandon(self) {
         if self.recipe.transactional_id.is_some() && self.begun && !self.is_fenced() {
             // Only spares readers the wait for the transaction timeout.
-            if let Err(error) = self.client.abort_transaction(Duration::from_secs(5)) {
-                tracing::debug!(client = self.recipe.purpose, "aborting: {error}");
-            }
+            self.abort();
+        }
+    }
+
+    fn abort(&self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let abort = || self.client.abort_transaction(PATIENCE);
+        if let Err(error) = bounded("aborting a transaction", abort) {
+            tracing::debug!(client = self.recipe.purpose, "aborting: {error}");
         }
     }
 
@@ -261,9 +269,11 @@ impl Producer {
     /// # Errors
     /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
     pub fn acknowledged(&self) -> Result<(), BatchError> {
-        self.deliveries
-            .wait()
-            .map_err(|(tag, error)| self.sort(tag, error))
+        let wait = || {
+            fault::point("acknowledged.before");
+            self.deliveries.wait()
+        };
+        bounded("waiting for acknowledgements", wait).map_err(|(tag, error)| self.sort(tag, error))
     }
 
     /// Ends the batch. With transactions, `commits` become visible with it, in the name of `generation`;
@@ -285,6 +295,7 @@ impl Producer {
         }
         self.begin()?;
         self.acknowledged()?;
+        fault::point("acknowledged.after");
         if !commits.is_empty() {
             // Without it the batch would become visible and its inputs be read again.
             let Some(generation) = generation else {
@@ -294,14 +305,22 @@ impl Producer {
                 .into());
             };
             let offsets = commit_list(commits).map_err(|error| self.sort(0, error))?;
-            self.client
-                .send_offsets_to_transaction(&offsets, generation, OFFSETS)
+            let send = || {
+                fault::point("offsets-sent.before");
+                self.client
+                    .send_offsets_to_transaction(&offsets, generation, OFFSETS)
+            };
+            bounded("sending offsets to the transaction", send)
                 .map_err(|error| self.sort(0, error))?;
+            fault::point("offsets-sent.after");
         }
-        // Other time limits than none "risk internal state desynchronization" (librdkafka's manual).
-        self.client
-            .commit_transaction(Timeout::Never)
-            .map_err(|error| self.sort(0, error))?;
+        let commit = || {
+            fault::point("end-txn.before");
+            // Other time limits than none "risk internal state desynchronization" (librdkafka's manual).
+            self.client.commit_transaction(Timeout::Never)
+        };
+        bounded("committing a transaction", commit).map_err(|error| self.sort(0, error))?;
+        fault::point("end-txn.after");
         self.begun = false;
         Ok(())
     }
@@ -317,9 +336,7 @@ impl Producer {
         }
         if self.recipe.transactional_id.is_some() && self.begun {
             // Spares readers the wait for the transaction timeout; the new client's epoch makes sure.
-            if let Err(error) = self.client.abort_transaction(Duration::from_secs(5)) {
-                tracing::debug!(client = self.recipe.purpose, "aborting: {error}");
-            }
+            self.abort();
         }
         let (client, deliveries) = self.recipe.make()?;
         self.client = client;
@@ -382,7 +399,11 @@ impl Recipe {
     fn init_transactions(&self, client: &ThreadedProducer<DeliveryContext>) -> Result<(), Failure> {
         const TRY: Duration = Duration::from_secs(10);
         loop {
-            let Err(error) = client.init_transactions(TRY) else {
+            let init = || {
+                fault::point("init-transactions.before");
+                client.init_transactions(TRY)
+            };
+            let Err(error) = bounded("starting transactions", init) else {
                 return Ok(());
             };
             let retriable =

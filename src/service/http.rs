@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::cli::outcome::{CliError, Exit};
 use crate::clock;
+use crate::lag::figures::{Board, Query};
 use crate::metrics::Metrics;
 
 /// Connections served at a time; more wait in the listener's queue.
@@ -177,6 +178,7 @@ pub async fn serve(
     listener: TcpListener,
     metrics: Metrics,
     health: Arc<Health>,
+    board: Arc<Board>,
     shutdown: impl Future<Output = ()>,
 ) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -202,10 +204,13 @@ pub async fn serve(
                 continue;
             }
         };
-        let (metrics, health) = (metrics.clone(), Arc::clone(&health));
+        let (metrics, health, board) = (metrics.clone(), Arc::clone(&health), Arc::clone(&board));
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(request.method(), request.uri().path(), &metrics, &health);
+                let response = match request.uri().path() {
+                    "/lag" if is_reading(request.method()) => lag(&board, request.uri().query()),
+                    path => answer(request.method(), path, &metrics, &health),
+                };
                 async move { Ok::<_, Infallible>(response) }
             });
             let served = hyper::server::conn::http1::Builder::new()
@@ -221,13 +226,47 @@ pub async fn serve(
     }
 }
 
+fn is_reading(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
+/// The figures of the lag role, as far as they are asked for.
+fn lag(board: &Board, query: Option<&str>) -> Response<Full<Bytes>> {
+    let asked = match Query::parse(query.unwrap_or_default()) {
+        Ok(asked) => asked,
+        Err(mistake) => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "text/plain",
+                format!("{mistake}\n"),
+            );
+        }
+    };
+    let Some(figures) = board.get() else {
+        let reason = "the lag role does not run in this process, or has not read anything yet\n";
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "text/plain",
+            reason.to_owned(),
+        );
+    };
+    match serde_json::to_string(&asked.apply(&figures)) {
+        Ok(body) => text(StatusCode::OK, "application/json", body + "\n"),
+        Err(error) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "text/plain",
+            format!("{error}\n"),
+        ),
+    }
+}
+
 fn answer(
     method: &Method,
     path: &str,
     metrics: &Metrics,
     health: &Health,
 ) -> Response<Full<Bytes>> {
-    if method != Method::GET && method != Method::HEAD {
+    if !is_reading(method) {
         let mut refused = text(
             StatusCode::METHOD_NOT_ALLOWED,
             "text/plain",
@@ -256,7 +295,7 @@ fn answer(
         _ => text(
             StatusCode::NOT_FOUND,
             "text/plain",
-            "there is /metrics, /livez and /readyz\n".to_owned(),
+            "there is /metrics, /livez, /readyz and /lag\n".to_owned(),
         ),
     }
 }
@@ -360,9 +399,15 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let health = Arc::new(health(&[("fanout", State::Ready)]));
-        let serving = tokio::spawn(serve(listener, Metrics::new(), health, async {
-            stopped.await.ok();
-        }));
+        let serving = tokio::spawn(serve(
+            listener,
+            Metrics::new(),
+            health,
+            Arc::default(),
+            async {
+                stopped.await.ok();
+            },
+        ));
         (address, stop, serving)
     }
 

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use broker::{Broker, broker};
-pub use process::{Output, Process, run_to_end};
+pub use process::{Output, Process, get as http_get, run_to_end};
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};
 pub use world::{Isolation, Record, World};
@@ -52,7 +52,7 @@ pub fn eventually_true(what: &str, timeout: Duration, mut holds: impl FnMut() ->
 }
 
 /// Runs a future of the Kafka client or of the receiver to its end.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub fn block_on<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 

@@ -93,7 +93,16 @@ impl Lines {
 impl Process {
     /// Starts hookstream with these arguments and nothing on standard input.
     pub fn spawn<S: AsRef<str>>(arguments: &[S]) -> Self {
-        let mut child = command(arguments).stdin(Stdio::null()).spawn().unwrap();
+        Self::spawn_with(arguments, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn spawn_with<S: AsRef<str>>(arguments: &[S], environment: &[(&str, &str)]) -> Self {
+        let mut child = command(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         Self {
             name: arguments
                 .first()
@@ -163,6 +172,18 @@ impl Process {
     /// `None` while it runs.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
+    }
+
+    /// `None` when it still runs after `timeout`.
+    pub fn exited_within(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let exited = self.exited();
+            if exited.is_some() || Instant::now() >= deadline {
+                return exited;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// # Panics

@@ -55,6 +55,8 @@ enum Manner {
         status: u16,
         headers: Vec<(String, String)>,
         body: Bytes,
+        /// The connection is reset in the middle of the body, which is said to be longer than it is.
+        cut: bool,
     },
     Hang,
     Reset,
@@ -71,6 +73,7 @@ impl Answer {
             status,
             headers: Vec::new(),
             body: Bytes::new(),
+            cut: false,
         }
         .into()
     }
@@ -124,6 +127,15 @@ impl Answer {
     pub fn body(mut self, bytes: impl Into<Bytes>) -> Self {
         if let Manner::Respond { body, .. } = &mut self.manner {
             *body = bytes.into();
+        }
+        self
+    }
+
+    /// Resets the connection behind the headers of a response.
+    #[must_use]
+    pub fn then_cut(mut self) -> Self {
+        if let Manner::Respond { cut, .. } = &mut self.manner {
+            *cut = true;
         }
         self
     }
@@ -315,7 +327,13 @@ async fn serve(mut stream: TcpStream, log: &Log, behaviour: &Behaviour) -> std::
                 status,
                 headers,
                 body,
+                cut: false,
             } => stream.write_all(&response(status, &headers, &body)).await?,
+            Manner::Respond { status, .. } => {
+                let head = format!("HTTP/1.1 {status} Status\r\ncontent-length: 100\r\n\r\nhalf");
+                stream.write_all(head.as_bytes()).await?;
+                return stream.set_zero_linger();
+            }
             Manner::Hang => std::future::pending().await,
             Manner::Reset => return stream.set_zero_linger(),
             Manner::Close => return Ok(()),

@@ -1,0 +1,149 @@
+//! The lag role: exact figures per subscriber, without a database and without joining a group, also while delivery is
+//! down.
+//!
+//! It reads the commands, the tiers and the dead letters into an index of who waits for what, and each second subtracts
+//! what the groups' positions and the windows' finished offsets say is done. Each replica is complete: it reads all
+//! partitions, so that any one of them answers any question, and a second one is only for when the first is away.
+
+pub mod figures;
+pub mod index;
+mod reader;
+pub mod top;
+
+use std::time::{Duration, Instant};
+
+use crate::clock;
+use crate::config::Settings;
+use crate::kafka::Failure;
+use crate::service::RoleContext;
+use figures::Figures;
+use reader::Reader;
+use top::Top;
+
+/// How often positions are read and figures told.
+const EVERY: Duration = Duration::from_secs(1);
+/// And at least so many times as long as telling them took: ten million commands are not walked over all the time.
+const SHARE: u32 = 20;
+/// But at least so often.
+const AT_LEAST: Duration = Duration::from_secs(15);
+/// A reader that has failed for so long is made anew.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait when there is nothing to read.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// [`Failure`] when the role cannot go on.
+pub fn run(context: &RoleContext) -> Result<(), Failure> {
+    let settings = &context.settings;
+    if !context.wait_until_possible("lag", &needed_topics(settings))? {
+        return Ok(());
+    }
+    let mut top = Top::new(settings.lag_top);
+    let mut reader: Option<Reader> = None;
+    let mut next = clock::instant();
+    let mut failing_since: Option<Instant> = None;
+    context.ready();
+    while !context.stopping() {
+        context.beat();
+        let told = match &mut reader {
+            Some(reader) => turn(context, reader, &mut top, &mut next),
+            None => Reader::new(settings).map(|made| reader = Some(made)),
+        };
+        match told {
+            Ok(()) => failing_since = None,
+            Err(failure @ (Failure::Denied { .. } | Failure::TopicMissing(_))) => {
+                return Err(failure);
+            }
+            // Brokers come and go, coordinators move: the figures stay what they were, and say of when they are.
+            Err(failure) => {
+                tracing::warn!("the lag is not read: {failure}; trying again");
+                let since = *failing_since.get_or_insert_with(clock::instant);
+                if clock::instant() - since >= PATIENCE {
+                    reader = None;
+                    failing_since = None;
+                }
+                context.pause(EVERY);
+            }
+        }
+    }
+    context.draining();
+    Ok(())
+}
+
+fn needed_topics(settings: &Settings) -> Vec<String> {
+    let topics = &settings.topics;
+    let tiers = settings.tiers.delays().iter();
+    let mut needed: Vec<String> = tiers.map(|&delay| topics.retry(delay)).collect();
+    needed.extend([topics.commands(), topics.dead_letters()]);
+    needed
+}
+
+fn turn(
+    context: &RoleContext,
+    reader: &mut Reader,
+    top: &mut Top,
+    next: &mut Instant,
+) -> Result<(), Failure> {
+    if !reader.turn()? {
+        context.pause(IDLE);
+    }
+    let began = clock::instant();
+    if began < *next {
+        return Ok(());
+    }
+    reader.positions()?;
+    let (sums, figures) = reader.figures();
+    context.metrics.lag(&top.update(&sums), &figures);
+    context.board.put(figures);
+    let took = clock::instant() - began;
+    *next = began + (took * SHARE).clamp(EVERY, AT_LEAST);
+    Ok(())
+}
+
+/// Figures of one moment after the other, for a terminal.
+pub struct Watcher {
+    reader: Reader,
+    next: Instant,
+}
+
+impl Watcher {
+    /// Begins to read.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is no broker, or a topic is missing or denied.
+    pub fn new(settings: &Settings) -> Result<Self, Failure> {
+        Ok(Self {
+            reader: Reader::new(settings)?,
+            next: clock::instant(),
+        })
+    }
+
+    /// The next figures, when everything is read to its end and `every` has passed since the last ones; `None` when told
+    /// to stop before.
+    ///
+    /// # Errors
+    /// [`Failure`] for what waiting does not mend.
+    pub fn next(
+        &mut self,
+        every: Duration,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Figures>, Failure> {
+        while !stop() {
+            if self.reader.turn()? {
+                continue;
+            }
+            if clock::instant() >= self.next && self.reader.is_caught_up() {
+                self.reader.positions()?;
+                // What a group was moved back to is still to be read.
+                if self.reader.is_caught_up() {
+                    self.next = clock::instant() + every;
+                    return Ok(Some(self.reader.figures().1));
+                }
+            }
+            std::thread::sleep(IDLE);
+        }
+        Ok(None)
+    }
+}

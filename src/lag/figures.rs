@@ -1,0 +1,295 @@
+//! What `/lag`, `hookstream lag --once` and the page tell: the figures of one moment, and which of them are asked for.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use super::index::{Index, Waiting};
+use crate::delivery::window::Window;
+use crate::units::{EpochMs, Offset};
+
+/// What is known of one moment.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Figures {
+    /// When every topic was last read to its end and the positions were read, RFC 3339. What happened since is not in.
+    pub as_of: Option<String>,
+    /// The same in seconds since the epoch; 0 before the first time.
+    pub as_of_seconds: f64,
+    /// Offsets that lie behind what was read; 0 when the figures are exact.
+    pub behind: u64,
+    /// Sums over all subscribers.
+    pub total: Totals,
+    /// Those of whom something is pending or dead.
+    pub subscribers: Vec<Subscriber>,
+    /// Of the commands topic.
+    pub partitions: Vec<Partition>,
+}
+
+/// Sums.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Totals {
+    /// In the commands topic.
+    pub ready: u64,
+    /// In the tiers.
+    pub waiting: u64,
+    /// Open dead letters.
+    pub dead_letters: u64,
+}
+
+/// One subscriber, or one of its subscriptions.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Subscriber {
+    /// Whose they are; of a subscription, its id.
+    pub name: String,
+    /// In the commands topic, in flight included.
+    pub ready: u64,
+    /// In the tiers.
+    pub waiting: u64,
+    /// When the oldest pending command's first copy was written, RFC 3339.
+    pub oldest: Option<String>,
+    /// Seconds since then, at `as_of`.
+    pub age_seconds: Option<u64>,
+    /// When the next one in a tier is due, RFC 3339.
+    pub next_due: Option<String>,
+    /// Open dead letters by reason.
+    pub dead_letters: BTreeMap<String, u64>,
+    /// Each subscription; empty for a subscription itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions: Vec<Subscriber>,
+}
+
+/// One partition of the commands topic.
+#[derive(Clone, Debug, Serialize)]
+pub struct Partition {
+    /// Its number.
+    pub partition: i32,
+    /// What the delivery group has committed.
+    pub position: Option<i64>,
+    /// From the position to the last offset that delivery has taken.
+    pub window: u64,
+    /// Unfinished offsets of the window.
+    pub unfinished: usize,
+    /// Commands that wait in it.
+    pub pending: u64,
+    /// For how long nothing was finished though something is pending, seconds.
+    pub stalled_seconds: u64,
+}
+
+fn rfc3339(seconds: u32) -> String {
+    crate::cli::print::time(EpochMs(i64::from(seconds) * 1000))
+}
+
+impl Subscriber {
+    fn of(name: &str, waiting: &Waiting, now: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            ready: waiting.ready,
+            waiting: waiting.waiting,
+            oldest: waiting.oldest.map(rfc3339),
+            age_seconds: waiting
+                .oldest
+                .map(|oldest| now.saturating_sub(oldest).into()),
+            next_due: waiting.next_due.map(rfc3339),
+            dead_letters: waiting
+                .dead
+                .iter()
+                .map(|(reason, count)| (reason.as_str().to_owned(), *count))
+                .collect(),
+            subscriptions: Vec::new(),
+        }
+    }
+
+    /// Ready and waiting.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.ready + self.waiting
+    }
+
+    /// Open dead letters.
+    #[must_use]
+    pub fn dead(&self) -> u64 {
+        self.dead_letters.values().sum()
+    }
+}
+
+/// What is pending for all of a subscriber, and for each of its subscriptions.
+pub type Sums = (Waiting, BTreeMap<Box<str>, Waiting>);
+
+/// What is pending, by subscriber and by subscription.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Of each subscriber: all in all, and each subscription.
+    pub subscribers: BTreeMap<Box<str>, Sums>,
+}
+
+impl Tally {
+    /// Walks over the index once; `windows` are those of the commands' partitions.
+    #[must_use]
+    pub fn of(index: &Index, windows: &BTreeMap<i32, Window>) -> Self {
+        let is_done = |partition: i32, offset: Offset| {
+            let window = windows.get(&partition);
+            window
+                .is_some_and(|window| offset.0 < window.position().0 || window.is_finished(offset))
+        };
+        let mut tally = Self::default();
+        for (entry, waiting) in index.tally(&is_done) {
+            let (subscriber, subscription) = index.names(entry);
+            let (sum, each) = tally.subscribers.entry(subscriber.into()).or_default();
+            sum.add(&waiting);
+            each.insert(subscription.into(), waiting);
+        }
+        tally
+    }
+
+    /// The figures in the form in which they are told; `now` is in seconds since the epoch.
+    #[must_use]
+    pub fn told(&self, now: u32) -> Vec<Subscriber> {
+        let each = self.subscribers.iter().map(|(name, (sum, subscriptions))| {
+            let mut told = Subscriber::of(name, sum, now);
+            let inner = subscriptions.iter();
+            told.subscriptions = inner
+                .map(|(id, waiting)| Subscriber::of(id, waiting, now))
+                .collect();
+            told
+        });
+        each.collect()
+    }
+}
+
+/// By what subscribers are sorted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sort {
+    /// The most pending commands first.
+    #[default]
+    Lag,
+    /// The oldest pending command first.
+    Age,
+    /// The most open dead letters first.
+    Dead,
+    /// By name.
+    Name,
+}
+
+/// Which figures are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// In which order.
+    pub sort: Sort,
+    /// At most so many subscribers.
+    pub top: Option<usize>,
+    /// Only those whose name contains this.
+    pub subscriber: Option<String>,
+}
+
+impl Query {
+    /// Reads `sort=lag|age|dead|name`, `top=N` and `subscriber=TEXT`.
+    ///
+    /// # Errors
+    /// One sentence that names the parameter and what it may be.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "sort" => {
+                    parsed.sort = <Sort as clap::ValueEnum>::from_str(&value, true)
+                        .map_err(|_| format!("sort={value} is none of lag, age, dead and name"))?;
+                }
+                "top" => {
+                    let top = value.parse();
+                    parsed.top = Some(top.map_err(|_| format!("top={value} is no number"))?);
+                }
+                "subscriber" => parsed.subscriber = Some(value.into_owned()),
+                _ => return Err(format!("{name} is none of sort, top and subscriber")),
+            }
+        }
+        Ok(parsed)
+    }
+
+    /// The figures that are asked for; sums stay those of all.
+    #[must_use]
+    pub fn apply(&self, figures: &Figures) -> Figures {
+        let mut asked = figures.clone();
+        if let Some(part) = &self.subscriber {
+            asked.subscribers.retain(|one| one.name.contains(part));
+        }
+        let key = |one: &Subscriber| match self.sort {
+            Sort::Lag => one.pending(),
+            Sort::Age => one.age_seconds.map_or(0, |age| age + 1),
+            Sort::Dead => one.dead(),
+            Sort::Name => 0,
+        };
+        asked
+            .subscribers
+            .sort_by(|a, b| key(b).cmp(&key(a)).then_with(|| a.name.cmp(&b.name)));
+        asked.subscribers.truncate(self.top.unwrap_or(usize::MAX));
+        asked
+    }
+}
+
+/// Where the role leaves its figures for whoever asks.
+#[derive(Debug, Default)]
+pub struct Board(Mutex<Option<Arc<Figures>>>);
+
+impl Board {
+    /// Replaces the figures.
+    pub fn put(&self, figures: Figures) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(figures));
+    }
+
+    /// The last figures; `None` where the role does not run, or has not read anything yet.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Figures>> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures() -> Figures {
+        let one = |name: &str, ready, age, dead| Subscriber {
+            name: name.to_owned(),
+            ready,
+            age_seconds: age,
+            dead_letters: BTreeMap::from([("gone".to_owned(), dead)]),
+            ..Subscriber::default()
+        };
+        Figures {
+            subscribers: vec![
+                one("acme", 5, Some(10), 0),
+                one("beta", 9, Some(2), 1),
+                one("corp", 0, None, 7),
+            ],
+            ..Figures::default()
+        }
+    }
+
+    fn names(query: &str) -> Vec<String> {
+        let asked = Query::parse(query).unwrap().apply(&figures());
+        asked.subscribers.into_iter().map(|one| one.name).collect()
+    }
+
+    #[test]
+    fn a_query_sorts_filters_and_cuts() {
+        assert_eq!(names(""), ["beta", "acme", "corp"]);
+        assert_eq!(names("sort=age"), ["acme", "beta", "corp"]);
+        assert_eq!(names("sort=dead&top=1"), ["corp"]);
+        assert_eq!(names("sort=name&subscriber=c"), ["acme", "corp"]);
+    }
+
+    #[test]
+    fn a_wrong_query_says_what_it_may_be() {
+        assert!(
+            Query::parse("sort=size")
+                .unwrap_err()
+                .contains("lag, age, dead")
+        );
+        assert!(Query::parse("top=many").unwrap_err().contains("no number"));
+        assert!(Query::parse("page=2").unwrap_err().contains("page"));
+    }
+}

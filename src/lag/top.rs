@@ -1,0 +1,159 @@
+//! Which subscribers get series of their own: those that wait the most and the longest, with hysteresis.
+//!
+//! Pure. A thousand subscribers must not flood Prometheus, and one at the border must not come and go with each scrape:
+//! who is shown stays until clearly out of the ranks, and one that drains to nothing reports 0 for a while before it goes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::index::Waiting;
+
+/// How far, in hundredths of K, one that is shown may fall behind before it goes.
+const MARGIN_PERCENT: usize = 125;
+/// How many rounds one that has nothing any more is told of with zeros.
+const ZEROS: u32 = 120;
+
+/// Under this name the rest is summed up.
+pub const OTHER: &str = "_other";
+
+/// Who is shown, from round to round.
+#[derive(Debug)]
+pub struct Top {
+    most: usize,
+    /// And for how many rounds there has been nothing.
+    shown: HashMap<Box<str>, u32>,
+}
+
+/// What to tell in one round.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Each subscriber with its figures, [`OTHER`] included.
+    pub figures: BTreeMap<Box<str>, Waiting>,
+    /// Whose series are to be removed.
+    pub gone: Vec<Box<str>>,
+}
+
+impl Top {
+    /// At most `most` by each rank: pending commands, age, dead letters.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            shown: HashMap::new(),
+        }
+    }
+
+    /// The next round.
+    pub fn update(&mut self, all: &BTreeMap<Box<str>, Waiting>) -> Told {
+        let enter = self.ranks(all, self.most);
+        let stay = self.ranks(all, self.most * MARGIN_PERCENT / 100);
+        let mut told = Told::default();
+        let before = std::mem::take(&mut self.shown);
+        for (name, quiet) in before {
+            let quiet = if all.contains_key(&name) {
+                0
+            } else {
+                quiet + 1
+            };
+            if stay.contains(&*name) || (quiet > 0 && quiet <= ZEROS) {
+                self.shown.insert(name, quiet);
+            } else {
+                told.gone.push(name);
+            }
+        }
+        for name in enter {
+            if !self.shown.contains_key(name) {
+                told.gone.retain(|gone| **gone != *name);
+                self.shown.insert(name.into(), 0);
+            }
+        }
+        for name in self.shown.keys() {
+            let figures = all.get(name).cloned().unwrap_or_default();
+            told.figures.insert(name.clone(), figures);
+        }
+        let mut other = Waiting::default();
+        let rest = all
+            .iter()
+            .filter(|(name, _)| !self.shown.contains_key(*name));
+        rest.for_each(|(_, waiting)| other.add(waiting));
+        told.figures.insert(OTHER.into(), other);
+        told
+    }
+
+    fn ranks<'a>(&self, all: &'a BTreeMap<Box<str>, Waiting>, most: usize) -> HashSet<&'a str> {
+        let mut chosen = HashSet::new();
+        let mut rank = |key: &dyn Fn(&Waiting) -> u64| {
+            let mut ranked: Vec<(u64, &str)> = all
+                .iter()
+                .map(|(name, waiting)| (key(waiting), &**name))
+                .filter(|(value, _)| *value > 0)
+                .collect();
+            // The greatest first; of equals, always the same.
+            ranked.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+            chosen.extend(ranked.into_iter().take(most).map(|(_, name)| name));
+        };
+        rank(&Waiting::pending);
+        rank(&|waiting| {
+            waiting
+                .oldest
+                .map_or(0, |oldest| u64::from(u32::MAX - oldest))
+        });
+        rank(&|waiting| waiting.dead.values().sum());
+        chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(ready: u64) -> Waiting {
+        Waiting {
+            ready,
+            ..Waiting::default()
+        }
+    }
+
+    fn all(figures: &[(&str, u64)]) -> BTreeMap<Box<str>, Waiting> {
+        let each = figures
+            .iter()
+            .map(|&(name, ready)| (name.into(), waiting(ready)));
+        each.collect()
+    }
+
+    #[test]
+    fn the_rest_is_summed_up_and_nothing_is_lost() {
+        let mut top = Top::new(2);
+        let told = top.update(&all(&[("a", 10), ("b", 30), ("c", 20), ("d", 5)]));
+        let names: Vec<&str> = told.figures.keys().map(|name| &**name).collect();
+        assert_eq!(names, ["_other", "b", "c"]);
+        assert_eq!(told.figures[OTHER].ready, 15);
+        let sum: u64 = told.figures.values().map(|one| one.ready).sum();
+        assert_eq!(sum, 65);
+    }
+
+    #[test]
+    fn one_at_the_border_does_not_come_and_go() {
+        let mut top = Top::new(4);
+        top.update(&all(&[("a", 9), ("b", 8), ("c", 7), ("d", 6), ("e", 5)]));
+        let told = top.update(&all(&[("a", 9), ("b", 8), ("c", 7), ("d", 5), ("e", 6)]));
+        assert!(
+            told.figures.contains_key("d"),
+            "it is the fifth, within the margin"
+        );
+        assert!(told.figures.contains_key("e"));
+        assert!(told.gone.is_empty());
+    }
+
+    #[test]
+    fn one_that_has_drained_tells_zero_before_it_goes() {
+        let mut top = Top::new(2);
+        top.update(&all(&[("a", 1)]));
+        for _ in 0..ZEROS {
+            let told = top.update(&all(&[]));
+            assert_eq!(told.figures.get("a"), Some(&Waiting::default()));
+        }
+        let told = top.update(&all(&[]));
+        assert_eq!(told.gone, ["a".into()]);
+        assert!(!told.figures.contains_key("a"));
+    }
+}

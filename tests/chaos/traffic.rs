@@ -1,0 +1,157 @@
+//! Events at a steady rate from a producer that knows which of them the broker has, endpoints that do as `truth` says,
+//! and a count of what has come through.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+
+use crate::history::Sent;
+use crate::it::support::{Answer, Receiver, World};
+use crate::truth::{self, Kind, SUBSCRIPTIONS};
+
+/// Which probes have accepted an event, a bit each; by the event's number.
+#[derive(Default)]
+pub struct Progress(Mutex<Vec<u32>>);
+
+impl Progress {
+    fn note(&self, event: u32, number: usize) {
+        let mut all = self.0.lock().unwrap();
+        let at = event as usize;
+        if all.len() <= at {
+            all.resize(at + 1, 0);
+        }
+        all[at] |= 1 << number;
+    }
+
+    /// Whether every probe has accepted every event from one number up to, not including, another.
+    pub fn is_through(&self, from: u32, until: u32) -> bool {
+        let probes = (0..SUBSCRIPTIONS.len()).filter(|&number| SUBSCRIPTIONS[number].is_probe());
+        let mask = probes.fold(0, |mask, number| mask | 1 << number);
+        let all = self.0.lock().unwrap();
+        (from..until).all(|event| {
+            all.get(event as usize)
+                .is_some_and(|seen| seen & mask == mask)
+        })
+    }
+}
+
+/// An endpoint for all subscriptions, told apart by their paths.
+pub fn receiver(progress: &Arc<Progress>) -> Receiver {
+    let progress = Arc::clone(progress);
+    Receiver::start(move |seen| {
+        let Some(number) = seen.path.strip_prefix('/').and_then(truth::subscription_of) else {
+            return Answer::status(404);
+        };
+        let attempt = seen
+            .header("hookstream-attempt")
+            .and_then(|text| text.parse().ok());
+        let (Some(event), Some(attempt)) = (truth::number_in(&seen.body), attempt) else {
+            return Answer::status(418);
+        };
+        if truth::accepts(number, event, attempt) {
+            progress.note(event, number);
+        }
+        SUBSCRIPTIONS[number].answer(event, attempt)
+    })
+}
+
+struct Acknowledged(Mutex<Vec<bool>>);
+
+impl ClientContext for Acknowledged {}
+
+impl ProducerContext for Acknowledged {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, event: usize) {
+        if result.is_ok() {
+            let mut all = self.0.lock().unwrap();
+            if all.len() <= event {
+                all.resize(event + 1, false);
+            }
+            all[event] = true;
+        }
+    }
+}
+
+/// A thread that produces events 1, 2, 3 and so on.
+pub struct Generator {
+    next: Arc<AtomicU32>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Sent>>,
+}
+
+impl Generator {
+    /// `rate` events a second.
+    pub fn start(world: &Arc<World>, rate: u32) -> Self {
+        let next = Arc::new(AtomicU32::new(1));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (world, next_of_thread, stopped) =
+            (Arc::clone(world), Arc::clone(&next), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || produce(&world, rate, &next_of_thread, &stopped));
+        Self { next, stop, thread }
+    }
+
+    /// The number of the next event.
+    pub fn next(&self) -> u32 {
+        self.next.load(Ordering::SeqCst)
+    }
+
+    /// Produces no more; waits until the fate of all is known.
+    pub fn finish(self) -> Vec<Sent> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+fn produce(world: &World, rate: u32, next: &AtomicU32, stop: &AtomicBool) -> Vec<Sent> {
+    let mut config = world.client_config();
+    config
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", "5")
+        .set("message.timeout.ms", "300000");
+    let context = Acknowledged(Mutex::default());
+    let producer: ThreadedProducer<Acknowledged> = config.create_with_context(context).unwrap();
+    let began = Instant::now();
+    while !stop.load(Ordering::SeqCst) {
+        let number = next.load(Ordering::SeqCst);
+        let due = began + Duration::from_secs_f64(f64::from(number) / f64::from(rate));
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let (key, value) = (format!("order-{}", number % 50), truth::event(number));
+        let record = BaseRecord::with_opaque_to(&world.events, number as usize)
+            .key(&key)
+            .payload(&value);
+        match producer.send(record) {
+            Ok(()) => {
+                next.store(number + 1, Ordering::SeqCst);
+            }
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err((error, _)) => panic!("event {number} could not be produced: {error}"),
+        }
+    }
+    producer.flush(Duration::from_secs(120)).unwrap();
+    let acknowledged = producer.context().0.lock().unwrap();
+    (1..next.load(Ordering::SeqCst))
+        .map(|event| Sent {
+            event,
+            acknowledged: acknowledged.get(event as usize).copied().unwrap_or(false),
+        })
+        .collect()
+}
+
+/// Writes the record of subscription `number`.
+pub fn put(world: &World, receiver: &Receiver, number: usize, secret: &str, state: &str) {
+    let id = Kind::id(number);
+    let url = receiver.url(&format!("/{id}"));
+    world.put_subscription(
+        &id,
+        truth::subscription(number, &url, secret, state).to_string(),
+    );
+}

@@ -1,0 +1,320 @@
+//! What a version writes, the next ones must read: each format stands in a golden file, and a later version's is refused.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use hookstream::command::{Cause, Command, ContentType};
+use hookstream::dead_letter::{
+    Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
+};
+use hookstream::delivery::window::Window;
+use hookstream::units::{EpochMs, Offset, Position};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use crate::scene::{LATER, event, put, start, subscription, world};
+use crate::support::{Receiver, World, eventually_true};
+
+const TOPIC: &str = "webhook-commands";
+
+fn command() -> Command {
+    Command {
+        subscriber: "acme".into(),
+        webhook_id: "msg_1".into(),
+        subscription: "acme-orders".into(),
+        event_id: "e1".into(),
+        event_type: "order.created".into(),
+        event_time: Some("2026-07-01T12:00:00Z".into()),
+        subject: Some("order-1".into()),
+        content_type: ContentType::CloudEvents,
+        attempt: 2,
+        due: Some(EpochMs(1_700_000_005_000)),
+        enqueued: EpochMs(1_700_000_000_000),
+        cause: Cause::Retry,
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        first_failure: Some(EpochMs(1_700_000_001_000)),
+        sequence: Some(42),
+        body: "{}".into(),
+    }
+}
+
+fn letter() -> DeadLetter {
+    DeadLetter {
+        at: Coordinates {
+            partition: 3,
+            offset: Offset(1042),
+        },
+        subscriber: "acme".to_owned(),
+        subscription: "acme-orders".to_owned(),
+        webhook_id: "msg_1".to_owned(),
+        event_id: "e1".to_owned(),
+        event_type: "order.created".to_owned(),
+        attempts: 3,
+        enqueued: Some(EpochMs(1_700_000_000_000)),
+        info: DeadLetterInfo {
+            reason: Reason::AttemptsExhausted,
+            status: Some(500),
+            error: "the endpoint answered 500".to_owned(),
+            first_failure: EpochMs(1_700_000_001_000),
+            last_failure: EpochMs(1_700_000_009_000),
+        },
+    }
+}
+
+/// A window of the bitmap form, and one of the form with gaps.
+fn windows() -> [Window; 2] {
+    let taken = |span: i64| {
+        let mut window = Window::new(Position(100));
+        for offset in 100..100 + span {
+            assert!(window.take(Offset(offset)));
+        }
+        window
+    };
+    let mut mixed = taken(20);
+    for offset in [101, 103, 104, 119] {
+        assert!(mixed.finish(Offset(offset)));
+    }
+    let mut nearly_done = taken(5000);
+    for offset in (101..5100).filter(|offset| *offset != 2000) {
+        assert!(nearly_done.finish(Offset(offset)));
+    }
+    [mixed, nearly_done]
+}
+
+fn written() -> String {
+    let mut text = String::from(
+        "# Version 1 of each format, as it is written. Later versions must read it.\n",
+    );
+    text.push_str("\n## command\n");
+    command()
+        .envelope()
+        .each_header(|name, value| writeln!(text, "{name}: {value}").unwrap());
+    text.push_str("\n## dead letter: behind the command's headers\n");
+    for (name, value) in letter().info.headers() {
+        writeln!(text, "{name}: {value}").unwrap();
+    }
+    for how in [Settlement::Replayed, Settlement::Discarded] {
+        text.push_str("\n## fact\n");
+        for (name, value) in Settled::new(&letter(), how, EpochMs(1_700_000_010_000)).headers() {
+            writeln!(text, "{name}: {value}").unwrap();
+        }
+    }
+    for window in windows() {
+        let snapshot = window.snapshot(TOPIC, 3);
+        writeln!(
+            text,
+            "\n## commit metadata\nposition: {}\n{}",
+            snapshot.position.0, snapshot.metadata
+        )
+        .unwrap();
+    }
+    text
+}
+
+#[test]
+fn what_is_written_is_what_the_golden_file_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/formats.golden");
+    let now = written();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        now, golden,
+        "a format changed: give it a new version, and keep reading this one"
+    );
+}
+
+/// The headers under each title of the golden file.
+fn sections(golden: &str) -> Vec<(&str, Vec<(&str, &str)>)> {
+    golden
+        .split("\n## ")
+        .skip(1)
+        .map(|section| {
+            let mut lines = section.lines();
+            let title = lines.next().unwrap();
+            (
+                title,
+                lines.filter_map(|line| line.split_once(": ")).collect(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn what_the_golden_file_holds_is_read() {
+    let golden = include_str!("../data/formats.golden");
+    let sections = sections(golden);
+    let of = |title: &str| {
+        let (_, headers) = sections
+            .iter()
+            .find(|(name, _)| name.starts_with(title))
+            .unwrap();
+        headers.clone()
+    };
+    let bytes = |headers: &[(&'static str, &'static str)]| {
+        let all = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()));
+        all.collect::<Vec<_>>()
+    };
+    let headers = of("command");
+    let borrowed = headers
+        .iter()
+        .map(|(name, value)| (*name, Some(value.as_bytes())));
+    let read = Command::from_record(Some(b"acme"), borrowed, Some("{}".into()));
+    assert_eq!(read.unwrap(), command());
+    let both = bytes(&[of("command"), of("dead letter")].concat());
+    let fact = Fact::decode(letter().at, Some(b"acme"), &both).unwrap();
+    assert!(matches!(fact, Fact::DeadLettered(read) if read.info == letter().info));
+    let fact = Fact::decode(letter().at, Some(b"acme"), &bytes(&of("fact"))).unwrap();
+    assert!(matches!(fact, Fact::Settled(read) if read.letter == letter().at));
+    let metadata = golden
+        .lines()
+        .filter(|line| line.len() > 60 && !line.contains(' '));
+    for (line, window) in metadata.zip(windows()) {
+        let (restored, error) = Window::restore(window.position(), line, TOPIC, 3);
+        assert_eq!(error, None);
+        assert_eq!(restored.unfinished(), window.unfinished());
+        assert_eq!(restored.span(), window.span());
+    }
+}
+
+#[test]
+fn a_command_of_a_later_version_stops_delivery_and_stays_where_it_is() {
+    let world = world("newer-command");
+    let mut headers = vec![("hs-version", "2")];
+    let mut owned = Vec::new();
+    command()
+        .envelope()
+        .each_header(|name, value| owned.push((name, value.to_owned())));
+    headers.extend(
+        owned
+            .iter()
+            .skip(1)
+            .map(|(name, value)| (*name, value.as_str())),
+    );
+    world.produce(
+        &world.topics.commands(),
+        [(Some("acme"), headers, Some(b"{}".to_vec()))],
+    );
+    let mut process = world.spawn("deliver", &[]);
+    let status = process.wait_exit(LATER);
+    assert_eq!(status.code(), Some(1));
+    let told = process.stderr().join("\n");
+    assert!(
+        told.contains("was written by a newer hookstream (version 2")
+            && told.contains(&format!("{} 0:0", world.topics.commands())),
+        "{told}"
+    );
+    assert_eq!(world.committed("deliver", &world.topics.commands()), []);
+}
+
+#[test]
+fn what_retention_deleted_before_it_was_read_is_told_by_its_range() {
+    let world = world("torn");
+    let receiver = Receiver::good();
+    put(&world, &[subscription("s", &receiver.url("/"), &["**"])]);
+    let mut first = start(&world, &[]);
+    produce(&world, 0..10);
+    receiver.wait_for(10, LATER);
+    eventually_true("the position is behind the ten", LATER, || {
+        position(&world) >= 10
+    });
+    first.sigterm();
+    assert!(first.wait_exit(LATER).success());
+    let from = position(&world);
+    // Twenty more commands come while nothing runs that would deliver them; then some are deleted.
+    let fanout = world.spawn("fanout", &[]);
+    produce(&world, 10..30);
+    eventually_true("the commands are there", LATER, || {
+        world
+            .read_all(
+                &world.topics.commands(),
+                crate::support::Isolation::Committed,
+            )
+            .len()
+            == 30
+    });
+    drop(fanout);
+    let low = from + 8;
+    delete_before(&world, low);
+    let left = world
+        .read_all(
+            &world.topics.commands(),
+            crate::support::Isolation::Committed,
+        )
+        .len();
+    let process = start(&world, &[]);
+    receiver.wait_for(10 + left, LATER);
+    process.wait_for_line(
+        &format!("LOST: the offsets from {from} to {} of", low - 1),
+        LATER,
+    );
+    let metric = format!(
+        r#"hookstream_lost_offsets_total{{topic="{}"}}"#,
+        world.topics.commands()
+    );
+    assert_eq!(process.metric(&metric), Some(8.0));
+}
+
+#[test]
+fn a_position_past_the_end_is_told_and_everything_is_read() {
+    let world = world("past-the-end");
+    let receiver = Receiver::good();
+    put(&world, &[subscription("s", &receiver.url("/"), &["**"])]);
+    let fanout = world.spawn("fanout", &[]);
+    produce(&world, 0..5);
+    eventually_true("the commands are there", LATER, || {
+        world
+            .read_all(
+                &world.topics.commands(),
+                crate::support::Isolation::Committed,
+            )
+            .len()
+            == 5
+    });
+    drop(fanout);
+    commit(&world, 1_000_000);
+    let process = start(&world, &[]);
+    receiver.wait_for(5, LATER);
+    process.wait_for_line("ends before the position 1000000 of this group", LATER);
+    eventually_true("the position is one of the topic's again", LATER, || {
+        (5..100).contains(&position(&world))
+    });
+}
+
+fn produce(world: &World, numbers: std::ops::Range<usize>) {
+    world.produce_events(numbers.map(|number| ("k", event(&format!("e{number}"), "a.b", "{}"))));
+}
+
+fn position(world: &World) -> i64 {
+    let committed = world.committed("deliver", &world.topics.commands());
+    committed.first().map_or(0, |(_, position, _)| *position)
+}
+
+fn list(world: &World, offset: i64) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&world.topics.commands(), 0, rdkafka::Offset::Offset(offset))
+        .unwrap();
+    list
+}
+
+fn delete_before(world: &World, offset: i64) {
+    use rdkafka::admin::{AdminClient, AdminOptions};
+    use rdkafka::client::DefaultClientContext;
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    let deleted = crate::support::block_on(admin.delete_records(&list(world, offset), &options));
+    deleted.unwrap();
+}
+
+fn commit(world: &World, offset: i64) {
+    let mut config = world.client_config();
+    config.set("group.id", format!("{}deliver", world.prefix));
+    let consumer: BaseConsumer = config.create().unwrap();
+    consumer
+        .commit(&list(world, offset), CommitMode::Sync)
+        .unwrap();
+}
