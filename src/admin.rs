@@ -581,7 +581,7 @@ mod tests {
             timeout: Duration::from_secs(15),
             drain_deadline: Duration::from_secs(10),
             lag_top: 200,
-            hang_deadline: Duration::from_secs(120),
+            hang_deadline: Duration::from_secs(30),
             egress: EgressSettings::default(),
             ca_file: None,
             max_event_bytes: 1024 * 1024,

@@ -50,7 +50,7 @@ settings! {
     "retry-schedule" "TIME,…" "5s,5m,30m,2h,5h,10h,10h" "Delays after the first, second, … failed attempt, before ±20 % jitter" "0 to 20 times up to 24h";
     "timeout" "TIME" "15s" "One deadline for a whole attempt: connect, headers and body" "100ms to 60s";
     "drain-deadline" "TIME" "10s" "For attempts in flight at shutdown and when partitions move" "0s to 5m";
-    "hang-deadline" "TIME" "2m" "A call into the Kafka client that takes longer though brokers answer ends the process" "5s to 1h";
+    "hang-deadline" "TIME" "30s" "A call into the Kafka client that takes longer though brokers answer ends the process" "5s to 1h";
     "max-event-bytes" "SIZE" "1MiB" "Larger events are invalid" "1KiB to 16MiB";
     "max-in-flight" "N" "1024" "Requests in flight per replica" "1 to 65536";
     "max-queued-bytes" "SIZE" "64MiB" "Commands held in memory per replica" "1MiB to 16GiB";
