@@ -209,6 +209,7 @@ pub async fn serve(
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = match request.uri().path() {
                     "/lag" if is_reading(request.method()) => lag(&board, request.uri().query()),
+                    "/" if is_reading(request.method()) => page(),
                     path => answer(request.method(), path, &metrics, &health),
                 };
                 async move { Ok::<_, Infallible>(response) }
@@ -228,6 +229,22 @@ pub async fn serve(
 
 fn is_reading(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
+}
+
+/// The page for people: it asks `/lag`, and nothing else.
+fn page() -> Response<Full<Bytes>> {
+    /// Nothing from elsewhere, and nothing sent elsewhere.
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+    let mut response = text(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        include_str!("page.html").to_owned(),
+    );
+    response.headers_mut().insert(
+        header::CONTENT_SECURITY_POLICY,
+        header::HeaderValue::from_static(POLICY),
+    );
+    response
 }
 
 /// The figures of the lag role, as far as they are asked for.
@@ -295,7 +312,7 @@ fn answer(
         _ => text(
             StatusCode::NOT_FOUND,
             "text/plain",
-            "there is /metrics, /livez, /readyz and /lag\n".to_owned(),
+            "there is /, /lag, /metrics, /livez and /readyz\n".to_owned(),
         ),
     }
 }

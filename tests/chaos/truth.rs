@@ -27,7 +27,8 @@ pub enum Kind {
     Filtered,
     /// Answers 500 to the first attempts, at most two.
     Flaky,
-    /// Hangs, resets, answers late, garbage or half an answer to the first attempt.
+    /// Resets, closes, sends garbage or half an answer to the first attempt of every twentieth; sometimes it hangs, or
+    /// answers late.
     Rude,
     /// Refuses every fourth for good, with 400.
     Refusing,
@@ -127,14 +128,15 @@ impl Kind {
         if self != Self::Rude {
             return Answer::status(500);
         }
-        match mix(event) / 20 % 6 {
+        match mix(event) / 20 % 24 {
+            // Rare: an endpoint that hangs often has its commands parked for up to ten minutes, longer than a round.
             0 => Answer::hang(),
-            1 => Answer::reset(),
-            2 => Answer::close(),
-            3 => Answer::garbage(),
-            4 => Answer::half(),
             // After the deadline: the answer comes to nobody.
-            _ => Answer::ok().after(TIMEOUT * 2),
+            1 => Answer::ok().after(TIMEOUT * 2),
+            2..8 => Answer::reset(),
+            8..13 => Answer::close(),
+            13..18 => Answer::garbage(),
+            _ => Answer::half(),
         }
     }
 }

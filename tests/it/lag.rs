@@ -1,6 +1,7 @@
 //! The lag role's figures against a naive count over all topics, while delivery runs and while it is down.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use hookstream::delivery::window::Window;
@@ -86,6 +87,30 @@ fn lag(process: &Process, query: &str) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
+/// The page as a browser has it after a few seconds.
+fn shown(port: u16) -> String {
+    let profile = tempfile::tempdir().unwrap();
+    let output = Command::new("chromium")
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+        ])
+        .args([
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(["--virtual-time-budget=3000", "--dump-dom"])
+        .arg(format!("http://127.0.0.1:{port}/"))
+        .output()
+        .expect("chromium, which scripts/prerequisites installs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 fn once(world: &World) -> Value {
     let output = world.run(&["lag", "--once", "-o", "json"], "");
     assert_eq!(output.code, 0, "{}", output.stderr);
@@ -156,6 +181,18 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
                 == Some(20.0)
     });
     assert_eq!(process.get("/lag?sort=size").0, 400);
+    let (status, page) = process.get("/");
+    assert_eq!(status, 200);
+    assert!(
+        !page.contains("http://") && !page.contains("https://"),
+        "nothing from elsewhere"
+    );
+    let port = process.http_port();
+    if crate::observe::have("chromium") {
+        eventually_true("a browser shows the figures", LATER, || {
+            shown(port).contains("20 permanent-status")
+        });
+    }
 
     // Delivery is down, and more comes in; some dead letters are replayed meanwhile.
     process.sigterm();
