@@ -525,10 +525,16 @@ pub async fn create(
     }
     let admin = client(settings)?;
     let topics: Vec<_> = creations.iter().map(new_topic).collect();
-    let answers = admin
-        .create_topics(&topics, &options())
-        .await
-        .map_err(|error| Failure::from_client("creating topics", error))?;
+    let mut answers = admin.create_topics(&topics, &options()).await;
+    // The client drops the bootstrap server that it asked when it learns who the brokers are: by now it knows.
+    let dropped = |error: &KafkaError| {
+        error.rdkafka_error_code() == Some(RDKafkaErrorCode::DestroyBroker)
+            || matches!(error, KafkaError::AdminOp(RDKafkaErrorCode::DestroyBroker))
+    };
+    if answers.as_ref().is_err_and(dropped) {
+        answers = admin.create_topics(&topics, &options()).await;
+    }
+    let answers = answers.map_err(|error| Failure::from_client("creating topics", error))?;
     let result = |answer| match answer {
         Ok(name) | Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => (name, Ok(())),
         Err((name, code)) => {

@@ -210,9 +210,13 @@ impl World {
         let options = AdminOptions::new()
             .operation_timeout(Some(SOON))
             .request_timeout(Some(SOON));
-        let results = block_on(admin.create_topics([&topic], &options)).unwrap();
-        if let Some(Err((name, code))) = results.first() {
-            panic!("the topic {name} could not be created: {code}");
+        // The client may drop the broker that it asks while it learns of the others.
+        let results = super::eventually("the cluster takes the request", SOON, || {
+            block_on(admin.create_topics([&topic], &options)).ok()
+        });
+        match results.first() {
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) | Some(Ok(_)) | None => {}
+            Some(Err((name, code))) => panic!("the topic {name} could not be created: {code}"),
         }
         super::eventually_true(&format!("the topic {name} has its leaders"), SOON, || {
             let metadata = admin.inner().fetch_metadata(Some(name), SOON);
