@@ -48,5 +48,5 @@ chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill
 	@scripts/prerequisites test
 	@scripts/kafka fetch
 	SEED=$(SEED) MINUTES=$(or $(MINUTES),60) RATE=$(or $(RATE),100) FAULTS=$(FAULTS) \
-	  cargo test --release --locked --features failpoints --test chaos -- --nocapture \
+	  cargo test --release --locked --features failpoints --test chaos -- --nocapture --include-ignored \
 	  $(if $(filter at-least-once,$(GUARANTEE)),at_least_once_loses_nothing_either,a_seeded_run_of_faults_breaks_no_invariant)

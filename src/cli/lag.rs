@@ -31,6 +31,9 @@ pub struct LagArgs {
     /// Draw a table every two seconds until interrupted
     #[arg(long)]
     pub watch: bool,
+    /// Serve the page beside /lag; it is always served
+    #[arg(long, hide = true)]
+    pub http: bool,
     /// Form of the output of --once
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

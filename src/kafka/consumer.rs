@@ -520,6 +520,15 @@ impl Member {
         taken.map_err(|error| Failure::from_client("taking partitions", error))?;
         fault::point("assigned.after");
         self.begins(partitions)?;
+        let fresh = partitions.iter().filter(|(_, position)| position.is_none());
+        let fresh = fresh.count();
+        if fresh > 0 {
+            tracing::info!(
+                group = self.group,
+                partitions = fresh,
+                "no position is committed, of a new group or because it has expired: everything that the topics hold is read"
+            );
+        }
         self.metadata
             .replace(self.consumer.group_metadata().map(Arc::new));
         // A partition that was paused before it was revoked is still paused.

@@ -343,7 +343,11 @@ impl World {
         let mut ends: BTreeMap<i32, i64> = BTreeMap::new();
         let mut all = TopicPartitionList::new();
         for partition in self.partitions(&consumer, topic) {
-            let (low, high) = consumer.fetch_watermarks(topic, partition, SOON).unwrap();
+            let (low, high) = super::eventually("the topic's ends are told", SOON, || {
+                consumer
+                    .fetch_watermarks(topic, partition, Duration::from_secs(5))
+                    .ok()
+            });
             if high > low {
                 ends.insert(partition, high);
                 all.add_partition_offset(topic, partition, Offset::Beginning)
@@ -362,6 +366,8 @@ impl World {
                 None => {}
                 // Offsets have gaps: the record before the end may not exist.
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.remove(&partition)),
+                // Brokers that went come back: the deadline tells if they do not.
+                Some(Err(error)) if hookstream::kafka::is_unreachable(&error) => {}
                 Some(Err(error)) => panic!("{topic} could not be read: {error}"),
                 Some(Ok(message)) => {
                     let Some(&end) = ends.get(&message.partition()) else {
@@ -390,7 +396,12 @@ impl World {
         for partition in self.partitions(&consumer, topic) {
             asked.add_partition(topic, partition);
         }
-        let answer = consumer.committed_offsets(asked, SOON).unwrap();
+        // A coordinator that has just moved says so.
+        let answer = super::eventually("the group's offsets are told", SOON, || {
+            consumer
+                .committed_offsets(asked.clone(), Duration::from_secs(5))
+                .ok()
+        });
         let committed =
             answer
                 .elements()
@@ -422,7 +433,11 @@ impl World {
     }
 
     fn partitions(&self, consumer: &BaseConsumer, topic: &str) -> Vec<i32> {
-        let metadata = consumer.fetch_metadata(Some(topic), SOON).unwrap();
+        let metadata = super::eventually("the topic's partitions are told", SOON, || {
+            consumer
+                .fetch_metadata(Some(topic), Duration::from_secs(5))
+                .ok()
+        });
         let found: Vec<i32> = metadata.topics()[0]
             .partitions()
             .iter()
