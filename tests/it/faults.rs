@@ -342,10 +342,16 @@ fn clients_that_were_told_of_no_broker_find_their_way_back() {
     proxy.wait_for_emptied(6);
     proxy.set(Weather::Clear);
     produce(&world, EVENTS / 2..EVENTS);
-    wait_for_accepted(&receiver, EVENTS * 5);
+    // Sending offsets to a transaction may hang for good in the client after that: then the watchdog ends the process, and
+    // a supervisor starts it again.
+    eventually_true("everything is accepted", ALL, || {
+        if process.exited().is_some() {
+            process = spawn(&world, "one", "run");
+        }
+        accepted(&receiver.seen()).len() >= EVENTS * 5
+    });
     wait_until_done(&world);
     assert_one_lineage(&world, EVENTS, 5);
-    assert!(process.exited().is_none(), "it goes on");
 }
 
 #[test]
