@@ -164,6 +164,10 @@ pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
     for (key, value) in &settings.properties {
         config.set(key, value);
     }
+    if config.get("debug").is_some() {
+        // Whoever asks for the client's debug lines gets them: `-X debug=cgrp --log librdkafka=trace`.
+        config.set_log_level(RDKafkaLogLevel::Debug);
+    }
     config
         .set("bootstrap.servers", &settings.brokers)
         .set(
@@ -253,6 +257,10 @@ pub fn transactional_config(
     // How long a new transaction waits while the broker still writes the last one's markers: with the
     // default of 100 ms every second transaction would be late by that.
     default(&mut config, "retry.backoff.ms", "5");
+    // Looking for a group's coordinator, the client asks a few times and then waits, without limit, for any connection
+    // to come or go (librdkafka, `rd_kafka_coord_req_fsm`): a broker that is starting answers that often with "not yet".
+    // Connections that rest are closed and opened again, so the wait ends.
+    default(&mut config, "connections.max.idle.ms", "10000");
     config.set("transactional.id", transactional_id);
     config
 }

@@ -52,15 +52,17 @@ pub enum Fault {
     RollingBrokers,
     AllDown,
     Slow,
+    Loss,
     Cut,
     HalfOpen,
     NoBrokers,
+    Dns,
     Subscriptions,
     Replay,
 }
 
 impl Fault {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Kill,
         Self::Point,
         Self::Stop,
@@ -73,9 +75,11 @@ impl Fault {
         Self::RollingBrokers,
         Self::AllDown,
         Self::Slow,
+        Self::Loss,
         Self::Cut,
         Self::HalfOpen,
         Self::NoBrokers,
+        Self::Dns,
         Self::Subscriptions,
         Self::Replay,
     ];
@@ -94,9 +98,11 @@ impl Fault {
             Self::RollingBrokers => "rolling restart of brokers",
             Self::AllDown => "all brokers down for 30 s",
             Self::Slow => "slow network",
+            Self::Loss => "lossy network",
             Self::Cut => "cut connections",
             Self::HalfOpen => "half-open connections",
             Self::NoBrokers => "metadata without brokers",
+            Self::Dns => "DNS failing",
             Self::Subscriptions => "subscriptions changed",
             Self::Replay => "replay, killed midway",
         }
@@ -203,9 +209,11 @@ impl Scene<'_> {
             Fault::RollingBrokers => self.rolling_brokers(),
             Fault::AllDown => self.all_down(rng),
             Fault::Slow => self.weather(rng, Weather::Slow(Duration::from_millis(40)), 3),
+            Fault::Loss => self.weather(rng, Weather::Lossy(10), 5),
             Fault::Cut => self.weather(rng, Weather::Cut, 2),
             Fault::HalfOpen => self.weather(rng, Weather::HalfOpen, 1),
             Fault::NoBrokers => self.weather(rng, Weather::NoBrokers, 3),
+            Fault::Dns => self.dns(rng),
             Fault::Subscriptions => self.subscriptions(rng),
             Fault::Replay => self.replay(rng),
         };
@@ -239,7 +247,7 @@ impl Scene<'_> {
         } else {
             rng.u32(0..30)
         };
-        self.fleet.arm(at, point, nth);
+        self.fleet.arm(at, &format!("{point}={nth}*off->return"));
         let deadline = Instant::now() + PATIENCE;
         while !self.fleet.has_ended(at) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
@@ -252,6 +260,15 @@ impl Scene<'_> {
         }
         let how = if died { "" } else { " (not come by: killed)" };
         format!("{role} at {point} after {nth}{how}")
+    }
+
+    /// A replica whose look-ups of names fail at first; endpoints that are reached by a number are none of its affair.
+    fn dns(&mut self, rng: &mut Rng) -> String {
+        let at = self.any(rng, "deliver");
+        let failing = rng.u32(5..60);
+        self.fleet
+            .arm(at, &format!("resolve={failing}*return->off"));
+        format!("the first {failing} look-ups of a deliver")
     }
 
     fn stop(&mut self, rng: &mut Rng, length: Duration) -> String {

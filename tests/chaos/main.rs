@@ -91,6 +91,7 @@ fn run(promise: Promise, minutes: f64) {
             rate: setting("RATE", 25),
             promise,
             short: minutes < 6.0,
+            bursts: setting("BURSTS", 4),
         };
         round::run(&broker, &plan, &wanted, &mut report);
         report.write();
