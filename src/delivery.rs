@@ -97,7 +97,15 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     if result.is_ok() {
         context.draining();
     }
-    let ended = result.and_then(|()| delivery.give_up_all());
+    let ended = match result {
+        Ok(()) => delivery.give_up_all(),
+        Err(failure) => {
+            // As when partitions are lost.
+            let list: Vec<i32> = delivery.partitions.keys().copied().collect();
+            delivery.forget(&list);
+            Err(failure)
+        }
+    };
     delivery.end();
     ended
 }

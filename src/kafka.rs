@@ -78,6 +78,9 @@ pub enum Failure {
         /// What the client said.
         source: KafkaError,
     },
+    /// The client waits for good for an answer that it has lost; a new one does not.
+    #[error("{0} has lost an answer of the group's coordinator and waits for it for good")]
+    Forgotten(&'static str),
     /// A record or a commit of a later program.
     #[error(
         "{place} was written by a newer hookstream (version {version} of its format; this program reads version {known}): nothing was changed; run the newer program in every replica"

@@ -175,6 +175,7 @@ struct All {
     lag_behind: IntGauge,
     broker_up: IntGauge,
     role_ready: IntGaugeVec,
+    role_restarts: IntCounterVec,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -377,6 +378,10 @@ impl Metrics {
                 Opts::new("hookstream_role_ready", "1 while the role does its work."),
                 &["role"],
             )),
+            role_restarts: declare.add(IntCounterVec::new(
+                Opts::new("hookstream_role_restarts_total", "Times that a role began anew within the process, because its Kafka client had become silent for good."),
+                &["role"],
+            )),
             registry: declare.registry,
         }))
     }
@@ -571,6 +576,12 @@ impl Metrics {
         self.0.role_ready.with_label_values(&[role])
     }
 
+    /// Times that a role began anew within the process.
+    #[must_use]
+    pub fn role_restarts(&self, role: &str) -> IntCounter {
+        self.0.role_restarts.with_label_values(&[role])
+    }
+
     /// All of it in the text format 0.0.4.
     ///
     /// # Errors
@@ -594,6 +605,7 @@ mod tests {
         metrics.window(0, 0);
         metrics.stalled(0, Duration::ZERO);
         metrics.role_ready("fanout").set(0);
+        metrics.role_restarts("fanout").reset();
         let mut lines = String::new();
         for family in metrics.0.registry.gather() {
             let labels: BTreeSet<&str> = family
