@@ -27,7 +27,7 @@ use top::Top;
 /// How often positions are read and figures told.
 const EVERY: Duration = Duration::from_secs(1);
 /// And at least so many times as long as telling them took: ten million commands are not walked over all the time.
-const SHARE: u32 = 20;
+const SHARE: u32 = 50;
 /// But at least so often.
 const AT_LEAST: Duration = Duration::from_secs(15);
 /// A reader that has failed for so long is made anew.

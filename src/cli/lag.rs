@@ -235,11 +235,18 @@ fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
     while let Some(figures) = watcher.next(REDRAW, &|| interrupted.is_raised())? {
         let now = clock::instant();
         let asked = query.apply(&figures);
-        let rows: Vec<Moving> = asked
+        let mut rows: Vec<Moving> = asked
             .subscribers
             .iter()
             .map(|one| Moving::of(one, before.as_ref(), now))
             .collect();
+        let today = figures.as_of.as_deref().and_then(|time| time.get(..11));
+        for row in &mut rows {
+            // A line that is broken is hard to read: the date of today says nothing.
+            if let Some(time) = today.and_then(|today| row.line.next_due.strip_prefix(today)) {
+                row.line.next_due = time.to_owned();
+            }
+        }
         print::line(&format!(
             "{}{}\n\n{}",
             clear(),
