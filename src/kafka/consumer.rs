@@ -520,6 +520,9 @@ impl Member {
         const TRY: Duration = Duration::from_secs(5);
         /// After so many tries another client is asked.
         const TRIES: usize = 2;
+        /// Of so many tries the last says what the matter is. A transaction of ours ends within
+        /// [`super::TRANSACTION_TIMEOUT`], and ten seconds that a broker may take to notice.
+        const HANGING: usize = 6;
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -547,18 +550,31 @@ impl Member {
                         group = self.group,
                         "reading committed offsets: {error}; trying again"
                     );
-                    if tries >= TRIES && self.another_reads(&wanted, TRY) {
+                    if tries >= TRIES && self.another_reads(&wanted, "read_committed", TRY) {
                         return Err(Failure::Forgotten(self.purpose));
+                    }
+                    if tries % HANGING == 0 && self.another_reads(&wanted, "read_uncommitted", TRY)
+                    {
+                        tracing::error!(
+                            group = self.group,
+                            "the positions of this group hang in a transaction that should have ended long ago: a broker has lost its end; see the runbook, HangingTransaction; waiting"
+                        );
                     }
                 }
             }
         }
     }
 
-    /// Whether a client that is no member reads what the group has committed: then no open transaction and no missing
-    /// broker keeps this one from it.
-    fn another_reads(&self, wanted: &TopicPartitionList, timeout: Duration) -> bool {
-        let config = super::consumer_config(&self.settings, self.purpose, &self.group);
+    /// Whether a client that is no member reads what the group has committed: if it does as `read_committed`, no open
+    /// transaction and no missing broker keeps this one from it.
+    fn another_reads(
+        &self,
+        wanted: &TopicPartitionList,
+        isolation: &str,
+        timeout: Duration,
+    ) -> bool {
+        let mut config = super::consumer_config(&self.settings, self.purpose, &self.group);
+        config.set("isolation.level", isolation);
         let context = LoggedConsumer(LogContext::new(self.purpose));
         let another: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
         let Ok(client) = another else { return false };
