@@ -303,9 +303,8 @@ fn a_restart_of_the_broker_in_the_middle_loses_nothing() {
     let mut process = spawn(&world, "one", "run");
     produce(&world, 0..EVENTS / 2);
     wait_for_accepted(&receiver, 300);
-    // Hard: an only broker that stops in order first takes the leaders away, and Kafka 4.3.1 then skips the markers of a
-    // transaction that ends at that moment (`KRaftMetadataCache.getPartitionLeaderEndpoint` is empty for a partition
-    // without a leader, which the coordinator takes for a deleted one): it stays open for good.
+    // Hard: an only broker that stops in order first takes the leaders away, and Kafka 4.3.1 then skips the end of a
+    // transaction in partitions without a leader, as if they were deleted (KAFKA-20734): it stays open for good.
     broker.control(&["restart-broker", "--hard", "1"]);
     produce(&world, EVENTS / 2..EVENTS);
     // It goes on by itself when the broker comes back. Where a call hangs for good in the client, the watchdog ends the
