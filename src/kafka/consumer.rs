@@ -141,6 +141,8 @@ pub struct MemberContext {
     closing: AtomicBool,
     /// The client waits for a coordinator that it does not ask for any more.
     forgotten: AtomicBool,
+    /// A connection broke, or an answer did not come in time, since this was last asked.
+    disturbed: AtomicBool,
 }
 
 /// What the client tells of itself, as far as it is read.
@@ -174,6 +176,9 @@ impl ClientContext for MemberContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if super::is_unreachable(&error) {
+            self.disturbed.store(true, Ordering::Relaxed);
+        }
         self.log.error(error, reason);
     }
 
@@ -300,6 +305,7 @@ impl Member {
             events: Mutex::default(),
             closing: AtomicBool::new(false),
             forgotten: AtomicBool::new(false),
+            disturbed: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
@@ -700,6 +706,14 @@ impl Member {
         bounded("committing positions", commit)?;
         fault::point("snapshot-commit.after");
         Ok(())
+    }
+
+    /// Whether a connection broke, or an answer did not come in time, since this was last asked. The client may then have
+    /// sent a commit twice, and the first copy may still be under way.
+    #[must_use]
+    pub fn was_disturbed(&self) -> bool {
+        let context = self.consumer.context();
+        context.disturbed.swap(false, Ordering::Relaxed)
     }
 
     /// Goes back to `positions`, dropping what was read ahead.
