@@ -8,6 +8,8 @@ pub struct Sent {
     pub event: u32,
     /// The broker has it for sure; if not, it may or may not have it.
     pub acknowledged: bool,
+    /// How often it stands in the topic: twice when the generator's own client wrote it again after a fault.
+    pub records: usize,
 }
 
 /// A request that an endpoint got.

@@ -16,6 +16,7 @@ fn perfect() -> History {
         history.sent.push(Sent {
             event,
             acknowledged: true,
+            records: 1,
         });
         for (number, kind) in SUBSCRIPTIONS.into_iter().enumerate() {
             if kind.matches(event) == Matched::Yes {
@@ -99,7 +100,7 @@ fn find(history: &History, fits: impl Fn(&Copy) -> bool) -> usize {
 /// A name, and how it is planted.
 type Planted = (&'static str, &'static str, fn(&mut History));
 
-const PLANTED: [Planted; 16] = [
+const PLANTED: [Planted; 19] = [
     ("a command lost before it was made", "Complete", |history| {
         let lost = find(history, |copy| {
             SUBSCRIPTIONS[copy.subscription] == Kind::Healthy
@@ -133,6 +134,28 @@ const PLANTED: [Planted; 16] = [
             (wrong.event, wrong.subscription, wrong.offset) = (event, number, 9999);
             wrong.id = "another".to_owned();
             history.copies.push(wrong);
+        },
+    ),
+    (
+        "a command of an event that is not on the topic",
+        "Complete",
+        |history| {
+            history.sent[0].acknowledged = false;
+            history.sent[0].records = 0;
+        },
+    ),
+    (
+        "an event that stands twice on the topic and was read once",
+        "Complete",
+        |history| history.sent[0].records = 2,
+    ),
+    (
+        "an acknowledged event that is not on the topic",
+        "Complete",
+        |history| {
+            history.sent[0].records = 0;
+            history.copies.retain(|copy| copy.event != 1);
+            history.requests.retain(|request| request.event != 1);
         },
     ),
     (

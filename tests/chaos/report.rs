@@ -29,6 +29,8 @@ pub struct Report {
     bursts: Vec<Option<Duration>>,
     events: usize,
     unknown: usize,
+    /// Events that the generator's own client wrote more than once.
+    twice: usize,
     requests: usize,
     verdict: Verdict,
     /// Processes that ended by themselves: the supervisor started them again.
@@ -48,6 +50,7 @@ impl Report {
             bursts: Vec::new(),
             events: 0,
             unknown: 0,
+            twice: 0,
             requests: 0,
             verdict: Verdict::default(),
             ended: Vec::new(),
@@ -94,6 +97,8 @@ impl Report {
             .iter()
             .filter(|sent| !sent.acknowledged)
             .count();
+        let twice = history.sent.iter().filter(|sent| sent.records > 1);
+        self.twice += twice.count();
         self.requests += history.requests.len();
         self.ended.extend(ended);
         let all = &mut self.verdict;
@@ -157,13 +162,14 @@ impl fmt::Display for Report {
         let injected: usize = self.injected.values().sum();
         writeln!(
             f,
-            "{:?}, seed {}, {} rounds of {:.0} s in all: {injected} faults, {} events ({} of them never acknowledged), {} commands, {} requests.\n",
+            "{:?}, seed {}, {} rounds of {:.0} s in all: {injected} faults, {} events ({} of them never acknowledged, {} twice on the topic), {} commands, {} requests.\n",
             self.promise,
             self.seed,
             self.rounds,
             self.seconds,
             self.events,
             self.unknown,
+            self.twice,
             self.verdict.commands,
             self.requests
         )?;

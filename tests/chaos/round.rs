@@ -17,7 +17,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use crate::checker::{Promise, check};
 use crate::faults::{Bag, Fault, Scene, secret};
 use crate::fleet::Fleet;
-use crate::history::{Copy, History, Place, Position, Request, What};
+use crate::history::{Copy, History, Place, Position, Request, Sent, What};
 use crate::it::support::{Broker, Isolation, Receiver, Record, World};
 use crate::report::Report;
 use crate::traffic::{self, Generator, Progress};
@@ -123,9 +123,10 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         scene.fleet.tend();
     }
     report.failures(std::mem::take(&mut scene.failures));
-    let sent = generator.finish();
+    let mut sent = generator.finish();
     let left = come_to_rest(&world, &mut fleet, &progress, sent.len());
     let positions = sampler.finish();
+    count_records(&world, &mut sent);
     let history = History {
         sent,
         requests: requests(&receiver),
@@ -257,6 +258,14 @@ fn requests(receiver: &Receiver) -> Vec<Request> {
         "every request can be told whose it is"
     );
     requests
+}
+
+fn count_records(world: &World, sent: &mut [Sent]) {
+    for record in world.read_all(&world.events, Isolation::Committed) {
+        let event = record.value.as_deref().and_then(truth::number_in);
+        let event = event.unwrap_or_else(|| panic!("an event without a number: {record:?}"));
+        sent[event as usize - 1].records += 1;
+    }
 }
 
 fn copies(world: &World) -> Vec<Copy> {

@@ -142,6 +142,7 @@ fn produce(world: &World, rate: u32, next: &AtomicU32, stop: &AtomicBool) -> Vec
         .map(|event| Sent {
             event,
             acknowledged: acknowledged.get(event as usize).copied().unwrap_or(false),
+            records: 0,
         })
         .collect()
 }
