@@ -22,6 +22,7 @@ use crate::kafka::table::{self, Table};
 use crate::kafka::{self, Failure};
 use crate::lag::figures::Board;
 use crate::metrics::Metrics;
+use crate::spans::{Exporter, Tracer};
 use http::{Health, State};
 
 /// What a process can be.
@@ -113,6 +114,8 @@ pub struct RoleContext {
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<Table>,
+    /// Where it tells of traces.
+    pub tracer: Tracer,
     /// Where the lag role leaves its figures.
     pub board: Arc<Board>,
     role: Role,
@@ -223,6 +226,7 @@ pub struct Service {
     running: usize,
     runtime: tokio::runtime::Runtime,
     grace: Duration,
+    exporter: Option<Exporter>,
 }
 
 impl Service {
@@ -247,6 +251,7 @@ impl Service {
         let http = listener.local_addr().map_err(|error| {
             CliError::new(Exit::Failure, format!("the HTTP server's address: {error}"))
         })?;
+        let (tracer, exporter) = Exporter::start(&settings, &metrics)?;
         let (over, ended) = channel();
         let mut service = Self {
             http,
@@ -256,6 +261,7 @@ impl Service {
             running: 0,
             runtime,
             grace: settings.drain_deadline + GRACE,
+            exporter,
         };
         let board = Arc::new(Board::default());
         let table = Arc::new(Table::default());
@@ -266,6 +272,7 @@ impl Service {
                 settings: Arc::clone(&settings),
                 metrics: metrics.clone(),
                 table: Arc::clone(&table),
+                tracer: tracer.clone(),
                 board: Arc::clone(&board),
                 role,
                 health: Arc::clone(&health),
@@ -376,6 +383,11 @@ impl Service {
             }
         }
         self.stop.tell();
+        if let Some(exporter) = self.exporter {
+            let left =
+                deadline.map(|deadline| deadline.saturating_duration_since(clock::instant()));
+            exporter.end(left.unwrap_or(LAST_SPANS).min(LAST_SPANS));
+        }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         failed.map_or(Ok(Exit::Done), Err)
     }
@@ -404,6 +416,8 @@ impl Service {
 
 /// Beyond the drain deadline: the last commit and leaving the group.
 const GRACE: Duration = Duration::from_secs(15);
+/// For the export of what the roles told last.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 /// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
 const LIVENESS: Duration = Duration::from_secs(90);
 
