@@ -22,6 +22,7 @@ mod deliver;
 mod drain;
 mod fanout;
 mod isolation;
+mod lag;
 mod latency;
 mod matching;
 mod receiver;
@@ -49,7 +50,7 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 7] = [
+const ROWS: [(&str, Row); 8] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("fanout", fanout::run),
@@ -57,6 +58,7 @@ const ROWS: [(&str, Row); 7] = [
     ("latency", latency::run),
     ("isolation", isolation::run),
     ("backlog", backlog::run),
+    ("lag", lag::run),
 ];
 
 fn main() -> Result<(), Problem> {

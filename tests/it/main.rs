@@ -14,6 +14,7 @@
 
 mod bad_input;
 mod demo;
+mod exact;
 mod faults;
 mod flows;
 mod formats;
