@@ -25,8 +25,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::subscription::Format;
 use crate::spans::context::TraceContext;
+use crate::subscription::Format;
 use crate::units::EpochMs;
 
 /// The longest id, source, type or subject, bytes of UTF-8: they travel in record and request headers.

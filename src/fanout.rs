@@ -24,9 +24,9 @@ use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
 use crate::metrics::{EventResult, Metrics, Role as RoleLabel};
 use crate::service::RoleContext;
+use crate::spans::{Open, Together, span};
 use crate::subscription::{Format, Order, Subscription};
 use crate::throttle::Throttle;
-use crate::spans::{Open, Together, span};
 use crate::units::{EpochMs, Offset, Position};
 
 /// Events in a batch, at most.
