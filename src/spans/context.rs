@@ -169,7 +169,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(trace_id in 1.., span_id in 1.., flags in 0..4_u8) {
+        fn what_is_written_is_read_back(trace_id in 1..=u128::MAX, span_id in 1..=u64::MAX, flags in 0..4_u8) {
             let context = TraceContext { trace_id, span_id, flags };
             let text = context.to_string();
             prop_assert_eq!(TraceContext::parse(&text), Some(context));

@@ -172,8 +172,9 @@ async fn run(mut export: Export, mut spans: Receiver<Span>, mut closing: oneshot
     let mut open = true;
     loop {
         let linger = due.unwrap_or_else(|| clock::instant() + LINGER);
+        let room = BATCH - batch.len();
         tokio::select! {
-            taken = spans.recv_many(&mut batch, BATCH - batch.len()) => {
+            taken = spans.recv_many(&mut batch, room) => {
                 if taken == 0 {
                     break;
                 }
