@@ -1,7 +1,8 @@
 //! Wiring: which threads a process has, how a failure of one ends the others, and in what order they stop.
 //!
 //! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
-//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. The process
+//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. When they have
+//! ended, the spans of what they did last are exported, within the same deadline and at most three seconds. The process
 //! then exits, and its supervisor starts it again. Only for a client that is known to be silent for good, which a new
 //! one mends, a role begins anew within the process.
 
