@@ -588,6 +588,7 @@ mod tests {
             drain_deadline: Duration::from_secs(10),
             lag_top: 200,
             hang_deadline: Duration::from_secs(30),
+            otlp: None,
             egress: EgressSettings::default(),
             ca_file: None,
             max_event_bytes: 1024 * 1024,

@@ -17,6 +17,13 @@ pub fn now() -> EpochMs {
     EpochMs(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// Wall-clock time as fine as the machine has it, for spans, which other machines' spans stand beside.
+#[must_use]
+#[allow(clippy::disallowed_methods)]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Monotonic time, for deadlines and durations within this process.
 #[must_use]
 #[allow(clippy::disallowed_methods)]

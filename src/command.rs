@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::spans::context::trace_id;
 use crate::units::EpochMs;
 
 /// Header names, in the order in which they are written.
@@ -144,7 +145,7 @@ pub struct Command {
     pub enqueued: EpochMs,
     /// Why this copy was written.
     pub cause: Cause,
-    /// W3C trace context of the event.
+    /// W3C trace context of the event, or of its fan-out where that is traced.
     pub traceparent: Option<Box<str>>,
     /// When the first attempt failed, if one has.
     pub first_failure: Option<EpochMs>,
@@ -305,6 +306,12 @@ impl Command {
             sequence: number(header::SEQUENCE, raw.sequence, "an offset")?,
             body: body.ok_or(InvalidCommand::NoBody)?,
         })
+    }
+
+    /// The id of the trace that it belongs to, for the log.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<&str> {
+        trace_id(self.traceparent.as_deref()?)
     }
 
     /// What this command weighs in memory, bytes, near enough for a cap.

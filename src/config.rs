@@ -58,6 +58,8 @@ pub struct Settings {
     pub lag_top: usize,
     /// A call into the Kafka client that takes longer, though brokers answer, ends the process.
     pub hang_deadline: Duration,
+    /// Where spans go, if anywhere.
+    pub otlp: Option<OtlpSettings>,
     /// What endpoints may be reached.
     pub egress: EgressSettings,
     /// Further trusted certificate authorities, PEM.
@@ -330,6 +332,11 @@ pub fn is_secret(property: &str) -> bool {
         || property == "sasl.oauthbearer.config"
 }
 
+/// Whether a URL has a part where credentials are put. Such a one is refused, and must not be shown then either.
+fn may_hold_credentials(url: &str) -> bool {
+    url.contains(['@', '?', '#'])
+}
+
 /// One row of `hookstream config`.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct EffectiveSetting {
@@ -352,6 +359,9 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
     let mut rows: Vec<_> = SETTINGS
         .iter()
         .map(|setting| match (layers.effective(setting), setting.name) {
+            (Some((value, source)), "otlp-endpoint") if may_hold_credentials(value) => {
+                row("otlp-endpoint", REDACTED, source)
+            }
             (Some((value, source)), name) => row(name, value, source),
             (None, "instance") => row("instance", &machine.host_name, Source::Default),
             (None, "workers") => row("workers", &machine.cores.to_string(), Source::Default),
@@ -405,6 +415,15 @@ pub fn reference() -> String {
     text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeated, in the variable separated by `;` |\n");
     text.push_str("| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these |\n");
     text
+}
+
+/// Where spans go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OtlpSettings {
+    /// The whole URL, without credentials.
+    pub endpoint: String,
+    /// Of the events that come without a trace, the share that begins one.
+    pub sample: f64,
 }
 
 /// Egress rules as set by the operator.
@@ -737,6 +756,64 @@ mod tests {
             unknown_variables(names.map(str::to_owned)),
             ["HOOKSTREAM_TIMEUOT"]
         );
+    }
+
+    #[test]
+    fn spans_go_nowhere_unless_it_is_said_where() {
+        assert_eq!(check(&[]).unwrap().otlp, None);
+        assert_eq!(
+            check(&[("trace-sample", Source::Flag, "1")]).unwrap().otlp,
+            None
+        );
+        assert!(check(&[("trace-sample", Source::Flag, "1.1")]).is_err());
+    }
+
+    #[test]
+    #[cfg(feature = "otlp")]
+    fn the_path_of_the_protocol_is_added_to_the_collectors_url() {
+        for (given, whole) in [
+            ("http://c:4318", "http://c:4318/v1/traces"),
+            (
+                "https://c.example/otlp/",
+                "https://c.example/otlp/v1/traces",
+            ),
+            ("http://c:4318/v1/traces", "http://c:4318/v1/traces"),
+        ] {
+            let otlp = check(&[("otlp-endpoint", Source::Flag, given)])
+                .unwrap()
+                .otlp
+                .unwrap();
+            assert_eq!((otlp.endpoint.as_str(), otlp.sample), (whole, 0.0));
+        }
+        for bad in ["c:4318", "grpc://c:4317", "http://", "/v1/traces"] {
+            assert!(
+                check(&[("otlp-endpoint", Source::Flag, bad)]).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_collectors_url_with_credentials_is_refused_and_not_shown() {
+        for url in ["http://me:hunter2@c:4318", "https://c/?key=hunter2"] {
+            let given = [("otlp-endpoint", Source::Flag, url)];
+            let mistakes = check(&given).unwrap_err();
+            assert!(
+                mistakes.len() == 1 && mistakes[0].contains("OTEL_EXPORTER_OTLP_HEADERS"),
+                "{mistakes:?}"
+            );
+            assert!(!mistakes[0].contains("hunter2"), "{mistakes:?}");
+            let printed = serde_json::to_string(&effective(&layers(&given), &machine())).unwrap();
+            assert!(!printed.contains("hunter2"), "{printed}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "otlp"))]
+    fn a_build_without_the_export_says_how_to_get_it() {
+        let given = [("otlp-endpoint", Source::Flag, "http://c:4318")];
+        let mistakes = check(&given).unwrap_err();
+        assert!(mistakes[0].contains("--features otlp"), "{mistakes:?}");
     }
 
     #[test]

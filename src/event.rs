@@ -25,6 +25,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::spans::context::TraceContext;
 use crate::subscription::Format;
 use crate::units::EpochMs;
 
@@ -657,7 +658,7 @@ fn extension_traceparent<'a>(extensions: &[(Cow<'a, str>, Value)]) -> Option<Cow
     let (_, value) = extensions.iter().find(|(name, _)| name == "traceparent")?;
     value
         .as_str()
-        .filter(|text| is_traceparent(text))
+        .filter(|text| TraceContext::parse(text).is_some())
         .map(|text| Cow::Owned(text.to_owned()))
 }
 
@@ -667,34 +668,8 @@ fn header_traceparent<'a>(headers: &[(&'a str, &'a [u8])]) -> Option<Cow<'a, str
         .find(|(name, _)| name.eq_ignore_ascii_case("traceparent"))?;
     std::str::from_utf8(value)
         .ok()
-        .filter(|text| is_traceparent(text))
+        .filter(|text| TraceContext::parse(text).is_some())
         .map(Cow::Borrowed)
-}
-
-/// W3C Trace Context 1, section 3.2: a malformed one must be ignored. A later version may be longer.
-fn is_traceparent(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let hex = |from: usize, to: usize| {
-        bytes
-            .get(from..to)
-            .is_some_and(|part| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
-    };
-    let zero = |from: usize, to: usize| bytes[from..to].iter().all(|byte| *byte == b'0');
-    let length = bytes.len() == 55
-        || (bytes.len() > 55
-            && bytes.len() <= 128
-            && !text.starts_with("00")
-            && bytes[55] == b'-'
-            && bytes.iter().all(u8::is_ascii_graphic));
-    length
-        && hex(0, 2)
-        && hex(3, 35)
-        && hex(36, 52)
-        && hex(53, 55)
-        && [2, 35, 52].iter().all(|at| bytes[*at] == b'-')
-        && !text.starts_with("ff")
-        && !zero(3, 35)
-        && !zero(36, 52)
 }
 
 impl Event<'_> {

@@ -24,6 +24,7 @@ use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
 use crate::metrics::{EventResult, Metrics, Role as RoleLabel};
 use crate::service::RoleContext;
+use crate::spans::{Open, Together, span};
 use crate::subscription::{Format, Order, Subscription};
 use crate::throttle::Throttle;
 use crate::units::{EpochMs, Offset, Position};
@@ -125,6 +126,8 @@ struct Batch {
     /// Behind the last event of each partition.
     positions: HashMap<TopicPartition, Position>,
     began: Option<Instant>,
+    /// Of the events that are traced.
+    spans: Together,
 }
 
 impl Batch {
@@ -284,7 +287,10 @@ impl Fanout<'_> {
             })
             .collect();
         let metrics = self.context.metrics.clone();
-        let committed = Box::new(move || batch.tally.count(&metrics));
+        let committed = Box::new(move || {
+            batch.tally.count(&metrics);
+            batch.spans.end();
+        });
         match self.context.settings.guarantee {
             Guarantee::ExactlyOnce => {
                 self.pipeline
@@ -459,7 +465,19 @@ impl Fanout<'_> {
     fn fan_out(&mut self, event: &Event<'_>, tag: usize) -> Result<EventResult, BatchError> {
         let mut found = std::mem::take(&mut self.work.found);
         self.context.table.index().matching(event, &mut found);
-        let written = self.write_all(event, &found, tag);
+        let span = self.context.tracer.of_event(event.traceparent());
+        let own = span.as_ref().map(Open::traceparent);
+        let traceparent = own.as_deref().or(event.traceparent());
+        let written = self.write_all(event, &found, traceparent, tag);
+        if let (Some(span), Some((at, offset))) = (span, self.work.origins.of(tag)) {
+            let at = span::Place {
+                topic: &at.topic,
+                partition: at.partition,
+                offset: offset.0,
+            };
+            let facts = span::fanout(event, at, found.len());
+            self.work.batch.spans.add(span, facts);
+        }
         let result = if found.is_empty() {
             EventResult::Unmatched
         } else {
@@ -474,6 +492,7 @@ impl Fanout<'_> {
         &mut self,
         event: &Event<'_>,
         found: &[Arc<Subscription>],
+        traceparent: Option<&str>,
         tag: usize,
     ) -> Result<(), BatchError> {
         let enqueued = clock::now();
@@ -505,7 +524,7 @@ impl Fanout<'_> {
                 cause: Cause::New,
                 first_failure: None,
                 sequence: None,
-                traceparent: event.traceparent(),
+                traceparent,
             };
             self.work.batch.bytes += body.len();
             self.pipeline.send(Record {

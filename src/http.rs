@@ -40,6 +40,8 @@ use tokio::time::{Instant, timeout_at};
 pub use self::failure::{Failure, FailureClass};
 use self::pool::{Http1, Line, Message, Opener, Pool, SWEEPS};
 pub use self::trust::HttpSetupError;
+#[cfg(feature = "otlp")]
+pub(crate) use self::trust::client_config as trusted;
 use crate::clock;
 use crate::egress::EgressPolicy;
 use crate::fault;

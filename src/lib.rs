@@ -43,6 +43,7 @@
 //! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
 //! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
 //! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
+//! | [`spans`], `spans::{context, span}` | S, P | the way of an event, as spans for a collector |
 //! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
 
 pub mod admin;
@@ -64,6 +65,7 @@ pub mod release;
 pub mod replay;
 pub mod retry;
 pub mod service;
+pub mod spans;
 pub mod subscription;
 pub mod throttle;
 pub mod units;

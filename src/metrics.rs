@@ -102,6 +102,18 @@ labels!(
     }
 );
 
+labels!(
+    /// What became of a span.
+    SpanResult {
+        /// The collector took it.
+        Exported = "exported",
+        /// The collector refused it, or did not answer.
+        Failed = "failed",
+        /// The queue was full.
+        Dropped = "dropped",
+    }
+);
+
 impl Label for Cause {
     const ALL: &'static [Self] = &Self::ALL;
     fn text(self) -> &'static str {
@@ -175,6 +187,7 @@ struct All {
     subscriber_finished: IntCounterVec,
     lag_as_of: Gauge,
     lag_behind: IntGauge,
+    spans: Counters,
     broker_up: IntGauge,
     role_ready: IntGaugeVec,
     role_restarts: IntCounterVec,
@@ -383,6 +396,7 @@ impl Metrics {
                 "Of when the lag role's figures are, seconds since the epoch; 0 before the first.",
             )),
             lag_behind: declare.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has still to read; 0 when its figures are exact."),
+            spans: declare.counters::<SpanResult>("hookstream_spans_total", "Spans that ended, by whether the collector has them.", "result"),
             broker_up: declare.gauge("hookstream_broker_up", "1 when a broker has answered; 0 while a role waits for one."),
             role_ready: declare.add(IntGaugeVec::new(
                 Opts::new("hookstream_role_ready", "1 while the role does its work."),
@@ -430,6 +444,12 @@ impl Metrics {
     #[must_use]
     pub fn parked(&self, why: ParkReason) -> &IntCounter {
         self.0.parked.of(why)
+    }
+
+    /// Spans that ended.
+    #[must_use]
+    pub fn spans(&self, result: SpanResult) -> &IntCounter {
+        self.0.spans.of(result)
     }
 
     /// Records moved out of a tier.

@@ -21,6 +21,7 @@ use crate::kafka::{Failure, InvalidRecord, command_headers, read_command};
 use crate::metrics::{Metrics, Released, Role as RoleLabel};
 use crate::retry::tier::{Head, Tiers};
 use crate::service::RoleContext;
+use crate::spans::{Together, span};
 use crate::units::{EpochMs, Offset, Position};
 
 /// What all buffers hold together, bytes, except that each holds at least one record.
@@ -169,6 +170,8 @@ struct Batch {
     hopped: u64,
     /// Moved to the commands, by cause.
     released: HashMap<&'static str, (Cause, u64)>,
+    /// Of the commands that are traced.
+    spans: Together,
 }
 
 impl Batch {
@@ -315,6 +318,7 @@ impl Release<'_> {
             Ok(()) => {
                 batch.count(&self.context.metrics);
                 self.forget(&batch);
+                batch.spans.end();
                 Ok(())
             }
             Err(BatchError::Failed(failure)) => Err(failure),
@@ -379,6 +383,17 @@ impl Release<'_> {
                             tag,
                         })?;
                         batch.tally(command, decision);
+                        let carried = command.traceparent.as_deref();
+                        if let Some(span) = self.context.tracer.of_command(carried) {
+                            let at = span::Place {
+                                topic: &self.topics[place.0],
+                                partition: place.1,
+                                offset: held.offset.0,
+                            };
+                            let waited = now.since(held.appended);
+                            let facts = span::release(command, at, topic, waited);
+                            batch.spans.add(span, facts);
+                        }
                     }
                     (Err(record), _) => {
                         tracing::error!(

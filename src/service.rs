@@ -1,7 +1,8 @@
 //! Wiring: which threads a process has, how a failure of one ends the others, and in what order they stop.
 //!
 //! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
-//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. The process
+//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. When they have
+//! ended, the spans of what they did last are exported, within the same deadline and at most three seconds. The process
 //! then exits, and its supervisor starts it again. Only for a client that is known to be silent for good, which a new
 //! one mends, a role begins anew within the process.
 
@@ -23,6 +24,7 @@ use crate::kafka::table::{self, Table};
 use crate::kafka::{self, Failure};
 use crate::lag::figures::Board;
 use crate::metrics::Metrics;
+use crate::spans::{Exporter, Tracer};
 use http::{Health, State};
 
 /// What a process can be.
@@ -126,6 +128,8 @@ pub struct RoleContext {
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<Table>,
+    /// Where it tells of traces.
+    pub tracer: Tracer,
     /// Where the lag role leaves its figures.
     pub board: Arc<Board>,
     role: Role,
@@ -236,6 +240,7 @@ pub struct Service {
     running: usize,
     runtime: tokio::runtime::Runtime,
     grace: Duration,
+    exporter: Option<Exporter>,
 }
 
 impl Service {
@@ -260,6 +265,7 @@ impl Service {
         let http = listener.local_addr().map_err(|error| {
             CliError::new(Exit::Failure, format!("the HTTP server's address: {error}"))
         })?;
+        let (tracer, exporter) = Exporter::start(&settings, &metrics)?;
         let (over, ended) = channel();
         let mut service = Self {
             http,
@@ -269,6 +275,7 @@ impl Service {
             running: 0,
             runtime,
             grace: settings.drain_deadline + GRACE,
+            exporter,
         };
         let board = Arc::new(Board::default());
         let table = Arc::new(Table::default());
@@ -279,6 +286,7 @@ impl Service {
                 settings: Arc::clone(&settings),
                 metrics: metrics.clone(),
                 table: Arc::clone(&table),
+                tracer: tracer.clone(),
                 board: Arc::clone(&board),
                 role,
                 health: Arc::clone(&health),
@@ -389,6 +397,11 @@ impl Service {
             }
         }
         self.stop.tell();
+        if let Some(exporter) = self.exporter {
+            let left =
+                deadline.map(|deadline| deadline.saturating_duration_since(clock::instant()));
+            exporter.end(left.unwrap_or(LAST_SPANS).min(LAST_SPANS));
+        }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         failed.map_or(Ok(Exit::Done), Err)
     }
@@ -417,6 +430,8 @@ impl Service {
 
 /// Beyond the drain deadline: the last commit and leaving the group.
 const GRACE: Duration = Duration::from_secs(15);
+/// For the export of what the roles told last.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 /// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
 const LIVENESS: Duration = Duration::from_secs(90);
 

@@ -5,7 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::table::{SETTINGS, Setting};
-use super::{EgressSettings, Guarantee, Layers, Machine, Settings, Topics};
+use super::{
+    EgressSettings, Guarantee, Layers, Machine, OtlpSettings, Settings, Topics,
+    may_hold_credentials,
+};
 use crate::delivery::breaker::BreakerRules;
 use crate::retry::tier::Tiers;
 use crate::units::parse_duration;
@@ -84,6 +87,7 @@ impl<'a> Reader<'a> {
             || machine.cores.clamp(1, 64),
         );
         let egress = self.egress();
+        let otlp = self.otlp();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
         self.read("log", log_filter);
         self.read("log-format", |text| {
@@ -114,6 +118,7 @@ impl<'a> Reader<'a> {
             drain_deadline: drain_deadline?,
             hang_deadline: hang_deadline?,
             lag_top: lag_top?,
+            otlp: otlp?,
             egress: egress?,
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,
@@ -184,6 +189,36 @@ impl<'a> Reader<'a> {
             }
         }
         (self.mistakes.len() == before).then_some(topics)
+    }
+
+    /// `Some(None)` when no collector is named.
+    fn otlp(&mut self) -> Option<Option<OtlpSettings>> {
+        let sample = self.read("trace-sample", |text| {
+            text.parse()
+                .ok()
+                .filter(|share| (0.0..=1.0).contains(share))
+        });
+        let given = self.layers.effective(setting("otlp-endpoint")?);
+        let Some((text, source)) = given else {
+            return Some(None);
+        };
+        if may_hold_credentials(text) {
+            self.mistakes.push(format!(
+                "--otlp-endpoint ({}): there must be no user, query or fragment in it: credentials go into the headers of OTEL_EXPORTER_OTLP_HEADERS",
+                source.name()
+            ));
+            return None;
+        }
+        if !cfg!(feature = "otlp") {
+            self.mistakes.push(format!(
+                "--otlp-endpoint ({}): this program was built without the export of spans: build it with --features otlp",
+                source.name()
+            ));
+            return None;
+        }
+        let endpoint = self.read("otlp-endpoint", collector)?;
+        let sample = sample?;
+        Some(Some(OtlpSettings { endpoint, sample }))
     }
 
     fn egress(&mut self) -> Option<EgressSettings> {
@@ -294,6 +329,17 @@ fn broker(text: &str) -> Option<&str> {
     };
     let letter = |letter: char| letter.is_alphanumeric() || matches!(letter, '.' | '_' | '-');
     (!host.is_empty() && host.chars().all(letter) && is_port(port)).then_some(text)
+}
+
+/// The whole URL of a collector's base URL.
+fn collector(text: &str) -> Option<String> {
+    const PATH: &str = "/v1/traces";
+    let url = url::Url::parse(text).ok()?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return None;
+    }
+    let base = url.as_str().trim_end_matches('/');
+    Some(format!("{}{PATH}", base.strip_suffix(PATH).unwrap_or(base)))
 }
 
 /// Nothing, or a colon and a number.

@@ -67,6 +67,8 @@ settings! {
     "egress-allow-cidr" "CIDR,…" "" "Networks that endpoints may be in although they are not public" "networks as 10.0.0.0/8, comma separated";
     "egress-deny-cidr" "CIDR,…" "" "Networks that endpoints may not be in; wins over --egress-allow-cidr" "networks as 10.0.0.0/8, comma separated";
     "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may have" "ports, comma separated, or any";
+    "otlp-endpoint" "URL" "" "Where spans go: an OpenTelemetry collector, by OTLP over HTTP; nowhere if not given" "http://HOST:PORT or https, /v1/traces is added; credentials go into OTEL_EXPORTER_OTLP_HEADERS";
+    "trace-sample" "SHARE" "0" "Of the events that come without a trace, the share that begins one; a trace that comes with an event is told if its publisher records it" "0 to 1";
     "ca-file" "FILE" "" "Further certificate authorities to trust, PEM" "a readable file";
     "log" "FILTER" "info" "Level, or filter by module as in hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
     "log-format" "FORMAT" "text" "Form of the log on standard error" "text or json";

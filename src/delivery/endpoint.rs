@@ -131,7 +131,12 @@ impl Target {
     }
 
     /// The request of one attempt, signed at `now`. What an event put into a header that HTTP cannot carry is left out.
-    pub(super) fn request(&self, command: &Command, now: EpochMs) -> Request {
+    pub(super) fn request(
+        &self,
+        command: &Command,
+        traceparent: Option<&str>,
+        now: EpochMs,
+    ) -> Request {
         let mut headers = self.headers.clone();
         if command.content_type != ContentType::Json {
             let other = HeaderValue::from_static(command.content_type.as_str());
@@ -157,7 +162,7 @@ impl Target {
                 made => HeaderValue::from(made.saturating_add(1)),
             },
         );
-        if let Some(trace) = &command.traceparent
+        if let Some(trace) = traceparent
             && let Ok(trace) = HeaderValue::from_str(trace)
         {
             headers.insert(TRACEPARENT, trace);

@@ -83,6 +83,7 @@ impl Workers {
                 settings: Arc::clone(settings),
                 table: Arc::clone(&context.table),
                 metrics: context.metrics.clone(),
+                tracer: context.tracer.clone(),
                 policy: Arc::clone(&policy),
                 client,
                 max_in_flight: settings.max_in_flight.div_ceil(count),

@@ -23,7 +23,7 @@ use super::crowd::Crowd;
 use super::endpoint::{Destination, Target};
 use super::lane::{Lane, Next, Permit};
 use super::order::Book;
-use super::outcome::Told;
+use super::outcome::{Told, Verdict, judge};
 use super::scan::{About, Answer, Question};
 use super::systemic::{Health, LATELY};
 use super::window::Window;
@@ -34,6 +34,7 @@ use crate::fault;
 use crate::http::HttpClient;
 use crate::kafka::table::Table;
 use crate::metrics::{Metrics, ParkReason};
+use crate::spans::{Open, Tracer, span};
 use crate::subscription::Order as Ordering;
 use crate::throttle::Throttle;
 use conclusion::tell;
@@ -77,6 +78,7 @@ pub(super) struct Surroundings {
     pub(super) settings: Arc<Settings>,
     pub(super) table: Arc<Table>,
     pub(super) metrics: Metrics,
+    pub(super) tracer: Tracer,
     pub(super) policy: Arc<EgressPolicy>,
     pub(super) client: HttpClient,
     /// This worker's share of the replica's requests in flight.
@@ -374,12 +376,25 @@ impl Worker {
         let (number, offset) = (taken.partition, taken.offset);
         let client = self.around.client.clone();
         let ended = self.ended.clone();
+        let carried = taken.command.traceparent.as_deref();
+        let span = self.around.tracer.of_command(carried);
         let task = tokio::task::spawn_local(async move {
-            let request = target.request(&taken.command, clock::now());
+            let own = span.as_ref().map(Open::traceparent);
+            let traceparent = own.as_deref().or(taken.command.traceparent.as_deref());
+            let request = target.request(&taken.command, traceparent, clock::now());
             let deadline = tokio::time::Instant::from_std(started + target.timeout);
             let reply = client.post(request, deadline).await;
             let took = clock::instant() - started;
             let (told, error, rest) = tell(reply);
+            if let Some(span) = span {
+                let reply = span::Reply {
+                    told,
+                    error: error.as_deref(),
+                    delivered: judge(told, &target.rules) == Verdict::Delivered,
+                };
+                let facts = span::attempt(&taken.command, &target.subscription.url, reply);
+                span.end_after(took, facts);
+            }
             let slot_follows = rest.is_some();
             let end = AttemptEnd {
                 lane,

@@ -304,10 +304,6 @@ fn a_malformed_trace_context_is_ignored() {
             "{bad}"
         );
     }
-    assert!(is_traceparent(&TRACE.replacen("00", "01", 1)));
-    assert!(!is_traceparent(
-        "00-00000000000000000000000000000000-00f067aa0ba902b7-01"
-    ));
 }
 
 #[test]

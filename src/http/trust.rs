@@ -52,7 +52,7 @@ pub enum HttpSetupError {
 }
 
 /// Without any authority it fails, or warns if `http` is allowed: then there may be no https endpoint at all.
-pub(super) fn client_config(
+pub(crate) fn client_config(
     ca_file: Option<&Path>,
     allow_http: bool,
 ) -> Result<ClientConfig, HttpSetupError> {

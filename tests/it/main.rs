@@ -27,4 +27,6 @@ mod order;
 mod readme;
 mod scene;
 mod schemas;
+#[cfg(feature = "otlp")]
+mod spans;
 mod support;

@@ -63,7 +63,7 @@ impl Worker {
         taken.command.first_failure.get_or_insert(now);
         tracing::debug!(
             webhook_id = %taken.command.webhook_id, subscription = %taken.command.subscription,
-            attempt = taken.command.attempt, "attempt failed: {error}",
+            trace_id = taken.command.trace_id(), attempt = taken.command.attempt, "attempt failed: {error}",
         );
         let reason = match verdict {
             Verdict::Delivered => return,
@@ -106,7 +106,10 @@ impl Worker {
             .get(&taken.command.subscription)
             .is_some_and(|current| Arc::ptr_eq(&current, &target.subscription));
         if unchanged && let Some(partition) = self.partitions.get_mut(&taken.partition) {
-            tracing::warn!(subscription = %taken.command.subscription, "the endpoint answered 410 Gone: the subscription is disabled");
+            tracing::warn!(
+                webhook_id = %taken.command.webhook_id, subscription = %taken.command.subscription,
+                trace_id = taken.command.trace_id(), "the endpoint answered 410 Gone: the subscription is disabled",
+            );
             partition
                 .outcomes
                 .push(Outcome::Disable(taken.command.subscription.clone()));

@@ -308,7 +308,7 @@ impl Worker {
         };
         tracing::warn!(
             webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
-            reason = info.reason.as_str(), attempts = command.attempt, untold, "dead letter: {}", info.error,
+            trace_id = command.trace_id(), reason = info.reason.as_str(), attempts = command.attempt, untold, "dead letter: {}", info.error,
         );
     }
 
