@@ -208,7 +208,12 @@ fn a_command_of_a_later_version_stops_delivery_and_stays_where_it_is() {
             && told.contains(&format!("{} 0:0", world.topics.commands())),
         "{told}"
     );
-    assert_eq!(world.committed("deliver", &world.topics.commands()), []);
+    // Where it began to read may be committed already.
+    let mut committed = world
+        .committed("deliver", &world.topics.commands())
+        .into_iter();
+    let passed = committed.find(|(_, position, _)| *position > 0);
+    assert_eq!(passed, None);
 }
 
 #[test]
