@@ -37,7 +37,7 @@
 //! | [`config`], [`service`] | P, S | settings; wiring and drain order |
 //! | [`event`], [`subscription`] | P | what comes in, and who wants it |
 //! | [`fanout`], [`fanout::matching`] | S, P | event to commands |
-//! | [`command`] | P | a command and its record |
+//! | [`command`], [`attempt`] | P | a command and its record; the record of an attempt |
 //! | [`delivery`], `delivery::{window, lane, outcome, signing}` | S, P | command to POST to outcome |
 //! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
 //! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
@@ -46,6 +46,7 @@
 //! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
 
 pub mod admin;
+pub mod attempt;
 pub mod cli;
 pub mod clock;
 pub mod command;

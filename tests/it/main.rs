@@ -12,6 +12,7 @@
     unreachable_pub
 )]
 
+mod attempts;
 mod bad_input;
 mod demo;
 mod faults;
