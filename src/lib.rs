@@ -42,6 +42,7 @@
 //! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
 //! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
 //! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
+//! | [`trace`], [`trace::story`] | S, P | the life of one event, found in the topics |
 //! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
 //! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
 
@@ -67,4 +68,5 @@ pub mod retry;
 pub mod service;
 pub mod subscription;
 pub mod throttle;
+pub mod trace;
 pub mod units;

@@ -28,3 +28,4 @@ mod readme;
 mod scene;
 mod schemas;
 mod support;
+mod trace;
