@@ -37,6 +37,7 @@ use crate::kafka::producer::Producer;
 use crate::kafka::{Failure, read_command};
 use crate::service::RoleContext;
 use crate::units::Offset;
+use commit::Doubt;
 use pool::Workers;
 use systemic::Systemic;
 use window::{ReadError, Snapshot, Window};
@@ -91,6 +92,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         one_by_one: false,
         next_commit: clock::instant(),
         systemic: Systemic::default(),
+        doubt: Doubt::default(),
         oldest: Duration::ZERO,
     };
     context.ready();
@@ -98,7 +100,15 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     if result.is_ok() {
         context.draining();
     }
-    let ended = result.and_then(|()| delivery.give_up_all());
+    let ended = match result {
+        Ok(()) => delivery.give_up_all(),
+        Err(failure) => {
+            // As when partitions are lost.
+            let list: Vec<i32> = delivery.partitions.keys().copied().collect();
+            delivery.forget(&list);
+            Err(failure)
+        }
+    };
     delivery.end();
     ended
 }
@@ -145,6 +155,8 @@ struct Delivery<'a> {
     one_by_one: bool,
     next_commit: Instant,
     systemic: Systemic,
+    /// Whether a commit may still be under way behind later ones.
+    doubt: Doubt,
     /// The age of the oldest attempt in flight.
     oldest: Duration,
 }

@@ -1,4 +1,4 @@
-//! Places where the chaos test lets a process die, as by `kill -9`; nothing in any other build.
+//! Places where the chaos test lets a process die, as by `kill -9`, or something fail; nothing in any other build.
 //!
 //! With the feature `failpoints`, `FAILPOINTS=end-txn.before=7*off->return` ends the process the eighth time that it
 //! comes by that place. Without the feature a place is an empty function.
@@ -13,6 +13,18 @@ pub(crate) fn point(name: &'static str) {
     }
     #[cfg(not(feature = "failpoints"))]
     let _ = name;
+}
+
+/// A place where what is asked for fails instead, as `resolve=200*return->off` wants it for the first 200 times.
+#[inline]
+pub(crate) fn fails(name: &'static str) -> bool {
+    #[cfg(feature = "failpoints")]
+    return is_due(name);
+    #[cfg(not(feature = "failpoints"))]
+    {
+        let _ = name;
+        false
+    }
 }
 
 #[cfg(feature = "failpoints")]

@@ -79,6 +79,9 @@ pub enum Failure {
         /// What the client said.
         source: KafkaError,
     },
+    /// The client waits for good for an answer that it has lost; a new one does not.
+    #[error("{0} has lost an answer of the group's coordinator and waits for it for good")]
+    Forgotten(&'static str),
     /// A record or a commit of a later program.
     #[error(
         "{place} was written by a newer hookstream (version {version} of its format; this program reads version {known}): nothing was changed; run the newer program in every replica"
@@ -164,6 +167,10 @@ pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     for (key, value) in &settings.properties {
         config.set(key, value);
+    }
+    if config.get("debug").is_some() {
+        // Whoever asks for the client's debug lines gets them: `-X debug=cgrp --log librdkafka=trace`.
+        config.set_log_level(RDKafkaLogLevel::Debug);
     }
     config
         .set("bootstrap.servers", &settings.brokers)
@@ -254,6 +261,10 @@ pub fn transactional_config(
     // How long a new transaction waits while the broker still writes the last one's markers: with the
     // default of 100 ms every second transaction would be late by that.
     default(&mut config, "retry.backoff.ms", "5");
+    // Looking for a group's coordinator, the client asks a few times and then waits, without limit, for any connection
+    // to come or go (librdkafka, `rd_kafka_coord_req_fsm`): a broker that is starting answers that often with "not yet".
+    // Connections that rest are closed and opened again, so the wait ends.
+    default(&mut config, "connections.max.idle.ms", "10000");
     config.set("transactional.id", transactional_id);
     config
 }

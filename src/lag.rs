@@ -3,10 +3,13 @@
 //!
 //! It reads the commands, the tiers and the dead letters into an index of who waits for what, and each second subtracts
 //! what the groups' positions and the windows' finished offsets say is done. Each replica is complete: it reads all
-//! partitions, so that any one of them answers any question, and a second one is only for when the first is away.
+//! partitions, so that any one of them answers any question, and a second one is only for when the first is away. Shared
+//! partitions would make every answer wait for all replicas, and a replica that is away would be missing in the sums;
+//! and one core reads more than a second of what a cluster of deliverers sends in that second.
 
 pub mod figures;
 pub mod index;
+pub mod progress;
 mod reader;
 pub mod top;
 
@@ -16,6 +19,7 @@ use crate::clock;
 use crate::config::Settings;
 use crate::kafka::Failure;
 use crate::service::RoleContext;
+use crate::units::EpochMs;
 use figures::Figures;
 use reader::Reader;
 use top::Top;
@@ -23,11 +27,15 @@ use top::Top;
 /// How often positions are read and figures told.
 const EVERY: Duration = Duration::from_secs(1);
 /// And at least so many times as long as telling them took: ten million commands are not walked over all the time.
-const SHARE: u32 = 20;
+const SHARE: u32 = 50;
 /// But at least so often.
 const AT_LEAST: Duration = Duration::from_secs(15);
 /// A reader that has failed for so long is made anew.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How soon a terminal asks again whether everything was read.
+const AGAIN: Duration = Duration::from_millis(200);
+/// A terminal is told of what has failed for so long.
+const SHORT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -53,9 +61,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         };
         match told {
             Ok(()) => failing_since = None,
-            Err(failure @ (Failure::Denied { .. } | Failure::TopicMissing(_))) => {
-                return Err(failure);
-            }
+            Err(failure) if is_lasting(&failure) => return Err(failure),
             // Brokers come and go, coordinators move: the figures stay what they were, and say of when they are.
             Err(failure) => {
                 tracing::warn!("the lag is not read: {failure}; trying again");
@@ -70,6 +76,11 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     }
     context.draining();
     Ok(())
+}
+
+/// Whether trying again does not help.
+fn is_lasting(failure: &Failure) -> bool {
+    matches!(failure, Failure::Denied { .. } | Failure::TopicMissing(_))
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {
@@ -93,9 +104,11 @@ fn turn(
     if began < *next {
         return Ok(());
     }
-    reader.positions()?;
+    reader.tick()?;
     let (sums, figures) = reader.figures();
-    context.metrics.lag(&top.update(&sums), &figures);
+    context
+        .metrics
+        .lag(&top.update(&sums), &figures, reader.tiers());
     context.board.put(figures);
     let took = clock::instant() - began;
     *next = began + (took * SHARE).clamp(EVERY, AT_LEAST);
@@ -120,7 +133,7 @@ impl Watcher {
         })
     }
 
-    /// The next figures, when everything is read to its end and `every` has passed since the last ones; `None` when told
+    /// The next figures, of a moment after this call and after `every` has passed since the last ones; `None` when told
     /// to stop before.
     ///
     /// # Errors
@@ -130,19 +143,34 @@ impl Watcher {
         every: Duration,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Figures>, Failure> {
+        let mut since: Option<EpochMs> = None;
+        let mut failing_since: Option<Instant> = None;
+        let mut tick = self.next;
         while !stop() {
-            if self.reader.turn()? {
-                continue;
-            }
-            if clock::instant() >= self.next && self.reader.is_caught_up() {
-                self.reader.positions()?;
-                // What a group was moved back to is still to be read.
-                if self.reader.is_caught_up() {
+            let any = self.reader.turn()?;
+            let now = clock::instant();
+            if now >= tick && (!any || now - tick >= EVERY) {
+                let since = *since.get_or_insert_with(clock::now);
+                match self.reader.tick() {
+                    Ok(()) => failing_since = None,
+                    Err(failure) if is_lasting(&failure) => return Err(failure),
+                    // A leader or a coordinator moves, or a topic is quite new.
+                    Err(failure) => {
+                        let began = *failing_since.get_or_insert(now);
+                        if now - began >= SHORT_PATIENCE {
+                            return Err(failure);
+                        }
+                    }
+                }
+                if self.reader.as_of().is_some_and(|as_of| as_of >= since) {
                     self.next = clock::instant() + every;
                     return Ok(Some(self.reader.figures().1));
                 }
+                tick = clock::instant() + AGAIN;
             }
-            std::thread::sleep(IDLE);
+            if !any {
+                std::thread::sleep(IDLE);
+            }
         }
         Ok(None)
     }

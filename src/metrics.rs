@@ -189,10 +189,13 @@ struct All {
     subscriber_lag: IntGaugeVec,
     subscriber_oldest: GaugeVec,
     subscriber_dead_letters: IntGaugeVec,
+    subscriber_waiting: IntGaugeVec,
+    subscriber_finished: IntCounterVec,
     lag_as_of: Gauge,
     lag_behind: IntGauge,
     broker_up: IntGauge,
     role_ready: IntGaugeVec,
+    role_restarts: IntCounterVec,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -390,6 +393,14 @@ impl Metrics {
                 Opts::new("hookstream_subscriber_dead_letters", "Dead letters that are neither replayed nor discarded."),
                 &["subscriber"],
             )),
+            subscriber_waiting: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_subscriber_waiting", "Commands that wait in a tier, by its delay; no series where none does."),
+                &["subscriber", "tier"],
+            )),
+            subscriber_finished: declare.add(IntCounterVec::new(
+                Opts::new("hookstream_subscriber_finished_total", "Commands that delivery has finished, whatever came of them, since the subscriber has series of its own."),
+                &["subscriber"],
+            )),
             lag_as_of: declare.add(Gauge::new(
                 "hookstream_lag_as_of_timestamp_seconds",
                 "Of when the lag role's figures are, seconds since the epoch; 0 before the first.",
@@ -398,6 +409,10 @@ impl Metrics {
             broker_up: declare.gauge("hookstream_broker_up", "1 when a broker has answered; 0 while a role waits for one."),
             role_ready: declare.add(IntGaugeVec::new(
                 Opts::new("hookstream_role_ready", "1 while the role does its work."),
+                &["role"],
+            )),
+            role_restarts: declare.add(IntCounterVec::new(
+                Opts::new("hookstream_role_restarts_total", "Times that a role began anew within the process, because its Kafka client had become silent for good."),
                 &["role"],
             )),
             registry: declare.registry,
@@ -548,8 +563,8 @@ impl Metrics {
             .inc_by(count);
     }
 
-    /// The lag role's figures.
-    pub fn lag(&self, told: &Told, figures: &Figures) {
+    /// The lag role's figures; `tiers` are the names of the tiers.
+    pub fn lag(&self, told: &Told, figures: &Figures, tiers: &[String]) {
         let inner = &self.0;
         for name in &told.gone {
             // A series that is not there is as good as removed.
@@ -559,6 +574,16 @@ impl Metrics {
                     .remove_label_values(&[&**name, state])
                     .ok();
             }
+            for tier in tiers {
+                inner
+                    .subscriber_waiting
+                    .remove_label_values(&[&**name, tier])
+                    .ok();
+            }
+            inner
+                .subscriber_finished
+                .remove_label_values(&[&**name])
+                .ok();
             inner.subscriber_oldest.remove_label_values(&[&**name]).ok();
             inner
                 .subscriber_dead_letters
@@ -576,6 +601,16 @@ impl Metrics {
                 .subscriber_dead_letters
                 .with_label_values(&[&**name])
                 .set(count(waiting.dead.values().sum()));
+            for (number, tier) in tiers.iter().enumerate() {
+                let labels = [&**name, tier];
+                match waiting.tiers.get(&number) {
+                    Some(&waiting) => inner
+                        .subscriber_waiting
+                        .with_label_values(&labels)
+                        .set(count(waiting)),
+                    None => drop(inner.subscriber_waiting.remove_label_values(&labels)),
+                }
+            }
             match waiting.oldest {
                 Some(oldest) => inner
                     .subscriber_oldest
@@ -583,6 +618,10 @@ impl Metrics {
                     .set(oldest.into()),
                 None => drop(inner.subscriber_oldest.remove_label_values(&[&**name])),
             }
+        }
+        for (name, &finished) in &told.finished {
+            let counter = inner.subscriber_finished.with_label_values(&[&**name]);
+            counter.inc_by(finished);
         }
         inner.lag_as_of.set(figures.as_of_seconds);
         inner.lag_behind.set(count(figures.behind));
@@ -598,6 +637,12 @@ impl Metrics {
     #[must_use]
     pub fn role_ready(&self, role: &str) -> IntGauge {
         self.0.role_ready.with_label_values(&[role])
+    }
+
+    /// Times that a role began anew within the process.
+    #[must_use]
+    pub fn role_restarts(&self, role: &str) -> IntCounter {
+        self.0.role_restarts.with_label_values(&[role])
     }
 
     /// All of it in the text format 0.0.4.
@@ -617,12 +662,25 @@ mod tests {
     use std::fmt::Write;
 
     use super::*;
+    use crate::lag::index::Waiting;
 
     /// A line a metric: name, type, labels, help.
     fn listing(metrics: &Metrics) -> String {
         metrics.window(0, 0);
         metrics.stalled(0, Duration::ZERO);
         metrics.role_ready("fanout").set(0);
+        metrics.role_restarts("fanout").reset();
+        metrics.breaker_open("acme", "orders", true);
+        metrics.lost_offsets("topic", 0);
+        let mut told = Told::default();
+        let waiting = Waiting {
+            oldest: Some(0),
+            tiers: [(0, 1)].into(),
+            ..Waiting::default()
+        };
+        told.figures.insert("acme".into(), waiting);
+        told.finished.insert("acme".into(), 0);
+        metrics.lag(&told, &Figures::default(), &["5s".to_owned()]);
         let mut lines = String::new();
         for family in metrics.0.registry.gather() {
             let labels: BTreeSet<&str> = family
@@ -657,6 +715,23 @@ mod tests {
             now, golden,
             "a metric changed; names are an interface. UPDATE_GOLDEN=1 cargo test golden renews the file"
         );
+    }
+
+    #[test]
+    fn every_metric_that_is_declared_is_in_the_golden_file() {
+        let source = include_str!("metrics.rs");
+        let (declared, _) = source.split_once("mod tests").unwrap();
+        let golden = include_str!("../tests/data/metrics.golden");
+        let names = declared
+            .split('"')
+            .filter(|text| text.starts_with("hookstream_"));
+        assert!(names.clone().count() > 25);
+        for name in names {
+            assert!(
+                golden.contains(&format!("{name} ")),
+                "{name} has no series in `listing`"
+            );
+        }
     }
 
     #[test]

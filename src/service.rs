@@ -2,7 +2,8 @@
 //!
 //! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
 //! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. The process
-//! then exits, and its supervisor starts it again: no role is restarted within a process.
+//! then exits, and its supervisor starts it again. Only for a client that is known to be silent for good, which a new
+//! one mends, a role begins anew within the process.
 
 pub mod http;
 
@@ -57,6 +58,18 @@ impl Role {
     }
 
     fn run(self, context: &RoleContext) -> Result<(), Failure> {
+        loop {
+            match self.run_once(context) {
+                Err(failure @ Failure::Forgotten(_)) if !context.stopping() => {
+                    tracing::warn!(role = self.name(), "{failure}: the role begins anew");
+                    context.metrics.role_restarts(self.name()).inc();
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn run_once(self, context: &RoleContext) -> Result<(), Failure> {
         match self {
             Self::Fanout => crate::fanout::run(context),
             Self::Deliver => crate::delivery::run(context),

@@ -1,7 +1,7 @@
 //! `hookstream lag`: the role; `--once`, the figures of one moment; `--watch`, a table that is drawn again and again.
 
 use std::collections::HashMap;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -120,9 +120,11 @@ impl Line {
 
 fn once(settings: &Settings, query: &Query, output: Output) -> Result<Exit, CliError> {
     let interrupted = Interrupt::watch()?;
-    let Some(figures) =
-        lag::Watcher::new(settings)?.next(Duration::ZERO, &|| interrupted.is_raised())?
-    else {
+    let mut watcher = lag::Watcher::new(settings)?;
+    let figures = watcher.next(Duration::ZERO, &|| interrupted.is_raised())?;
+    // The process ends, and each client would first wait for the answer to its last fetch.
+    std::mem::forget(watcher);
+    let Some(figures) = figures else {
         return Ok(Exit::Interrupted);
     };
     let asked = query.apply(&figures);
@@ -151,13 +153,14 @@ fn summary(figures: &Figures) -> String {
     )
 }
 
-/// What a subscriber had the last time.
-type Before = (Instant, HashMap<String, u64>);
+/// What each subscriber had the last time: pending and finished.
+type Before = (Instant, HashMap<String, (u64, u64)>);
 
 #[derive(Serialize)]
 struct Moving {
     line: Line,
     trend: String,
+    done: String,
     drained: String,
 }
 
@@ -170,22 +173,27 @@ impl Row for Moving {
         "NEXT DUE",
         "DEAD LETTERS",
         "CHANGE",
+        "DONE",
         "EMPTY IN",
     ];
     fn cells(&self) -> Vec<String> {
         let mut cells = self.line.cells();
-        cells.extend([self.trend.clone(), self.drained.clone()]);
+        cells.extend([self.trend.clone(), self.done.clone(), self.drained.clone()]);
         cells
     }
 }
 
 impl Moving {
     fn of(one: &Subscriber, before: Option<&Before>, now: Instant) -> Self {
-        let rate = before.and_then(|(at, pending)| {
-            let was = *pending.get(&one.name)?;
+        let rates = before.and_then(|(at, all)| {
+            let (pending, finished) = *all.get(&one.name)?;
             let seconds = (now - *at).as_secs_f64();
-            (seconds > 0.0).then(|| (one.pending() as f64 - was as f64) / seconds)
+            let change = one.pending() as f64 - pending as f64;
+            let done = one.finished.saturating_sub(finished) as f64;
+            (seconds > 0.0).then(|| (change / seconds, done / seconds))
         });
+        let rate = rates.map(|(change, _)| change);
+        let done = rates.map_or_else(String::new, |(_, done)| format!("{done:.0}/s"));
         let trend = match rate {
             Some(rate) if rate >= 0.5 => format!("▲ {rate:.0}/s"),
             Some(rate) if rate <= -0.5 => format!("▼ {:.0}/s", -rate),
@@ -201,8 +209,18 @@ impl Moving {
         Self {
             line: Line::of(one),
             trend,
+            done,
             drained,
         }
+    }
+}
+
+/// What draws a table over the last one; nothing where the output is kept.
+fn clear() -> &'static str {
+    if std::io::stdout().is_terminal() {
+        "\x1b[H\x1b[2J"
+    } else {
+        ""
     }
 }
 
@@ -217,25 +235,55 @@ fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
     while let Some(figures) = watcher.next(REDRAW, &|| interrupted.is_raised())? {
         let now = clock::instant();
         let asked = query.apply(&figures);
-        let rows: Vec<Moving> = asked
+        let mut rows: Vec<Moving> = asked
             .subscribers
             .iter()
             .map(|one| Moving::of(one, before.as_ref(), now))
             .collect();
-        // Home, the table, and nothing below it.
+        let today = figures.as_of.as_deref().and_then(|time| time.get(..11));
+        for row in &mut rows {
+            // A line that is broken is hard to read: the date of today says nothing.
+            if let Some(time) = today.and_then(|today| row.line.next_due.strip_prefix(today)) {
+                row.line.next_due = time.to_owned();
+            }
+        }
         print::line(&format!(
-            "\x1b[H\x1b[2J{}\n\n{}",
+            "{}{}\n\n{}",
+            clear(),
             summary(&figures),
             print::draw(&rows)
         ))?;
         std::io::stdout().flush().ok();
-        let pending = figures.subscribers.iter();
-        before = Some((
-            now,
-            pending
-                .map(|one| (one.name.clone(), one.pending()))
-                .collect(),
-        ));
+        let all = figures.subscribers.iter();
+        let all = all.map(|one| (one.name.clone(), (one.pending(), one.finished)));
+        before = Some((now, all.collect()));
     }
     Ok(Exit::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_tells_whether_it_grows_what_is_done_and_when_it_will_be_empty() {
+        let one = |ready, finished| Subscriber {
+            name: "acme".to_owned(),
+            ready,
+            finished,
+            ..Subscriber::default()
+        };
+        let now = clock::instant();
+        let moving = |pending, finished| {
+            let all = HashMap::from([("acme".to_owned(), (pending, finished))]);
+            let before: Before = (now, all);
+            let told = Moving::of(&one(100, 50), Some(&before), now + Duration::from_secs(2));
+            [told.trend, told.done, told.drained]
+        };
+        assert_eq!(moving(200, 10), ["▼ 50/s", "20/s", "2s"]);
+        assert_eq!(moving(80, 50), ["▲ 10/s", "0/s", ""]);
+        assert_eq!(moving(100, 40), ["=", "5/s", ""]);
+        let first = Moving::of(&one(100, 50), None, now);
+        assert_eq!([first.trend, first.done, first.drained], ["", "", ""]);
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rdkafka::message::OwnedHeaders;
 
@@ -20,6 +21,39 @@ use crate::kafka::producer::{BatchError, Record};
 use crate::kafka::{Failure, InvalidRecord, command_headers, with_header};
 use crate::metrics::Role as RoleLabel;
 use crate::subscription::{State, with_state};
+
+/// How long a commit whose answer was not seen may still be under way to the broker.
+const UNDER_WAY: Duration = Duration::from_secs(120);
+/// Until then everything is committed again so often.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// After a broken connection a commit may reach the broker late, behind later ones, and take them back: nothing tells
+/// the broker which is the later of two of one generation. If nothing moves after that, the next owner would do again what
+/// is done (**Durable outcome**, **One lineage**). So for a while all is committed again, though it has not changed.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    until: Option<Instant>,
+    next: Option<Instant>,
+}
+
+impl Doubt {
+    fn begin(&mut self, now: Instant) {
+        self.until = Some(now + UNDER_WAY);
+    }
+
+    /// Whether all is to be committed again now.
+    fn is_due(&mut self, now: Instant) -> bool {
+        if self.until.is_none_or(|until| now > until) {
+            *self = Self::default();
+            return false;
+        }
+        let due = self.next.is_none_or(|next| now >= next);
+        if due {
+            self.next = Some(now + AGAIN);
+        }
+        due
+    }
+}
 
 impl Delivery<'_> {
     /// Commits what has changed since the last time. `Ok(false)` when that did not succeed and is to be tried again.
@@ -37,6 +71,11 @@ impl Delivery<'_> {
         let mut commits = Vec::new();
         let mut outcomes = std::mem::take(&mut self.kept);
         let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
+        let now = clock::instant();
+        if self.member.was_disturbed() {
+            self.doubt.begin(now);
+        }
+        let again = self.doubt.is_due(now);
         for state in states {
             self.observe(&state);
             for question in state.questions {
@@ -53,7 +92,7 @@ impl Delivery<'_> {
                     .into_iter()
                     .map(|outcome| (state.partition, outcome)),
             );
-            if owned.committed.as_ref() != Some(&state.snapshot) {
+            if again || owned.committed.as_ref() != Some(&state.snapshot) {
                 let at = TopicPartition {
                     topic: Arc::clone(&self.topic),
                     partition: state.partition,
@@ -108,10 +147,11 @@ impl Delivery<'_> {
         }
     }
 
-    fn commit_positions(&self, commits: &[Commit]) -> bool {
+    fn commit_positions(&mut self, commits: &[Commit]) -> bool {
         match self.member.commit(commits) {
             Ok(()) => true,
             Err(error) => {
+                self.doubt.begin(clock::instant());
                 tracing::warn!(
                     "committing positions: {error}; they are committed with the next ones"
                 );
@@ -315,4 +355,23 @@ fn dead_letter_headers(command: &Command) -> OwnedHeaders {
         sequence: None,
         ..command.envelope()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AGAIN, Doubt, UNDER_WAY};
+    use std::time::Duration;
+
+    #[test]
+    fn after_a_disturbance_all_is_committed_again_each_second_for_two_minutes() {
+        let began = crate::clock::instant();
+        let mut doubt = Doubt::default();
+        assert!(!doubt.is_due(began), "nothing has happened");
+        doubt.begin(began);
+        assert!(doubt.is_due(began));
+        assert!(!doubt.is_due(began + Duration::from_millis(100)));
+        assert!(doubt.is_due(began + AGAIN));
+        assert!(doubt.is_due(began + UNDER_WAY));
+        assert!(!doubt.is_due(began + UNDER_WAY + AGAIN));
+    }
 }

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tower_service::Service;
 
 use super::{EgressDenied, EgressPolicy};
+use crate::fault;
 
 /// Answers of one look-up that are judged and dialled; those past it are dropped, to bound the work that a
 /// hostile zone can cause.
@@ -73,6 +74,10 @@ where
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
+        if fault::fails("resolve") {
+            let failed = ResolveError::Lookup(io::Error::other("the chaos test's fault"));
+            return Box::pin(std::future::ready(Err(failed)));
+        }
         let policy = Arc::clone(&self.policy);
         let lookup = self.inner.call(name.clone());
         Box::pin(async move {

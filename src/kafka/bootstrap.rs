@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::{Failure, watchdog};
 use crate::config::Settings;
@@ -19,6 +20,9 @@ use crate::config::Settings;
 const EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
+/// After so many times without a connection the servers are added. Not at once, and not for a slow answer: a server that
+/// is added is dropped again with the next metadata, and what was asked of it at that moment may be lost.
+const SILENT: usize = 2;
 
 /// Watches `client` for as long as it is in use; `inner` leads to the part that is asked.
 ///
@@ -38,10 +42,19 @@ where
     let topic = settings.topics.commands();
     let watched: Weak<T> = Arc::downgrade(client);
     let watch = move || {
+        let mut silent = 0;
         while let Some(client) = watched.upgrade() {
             let client_inner = inner(&client);
-            if !knows_brokers(client_inner, &topic) {
+            let told = ask(client_inner, &topic);
+            if told != Told::Brokers {
                 watchdog::unreachable();
+            }
+            silent = if told == Told::NoConnection {
+                silent + 1
+            } else {
+                0
+            };
+            if told == Told::NoBrokers || silent >= SILENT {
                 add(client_inner, &servers);
             }
             drop(client);
@@ -55,9 +68,29 @@ where
     Ok(())
 }
 
-fn knows_brokers<C: ClientContext>(client: &Client<C>, topic: &str) -> bool {
-    let told = client.fetch_metadata(Some(topic), ANSWER);
-    told.is_ok_and(|metadata| !metadata.brokers().is_empty())
+/// What came of asking.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Brokers,
+    /// An answer that names none.
+    NoBrokers,
+    /// There is no connection to ask over: all brokers are away, or none is known.
+    NoConnection,
+    /// A broker that is busy, or starts.
+    Nothing,
+}
+
+fn ask<C: ClientContext>(client: &Client<C>, topic: &str) -> Told {
+    match client.fetch_metadata(Some(topic), ANSWER) {
+        Ok(metadata) if metadata.brokers().is_empty() => Told::NoBrokers,
+        Ok(_) => Told::Brokers,
+        Err(error) => match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown) => {
+                Told::NoConnection
+            }
+            _ => Told::Nothing,
+        },
+    }
 }
 
 /// Those that the client knows already stay as they are.

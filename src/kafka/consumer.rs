@@ -20,9 +20,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
+use serde::Deserialize;
 
 use super::watchdog::bounded;
-use super::{Failure, LogContext, Pulse, bootstrap};
+use super::{Failure, LogContext, LoggedConsumer, Pulse, bootstrap};
 use crate::config::Settings;
 use crate::fault;
 use crate::units::Position;
@@ -138,6 +139,35 @@ pub struct MemberContext {
     log: LogContext,
     events: Mutex<VecDeque<Event>>,
     closing: AtomicBool,
+    /// The client waits for a coordinator that it does not ask for any more.
+    forgotten: AtomicBool,
+    /// A connection broke, or an answer did not come in time, since this was last asked.
+    disturbed: AtomicBool,
+}
+
+/// What the client tells of itself, as far as it is read.
+#[derive(Deserialize)]
+struct Statistics {
+    cgrp: Option<GroupState>,
+}
+
+/// The group's state in the client, and for how long it has been that, ms.
+#[derive(Deserialize)]
+struct GroupState {
+    state: String,
+    stateage: i64,
+}
+
+impl GroupState {
+    /// The client asks one broker for the coordinator and waits for the answer, with no time limit of its own: the
+    /// request's is `socket.timeout.ms`. When it drops that broker at the same moment, since it has just learned who the
+    /// brokers are, the request can be lost without an error (librdkafka 2.12, `rd_kafka_cgrp_handle_FindCoordinator`):
+    /// the member is silent for good.
+    fn is_forgotten(&self) -> bool {
+        /// Longer than our `socket.timeout.ms`.
+        const ANSWERED: i64 = 15_000;
+        self.state == "wait-coord" && self.stateage > ANSWERED
+    }
 }
 
 impl ClientContext for MemberContext {
@@ -146,7 +176,20 @@ impl ClientContext for MemberContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if super::is_unreachable(&error) {
+            self.disturbed.store(true, Ordering::Relaxed);
+        }
         self.log.error(error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        match serde_json::from_slice(statistics) {
+            Ok(Statistics { cgrp: Some(group) }) if group.is_forgotten() => {
+                self.forgotten.store(true, Ordering::Relaxed);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!("the client's statistics: {error}"),
+        }
     }
 }
 
@@ -220,6 +263,8 @@ struct Began {
 /// A member of one consumer group; to be used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
+    settings: Settings,
+    purpose: &'static str,
     pulse: Pulse,
     group: String,
     /// The generation in which the partitions were taken. Never read afresh at commit time: after an
@@ -248,6 +293,7 @@ impl Member {
         let mut config = super::consumer_config(settings, purpose, group);
         // What is not there any more must be told, not skipped: see `Gap`.
         config.set("auto.offset.reset", "error");
+        super::default(&mut config, "statistics.interval.ms", "3000");
         for (key, value) in extra {
             // What the operator says goes before what suits this role.
             if !settings.properties.iter().any(|(given, _)| given == key) {
@@ -258,6 +304,8 @@ impl Member {
             log: LogContext::new(purpose),
             events: Mutex::default(),
             closing: AtomicBool::new(false),
+            forgotten: AtomicBool::new(false),
+            disturbed: AtomicBool::new(false),
         };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
@@ -270,6 +318,8 @@ impl Member {
         bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
         Ok(Self {
             consumer,
+            settings: settings.clone(),
+            purpose,
             pulse,
             group: group.to_owned(),
             metadata: RefCell::default(),
@@ -281,8 +331,12 @@ impl Member {
     /// Waits at most `timeout` for the next event. Must be called at least every few minutes.
     ///
     /// # Errors
-    /// [`Failure`] for what waiting does not mend: a topic that is gone, a permission, a fatal client error.
+    /// [`Failure`] for what waiting does not mend: a topic that is gone, a permission, a fatal client error, a client
+    /// that is silent for good.
     pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
+        if self.consumer.context().forgotten.load(Ordering::Relaxed) {
+            return Err(Failure::Forgotten(self.purpose));
+        }
         if let Some(event) = self.next_event() {
             return Ok(event);
         }
@@ -466,14 +520,22 @@ impl Member {
     /// broker answers.
     ///
     /// # Errors
-    /// [`Failure`] when permission is denied; and when the process is told to stop before there is an answer.
+    /// [`Failure`] when permission is denied; when the process is told to stop before there is an answer; and when
+    /// another client gets one.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         const TRY: Duration = Duration::from_secs(5);
+        /// After so many tries another client is asked.
+        const TRIES: usize = 2;
+        /// Of so many tries the last says what the matter is. A transaction of ours ends within
+        /// [`super::TRANSACTION_TIMEOUT`], and ten seconds that a broker may take to notice.
+        const HANGING: usize = 6;
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         let wanted = plain(partitions);
+        let mut tries = 0;
         loop {
+            tries += 1;
             let read = || {
                 fault::point("committed-read.before");
                 self.consumer.committed_offsets(wanted.clone(), TRY)
@@ -494,9 +556,38 @@ impl Member {
                         group = self.group,
                         "reading committed offsets: {error}; trying again"
                     );
+                    if tries >= TRIES && self.another_reads(&wanted, "read_committed", TRY) {
+                        return Err(Failure::Forgotten(self.purpose));
+                    }
+                    if tries % HANGING == 0 && self.another_reads(&wanted, "read_uncommitted", TRY)
+                    {
+                        tracing::error!(
+                            group = self.group,
+                            "the positions of this group hang in a transaction that should have ended long ago: a broker has lost its end; see the runbook, HangingTransaction; waiting"
+                        );
+                    }
                 }
             }
         }
+    }
+
+    /// Whether a client that is no member reads what the group has committed: if it does as `read_committed`, no open
+    /// transaction and no missing broker keeps this one from it.
+    fn another_reads(
+        &self,
+        wanted: &TopicPartitionList,
+        isolation: &str,
+        timeout: Duration,
+    ) -> bool {
+        let mut config = super::consumer_config(&self.settings, self.purpose, &self.group);
+        config.set("isolation.level", isolation);
+        let context = LoggedConsumer(LogContext::new(self.purpose));
+        let another: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
+        let Ok(client) = another else { return false };
+        let reads = client.committed_offsets(wanted.clone(), timeout).is_ok();
+        // Dropping it can block while no coordinator answers.
+        std::thread::spawn(move || drop(client));
+        reads
     }
 
     /// Takes `partitions`, reading from the positions given, or from the earliest record.
@@ -615,6 +706,14 @@ impl Member {
         bounded("committing positions", commit)?;
         fault::point("snapshot-commit.after");
         Ok(())
+    }
+
+    /// Whether a connection broke, or an answer did not come in time, since this was last asked. The client may then have
+    /// sent a commit twice, and the first copy may still be under way.
+    #[must_use]
+    pub fn was_disturbed(&self) -> bool {
+        let context = self.consumer.context();
+        context.disturbed.swap(false, Ordering::Relaxed)
     }
 
     /// Goes back to `positions`, dropping what was read ahead.

@@ -46,6 +46,11 @@ pub struct Subscriber {
     pub ready: u64,
     /// In the tiers.
     pub waiting: u64,
+    /// The same by the tier's delay.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tiers: BTreeMap<String, u64>,
+    /// Commands that delivery has finished since the lag role began to read, whatever came of them.
+    pub finished: u64,
     /// When the oldest pending command's first copy was written, RFC 3339.
     pub oldest: Option<String>,
     /// Seconds since then, at `as_of`.
@@ -81,11 +86,15 @@ fn rfc3339(seconds: u32) -> String {
 }
 
 impl Subscriber {
-    fn of(name: &str, waiting: &Waiting, now: u32) -> Self {
+    fn of(name: &str, waiting: &Waiting, tiers: &[String], now: u32) -> Self {
+        let by_tier = waiting.tiers.iter();
+        let by_tier = by_tier.filter_map(|(&tier, count)| Some((tiers.get(tier)?.clone(), *count)));
         Self {
             name: name.to_owned(),
             ready: waiting.ready,
             waiting: waiting.waiting,
+            tiers: by_tier.collect(),
+            finished: waiting.finished,
             oldest: waiting.oldest.map(rfc3339),
             age_seconds: waiting
                 .oldest
@@ -121,19 +130,23 @@ pub type Sums = (Waiting, BTreeMap<Box<str>, Waiting>);
 pub struct Tally {
     /// Of each subscriber: all in all, and each subscription.
     pub subscribers: BTreeMap<Box<str>, Sums>,
+    /// How many commands are pending in each partition.
+    pub partitions: BTreeMap<i32, u64>,
 }
 
 impl Tally {
     /// Walks over the index once; `windows` are those of the commands' partitions.
     #[must_use]
     pub fn of(index: &Index, windows: &BTreeMap<i32, Window>) -> Self {
-        let is_done = |partition: i32, offset: Offset| {
+        let counts = index.tally(|partition| {
             let window = windows.get(&partition);
-            window
-                .is_some_and(|window| offset.0 < window.position().0 || window.is_finished(offset))
+            move |offset: Offset| window.is_some_and(|window| window.is_finished(offset))
+        });
+        let mut tally = Self {
+            partitions: counts.partitions,
+            ..Self::default()
         };
-        let mut tally = Self::default();
-        for (entry, waiting) in index.tally(&is_done) {
+        for (entry, waiting) in counts.subscriptions {
             let (subscriber, subscription) = index.names(entry);
             let (sum, each) = tally.subscribers.entry(subscriber.into()).or_default();
             sum.add(&waiting);
@@ -142,14 +155,17 @@ impl Tally {
         tally
     }
 
-    /// The figures in the form in which they are told; `now` is in seconds since the epoch.
+    /// The figures in the form in which they are told: of subscribers of whom something is pending or dead. `tiers` are
+    /// the names of the tiers, `now` is in seconds since the epoch.
     #[must_use]
-    pub fn told(&self, now: u32) -> Vec<Subscriber> {
-        let each = self.subscribers.iter().map(|(name, (sum, subscriptions))| {
-            let mut told = Subscriber::of(name, sum, now);
-            let inner = subscriptions.iter();
+    pub fn told(&self, tiers: &[String], now: u32) -> Vec<Subscriber> {
+        let all = self.subscribers.iter();
+        let some = all.filter(|(_, (sum, _))| !sum.is_empty());
+        let each = some.map(|(name, (sum, subscriptions))| {
+            let mut told = Subscriber::of(name, sum, tiers, now);
+            let inner = subscriptions.iter().filter(|(_, one)| !one.is_empty());
             told.subscriptions = inner
-                .map(|(id, waiting)| Subscriber::of(id, waiting, now))
+                .map(|(id, waiting)| Subscriber::of(id, waiting, tiers, now))
                 .collect();
             told
         });

@@ -1,10 +1,10 @@
 //! Reads what is pending, without joining a group: records from where the groups are to the last stable offset, then the
-//! groups' positions again and again.
+//! groups' positions again and again, and by [`Progress`] of when that is.
 //!
 //! Bodies are fetched, since the protocol has no other way, and never copied: a row is made from the key and three
 //! headers.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
@@ -15,6 +15,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::figures::{Figures, Partition, Tally, Totals};
 use super::index::{Index, Place, Waiting};
+use super::progress::{Progress, Told};
 use crate::admin::log::header_pairs;
 use crate::clock;
 use crate::command::header;
@@ -22,14 +23,24 @@ use crate::config::Settings;
 use crate::dead_letter::{Coordinates, Fact};
 use crate::delivery::window::Window;
 use crate::kafka::{self, Failure, LogContext, LoggedConsumer, each_header};
-use crate::units::{EpochMs, Offset, Position};
+use crate::units::{EpochMs, Offset, Position, format_duration};
 
 /// How long an answer about positions may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How often the topics are asked for partitions that were added.
-const GROWTH: Duration = Duration::from_secs(30);
+/// How often the topics are asked for partitions that were added, and for records that retention has deleted.
+const GROWTH: Duration = Duration::from_secs(5);
+/// How long to wait for what is still to be read.
+const MORE: Duration = Duration::from_millis(10);
 /// Records taken in one turn.
 const TURN: usize = 10_000;
+
+/// Small portions, fetched at once when the last one was read. Records are small, a row is made faster than a broker sends,
+/// and what a burst of large portions took stays with the allocator.
+const FETCHING: [(&str, &str); 3] = [
+    ("queued.min.messages", "2000"),
+    ("fetch.message.max.bytes", "65536"),
+    ("fetch.queue.backoff.ms", "1"),
+];
 
 type Client = BaseConsumer<LoggedConsumer>;
 
@@ -59,63 +70,69 @@ struct Source {
     topic: String,
     kind: Kind,
     client: Client,
-    /// Where reading of each partition began.
-    began: BTreeMap<i32, i64>,
-    /// Partitions that were not read to their end since their last record.
-    behind: HashSet<i32>,
+    partitions: BTreeMap<i32, Progress>,
 }
 
 impl Source {
     /// Reads a partition from `from` on, or from its first record if that is later.
-    fn read_from(&mut self, partition: i32, from: Option<i64>) -> Result<(), Failure> {
+    fn read_from(
+        &mut self,
+        index: &mut Index,
+        partition: i32,
+        from: Option<i64>,
+    ) -> Result<(), Failure> {
         let failed = |error| Failure::from_client(format!("reading {}", self.topic), error);
-        if self.began.contains_key(&partition) {
+        if self.partitions.contains_key(&partition) {
             let mut list = TopicPartitionList::new();
             list.add_partition(&self.topic, partition);
             self.client.incremental_unassign(&list).map_err(failed)?;
+            match self.place(partition) {
+                Some(place) => index.forget(place),
+                None => index.forget_letters(partition, Offset(i64::MAX)),
+            }
         }
         let start = from.map_or(rdkafka::Offset::Beginning, rdkafka::Offset::Offset);
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, start)
             .map_err(failed)?;
         self.client.incremental_assign(&list).map_err(failed)?;
-        self.behind.insert(partition);
-        self.began.insert(partition, from.unwrap_or(0));
+        let progress = Progress::new(from.unwrap_or(0));
+        self.partitions.insert(partition, progress);
         Ok(())
     }
 
-    /// Takes what there is, at most [`TURN`] records; whether there was anything.
+    /// Of a partition's commands; dead letters have none.
+    fn place(&self, partition: i32) -> Option<Place> {
+        match self.kind {
+            Kind::Commands => Some(Place::Commands(partition)),
+            Kind::Tier(tier) => Some(Place::Tier(tier, partition)),
+            Kind::DeadLetters => None,
+        }
+    }
+
+    /// Takes what there is, at most [`TURN`] records; whether there was anything. While there is more to come, it waits
+    /// for it a little: a client that is asked too seldom stops fetching.
     fn turn(&mut self, index: &mut Index) -> Result<bool, Failure> {
+        let more = !self.partitions.values().all(Progress::is_reached);
+        let mut patience = if more { MORE } else { Duration::ZERO };
         for count in 0..TURN {
-            match self.client.poll(Duration::ZERO) {
+            match self.client.poll(std::mem::take(&mut patience)) {
                 None => return Ok(count > 0),
                 Some(Ok(message)) => {
-                    self.behind.insert(message.partition());
+                    if let Some(progress) = self.partitions.get_mut(&message.partition()) {
+                        progress.record(message.offset());
+                    }
                     take(index, self.kind, &message);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    self.behind.remove(&partition);
+                    if let Some(progress) = self.partitions.get_mut(&partition) {
+                        progress.end();
+                    }
                 }
                 Some(Err(error)) => tolerate(error)?,
             }
         }
         Ok(true)
-    }
-
-    /// How many offsets lie behind what was read, near enough. `idle` is a client that fetches nothing: the answer of
-    /// one that does would wait behind its fetches.
-    fn rest(&self, idle: &Client) -> u64 {
-        let positions = self.client.position().unwrap_or_default();
-        let each = self.behind.iter().filter_map(|&partition| {
-            let (_, high) = idle.fetch_watermarks(&self.topic, partition, ANSWER).ok()?;
-            let read = positions
-                .find_partition(&self.topic, partition)
-                .and_then(|element| element.offset().to_raw())
-                .filter(|&offset| offset >= 0);
-            let position = read.or_else(|| self.began.get(&partition).copied())?;
-            u64::try_from(high - position).ok()
-        });
-        each.sum()
     }
 }
 
@@ -124,10 +141,16 @@ pub(super) struct Reader {
     sources: Vec<Source>,
     deliver: Client,
     release: Client,
+    /// Fetches nothing: the answer of a client that does would wait behind its fetches.
+    idle: Client,
+    /// The tiers' delays, as they are written.
+    tiers: Vec<String>,
     index: Index,
     windows: BTreeMap<i32, Window>,
     seen: BTreeMap<i32, Seen>,
     grown: Instant,
+    /// When the ends were last asked for.
+    asked: Option<EpochMs>,
     as_of: Option<EpochMs>,
 }
 
@@ -149,8 +172,7 @@ impl Reader {
                 topic,
                 kind,
                 client: client(settings, &group("lag"), "read_committed")?,
-                began: BTreeMap::new(),
-                behind: HashSet::new(),
+                partitions: BTreeMap::new(),
             });
         }
         let mut reader = Self {
@@ -158,10 +180,18 @@ impl Reader {
             // Else a position would have to wait for a transaction that is about to move it.
             deliver: client(settings, &group("deliver"), "read_uncommitted")?,
             release: client(settings, &group("release"), "read_uncommitted")?,
+            idle: client(settings, &group("lag"), "read_committed")?,
+            tiers: settings
+                .tiers
+                .delays()
+                .iter()
+                .map(|&delay| format_duration(delay))
+                .collect(),
             index: Index::default(),
             windows: BTreeMap::new(),
             seen: BTreeMap::new(),
             grown: clock::instant(),
+            asked: None,
             as_of: None,
         };
         reader.grow()?;
@@ -173,8 +203,8 @@ impl Reader {
         self.grown = clock::instant();
         let mut fresh: Vec<At> = Vec::new();
         for (number, source) in self.sources.iter().enumerate() {
-            let metadata = source
-                .client
+            let metadata = self
+                .idle
                 .fetch_metadata(Some(&source.topic), ANSWER)
                 .map_err(|error| Failure::from_client("reading the topics", error))?;
             let found = metadata
@@ -187,13 +217,13 @@ impl Reader {
             }
             let unknown = numbers
                 .into_iter()
-                .filter(|partition| !source.began.contains_key(partition));
+                .filter(|partition| !source.partitions.contains_key(partition));
             fresh.extend(unknown.map(|partition| (number, partition)));
         }
         let committed = self.committed(&fresh)?;
         for at in fresh {
             let from = committed.get(&at).map(|(position, _)| *position);
-            self.sources[at.0].read_from(at.1, from)?;
+            self.sources[at.0].read_from(&mut self.index, at.1, from)?;
         }
         Ok(())
     }
@@ -245,62 +275,151 @@ impl Reader {
         Ok(any)
     }
 
-    /// Whether everything was read to its end.
-    #[must_use]
-    pub(super) fn is_caught_up(&self) -> bool {
-        self.sources.iter().all(|source| source.behind.is_empty())
+    /// All partitions that are read.
+    fn partitions(&self) -> Vec<At> {
+        let each = self.sources.iter().enumerate();
+        let each = each.flat_map(|(number, source)| {
+            let partitions = source.partitions.keys();
+            partitions.map(move |&partition| (number, partition))
+        });
+        each.collect()
     }
 
-    /// Reads the groups' positions, and drops what is done. To be called once a second or so.
+    /// The offset of each partition's first record, or of its end.
+    fn offsets(&self, of: rdkafka::Offset) -> Result<Vec<(At, i64)>, Failure> {
+        let failed = |error| Failure::from_client("reading where the topics end", error);
+        let all = self.partitions();
+        let mut asked = TopicPartitionList::new();
+        for &(source, partition) in &all {
+            let topic = &self.sources[source].topic;
+            asked
+                .add_partition_offset(topic, partition, of)
+                .map_err(failed)?;
+        }
+        // By time, in which the first and the last are special: one request to each broker, not one for each partition.
+        let answer = self.idle.offsets_for_times(asked, ANSWER).map_err(failed)?;
+        let mut found = Vec::with_capacity(all.len());
+        for (source, partition) in all {
+            let element = answer.find_partition(&self.sources[source].topic, partition);
+            if let Some(element) = element {
+                element.error().map_err(failed)?;
+                if let rdkafka::Offset::Offset(offset) = element.offset() {
+                    found.push(((source, partition), offset));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks for ends and positions, drops what is done, and learns of when the figures are. To be called once a second
+    /// or so; until it succeeds again, figures stay those of before.
     ///
     /// # Errors
     /// [`Failure`] for what waiting does not mend.
-    pub(super) fn positions(&mut self) -> Result<(), Failure> {
+    pub(super) fn tick(&mut self) -> Result<(), Failure> {
+        // Serves their log and error events, which would pile up otherwise.
+        for client in [&self.deliver, &self.release, &self.idle] {
+            while client.poll(Duration::ZERO).is_some() {}
+        }
         if clock::instant() - self.grown >= GROWTH {
             self.grow()?;
+            self.forget_deleted()?;
         }
-        let now = clock::instant();
-        let caught_up = self.is_caught_up();
-        let of_source = |(number, source): (usize, &Source)| {
-            let partitions: Vec<i32> = source.began.keys().copied().collect();
-            partitions
-                .into_iter()
-                .map(move |partition| (number, partition))
-        };
-        let all: Vec<_> = self
+        let mut as_of = self.as_of;
+        if self.is_reached() {
+            as_of = self.asked;
+        }
+        let now = clock::now();
+        for ((number, partition), end) in self.offsets(rdkafka::Offset::End)? {
+            let source = &mut self.sources[number];
+            let progress = source.partitions.get_mut(&partition);
+            if progress.is_some_and(|progress| progress.ask(end) == Told::MadeAnew) {
+                tracing::warn!(
+                    topic = source.topic,
+                    partition,
+                    "the partition ends earlier than it did: it is read again"
+                );
+                source.read_from(&mut self.index, partition, None)?;
+            }
+        }
+        self.asked = Some(now);
+        if self.is_reached() {
+            as_of = self.asked;
+        }
+        self.positions()?;
+        self.as_of = as_of;
+        Ok(())
+    }
+
+    /// Whether all ends that were asked for last were reached.
+    fn is_reached(&self) -> bool {
+        let mut all = self
             .sources
             .iter()
-            .enumerate()
-            .flat_map(of_source)
-            .collect();
-        for ((number, partition), (position, metadata)) in self.committed(&all)? {
-            let source = &mut self.sources[number];
-            if position < source.began.get(&partition).copied().unwrap_or(0) {
-                // An operator has moved the group back: what lies before was never read.
-                source.read_from(partition, Some(position))?;
-                continue;
-            }
-            match source.kind {
-                Kind::Commands => {
-                    let (window, error) =
-                        Window::restore(Position(position), &metadata, &source.topic, partition);
-                    if let Some(error) = error {
-                        tracing::warn!(topic = source.topic, partition, "{error}");
-                    }
-                    self.index
-                        .trim(Place::Commands(partition), Position(position));
-                    self.observe(partition, &window, now);
-                    self.windows.insert(partition, window);
-                }
-                Kind::Tier(tier) => {
-                    self.index
-                        .trim(Place::Tier(tier, partition), Position(position));
-                }
-                Kind::DeadLetters => {}
+            .flat_map(|source| source.partitions.values());
+        all.all(Progress::is_reached)
+    }
+
+    /// Of when the figures are: what was visible then is in, and what has ended since is out.
+    #[must_use]
+    pub(super) fn as_of(&self) -> Option<EpochMs> {
+        self.as_of
+    }
+
+    /// The tiers' delays, as they are written.
+    #[must_use]
+    pub(super) fn tiers(&self) -> &[String] {
+        &self.tiers
+    }
+
+    /// What retention, or an operator, has deleted is not pending.
+    fn forget_deleted(&mut self) -> Result<(), Failure> {
+        for ((number, partition), start) in self.offsets(rdkafka::Offset::Beginning)? {
+            match self.sources[number].place(partition) {
+                Some(place) => self.index.trim(place, Position(start)),
+                None => self.index.forget_letters(partition, Offset(start)),
             }
         }
-        if caught_up {
-            self.as_of = Some(clock::now());
+        Ok(())
+    }
+
+    /// Reads the groups' positions, and drops what is done.
+    fn positions(&mut self) -> Result<(), Failure> {
+        let now = clock::instant();
+        let all = self.partitions();
+        let mut found = self.committed(&all)?;
+        for (number, partition) in all {
+            let source = &mut self.sources[number];
+            let Some(place) = source.place(partition) else {
+                continue;
+            };
+            let Some(progress) = source.partitions.get_mut(&partition) else {
+                continue;
+            };
+            let committed = found.remove(&(number, partition));
+            let position = committed.as_ref().map(|(position, _)| *position);
+            if position.unwrap_or(0) < progress.floor {
+                // An operator has moved the group back, or its positions have expired: what lies before was dropped.
+                source.read_from(&mut self.index, partition, position)?;
+                if matches!(place, Place::Commands(_)) {
+                    self.windows.remove(&partition);
+                }
+                continue;
+            }
+            let Some((position, metadata)) = committed else {
+                continue;
+            };
+            progress.floor = position;
+            self.index.trim(place, Position(position));
+            if matches!(place, Place::Commands(_)) {
+                let (window, error) =
+                    Window::restore(Position(position), &metadata, &source.topic, partition);
+                if let Some(error) = error {
+                    tracing::warn!(topic = source.topic, partition, "{error}");
+                }
+                self.observe(partition, &window, now);
+                self.windows.insert(partition, window);
+            }
         }
         Ok(())
     }
@@ -328,7 +447,7 @@ impl Reader {
         let now = clock::now();
         let seconds = u32::try_from(now.seconds()).unwrap_or(u32::MAX);
         let tally = Tally::of(&self.index, &self.windows);
-        let subscribers = tally.told(seconds);
+        let subscribers = tally.told(&self.tiers, seconds);
         let mut total = Totals::default();
         for one in &subscribers {
             total.ready += one.ready;
@@ -341,11 +460,12 @@ impl Reader {
             behind: self
                 .sources
                 .iter()
-                .map(|source| source.rest(&self.deliver))
+                .flat_map(|source| source.partitions.values())
+                .map(Progress::behind)
                 .sum(),
             total,
             subscribers,
-            partitions: self.partitions(),
+            partitions: self.map(&tally.partitions),
         };
         let sums = tally
             .subscribers
@@ -354,17 +474,15 @@ impl Reader {
         (sums.collect(), figures)
     }
 
-    fn partitions(&mut self) -> Vec<Partition> {
+    /// The partitions of the commands, as they are told.
+    fn map(&mut self, pending: &BTreeMap<i32, u64>) -> Vec<Partition> {
         let now = clock::instant();
-        let pending = self
-            .index
-            .pending_by_partition(&|partition, offset| is_done(&self.windows, partition, offset));
         let commands = self
             .sources
             .iter()
             .find(|source| source.kind == Kind::Commands);
         let numbers: Vec<i32> = commands
-            .map(|source| source.began.keys().copied().collect())
+            .map(|source| source.partitions.keys().copied().collect())
             .unwrap_or_default();
         let seen = &mut self.seen;
         let windows = &self.windows;
@@ -390,12 +508,6 @@ impl Reader {
         });
         each.collect()
     }
-}
-
-/// Whether an offset of the commands is finished.
-pub(super) fn is_done(windows: &BTreeMap<i32, Window>, partition: i32, offset: Offset) -> bool {
-    let window = windows.get(&partition);
-    window.is_some_and(|window| offset.0 < window.position().0 || window.is_finished(offset))
 }
 
 fn take(index: &mut Index, kind: Kind, message: &BorrowedMessage<'_>) {
@@ -457,6 +569,11 @@ fn tolerate(error: KafkaError) -> Result<(), Failure> {
 
 fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
     let mut config = kafka::consumer_config(settings, "lag", group);
+    for (key, value) in FETCHING {
+        if !settings.properties.iter().any(|(known, _)| known == key) {
+            config.set(key, value);
+        }
+    }
     config
         .set("isolation.level", isolation)
         .set("enable.partition.eof", "true");

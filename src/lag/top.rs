@@ -21,6 +21,8 @@ pub struct Top {
     most: usize,
     /// And for how many rounds there has been nothing.
     shown: HashMap<Box<str>, u32>,
+    /// What each had finished in the last round.
+    finished: HashMap<Box<str>, u64>,
 }
 
 /// What to tell in one round.
@@ -28,6 +30,8 @@ pub struct Top {
 pub struct Told {
     /// Each subscriber with its figures, [`OTHER`] included.
     pub figures: BTreeMap<Box<str>, Waiting>,
+    /// How many commands of each of them were finished since the last round in which it was told of.
+    pub finished: BTreeMap<Box<str>, u64>,
     /// Whose series are to be removed.
     pub gone: Vec<Box<str>>,
 }
@@ -39,6 +43,7 @@ impl Top {
         Self {
             most,
             shown: HashMap::new(),
+            finished: HashMap::new(),
         }
     }
 
@@ -49,11 +54,8 @@ impl Top {
         let mut told = Told::default();
         let before = std::mem::take(&mut self.shown);
         for (name, quiet) in before {
-            let quiet = if all.contains_key(&name) {
-                0
-            } else {
-                quiet + 1
-            };
+            let is_quiet = all.get(&name).is_none_or(Waiting::is_empty);
+            let quiet = if is_quiet { quiet + 1 } else { 0 };
             if stay.contains(&*name) || (quiet > 0 && quiet <= ZEROS) {
                 self.shown.insert(name, quiet);
             } else {
@@ -66,8 +68,15 @@ impl Top {
                 self.shown.insert(name.into(), 0);
             }
         }
+        let before = std::mem::take(&mut self.finished);
         for name in self.shown.keys() {
             let figures = all.get(name).cloned().unwrap_or_default();
+            // One that is told of for the first time begins with nothing, as every counter does; and a reader that was
+            // made anew begins to count anew.
+            let was = before.get(name).unwrap_or(&figures.finished);
+            let finished = figures.finished.saturating_sub(*was);
+            told.finished.insert(name.clone(), finished);
+            self.finished.insert(name.clone(), figures.finished);
             told.figures.insert(name.clone(), figures);
         }
         let mut other = Waiting::default();
@@ -142,6 +151,25 @@ mod tests {
         );
         assert!(told.figures.contains_key("e"));
         assert!(told.gone.is_empty());
+    }
+
+    #[test]
+    fn what_was_finished_is_told_from_round_to_round() {
+        let round = |ready, finished| {
+            let waiting = Waiting {
+                ready,
+                finished,
+                ..Waiting::default()
+            };
+            BTreeMap::from([("a".into(), waiting)])
+        };
+        let mut top = Top::new(2);
+        let mut told = |ready, finished| top.update(&round(ready, finished)).finished["a"];
+        assert_eq!(told(9, 1_000_000), 0, "what was before is no rate");
+        assert_eq!(told(5, 1_000_004), 4);
+        assert_eq!(told(0, 1_000_009), 5, "also when nothing is left");
+        assert_eq!(told(3, 0), 0, "the reader was made anew");
+        assert_eq!(told(3, 2), 2);
     }
 
     #[test]

@@ -144,7 +144,7 @@ pub fn log(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
 }
 
 /// Runs a part to its end: what it cost.
-fn helper(part: &str, arguments: &[&str]) -> Result<Cost, Problem> {
+pub fn helper(part: &str, arguments: &[&str]) -> Result<Cost, Problem> {
     let begun = Instant::now();
     let mut helper = Helper::start(part, arguments)?;
     helper.line()?;

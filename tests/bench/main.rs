@@ -22,6 +22,7 @@ mod deliver;
 mod drain;
 mod fanout;
 mod isolation;
+mod lag;
 mod latency;
 mod matching;
 mod receiver;
@@ -49,7 +50,7 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 8] = [
+const ROWS: [(&str, Row); 9] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
@@ -58,6 +59,7 @@ const ROWS: [(&str, Row); 8] = [
     ("latency", latency::run),
     ("isolation", isolation::run),
     ("backlog", backlog::run),
+    ("lag", lag::run),
 ];
 
 fn main() -> Result<(), Problem> {

@@ -217,6 +217,15 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
+    /// Runs a command to its end: what it wrote to standard output.
+    pub fn output(&self, arguments: &[&str]) -> Result<String, Problem> {
+        let output = self.command(arguments).stderr(Stdio::inherit()).output()?;
+        if !output.status.success() {
+            return Err(format!("hookstream {arguments:?} has failed").into());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// The same topics with groups of their own: what was read is read again.
     pub fn again(&self, name: &str) -> Again<'_> {
         Again {
@@ -372,6 +381,14 @@ impl Role {
 
     pub fn cost(&self) -> Result<Cost, Problem> {
         account(self.child.id())
+    }
+
+    /// Memory that is resident now, MiB.
+    pub fn resident(&self) -> Result<f64, Problem> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.ok_or("no memory")?.trim().trim_end_matches(" kB");
+        Ok(resident.trim().parse::<f64>()? / 1024.0)
     }
 
     pub fn stop(mut self) -> Result<(), Problem> {

@@ -21,8 +21,12 @@ pub struct Report {
     promise: Promise,
     rounds: usize,
     seconds: f64,
-    /// How long the system took after each fault; `None` is stuck.
-    faults: BTreeMap<Fault, Vec<Option<Duration>>>,
+    /// How often each fault was injected.
+    injected: BTreeMap<Fault, usize>,
+    /// How long the system took after each fault that came alone; `None` is stuck.
+    alone: BTreeMap<Fault, Vec<Option<Duration>>>,
+    /// And after the last of several.
+    bursts: Vec<Option<Duration>>,
     events: usize,
     unknown: usize,
     requests: usize,
@@ -39,7 +43,9 @@ impl Report {
             promise,
             rounds: 0,
             seconds: 0.0,
-            faults: BTreeMap::new(),
+            injected: BTreeMap::new(),
+            alone: BTreeMap::new(),
+            bursts: Vec::new(),
             events: 0,
             unknown: 0,
             requests: 0,
@@ -49,8 +55,15 @@ impl Report {
         }
     }
 
-    pub fn fault(&mut self, fault: Fault, recovered: Option<Duration>) {
-        self.faults.entry(fault).or_default().push(recovered);
+    /// One fault, or several that came on top of each other, and how long after the last of them all was well.
+    pub fn faults(&mut self, faults: &[Fault], recovered: Option<Duration>) {
+        for &fault in faults {
+            *self.injected.entry(fault).or_default() += 1;
+        }
+        match faults {
+            [alone] => self.alone.entry(*alone).or_default().push(recovered),
+            _ => self.bursts.push(recovered),
+        }
     }
 
     pub fn stuck(&mut self, what: String, logs: Vec<(String, Vec<String>)>) {
@@ -118,9 +131,30 @@ fn seconds(times: &[Duration]) -> (String, String) {
     (tell(sorted.get(sorted.len() / 2)), tell(sorted.last()))
 }
 
+fn row(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    injected: usize,
+    times: &[Option<Duration>],
+) -> fmt::Result {
+    let known: Vec<Duration> = times.iter().copied().flatten().collect();
+    let (median, worst) = seconds(&known);
+    let stuck = times.len() - known.len();
+    let worst = if stuck > 0 {
+        format!("{stuck} never")
+    } else {
+        worst
+    };
+    writeln!(
+        f,
+        "| {name} | {injected} | {} | {median} | {worst} |",
+        times.len()
+    )
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let injected: usize = self.faults.values().map(Vec::len).sum();
+        let injected: usize = self.injected.values().sum();
         writeln!(
             f,
             "{:?}, seed {}, {} rounds of {:.0} s in all: {injected} faults, {} events ({} of them never acknowledged), {} commands, {} requests.\n",
@@ -135,24 +169,14 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "| fault | injected | back after, s: median | worst |\n|---|---|---|---|"
+            "| fault | injected | of them alone | back after, s: median | worst |\n|---|---|---|---|---|"
         )?;
-        for (fault, times) in &self.faults {
-            let known: Vec<Duration> = times.iter().copied().flatten().collect();
-            let (median, worst) = seconds(&known);
-            let stuck = times.len() - known.len();
-            let worst = if stuck > 0 {
-                format!("{stuck} never")
-            } else {
-                worst
-            };
-            writeln!(
-                f,
-                "| {} | {} | {median} | {worst} |",
-                fault.name(),
-                times.len()
-            )?;
+        for (fault, count) in &self.injected {
+            let times = self.alone.get(fault).map_or(&[][..], Vec::as_slice);
+            row(f, fault.name(), *count, times)?;
         }
+        let several = "several, on top of each other";
+        row(f, several, self.bursts.len(), &self.bursts)?;
         writeln!(f, "\n| invariant | violations |\n|---|---|")?;
         for invariant in INVARIANTS {
             writeln!(f, "| {invariant} | {} |", self.count(invariant))?;

@@ -37,6 +37,17 @@ pub struct Plan {
     pub promise: Promise,
     /// No faults that take half a minute.
     pub short: bool,
+    /// At most so many faults come on top of each other before it is waited until all is well again.
+    pub bursts: usize,
+}
+
+/// How many faults come next: in half of the cases one alone.
+fn burst(rng: &mut Rng, most: usize) -> usize {
+    if most < 2 || rng.bool() {
+        1
+    } else {
+        rng.usize(2..=most)
+    }
 }
 
 /// Runs one round, and adds it to the report.
@@ -70,28 +81,40 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     let until = Instant::now() + plan.length;
     let mut bag = Bag::new(wanted, plan.short);
     while Instant::now() < until {
-        let fault = bag.next(&mut rng);
-        let (first, from) = (generator.next(), Instant::now());
-        let injected = scene.inject(fault, &mut rng);
-        let healed = Instant::now();
-        println!(
-            "{:>6.1} s: {}",
-            (plan.length.saturating_sub(until - from)).as_secs_f64(),
-            injected.what
-        );
+        let burst = burst(&mut rng, plan.bursts);
+        let first = generator.next();
+        let mut since = Instant::now();
+        let mut names = Vec::new();
+        for _ in 0..burst {
+            let fault = bag.next(&mut rng);
+            let from = Instant::now();
+            let injected = scene.inject(fault, &mut rng);
+            println!(
+                "{:>6.1} s: {}",
+                (plan
+                    .length
+                    .saturating_sub(until.saturating_duration_since(from)))
+                .as_secs_f64(),
+                injected.what
+            );
+            // What a kill breaks is broken from its beginning; what lasts, is mended at its end.
+            since = if matches!(fault, Fault::Kill | Fault::BrokerKill) {
+                from
+            } else {
+                Instant::now()
+            };
+            names.push(fault);
+            faults.push(injected);
+        }
         let last = generator.next() + plan.rate;
         let through = wait_until_through(scene.fleet, &progress, first, last);
-        // What a kill breaks is broken from its beginning; what lasts, is mended at its end.
-        let since = if matches!(fault, Fault::Kill | Fault::BrokerKill) {
-            from
-        } else {
-            healed
-        };
-        faults.push(injected);
-        report.fault(fault, through.map(|at| at.saturating_duration_since(since)));
+        report.faults(
+            &names,
+            through.map(|at| at.saturating_duration_since(since)),
+        );
         if through.is_none() {
             report.stuck(
-                format!("after {:?}: {}", fault, faults.last().unwrap().what),
+                format!("after {names:?}: {}", faults.last().unwrap().what),
                 scene.fleet.logs(),
             );
             break;

@@ -149,7 +149,10 @@ fn produce(world: &World, rate: u32, next: &AtomicU32, stop: &AtomicBool) -> Vec
 /// Writes the record of subscription `number`.
 pub fn put(world: &World, receiver: &Receiver, number: usize, secret: &str, state: &str) {
     let id = Kind::id(number);
-    let url = receiver.url(&format!("/{id}"));
+    let mut url = receiver.url(&format!("/{id}"));
+    if truth::is_named(number) {
+        url = url.replace("127.0.0.1", "localhost");
+    }
     world.put_subscription(
         &id,
         truth::subscription(number, &url, secret, state).to_string(),

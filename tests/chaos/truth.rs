@@ -191,6 +191,11 @@ pub fn number_in(body: &[u8]) -> Option<u32> {
     rest[..end].parse().ok()
 }
 
+/// Whether the endpoint of subscription `number` is reached by a name, so that it suffers where DNS fails.
+pub fn is_named(number: usize) -> bool {
+    number % 3 == 1
+}
+
 /// The record of subscription `number`, whose endpoint is at `url`.
 pub fn subscription(number: usize, url: &str, secret: &str, state: &str) -> Value {
     let kind = SUBSCRIPTIONS[number];

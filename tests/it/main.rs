@@ -15,6 +15,7 @@
 mod attempts;
 mod bad_input;
 mod demo;
+mod exact;
 mod faults;
 mod flows;
 mod formats;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::scene::{LATER, event, put, subscription, with};
 use crate::support::{Answer, Receiver, World, eventually, eventually_true};
 
-/// Whether a tool is there; a test without it looks at nothing, and says so.
+/// Whether a tool is there; a test without it looks at nothing, and says so, past what `cargo test` captures.
 pub fn have(tool: &str) -> bool {
     let found = Command::new(tool)
         .arg("--version")
@@ -21,7 +21,9 @@ pub fn have(tool: &str) -> bool {
         .status()
         .is_ok();
     if !found {
-        println!("{tool} is missing (scripts/prerequisites test installs it): NOT CHECKED");
+        let told =
+            format!("{tool} is missing (`scripts/prerequisites test` installs it): NOT CHECKED\n");
+        std::io::stderr().write_all(told.as_bytes()).unwrap();
     }
     found
 }
@@ -78,37 +80,131 @@ fn the_rules_are_sound_and_each_alert_fires_when_it_should() {
     .unwrap();
 }
 
+fn yaml(path: &str) -> Value {
+    let text = std::fs::read_to_string(deploy(path)).unwrap();
+    serde_saphyr::from_str(&text).unwrap()
+}
+
 #[test]
-fn every_alert_is_tested_and_has_a_section_in_the_runbook() {
-    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
-    let (rules, mut tests) = (
-        read(deploy("prometheus/rules.yaml")),
-        read(deploy("prometheus/rules_test.yaml")),
-    );
-    tests += &read(deploy("prometheus/rules_days_test.yaml"));
-    let runbook = read(deploy("../docs/runbook.md"));
-    let alerts: Vec<&str> = rules
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+fn every_alert_says_what_it_is_is_tested_both_ways_and_has_a_section_in_the_runbook() {
+    let rules = yaml("prometheus/rules.yaml");
+    let rules = rules["groups"][0]["rules"].as_array().unwrap();
+    let alerts: Vec<&Value> = rules
+        .iter()
+        .filter(|rule| rule["alert"].is_string())
         .collect();
     assert!(alerts.len() > 10);
+    let files = [
+        "prometheus/rules_test.yaml",
+        "prometheus/rules_days_test.yaml",
+    ]
+    .map(yaml);
+    let tests = files
+        .iter()
+        .flat_map(|file| file["tests"].as_array().unwrap());
+    let cases: Vec<&Value> = tests
+        .flat_map(|test| test["alert_rule_test"].as_array().unwrap())
+        .collect();
+    let runbook = std::fs::read_to_string(deploy("../docs/runbook.md")).unwrap();
     for alert in alerts {
-        assert!(
-            tests.contains(&format!("alertname: {alert}\n")),
-            "{alert} has no test"
+        let name = alert["alert"].as_str().unwrap();
+        let fires: BTreeSet<bool> = cases
+            .iter()
+            .filter(|case| case["alertname"] == name)
+            .map(|case| !case["exp_alerts"].as_array().unwrap().is_empty())
+            .collect();
+        assert_eq!(
+            fires,
+            BTreeSet::from([false, true]),
+            "{name}, fires: tested"
         );
+        let severity = alert["labels"]["severity"].as_str();
         assert!(
-            runbook.contains(&format!("\n## {alert}\n")),
-            "{alert} has no section"
+            matches!(severity, Some("critical" | "warning")),
+            "{name}: {severity:?}"
         );
+        let annotations = &alert["annotations"];
+        assert!(annotations["summary"].is_string(), "{name}");
+        let fired = cases.iter().filter(|case| case["alertname"] == name);
+        for fired in fired.flat_map(|case| case["exp_alerts"].as_array().unwrap()) {
+            let summary = fired["exp_annotations"]["summary"].as_str().unwrap();
+            let whose = fired["exp_labels"]["subscriber"].as_str().unwrap_or("");
+            assert!(
+                summary.contains(whose),
+                "{name} names the subscriber: {summary}"
+            );
+        }
         assert!(
-            rules.contains(&format!(
-                "runbook_url: docs/runbook.md#{}",
-                alert.to_lowercase()
-            )),
-            "{alert} has no link"
+            runbook.contains(&format!("\n## {name}\n")),
+            "{name} has no section"
         );
+        let link = format!("docs/runbook.md#{}", name.to_lowercase());
+        assert_eq!(annotations["runbook_url"], link, "{name}");
     }
+}
+
+#[test]
+fn the_config_map_has_every_dashboard() {
+    let told = yaml("grafana/kustomization.yaml");
+    let told = told["configMapGenerator"][0]["files"]
+        .as_array()
+        .unwrap()
+        .clone();
+    let told: BTreeSet<String> = told
+        .iter()
+        .map(|file| file.as_str().unwrap().to_owned())
+        .collect();
+    let files = std::fs::read_dir(deploy("grafana")).unwrap();
+    let files = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let dashboards = files.filter(|name| name.ends_with(".json"));
+    assert_eq!(told, dashboards.collect());
+}
+
+/// What Grafana's dashboard linter asks for, and that one dashboard leads to the other.
+#[test]
+fn the_dashboards_follow_the_rules_of_the_linter_and_lead_to_each_other() {
+    for (name, other) in [("overview", "subscriber"), ("subscriber", "overview")] {
+        let dashboard = dashboard(name);
+        let url = format!("/d/hookstream-{other}");
+        assert_eq!(dashboard["links"][0]["url"], url, "{name}");
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let variable = |name: &str| variables.iter().find(|one| one["name"] == name).unwrap();
+        assert_eq!(variable("datasource")["label"], "Data source");
+        for (id, all) in [("namespace", ".*"), ("job", ".+"), ("instance", ".+")] {
+            let one = variable(id);
+            assert_eq!(one["allValue"], all, "{name}: {id}");
+            assert!(
+                one["multi"] == true && one["includeAll"] == true,
+                "{name}: {one}"
+            );
+        }
+        if name == "subscriber" {
+            variable("subscriber");
+        }
+        let mut ids = BTreeSet::new();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{name}: {panel}");
+            assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+            let defaults = &panel["fieldConfig"]["defaults"];
+            assert!(defaults["thresholds"]["steps"].is_array(), "{panel}");
+            for target in panel["targets"].as_array().unwrap() {
+                let query = target["expr"].as_str().unwrap();
+                let selector = r#"{namespace=~"$namespace",job=~"$job",instance=~"$instance""#;
+                let metrics = query.matches("hookstream_").count();
+                assert_eq!(query.matches(selector).count(), metrics, "{query}");
+                assert!(
+                    !query.contains("rate(") || query.contains("[$__rate_interval]"),
+                    "{query}"
+                );
+                assert!(target["legendFormat"].is_string(), "{query}");
+            }
+        }
+    }
+}
+
+fn dashboard(name: &str) -> Value {
+    let text = std::fs::read_to_string(deploy(&format!("grafana/{name}.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 /// A Prometheus that scrapes one port; ends when dropped.
@@ -123,7 +219,7 @@ impl Prometheus {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("prometheus.yml");
         let text = format!(
-            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: hookstream\n  static_configs: [{{targets: ['127.0.0.1:{target}']}}]\n"
+            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: hookstream\n  static_configs: [{{targets: ['127.0.0.1:{target}'], labels: {{namespace: shop}}}}]\n"
         );
         std::fs::write(&config, text).unwrap();
         let port = free_port();
@@ -190,8 +286,9 @@ fn queries(dashboard: &Value) -> BTreeSet<String> {
     let filled = targets.map(|target| {
         let query = target["expr"].as_str().unwrap();
         [
-            ("$job", ".*"),
-            ("$instance", ".*"),
+            ("$namespace", "shop"),
+            ("$job", ".+"),
+            ("$instance", ".+"),
             ("$subscriber", "failing"),
             ("$__rate_interval", "30s"),
         ]
@@ -244,16 +341,9 @@ fn prometheus_takes_the_metrics_and_every_query_of_the_dashboards_has_an_answer(
     };
     produce(0);
     receiver.wait_for(20, LATER);
-    let (_, metrics) = process.get("/metrics");
-    check(
-        Command::new("promtool").args(["check", "metrics"]),
-        &metrics,
-    )
-    .unwrap();
     let mut asked = 0;
     for name in ["overview", "subscriber"] {
-        let text = std::fs::read_to_string(deploy(&format!("grafana/{name}.json"))).unwrap();
-        let dashboard: Value = serde_json::from_str(&text).unwrap();
+        let dashboard = dashboard(name);
         for query in queries(&dashboard) {
             asked += 1;
             let mut from = asked * 1000;
@@ -276,11 +366,45 @@ fn prometheus_takes_the_metrics_and_every_query_of_the_dashboards_has_an_answer(
                 .trim_end_matches(')')
                 .rsplit_once(", ")
                 .unwrap();
-            let query = format!("group by ({label}) ({})", metric.replace("$job", ".*"));
+            let query = format!(
+                "group by ({label}) ({})",
+                metric.replace("$job", ".+").replace("$namespace", "shop")
+            );
             let found =
                 eventually("Prometheus answers", LATER, || prometheus.series(&query)).unwrap();
             assert!(found > 0, "{name}: {definition}");
         }
     }
     assert!(asked > 20, "{asked} queries");
+}
+
+#[test]
+fn prometheus_takes_the_metrics_of_each_role() {
+    if !have("promtool") {
+        return;
+    }
+    let world = World::new("observe-roles");
+    world.create_topics(2);
+    let receiver = Receiver::start(|_| Answer::status(400));
+    put(
+        &world,
+        &[subscription("acme", &receiver.url("/refuse"), &["**"])],
+    );
+    let roles = ["fanout", "deliver", "release", "lag"].map(|role| (role, world.spawn(role, &[])));
+    roles.iter().for_each(|(_, process)| process.wait_ready());
+    world.produce_event("k", &[], event("e", "a.b", "{}"));
+    let (_, lag) = &roles[3];
+    eventually_true("the lag role tells of a dead letter", LATER, || {
+        lag.metric(r#"hookstream_subscriber_dead_letters{subscriber="acme"}"#) == Some(1.0)
+    });
+    for (role, process) in &roles {
+        let (_, metrics) = process.get("/metrics");
+        let told = check(
+            Command::new("promtool").args(["check", "metrics"]),
+            &metrics,
+        );
+        assert_eq!(told, Ok(()), "{role}");
+        let ready = format!(r#"hookstream_role_ready{{role="{role}"}} 1"#);
+        assert!(metrics.contains(&ready), "{role}");
+    }
 }

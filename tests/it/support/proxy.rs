@@ -20,6 +20,8 @@ pub enum Weather {
     Clear,
     /// Each frame waits for so long, in each direction.
     Slow(Duration),
+    /// One frame of so many is lost and sent again by TCP: it waits for a retransmission, and what is behind it too.
+    Lossy(u32),
     /// Connections are reset, and new ones too.
     Cut,
     /// Connections stay open and nothing passes: a firewall that forgot them, a host that lost power.
@@ -174,6 +176,14 @@ async fn pass(weather: &mut watch::Receiver<Weather>) -> bool {
         Weather::Clear | Weather::NoBrokers => true,
         Weather::Slow(delay) => {
             tokio::time::sleep(delay).await;
+            true
+        }
+        Weather::Lossy(one_of) => {
+            /// Linux sends again after 200 ms, then after twice as long each time.
+            const AGAIN: std::ops::Range<u64> = 200..1400;
+            if fastrand::u32(0..one_of) == 0 {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(AGAIN))).await;
+            }
             true
         }
         Weather::Cut => false,

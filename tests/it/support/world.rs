@@ -120,7 +120,8 @@ impl World {
             ("--group-prefix", &self.prefix),
             ("--events", &self.events),
             ("--tiers", &tiers.join(",")),
-            ("--egress-allow-cidr", "127.0.0.0/8"),
+            // Whatever `localhost` is.
+            ("--egress-allow-cidr", "127.0.0.0/8,::1/128"),
             ("--egress-ports", "any"),
         ];
         let mut arguments: Vec<String> = pairs
