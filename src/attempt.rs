@@ -155,11 +155,11 @@ impl Excerpt {
     /// Of what was read of a body, `whole` or not.
     #[must_use]
     pub fn new(body: &[u8], whole: bool, mask: &Mask) -> Self {
-        let masked = mask.apply(body);
+        let (masked, read) = mask.apply(body);
         let text = String::from_utf8_lossy(&masked);
         let end = text.floor_char_boundary(MAX_EXCERPT_BYTES);
         Self {
-            truncated: !whole || end < text.len(),
+            truncated: !whole || read < body.len() || end < text.len(),
             text: text[..end].into(),
         }
     }
@@ -198,25 +198,24 @@ impl Mask {
         Self(all)
     }
 
-    fn apply<'b>(&self, body: &'b [u8]) -> Cow<'b, [u8]> {
-        let mut masked = Cow::Borrowed(body);
-        for secret in &self.0 {
-            let mut rest = &*masked;
-            let mut out = Vec::new();
-            while let Some(at) = rest
-                .windows(secret.len())
-                .position(|part| part == &**secret)
-            {
-                out.extend_from_slice(&rest[..at]);
-                out.extend_from_slice(MASK);
-                rest = &rest[at + secret.len()..];
-            }
-            if !out.is_empty() {
-                out.extend_from_slice(rest);
-                masked = Cow::Owned(out);
+    /// The beginning of `body`, as far as an excerpt needs it, and how much of the body that is.
+    fn apply(&self, body: &[u8]) -> (Vec<u8>, usize) {
+        // Past the cut by a character, so that the one at the cut is whole.
+        const ENOUGH: usize = MAX_EXCERPT_BYTES + 4;
+        let mut masked = Vec::with_capacity(body.len().min(ENOUGH));
+        let mut at = 0;
+        while at < body.len() && masked.len() < ENOUGH {
+            let rest = &body[at..];
+            let mut secrets = self.0.iter();
+            if let Some(secret) = secrets.find(|secret| rest.starts_with(secret)) {
+                masked.extend_from_slice(MASK);
+                at += secret.len();
+            } else {
+                masked.push(body[at]);
+                at += 1;
             }
         }
-        masked
+        (masked, at)
     }
 }
 

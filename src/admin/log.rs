@@ -183,8 +183,14 @@ impl Log {
                 .add_partition_offset(&self.topic, range.partition, time)
                 .map_err(failure)?;
         }
-        let found =
-            settled(|| self.committed.offsets_for_times(asked.clone(), ANSWER)).map_err(failure)?;
+        let found = settled(|| {
+            let found = self.committed.offsets_for_times(asked.clone(), ANSWER)?;
+            // Each partition has an error of its own, without which it would look empty.
+            let mut elements = found.elements().into_iter();
+            elements.try_for_each(|element| element.error())?;
+            Ok(found)
+        })
+        .map_err(failure)?;
         let later = |range: &Range| {
             let element = found.find_partition(&self.topic, range.partition);
             let low = match element.map(|element| element.offset()) {

@@ -25,7 +25,7 @@ fn schema(name: &str) -> jsonschema::Validator {
 }
 
 /// One of a schema's `$defs`.
-fn definition(name: &str, of: &str) -> jsonschema::Validator {
+pub fn definition(name: &str, of: &str) -> jsonschema::Validator {
     let text = std::fs::read_to_string(folder().join(name)).unwrap();
     let schema: Value = serde_json::from_str(&text).unwrap();
     jsonschema::validator_for(&schema["$defs"][of]).unwrap()
@@ -41,7 +41,7 @@ fn headers(record: &Record) -> Value {
 }
 
 #[track_caller]
-fn assert_valid(validator: &jsonschema::Validator, value: &Value, what: &str) {
+pub fn assert_valid(validator: &jsonschema::Validator, value: &Value, what: &str) {
     let errors: Vec<_> = validator
         .iter_errors(value)
         .map(|error| error.to_string())

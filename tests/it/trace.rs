@@ -6,11 +6,17 @@ use crate::scene::{
     event, put, start, subscription, wait_for_dead_letters, wait_for_records, wait_until_done,
     world,
 };
+use crate::schemas::{assert_valid, definition};
 use crate::support::{Answer, Output, Receiver, World};
 
 fn steps(output: &Output) -> Vec<Value> {
     assert_eq!(output.code, 0, "{}", output.stderr);
-    serde_json::from_str(&output.stdout).unwrap()
+    let steps: Vec<Value> = serde_json::from_str(&output.stdout).unwrap();
+    let schema = definition("attempt.schema.json", "step");
+    for step in &steps {
+        assert_valid(&schema, step, "a step");
+    }
+    steps
 }
 
 fn names(steps: &[Value]) -> Vec<&str> {
