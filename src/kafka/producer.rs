@@ -382,7 +382,13 @@ impl Recipe {
         };
         let config = match &self.transactional_id {
             Some(id) => super::transactional_config(&self.settings, self.purpose, id),
-            None => super::producer_config(&self.settings, self.purpose),
+            None => {
+                let mut config = super::producer_config(&self.settings, self.purpose);
+                // With transactions their time-out bounds it; else a minute is how long a connection that the network
+                // forgot keeps outcomes from being written.
+                super::default(&mut config, "socket.timeout.ms", "12000");
+                config
+            }
         };
         let client: ThreadedProducer<DeliveryContext> =
             config.create_with_context(context).map_err(|error| {

@@ -481,8 +481,9 @@ impl Check<'_> {
     fn repeats(&mut self) {
         /// Commits come every 100 ms; on a busy machine an attempt, its outcome and its commit take longer.
         const BEFORE: i64 = 3_000;
-        /// An owner that cannot commit goes on until it notices; the next one takes over after the session.
-        const AFTER: i64 = 12_000;
+        /// An owner that cannot commit goes on until it notices, by the time-out of a request (12 s); the next one takes
+        /// over after the session.
+        const AFTER: i64 = 18_000;
         let mut seen: HashMap<(&str, u32), usize> = HashMap::new();
         for request in &self.history.requests {
             *seen.entry((&request.id, request.attempt)).or_default() += 1;
