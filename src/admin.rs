@@ -45,6 +45,9 @@ const LETTER_RETENTION: Duration = DAY.saturating_mul(90);
 /// Invalid events are evidence for a producer's developer.
 const INVALID_RETENTION: Duration = DAY.saturating_mul(30);
 
+/// What was sent and answered, for those who ask about the last days.
+const ATTEMPT_RETENTION: Duration = DAY.saturating_mul(3);
+
 /// A tier keeps a record for at least this many times its delay, should a tier be longer than a day.
 const TIER_DELAYS_KEPT: u32 = 14;
 
@@ -55,6 +58,8 @@ pub enum Rule {
     Exactly(&'static str),
     /// This number or more; −1 means without limit, and satisfies too.
     AtLeast(i64),
+    /// This number when the topic is made; the operator's business afterwards.
+    AtFirst(i64),
 }
 
 impl Rule {
@@ -64,13 +69,14 @@ impl Rule {
             Self::AtLeast(least) => found
                 .parse::<i64>()
                 .is_ok_and(|found| found == -1 || found >= *least),
+            Self::AtFirst(_) => true,
         }
     }
 
     fn value(&self) -> String {
         match self {
             Self::Exactly(value) => (*value).to_owned(),
-            Self::AtLeast(least) => least.to_string(),
+            Self::AtLeast(number) | Self::AtFirst(number) => number.to_string(),
         }
     }
 
@@ -78,6 +84,7 @@ impl Rule {
         match self {
             Self::Exactly(value) => (*value).to_owned(),
             Self::AtLeast(least) => format!("at least {least}"),
+            Self::AtFirst(number) => format!("{number} or another number"),
         }
     }
 }
@@ -147,6 +154,18 @@ pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
         copy,
         kept(INVALID_RETENTION),
     ));
+    if settings.attempt_log {
+        let retention = i64::try_from(ATTEMPT_RETENTION.as_millis()).unwrap_or(i64::MAX);
+        all.push(own(
+            names.attempts(),
+            Partitions::Any,
+            record,
+            vec![
+                ("cleanup.policy", Rule::Exactly("delete")),
+                ("retention.ms", Rule::AtFirst(retention)),
+            ],
+        ));
+    }
     all.extend(names.events.iter().map(|name| TopicSpec {
         name: name.clone(),
         partitions: Partitions::Any,
@@ -586,6 +605,7 @@ mod tests {
             retry_schedule: Vec::new(),
             timeout: Duration::from_secs(15),
             drain_deadline: Duration::from_secs(10),
+            attempt_log: true,
             lag_top: 200,
             hang_deadline: Duration::from_secs(30),
             otlp: None,
@@ -728,6 +748,32 @@ mod tests {
             (made[0].topic.as_str(), made[0].partitions),
             ("webhook-dead-letters", 4)
         );
+    }
+
+    #[test]
+    fn the_log_of_attempts_has_a_topic_only_while_it_is_on_and_is_kept_as_its_operator_likes() {
+        let mut cluster = created(1, Wish::default());
+        let log = cluster.topics.get_mut("webhook-attempts").unwrap();
+        assert_eq!(
+            (log.partitions, &*log.config["retention.ms"]),
+            (12, "259200000")
+        );
+        for (setting, value) in [("retention.ms", "3600000"), ("retention.bytes", "1000000")] {
+            log.config.insert(setting.to_owned(), value.to_owned());
+        }
+        log.partitions = 3;
+        assert_eq!(differing(&cluster), BTreeSet::new());
+        let off = Settings {
+            attempt_log: false,
+            ..settings()
+        };
+        let named = |settings: &Settings| {
+            topics(settings)
+                .into_iter()
+                .any(|spec| spec.name == "webhook-attempts")
+        };
+        assert!(named(&settings()), "on");
+        assert!(!named(&off), "off");
     }
 
     #[test]

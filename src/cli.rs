@@ -10,9 +10,11 @@ pub mod lag;
 mod logging;
 pub mod outcome;
 pub mod print;
+pub mod progress;
 pub mod replay;
 pub mod subscriptions;
 pub mod topics;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -55,6 +57,8 @@ enum Command {
     /// Look at dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Tell the life of one event: every record about it, in order
+    Trace(trace::TraceArgs),
     /// Manage subscriptions
     #[command(subcommand)]
     Subscriptions(subscriptions::Command),
@@ -187,6 +191,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         Command::Demo(args) => demo::run(settings, &args),
         Command::Replay(args) => replay::run(&settings, &args),
         Command::DeadLetters(command) => dead_letters::run(&settings, &command),
+        Command::Trace(args) => trace::run(&settings, &args),
         Command::Subscriptions(command) => subscriptions::run(&settings, &command),
         Command::Topics(command) => topics::run(&settings, &command),
         Command::Config { .. } | Command::Completions { .. } | Command::Man => Ok(Exit::Done),

@@ -314,6 +314,15 @@ impl Command {
         trace_id(self.traceparent.as_deref()?)
     }
 
+    /// All of it but the body.
+    #[must_use]
+    pub fn without_body(&self) -> Box<Self> {
+        Box::new(Self {
+            body: Bytes::new(),
+            ..self.clone()
+        })
+    }
+
     /// What this command weighs in memory, bytes, near enough for a cap.
     #[must_use]
     pub fn weight(&self) -> usize {

@@ -54,6 +54,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// For attempts in flight at shutdown and revocation.
     pub drain_deadline: Duration,
+    /// Whether each attempt is recorded in the log of attempts.
+    pub attempt_log: bool,
     /// How many subscribers get series of their own, by each rank.
     pub lag_top: usize,
     /// A call into the Kafka client that takes longer, though brokers answer, ends the process.
@@ -468,6 +470,11 @@ impl Topics {
     #[must_use]
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
+    }
+    /// The log of attempts, if it is on.
+    #[must_use]
+    pub fn attempts(&self) -> String {
+        format!("{}attempts", self.prefix)
     }
     /// Events that could not be read.
     #[must_use]

@@ -11,6 +11,7 @@ mod commit;
 pub mod concurrency;
 pub mod crowd;
 mod endpoint;
+mod journal;
 pub mod lane;
 pub mod order;
 pub mod outcome;
@@ -127,6 +128,9 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
             .iter()
             .map(|&delay| topics.retry(delay)),
     );
+    if settings.attempt_log {
+        needed.push(topics.attempts());
+    }
     needed
 }
 

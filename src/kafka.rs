@@ -7,6 +7,7 @@ mod bootstrap;
 pub mod consumer;
 pub mod pipeline;
 pub mod producer;
+pub mod scribe;
 pub mod table;
 pub mod watchdog;
 

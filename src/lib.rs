@@ -37,16 +37,18 @@
 //! | [`config`], [`service`] | P, S | settings; wiring and drain order |
 //! | [`event`], [`subscription`] | P | what comes in, and who wants it |
 //! | [`fanout`], [`fanout::matching`] | S, P | event to commands |
-//! | [`command`] | P | a command and its record |
+//! | [`command`], [`attempt`] | P | a command and its record; the record of an attempt |
 //! | [`delivery`], `delivery::{window, lane, outcome, signing}` | S, P | command to POST to outcome |
 //! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
 //! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
 //! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
+//! | [`trace`], [`trace::story`] | S, P | the life of one event, found in the topics |
 //! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
 //! | [`spans`], `spans::{context, span}` | S, P | the way of an event, as spans for a collector |
 //! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
 
 pub mod admin;
+pub mod attempt;
 pub mod cli;
 pub mod clock;
 pub mod command;
@@ -68,4 +70,5 @@ pub mod service;
 pub mod spans;
 pub mod subscription;
 pub mod throttle;
+pub mod trace;
 pub mod units;

@@ -58,6 +58,15 @@ labels!(
     }
 );
 labels!(
+    /// What became of a record of the log of attempts.
+    AttemptRecord {
+        /// The broker has it.
+        Written = "written",
+        /// There was no room for it, or the broker did not take it.
+        Dropped = "dropped",
+    }
+);
+labels!(
     /// Why a command went to a tier without an attempt.
     ParkReason {
         /// The breaker is open.
@@ -114,6 +123,14 @@ labels!(
     }
 );
 
+impl AttemptOutcome {
+    /// As it stands in the label, and in the log of attempts.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.text()
+    }
+}
+
 impl Label for Cause {
     const ALL: &'static [Self] = &Self::ALL;
     fn text(self) -> &'static str {
@@ -164,6 +181,7 @@ struct All {
     commands: Counters,
     attempts: Vec<Counters>,
     attempt_duration: Histogram,
+    attempt_records: Counters,
     event_to_delivery: Histogram,
     parked: Counters,
     released: Counters,
@@ -318,6 +336,11 @@ impl Metrics {
                 "How long an attempt took, from its start to the answer's headers or its failure, seconds.",
                 ATTEMPT_BUCKETS,
             ),
+            attempt_records: declare.counters::<AttemptRecord>(
+                "hookstream_attempt_records_total",
+                "Records of the log of attempts, by what became of them; 0 while it is off.",
+                "result",
+            ),
             event_to_delivery: declare.histogram(
                 "hookstream_event_to_delivery_seconds",
                 "From fan-out's reading of the event to its delivery at the first attempt, seconds.",
@@ -432,6 +455,12 @@ impl Metrics {
     #[must_use]
     pub fn attempt_duration(&self) -> &Histogram {
         &self.0.attempt_duration
+    }
+
+    /// Records of the log of attempts.
+    #[must_use]
+    pub fn attempt_records(&self, result: AttemptRecord) -> &IntCounter {
+        self.0.attempt_records.of(result)
     }
 
     /// Seconds.

@@ -17,6 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use crate::clock;
 use crate::config::Settings;
 use crate::kafka::{self, Failure, LogContext};
+use crate::units::EpochMs;
 
 /// How long one question to the broker may take.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -167,6 +168,38 @@ impl Log {
             })
         };
         self.partitions.iter().map(range).collect()
+    }
+
+    /// The same ranges from the first record of the time `at` or later; where there is none, nothing is left.
+    ///
+    /// # Errors
+    /// [`Failure`] when the broker does not answer.
+    pub fn since(&self, ranges: &[Range], at: EpochMs) -> Result<Vec<Range>, Failure> {
+        let failure = |error| self.failure("looking for a time in", error);
+        let mut asked = TopicPartitionList::new();
+        for range in ranges {
+            let time = Offset::Offset(at.0.max(0));
+            asked
+                .add_partition_offset(&self.topic, range.partition, time)
+                .map_err(failure)?;
+        }
+        let found = settled(|| {
+            let found = self.committed.offsets_for_times(asked.clone(), ANSWER)?;
+            // Each partition has an error of its own, without which it would look empty.
+            let mut elements = found.elements().into_iter();
+            elements.try_for_each(|element| element.error())?;
+            Ok(found)
+        })
+        .map_err(failure)?;
+        let later = |range: &Range| {
+            let element = found.find_partition(&self.topic, range.partition);
+            let low = match element.map(|element| element.offset()) {
+                Some(Offset::Offset(first)) => first.clamp(range.low, range.end.max(range.low)),
+                _ => range.end,
+            };
+            Range { low, ..*range }
+        };
+        Ok(ranges.iter().map(later).collect())
     }
 
     /// Visits every committed record below the ends, partition by partition in offset order, partitions mixed.

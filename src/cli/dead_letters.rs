@@ -80,7 +80,7 @@ fn parse_reason(text: &str) -> Result<Reason, String> {
     text.parse()
 }
 
-fn parse_time(text: &str) -> Result<EpochMs, String> {
+pub(super) fn parse_time(text: &str) -> Result<EpochMs, String> {
     time_at(text, clock::now())
 }
 

@@ -11,13 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::dead_letters::FilterArgs;
 use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
+use super::progress::bar;
 use crate::admin::log::Reading;
 use crate::clock;
 use crate::config::{Guarantee, Settings};
@@ -253,18 +254,6 @@ impl Watch {
             )
         })
     }
-}
-
-fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg:<28} {wide_bar} {percent:>3}%  {elapsed}")
-    {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn show(bar: &ProgressBar, now: Progress) {

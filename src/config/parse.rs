@@ -73,6 +73,7 @@ impl<'a> Reader<'a> {
         let hang_deadline = self.read("hang-deadline", |text| {
             time(text, Duration::from_secs(5), Duration::from_secs(3600))
         });
+        let attempt_log = self.read("attempt-log", |text| text.parse().ok());
         let lag_top = self.read("lag-top", |text| number(text, 1, 10_000));
         let max_event_bytes = self.read("max-event-bytes", |text| size(text, 1024, 16 * MIB));
         let max_in_flight = self.read("max-in-flight", |text| number(text, 1, 65_536));
@@ -117,6 +118,7 @@ impl<'a> Reader<'a> {
             timeout: timeout?,
             drain_deadline: drain_deadline?,
             hang_deadline: hang_deadline?,
+            attempt_log: attempt_log?,
             lag_top: lag_top?,
             otlp: otlp?,
             egress: egress?,
@@ -173,6 +175,7 @@ impl<'a> Reader<'a> {
             topics.subscriptions(),
             topics.commands(),
             topics.dead_letters(),
+            topics.attempts(),
             topics.invalid_events(),
         ];
         own.extend(tiers.delays().iter().map(|&delay| topics.retry(delay)));

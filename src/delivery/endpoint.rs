@@ -1,6 +1,7 @@
 //! Where a subscription's commands go, made ready once so that each request costs little: checked URL, header
 //! template, keys.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use http::header::{
 
 use super::lane::{Limits, Rate};
 use super::signing::Signer;
+use crate::attempt::{Mask, shown_url};
 use crate::command::{Command, ContentType};
 use crate::config::Settings;
 use crate::egress::{EgressDenied, EgressPolicy};
@@ -45,11 +47,48 @@ pub(super) struct Target {
     pub(super) timeout: Duration,
     pub(super) schedule: Box<[Duration]>,
     pub(super) rules: StatusRules,
+    /// What the log of attempts needs, while it is on.
+    pub(super) log: Option<Shown>,
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
     /// The second of the last request, as a header: many requests share one.
     second: RefCell<(i64, HeaderValue)>,
+}
+
+/// An endpoint as the log of attempts may show it.
+pub(super) struct Shown {
+    pub(super) url: Arc<str>,
+    /// Hides in an answer what the endpoint echoes.
+    pub(super) mask: Mask,
+}
+
+impl Shown {
+    fn new(subscription: &Subscription, secrets: &[String]) -> Self {
+        let url = &subscription.url;
+        let headers = subscription.headers.iter();
+        let credentials = headers
+            .filter(|(_, value)| value.is_sensitive())
+            .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
+        let pairs = url.query_pairs().map(|(_, value)| value);
+        let query = url.query().map(Cow::Borrowed);
+        // As they stand in the URL, beside what they mean.
+        let written = url.query().into_iter().flat_map(|query| {
+            let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.map(|(_, value)| Cow::Borrowed(value))
+        });
+        let secrets = secrets.iter().map(|secret| Cow::Borrowed(secret.as_str()));
+        Self {
+            url: shown_url(url).into(),
+            mask: Mask::new(
+                credentials
+                    .chain(secrets)
+                    .chain(query)
+                    .chain(written)
+                    .chain(pairs),
+            ),
+        }
+    }
 }
 
 impl Destination {
@@ -123,6 +162,9 @@ impl Target {
                 .unwrap_or_else(|| settings.retry_schedule.clone())
                 .into(),
             rules: subscription.on_status.clone(),
+            log: settings
+                .attempt_log
+                .then(|| Shown::new(subscription, &secrets)),
             address: Arc::new(address),
             headers,
             signer,

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{
     UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
 };
 
+use super::journal::Journal;
 use super::worker::{self, Order, Surroundings, WorkerState};
 use crate::egress::EgressPolicy;
 use crate::http::{HttpClient, HttpOptions};
@@ -65,6 +66,8 @@ fn work(
 
 pub(super) struct Workers {
     pub(super) all: Vec<WorkerHandle>,
+    /// While the log of attempts is on.
+    journal: Option<Journal>,
 }
 
 impl Workers {
@@ -73,6 +76,10 @@ impl Workers {
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
+        let journal = match settings.attempt_log {
+            true => Some(Journal::start(context)?),
+            false => None,
+        };
         // One set of trust roots for all; each worker has its own connections.
         let count = settings.workers.max(1);
         let mut all = Vec::with_capacity(count);
@@ -87,6 +94,7 @@ impl Workers {
                 policy: Arc::clone(&policy),
                 client,
                 max_in_flight: settings.max_in_flight.div_ceil(count),
+                notes: journal.as_ref().map(Journal::notes),
             };
             let (orders, inbox) = unbounded_channel();
             let (started, starts) = channel();
@@ -100,7 +108,7 @@ impl Workers {
                 .map_err(not_started)?;
             all.push(WorkerHandle { orders, thread });
         }
-        Ok(Self { all })
+        Ok(Self { all, journal })
     }
 
     fn index(&self, partition: i32) -> usize {
@@ -151,6 +159,9 @@ impl Workers {
             if worker.thread.join().is_err() {
                 tracing::error!("a delivery worker has panicked");
             }
+        }
+        if let Some(journal) = self.journal {
+            journal.end();
         }
     }
 }

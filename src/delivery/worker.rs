@@ -21,12 +21,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::crowd::Crowd;
 use super::endpoint::{Destination, Target};
+use super::journal::{Entry, Notes};
 use super::lane::{Lane, Next, Permit};
 use super::order::Book;
 use super::outcome::{Told, Verdict, judge};
 use super::scan::{About, Answer, Question};
 use super::systemic::{Health, LATELY};
 use super::window::Window;
+use crate::attempt::Excerpt;
 use crate::clock;
 use crate::config::Settings;
 use crate::egress::EgressPolicy;
@@ -37,7 +39,8 @@ use crate::metrics::{Metrics, ParkReason};
 use crate::spans::{Open, Tracer, span};
 use crate::subscription::Order as Ordering;
 use crate::throttle::Throttle;
-use conclusion::tell;
+use crate::units::EpochMs;
+use conclusion::{read, tell};
 use partition::{Flight, Intake, Partition, Scan, Taken};
 pub(super) use partition::{Incoming, Load, Outcome, PartitionState};
 use routing::Routed;
@@ -83,6 +86,8 @@ pub(super) struct Surroundings {
     pub(super) client: HttpClient,
     /// This worker's share of the replica's requests in flight.
     pub(super) max_in_flight: usize,
+    /// The log of attempts, while it is on.
+    pub(super) notes: Option<Notes>,
 }
 
 /// Runs until the other end of `orders` is dropped.
@@ -104,7 +109,7 @@ pub(super) async fn run(surroundings: Surroundings, mut orders: UnboundedReceive
             }
             order = orders.recv() => match order {
                 Some(order) => worker.obey(order),
-                None => return,
+                None => return worker.last_notes(),
             },
             () = sleep_until(timer), if timer.is_some() => {}
             _ = tick.tick() => worker.look_around(),
@@ -167,14 +172,20 @@ struct LaneEntry {
 /// The end of an attempt, or of its connection's use.
 enum Ended {
     Attempt(AttemptEnd),
-    /// The lane may send again: comes with the attempt's end, or later when the answer's body was still open.
-    Slot(LaneId),
+    /// The lane may send again: comes with the attempt's end, or later when the answer's body was still open. Of the
+    /// body, what the log of attempts keeps of the attempt with this ticket.
+    Slot(LaneId, Option<(Ticket, Excerpt)>),
     /// What was due soon is due, if its partition is still in this epoch.
     Due(Taken, u64),
 }
 
+/// Tells a worker's attempts apart.
+type Ticket = u64;
+
 struct AttemptEnd {
     lane: LaneId,
+    ticket: Ticket,
+    began: EpochMs,
     taken: Taken,
     /// As it was when the attempt began: by its rules the attempt is judged.
     target: Rc<Target>,
@@ -201,6 +212,9 @@ struct Worker {
     pause: Option<Pause>,
     /// Dead letters in the log.
     told: Throttle,
+    next_ticket: Ticket,
+    /// Notes of attempts whose answer's body is still open: as many as have a slot at most.
+    answering: Map<Ticket, Entry>,
 }
 
 impl Worker {
@@ -218,6 +232,8 @@ impl Worker {
             random: fastrand::Rng::new(),
             pause: None,
             told: Throttle::new(Duration::from_secs(1)),
+            next_ticket: 0,
+            answering: Map::default(),
         }
     }
 
@@ -259,6 +275,9 @@ impl Worker {
                 }
             }
             Order::Snapshot(reply) => {
+                if let Some(notes) = &mut self.around.notes {
+                    notes.hand_over();
+                }
                 let state = WorkerState {
                     partitions: self.states(),
                     health: self.health(),
@@ -376,12 +395,15 @@ impl Worker {
         let (number, offset) = (taken.partition, taken.offset);
         let client = self.around.client.clone();
         let ended = self.ended.clone();
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
         let carried = taken.command.traceparent.as_deref();
         let span = self.around.tracer.of_command(carried);
         let task = tokio::task::spawn_local(async move {
             let own = span.as_ref().map(Open::traceparent);
             let traceparent = own.as_deref().or(taken.command.traceparent.as_deref());
-            let request = target.request(&taken.command, traceparent, clock::now());
+            let began = clock::now();
+            let request = target.request(&taken.command, traceparent, began);
             let deadline = tokio::time::Instant::from_std(started + target.timeout);
             let reply = client.post(request, deadline).await;
             let took = clock::instant() - started;
@@ -396,8 +418,11 @@ impl Worker {
                 span.end_after(took, facts);
             }
             let slot_follows = rest.is_some();
+            let logged = target.log.is_some().then(|| Rc::clone(&target));
             let end = AttemptEnd {
                 lane,
+                ticket,
+                began,
                 taken,
                 target,
                 permit,
@@ -409,9 +434,11 @@ impl Worker {
             // The worker outlives its tasks, or nobody is left to be told.
             ended.send(Ended::Attempt(end)).ok();
             if let Some(rest) = rest {
-                rest.drain(deadline.min((clock::instant() + DRAIN).into()))
-                    .await;
-                ended.send(Ended::Slot(lane)).ok();
+                let deadline = deadline.min((clock::instant() + DRAIN).into());
+                let excerpt = read(rest, deadline, logged).await;
+                ended
+                    .send(Ended::Slot(lane, excerpt.map(|excerpt| (ticket, excerpt))))
+                    .ok();
             }
         });
         self.in_flight += 1;
@@ -431,7 +458,12 @@ impl Worker {
     fn apply(&mut self, event: Ended) {
         match event {
             Ended::Attempt(end) => self.attempt_ended(end),
-            Ended::Slot(lane) => self.free_slot(lane),
+            Ended::Slot(lane, excerpt) => {
+                if let Some((ticket, excerpt)) = excerpt {
+                    self.complete_note(ticket, excerpt);
+                }
+                self.free_slot(lane);
+            }
             Ended::Due(taken, epoch) => {
                 let ours = self
                     .partitions

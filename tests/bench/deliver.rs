@@ -1,5 +1,6 @@
 //! CPU per delivery, beside a raw HTTP client that POSTs as much to the same receiver, and what reading alone costs.
 
+use std::process::Stdio;
 use std::time::Instant;
 
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
@@ -86,6 +87,59 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         median(ours.iter().map(|cost| cost.memory)),
         " MiB",
     );
+    Ok(())
+}
+
+/// What the log of attempts costs: runs with it on and off in turn.
+pub fn log(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
+    let count = scale.pick(100_000, 200_000);
+    let mut receiver = Helper::start("receiver", &[])?;
+    let port = receiver.line()?;
+    let world = World::new(kafka, "log", 12, &subscriptions(&port))?;
+    let made = world
+        .command(&["topics", "create", "--attempt-log"])
+        .stdout(Stdio::null())
+        .status()?;
+    if !made.success() {
+        return Err("the topic of the log could not be created".into());
+    }
+    fill(kafka, &world.commands(), count)?;
+    let (mut rates, mut cpu, mut dropped) = (vec![], vec![], vec![]);
+    // One more, which warms the broker and the receiver and does not count.
+    for run in 0..=scale.runs {
+        let mut both = [(0.0, 0.0); 2];
+        // Which one is first changes from run to run.
+        for on in [run % 2 == 0, run % 2 != 0] {
+            let log: &[&str] = if on { &["--attempt-log"] } else { &[] };
+            let flags = [&["--workers", "1"], log].concat();
+            let role = world
+                .again(&format!("log-{run}-{on}"))
+                .start("deliver", &flags)?;
+            let (cost, seconds) = role.wait(&DONE, count as f64)?;
+            if on {
+                dropped.push(role.sum(&[r#"hookstream_attempt_records_total{result="dropped""#])?);
+            }
+            role.stop()?;
+            both[usize::from(on)] = (count as f64 / seconds, cost.cpu);
+        }
+        let [off, on] = both;
+        eprintln!(
+            "  run {run}: {:.0}/s with the log, {:.0}/s without",
+            on.0, off.0
+        );
+        if run > 0 {
+            rates.push(on.0 / off.0 * 100.0);
+            cpu.push((on.1 - off.1) / count as f64 * 1e6);
+        }
+    }
+    report.at_least(
+        "deliver: rate with the log of attempts over that without",
+        median(rates),
+        " %",
+        90.0,
+    );
+    report.tells("… its CPU per delivery", median(cpu), " µs");
+    report.tells("… records dropped", median(dropped), "");
     Ok(())
 }
 

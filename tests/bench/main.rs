@@ -50,9 +50,10 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 8] = [
+const ROWS: [(&str, Row); 9] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
+    ("log", deliver::log),
     ("fanout", fanout::run),
     ("drain", drain::run),
     ("latency", latency::run),

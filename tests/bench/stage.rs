@@ -246,7 +246,7 @@ impl<'a> World<'a> {
         self.partitions
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hookstream"));
         let prefix = format!("{}-", self.name);
         command

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use hookstream::attempt::{Attempt, Excerpt, Facts, Mask};
 use hookstream::command::{Cause, Command, ContentType};
 use hookstream::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
@@ -62,6 +63,26 @@ fn letter() -> DeadLetter {
     }
 }
 
+fn attempt(command: &Command) -> Attempt<'_> {
+    let excerpt = Excerpt::new(b"try again later", false, &Mask::default());
+    let facts = Facts {
+        number: 3,
+        began: EpochMs(1_700_000_009_000),
+        took: Duration::from_micros(12_345),
+        url: "https://acme.example/hooks",
+        status: Some(500),
+        class: "5xx",
+        outcome: "retry",
+        error: None,
+        excerpt: None,
+    };
+    Attempt {
+        body: Some(String::from(excerpt.text).into()),
+        body_truncated: excerpt.truncated,
+        ..Attempt::new(command, facts)
+    }
+}
+
 /// A window of the bitmap form, and one of the form with gaps.
 fn windows() -> [Window; 2] {
     let taken = |span: i64| {
@@ -100,6 +121,13 @@ fn written() -> String {
             writeln!(text, "{name}: {value}").unwrap();
         }
     }
+    text.push_str("\n## attempt: headers, then the value\n");
+    let command = command();
+    for (name, value) in hookstream::attempt::headers(&command) {
+        writeln!(text, "{name}: {value}").unwrap();
+    }
+    let value = serde_json::to_string(&attempt(&command)).unwrap();
+    writeln!(text, "{value}").unwrap();
     for window in windows() {
         let snapshot = window.snapshot(TOPIC, 3);
         writeln!(
@@ -170,6 +198,12 @@ fn what_the_golden_file_holds_is_read() {
     assert!(matches!(fact, Fact::DeadLettered(read) if read.info == letter().info));
     let fact = Fact::decode(letter().at, Some(b"acme"), &bytes(&of("fact"))).unwrap();
     assert!(matches!(fact, Fact::Settled(read) if read.letter == letter().at));
+    let value = golden.lines().find(|line| line.starts_with('{')).unwrap();
+    let command = command();
+    assert_eq!(
+        Attempt::decode(value.as_bytes()).unwrap(),
+        attempt(&command)
+    );
     let metadata = golden
         .lines()
         .filter(|line| line.len() > 60 && !line.contains(' '));

@@ -12,6 +12,7 @@
     unreachable_pub
 )]
 
+mod attempts;
 mod bad_input;
 mod demo;
 mod exact;
@@ -30,3 +31,4 @@ mod schemas;
 #[cfg(feature = "otlp")]
 mod spans;
 mod support;
+mod trace;

@@ -24,6 +24,13 @@ fn schema(name: &str) -> jsonschema::Validator {
     jsonschema::validator_for(&schema).unwrap()
 }
 
+/// One of a schema's `$defs`.
+pub fn definition(name: &str, of: &str) -> jsonschema::Validator {
+    let text = std::fs::read_to_string(folder().join(name)).unwrap();
+    let schema: Value = serde_json::from_str(&text).unwrap();
+    jsonschema::validator_for(&schema["$defs"][of]).unwrap()
+}
+
 fn headers(record: &Record) -> Value {
     let text = |bytes: &Vec<u8>| Value::String(String::from_utf8(bytes.clone()).unwrap());
     let pairs = record
@@ -34,7 +41,7 @@ fn headers(record: &Record) -> Value {
 }
 
 #[track_caller]
-fn assert_valid(validator: &jsonschema::Validator, value: &Value, what: &str) {
+pub fn assert_valid(validator: &jsonschema::Validator, value: &Value, what: &str) {
     let errors: Vec<_> = validator
         .iter_errors(value)
         .map(|error| error.to_string())
@@ -44,10 +51,12 @@ fn assert_valid(validator: &jsonschema::Validator, value: &Value, what: &str) {
 
 #[test]
 fn every_record_on_kafka_is_as_its_schema_says() {
-    let world = world("schemas");
+    let mut world = world("schemas");
+    world.flags.push("--attempt-log".to_owned());
+    world.create_topic(&world.topics.attempts(), 1, &[]);
     let receiver = Receiver::start(|seen| match seen.path.as_str() {
         "/refuse" if seen.attempt == 1 => Answer::status(400),
-        "/flaky" if seen.attempt == 1 => Answer::status(500),
+        "/flaky" if seen.attempt == 1 => Answer::status(500).body("busy"),
         _ => Answer::ok(),
     });
     let all = ["good", "flaky", "refuse"]
@@ -123,6 +132,15 @@ fn every_record_on_kafka_is_as_its_schema_says() {
     for record in &facts {
         assert_valid(&schema("fact.schema.json"), &headers(record), "fact");
     }
+    // Three are delivered, three after one failure, three refused and replayed.
+    let attempts = wait_for_records(&world, &world.topics.attempts(), 15);
+    assert_eq!(attempts.len(), 15);
+    for record in &attempts {
+        let name = "attempt.schema.json";
+        assert_valid(&schema(name), &record.json(), "attempt");
+        let of_headers = definition(name, "headers");
+        assert_valid(&of_headers, &headers(record), "an attempt's headers");
+    }
     let subscriptions = read(&world.topics.subscriptions());
     assert_eq!(subscriptions.len(), 3);
     for record in &subscriptions {
@@ -179,6 +197,7 @@ fn the_asyncapi_document_names_every_topic_and_every_schema() {
         topics.commands(),
         topics.subscriptions(),
         topics.dead_letters(),
+        topics.attempts(),
         topics.invalid_events(),
     ] {
         assert!(addresses.contains(&topic.as_str()), "{topic} is missing");
@@ -189,6 +208,7 @@ fn the_asyncapi_document_names_every_topic_and_every_schema() {
     let mut files: Vec<_> = found
         .iter()
         .filter_map(|target| target.strip_prefix("./"))
+        .filter_map(|target| target.split('#').next())
         .collect();
     for local in found.iter().filter_map(|target| target.strip_prefix('#')) {
         assert!(document.pointer(local).is_some(), "{local} leads nowhere");

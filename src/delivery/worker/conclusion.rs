@@ -1,34 +1,42 @@
 //! What an attempt came to, and what follows from it for its command, its lane and its subscription.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::breaker::{Change, Sign};
 use super::super::endpoint::Target;
+use super::super::journal::{Ended, Entry};
 use super::super::lane::{Cause as Closed, Report};
 use super::super::outcome::{Class, Told, Verdict, judge};
 use super::partition::{Outcome, Taken};
-use super::{AttemptEnd, LaneEntry, LaneId, Worker};
+use super::{AttemptEnd, LaneEntry, LaneId, Ticket, Worker};
+use crate::attempt::Excerpt;
 use crate::clock;
-use crate::command::Cause;
+use crate::command::{Cause, Command};
 use crate::dead_letter::Reason;
-use crate::http::{Answer, FailureClass, Reply, Rest, RetryAfter};
+use crate::http::{Answer, Drained, FailureClass, Reply, Rest, RetryAfter};
 use crate::metrics::{AttemptOutcome, ParkReason};
 use crate::retry::schedule::next_delay;
 use crate::retry::tier::LONGEST_PARK;
+
+/// What is noted of an attempt that failed: its command as it was, and why there was no answer.
+type Failed = (Ended, Box<Command>, Option<Box<str>>);
 
 impl Worker {
     /// Turns what an attempt told into an outcome.
     pub(super) fn conclude(&mut self, end: AttemptEnd) {
         let AttemptEnd {
             lane,
+            ticket,
+            began,
             mut taken,
             target,
             permit,
             told,
             error,
             took,
-            ..
+            slot_follows,
         } = end;
         let (class, status) = match told {
             Told::Status { status, .. } => (Class::of_status(status), Some(status)),
@@ -36,6 +44,15 @@ impl Worker {
         };
         let metrics = self.around.metrics.clone();
         metrics.attempt_duration().observe(took.as_secs_f64());
+        let noted = target.log.as_ref().map(|shown| Ended {
+            number: taken.command.attempt.saturating_add(1),
+            began,
+            took,
+            url: Arc::clone(&shown.url),
+            status,
+            class,
+        });
+        let open = slot_follows.then_some(ticket);
         let verdict = judge(told, &target.rules);
         let report = Report {
             permit,
@@ -51,13 +68,22 @@ impl Worker {
                     .observe(clock::now().since(taken.command.enqueued).as_secs_f64());
             }
             self.is_done(taken.partition, &taken.command);
-            return self.settle(taken.partition, taken.offset, taken.command.weight(), None);
+            self.settle(taken.partition, taken.offset, taken.command.weight(), None);
+            if let Some(noted) = noted {
+                let outcome = AttemptOutcome::Delivered;
+                self.note(open, Entry::new(noted, taken.command, outcome, None));
+            }
+            return;
         }
         let error = match (status, error) {
             (_, Some(error)) => error.into_string(),
             (Some(status), None) => format!("the endpoint answered {status}"),
             (None, None) => String::new(),
         };
+        let noted = noted.map(|noted| {
+            let why = noted.status.is_none().then(|| error.as_str().into());
+            (noted, taken.command.without_body(), why)
+        });
         let now = clock::now();
         taken.command.attempt = taken.command.attempt.saturating_add(1);
         taken.command.first_failure.get_or_insert(now);
@@ -79,6 +105,7 @@ impl Worker {
                     next_delay(&target.schedule, taken.command.attempt, retry_after, chance)
                 {
                     metrics.attempts(AttemptOutcome::Retry, class).inc();
+                    self.note_failed(open, noted, AttemptOutcome::Retry);
                     taken.command.due = Some(now + delay);
                     taken.command.cause = Cause::Retry;
                     let tier = self.around.settings.tiers.for_rest(delay);
@@ -94,7 +121,49 @@ impl Worker {
             }
         };
         metrics.attempts(AttemptOutcome::DeadLettered, class).inc();
+        self.note_failed(open, noted, AttemptOutcome::DeadLettered);
         self.dead_letter(taken, reason, status, error);
+    }
+
+    fn note_failed(
+        &mut self,
+        open: Option<Ticket>,
+        noted: Option<Failed>,
+        outcome: AttemptOutcome,
+    ) {
+        if let Some((ended, command, why)) = noted {
+            self.note(open, Entry::new(ended, command, outcome, why));
+        }
+    }
+
+    /// Notes an attempt; one whose answer's body is still `open` waits for that.
+    fn note(&mut self, open: Option<Ticket>, entry: Entry) {
+        match (open, &mut self.around.notes) {
+            (Some(ticket), Some(_)) => drop(self.answering.insert(ticket, entry)),
+            (None, Some(notes)) => notes.add(entry),
+            (_, None) => {}
+        }
+    }
+
+    /// Notes an attempt whose answer's body has ended.
+    pub(super) fn complete_note(&mut self, ticket: Ticket, excerpt: Excerpt) {
+        // Of an attempt that was cut meanwhile there is none.
+        if let (Some(mut entry), Some(notes)) =
+            (self.answering.remove(&ticket), &mut self.around.notes)
+        {
+            entry.excerpt = Some(excerpt);
+            notes.add(entry);
+        }
+    }
+
+    /// At the worker's end: bodies that are still open are not waited for.
+    pub(super) fn last_notes(&mut self) {
+        if let Some(notes) = &mut self.around.notes {
+            self.answering
+                .drain()
+                .for_each(|(_, entry)| notes.add(entry));
+            notes.hand_over();
+        }
     }
 
     /// The endpoint said that it is gone for good. Only the subscription that it said so of is disabled: not one
@@ -203,6 +272,25 @@ fn sign(verdict: Verdict) -> Sign {
         | Verdict::EgressDenied => Sign::None,
         Verdict::Retry { silence: None, .. } => Sign::Bad,
     }
+}
+
+/// Reads the body of an answer to its end, so that its connection can be used again, and keeps its beginning for the log
+/// of attempts when that is on.
+pub(super) async fn read(
+    rest: Rest,
+    deadline: tokio::time::Instant,
+    logged: Option<Rc<Target>>,
+) -> Option<Excerpt> {
+    let Some(shown) = logged.as_ref().and_then(|target| target.log.as_ref()) else {
+        rest.drain(deadline).await;
+        return None;
+    };
+    let (body, drained) = rest.read_snippet(deadline).await;
+    Some(Excerpt::new(
+        &body,
+        drained == Drained::Complete,
+        &shown.mask,
+    ))
 }
 
 /// What a reply tells, why there was no answer, and the body that is still to come.

@@ -1,0 +1,368 @@
+//! The log of attempts: what workers note goes to a thread of its own, which writes it.
+//!
+//! A worker never waits for it. What is not written yet is bounded by [`MAX_HELD_BYTES`]; past that, records are
+//! dropped and counted, and so is what the broker does not take. Nothing else depends on the log: a crash loses what
+//! was noted within the last moments, and an attempt that is cut, by a kill or by the drain deadline, is not in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::message::OwnedHeaders;
+
+use crate::attempt::{self, Attempt, Excerpt, Facts};
+use crate::command::Command;
+use crate::kafka::scribe::{Note, Scribe};
+use crate::kafka::{Failure, with_header};
+use crate::metrics::{AttemptOutcome, AttemptRecord, Metrics};
+use crate::service::RoleContext;
+use crate::units::EpochMs;
+
+use super::outcome::Class;
+
+/// What workers have noted and the client has not taken, of the whole replica, bytes. Past it, records are dropped.
+const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
+/// A worker hands over so many at once, or what there is each time it tells its state.
+const BATCH: usize = 256;
+/// How long the thread waits for more before it serves its client.
+const TURN: Duration = Duration::from_millis(50);
+/// How long serving the client takes, after each batch; and between two tries when it is full.
+const SERVE: Duration = Duration::from_millis(1);
+/// What is left at the end may take this long.
+const LAST: Duration = Duration::from_secs(2);
+
+/// One attempt that has ended.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Without its body.
+    command: Box<Command>,
+    number: u32,
+    began: EpochMs,
+    took: Duration,
+    url: Arc<str>,
+    status: Option<u16>,
+    class: Class,
+    outcome: AttemptOutcome,
+    error: Option<Box<str>>,
+    pub(super) excerpt: Option<Excerpt>,
+}
+
+/// What an attempt's end tells before its outcome is known.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) number: u32,
+    pub(super) began: EpochMs,
+    pub(super) took: Duration,
+    pub(super) url: Arc<str>,
+    pub(super) status: Option<u16>,
+    pub(super) class: Class,
+}
+
+impl Entry {
+    pub(super) fn new(
+        ended: Ended,
+        mut command: Box<Command>,
+        outcome: AttemptOutcome,
+        error: Option<Box<str>>,
+    ) -> Self {
+        command.body = Bytes::new();
+        let Ended {
+            number,
+            began,
+            took,
+            url,
+            status,
+            class,
+        } = ended;
+        Self {
+            command,
+            number,
+            began,
+            took,
+            url,
+            status,
+            class,
+            outcome,
+            error,
+            excerpt: None,
+        }
+    }
+
+    fn weight(&self) -> usize {
+        let excerpt = self.excerpt.as_ref().map_or(0, |it| it.text.len());
+        self.command.weight() + excerpt
+    }
+
+    fn attempt(&self) -> Attempt<'_> {
+        Attempt::new(
+            &self.command,
+            Facts {
+                number: self.number,
+                began: self.began,
+                took: self.took,
+                url: &self.url,
+                status: self.status,
+                class: self.class.as_str(),
+                outcome: self.outcome.as_str(),
+                error: self.error.as_deref(),
+                excerpt: self.excerpt.as_ref(),
+            },
+        )
+    }
+}
+
+/// A worker's end of the log.
+pub(super) struct Notes {
+    batch: Vec<Entry>,
+    to: Sender<Vec<Entry>>,
+    held: Arc<AtomicUsize>,
+    metrics: Metrics,
+}
+
+impl Notes {
+    pub(super) fn add(&mut self, entry: Entry) {
+        let weight = entry.weight();
+        if self.held.load(Ordering::Relaxed) + weight > MAX_HELD_BYTES {
+            self.metrics.attempt_records(AttemptRecord::Dropped).inc();
+            return;
+        }
+        self.held.fetch_add(weight, Ordering::Relaxed);
+        self.batch.push(entry);
+        if self.batch.len() >= BATCH {
+            self.hand_over();
+        }
+    }
+
+    pub(super) fn hand_over(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        if let Err(refused) = self.to.send(batch) {
+            // Its thread has panicked: nothing is held any more, and nothing will be written.
+            let count = refused.0.len() as u64;
+            self.held.store(0, Ordering::Relaxed);
+            self.metrics
+                .attempt_records(AttemptRecord::Dropped)
+                .inc_by(count);
+        }
+    }
+}
+
+/// The log's thread.
+pub(super) struct Journal {
+    to: Sender<Vec<Entry>>,
+    held: Arc<AtomicUsize>,
+    metrics: Metrics,
+    ending: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Journal {
+    pub(super) fn start(context: &RoleContext) -> Result<Self, Failure> {
+        let topic = context.settings.topics.attempts();
+        let scribe = Scribe::new(&context.settings, &context.metrics, topic)?;
+        let (to, inbox) = channel();
+        let held = Arc::new(AtomicUsize::new(0));
+        let ending = Arc::new(AtomicBool::new(false));
+        let mut writer = Writer {
+            scribe,
+            held: Arc::clone(&held),
+            ending: Arc::clone(&ending),
+            metrics: context.metrics.clone(),
+            value: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("attempts".to_owned())
+            .spawn(move || {
+                writer.work(&inbox);
+                writer.scribe.close(LAST);
+            })
+            .map_err(|error| {
+                Failure::Internal(format!(
+                    "starting the thread of the log of attempts: {error}"
+                ))
+            })?;
+        Ok(Self {
+            to,
+            held,
+            metrics: context.metrics.clone(),
+            ending,
+            thread,
+        })
+    }
+
+    pub(super) fn notes(&self) -> Notes {
+        Notes {
+            batch: Vec::with_capacity(BATCH),
+            to: self.to.clone(),
+            held: Arc::clone(&self.held),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    /// Writes what is left, when every worker has ended.
+    pub(super) fn end(self) {
+        self.ending.store(true, Ordering::Relaxed);
+        drop(self.to);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the log of attempts has panicked");
+        }
+    }
+}
+
+struct Writer {
+    scribe: Scribe,
+    held: Arc<AtomicUsize>,
+    ending: Arc<AtomicBool>,
+    metrics: Metrics,
+    /// Room for a record's value, used again.
+    value: Vec<u8>,
+}
+
+impl Writer {
+    fn work(&mut self, inbox: &Receiver<Vec<Entry>>) {
+        loop {
+            match inbox.recv_timeout(TURN) {
+                Ok(batch) => {
+                    for entry in batch {
+                        self.write(&entry);
+                        self.held.fetch_sub(entry.weight(), Ordering::Relaxed);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.scribe.serve(SERVE);
+        }
+    }
+
+    fn write(&mut self, entry: &Entry) {
+        self.value.clear();
+        // Text and numbers always have a form in JSON, and writing to memory does not fail.
+        if serde_json::to_writer(&mut self.value, &entry.attempt()).is_err() {
+            return;
+        }
+        let headers = attempt::headers(&entry.command).into_iter().fold(
+            OwnedHeaders::new_with_capacity(3),
+            |headers, (name, value)| with_header(headers, name, value),
+        );
+        let mut note = Note {
+            key: entry.command.subscriber.as_bytes(),
+            value: &self.value,
+            headers,
+            at: entry.began,
+        };
+        while let Err(refused) = self.scribe.write(note) {
+            if self.ending.load(Ordering::Relaxed) {
+                self.metrics.attempt_records(AttemptRecord::Dropped).inc();
+                return;
+            }
+            note = refused;
+            self.scribe.serve(SERVE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Cause, ContentType};
+
+    fn entry(body: &'static str) -> Entry {
+        let command = Command {
+            subscriber: "acme".into(),
+            webhook_id: "msg_1".into(),
+            subscription: "s".into(),
+            event_id: "e".into(),
+            event_type: "t".into(),
+            event_time: None,
+            subject: None,
+            content_type: ContentType::Json,
+            attempt: 0,
+            due: None,
+            enqueued: EpochMs(0),
+            cause: Cause::New,
+            traceparent: None,
+            first_failure: None,
+            sequence: None,
+            body: Bytes::from_static(body.as_bytes()),
+        };
+        let ended = Ended {
+            number: 1,
+            began: EpochMs(0),
+            took: Duration::from_micros(1500),
+            url: "https://a.example/".into(),
+            status: Some(200),
+            class: Class::Success,
+        };
+        Entry::new(ended, Box::new(command), AttemptOutcome::Delivered, None)
+    }
+
+    fn notes() -> (Notes, Receiver<Vec<Entry>>) {
+        let (to, inbox) = channel();
+        let notes = Notes {
+            batch: Vec::new(),
+            to,
+            held: Arc::new(AtomicUsize::new(0)),
+            metrics: Metrics::new(),
+        };
+        (notes, inbox)
+    }
+
+    fn dropped(notes: &Notes) -> u64 {
+        notes.metrics.attempt_records(AttemptRecord::Dropped).get()
+    }
+
+    #[test]
+    fn a_note_does_not_hold_the_body_that_was_sent() {
+        assert!(entry("a body").command.body.is_empty());
+    }
+
+    #[test]
+    fn notes_are_handed_over_in_batches_or_when_told() {
+        let (mut notes, inbox) = notes();
+        (0..BATCH + 1).for_each(|_| notes.add(entry("")));
+        assert_eq!(inbox.try_recv().unwrap().len(), BATCH);
+        assert!(inbox.try_recv().is_err(), "the last one still gathers");
+        notes.hand_over();
+        notes.hand_over();
+        assert_eq!(inbox.try_recv().unwrap().len(), 1);
+        assert!(inbox.try_recv().is_err(), "nothing is handed over twice");
+    }
+
+    #[test]
+    fn when_too_much_is_held_records_are_dropped_and_counted() {
+        let (mut notes, inbox) = notes();
+        let fit = MAX_HELD_BYTES / entry("").weight();
+        (0..fit + 7).for_each(|_| notes.add(entry("")));
+        notes.hand_over();
+        assert_eq!(
+            inbox.try_iter().map(|batch| batch.len()).sum::<usize>(),
+            fit
+        );
+        assert_eq!(dropped(&notes), 7);
+    }
+
+    #[test]
+    fn when_the_logs_thread_is_gone_a_worker_goes_on() {
+        let (mut notes, inbox) = notes();
+        drop(inbox);
+        (0..BATCH * 2).for_each(|_| notes.add(entry("")));
+        assert_eq!(dropped(&notes), BATCH as u64 * 2);
+    }
+
+    #[test]
+    fn an_entry_tells_what_was_answered_and_how_fast() {
+        let entry = entry("");
+        let told = entry.attempt();
+        assert_eq!(
+            (told.attempt, told.status, told.duration_ms),
+            (1, Some(200), 1.5)
+        );
+        assert_eq!((&*told.class, &*told.outcome), ("2xx", "delivered"));
+    }
+}
