@@ -58,11 +58,16 @@ impl Report {
         }
     }
 
-    /// One fault, or several that came on top of each other, and how long after the last of them all was well.
-    pub fn faults(&mut self, faults: &[Fault], recovered: Option<Duration>) {
+    /// Faults of which nothing can be said of how long recovery took.
+    pub fn injected(&mut self, faults: &[Fault]) {
         for &fault in faults {
             *self.injected.entry(fault).or_default() += 1;
         }
+    }
+
+    /// One fault, or several that came on top of each other, and how long after the last of them all was well.
+    pub fn faults(&mut self, faults: &[Fault], recovered: Option<Duration>) {
+        self.injected(faults);
         match faults {
             [alone] => self.alone.entry(*alone).or_default().push(recovered),
             _ => self.bursts.push(recovered),
@@ -107,6 +112,7 @@ impl Report {
         all.repeated += verdict.repeated;
         all.allowed += verdict.allowed;
         all.doubled += verdict.doubled;
+        all.never_there += verdict.never_there;
     }
 
     pub fn is_clean(&self) -> bool {
@@ -162,7 +168,7 @@ impl fmt::Display for Report {
         let injected: usize = self.injected.values().sum();
         writeln!(
             f,
-            "{:?}, seed {}, {} rounds of {:.0} s in all: {injected} faults, {} events ({} of them never acknowledged, {} twice on the topic), {} commands, {} requests.\n",
+            "{:?}, seed {}, {} rounds of {:.0} s in all: {injected} faults, {} events ({} of them never acknowledged, {} twice on the topic, {} not on it though acknowledged), {} commands, {} requests.\n",
             self.promise,
             self.seed,
             self.rounds,
@@ -170,6 +176,7 @@ impl fmt::Display for Report {
             self.events,
             self.unknown,
             self.twice,
+            self.verdict.never_there,
             self.verdict.commands,
             self.requests
         )?;

@@ -28,15 +28,26 @@ impl Progress {
         all[at] |= 1 << number;
     }
 
+    /// Nothing will ever come of this event.
+    pub fn excuse(&self, event: u32) {
+        (0..SUBSCRIPTIONS.len()).for_each(|number| self.note(event, number));
+    }
+
     /// Whether every probe has accepted every event from one number up to, not including, another.
     pub fn is_through(&self, from: u32, until: u32) -> bool {
+        self.missing(from, until).is_empty()
+    }
+
+    /// The events of these that not every probe has accepted.
+    pub fn missing(&self, from: u32, until: u32) -> Vec<u32> {
         let probes = (0..SUBSCRIPTIONS.len()).filter(|&number| SUBSCRIPTIONS[number].is_probe());
         let mask = probes.fold(0, |mask, number| mask | 1 << number);
         let all = self.0.lock().unwrap();
-        (from..until).all(|event| {
-            all.get(event as usize)
-                .is_some_and(|seen| seen & mask == mask)
-        })
+        let is_missing = |event: &u32| {
+            let seen = all.get(*event as usize);
+            seen.is_none_or(|seen| seen & mask != mask)
+        };
+        (from..until).filter(is_missing).collect()
     }
 }
 
