@@ -178,7 +178,14 @@ impl Shown {
             .partition(|(_, _, shown)| shown.is_some());
         let free = self.most.saturating_sub(shown.len());
         // The first of those that are not shown, and the last of those that are; of equals, always the same.
-        others.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        let first =
+            |a: &(Rank, Arc<str>, _), b: &(Rank, Arc<str>, _)| b.0.cmp(&a.0).then(a.1.cmp(&b.1));
+        if others.len() > self.most {
+            // More than there are places need no order: there may be a hundred thousand.
+            others.select_nth_unstable_by(self.most, first);
+            others.truncate(self.most);
+        }
+        others.sort_by(first);
         shown.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
         let mut others = others.into_iter().map(|(rank, name, _)| (rank, name));
         let mut enter: Vec<Arc<str>> = others.by_ref().take(free).map(|(_, name)| name).collect();
