@@ -17,8 +17,10 @@ pub mod order;
 pub mod outcome;
 mod pool;
 mod scan;
+pub mod shown;
 pub mod signing;
 pub mod systemic;
+pub mod tally;
 pub mod window;
 mod worker;
 
@@ -39,6 +41,7 @@ use crate::service::RoleContext;
 use crate::units::Offset;
 use commit::Doubt;
 use pool::Workers;
+use shown::Shown;
 use systemic::Systemic;
 use window::{ReadError, Snapshot, Window};
 use worker::{Incoming, Load, Order, Outcome};
@@ -94,7 +97,9 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         systemic: Systemic::default(),
         doubt: Doubt::default(),
         oldest: Duration::ZERO,
+        shown: Shown::new(settings.lag_top, clock::instant()),
     };
+    context.metrics.forget_subscriber_attempts();
     context.ready();
     let result = delivery.go();
     if result.is_ok() {
@@ -159,6 +164,8 @@ struct Delivery<'a> {
     doubt: Doubt,
     /// The age of the oldest attempt in flight.
     oldest: Duration,
+    /// Whose attempts have series of their own.
+    shown: Shown,
 }
 
 impl Delivery<'_> {

@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::command::Cause;
 use crate::delivery::outcome::Class;
+use crate::delivery::shown;
 use crate::lag::figures::Figures;
 use crate::lag::top::Told;
 
@@ -139,17 +140,7 @@ impl Label for Cause {
 }
 
 impl Label for Class {
-    const ALL: &'static [Self] = &[
-        Self::Success,
-        Self::Redirect,
-        Self::ClientError,
-        Self::ServerError,
-        Self::Timeout,
-        Self::Connect,
-        Self::Tls,
-        Self::Egress,
-        Self::Other,
-    ];
+    const ALL: &'static [Self] = &Self::ALL;
     fn text(self) -> &'static str {
         self.as_str()
     }
@@ -203,6 +194,7 @@ struct All {
     subscriber_dead_letters: IntGaugeVec,
     subscriber_waiting: IntGaugeVec,
     subscriber_finished: IntCounterVec,
+    subscriber_attempts: IntCounterVec,
     lag_as_of: Gauge,
     lag_behind: IntGauge,
     spans: Counters,
@@ -413,6 +405,10 @@ impl Metrics {
             subscriber_finished: declare.add(IntCounterVec::new(
                 Opts::new("hookstream_subscriber_finished_total", "Commands that delivery has finished, whatever came of them, since the subscriber has series of its own."),
                 &["subscriber"],
+            )),
+            subscriber_attempts: declare.add(IntCounterVec::new(
+                Opts::new("hookstream_subscriber_attempts_total", "Attempts that ended, by class of answer, since the subscriber has series of its own in this replica; the rest is _other."),
+                &["subscriber", "class"],
             )),
             lag_as_of: declare.add(Gauge::new(
                 "hookstream_lag_as_of_timestamp_seconds",
@@ -647,6 +643,28 @@ impl Metrics {
         inner.lag_behind.set(count(figures.behind));
     }
 
+    /// Attempts of subscribers. A series has all classes from its start: what fails for the first time is seen to grow.
+    pub fn subscriber_attempts(&self, told: &shown::Told) {
+        let series = &self.0.subscriber_attempts;
+        for name in &told.gone {
+            for class in Class::ALL {
+                // A series that is not there is as good as removed.
+                series.remove_label_values(&[name, class.as_str()]).ok();
+            }
+        }
+        for (name, tally) in &told.attempts {
+            for (class, count) in tally.by_class() {
+                let counter = series.with_label_values(&[&**name, class.as_str()]);
+                counter.inc_by(count);
+            }
+        }
+    }
+
+    /// Takes away what a role has told before that begins anew within the process: it knows nothing of that.
+    pub fn forget_subscriber_attempts(&self) {
+        self.0.subscriber_attempts.reset();
+    }
+
     /// Whether a broker has answered.
     #[must_use]
     pub fn broker_up(&self) -> &IntGauge {
@@ -682,6 +700,7 @@ mod tests {
     use std::fmt::Write;
 
     use super::*;
+    use crate::delivery::tally::Tally;
     use crate::lag::index::Waiting;
 
     /// A line a metric: name, type, labels, help.
@@ -701,6 +720,9 @@ mod tests {
         told.figures.insert("acme".into(), waiting);
         told.finished.insert("acme".into(), 0);
         metrics.lag(&told, &Figures::default(), &["5s".to_owned()]);
+        let mut told = shown::Told::default();
+        told.attempts.insert("acme".into(), Tally::default());
+        metrics.subscriber_attempts(&told);
         let mut lines = String::new();
         for family in metrics.0.registry.gather() {
             let labels: BTreeSet<&str> = family
@@ -765,6 +787,30 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_subscriber_that_is_shown_has_all_classes_and_one_that_is_gone_has_none() {
+        let metrics = Metrics::new();
+        let mut tally = Tally::default();
+        tally.count(Class::Timeout, true);
+        let mut told = shown::Told::default();
+        told.attempts.insert("acme".into(), tally);
+        metrics.subscriber_attempts(&told);
+        metrics.subscriber_attempts(&told);
+        let text = metrics.render().unwrap();
+        for (class, count) in [("timeout", 2), ("2xx", 0)] {
+            let line = format!(
+                r#"hookstream_subscriber_attempts_total{{class="{class}",subscriber="acme"}} {count}"#
+            );
+            assert!(text.contains(&line), "{line} is missing in:\n{text}");
+        }
+        let told = shown::Told {
+            gone: vec!["acme".into()],
+            ..shown::Told::default()
+        };
+        metrics.subscriber_attempts(&told);
+        assert!(!metrics.render().unwrap().contains("acme"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rdkafka::message::OwnedHeaders;
 
 use super::systemic::{Health, Step};
 use super::window::Snapshot;
-use super::worker::{Order, Outcome, PartitionState};
+use super::worker::{Order, Outcome, PartitionState, WorkerState};
 use super::{Delivery, scan};
 use crate::clock;
 use crate::command::{Command, Envelope};
@@ -58,7 +58,8 @@ impl Doubt {
 impl Delivery<'_> {
     /// Commits what has changed since the last time. `Ok(false)` when that did not succeed and is to be tried again.
     pub(super) fn commit(&mut self) -> Result<bool, Failure> {
-        let told = self.workers.states()?;
+        let mut told = self.workers.states()?;
+        self.tell_attempts(&mut told);
         let health = told.iter().map(|worker| worker.health);
         self.watch(health.reduce(Health::and).unwrap_or_default());
         let states: Vec<PartitionState> = told
@@ -122,6 +123,18 @@ impl Delivery<'_> {
             }
         }
         Ok(done)
+    }
+
+    fn tell_attempts(&mut self, workers: &mut [WorkerState]) {
+        let now = clock::instant();
+        for worker in workers {
+            for (subscriber, tally) in worker.attempts.drain(..) {
+                self.shown.count(subscriber, &tally, now);
+            }
+        }
+        if let Some(told) = self.shown.tell(now) {
+            self.context.metrics.subscriber_attempts(&told);
+        }
     }
 
     /// Pauses intake when the fault is ours, and goes on when it is mended.

@@ -43,6 +43,19 @@ pub enum Class {
 }
 
 impl Class {
+    /// Each of them, in the order in which they are declared.
+    pub const ALL: [Self; 9] = [
+        Self::Success,
+        Self::Redirect,
+        Self::ClientError,
+        Self::ServerError,
+        Self::Timeout,
+        Self::Connect,
+        Self::Tls,
+        Self::Egress,
+        Self::Other,
+    ];
+
     /// As it stands in metric labels and in the log.
     #[must_use]
     pub fn as_str(self) -> &'static str {

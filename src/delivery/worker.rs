@@ -27,6 +27,7 @@ use super::order::Book;
 use super::outcome::{Told, Verdict, judge};
 use super::scan::{About, Answer, Question};
 use super::systemic::{Health, LATELY};
+use super::tally::Tally;
 use super::window::Window;
 use crate::attempt::Excerpt;
 use crate::clock;
@@ -135,6 +136,8 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub(super) struct WorkerState {
     pub(super) partitions: Vec<PartitionState>,
     pub(super) health: Health,
+    /// By subscriber, which may stand there several times, since the last time.
+    pub(super) attempts: Vec<(Arc<str>, Tally)>,
 }
 
 /// A pause because the fault is ours.
@@ -150,7 +153,9 @@ struct LaneEntry {
     partition: i32,
     /// The subscription's id.
     name: Rc<str>,
-    subscriber: Box<str>,
+    subscriber: Arc<str>,
+    /// Its attempts since the last snapshot.
+    tally: Tally,
     destination: Destination,
     /// The table's version at which `destination` was made, and when.
     version: u64,
@@ -167,6 +172,13 @@ struct LaneEntry {
     order: Ordering,
     /// When the subscription asks for order.
     book: Option<Box<Book<Taken>>>,
+}
+
+impl LaneEntry {
+    fn take_tally(&mut self) -> Option<(Arc<str>, Tally)> {
+        let tally = self.tally.take()?;
+        Some((Arc::clone(&self.subscriber), tally))
+    }
 }
 
 /// The end of an attempt, or of its connection's use.
@@ -215,6 +227,8 @@ struct Worker {
     next_ticket: Ticket,
     /// Notes of attempts whose answer's body is still open: as many as have a slot at most.
     answering: Map<Ticket, Entry>,
+    /// Attempts since the last snapshot of lanes that are gone.
+    of_gone: Vec<(Arc<str>, Tally)>,
 }
 
 impl Worker {
@@ -234,6 +248,7 @@ impl Worker {
             told: Throttle::new(Duration::from_secs(1)),
             next_ticket: 0,
             answering: Map::default(),
+            of_gone: Vec::new(),
         }
     }
 
@@ -281,6 +296,7 @@ impl Worker {
                 let state = WorkerState {
                     partitions: self.states(),
                     health: self.health(),
+                    attempts: self.attempts(),
                 };
                 // The Kafka thread waits for this; if it is gone, so is the process.
                 reply.send(state).ok();
@@ -590,6 +606,13 @@ impl Worker {
         health
     }
 
+    /// What was attempted since the last time.
+    fn attempts(&mut self) -> Vec<(Arc<str>, Tally)> {
+        let mut all = std::mem::take(&mut self.of_gone);
+        all.extend(self.lanes.values_mut().filter_map(LaneEntry::take_tally));
+        all
+    }
+
     /// Has read ahead what has to be known.
     fn ask(&mut self) {
         let now = clock::instant();
@@ -675,7 +698,8 @@ impl Worker {
             flight.abort.abort();
         }
         for id in partition.lanes.values() {
-            if let Some(entry) = self.lanes.remove(id) {
+            if let Some(mut entry) = self.lanes.remove(id) {
+                self.of_gone.extend(entry.take_tally());
                 self.count_out(entry.lane.in_flight());
                 self.show_breaker(&entry, false);
             }

@@ -307,11 +307,19 @@ fn prometheus_takes_the_metrics_and_every_query_of_the_dashboards_has_an_answer(
     }
     let mut world = World::new("observe");
     world.tiers = vec![Duration::from_secs(1), Duration::from_secs(3600)];
-    // A breaker that opens, so that its series is there.
-    world.flags = ["--breaker-failures=3", "--breaker-probe=10m"]
-        .map(str::to_owned)
-        .to_vec();
+    // A breaker that opens, so that its series is there; spans and a log of attempts, so that theirs grow.
+    let collector = Receiver::good();
+    world.flags = [
+        "--breaker-failures=3",
+        "--breaker-probe=10m",
+        "--attempt-log",
+        "--trace-sample=1",
+        &format!("--otlp-endpoint={}", collector.url("")),
+    ]
+    .map(str::to_owned)
+    .to_vec();
     world.create_topics(2);
+    world.create_topic(&world.topics.attempts(), 1, &[]);
     let receiver = Receiver::start(|seen| {
         Answer::status(match seen.path.as_str() {
             "/failing" => 500,
@@ -376,6 +384,81 @@ fn prometheus_takes_the_metrics_and_every_query_of_the_dashboards_has_an_answer(
         }
     }
     assert!(asked > 20, "{asked} queries");
+    for sample in [
+        r#"hookstream_spans_total{result="exported"}"#,
+        r#"hookstream_attempt_records_total{result="written"}"#,
+    ] {
+        eventually_true(sample, LATER, || process.metric(sample) > Some(0.0));
+    }
+}
+
+#[test]
+fn attempts_are_told_by_subscriber_and_class_and_one_that_begins_to_fail_gets_a_place() {
+    let mut world = World::new("observe-classes");
+    world.tiers = vec![Duration::from_secs(3600)];
+    world.flags = vec!["--lag-top=2".to_owned()];
+    world.create_topics(2);
+    let receiver = Receiver::start(|seen| {
+        Answer::status(match seen.path.as_str() {
+            "/failing" => 500,
+            "/refusing" => 400,
+            _ => 200,
+        })
+    });
+    let names = ["good", "failing", "refusing"];
+    let subscriptions = names.map(|name| {
+        with(
+            subscription(name, &receiver.url(&format!("/{name}")), &[name]),
+            json!({"retry_schedule": ["1h"]}),
+        )
+    });
+    put(&world, &subscriptions);
+    let process = world.spawn("run", &[]);
+    process.wait_ready();
+    let mut numbers = 0..;
+    let mut produce = |event_type: &str, count: usize| {
+        let numbers = numbers.by_ref().take(count);
+        world.produce_events(numbers.map(|number| {
+            (
+                format!("k{number}"),
+                event(&format!("e{number}"), event_type, "{}"),
+            )
+        }));
+    };
+    let told = |name: &str, class: &str| {
+        process.metric(&format!(
+            r#"hookstream_subscriber_attempts_total{{class="{class}",subscriber="{name}"}}"#
+        ))
+    };
+    produce("good", 7);
+    eventually_true("the healthy one's attempts", LATER, || {
+        told("good", "2xx") == Some(7.0)
+    });
+    produce("failing", 3);
+    eventually_true("the failing one's attempts", LATER, || {
+        told("failing", "5xx") == Some(3.0)
+    });
+    assert_eq!(told("failing", "2xx"), Some(0.0));
+    assert_eq!(told("good", "5xx"), Some(0.0));
+    assert_eq!(told("good", "2xx"), Some(7.0));
+    assert_eq!(told("_other", "2xx"), Some(0.0));
+    produce("refusing", 1);
+    eventually_true("the third, which fails, has a place", LATER, || {
+        told("refusing", "4xx") == Some(1.0)
+    });
+    assert_eq!(told("good", "2xx"), None, "its place is taken");
+    assert_eq!(told("failing", "5xx"), Some(3.0));
+    produce("good", 5);
+    eventually_true("the rest is summed up", LATER, || {
+        told("_other", "2xx") == Some(5.0)
+    });
+    assert_eq!(receiver.seen().len(), 16, "each request is told once");
+    let given_away = with(subscriptions[2].clone(), json!({"subscriber": "heir"}));
+    put(&world, &[given_away]);
+    eventually_true("the heir's attempts, among the rest", LATER, || {
+        produce("refusing", 1);
+        told("_other", "4xx") > Some(0.0)
+    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::super::endpoint::Target;
 use super::super::journal::{Ended, Entry};
 use super::super::lane::{Cause as Closed, Report};
 use super::super::outcome::{Class, Told, Verdict, judge};
+use super::super::tally::Tally;
 use super::partition::{Outcome, Taken};
 use super::{AttemptEnd, LaneEntry, LaneId, Ticket, Worker};
 use crate::attempt::Excerpt;
@@ -59,6 +60,7 @@ impl Worker {
             sign: sign(verdict),
             answered: !matches!(told, Told::Failed(_)),
         };
+        self.count(lane, &target, class, verdict != Verdict::Delivered);
         self.learn(lane, report, class);
         if verdict == Verdict::Delivered {
             metrics.attempts(AttemptOutcome::Delivered, class).inc();
@@ -123,6 +125,18 @@ impl Worker {
         metrics.attempts(AttemptOutcome::DeadLettered, class).inc();
         self.note_failed(open, noted, AttemptOutcome::DeadLettered);
         self.dead_letter(taken, reason, status, error);
+    }
+
+    fn count(&mut self, lane: LaneId, target: &Target, class: Class, failed: bool) {
+        if let Some(entry) = self.lanes.get_mut(&lane) {
+            entry.tally.count(class, failed);
+            return;
+        }
+        // Its subscription was deleted meanwhile.
+        let mut tally = Tally::default();
+        tally.count(class, failed);
+        let subscriber = Arc::from(&*target.subscription.subscriber);
+        self.of_gone.push((subscriber, tally));
     }
 
     fn note_failed(

@@ -1,10 +1,12 @@
 //! Where a command goes when its partition has room for it: into its lane, back to a tier, or to the dead letters.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::endpoint::{self, Destination};
 use super::super::lane::{Cause as Slowness, Full, Lane};
+use super::super::tally::Tally;
 use super::partition::{Incoming, Outcome, Taken};
 use super::{Ended, LaneEntry, LaneId, Worker};
 use crate::clock;
@@ -351,7 +353,8 @@ impl Worker {
                 lane,
                 partition: number,
                 name,
-                subscriber: found.subscriber.clone(),
+                subscriber: Arc::from(&*found.subscriber),
+                tally: Tally::default(),
                 destination,
                 version,
                 made: clock::instant(),
@@ -391,6 +394,16 @@ impl Worker {
             Destination::of(&subscription, &self.around.policy, &self.around.settings);
         let limits = endpoint::limits(&subscription, &self.around.settings);
         entry.lane.set_limits(limits, clock::instant());
+        if *entry.subscriber != *subscription.subscriber {
+            // What was attempted before was the other's, and so is the series of a breaker that is open.
+            self.of_gone.extend(entry.take_tally());
+            let metrics = &self.around.metrics;
+            metrics.breaker_open(&entry.subscriber, &entry.name, false);
+            entry.subscriber = Arc::from(&*subscription.subscriber);
+            if entry.opened.is_some() {
+                metrics.breaker_open(&entry.subscriber, &entry.name, true);
+            }
+        }
         let is_open = matches!(entry.destination, Destination::Open(_));
         self.keep_order(id, subscription.order);
         if !is_open {
@@ -417,6 +430,7 @@ impl Worker {
         let Some(mut entry) = self.lanes.remove(&id) else {
             return;
         };
+        self.of_gone.extend(entry.take_tally());
         self.count_out(entry.lane.in_flight());
         self.show_breaker(&entry, false);
         if let Some(partition) = self.partitions.get_mut(&entry.partition) {

@@ -1,0 +1,425 @@
+//! Which subscribers' attempts get series of their own: at most so many, those whose attempts fail before those that
+//! have most.
+//!
+//! Pure. At 3 a.m. the question is whose attempts fail, so that goes first, and what fails is counted in seconds, not in
+//! attempts: a breaker that opens leaves few attempts, and an endpoint that is well has some that fail. Who is shown and
+//! who is not is looked at once a second:
+//!
+//! | one that is shown | and |
+//! |---|---|
+//! | has had no attempt for [`IDLE`] | goes |
+//! | does not fail, another one does, and no place is free | makes room at once |
+//! | is shown for less than [`HOLD`] | stays |
+//! | has less than half of what another one has, and no place is free | makes room |
+//!
+//! So a series stands for minutes at least, and what it counts only grows: what came before and comes after counts as
+//! [`OTHER`]'s. One that comes back begins at 0, as every counter does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::tally::Tally;
+use crate::lag::top::OTHER;
+
+/// How often it is looked at.
+pub const EVERY: Duration = Duration::from_secs(1);
+/// One without an attempt for so long goes. Longer than breakers let pass between two probes.
+pub const IDLE: Duration = Duration::from_secs(15 * 60);
+/// For so long a series stands whatever others do, unless others fail and it does not.
+pub const HOLD: Duration = Duration::from_secs(5 * 60);
+/// A second is bad when one in so many of its attempts failed.
+const BAD_SHARE: u64 = 10;
+/// How many times as much makes one stand clearly before another.
+const CLEARLY: u64 = 2;
+
+/// How much reason there is to show a subscriber: compared in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    bad_seconds: u64,
+    attempts: u64,
+}
+
+impl Rank {
+    fn fails(self) -> bool {
+        self.bad_seconds > 0
+    }
+
+    fn is_clearly_before(self, other: Self) -> bool {
+        if self.fails() || other.fails() {
+            self.bad_seconds >= other.bad_seconds.saturating_mul(CLEARLY)
+                && self.bad_seconds > other.bad_seconds
+        } else {
+            self.attempts >= other.attempts.saturating_mul(CLEARLY)
+        }
+    }
+}
+
+/// A subscriber that has had attempts lately.
+#[derive(Debug)]
+struct Known {
+    /// Not told yet.
+    untold: Tally,
+    last: Instant,
+    /// Of the last [`IDLE`] at least, and of twice that at most.
+    now: Rank,
+    before: Rank,
+    /// Since when it has series of its own.
+    shown: Option<Instant>,
+}
+
+impl Known {
+    fn rank(&self) -> Rank {
+        Rank {
+            bad_seconds: self.now.bad_seconds + self.before.bad_seconds,
+            attempts: self.now.attempts + self.before.attempts,
+        }
+    }
+
+    fn look(&mut self, now: Instant) {
+        let (attempts, failed) = (self.untold.attempts(), self.untold.failed());
+        if attempts == 0 {
+            return;
+        }
+        self.last = now;
+        self.now.attempts += attempts;
+        self.now.bad_seconds += u64::from(failed > 0 && failed * BAD_SHARE >= attempts);
+    }
+}
+
+/// Who is shown, from second to second.
+#[derive(Debug)]
+pub struct Shown {
+    most: usize,
+    known: HashMap<Arc<str>, Known>,
+    next: Instant,
+    /// When what is known becomes what was before.
+    turn: Instant,
+}
+
+/// What to tell of one second.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Attempts of those that are shown and had any or are new, and of [`OTHER`].
+    pub attempts: BTreeMap<Arc<str>, Tally>,
+    /// Whose series are to be removed, before anything is added.
+    pub gone: Vec<Arc<str>>,
+}
+
+impl Shown {
+    /// At most `most`, beside [`OTHER`].
+    #[must_use]
+    pub fn new(most: usize, now: Instant) -> Self {
+        Self {
+            most,
+            known: HashMap::new(),
+            next: now,
+            turn: now + IDLE,
+        }
+    }
+
+    /// A subscriber's attempts.
+    pub fn count(&mut self, subscriber: Arc<str>, tally: &Tally, now: Instant) {
+        let known = self.known.entry(subscriber).or_insert_with(|| Known {
+            untold: Tally::default(),
+            last: now,
+            now: Rank::default(),
+            before: Rank::default(),
+            shown: None,
+        });
+        known.untold.add(tally);
+    }
+
+    /// What to tell, once in [`EVERY`].
+    pub fn tell(&mut self, now: Instant) -> Option<Told> {
+        if now < self.next {
+            return None;
+        }
+        self.next = now + EVERY;
+        self.known.values_mut().for_each(|known| known.look(now));
+        if now >= self.turn {
+            self.turn = now + IDLE;
+            for known in self.known.values_mut() {
+                known.before = std::mem::take(&mut known.now);
+            }
+        }
+        let mut told = Told::default();
+        self.known.retain(|name, known| {
+            let stays = now.saturating_duration_since(known.last) < IDLE;
+            if !stays && known.shown.is_some() {
+                told.gone.push(Arc::clone(name));
+            }
+            stays
+        });
+        self.choose(now, &mut told);
+        let mut other = Tally::default();
+        for (name, known) in &mut self.known {
+            let untold = known.untold.take();
+            match known.shown {
+                None => other.add(&untold.unwrap_or_default()),
+                // One that is new is told of in any case.
+                Some(since) if since < now && untold.is_none() => {}
+                Some(_) => drop(
+                    told.attempts
+                        .insert(Arc::clone(name), untold.unwrap_or_default()),
+                ),
+            }
+        }
+        told.attempts.insert(OTHER.into(), other);
+        Some(told)
+    }
+
+    /// Gives what places there are to those that come first, and takes places from those that make room.
+    fn choose(&mut self, now: Instant, told: &mut Told) {
+        // A subscriber may have the name of the rest: it counts there.
+        let all = self.known.iter().filter(|(name, _)| &***name != OTHER);
+        let (mut shown, mut others): (Vec<_>, Vec<_>) = all
+            .map(|(name, known)| (known.rank(), Arc::clone(name), known.shown))
+            .partition(|(_, _, shown)| shown.is_some());
+        let free = self.most.saturating_sub(shown.len());
+        // The first of those that are not shown, and the last of those that are; of equals, always the same.
+        let first =
+            |a: &(Rank, Arc<str>, _), b: &(Rank, Arc<str>, _)| b.0.cmp(&a.0).then(a.1.cmp(&b.1));
+        if others.len() > self.most {
+            // More than there are places need no order: there may be a hundred thousand.
+            others.select_nth_unstable_by(self.most, first);
+            others.truncate(self.most);
+        }
+        others.sort_by(first);
+        shown.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        let mut others = others.into_iter().map(|(rank, name, _)| (rank, name));
+        let mut enter: Vec<Arc<str>> = others.by_ref().take(free).map(|(_, name)| name).collect();
+        let mut others = others.peekable();
+        for (rank, name, since) in shown {
+            let Some((other, _)) = others.peek() else {
+                break;
+            };
+            let held = since.is_some_and(|since| now.saturating_duration_since(since) >= HOLD);
+            let may_go = held || (other.fails() && !rank.fails());
+            if !may_go || !other.is_clearly_before(rank) {
+                continue;
+            }
+            if let Some(known) = self.known.get_mut(&name) {
+                known.shown = None;
+            }
+            told.gone.push(name);
+            enter.extend(others.next().map(|(_, name)| name));
+        }
+        for name in enter {
+            if let Some(known) = self.known.get_mut(&name) {
+                known.shown = Some(now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashMap};
+
+    use super::super::outcome::Class;
+    use super::*;
+
+    fn tally(good: u64, bad: u64) -> Tally {
+        let mut tally = Tally::default();
+        (0..good).for_each(|_| tally.count(Class::Success, false));
+        (0..bad).for_each(|_| tally.count(Class::ServerError, true));
+        tally
+    }
+
+    struct Scene {
+        shown: Shown,
+        now: Instant,
+        /// The series as Prometheus would see them.
+        series: BTreeMap<Arc<str>, Tally>,
+    }
+
+    impl Scene {
+        fn new(most: usize) -> Self {
+            let now = crate::clock::instant();
+            Self {
+                shown: Shown::new(most, now),
+                now,
+                series: BTreeMap::new(),
+            }
+        }
+
+        /// A second with these attempts: good ones and bad ones.
+        fn second(&mut self, attempts: &[(&str, u64, u64)]) -> Told {
+            for &(name, good, bad) in attempts {
+                self.shown.count(name.into(), &tally(good, bad), self.now);
+            }
+            let told = self.shown.tell(self.now).expect("a second has passed");
+            self.now += EVERY;
+            for name in &told.gone {
+                assert!(self.series.remove(name).is_some(), "{name} had series");
+            }
+            for (name, tally) in &told.attempts {
+                self.series.entry(Arc::clone(name)).or_default().add(tally);
+            }
+            told
+        }
+
+        fn seconds(&mut self, length: Duration, attempts: &[(&str, u64, u64)]) {
+            for _ in 0..length.as_secs() {
+                self.second(attempts);
+            }
+        }
+
+        fn names(&self) -> Vec<&str> {
+            let names = self.series.keys().map(|name| &**name);
+            names.filter(|name| *name != OTHER).collect()
+        }
+    }
+
+    #[test]
+    fn those_that_fail_come_first_then_those_with_most_attempts_and_the_rest_is_summed_up() {
+        let mut scene = Scene::new(2);
+        scene.second(&[("a", 500, 0), ("b", 900, 1), ("c", 0, 1), ("d", 2, 0)]);
+        assert_eq!(scene.names(), ["b", "c"]);
+        assert_eq!(scene.series[OTHER], tally(502, 0));
+        assert_eq!(scene.series["b"], tally(900, 1));
+    }
+
+    #[test]
+    fn one_that_begins_to_fail_gets_the_place_of_one_that_does_not_at_once() {
+        let mut scene = Scene::new(2);
+        scene.second(&[("a", 900, 0), ("b", 500, 0)]);
+        let told = scene.second(&[("a", 900, 0), ("b", 500, 0), ("c", 0, 1)]);
+        assert_eq!(told.gone, ["b".into()]);
+        assert_eq!(scene.names(), ["a", "c"]);
+        assert_eq!(scene.series["c"], tally(0, 1), "its first failure is told");
+        assert_eq!(scene.series[OTHER], tally(500, 0));
+    }
+
+    #[test]
+    fn one_whose_breaker_opens_among_many_good_attempts_is_seen_to_fail() {
+        let mut scene = Scene::new(1);
+        scene.seconds(IDLE, &[("big", 50, 0), ("dying", 10, 0)]);
+        assert_eq!(scene.names(), ["big"]);
+        scene.second(&[("big", 50, 0), ("dying", 5, 5)]);
+        assert_eq!(scene.names(), ["dying"], "5 of 9,000 attempts");
+    }
+
+    #[test]
+    fn some_failures_among_many_attempts_are_not_failing() {
+        let mut scene = Scene::new(1);
+        scene.second(&[("a", 900, 0)]);
+        scene.second(&[("a", 900, 0), ("b", 400, 4)]);
+        assert_eq!(scene.names(), ["a"]);
+    }
+
+    #[test]
+    fn two_that_fail_do_not_take_turns() {
+        let mut scene = Scene::new(1);
+        scene.second(&[("a", 0, 1)]);
+        for _ in 0..10 {
+            scene.seconds(HOLD / 2, &[("b", 0, 3)]);
+            scene.seconds(HOLD / 2, &[("a", 0, 3)]);
+            assert_eq!(scene.names(), ["a"]);
+        }
+    }
+
+    #[test]
+    fn one_that_recovers_keeps_its_series_until_another_is_clearly_before_it() {
+        let mut scene = Scene::new(1);
+        scene.seconds(HOLD / 5, &[("a", 0, 1), ("b", 5, 0)]);
+        scene.seconds(HOLD, &[("a", 1, 0), ("b", 5, 0)]);
+        assert_eq!(scene.names(), ["a"], "its failures are still of interest");
+        scene.seconds(IDLE * 2, &[("a", 1, 0), ("b", 5, 0)]);
+        assert_eq!(scene.names(), ["b"]);
+    }
+
+    #[test]
+    fn one_that_has_much_more_gets_a_place_only_after_a_while() {
+        let mut scene = Scene::new(1);
+        scene.second(&[("a", 1, 0)]);
+        scene.seconds(HOLD - EVERY, &[("a", 1, 0), ("b", 9, 0)]);
+        assert_eq!(scene.names(), ["a"]);
+        scene.second(&[("a", 1, 0), ("b", 9, 0)]);
+        assert_eq!(scene.names(), ["b"]);
+    }
+
+    #[test]
+    fn one_that_has_had_nothing_for_long_goes_and_makes_room() {
+        let mut scene = Scene::new(1);
+        scene.second(&[("a", 0, 1)]);
+        scene.seconds(IDLE - EVERY, &[]);
+        assert_eq!(scene.names(), ["a"]);
+        let told = scene.second(&[("b", 1, 0)]);
+        assert_eq!(told.gone, ["a".into()]);
+        assert_eq!(scene.names(), ["b"]);
+        scene.second(&[("a", 7, 0)]);
+        assert_eq!(scene.series[OTHER], tally(7, 0));
+    }
+
+    #[test]
+    fn a_subscriber_with_the_name_of_the_rest_counts_there() {
+        let mut scene = Scene::new(2);
+        scene.second(&[(OTHER, 0, 3), ("a", 1, 0)]);
+        assert_eq!(scene.names(), ["a"]);
+        assert_eq!(scene.series[OTHER], tally(0, 3));
+    }
+
+    #[test]
+    fn it_is_told_once_a_second() {
+        let now = crate::clock::instant();
+        let mut shown = Shown::new(1, now);
+        assert!(shown.tell(now).is_some());
+        shown.count("a".into(), &tally(1, 0), now);
+        assert_eq!(shown.tell(now + EVERY / 2), None);
+        shown.count("a".into(), &tally(1, 0), now);
+        let told = shown.tell(now + EVERY).unwrap();
+        assert_eq!(told.attempts["a"], tally(2, 0));
+    }
+
+    /// Whatever comes: never more than so many, every attempt told once, and whose series goes was shown for a while,
+    /// idle, or made room for one that fails.
+    #[test]
+    fn at_most_so_many_are_shown_nothing_is_lost_and_no_series_flaps() {
+        const MOST: usize = 4;
+        for seed in 0..20 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut scene = Scene::new(MOST);
+            let names: Vec<String> = (0..12).map(|number| format!("s{number}")).collect();
+            let mut since: HashMap<Arc<str>, Instant> = HashMap::new();
+            let mut failed: HashMap<Arc<str>, Instant> = HashMap::new();
+            let mut sum = Tally::default();
+            let mut told_sum = Tally::default();
+            for _ in 0..4_000 {
+                let mut attempts: Vec<(&str, u64, u64)> = Vec::new();
+                for name in &names {
+                    if random.u8(..10) == 0 {
+                        let bad = if random.u8(..20) == 0 { 1 } else { 0 };
+                        attempts.push((name, random.u64(1..9), bad));
+                    }
+                }
+                if random.u16(..400) == 0 {
+                    scene.now += Duration::from_secs(random.u64(..1200));
+                }
+                let now = scene.now;
+                for (name, good, bad) in &attempts {
+                    sum.add(&tally(*good, *bad));
+                    if *bad > 0 {
+                        failed.insert((*name).into(), now);
+                    }
+                }
+                let told = scene.second(&attempts);
+                told.attempts.values().for_each(|one| told_sum.add(one));
+                for name in &told.gone {
+                    assert!(!told.attempts.contains_key(name), "{name}, seed {seed}");
+                    let stood = now - since.remove(name).unwrap();
+                    let lately = failed.get(name).is_some_and(|at| now - *at < IDLE);
+                    assert!(stood >= HOLD || !lately, "{name}, seed {seed}: {stood:?}");
+                }
+                for name in scene.names() {
+                    since.entry(name.into()).or_insert(now);
+                }
+                assert!(scene.names().len() <= MOST, "seed {seed}");
+                let shown: BTreeSet<&str> = scene.names().into_iter().collect();
+                assert_eq!(shown, since.keys().map(|name| &**name).collect());
+            }
+            assert_eq!(told_sum, sum, "seed {seed}");
+        }
+    }
+}
