@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rdkafka::Message as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{
@@ -260,6 +261,47 @@ struct Began {
     told: Option<Position>,
 }
 
+/// Of each partition, the first offset that has not been given since reading began: a record that comes a second time,
+/// whatever the reason, would be fanned out or sent a second time (**Complete**, **One lineage**).
+#[derive(Debug, Default)]
+struct Wanted(Vec<(Arc<str>, Vec<i64>)>);
+
+impl Wanted {
+    /// Reading begins at `offset`.
+    fn start(&mut self, topic: &Arc<str>, partition: i32, offset: i64) {
+        if self.of(topic, partition).is_none() {
+            let at = self.0.iter().position(|(known, _)| known == topic);
+            let at = at.unwrap_or_else(|| {
+                self.0.push((Arc::clone(topic), Vec::new()));
+                self.0.len() - 1
+            });
+            let offsets = &mut self.0[at].1;
+            let length = usize::try_from(partition).unwrap_or(0) + 1;
+            offsets.resize(length.max(offsets.len()), 0);
+        }
+        if let Some(next) = self.of(topic, partition) {
+            *next = offset;
+        }
+    }
+
+    /// Whether the record at `offset` comes for the first time.
+    fn take(&mut self, topic: &str, partition: i32, offset: i64) -> bool {
+        let Some(next) = self.of(topic, partition) else {
+            return true;
+        };
+        let is_new = offset >= *next;
+        if is_new {
+            *next = offset + 1;
+        }
+        is_new
+    }
+
+    fn of(&mut self, topic: &str, partition: i32) -> Option<&mut i64> {
+        let all = self.0.iter_mut().find(|(known, _)| **known == *topic);
+        all?.1.get_mut(usize::try_from(partition).ok()?)
+    }
+}
+
 /// A member of one consumer group; to be used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
@@ -272,6 +314,7 @@ pub struct Member {
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
     /// Where each partition's reading last began.
     began: RefCell<HashMap<TopicPartition, Began>>,
+    wanted: RefCell<Wanted>,
     /// A position was out of range, and it is not yet known which.
     out_of_range: Cell<bool>,
 }
@@ -324,6 +367,7 @@ impl Member {
             group: group.to_owned(),
             metadata: RefCell::default(),
             began: RefCell::default(),
+            wanted: RefCell::default(),
             out_of_range: Cell::new(false),
         })
     }
@@ -351,7 +395,16 @@ impl Member {
         match polled {
             Some(Ok(message)) => {
                 fault::point("poll.after");
-                Ok(Polled::Message(message))
+                let (topic, partition, offset) =
+                    (message.topic(), message.partition(), message.offset());
+                if self.wanted.borrow_mut().take(topic, partition, offset) {
+                    return Ok(Polled::Message(message));
+                }
+                tracing::warn!(
+                    group = self.group,
+                    "the client gave {topic} {partition}:{offset} a second time: it is not taken again"
+                );
+                Ok(Polled::Idle)
             }
             Some(Err(error)) => self.tolerate(error),
             None => Ok(self.next_event().unwrap_or(Polled::Idle)),
@@ -486,6 +539,9 @@ impl Member {
                 at: position.unwrap_or_default(),
                 told: told.get(at).copied().flatten(),
             };
+            self.wanted
+                .borrow_mut()
+                .start(&at.topic, at.partition, start.at.0);
             began.insert(at.clone(), start);
         }
         Ok(())
@@ -855,4 +911,28 @@ fn read_committed(
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Wanted;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_record_is_taken_once_until_reading_begins_anew() {
+        let (a, b) = (Arc::from("a"), Arc::from("b"));
+        let mut wanted = Wanted::default();
+        wanted.start(&a, 3, 7);
+        wanted.start(&b, 0, 0);
+        assert!(wanted.take("a", 3, 7));
+        assert!(
+            wanted.take("a", 3, 9),
+            "markers and compaction leave offsets out"
+        );
+        assert!(!wanted.take("a", 3, 9));
+        assert!(!wanted.take("a", 3, 8));
+        assert!(wanted.take("b", 0, 0), "each partition has its own");
+        wanted.start(&a, 3, 8);
+        assert!(wanted.take("a", 3, 8), "it was gone back to");
+    }
 }

@@ -341,7 +341,7 @@ impl Scene<'_> {
     }
 
     /// Hard, as by a loss of power: brokers that stop in order all at once leave partitions without a leader while they
-    /// still run, and Kafka 4.3.1 then skips the ends of transactions (KAFKA-20734; the runbook, HangingTransaction).
+    /// still run, and Kafka 4.1 to 4.4 then skip the ends of transactions (KAFKA-20734; the runbook, HangingTransaction).
     fn all_down(&mut self) -> String {
         let broker = self.broker;
         let each = |arguments: &[&str]| {

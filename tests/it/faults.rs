@@ -303,7 +303,7 @@ fn a_restart_of_the_broker_in_the_middle_loses_nothing() {
     let mut process = spawn(&world, "one", "run");
     produce(&world, 0..EVENTS / 2);
     wait_for_accepted(&receiver, 300);
-    // Hard: an only broker that stops in order first takes the leaders away, and Kafka 4.3.1 then skips the end of a
+    // Hard: an only broker that stops in order first takes the leaders away, and Kafka 4.1 to 4.4 then skip the end of a
     // transaction in partitions without a leader, as if they were deleted (KAFKA-20734): it stays open for good.
     broker.control(&["restart-broker", "--hard", "1"]);
     produce(&world, EVENTS / 2..EVENTS);
