@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use mimalloc::MiMalloc;
 
 /// A command is allocated by a thread of the Kafka client's, read by another and freed by a worker: the system's
-/// allocator pays for each crossing with a lock. Overridden for C too, since the Kafka client allocates the most.
+/// allocator pays for each crossing with a lock. The Kafka client, which is C, keeps its own.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
