@@ -99,7 +99,9 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         oldest: Duration::ZERO,
         shown: Shown::new(settings.lag_top, clock::instant()),
     };
+    // What an earlier run within this process has told.
     context.metrics.forget_subscriber_attempts();
+    context.metrics.systemic_failure().set(0);
     context.ready();
     let result = delivery.go();
     if result.is_ok() {

@@ -43,7 +43,8 @@ pub const RECORD_OVERHEAD: usize = 512 * 1024;
 /// to go on waiting.
 pub type Pulse = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Why a role cannot go on. All of them end the process: a supervisor starts it again.
+/// Why a role cannot go on. All but [`Failure::Forgotten`], after which the role begins anew in the process, end the
+/// process: a supervisor starts it again.
 #[derive(Debug, Error)]
 pub enum Failure {
     /// A topic that this role needs does not exist.

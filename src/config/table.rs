@@ -101,6 +101,10 @@ pub const OWNED_PROPERTIES: &[(&str, &str)] = &[
     ),
     ("isolation.level", "only committed records are read"),
     (
+        "statistics.interval.ms",
+        "the client's statistics tell when it is silent for good",
+    ),
+    (
         "auto.offset.reset",
         "a group without a position begins at the earliest record",
     ),

@@ -4,6 +4,9 @@
 //! [`Member::poll`] returns it as [`Polled::Assigned`] or [`Polled::Revoked`]. The role then drains and
 //! commits, and answers with [`Member::take`] or [`Member::give_up`]; until it does, the group waits for it.
 //! So everything that touches a partition happens on one thread, in order (**Owner only**).
+//!
+//! The client is not taken at its word in two things: whether it gives each record once ([`wanted`]), and whether it is
+//! still there to be waited for ([`health`], and another client that is asked in its place).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -21,13 +24,20 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
-use serde::Deserialize;
 
-use super::watchdog::bounded;
+use health::ClientHealth;
+use wanted::{Turn, Wanted};
+
+use super::watchdog::{bounded, was_unreachable_within};
 use super::{Failure, LogContext, LoggedConsumer, Pulse, bootstrap};
+use crate::clock;
 use crate::config::Settings;
 use crate::fault;
+use crate::throttle::Throttle;
 use crate::units::Position;
+
+mod health;
+mod wanted;
 
 /// One partition of one topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,35 +150,7 @@ pub struct MemberContext {
     log: LogContext,
     events: Mutex<VecDeque<Event>>,
     closing: AtomicBool,
-    /// The client waits for a coordinator that it does not ask for any more.
-    forgotten: AtomicBool,
-    /// A connection broke, or an answer did not come in time, since this was last asked.
-    disturbed: AtomicBool,
-}
-
-/// What the client tells of itself, as far as it is read.
-#[derive(Deserialize)]
-struct Statistics {
-    cgrp: Option<GroupState>,
-}
-
-/// The group's state in the client, and for how long it has been that, ms.
-#[derive(Deserialize)]
-struct GroupState {
-    state: String,
-    stateage: i64,
-}
-
-impl GroupState {
-    /// The client asks one broker for the coordinator and waits for the answer, with no time limit of its own: the
-    /// request's is `socket.timeout.ms`. When it drops that broker at the same moment, since it has just learned who the
-    /// brokers are, the request can be lost without an error (librdkafka 2.12, `rd_kafka_cgrp_handle_FindCoordinator`):
-    /// the member is silent for good.
-    fn is_forgotten(&self) -> bool {
-        /// Longer than our `socket.timeout.ms`.
-        const ANSWERED: i64 = 15_000;
-        self.state == "wait-coord" && self.stateage > ANSWERED
-    }
+    health: ClientHealth,
 }
 
 impl ClientContext for MemberContext {
@@ -178,19 +160,13 @@ impl ClientContext for MemberContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if super::is_unreachable(&error) {
-            self.disturbed.store(true, Ordering::Relaxed);
+            self.health.disturb();
         }
         self.log.error(error, reason);
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        match serde_json::from_slice(statistics) {
-            Ok(Statistics { cgrp: Some(group) }) if group.is_forgotten() => {
-                self.forgotten.store(true, Ordering::Relaxed);
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!("the client's statistics: {error}"),
-        }
+        self.health.read(statistics);
     }
 }
 
@@ -261,47 +237,6 @@ struct Began {
     told: Option<Position>,
 }
 
-/// Of each partition, the first offset that has not been given since reading began: a record that comes a second time,
-/// whatever the reason, would be fanned out or sent a second time (**Complete**, **One lineage**).
-#[derive(Debug, Default)]
-struct Wanted(Vec<(Arc<str>, Vec<i64>)>);
-
-impl Wanted {
-    /// Reading begins at `offset`.
-    fn start(&mut self, topic: &Arc<str>, partition: i32, offset: i64) {
-        if self.of(topic, partition).is_none() {
-            let at = self.0.iter().position(|(known, _)| known == topic);
-            let at = at.unwrap_or_else(|| {
-                self.0.push((Arc::clone(topic), Vec::new()));
-                self.0.len() - 1
-            });
-            let offsets = &mut self.0[at].1;
-            let length = usize::try_from(partition).unwrap_or(0) + 1;
-            offsets.resize(length.max(offsets.len()), 0);
-        }
-        if let Some(next) = self.of(topic, partition) {
-            *next = offset;
-        }
-    }
-
-    /// Whether the record at `offset` comes for the first time.
-    fn take(&mut self, topic: &str, partition: i32, offset: i64) -> bool {
-        let Some(next) = self.of(topic, partition) else {
-            return true;
-        };
-        let is_new = offset >= *next;
-        if is_new {
-            *next = offset + 1;
-        }
-        is_new
-    }
-
-    fn of(&mut self, topic: &str, partition: i32) -> Option<&mut i64> {
-        let all = self.0.iter_mut().find(|(known, _)| **known == *topic);
-        all?.1.get_mut(usize::try_from(partition).ok()?)
-    }
-}
-
 /// A member of one consumer group; to be used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
@@ -315,6 +250,7 @@ pub struct Member {
     /// Where each partition's reading last began.
     began: RefCell<HashMap<TopicPartition, Began>>,
     wanted: RefCell<Wanted>,
+    repeats: RefCell<Throttle>,
     /// A position was out of range, and it is not yet known which.
     out_of_range: Cell<bool>,
 }
@@ -336,7 +272,10 @@ impl Member {
         let mut config = super::consumer_config(settings, purpose, group);
         // What is not there any more must be told, not skipped: see `Gap`.
         config.set("auto.offset.reset", "error");
-        super::default(&mut config, "statistics.interval.ms", "3000");
+        config.set("statistics.interval.ms", "3000");
+        let timeout = config
+            .get("socket.timeout.ms")
+            .and_then(|ms| ms.parse().ok());
         for (key, value) in extra {
             // What the operator says goes before what suits this role.
             if !settings.properties.iter().any(|(given, _)| given == key) {
@@ -347,8 +286,8 @@ impl Member {
             log: LogContext::new(purpose),
             events: Mutex::default(),
             closing: AtomicBool::new(false),
-            forgotten: AtomicBool::new(false),
-            disturbed: AtomicBool::new(false),
+            // The client refuses a property that is no number, and has a minute where none is set.
+            health: ClientHealth::new(timeout.unwrap_or(60_000)),
         };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
@@ -368,6 +307,7 @@ impl Member {
             metadata: RefCell::default(),
             began: RefCell::default(),
             wanted: RefCell::default(),
+            repeats: RefCell::new(Throttle::new(Duration::from_secs(1))),
             out_of_range: Cell::new(false),
         })
     }
@@ -378,7 +318,7 @@ impl Member {
     /// [`Failure`] for what waiting does not mend: a topic that is gone, a permission, a fatal client error, a client
     /// that is silent for good.
     pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
-        if self.consumer.context().forgotten.load(Ordering::Relaxed) {
+        if self.consumer.context().health.is_forgotten() {
             return Err(Failure::Forgotten(self.purpose));
         }
         if let Some(event) = self.next_event() {
@@ -397,17 +337,31 @@ impl Member {
                 fault::point("poll.after");
                 let (topic, partition, offset) =
                     (message.topic(), message.partition(), message.offset());
-                if self.wanted.borrow_mut().take(topic, partition, offset) {
-                    return Ok(Polled::Message(message));
+                let turn = self.wanted.borrow_mut().take(topic, partition, offset);
+                match turn {
+                    Turn::New => Ok(Polled::Message(message)),
+                    Turn::Again => {
+                        self.tell_repeat(topic, partition, offset);
+                        Ok(Polled::Idle)
+                    }
+                    // What was given may be committed by now: the next owner must not read on behind this.
+                    Turn::LeftOut => Err(Failure::Internal(format!(
+                        "the client gave {topic} {partition}:{offset} after later records: nothing more is committed; this is a defect of the client, and a restart reads from the committed positions"
+                    ))),
                 }
-                tracing::warn!(
-                    group = self.group,
-                    "the client gave {topic} {partition}:{offset} a second time: it is not taken again"
-                );
-                Ok(Polled::Idle)
             }
             Some(Err(error)) => self.tolerate(error),
             None => Ok(self.next_event().unwrap_or(Polled::Idle)),
+        }
+    }
+
+    fn tell_repeat(&self, topic: &str, partition: i32, offset: i64) {
+        if let Some(untold) = self.repeats.borrow_mut().pass(clock::instant()) {
+            tracing::warn!(
+                group = self.group,
+                untold,
+                "the client gave {topic} {partition}:{offset} a second time: it is not taken again"
+            );
         }
     }
 
@@ -573,23 +527,29 @@ impl Member {
     }
 
     /// What the group has committed for `partitions`; waits while a transaction that holds them is open, and while no
-    /// broker answers.
+    /// broker answers. Soon after no broker answered, a coordinator that has just begun may tell old positions for a
+    /// moment (seen once, of Kafka 4.0.2 after all brokers had been killed): then two readings have to agree.
     ///
     /// # Errors
     /// [`Failure`] when permission is denied; when the process is told to stop before there is an answer; and when
-    /// another client gets one.
+    /// another client got one, and this one still does not.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         const TRY: Duration = Duration::from_secs(5);
-        /// After so many tries another client is asked.
-        const TRIES: usize = 2;
+        /// After so many tries, longer than a request can take, another client is asked.
+        const TRIES: usize = 3;
         /// Of so many tries the last says what the matter is. A transaction of ours ends within
         /// [`super::TRANSACTION_TIMEOUT`], and ten seconds that a broker may take to notice.
         const HANGING: usize = 6;
+        /// For so long after no broker answered a reading is made again, so much later.
+        const UNSETTLED: Duration = Duration::from_secs(60);
+        const AGAIN: Duration = Duration::from_secs(1);
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         let wanted = plain(partitions);
         let mut tries = 0;
+        let mut another_has_read = false;
+        let mut before = None;
         loop {
             tries += 1;
             let read = || {
@@ -599,7 +559,15 @@ impl Member {
             match bounded("reading committed offsets", read) {
                 Ok(found) => {
                     fault::point("committed-read.after");
-                    return read_committed(partitions, &found);
+                    let found = read_committed(partitions, &found)?;
+                    if !was_unreachable_within(UNSETTLED)
+                        || before.as_ref() == Some(&found)
+                        || !(self.pulse)()
+                    {
+                        return Ok(found);
+                    }
+                    before = Some(found);
+                    std::thread::sleep(AGAIN);
                 }
                 Err(error) if super::is_denied(&error) || !(self.pulse)() => {
                     return Err(Failure::from_client(
@@ -612,9 +580,11 @@ impl Member {
                         group = self.group,
                         "reading committed offsets: {error}; trying again"
                     );
-                    if tries >= TRIES && self.another_reads(&wanted, "read_committed", TRY) {
+                    if another_has_read {
                         return Err(Failure::Forgotten(self.purpose));
                     }
+                    another_has_read =
+                        tries % TRIES == 0 && self.another_reads(&wanted, "read_committed", TRY);
                     if tries % HANGING == 0 && self.another_reads(&wanted, "read_uncommitted", TRY)
                     {
                         tracing::error!(
@@ -640,7 +610,8 @@ impl Member {
         let context = LoggedConsumer(LogContext::new(self.purpose));
         let another: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
         let Ok(client) = another else { return false };
-        let reads = client.committed_offsets(wanted.clone(), timeout).is_ok();
+        let read = || client.committed_offsets(wanted.clone(), timeout);
+        let reads = bounded("reading committed offsets by another client", read).is_ok();
         // Dropping it can block while no coordinator answers.
         std::thread::spawn(move || drop(client));
         reads
@@ -768,8 +739,7 @@ impl Member {
     /// sent a commit twice, and the first copy may still be under way.
     #[must_use]
     pub fn was_disturbed(&self) -> bool {
-        let context = self.consumer.context();
-        context.disturbed.swap(false, Ordering::Relaxed)
+        self.consumer.context().health.was_disturbed()
     }
 
     /// Goes back to `positions`, dropping what was read ahead.
@@ -832,8 +802,8 @@ impl Member {
     }
 
     /// Leaves the group. Closing can block without limit when the coordinator does not answer (rdkafka 453, 611),
-    /// so it happens on a thread of its own; after `deadline` this returns `false` and leaves the thread behind,
-    /// for the process to end with.
+    /// so it happens on a thread of its own; after `deadline` this returns `false` and leaves the thread behind: it
+    /// leaves when it can, or ends with the process.
     #[must_use]
     pub fn close(self, deadline: Duration) -> bool {
         self.consumer
@@ -911,28 +881,4 @@ fn read_committed(
             })
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Wanted;
-    use std::sync::Arc;
-
-    #[test]
-    fn a_record_is_taken_once_until_reading_begins_anew() {
-        let (a, b) = (Arc::from("a"), Arc::from("b"));
-        let mut wanted = Wanted::default();
-        wanted.start(&a, 3, 7);
-        wanted.start(&b, 0, 0);
-        assert!(wanted.take("a", 3, 7));
-        assert!(
-            wanted.take("a", 3, 9),
-            "markers and compaction leave offsets out"
-        );
-        assert!(!wanted.take("a", 3, 9));
-        assert!(!wanted.take("a", 3, 8));
-        assert!(wanted.take("b", 0, 0), "each partition has its own");
-        wanted.start(&a, 3, 8);
-        assert!(wanted.take("a", 3, 8), "it was gone back to");
-    }
 }

@@ -57,6 +57,12 @@ pub(super) fn unreachable() {
     calls().unreachable = Some(clock::instant());
 }
 
+/// Whether a client has found so within `time`.
+pub(super) fn was_unreachable_within(time: Duration) -> bool {
+    let away = calls().unreachable;
+    away.is_some_and(|away| clock::instant().saturating_duration_since(away) < time)
+}
+
 /// The call that has been under way for longest past `bound`, brokers answering, and for how long.
 fn hanging(calls: &Calls, now: Instant, bound: Duration) -> Option<(&'static str, Duration)> {
     let oldest = calls.slots.iter().flatten().map(|&(what, since)| {

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use crate::history::{Copy, History, Place, Request, What};
+use crate::fleet::SESSION;
+use crate::history::{Copy, History, Place, Position, Request, What};
 use crate::truth::{End, Kind, Matched, SUBSCRIPTIONS};
 
 /// What a rule found.
@@ -47,6 +48,8 @@ pub struct Verdict {
     pub allowed: usize,
     /// Events that the generator's client had acknowledged and that are not on the topic.
     pub never_there: usize,
+    /// Positions that were told once and not again, below what was told before, while brokers began.
+    pub told_back: usize,
     /// Copies in the commands topic that are more than one lineage has (only where the promise allows them).
     pub doubled: usize,
 }
@@ -63,6 +66,21 @@ pub const INVARIANTS: [&str; 9] = [
     "Owner only",
     "Repeats are bounded",
 ];
+
+/// What `now` undoes of what `before` had committed.
+fn taken_back(before: &Position, now: &Position) -> Option<String> {
+    let finished: HashSet<i64> = now.finished.iter().copied().collect();
+    let mut was_finished = before.finished.iter();
+    let undone =
+        was_finished.find(|&&offset| offset >= now.position && !finished.contains(&offset));
+    let is_back = now.position < before.position || undone.is_some();
+    is_back.then(|| {
+        format!(
+            "partition {} at {}: the position went from {} to {}, finished {undone:?} is undone",
+            now.partition, now.at, before.position, now.position
+        )
+    })
+}
 
 /// One command: an event and a subscription.
 type Pair = (u32, usize);
@@ -455,29 +473,41 @@ impl Check<'_> {
         }
     }
 
-    /// What was committed is never taken back.
+    /// What was committed is never taken back. A coordinator that has just begun may tell old positions for a moment; what
+    /// the next reading does not show any more was not committed.
     fn positions(&mut self) {
-        let mut last: HashMap<i32, (i64, HashSet<i64>)> = HashMap::new();
-        for now in &self.history.positions {
-            let finished: HashSet<i64> = now.finished.iter().copied().collect();
-            if let Some((position, before)) = last.get(&now.partition) {
-                let back = now.position < *position;
-                let undone = before
-                    .iter()
-                    .find(|&&offset| offset >= now.position && !finished.contains(&offset));
-                if back || undone.is_some() {
-                    self.verdict.violations.push(Violation {
-                        invariant: "Owner only",
-                        what: format!(
-                            "partition {} at {}: the position went from {position} to {}, finished {undone:?} is undone",
-                            now.partition, now.at, now.position
-                        ),
-                        story: Vec::new(),
-                    });
-                }
-            }
-            last.insert(now.partition, (now.position, finished));
+        let mut told: BTreeMap<i32, Vec<&Position>> = BTreeMap::new();
+        for position in &self.history.positions {
+            told.entry(position.partition).or_default().push(position);
         }
+        for readings in told.into_values() {
+            let mut last = readings[0];
+            let mut rest = readings[1..].iter().copied().peekable();
+            while let Some(now) = rest.next() {
+                let Some(what) = taken_back(last, now) else {
+                    last = now;
+                    continue;
+                };
+                let is_mended = |next: &&Position| taken_back(last, next).is_none();
+                if self.brokers_begin(now.at) && rest.peek().is_some_and(is_mended) {
+                    self.verdict.told_back += 1;
+                    continue;
+                }
+                self.verdict.violations.push(Violation {
+                    invariant: "Owner only",
+                    what,
+                    story: Vec::new(),
+                });
+                last = now;
+            }
+        }
+    }
+
+    /// Whether brokers were away a moment before.
+    fn brokers_begin(&self, at: i64) -> bool {
+        const AFTER: i64 = 60_000;
+        let mut faults = self.history.faults.iter();
+        faults.any(|fault| fault.of_brokers && (fault.from..fault.until + AFTER).contains(&at))
     }
 
     fn at_rest(&mut self) {
@@ -502,24 +532,31 @@ impl Check<'_> {
             *seen.entry((&request.id, request.attempt)).or_default() += 1;
         }
         self.verdict.repeated = seen.values().map(|count| count - 1).sum();
+        // A machine that is too busy for the session is a fault that nobody injected: for as long as the session nothing
+        // could be committed.
+        let session = i64::try_from(SESSION.as_millis()).unwrap();
+        let injected = self.history.faults.iter();
+        let injected = injected.map(|fault| (fault.from - BEFORE, fault.until + AFTER));
+        let evicted = self.history.evictions.iter();
+        let evicted = evicted.map(|&at| (at - session - BEFORE, at + BEFORE));
+        let windows: Vec<(i64, i64)> = injected.chain(evicted).collect();
         let near = |request: &&Request| {
-            let mut faults = self.history.faults.iter();
-            faults
-                .any(|fault| request.at >= fault.from - BEFORE && request.at <= fault.until + AFTER)
+            let mut windows = windows.iter();
+            windows.any(|&(from, until)| (from..=until).contains(&request.at))
         };
         self.verdict.allowed = self.history.requests.iter().filter(near).count();
         // Not only in number: the first of two must itself be near a fault.
         let mut first: HashMap<(&str, u32), &Request> = HashMap::new();
-        let mut strays: Vec<&Request> = Vec::new();
+        let mut strays: Vec<(&Request, &Request)> = Vec::new();
         for request in &self.history.requests {
             let known = first
                 .entry((&request.id, request.attempt))
                 .or_insert(request);
             if !std::ptr::eq(*known, request) && !near(known) && !self.was_replayed(request) {
-                strays.push(request);
+                strays.push((known, request));
             }
         }
-        for request in strays.into_iter().take(20) {
+        for (known, request) in strays.into_iter().take(20) {
             let violation = Violation {
                 invariant: "Repeats are bounded",
                 what: format!(
@@ -528,7 +565,7 @@ impl Check<'_> {
                     Kind::id(request.subscription),
                     request.attempt
                 ),
-                story: vec![request.to_string()],
+                story: vec![known.to_string(), request.to_string()],
             };
             self.verdict.violations.push(violation);
         }

@@ -113,6 +113,14 @@ impl Fault {
         format!("{self:?}").eq_ignore_ascii_case(word)
     }
 
+    /// Whether brokers are away meanwhile.
+    fn is_of_brokers(self) -> bool {
+        matches!(
+            self,
+            Self::BrokerKill | Self::BrokerRestart | Self::RollingBrokers | Self::AllDown
+        )
+    }
+
     /// How many of them a bag holds: long ones are rarer.
     fn weight(self) -> usize {
         match self {
@@ -219,6 +227,7 @@ impl Scene<'_> {
         };
         Injected {
             what: format!("{}: {what}", fault.name()),
+            of_brokers: fault.is_of_brokers(),
             from,
             until: clock::now().0,
         }
@@ -248,6 +257,7 @@ impl Scene<'_> {
             rng.u32(0..30)
         };
         self.fleet.arm(at, &format!("{point}={nth}*off->return"));
+        self.fleet.expect_end(at);
         let deadline = Instant::now() + PATIENCE;
         while !self.fleet.has_ended(at) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

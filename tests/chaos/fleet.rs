@@ -24,6 +24,8 @@ struct Slot {
 pub struct Fleet {
     world: Arc<World>,
     slots: Vec<Slot>,
+    /// What each delivery that was ever started has written.
+    written: Vec<Box<dyn Fn() -> Vec<String>>>,
     /// Processes that ended by themselves, with a non-zero code and their last line.
     pub ended: Vec<String>,
     /// Processes that did not end when they were told to.
@@ -36,6 +38,7 @@ impl Fleet {
         let mut fleet = Self {
             world: Arc::clone(world),
             slots: Vec::new(),
+            written: Vec::new(),
             ended: Vec::new(),
             stuck: Vec::new(),
         };
@@ -191,7 +194,7 @@ impl Fleet {
 
     fn launch(&mut self, at: usize, points: &str) {
         let slot = &mut self.slots[at];
-        slot.expected = !points.is_empty();
+        slot.expected = false;
         let session = format!("session.timeout.ms={}", SESSION.as_millis());
         let extra = [
             "-X",
@@ -210,7 +213,20 @@ impl Fleet {
         let mut arguments = vec![slot.role.to_owned()];
         arguments.extend(self.world.args());
         arguments.extend(extra.map(str::to_owned));
-        slot.process = Some(Process::spawn_with(&arguments, &[("FAILPOINTS", points)]));
+        let process = Process::spawn_with(&arguments, &[("FAILPOINTS", points)]);
+        if slot.role == "deliver" {
+            self.written.push(Box::new(process.stderr_reader()));
+        }
+        slot.process = Some(process);
+    }
+
+    /// When deliveries found that they had been put out of their group, epoch ms: at a fault, or because the machine was
+    /// too busy for the session.
+    pub fn evictions(&self) -> Vec<i64> {
+        let lines = self.written.iter().flat_map(|read| read());
+        let lost = lines.filter(|line| line.contains("revoked") && line.contains("lost=true"));
+        let times = lost.filter_map(|line| line.split(' ').next()?.parse::<jiff::Timestamp>().ok());
+        times.map(|time| time.as_millisecond()).collect()
     }
 
     /// What every running replica wrote to standard error, for the report of a failure.

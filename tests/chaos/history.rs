@@ -81,6 +81,8 @@ pub struct Position {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Injected {
     pub what: String,
+    /// Whether brokers were away.
+    pub of_brokers: bool,
     /// Epoch ms.
     pub from: i64,
     pub until: i64,
@@ -95,6 +97,8 @@ pub struct History {
     /// In the order in which they were read.
     pub positions: Vec<Position>,
     pub faults: Vec<Injected>,
+    /// When deliveries found that they were out of their group, epoch ms.
+    pub evictions: Vec<i64>,
     /// Records that no group has come past, though the run is over: topic, partition, offset.
     pub left: Vec<(String, i32, i64)>,
 }

@@ -325,6 +325,7 @@ fn a_repeat_at_a_fault_is_counted_and_allowed() {
     let again = history.requests[3].clone();
     history.faults.push(Injected {
         what: "kill -9 of deliver".to_owned(),
+        of_brokers: false,
         from: again.at + 10,
         until: again.at + 10,
     });
@@ -333,6 +334,48 @@ fn a_repeat_at_a_fault_is_counted_and_allowed() {
     assert_eq!(verdict.violations, []);
     assert_eq!(verdict.repeated, 1);
     assert!(verdict.allowed >= verdict.repeated);
+}
+
+#[test]
+fn a_repeat_by_a_member_that_a_busy_machine_evicted_is_allowed() {
+    let mut history = perfect();
+    let again = history.requests[3].clone();
+    history.evictions.push(again.at + 2_000);
+    history.requests.push(again);
+    let verdict = check(&history, Promise::ExactlyOnce);
+    assert_eq!(verdict.violations, []);
+    assert_eq!(verdict.repeated, 1);
+}
+
+#[test]
+fn a_position_that_is_told_back_once_while_brokers_begin_is_counted_and_allowed() {
+    let mut history = perfect();
+    let last = history.positions.last().unwrap().clone();
+    let told = |at, position| Position {
+        at: last.at + at,
+        position,
+        finished: Vec::new(),
+        ..last.clone()
+    };
+    history.positions.extend([
+        told(1_000, last.position + 20),
+        told(2_000, last.position + 10),
+        told(3_000, last.position + 20),
+    ]);
+    let verdict = check(&history, Promise::ExactlyOnce);
+    assert_eq!(verdict.violations.len(), 1, "no broker was away");
+    history.faults.push(Injected {
+        what: "all brokers down".to_owned(),
+        of_brokers: true,
+        from: last.at - 30_000,
+        until: last.at,
+    });
+    let verdict = check(&history, Promise::ExactlyOnce);
+    assert_eq!(verdict.violations, []);
+    assert_eq!(verdict.told_back, 1);
+    history.positions.pop();
+    let verdict = check(&history, Promise::ExactlyOnce);
+    assert_eq!(verdict.violations.len(), 1, "it stayed so");
 }
 
 #[test]

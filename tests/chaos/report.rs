@@ -111,6 +111,7 @@ impl Report {
         all.commands += verdict.commands;
         all.repeated += verdict.repeated;
         all.allowed += verdict.allowed;
+        all.told_back += verdict.told_back;
         all.doubled += verdict.doubled;
         all.never_there += verdict.never_there;
     }
@@ -196,10 +197,11 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "\nRequests that repeat an attempt: {} (at the faults were {}). Commands doubled: {}. Processes that ended by themselves and were started again: {}.",
+            "\nRequests that repeat an attempt: {} (at the faults were {}). Commands doubled: {}. Positions told back for a moment while brokers began: {}. Processes that ended by themselves and were started again: {}.",
             self.verdict.repeated,
             self.verdict.allowed,
             self.verdict.doubled,
+            self.verdict.told_back,
             self.ended.len()
         )?;
         for line in &self.ended {

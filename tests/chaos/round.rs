@@ -108,7 +108,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         }
         let last = generator.next() + plan.rate;
         let through = wait_until_through(scene.fleet, &progress, first, last);
-        if through.is_none() && excuse_what_kafka_lost(&world, &progress, first, last) {
+        if through.is_none() && excuse_what_kafka_lost(&world, &generator, &progress, first, last) {
             report.injected(&names);
             continue;
         }
@@ -137,6 +137,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         copies: copies(&world),
         positions,
         faults,
+        evictions: fleet.evictions(),
         left,
     };
     let verdict = check(&history, plan.promise);
@@ -166,10 +167,18 @@ fn wait_until_through(
 
 /// Events that are not on their topic cannot come through: whether all that are missing are such ones. The checker counts
 /// them, since the generator's client had them acknowledged.
-fn excuse_what_kafka_lost(world: &World, progress: &Progress, first: u32, last: u32) -> bool {
-    let there: HashSet<u32> = event_numbers(world).into_iter().collect();
+fn excuse_what_kafka_lost(
+    world: &World,
+    generator: &Generator,
+    progress: &Progress,
+    first: u32,
+    last: u32,
+) -> bool {
+    // Before the topic is read: what comes through meanwhile was too late, not lost.
     let missing = progress.missing(first, last);
-    let lost = missing.iter().all(|event| !there.contains(event));
+    let there: HashSet<u32> = event_numbers(world).into_iter().collect();
+    let is_lost = |&event: &u32| !there.contains(&event) && generator.has_acknowledged(event);
+    let lost = !missing.is_empty() && missing.iter().all(is_lost);
     if lost {
         println!("          not on the topic, though acknowledged: events {missing:?}");
         missing.into_iter().for_each(|event| progress.excuse(event));

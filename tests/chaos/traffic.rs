@@ -71,7 +71,16 @@ pub fn receiver(progress: &Arc<Progress>) -> Receiver {
     })
 }
 
-struct Acknowledged(Mutex<Vec<bool>>);
+/// Which events the broker has acknowledged, by their numbers.
+#[derive(Clone, Default)]
+struct Acknowledged(Arc<Mutex<Vec<bool>>>);
+
+impl Acknowledged {
+    fn has(&self, event: u32) -> bool {
+        let all = self.0.lock().unwrap();
+        all.get(event as usize).copied().unwrap_or(false)
+    }
+}
 
 impl ClientContext for Acknowledged {}
 
@@ -93,6 +102,7 @@ impl ProducerContext for Acknowledged {
 pub struct Generator {
     next: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
+    acknowledged: Acknowledged,
     thread: JoinHandle<Vec<Sent>>,
 }
 
@@ -101,10 +111,23 @@ impl Generator {
     pub fn start(world: &Arc<World>, rate: u32) -> Self {
         let next = Arc::new(AtomicU32::new(1));
         let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Acknowledged::default();
         let (world, next_of_thread, stopped) =
             (Arc::clone(world), Arc::clone(&next), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || produce(&world, rate, &next_of_thread, &stopped));
-        Self { next, stop, thread }
+        let context = acknowledged.clone();
+        let thread =
+            std::thread::spawn(move || produce(&world, rate, &next_of_thread, &stopped, context));
+        Self {
+            next,
+            stop,
+            acknowledged,
+            thread,
+        }
+    }
+
+    /// Whether the broker has said that it has this event.
+    pub fn has_acknowledged(&self, event: u32) -> bool {
+        self.acknowledged.has(event)
     }
 
     /// The number of the next event.
@@ -119,15 +142,21 @@ impl Generator {
     }
 }
 
-fn produce(world: &World, rate: u32, next: &AtomicU32, stop: &AtomicBool) -> Vec<Sent> {
+fn produce(
+    world: &World,
+    rate: u32,
+    next: &AtomicU32,
+    stop: &AtomicBool,
+    acknowledged: Acknowledged,
+) -> Vec<Sent> {
     let mut config = world.client_config();
     config
         .set("enable.idempotence", "true")
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "5")
         .set("message.timeout.ms", "300000");
-    let context = Acknowledged(Mutex::default());
-    let producer: ThreadedProducer<Acknowledged> = config.create_with_context(context).unwrap();
+    let producer: ThreadedProducer<Acknowledged> =
+        config.create_with_context(acknowledged.clone()).unwrap();
     let began = Instant::now();
     while !stop.load(Ordering::SeqCst) {
         let number = next.load(Ordering::SeqCst);
@@ -148,11 +177,10 @@ fn produce(world: &World, rate: u32, next: &AtomicU32, stop: &AtomicBool) -> Vec
         }
     }
     producer.flush(Duration::from_secs(120)).unwrap();
-    let acknowledged = producer.context().0.lock().unwrap();
     (1..next.load(Ordering::SeqCst))
         .map(|event| Sent {
             event,
-            acknowledged: acknowledged.get(event as usize).copied().unwrap_or(false),
+            acknowledged: acknowledged.has(event),
             records: 0,
         })
         .collect()

@@ -136,6 +136,12 @@ impl Process {
         self.stderr.all()
     }
 
+    /// Reads what it has written to standard error by then, also after its end.
+    pub fn stderr_reader(&self) -> impl Fn() -> Vec<String> + use<> {
+        let lines = self.stderr.clone();
+        move || lines.all()
+    }
+
     /// What it wrote to standard output so far.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.all()
