@@ -40,7 +40,7 @@ pub struct Attempt<'a> {
     pub time: Cow<'a, str>,
     /// Until the answer's headers, or its failure; milliseconds.
     pub duration_ms: f64,
-    /// Where it went: without the query, which may hold a credential.
+    /// Where it went, as far as that is told: see [`shown_url`].
     pub url: Cow<'a, str>,
     /// Of the answer; nothing when there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,16 +130,13 @@ pub fn headers(command: &Command) -> [(&'static str, &str); 3] {
     ]
 }
 
-/// A URL without its query, user info and fragment: any of them may hold a credential.
+/// A URL without what may be a credential: only scheme, host and port are told, and whether it has a path. User info and
+/// query may hold credentials, and a path may be one, as with the incoming webhooks of chat services.
 #[must_use]
 pub fn shown_url(url: &url::Url) -> String {
-    let mut shown = url.clone();
-    shown.set_query(None);
-    shown.set_fragment(None);
-    // A URL that cannot have user info has none.
-    shown.set_username("").ok();
-    shown.set_password(None).ok();
-    shown.into()
+    let path = if url.path() == "/" { "" } else { "REDACTED" };
+    let origin = url.origin().ascii_serialization();
+    format!("{origin}/{path}")
 }
 
 /// The beginning of an answer's body, fit for a record.
@@ -155,7 +152,7 @@ impl Excerpt {
     /// Of what was read of a body, `whole` or not.
     #[must_use]
     pub fn new(body: &[u8], whole: bool, mask: &Mask) -> Self {
-        let (masked, read) = mask.apply(body);
+        let (masked, read) = mask.apply(body, whole);
         let text = String::from_utf8_lossy(&masked);
         let end = text.floor_char_boundary(MAX_EXCERPT_BYTES);
         Self {
@@ -198,18 +195,22 @@ impl Mask {
         Self(all)
     }
 
-    /// The beginning of `body`, as far as an excerpt needs it, and how much of the body that is.
-    fn apply(&self, body: &[u8]) -> (Vec<u8>, usize) {
+    /// The beginning of `body`, as far as an excerpt needs it, and how much of the body that is. Where a body that is not
+    /// `whole` ends with the beginning of a secret, that is hidden too.
+    fn apply(&self, body: &[u8], whole: bool) -> (Vec<u8>, usize) {
         // Past the cut by a character, so that the one at the cut is whole.
         const ENOUGH: usize = MAX_EXCERPT_BYTES + 4;
         let mut masked = Vec::with_capacity(body.len().min(ENOUGH));
         let mut at = 0;
         while at < body.len() && masked.len() < ENOUGH {
             let rest = &body[at..];
+            let is_cut = !whole && rest.len() >= LEAST_SECRET_BYTES;
             let mut secrets = self.0.iter();
-            if let Some(secret) = secrets.find(|secret| rest.starts_with(secret)) {
+            if let Some(secret) = secrets
+                .find(|secret| rest.starts_with(secret) || is_cut && secret.starts_with(rest))
+            {
                 masked.extend_from_slice(MASK);
-                at += secret.len();
+                at += secret.len().min(rest.len());
             } else {
                 masked.push(body[at]);
                 at += 1;
@@ -259,6 +260,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_secret_where_the_body_was_cut_is_masked() {
+        let secrets = mask(&["topsecret-and-long"]);
+        let cut = |body: &str| Excerpt::new(body.as_bytes(), false, &secrets).text;
+        assert_eq!(&*cut("you sent topsecret-an"), "you sent ***");
+        assert_eq!(&*cut("you sent topsec"), "you sent ***");
+        assert_eq!(&*cut("topsecret-and-long topsecret"), "*** ***");
+        assert_eq!(&*cut("you sent topse"), "you sent topse", "too short");
+        assert_eq!(&*cut("topsecret-am I"), "topsecret-am I");
+        let whole = Excerpt::new(b"it is topsecret", true, &secrets);
+        assert_eq!(&*whole.text, "it is topsecret", "nothing was cut");
+    }
+
+    #[test]
     fn what_is_too_short_for_a_credential_is_left_alone() {
         assert_eq!(
             &*excerpt("one of a kind", &["a", "one", ""]).text,
@@ -287,11 +301,16 @@ mod tests {
     }
 
     #[test]
-    fn a_shown_url_has_neither_query_nor_user_info_nor_fragment() {
-        let url = "https://me:secret@a.example:8443/in/1?key=secret#secret";
-        assert_eq!(
-            shown_url(&url.parse().unwrap()),
-            "https://a.example:8443/in/1"
-        );
+    fn nothing_that_may_be_a_credential_is_shown_of_a_url() {
+        for (from, shown) in [
+            (
+                "https://user:hunter2@a.example:8443/t0ken?key=hunter2#f",
+                "https://a.example:8443/REDACTED",
+            ),
+            ("https://a.example", "https://a.example/"),
+            ("http://[::1]:80/?key=hunter2", "http://[::1]/"),
+        ] {
+            assert_eq!(shown_url(&from.parse().unwrap()), shown);
+        }
     }
 }

@@ -106,9 +106,8 @@ fn turn(
     }
     reader.tick()?;
     let (sums, figures) = reader.figures();
-    context
-        .metrics
-        .lag(&top.update(&sums), &figures, reader.tiers());
+    let told = top.update(&sums, clock::instant());
+    context.metrics.lag(&told, &figures, reader.tiers());
     context.board.put(figures);
     let took = clock::instant() - began;
     *next = began + (took * SHARE).clamp(EVERY, AT_LEAST);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::header::{
     CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
 };
+use url::Url;
 
 use super::lane::{Limits, Rate};
 use super::signing::Signer;
@@ -48,7 +49,7 @@ pub(super) struct Target {
     pub(super) schedule: Box<[Duration]>,
     pub(super) rules: StatusRules,
     /// What the log of attempts needs, while it is on.
-    pub(super) log: Option<Shown>,
+    pub(super) log: Option<Logged>,
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
@@ -57,38 +58,47 @@ pub(super) struct Target {
 }
 
 /// An endpoint as the log of attempts may show it.
-pub(super) struct Shown {
+pub(super) struct Logged {
     pub(super) url: Arc<str>,
     /// Hides in an answer what the endpoint echoes.
     pub(super) mask: Mask,
 }
 
-impl Shown {
+impl Logged {
     fn new(subscription: &Subscription, secrets: &[String]) -> Self {
-        let url = &subscription.url;
         let headers = subscription.headers.iter();
         let credentials = headers
             .filter(|(_, value)| value.is_sensitive())
             .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
-        let pairs = url.query_pairs().map(|(_, value)| value);
-        let query = url.query().map(Cow::Borrowed);
-        // As they stand in the URL, beside what they mean.
-        let written = url.query().into_iter().flat_map(|query| {
-            let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-            pairs.map(|(_, value)| Cow::Borrowed(value))
-        });
         let secrets = secrets.iter().map(|secret| Cow::Borrowed(secret.as_str()));
+        let in_url = parts(&subscription.url);
         Self {
-            url: shown_url(url).into(),
-            mask: Mask::new(
-                credentials
-                    .chain(secrets)
-                    .chain(query)
-                    .chain(written)
-                    .chain(pairs),
-            ),
+            url: shown_url(&subscription.url).into(),
+            mask: Mask::new(credentials.chain(secrets).chain(in_url)),
         }
     }
+}
+
+/// All of a URL behind its host that may be a credential, as it stands there and as what it means.
+fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
+    let whole = [Some(url.path()), url.query()].into_iter().flatten();
+    let segments = url.path().split('/');
+    let pairs = url.query().into_iter().flat_map(|query| {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.map(|(_, value)| value)
+    });
+    let written = whole.chain(segments).chain(pairs);
+    let meant = url.query_pairs().map(|(_, value)| value);
+    let meant_in_path = url.path().split('/').filter_map(meaning);
+    written.map(Cow::Borrowed).chain(meant).chain(meant_in_path)
+}
+
+/// What a segment of a path means: as in a form, without what is special in forms only.
+fn meaning(segment: &str) -> Option<Cow<'_, str>> {
+    let plain = segment.replace('&', "%26").replace('=', "%3D");
+    let plain = plain.replace('+', "%2B");
+    let (meant, _) = url::form_urlencoded::parse(plain.as_bytes()).next()?;
+    Some(meant.into_owned().into())
 }
 
 impl Destination {
@@ -164,7 +174,7 @@ impl Target {
             rules: subscription.on_status.clone(),
             log: settings
                 .attempt_log
-                .then(|| Shown::new(subscription, &secrets)),
+                .then(|| Logged::new(subscription, &secrets)),
             address: Arc::new(address),
             headers,
             signer,
@@ -270,5 +280,31 @@ fn resolve(source: &SecretSource) -> Result<String, String> {
             .map(|text| text.trim().to_owned())
             .map_err(|error| format!("its secret cannot be read from {}: {error}", path.display())),
         SecretSource::Literal(secret) => Ok(secret.expose().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attempt::Excerpt;
+
+    #[test]
+    fn of_an_url_that_an_endpoint_echoes_nothing_is_logged_that_may_be_a_credential() {
+        let url = "https://a.example/in/path-s3cret%3D%3D/a+b=c&d?key=query%20s3cret";
+        let url: Url = url.parse().unwrap();
+        let mask = Mask::new(parts(&url));
+        let shown = |body: &str| Excerpt::new(body.as_bytes(), true, &mask).text;
+        for echo in [
+            url.path(),
+            "path-s3cret%3D%3D",
+            "path-s3cret==",
+            "a+b=c&d",
+            "key=query%20s3cret",
+            "query%20s3cret",
+            "query s3cret",
+        ] {
+            assert_eq!(&*shown(&format!("you sent {echo}!")), "you sent ***!");
+        }
+        assert_eq!(&*shown("it came in"), "it came in");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A worker never waits for it. What is not written yet is bounded by [`MAX_HELD_BYTES`]; past that, records are
 //! dropped and counted, and so is what the broker does not take. Nothing else depends on the log: a crash loses what
-//! was noted within the last moments, and an attempt that is cut, by a kill or by the drain deadline, is not in it.
+//! was noted within the last moments, and an attempt that is cut is not in it: by a kill, or by the drain deadline when
+//! the process ends or its partition moves to another replica.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -52,7 +53,7 @@ pub(super) struct Entry {
 
 /// What an attempt's end tells before its outcome is known.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct AttemptFacts {
     pub(super) number: u32,
     pub(super) began: EpochMs,
     pub(super) took: Duration,
@@ -63,20 +64,20 @@ pub(super) struct Ended {
 
 impl Entry {
     pub(super) fn new(
-        ended: Ended,
+        facts: AttemptFacts,
         mut command: Box<Command>,
         outcome: AttemptOutcome,
         error: Option<Box<str>>,
     ) -> Self {
         command.body = Bytes::new();
-        let Ended {
+        let AttemptFacts {
             number,
             began,
             took,
             url,
             status,
             class,
-        } = ended;
+        } = facts;
         Self {
             command,
             number,
@@ -91,9 +92,26 @@ impl Entry {
         }
     }
 
+    /// Of its texts, and what a command weighs beside them.
     fn weight(&self) -> usize {
-        let excerpt = self.excerpt.as_ref().map_or(0, |it| it.text.len());
-        self.command.weight() + excerpt
+        let command = &self.command;
+        let texts = [
+            &command.subscriber,
+            &command.webhook_id,
+            &command.subscription,
+            &command.event_id,
+            &command.event_type,
+        ];
+        let others = [
+            &command.event_time,
+            &command.subject,
+            &command.traceparent,
+            &self.error,
+        ];
+        let others = others.into_iter().flatten();
+        let excerpt = self.excerpt.as_ref().map(|excerpt| &excerpt.text);
+        let texts = texts.into_iter().chain(others).chain(excerpt);
+        command.weight() + texts.map(|text| text.len()).sum::<usize>()
     }
 
     fn attempt(&self) -> Attempt<'_> {
@@ -291,7 +309,7 @@ mod tests {
             sequence: None,
             body: Bytes::from_static(body.as_bytes()),
         };
-        let ended = Ended {
+        let facts = AttemptFacts {
             number: 1,
             began: EpochMs(0),
             took: Duration::from_micros(1500),
@@ -299,7 +317,7 @@ mod tests {
             status: Some(200),
             class: Class::Success,
         };
-        Entry::new(ended, Box::new(command), AttemptOutcome::Delivered, None)
+        Entry::new(facts, Box::new(command), AttemptOutcome::Delivered, None)
     }
 
     fn notes() -> (Notes, Receiver<Vec<Entry>>) {
@@ -345,6 +363,22 @@ mod tests {
             fit
         );
         assert_eq!(dropped(&notes), 7);
+    }
+
+    #[test]
+    fn an_entry_weighs_what_its_texts_do() {
+        let mut entry = entry("");
+        let before = entry.weight();
+        let long: Box<str> = "x".repeat(1000).into();
+        entry.command.event_id = long.clone();
+        entry.command.subject = Some(long.clone());
+        entry.error = Some(long.clone());
+        let truncated = false;
+        entry.excerpt = Some(Excerpt {
+            text: long,
+            truncated,
+        });
+        assert_eq!(entry.weight(), before + 4000 - "e".len());
     }
 
     #[test]

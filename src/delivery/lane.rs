@@ -22,7 +22,7 @@ pub const QUEUE_COMMANDS: usize = 256;
 /// Bytes that it queues, except that one command always fits.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 /// Commands that a quick lane queues at most: an eighth of what a bitmap of a window can tell of, and no more than it
-/// sends in five seconds.
+/// sends within `HORIZON`.
 pub const QUICK_COMMANDS: usize = 3000;
 /// The default shortest tier: what is parked comes back in portions as large as a lane's pace times this. What a rate
 /// limit cannot send within it is not queued.

@@ -12,8 +12,8 @@
 //! | is shown for less than [`HOLD`] | stays |
 //! | has less than half of what another one has, and no place is free | makes room |
 //!
-//! So a series stands for minutes at least, and what it counts only grows: what came before and comes after counts as
-//! [`OTHER`]'s. One that comes back begins at 0, as every counter does.
+//! So a series stands for minutes at least, unless another fails and it does not; and what it counts only grows: what
+//! came before and comes after counts as [`OTHER`]'s. One that comes back begins at 0, as every counter does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

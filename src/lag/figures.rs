@@ -16,7 +16,7 @@ pub struct Figures {
     pub as_of: Option<String>,
     /// The same in seconds since the epoch; 0 before the first time.
     pub as_of_seconds: f64,
-    /// Offsets that lie behind what was read; 0 when the figures are exact.
+    /// Offsets that are known to lie behind what was read; 0 when the figures are exact as of `as_of`.
     pub behind: u64,
     /// Sums over all subscribers.
     pub total: Totals,
@@ -49,11 +49,12 @@ pub struct Subscriber {
     /// The same by the tier's delay.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tiers: BTreeMap<String, u64>,
-    /// Commands that delivery has finished since the lag role began to read, whatever came of them.
+    /// Commands that delivery has finished since the lag role began to read, whatever came of them; not those that were
+    /// deleted unfinished.
     pub finished: u64,
     /// When the oldest pending command's first copy was written, RFC 3339.
     pub oldest: Option<String>,
-    /// Seconds since then, at `as_of`.
+    /// Seconds from then to `as_of`, or to now while there is none.
     pub age_seconds: Option<u64>,
     /// When the next one in a tier is due, RFC 3339.
     pub next_due: Option<String>,
@@ -86,7 +87,7 @@ fn rfc3339(seconds: u32) -> String {
 }
 
 impl Subscriber {
-    fn of(name: &str, waiting: &Waiting, tiers: &[String], now: u32) -> Self {
+    fn of(name: &str, waiting: &Waiting, tiers: &[String], at: u32) -> Self {
         let by_tier = waiting.tiers.iter();
         let by_tier = by_tier.filter_map(|(&tier, count)| Some((tiers.get(tier)?.clone(), *count)));
         Self {
@@ -98,7 +99,7 @@ impl Subscriber {
             oldest: waiting.oldest.map(rfc3339),
             age_seconds: waiting
                 .oldest
-                .map(|oldest| now.saturating_sub(oldest).into()),
+                .map(|oldest| at.saturating_sub(oldest).into()),
             next_due: waiting.next_due.map(rfc3339),
             dead_letters: waiting
                 .dead
@@ -156,16 +157,16 @@ impl Tally {
     }
 
     /// The figures in the form in which they are told: of subscribers of whom something is pending or dead. `tiers` are
-    /// the names of the tiers, `now` is in seconds since the epoch.
+    /// the names of the tiers; ages are those at `at`, in seconds since the epoch.
     #[must_use]
-    pub fn told(&self, tiers: &[String], now: u32) -> Vec<Subscriber> {
+    pub fn told(&self, tiers: &[String], at: u32) -> Vec<Subscriber> {
         let all = self.subscribers.iter();
         let some = all.filter(|(_, (sum, _))| !sum.is_empty());
         let each = some.map(|(name, (sum, subscriptions))| {
-            let mut told = Subscriber::of(name, sum, tiers, now);
+            let mut told = Subscriber::of(name, sum, tiers, at);
             let inner = subscriptions.iter().filter(|(_, one)| !one.is_empty());
             told.subscriptions = inner
-                .map(|(id, waiting)| Subscriber::of(id, waiting, tiers, now))
+                .map(|(id, waiting)| Subscriber::of(id, waiting, tiers, at))
                 .collect();
             told
         });

@@ -127,9 +127,9 @@ impl Column {
         self.chunks.iter().flat_map(Chunk::each)
     }
 
+    #[cfg(test)]
     fn len(&self) -> usize {
-        let each = self.chunks.iter();
-        each.map(|chunk| chunk.rows.len() - chunk.begin).sum()
+        self.each().count()
     }
 }
 
@@ -148,8 +148,8 @@ pub struct Waiting {
     pub next_due: Option<u32>,
     /// Dead letters that are neither replayed nor discarded.
     pub dead: BTreeMap<Reason, u64>,
-    /// Commands that were read and are not in the commands topic any more: whatever came of them, delivery has finished
-    /// them.
+    /// Commands that were read and are not pending in the commands topic any more, except those that were deleted there:
+    /// whatever came of them, delivery has finished them.
     pub finished: u64,
 }
 
@@ -199,7 +199,7 @@ pub struct Index {
     names: Vec<(Box<str>, Box<str>)>,
     /// By subscriber, then by subscription: looked up without a copy.
     known: Map<Box<str>, Map<Box<str>, Entry>>,
-    /// How many records of the commands topic were read for each entry.
+    /// How many records of the commands topic were read for each entry, without those that were deleted unfinished.
     read: Vec<u64>,
     columns: Map<Place, Column>,
     letters: Map<Coordinates, (Entry, Reason)>,
@@ -283,6 +283,23 @@ impl Index {
         }
     }
 
+    /// What lies before `start` is gone: retention, or an operator, has deleted it. Of the commands among it, those that
+    /// `is_done` tells of were finished; nobody will ever finish the others, so they count as never read.
+    pub fn delete(&mut self, place: Place, start: Offset, is_done: impl Fn(Offset) -> bool) {
+        let Some(column) = self.columns.get_mut(&place) else {
+            return;
+        };
+        if matches!(place, Place::Commands(_)) {
+            let gone = column.each().take_while(|row| row.offset < start);
+            for row in gone.filter(|row| !is_done(row.offset)) {
+                if let Some(read) = self.read.get_mut(row.entry as usize) {
+                    *read -= 1;
+                }
+            }
+        }
+        column.trim(start.0);
+    }
+
     /// A command was given up.
     pub fn dead_lettered(&mut self, at: Coordinates, entry: Entry, reason: Reason) {
         self.letters.insert(at, (entry, reason));
@@ -299,9 +316,8 @@ impl Index {
             .retain(|at, _| at.partition != partition || at.offset >= start);
     }
 
-    /// How many records are held.
-    #[must_use]
-    pub fn rows(&self) -> usize {
+    #[cfg(test)]
+    fn rows(&self) -> usize {
         self.columns.values().map(Column::len).sum()
     }
 
@@ -506,6 +522,32 @@ mod tests {
         // Read again from 1, as after an operator's reset: nothing is counted twice.
         index.add(Place::Commands(0), Offset(1), acme, EpochMs(0), None);
         assert_eq!(finished(&index), [2]);
+    }
+
+    #[test]
+    fn what_was_deleted_before_it_was_finished_is_neither_pending_nor_finished() {
+        let mut index = Index::default();
+        let entry = index.entry("acme", "orders");
+        for place in [Place::Commands(0), Place::Tier(0, 0)] {
+            for offset in 0..10 {
+                index.add(place, Offset(offset), entry, EpochMs(0), None);
+            }
+        }
+        index.trim(Place::Commands(0), Position(2));
+        // Of those before 6, 4 is finished, and 2, 3 and 5 are not.
+        let is_done = |offset: Offset| offset.0 == 4 || offset.0 == 8;
+        let told = |index: &Index| {
+            let waiting = &index.tally(|_| is_done).subscriptions[0].1;
+            [waiting.ready, waiting.finished, waiting.waiting]
+        };
+        assert_eq!(told(&index), [6, 4, 10]);
+        index.delete(Place::Commands(0), Offset(6), is_done);
+        assert_eq!(told(&index), [3, 4, 10]);
+        index.delete(Place::Commands(0), Offset(6), is_done);
+        index.trim(Place::Commands(0), Position(6));
+        assert_eq!(told(&index), [3, 4, 10], "they are gone once");
+        index.delete(Place::Tier(0, 0), Offset(3), |_| false);
+        assert_eq!(told(&index), [3, 4, 7]);
     }
 
     #[test]

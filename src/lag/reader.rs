@@ -15,19 +15,20 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::figures::{Figures, Partition, Tally, Totals};
 use super::index::{Index, Place, Waiting};
-use super::progress::{Progress, Told};
+use super::progress::{Asked, Progress};
 use crate::admin::log::header_pairs;
 use crate::clock;
 use crate::command::header;
 use crate::config::Settings;
 use crate::dead_letter::{Coordinates, Fact};
-use crate::delivery::window::Window;
+use crate::delivery::window::{ReadError, Window};
 use crate::kafka::{self, Failure, LogContext, LoggedConsumer, each_header};
 use crate::units::{EpochMs, Offset, Position, format_duration};
 
 /// How long an answer about positions may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How often the topics are asked for partitions that were added, and for records that retention has deleted.
+/// How often the topics are asked for partitions that were added, and all but the commands for records that retention has
+/// deleted.
 const GROWTH: Duration = Duration::from_secs(5);
 /// How long to wait for what is still to be read.
 const MORE: Duration = Duration::from_millis(10);
@@ -49,6 +50,23 @@ struct Seen {
     position: Option<i64>,
     finished: u64,
     moved: Instant,
+}
+
+/// Of which partitions of the commands the commit's metadata could not be read, at which position, and why: it is read
+/// every second, and told once.
+#[derive(Default)]
+struct Complaints(BTreeMap<i32, (i64, ReadError)>);
+
+impl Complaints {
+    /// Whether `error` was not told yet.
+    fn is_news(&mut self, partition: i32, position: i64, error: Option<&ReadError>) -> bool {
+        let now = error.map(|error| (position, error.clone()));
+        let before = match now.clone() {
+            Some(now) => self.0.insert(partition, now),
+            None => self.0.remove(&partition),
+        };
+        now.is_some() && now != before
+    }
 }
 
 /// What a topic's records are.
@@ -82,7 +100,8 @@ impl Source {
         from: Option<i64>,
     ) -> Result<(), Failure> {
         let failed = |error| Failure::from_client(format!("reading {}", self.topic), error);
-        if self.partitions.contains_key(&partition) {
+        let before = self.partitions.get(&partition).copied();
+        if before.is_some() {
             let mut list = TopicPartitionList::new();
             list.add_partition(&self.topic, partition);
             self.client.incremental_unassign(&list).map_err(failed)?;
@@ -96,7 +115,8 @@ impl Source {
         list.add_partition_offset(&self.topic, partition, start)
             .map_err(failed)?;
         self.client.incremental_assign(&list).map_err(failed)?;
-        let progress = Progress::new(from.unwrap_or(0));
+        let from = from.unwrap_or(0);
+        let progress = before.map_or_else(|| Progress::new(from), |before| before.again(from));
         self.partitions.insert(partition, progress);
         Ok(())
     }
@@ -148,6 +168,7 @@ pub(super) struct Reader {
     index: Index,
     windows: BTreeMap<i32, Window>,
     seen: BTreeMap<i32, Seen>,
+    complaints: Complaints,
     grown: Instant,
     /// When the ends were last asked for.
     asked: Option<EpochMs>,
@@ -190,6 +211,7 @@ impl Reader {
             index: Index::default(),
             windows: BTreeMap::new(),
             seen: BTreeMap::new(),
+            complaints: Complaints::default(),
             grown: clock::instant(),
             asked: None,
             as_of: None,
@@ -230,6 +252,7 @@ impl Reader {
 
     /// What the groups have committed for these partitions of sources: position and metadata.
     fn committed(&self, of: &[At]) -> Result<Committed, Failure> {
+        let failed = |error| Failure::from_client("reading committed offsets", error);
         let mut found = HashMap::new();
         for (client, is_deliver) in [(&self.deliver, true), (&self.release, false)] {
             let mut asked = TopicPartitionList::new();
@@ -247,14 +270,15 @@ impl Reader {
             if mine.is_empty() {
                 continue;
             }
-            let answer = client
-                .committed_offsets(asked, ANSWER)
-                .map_err(|error| Failure::from_client("reading committed offsets", error))?;
+            let answer = client.committed_offsets(asked, ANSWER).map_err(failed)?;
             for &&(source, partition) in &mine {
                 let element = answer.find_partition(&self.sources[source].topic, partition);
-                if let Some(element) = element
-                    && let rdkafka::Offset::Offset(position) = element.offset()
-                {
+                let Some(element) = element else {
+                    continue;
+                };
+                // Not the same as no position, after which everything would be read again.
+                element.error().map_err(failed)?;
+                if let rdkafka::Offset::Offset(position) = element.offset() {
                     let told = (position, element.metadata().to_owned());
                     found.insert((source, partition), told);
                 }
@@ -285,10 +309,15 @@ impl Reader {
         each.collect()
     }
 
-    /// The offset of each partition's first record, or of its end.
-    fn offsets(&self, of: rdkafka::Offset) -> Result<Vec<(At, i64)>, Failure> {
+    /// The offset of each partition's first record, or of its end, in topics of the `wanted` kinds.
+    fn offsets(
+        &self,
+        of: rdkafka::Offset,
+        wanted: impl Fn(Kind) -> bool,
+    ) -> Result<Vec<(At, i64)>, Failure> {
         let failed = |error| Failure::from_client("reading where the topics end", error);
-        let all = self.partitions();
+        let mut all = self.partitions();
+        all.retain(|&(source, _)| wanted(self.sources[source].kind));
         let mut asked = TopicPartitionList::new();
         for &(source, partition) in &all {
             let topic = &self.sources[source].topic;
@@ -321,33 +350,50 @@ impl Reader {
         for client in [&self.deliver, &self.release, &self.idle] {
             while client.poll(Duration::ZERO).is_some() {}
         }
-        if clock::instant() - self.grown >= GROWTH {
+        let is_time = clock::instant() - self.grown >= GROWTH;
+        if is_time {
             self.grow()?;
-            self.forget_deleted()?;
         }
-        let mut as_of = self.as_of;
-        if self.is_reached() {
-            as_of = self.asked;
-        }
+        self.forget_deleted(is_time)?;
         let now = clock::now();
-        for ((number, partition), end) in self.offsets(rdkafka::Offset::End)? {
+        let ends = self.offsets(rdkafka::Offset::End, |_| true)?;
+        let mut reached = ends.len() == self.partitions().len();
+        for ((number, partition), end) in ends {
             let source = &mut self.sources[number];
             let progress = source.partitions.get_mut(&partition);
-            if progress.is_some_and(|progress| progress.ask(end) == Told::MadeAnew) {
+            let asked = progress.map_or(Asked::Behind, |progress| progress.ask(end));
+            reached &= asked == Asked::Reached;
+            if asked == Asked::MadeAnew {
                 tracing::warn!(
                     topic = source.topic,
                     partition,
                     "the partition ends earlier than it did: it is read again"
                 );
-                source.read_from(&mut self.index, partition, None)?;
+                self.read_again((number, partition), None)?;
             }
         }
+        let mut as_of = if reached { self.asked } else { self.as_of };
         self.asked = Some(now);
         if self.is_reached() {
             as_of = self.asked;
         }
-        self.positions()?;
-        self.as_of = as_of;
+        let any_again = self.positions()?;
+        // What was dropped to be read again is missing until then.
+        if !any_again {
+            self.as_of = as_of;
+        }
+        Ok(())
+    }
+
+    /// Drops all of a partition, and reads it from `from` on.
+    fn read_again(&mut self, (number, partition): At, from: Option<i64>) -> Result<(), Failure> {
+        let source = &mut self.sources[number];
+        source.read_from(&mut self.index, partition, from)?;
+        if source.kind == Kind::Commands {
+            // They tell of other records.
+            self.windows.remove(&partition);
+            self.seen.remove(&partition);
+        }
         Ok(())
     }
 
@@ -372,19 +418,26 @@ impl Reader {
         &self.tiers
     }
 
-    /// What retention, or an operator, has deleted is not pending.
-    fn forget_deleted(&mut self) -> Result<(), Failure> {
-        for ((number, partition), start) in self.offsets(rdkafka::Offset::Beginning)? {
-            match self.sources[number].place(partition) {
-                Some(place) => self.index.trim(place, Position(start)),
-                None => self.index.forget_letters(partition, Offset(start)),
-            }
+    /// What retention, or an operator, has deleted is not pending. The commands are looked at each time, before the
+    /// positions are read: a group that steps over what is gone has not finished it.
+    fn forget_deleted(&mut self, all: bool) -> Result<(), Failure> {
+        let of = |kind| all || kind == Kind::Commands;
+        for ((number, partition), start) in self.offsets(rdkafka::Offset::Beginning, of)? {
+            let Some(place) = self.sources[number].place(partition) else {
+                self.index.forget_letters(partition, Offset(start));
+                continue;
+            };
+            let window = self.windows.get(&partition);
+            self.index.delete(place, Offset(start), |offset| {
+                window.is_some_and(|window| window.is_finished(offset))
+            });
         }
         Ok(())
     }
 
-    /// Reads the groups' positions, and drops what is done.
-    fn positions(&mut self) -> Result<(), Failure> {
+    /// Reads the groups' positions, and drops what is done; whether any partition is read again.
+    fn positions(&mut self) -> Result<bool, Failure> {
+        let mut any_again = false;
         let now = clock::instant();
         let all = self.partitions();
         let mut found = self.committed(&all)?;
@@ -400,10 +453,8 @@ impl Reader {
             let position = committed.as_ref().map(|(position, _)| *position);
             if position.unwrap_or(0) < progress.floor {
                 // An operator has moved the group back, or its positions have expired: what lies before was dropped.
-                source.read_from(&mut self.index, partition, position)?;
-                if matches!(place, Place::Commands(_)) {
-                    self.windows.remove(&partition);
-                }
+                self.read_again((number, partition), position)?;
+                any_again = true;
                 continue;
             }
             let Some((position, metadata)) = committed else {
@@ -414,14 +465,15 @@ impl Reader {
             if matches!(place, Place::Commands(_)) {
                 let (window, error) =
                     Window::restore(Position(position), &metadata, &source.topic, partition);
-                if let Some(error) = error {
+                let is_news = self.complaints.is_news(partition, position, error.as_ref());
+                if let Some(error) = error.filter(|_| is_news) {
                     tracing::warn!(topic = source.topic, partition, "{error}");
                 }
                 self.observe(partition, &window, now);
                 self.windows.insert(partition, window);
             }
         }
-        Ok(())
+        Ok(any_again)
     }
 
     fn observe(&mut self, partition: i32, window: &Window, now: Instant) {
@@ -444,10 +496,10 @@ impl Reader {
     /// What is pending by subscriber, for metrics, and all in the form in which it is told.
     #[must_use]
     pub(super) fn figures(&mut self) -> (BTreeMap<Box<str>, Waiting>, Figures) {
-        let now = clock::now();
-        let seconds = u32::try_from(now.seconds()).unwrap_or(u32::MAX);
+        let at = self.as_of.unwrap_or_else(clock::now);
+        let at = u32::try_from(at.seconds()).unwrap_or(u32::MAX);
         let tally = Tally::of(&self.index, &self.windows);
-        let subscribers = tally.told(&self.tiers, seconds);
+        let subscribers = tally.told(&self.tiers, at);
         let mut total = Totals::default();
         for one in &subscribers {
             total.ready += one.ready;
@@ -580,4 +632,95 @@ fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, F
     config
         .create_with_context(LoggedConsumer(LogContext::new("lag")))
         .map_err(|error| Failure::from_client("creating a reader", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMANDS: &str = "webhook-commands";
+
+    /// A reader of one partition of the commands, whose clients have no broker.
+    fn reader() -> Reader {
+        let client = || -> Client {
+            let mut config = rdkafka::ClientConfig::new();
+            config.set("bootstrap.servers", "127.0.0.1:1");
+            config.set("group.id", "hookstream-lag");
+            let context = LoggedConsumer(LogContext::new("lag"));
+            config.create_with_context(context).unwrap()
+        };
+        let mut source = Source {
+            topic: COMMANDS.to_owned(),
+            kind: Kind::Commands,
+            client: client(),
+            partitions: BTreeMap::new(),
+        };
+        let mut index = Index::default();
+        source.read_from(&mut index, 0, Some(5)).unwrap();
+        let entry = index.entry("acme", "orders");
+        for offset in 5..9 {
+            let enqueued = EpochMs(60_000);
+            index.add(Place::Commands(0), Offset(offset), entry, enqueued, None);
+            source.partitions.get_mut(&0).unwrap().record(offset);
+        }
+        source.partitions.get_mut(&0).unwrap().ask(9);
+        Reader {
+            sources: vec![source],
+            deliver: client(),
+            release: client(),
+            idle: client(),
+            tiers: Vec::new(),
+            index,
+            windows: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            complaints: Complaints::default(),
+            grown: clock::instant(),
+            asked: None,
+            as_of: None,
+        }
+    }
+
+    #[test]
+    fn what_is_read_again_is_behind_and_nothing_of_before_is_taken_for_its_state() {
+        let mut reader = reader();
+        let window = Window::new(Position(7));
+        reader.observe(0, &window, clock::instant());
+        reader.windows.insert(0, window);
+        let (_, before) = reader.figures();
+        assert_eq!((before.total.ready, before.behind), (2, 0));
+        assert!(reader.is_reached());
+
+        reader.read_again((0, 0), Some(3)).unwrap();
+        assert!(!reader.is_reached());
+        let (_, told) = reader.figures();
+        assert_eq!((told.total.ready, told.behind), (0, 6));
+        assert_eq!(told.partitions[0].position, None);
+        let entry = reader.index.entry("acme", "orders");
+        let place = Place::Commands(0);
+        reader.index.add(place, Offset(3), entry, EpochMs(0), None);
+        let (_, told) = reader.figures();
+        assert_eq!(told.total.ready, 1, "the window of before does not count");
+        assert!(reader.seen.is_empty());
+    }
+
+    #[test]
+    fn an_age_is_that_of_the_moment_of_the_figures() {
+        let mut reader = reader();
+        reader.as_of = Some(EpochMs(100_500));
+        let (_, told) = reader.figures();
+        assert_eq!(told.subscribers[0].age_seconds, Some(40));
+    }
+
+    #[test]
+    fn metadata_that_cannot_be_read_is_told_once_for_each_position_and_reason() {
+        let mut complaints = Complaints::default();
+        let (foreign, stale) = (Some(&ReadError::Foreign), Some(&ReadError::Stale));
+        assert!(complaints.is_news(0, 5, foreign));
+        assert!(!complaints.is_news(0, 5, foreign));
+        assert!(complaints.is_news(1, 5, foreign), "another partition");
+        assert!(complaints.is_news(0, 5, stale));
+        assert!(complaints.is_news(0, 6, stale));
+        assert!(!complaints.is_news(0, 7, None));
+        assert!(complaints.is_news(0, 6, stale), "it was well meanwhile");
+    }
 }

@@ -410,10 +410,7 @@ impl Wanted {
     /// Whether the record may be such an event: cheap, and never wrong when it says no.
     #[must_use]
     pub fn may_be(&self, value: Option<&[u8]>, headers: &[(&str, &[u8])]) -> bool {
-        let in_header = |id: &str| {
-            let mut named = headers.iter().filter(|(name, _)| *name == "ce_id");
-            named.any(|(_, value)| *value == id.as_bytes())
-        };
+        let in_header = |id: &str| in_header(id, headers);
         // What is not UTF-8 is no event. A backslash may stand for any character of an id.
         let text = value.and_then(|value| std::str::from_utf8(value).ok());
         let in_value = |id: &str| text.is_some_and(|text| text.contains(id));
@@ -449,11 +446,12 @@ impl Wanted {
         ))
     }
 
-    /// The step of a record that could not be read as an event, if it holds the id between quotes.
+    /// The step of a record that could not be read as an event, if it holds the id between quotes, or has it in the header
+    /// of a CloudEvent in binary mode, whatever its value is.
     #[must_use]
     pub fn invalid(&self, raw: &Raw<'_>) -> Option<Step> {
-        let value = String::from_utf8_lossy(raw.value?);
-        if !value.contains(&format!("\"{}\"", self.id)) {
+        let value = String::from_utf8_lossy(raw.value.unwrap_or_default());
+        if !in_header(&self.id, raw.headers) && !value.contains(&format!("\"{}\"", self.id)) {
             return None;
         }
         let error = raw
@@ -476,6 +474,12 @@ impl Wanted {
             what,
         }
     }
+}
+
+/// Whether a CloudEvent in binary mode has that id.
+fn in_header(id: &str, headers: &[(&str, &[u8])]) -> bool {
+    let mut named = headers.iter().filter(|(name, _)| *name == "ce_id");
+    named.any(|(_, value)| *value == id.as_bytes())
 }
 
 /// Puts the records of a life in order: by time, then what causes before what follows. Of settling facts, which do not
@@ -694,6 +698,36 @@ mod tests {
         ] {
             assert!(event_step(&wanted, other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn an_event_that_could_not_be_read_is_found_in_binary_mode_too() {
+        let wanted = Wanted::of("e1", &[]);
+        let found = |id: &str, value: Option<&[u8]>| {
+            let headers: [(&str, &[u8]); 2] = [
+                ("ce_id", id.as_bytes()),
+                ("hookstream-error", b"ce_type is missing"),
+            ];
+            let raw = Raw {
+                topic: &Arc::from("webhook-invalid-events"),
+                at: place(0, 0),
+                time: EpochMs(0),
+                key: None,
+                headers: &headers,
+                value,
+            };
+            wanted.invalid(&raw)
+        };
+        for value in [None, Some(&b"{"[..]), Some(&b"\xff"[..])] {
+            let step = found("e1", value).unwrap();
+            let error = "ce_type is missing".to_owned();
+            assert_eq!(
+                (&*step.event_id, step.what),
+                ("e1", What::Invalid { error })
+            );
+            assert_eq!(found("e11", value), None);
+        }
+        assert!(found("x", Some(br#"{"id":"e1"}"#)).is_some());
     }
 
     #[test]

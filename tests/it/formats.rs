@@ -69,7 +69,7 @@ fn attempt(command: &Command) -> Attempt<'_> {
         number: 3,
         began: EpochMs(1_700_000_009_000),
         took: Duration::from_micros(12_345),
-        url: "https://acme.example/hooks",
+        url: "https://acme.example/REDACTED",
         status: Some(500),
         class: "5xx",
         outcome: "retry",

@@ -283,21 +283,80 @@ fn queries(dashboard: &Value) -> BTreeSet<String> {
         );
         panel["targets"].as_array().unwrap()
     });
-    let filled = targets.map(|target| {
-        let query = target["expr"].as_str().unwrap();
-        [
-            ("$namespace", "shop"),
-            ("$job", ".+"),
-            ("$instance", ".+"),
-            ("$subscriber", "failing"),
-            ("$__rate_interval", "30s"),
-        ]
-        .iter()
-        .fold(query.to_owned(), |query, (name, value)| {
-            query.replace(name, value)
-        })
-    });
+    let filled = targets.map(|target| filled(target, "failing"));
     filled.collect()
+}
+
+fn filled(target: &Value, subscriber: &str) -> String {
+    let query = target["expr"].as_str().unwrap();
+    [
+        ("$namespace", "shop"),
+        ("$job", ".+"),
+        ("$instance", ".+"),
+        ("$subscriber", subscriber),
+        ("$__rate_interval", "30s"),
+    ]
+    .iter()
+    .fold(query.to_owned(), |query, (name, value)| {
+        query.replace(name, value)
+    })
+}
+
+/// Each replica of the lag role tells all; and one of them may show a subscriber that the other has among the rest.
+#[test]
+fn panels_count_two_replicas_of_the_lag_role_once_and_a_name_is_no_pattern() {
+    if !have("promtool") {
+        return;
+    }
+    let series = |metric: &str, more: &str, subscriber: &str, instance: &str, values: &str| {
+        let labels = format!(
+            r#"{more}subscriber="{subscriber}",instance="{instance}",namespace="shop",job="hookstream""#
+        );
+        json!({"series": format!("{metric}{{{labels}}}"), "values": values})
+    };
+    let lag = "hookstream_subscriber_lag";
+    let dead = "hookstream_subscriber_dead_letters";
+    let mut input = Vec::new();
+    for (replica, second) in [("a", "a-b"), ("b", "corp")] {
+        // The first grows by one a second.
+        let shown = [("a.b", "0+60x20"), (second, "700x20"), ("_other", "9x20")];
+        for (subscriber, values) in shown {
+            input.push(series(
+                lag,
+                r#"state="ready","#,
+                subscriber,
+                replica,
+                values,
+            ));
+            input.push(series(dead, "", subscriber, replica, values));
+        }
+    }
+    let cases = [
+        ("overview", "Pending commands", r#"{state="ready"}"#, 1309.0),
+        ("overview", "Dead letters open", "{}", 1309.0),
+        (
+            "subscriber",
+            "Pending commands",
+            r#"{state="ready"}"#,
+            600.0,
+        ),
+        ("subscriber", "Growing or shrinking", "{}", 1.0),
+        ("subscriber", "Dead letters open", "{}", 600.0),
+    ];
+    let cases = cases.map(|(name, title, labels, value)| {
+        let dashboard = dashboard(name);
+        let mut panels = dashboard["panels"].as_array().unwrap().iter();
+        let panel = panels.find(|panel| panel["title"] == title).unwrap();
+        let sample = json!({"labels": labels, "value": value});
+        let query = filled(&panel["targets"][0], "a.b");
+        json!({"expr": query, "eval_time": "10m", "exp_samples": [sample]})
+    });
+    let tests =
+        json!({"tests": [{"interval": "1m", "input_series": input, "promql_expr_test": cases}]});
+    let file = tempfile::NamedTempFile::with_suffix(".json").unwrap();
+    std::fs::write(file.path(), tests.to_string()).unwrap();
+    let promtool = &mut Command::new("promtool");
+    check(promtool.args(["test", "rules"]).arg(file.path()), "").unwrap();
 }
 
 #[test]

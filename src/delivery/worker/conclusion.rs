@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::breaker::{Change, Sign};
 use super::super::endpoint::Target;
-use super::super::journal::{Ended, Entry};
+use super::super::journal::{AttemptFacts, Entry};
 use super::super::lane::{Cause as Closed, Report};
 use super::super::outcome::{Class, Told, Verdict, judge};
 use super::super::tally::Tally;
@@ -22,7 +22,7 @@ use crate::retry::schedule::next_delay;
 use crate::retry::tier::LONGEST_PARK;
 
 /// What is noted of an attempt that failed: its command as it was, and why there was no answer.
-type Failed = (Ended, Box<Command>, Option<Box<str>>);
+type Failed = (AttemptFacts, Box<Command>, Option<Box<str>>);
 
 impl Worker {
     /// Turns what an attempt told into an outcome.
@@ -45,11 +45,11 @@ impl Worker {
         };
         let metrics = self.around.metrics.clone();
         metrics.attempt_duration().observe(took.as_secs_f64());
-        let noted = target.log.as_ref().map(|shown| Ended {
+        let noted = target.log.as_ref().map(|logged| AttemptFacts {
             number: taken.command.attempt.saturating_add(1),
             began,
             took,
-            url: Arc::clone(&shown.url),
+            url: Arc::clone(&logged.url),
             status,
             class,
         });
