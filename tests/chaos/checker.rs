@@ -514,7 +514,9 @@ impl Check<'_> {
         for (topic, partition, offset) in &self.history.left {
             self.verdict.violations.push(Violation {
                 invariant: "Durable outcome",
-                what: format!("at rest {topic} {partition}:{offset} is not passed"),
+                what: format!(
+                    "at rest {topic} {partition}:{offset} is not passed, or in an open transaction"
+                ),
                 story: Vec::new(),
             });
         }

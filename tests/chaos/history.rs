@@ -99,7 +99,8 @@ pub struct History {
     pub faults: Vec<Injected>,
     /// When deliveries found that they were out of their group, epoch ms.
     pub evictions: Vec<i64>,
-    /// Records that no group has come past, though the run is over: topic, partition, offset.
+    /// Records that no group has come past, and transactions that are still open, though the run is over: topic, partition,
+    /// offset.
     pub left: Vec<(String, i32, i64)>,
 }
 

@@ -186,7 +186,7 @@ fn excuse_what_kafka_lost(
     lost
 }
 
-/// Waits until nothing moves any more; what no group has come past by then is left.
+/// Waits until nothing moves any more; what is not at rest by then is left.
 fn come_to_rest(
     world: &World,
     fleet: &mut Fleet,
@@ -235,6 +235,14 @@ fn watched(world: &World) -> Vec<(&'static str, String)> {
     all
 }
 
+/// The topics that hookstream's transactions write to.
+fn written(world: &World) -> Vec<String> {
+    let mut all = vec![world.topics.commands(), world.topics.dead_letters()];
+    all.extend(world.tiers.iter().map(|tier| world.topics.retry(*tier)));
+    all
+}
+
+/// Committed records that no group has come past, and transactions that are still open.
 fn left(world: &World) -> Vec<(String, i32, i64)> {
     let mut left = Vec::new();
     for (group, topic) in watched(world) {
@@ -251,6 +259,10 @@ fn left(world: &World) -> Vec<(String, i32, i64)> {
                 left.push((topic.clone(), record.partition, record.offset));
             }
         }
+    }
+    for topic in written(world) {
+        let open = world.open_transactions(&topic).into_iter();
+        left.extend(open.map(|(partition, offset)| (topic.clone(), partition, offset)));
     }
     left
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::util::Timeout;
 
-use crate::support::{Answer, Broker, Isolation, Process, Receiver, SOON, World, run_to_end};
+use crate::support::{
+    Answer, Broker, Isolation, Process, Receiver, SOON, World, eventually_true, run_to_end,
+};
 
 #[test]
 fn what_is_produced_is_read_back_in_order_with_key_and_headers() {
@@ -45,7 +47,7 @@ fn what_is_produced_is_read_back_in_order_with_key_and_headers() {
 }
 
 #[test]
-fn an_aborted_transaction_is_seen_only_uncommitted() {
+fn a_transaction_is_seen_open_and_an_aborted_one_only_uncommitted() {
     let world = World::new("aborted");
     world.create_topics(1);
     let topic = world.topics.commands();
@@ -61,12 +63,17 @@ fn an_aborted_transaction_is_seen_only_uncommitted() {
             .send(BaseRecord::<str, str>::to(&topic).payload(value))
             .unwrap();
         producer.flush(SOON).unwrap();
+        assert_eq!(world.open_transactions(&topic).len(), 1);
         if commit {
             producer.commit_transaction(Timeout::Never)
         } else {
             producer.abort_transaction(Timeout::Never)
         }
         .unwrap();
+        // The marker may be written a moment after the answer.
+        eventually_true("no transaction is open", SOON, || {
+            world.open_transactions(&topic).is_empty()
+        });
     }
     let values = |isolation| -> Vec<String> {
         let records = world.read_all(&topic, isolation);

@@ -333,6 +333,24 @@ impl World {
         config
     }
 
+    /// Where transactions are open: each partition of `topic` whose committed records end before its records do, and where.
+    pub fn open_transactions(&self, topic: &str) -> Vec<(i32, i64)> {
+        let [committed, all] = [Isolation::Committed, Isolation::Uncommitted]
+            .map(|isolation| self.reader(&format!("{}reader", self.prefix), isolation));
+        let end = |consumer: &BaseConsumer, partition| {
+            super::eventually("the topic's ends are told", SOON, || {
+                let ends = consumer.fetch_watermarks(topic, partition, Duration::from_secs(5));
+                ends.ok().map(|(_, high)| high)
+            })
+        };
+        let partitions = self.partitions(&committed, topic).into_iter();
+        let ends = partitions.filter_map(|partition| {
+            let stable = end(&committed, partition);
+            (stable < end(&all, partition)).then_some((partition, stable))
+        });
+        ends.collect()
+    }
+
     /// All records of a topic from its beginning to where it ended at the time of the call (for
     /// [`Isolation::Committed`], to the last stable offset), by partition and offset.
     ///
