@@ -11,7 +11,7 @@ use rdkafka::client::DefaultClientContext;
 use crate::fleet::{Fleet, SESSION};
 use crate::history::Injected;
 use crate::it::support::{Broker, Process, Receiver, Weather, World};
-use crate::traffic;
+use crate::traffic::{self, Generator, Progress};
 use crate::truth::{Kind, SUBSCRIPTIONS};
 
 /// The scaled roles.
@@ -184,6 +184,14 @@ pub struct Scene<'a> {
     pub partitions: usize,
     /// Replays that failed other than by being killed.
     pub failures: Vec<String>,
+    pub generator: &'a Generator,
+    pub progress: &'a Progress,
+    /// Events a second.
+    pub rate: u32,
+    /// Whether this fault comes alone, so that what it breaks can be told from what others do.
+    pub alone: bool,
+    /// When all was well again, where a fault lasts for longer than what it breaks.
+    pub recovered: Option<Instant>,
 }
 
 /// A secret as Standard Webhooks wants it: 24 bytes or more, in base64.
@@ -335,10 +343,31 @@ impl Scene<'_> {
         } else {
             &["stop-broker", &number]
         };
+        let first = self.generator.next();
         self.broker.control(stop);
-        pause(rng, 500..5000);
+        if hard && self.alone {
+            self.recovered = self.wait_without_a_broker(first);
+        } else {
+            pause(rng, 500..5000);
+        }
         self.broker.control(&["start-broker", &number]);
         format!("number {number}")
+    }
+
+    /// The others take over while it is away: waits until what is produced from `first` until a second after the kill has
+    /// come through. Not for ever: whether all comes back is asked after the broker's restart.
+    fn wait_without_a_broker(&mut self, first: u32) -> Option<Instant> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let last = self.generator.next() + self.rate;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.progress.is_through(first, last) {
+                return Some(Instant::now());
+            }
+            self.fleet.tend();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
     }
 
     fn rolling_brokers(&mut self) -> String {

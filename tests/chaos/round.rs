@@ -77,6 +77,11 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         secret: 0,
         partitions: 3,
         failures: Vec::new(),
+        generator: &generator,
+        progress: &progress,
+        rate: plan.rate,
+        alone: true,
+        recovered: None,
     };
     let until = Instant::now() + plan.length;
     let mut bag = Bag::new(wanted, plan.short);
@@ -85,6 +90,8 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         let first = generator.next();
         let mut since = Instant::now();
         let mut names = Vec::new();
+        scene.alone = burst == 1;
+        scene.recovered = None;
         for _ in 0..burst {
             let fault = bag.next(&mut rng);
             let from = Instant::now();
@@ -112,9 +119,10 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
             report.injected(&names);
             continue;
         }
+        let recovered = through.map(|at| scene.recovered.unwrap_or(at));
         report.faults(
             &names,
-            through.map(|at| at.saturating_duration_since(since)),
+            recovered.map(|at| at.saturating_duration_since(since)),
         );
         if through.is_none() {
             report.stuck(
