@@ -416,7 +416,7 @@ impl Metrics {
             )),
             lag_behind: declare.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has still to read; 0 when its figures are exact."),
             spans: declare.counters::<SpanResult>("hookstream_spans_total", "Spans that ended, by whether the collector has them.", "result"),
-            broker_up: declare.gauge("hookstream_broker_up", "1 when a broker has answered; 0 while a role waits for one."),
+            broker_up: declare.gauge("hookstream_broker_up", "1 while brokers answer; 0 while a role waits for one."),
             role_ready: declare.add(IntGaugeVec::new(
                 Opts::new("hookstream_role_ready", "1 while the role does its work."),
                 &["role"],

@@ -177,9 +177,6 @@ impl RoleContext {
     }
 
     fn set(&self, state: State) {
-        self.metrics
-            .role_ready(self.role.name())
-            .set(i64::from(state == State::Ready));
         self.health.set(self.role.name(), state);
     }
 
@@ -198,7 +195,6 @@ impl RoleContext {
             /// How often the log repeats that there is no broker.
             const REMIND: Duration = Duration::from_secs(10);
             self.beat();
-            self.metrics.broker_up().set(0);
             self.set(State::Waiting(reason.to_owned()));
             let now = clock::instant();
             if told.is_none_or(|before| now - before >= REMIND) {
@@ -215,7 +211,6 @@ impl RoleContext {
         )? {
             return Ok(false);
         }
-        self.metrics.broker_up().set(1);
         self.set(State::Starting("reading the subscriptions".to_owned()));
         while self.role.needs_subscriptions() && !self.subscriptions_read.0.load(Ordering::Acquire)
         {

@@ -23,6 +23,8 @@ pub(super) fn start(layers: &Layers) -> Result<(), CliError> {
     };
     let filter = EnvFilter::try_new(value("log")).map_err(|error| wrong(&error))?;
     let log = tracing_subscriber::fmt()
+        // Told on standard error, with a panic where that is closed: a log that nobody reads must not end the process.
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     let started = if value("log-format") == "json" {

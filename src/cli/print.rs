@@ -84,12 +84,9 @@ pub fn line(text: &str) -> Result<(), CliError> {
 }
 
 /// Prints one line on standard error, where nobody minds if it is lost.
-#[allow(
-    clippy::print_stderr,
-    reason = "what people read beside the data goes to standard error"
-)]
 pub fn note(text: &str) {
-    eprintln!("{text}");
+    // Not `eprintln`, which panics where standard error is closed.
+    writeln!(std::io::stderr(), "{text}").ok();
 }
 
 /// A time as RFC 3339, UTC.

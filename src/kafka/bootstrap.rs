@@ -46,7 +46,9 @@ where
         while let Some(client) = watched.upgrade() {
             let client_inner = inner(&client);
             let told = ask(client_inner, &topic);
-            if told != Told::Brokers {
+            if told == Told::Brokers {
+                watchdog::reachable();
+            } else {
                 watchdog::unreachable();
             }
             silent = if told == Told::NoConnection {

@@ -644,7 +644,7 @@ impl Member {
             tracing::info!(
                 group = self.group,
                 partitions = fresh,
-                "no position is committed, of a new group or because it has expired: everything that the topics hold is read"
+                "in some partitions nothing is committed, since nothing was read there yet, or it has expired: whatever they hold is read"
             );
         }
         self.metadata

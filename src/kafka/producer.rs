@@ -6,7 +6,7 @@
 //! could end a later transaction; the epoch bump of a new client fences such stragglers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -346,14 +346,17 @@ impl Producer {
     }
 
     /// Being fenced once is what happens to a process that was stopped for a while, and a new client mends it. Again
-    /// and again, it means that two processes fence each other.
+    /// and again, it means that two processes fence each other: then the one with less patience ends.
     fn note_fencing(&mut self) -> Result<(), Failure> {
         const LATELY: Duration = Duration::from_secs(60);
-        const TOO_OFTEN: usize = 3;
         let now = clock::instant();
         self.fenced.retain(|&before| now - before < LATELY);
         self.fenced.push(now);
-        if self.fenced.len() < TOO_OFTEN {
+        if self.fenced.len() < patience() {
+            tracing::warn!(
+                client = self.recipe.purpose,
+                "fenced: another process runs with the same --instance, or this one was held up for longer than the transaction timeout; going on with a new producer"
+            );
             return Ok(());
         }
         let what = format!("the producer of {}", self.recipe.purpose);
@@ -371,6 +374,13 @@ impl Producer {
         }
         BatchError::Aborted(error)
     }
+}
+
+/// How often within a minute this process lets itself be fenced. Two that fence each other are fenced equally often; if
+/// they were equally patient, both would end.
+fn patience() -> usize {
+    static PATIENCE: OnceLock<usize> = OnceLock::new();
+    *PATIENCE.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
 }
 
 impl Recipe {

@@ -13,11 +13,14 @@ use crate::clock;
 struct Calls {
     slots: Vec<Option<(&'static str, Instant)>>,
     unreachable: Option<Instant>,
+    /// Since when every client that asked has found so.
+    away: Option<Instant>,
 }
 
 static CALLS: Mutex<Calls> = Mutex::new(Calls {
     slots: Vec::new(),
     unreachable: None,
+    away: None,
 });
 
 fn calls() -> MutexGuard<'static, Calls> {
@@ -54,7 +57,37 @@ fn begin(what: &'static str) -> Entry {
 
 /// A client has just found that no broker answers.
 pub(super) fn unreachable() {
-    calls().unreachable = Some(clock::instant());
+    let now = clock::instant();
+    let mut calls = calls();
+    calls.unreachable = Some(now);
+    calls.away.get_or_insert(now);
+}
+
+/// A client has just had an answer.
+pub(super) fn reachable() {
+    calls().away = None;
+}
+
+/// What is known of the brokers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Brokers {
+    /// No client of this process has had an answer for a while.
+    pub away: bool,
+    /// When a client last found that none answers.
+    pub unreachable: Option<Instant>,
+}
+
+/// What the clients of this process, which ask every few seconds, know of the brokers at `now`.
+#[must_use]
+pub fn brokers(now: Instant) -> Brokers {
+    /// A broker that is busy for a moment is not away: two askings in a row.
+    const AWAY: Duration = Duration::from_secs(8);
+    let calls = calls();
+    let since = calls.away;
+    Brokers {
+        away: since.is_some_and(|since| now.saturating_duration_since(since) > AWAY),
+        unreachable: calls.unreachable,
+    }
 }
 
 /// Whether a client has found so within `time`.
@@ -111,6 +144,7 @@ mod tests {
         let mut calls = Calls {
             slots: vec![Some(("a", ago(9))), None, Some(("b", ago(8)))],
             unreachable: None,
+            away: None,
         };
         assert_eq!(hanging(&calls, now, BOUND), None);
         calls.slots.push(Some(("c", ago(12))));
@@ -128,6 +162,7 @@ mod tests {
         let mut calls = Calls {
             slots: vec![Some(("a", ago(60)))],
             unreachable: Some(ago(9)),
+            away: None,
         };
         assert_eq!(hanging(&calls, now, BOUND), None);
         calls.unreachable = Some(ago(11));

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::cli::outcome::{CliError, Exit};
 use crate::clock;
+use crate::kafka::watchdog::{self, Brokers};
 use crate::lag::figures::{Board, Query};
 use crate::metrics::Metrics;
 
@@ -87,7 +88,7 @@ impl Health {
 
     /// Counts on `role`, which is alive as long as it beats at least every `bound`.
     pub fn register(&self, role: &'static str, bound: Duration) {
-        let state = State::Starting("starting".to_owned());
+        let state = State::Waiting("starting".to_owned());
         self.roles().insert(
             role,
             RoleHealth {
@@ -113,19 +114,32 @@ impl Health {
         }
     }
 
+    /// The state of each role: none does its work while no broker answers.
+    fn states(&self, brokers: Brokers) -> Vec<(&'static str, State)> {
+        let roles = self.roles();
+        let each = roles.iter().map(|(name, role)| {
+            let waits = brokers.away && role.state == State::Ready;
+            let state = if waits {
+                State::Waiting("no broker answers".to_owned())
+            } else {
+                role.state.clone()
+            };
+            (*name, state)
+        });
+        each.collect()
+    }
+
     /// Whether all roles are ready, and what each is doing.
     #[must_use]
-    pub fn readiness(&self) -> (bool, serde_json::Value) {
-        let roles = self.roles();
-        let ready = !roles.is_empty() && roles.values().all(|role| role.state == State::Ready);
-        let told: serde_json::Map<_, _> = roles
+    pub fn readiness(&self, brokers: Brokers) -> (bool, serde_json::Value) {
+        let states = self.states(brokers);
+        let ready = !states.is_empty() && states.iter().all(|(_, state)| *state == State::Ready);
+        let told: serde_json::Map<_, _> = states
             .iter()
-            .map(|(name, role)| {
-                let told = match role.state.reason() {
-                    Some(reason) => {
-                        serde_json::json!({"state": role.state.name(), "reason": reason})
-                    }
-                    None => serde_json::json!({"state": role.state.name()}),
+            .map(|(name, state)| {
+                let told = match state.reason() {
+                    Some(reason) => serde_json::json!({"state": state.name(), "reason": reason}),
+                    None => serde_json::json!({"state": state.name()}),
                 };
                 ((*name).to_owned(), told)
             })
@@ -134,14 +148,16 @@ impl Health {
         (ready, serde_json::json!({"status": status, "roles": told}))
     }
 
-    /// Whether all roles were heard of within their bounds at `now`, and which were not.
+    /// Whether all roles were heard of within their bounds at `now`, and which were not. The time in which no broker
+    /// answered does not count: a loop may wait for one within the client library, and a restart would not help.
     #[must_use]
-    pub fn liveness(&self, now: Instant) -> (bool, serde_json::Value) {
+    pub fn liveness(&self, now: Instant, brokers: Brokers) -> (bool, serde_json::Value) {
         let stale: serde_json::Map<_, _> = self
             .roles()
             .iter()
             .filter_map(|(name, role)| {
-                let silent = now.saturating_duration_since(role.beat);
+                let since = brokers.unreachable.map_or(role.beat, |at| at.max(role.beat));
+                let silent = now.saturating_duration_since(since);
                 let dead = silent > role.bound || role.state == State::Failed;
                 dead.then(|| {
                     let told = serde_json::json!({"silent_seconds": silent.as_secs(), "bound_seconds": role.bound.as_secs(), "state": role.state.name()});
@@ -294,8 +310,10 @@ fn answer(
             .insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
         return refused;
     }
+    let now = clock::instant();
+    let brokers = watchdog::brokers(now);
     match path {
-        "/metrics" => match metrics.render() {
+        "/metrics" => match render(metrics, health, brokers) {
             Ok(rendered) => text(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
@@ -307,14 +325,30 @@ fn answer(
                 format!("{error}\n"),
             ),
         },
-        "/livez" => told(health.liveness(clock::instant())),
-        "/readyz" => told(health.readiness()),
+        "/livez" => told(health.liveness(now, brokers)),
+        "/readyz" => told(health.readiness(brokers)),
         _ => text(
             StatusCode::NOT_FOUND,
             "text/plain",
             "there is /, /lag, /metrics, /livez and /readyz\n".to_owned(),
         ),
     }
+}
+
+fn render(
+    metrics: &Metrics,
+    health: &Health,
+    brokers: Brokers,
+) -> Result<String, prometheus::Error> {
+    let states = health.states(brokers);
+    let waits = |state: &State| matches!(state, State::Waiting(_));
+    let is_up = !states.iter().any(|(_, state)| waits(state));
+    metrics.broker_up().set(i64::from(is_up));
+    for (role, state) in states {
+        let ready = i64::from(state == State::Ready);
+        metrics.role_ready(role).set(ready);
+    }
+    metrics.render()
 }
 
 fn told((well, body): (bool, serde_json::Value)) -> Response<Full<Bytes>> {
@@ -366,7 +400,7 @@ mod tests {
         ]);
         assert_eq!(status("/readyz", &half), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(
-            half.readiness().1["roles"]["deliver"]["reason"],
+            half.readiness(Brokers::default()).1["roles"]["deliver"]["reason"],
             "no broker"
         );
         half.set("deliver", State::Ready);
@@ -379,10 +413,33 @@ mod tests {
     fn a_role_that_waits_is_alive_and_one_that_hangs_is_not() {
         let health = health(&[("fanout", State::Waiting("no broker".to_owned()))]);
         let now = clock::instant();
-        assert!(health.liveness(now).0);
-        let (alive, told) = health.liveness(now + BOUND + Duration::from_secs(1));
+        assert!(health.liveness(now, Brokers::default()).0);
+        let (alive, told) =
+            health.liveness(now + BOUND + Duration::from_secs(1), Brokers::default());
         assert!(!alive);
         assert!(told["stale"]["fanout"]["silent_seconds"].as_u64().unwrap() > BOUND.as_secs());
+    }
+
+    #[test]
+    fn without_a_broker_no_role_is_ready_and_all_are_alive() {
+        let health = health(&[("fanout", State::Ready)]);
+        let now = clock::instant() + BOUND * 3;
+        let brokers = Brokers {
+            away: true,
+            unreachable: now.checked_sub(Duration::from_secs(2)),
+        };
+        let (ready, told) = health.readiness(brokers);
+        assert!(!ready);
+        assert_eq!(told["roles"]["fanout"]["reason"], "no broker answers");
+        assert!(health.liveness(now, brokers).0);
+        assert!(!health.liveness(now, Brokers::default()).0);
+        let metrics = Metrics::new();
+        let rendered = render(&metrics, &health, brokers).unwrap();
+        assert!(rendered.contains("hookstream_broker_up 0"));
+        assert!(rendered.contains("hookstream_role_ready{role=\"fanout\"} 0"));
+        let rendered = render(&metrics, &health, Brokers::default()).unwrap();
+        assert!(rendered.contains("hookstream_broker_up 1"));
+        assert!(rendered.contains("hookstream_role_ready{role=\"fanout\"} 1"));
     }
 
     #[test]

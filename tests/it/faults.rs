@@ -305,7 +305,15 @@ fn a_restart_of_the_broker_in_the_middle_loses_nothing() {
     wait_for_accepted(&receiver, 300);
     // Hard: an only broker that stops in order first takes the leaders away, and Kafka 4.1 to 4.4 then skip the end of a
     // transaction in partitions without a leader, as if they were deleted (KAFKA-20734): it stays open for good.
-    broker.control(&["restart-broker", "--hard", "1"]);
+    broker.control(&["stop-broker", "--hard", "1"]);
+    eventually_true("it is not ready, since no broker answers", ALL, || {
+        let (status, told) = process.get("/readyz");
+        status == 503 && told.contains("no broker answers")
+    });
+    assert_eq!(process.get("/livez").0, 200, "a restart would not help");
+    let (_, metrics) = process.get("/metrics");
+    assert!(metrics.contains("hookstream_broker_up 0"));
+    broker.control(&["start-broker", "1"]);
     produce(&world, EVENTS / 2..EVENTS);
     // It goes on by itself when the broker comes back. Where a call hangs for good in the client, the watchdog ends the
     // process, and a supervisor starts it again.
@@ -317,7 +325,7 @@ fn a_restart_of_the_broker_in_the_middle_loses_nothing() {
     });
     wait_until_done(&world);
     assert_one_lineage(&world, EVENTS, 5);
-    assert_eq!(process.get("/readyz").0, 200);
+    eventually_true("it is ready", ALL, || process.get("/readyz").0 == 200);
 }
 
 /// librdkafka issue 5301: a client that is told of no brokers forgets all that it knew, and is silent for good.
@@ -521,4 +529,27 @@ fn at_least_once_loses_nothing_over_a_restart() {
     wait_for_accepted(&receiver, EVENTS * 5);
     wait_until_done(&world);
     assert_eq!(accepted(&receiver.seen()).len(), EVENTS * 5);
+}
+
+#[test]
+fn a_process_whose_log_nobody_reads_any_more_goes_on() {
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let listen = format!("127.0.0.1:{port}");
+    let arguments = ["run", "--brokers", "127.0.0.1:1", "--http-listen", &listen];
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_hookstream"))
+        .args(arguments)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    // Where it listens is told on the log before.
+    eventually_true("it answers", ALL, || {
+        assert_eq!(child.try_wait().unwrap(), None, "it has ended");
+        crate::support::http_get(port, "/livez").is_ok_and(|(status, _)| status == 200)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
