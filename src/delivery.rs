@@ -58,8 +58,6 @@ const LEAST_COMMANDS: usize = 512;
 const FINAL_COMMIT: Duration = Duration::from_secs(5);
 /// An attempt that is older has outlived its deadline, 60 s at most: `/livez` turns red a while later.
 const STALE: Duration = Duration::from_secs(120);
-/// How long leaving the group may take.
-const CLOSE: Duration = Duration::from_secs(5);
 
 /// Runs until told to stop, then drains.
 ///
@@ -116,8 +114,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
             Err(failure)
         }
     };
-    delivery.end();
-    ended
+    delivery.end(ended)
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {
@@ -442,14 +439,11 @@ impl Delivery<'_> {
         }
     }
 
-    fn end(self) {
+    fn end(self, ended: Result<(), Failure>) -> Result<(), Failure> {
         drop(self.producer);
-        if !self.member.close(CLOSE) {
-            tracing::warn!(
-                "leaving the group took too long; the broker will notice by the session timeout"
-            );
-        }
+        let ended = self.member.leave(ended);
         self.workers.end();
+        ended
     }
 }
 

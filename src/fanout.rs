@@ -39,8 +39,6 @@ const BATCH_TIME: Duration = Duration::from_millis(50);
 const PRODUCERS: usize = 3;
 /// How long one wait for events lasts.
 const WAIT: Duration = Duration::from_millis(100);
-/// How long leaving the group may take.
-const CLOSE: Duration = Duration::from_secs(5);
 
 /// Runs until told to stop.
 ///
@@ -70,12 +68,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     context.draining();
     let ended = ended.and_then(|()| fanout.finish(&member));
     drop(fanout);
-    if !member.close(CLOSE) {
-        tracing::warn!(
-            "leaving the group took too long; the broker will notice by the session timeout"
-        );
-    }
-    ended
+    member.leave(ended)
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {

@@ -43,8 +43,6 @@ const TURN: usize = 512;
 const WAIT: Duration = Duration::from_millis(100);
 /// After a batch, the next one waits this long, so that a steady trickle is moved in batches.
 const GATHER: Duration = Duration::from_millis(20);
-/// How long leaving the group may take.
-const CLOSE: Duration = Duration::from_secs(5);
 
 /// Runs until told to stop.
 ///
@@ -94,12 +92,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     let ended = release.go(&member);
     context.draining();
     drop(release);
-    if !member.close(CLOSE) {
-        tracing::warn!(
-            "leaving the group took too long; the broker will notice by the session timeout"
-        );
-    }
-    ended
+    member.leave(ended)
 }
 
 /// A record of a tier.

@@ -535,8 +535,8 @@ impl Member {
     /// another client got one, and this one still does not.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         const TRY: Duration = Duration::from_secs(5);
-        /// After so many tries, longer than a request can take, another client is asked.
-        const TRIES: usize = 3;
+        /// After this, longer than a request of ours can take, another client is asked, and again as much later.
+        const ANSWERED: Duration = Duration::from_secs(15);
         /// Of so many tries the last says what the matter is. A transaction of ours ends within
         /// [`super::TRANSACTION_TIMEOUT`], and ten seconds that a broker may take to notice.
         const HANGING: usize = 6;
@@ -548,6 +548,7 @@ impl Member {
         }
         let wanted = plain(partitions);
         let mut tries = 0;
+        let mut asked = clock::instant();
         let mut another_has_read = false;
         let mut before = None;
         loop {
@@ -583,8 +584,10 @@ impl Member {
                     if another_has_read {
                         return Err(Failure::Forgotten(self.purpose));
                     }
-                    another_has_read =
-                        tries % TRIES == 0 && self.another_reads(&wanted, "read_committed", TRY);
+                    if clock::instant().saturating_duration_since(asked) >= ANSWERED {
+                        another_has_read = self.another_reads(&wanted, "read_committed", TRY);
+                        asked = clock::instant();
+                    }
                     if tries % HANGING == 0 && self.another_reads(&wanted, "read_uncommitted", TRY)
                     {
                         tracing::error!(
@@ -801,11 +804,33 @@ impl Member {
             .map_err(|error| Failure::from_client("resuming partitions", error))
     }
 
-    /// Leaves the group. Closing can block without limit when the coordinator does not answer (rdkafka 453, 611),
-    /// so it happens on a thread of its own; after `deadline` this returns `false` and leaves the thread behind: it
-    /// leaves when it can, or ends with the process.
-    #[must_use]
-    pub fn close(self, deadline: Duration) -> bool {
+    /// Leaves the group at the end of a role that `ended` so.
+    ///
+    /// # Errors
+    /// What it ended with. A role whose client was forgotten does not begin anew within this process when the client does
+    /// not let go: the broker may count it as a member still, and a rebalance waits for each member for minutes.
+    pub fn leave(self, ended: Result<(), Failure>) -> Result<(), Failure> {
+        /// For the last requests to the coordinator.
+        const CLOSE: Duration = Duration::from_secs(5);
+        let purpose = self.purpose;
+        if self.close(CLOSE) {
+            return ended;
+        }
+        tracing::warn!(
+            "leaving the group took too long; the broker will notice by the session timeout"
+        );
+        match ended {
+            Err(forgotten @ Failure::Forgotten(_)) => Err(Failure::Internal(format!(
+                "{forgotten}, and does not leave the group of {purpose} either: only the end of the process makes it"
+            ))),
+            ended => ended,
+        }
+    }
+
+    /// Closing can block without limit when the coordinator does not answer (rdkafka 453, 611), so it happens on a
+    /// thread of its own; after `deadline` this returns `false` and leaves the thread behind: it leaves when it can, or
+    /// ends with the process.
+    fn close(self, deadline: Duration) -> bool {
         self.consumer
             .context()
             .closing
