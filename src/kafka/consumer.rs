@@ -546,6 +546,9 @@ impl Member {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
+        if fault::fails("forgotten") {
+            return Err(Failure::Forgotten(self.purpose));
+        }
         let wanted = plain(partitions);
         let mut tries = 0;
         let mut asked = clock::instant();
@@ -838,6 +841,7 @@ impl Member {
         let (done, closed) = std::sync::mpsc::channel();
         let mut consumer = self.consumer;
         std::thread::spawn(move || {
+            fault::point("close.before");
             // Whoever watches the client lets go of it within a moment.
             while let Err(still) = Arc::try_unwrap(consumer) {
                 consumer = still;
