@@ -35,7 +35,15 @@ pub struct LagArgs {
     #[arg(long, hide = true)]
     pub http: bool,
     /// Form of the output of --once
-    #[arg(short, long, value_enum, default_value_t, requires = "once")]
+    // What is required is not asked for where something conflicts with it.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        requires = "once",
+        conflicts_with = "watch"
+    )]
     pub output: Output,
     /// In which order
     #[arg(long, value_enum, default_value_t, requires = "moment")]
