@@ -18,7 +18,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde::Serialize;
 
 use crate::config::Settings;
+use crate::config::table::{SETTINGS, Setting};
 use crate::kafka::{self, Failure, LogContext, LoggedConsumer};
+use crate::units::format_duration;
 
 pub mod log;
 
@@ -281,7 +283,9 @@ pub fn differences(
     wish: Wish,
 ) -> Vec<Difference> {
     let judge = Judge {
-        brokers: &settings.brokers,
+        brokers: &quoted(&settings.brokers),
+        settings,
+        wish,
         partitions: cluster.common_partitions(specs, wish),
         replication: cluster.replication(wish),
     };
@@ -291,7 +295,69 @@ pub fn differences(
         .collect()
 }
 
+/// The command that makes what is missing, also in a shell where nothing of this one's environment or file is at hand:
+/// it repeats what decides names and settings, as far as it is not the default. Properties are left out, since some are
+/// secrets; where they are needed it fails without them, and makes nothing that is wrong.
+fn create_command(settings: &Settings, wish: Wish, spec: &TopicSpec) -> String {
+    let topics = &settings.topics;
+    let tiers: Vec<_> = settings
+        .tiers
+        .delays()
+        .iter()
+        .map(|&delay| format_duration(delay))
+        .collect();
+    let mut command = "hookstream topics create".to_owned();
+    if !spec.own {
+        command.push_str(" --with-events");
+    }
+    let mut repeat = |name: &str, value: &str| {
+        let is_default = |setting: &Setting| setting.name == name && setting.default == value;
+        if !SETTINGS.iter().any(is_default) {
+            command.push_str(&format!(" --{name} {}", quoted(value)));
+        }
+    };
+    repeat("brokers", &settings.brokers);
+    if !spec.own {
+        repeat("events", &topics.events.join(","));
+    }
+    repeat("topic-prefix", &topics.prefix);
+    repeat("tiers", &tiers.join(","));
+    repeat("max-event-bytes", &size_text(settings.max_event_bytes));
+    if let Some(replication) = wish.replication {
+        repeat("replication-factor", &replication.to_string());
+    }
+    if spec.name == topics.attempts() {
+        command.push_str(" --attempt-log");
+    }
+    command
+}
+
+/// Bytes in the largest unit in which they are a whole number.
+fn size_text(bytes: usize) -> String {
+    let units = [(1024 * 1024, "MiB"), (1024, "KiB")];
+    let unit = units.iter().find(|(unit, _)| bytes.is_multiple_of(*unit));
+    unit.map_or_else(
+        || bytes.to_string(),
+        |(unit, name)| format!("{}{name}", bytes / unit),
+    )
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let is_plain = |letter: char| {
+        letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-' | ':' | ',' | '/')
+    };
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 struct Judge<'a> {
+    settings: &'a Settings,
+    wish: Wish,
+    /// For a shell.
     brokers: &'a str,
     partitions: i32,
     replication: i32,
@@ -318,16 +384,12 @@ impl Judge<'_> {
     }
 
     fn missing(&self, spec: &TopicSpec) -> Difference {
-        let events = if spec.own { "" } else { " --with-events" };
         Difference {
             topic: spec.name.clone(),
             setting: "existence".to_owned(),
             found: "missing".to_owned(),
             wanted: "present".to_owned(),
-            mend: format!(
-                "hookstream topics create{events} --brokers {}",
-                self.brokers
-            ),
+            mend: create_command(self.settings, self.wish, spec),
         }
     }
 
@@ -336,6 +398,7 @@ impl Judge<'_> {
             brokers,
             partitions,
             replication,
+            ..
         } = self;
         let name = &spec.name;
         let number = |setting: &str, found: i32, wanted: i32, mend: String| Difference {
@@ -709,6 +772,63 @@ mod tests {
         config.insert("retention.ms".to_owned(), "-1".to_owned());
         config.insert("max.message.bytes".to_owned(), "9999999".to_owned());
         assert_eq!(differing(&cluster), BTreeSet::new());
+    }
+
+    #[test]
+    fn the_command_that_makes_a_missing_topic_makes_it_with_the_settings_in_force() {
+        let mends = |settings: &Settings, wish| -> BTreeMap<String, String> {
+            let cluster = Cluster::default();
+            let found = differences(settings, &topics(settings), &cluster, wish);
+            found.into_iter().map(|one| (one.topic, one.mend)).collect()
+        };
+        let tiers = ["5s", "30s", "2m", "10m", "1h", "6h"]
+            .map(|text| crate::units::parse_duration(text).unwrap());
+        let mut settings = Settings {
+            tiers: Tiers::new(tiers.to_vec()).unwrap(),
+            ..settings()
+        };
+        let told = mends(&settings, Wish::default());
+        let plain = "hookstream topics create --brokers kafka:9092";
+        assert_eq!(told["webhook-commands"], plain);
+        assert_eq!(told["webhook-attempts"], format!("{plain} --attempt-log"));
+        assert_eq!(
+            told["order-events"],
+            "hookstream topics create --with-events --brokers kafka:9092"
+        );
+
+        settings.brokers = "[::1]:9092,b:1".to_owned();
+        settings.topics.prefix = "nope-".to_owned();
+        settings.topics.events = vec!["a".to_owned(), "b".to_owned()];
+        settings.tiers = Tiers::new(vec![Duration::from_millis(1500)]).unwrap();
+        settings.max_event_bytes = 2048;
+        let wish = Wish {
+            replication: Some(2),
+            ..Wish::default()
+        };
+        let told = mends(&settings, wish);
+        let rest =
+            "--topic-prefix nope- --tiers 1500ms --max-event-bytes 2KiB --replication-factor 2";
+        assert_eq!(
+            told["nope-commands"],
+            format!("hookstream topics create --brokers '[::1]:9092,b:1' {rest}")
+        );
+        assert_eq!(
+            told["b"],
+            format!(
+                "hookstream topics create --with-events --brokers '[::1]:9092,b:1' --events a,b {rest}"
+            )
+        );
+        assert!(told["nope-attempts"].ends_with(" --attempt-log"));
+    }
+
+    #[test]
+    fn a_word_is_quoted_for_a_shell_only_where_it_must_be() {
+        assert_eq!(
+            quoted("kafka-1.example:9092,b:1"),
+            "kafka-1.example:9092,b:1"
+        );
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
     #[test]

@@ -103,7 +103,12 @@ pub fn command() -> clap::Command {
             .global(true)
             .help(help);
         command = command.arg(if setting.is_switch() {
-            arg.action(ArgAction::SetTrue)
+            // A flag must be able to switch off what the environment or the file has switched on.
+            arg.value_name("true|false")
+                .action(ArgAction::Set)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
         } else {
             arg.value_name(setting.value)
                 .action(ArgAction::Set)
@@ -224,11 +229,7 @@ fn machine() -> Machine {
 fn layers(matches: &ArgMatches) -> Result<Layers, CliError> {
     let mut layers = Layers::new();
     for setting in SETTINGS {
-        if setting.is_switch() {
-            if matches.get_flag(setting.name) {
-                layers.give(setting.name, Source::Flag, "true");
-            }
-        } else if let Some(value) = matches.get_one::<String>(setting.name) {
+        if let Some(value) = matches.get_one::<String>(setting.name) {
             layers.give(setting.name, Source::Flag, value);
         }
         if let Some(value) = variable(&setting.variable())? {
@@ -374,6 +375,30 @@ mod tests {
             let settings = Settings::check(&layers, &machine()).unwrap();
             assert_eq!(settings.brokers, "b:1");
         }
+    }
+
+    #[test]
+    fn a_switch_is_true_without_a_value_and_can_be_switched_off() {
+        let switches = |line: &[&str]| {
+            let line = [&["hookstream", "deliver", "--brokers", "b:1"], line].concat();
+            let matches = command().try_get_matches_from(line).unwrap();
+            let mut layers = layers(deepest(&matches)).unwrap();
+            layers.give("attempt-log", Source::Environment, "true");
+            Settings::check(&layers, &machine())
+                .map(|settings| (settings.attempt_log, settings.egress.allow_http))
+        };
+        assert_eq!(switches(&["--egress-allow-http"]), Ok((true, true)));
+        assert_eq!(
+            switches(&["--attempt-log=false", "--egress-allow-http=true"]),
+            Ok((false, true))
+        );
+        // What follows without an equals sign is no value of it.
+        assert_eq!(
+            switches(&["--attempt-log", "--timeout", "5s"]),
+            Ok((true, false))
+        );
+        let wrong = switches(&["--attempt-log=perhaps"]).unwrap_err();
+        assert!(wrong[0].contains("allowed: true or false"), "{wrong:?}");
     }
 
     #[test]

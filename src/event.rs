@@ -97,7 +97,7 @@ pub enum InvalidEvent {
     /// The data of a binary mode event is something else than JSON.
     #[error("the content type {0:?} is not JSON; the data of an event must be JSON")]
     DataNotJson(String),
-    /// CloudEvents' `data_base64`.
+    /// CloudEvents' `data_base64`, in a plain event too: its payload would be dropped in silence.
     #[error("data_base64 is not supported; the data of an event must be JSON in data")]
     DataBase64,
     /// A required member is not there.
@@ -258,6 +258,13 @@ fn read_plain<'a>(
     text: &'a str,
     members: &Members<'a>,
 ) -> Result<Event<'a>, InvalidEvent> {
+    // Further members are ignored, but this one is meant for the payload.
+    if members
+        .get("data_base64")
+        .is_some_and(|raw| raw.get() != "null")
+    {
+        return Err(InvalidEvent::DataBase64);
+    }
     let (raw_data, data) = parse_data(text, members.get("data").copied(), 1)?;
     Ok(Event {
         id: required("id", string(text, members, "id")?)?,

@@ -49,7 +49,7 @@ pub type Pulse = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 pub enum Failure {
     /// A topic that this role needs does not exist.
     #[error(
-        "the topic {0} does not exist; `hookstream topics create` makes hookstream's own topics, and `topics create --with-events` the event topics too"
+        "the topic {0} does not exist; `hookstream topics create` with the same settings makes hookstream's own topics, with `--attempt-log` that of the log of attempts, and with `--with-events` the event topics"
     )]
     TopicMissing(String),
     /// The broker refused.

@@ -112,6 +112,15 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+/// A number of things, as people read it: `1 dead letter`, `2 dead letters`.
+#[must_use]
+pub fn counted(count: impl Into<u64>, one: &str) -> String {
+    match count.into() {
+        1 => format!("1 {one}"),
+        count => format!("{count} {one}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +135,13 @@ mod tests {
             parse_duration("5").unwrap_err().contains("unit"),
             "a bare number must be refused"
         );
+    }
+
+    #[test]
+    fn one_thing_is_told_in_the_singular() {
+        assert_eq!(counted(0_u32, "attempt"), "0 attempts");
+        assert_eq!(counted(1_u32, "attempt"), "1 attempt");
+        assert_eq!(counted(12_u64, "dead letter"), "12 dead letters");
     }
 
     #[test]

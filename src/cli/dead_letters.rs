@@ -53,8 +53,11 @@ pub struct FilterArgs {
 
 impl FilterArgs {
     /// The filter that was typed.
-    #[must_use]
-    pub fn filter(&self) -> Filter {
+    ///
+    /// # Errors
+    /// [`CliError`]: nothing can be in the range of time.
+    pub fn filter(&self) -> Result<Filter, CliError> {
+        check_range(self.since, self.until)?;
         let Self {
             subscriber,
             subscription,
@@ -64,7 +67,7 @@ impl FilterArgs {
             since,
             until,
         } = self.clone();
-        Filter {
+        Ok(Filter {
             subscriber,
             subscription,
             event_type,
@@ -72,7 +75,7 @@ impl FilterArgs {
             status,
             since,
             until,
-        }
+        })
     }
 }
 
@@ -82,6 +85,27 @@ fn parse_reason(text: &str) -> Result<Reason, String> {
 
 pub(super) fn parse_time(text: &str) -> Result<EpochMs, String> {
     time_at(text, clock::now())
+}
+
+/// Refuses a range of time in which nothing can be.
+pub(super) fn check_range(since: Option<EpochMs>, until: Option<EpochMs>) -> Result<(), CliError> {
+    range_at(since, until, clock::now()).map_err(|wrong| CliError::new(Exit::Usage, wrong))
+}
+
+fn range_at(since: Option<EpochMs>, until: Option<EpochMs>, now: EpochMs) -> Result<(), String> {
+    match (since, until) {
+        (Some(since), Some(until)) if until <= since => Err(format!(
+            "--until, which is {}, must be later than --since, which is {}",
+            print::time(until),
+            print::time(since)
+        )),
+        (Some(since), _) if since > now => Err(format!(
+            "--since, which is {}, is in the future: it is {} now",
+            print::time(since),
+            print::time(now)
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Reads a time, or a duration before `now`.
@@ -263,7 +287,7 @@ pub struct HeaderText {
 }
 
 fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
-    let filter = args.filter.filter();
+    let filter = args.filter.filter()?;
     let (log, ends) = open(settings)?;
     let settled = fold(&log, &ends)?;
     let (mut kept, mut listed, mut more, mut unreadable) = (Vec::new(), 0_u64, false, 0_u64);
@@ -307,7 +331,7 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     }
     if unreadable > 0 {
         print::note(&format!(
-            "{unreadable} records are no facts about dead letters and were left out"
+            "records that are no facts about dead letters, and were left out: {unreadable}"
         ));
     }
     if listed == 0 {
@@ -457,6 +481,31 @@ fn describe(letter: &Shown) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_in_which_nothing_can_be_is_refused() {
+        let range = |since: Option<i64>, until: Option<i64>| {
+            range_at(since.map(EpochMs), until.map(EpochMs), EpochMs(3000))
+        };
+        for fine in [
+            (None, None),
+            (Some(3000), None),
+            (None, Some(1)),
+            (Some(1000), Some(2000)),
+            (Some(1000), Some(9000)),
+        ] {
+            assert_eq!(range(fine.0, fine.1), Ok(()), "{fine:?}");
+        }
+        let told = range(Some(2000), Some(1000)).unwrap_err();
+        assert!(
+            told.contains("--until, which is 1970-01-01T00:00:01Z")
+                && told.contains("--since, which is 1970-01-01T00:00:02Z"),
+            "{told}"
+        );
+        assert!(range(Some(2000), Some(2000)).is_err());
+        let told = range(Some(4000), Some(5000)).unwrap_err();
+        assert!(told.contains("in the future"), "{told}");
+    }
 
     #[test]
     fn a_time_is_a_date_or_a_duration_ago() {

@@ -15,7 +15,7 @@ use crate::config::Settings;
 use crate::lag;
 use crate::lag::figures::{Figures, Query, Sort, Subscriber};
 use crate::service::{self, Role};
-use crate::units::format_duration;
+use crate::units::{counted, format_duration};
 
 /// How often the table is drawn.
 const REDRAW: Duration = Duration::from_secs(2);
@@ -26,25 +26,33 @@ const SHOWN: usize = 20;
 #[derive(Args, Clone, Debug)]
 pub struct LagArgs {
     /// Print the figures of this moment and end
-    #[arg(long, conflicts_with = "watch")]
+    #[arg(long, group = "moment")]
     pub once: bool,
     /// Draw a table every two seconds until interrupted
-    #[arg(long)]
+    #[arg(long, group = "moment")]
     pub watch: bool,
     /// Serve the page beside /lag; it is always served
     #[arg(long, hide = true)]
     pub http: bool,
     /// Form of the output of --once
-    #[arg(short, long, value_enum, default_value_t)]
+    // What is required is not asked for where something conflicts with it.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        requires = "once",
+        conflicts_with = "watch"
+    )]
     pub output: Output,
     /// In which order
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, requires = "moment")]
     pub sort: Sort,
     /// At most so many subscribers
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "moment")]
     pub top: Option<usize>,
     /// Only subscribers whose name contains this
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", requires = "moment")]
     pub subscriber: Option<String>,
 }
 
@@ -137,19 +145,26 @@ fn once(settings: &Settings, query: &Query, output: Output) -> Result<Exit, CliE
         Output::Table => {
             let lines: Vec<Line> = asked.subscribers.iter().map(Line::of).collect();
             print::table(&lines)?;
-            print::note(&summary(&figures));
+            print::note(&summary(&asked, query));
         }
     }
     Ok(Exit::Done)
 }
 
-fn summary(figures: &Figures) -> String {
+/// The sums of what is asked for; and, where a name was given that nobody has, that.
+fn summary(asked: &Figures, query: &Query) -> String {
+    let nobody = match &query.subscriber {
+        Some(part) if asked.total.is_empty() => {
+            format!("nothing is pending or dead of a subscriber whose name contains {part:?}; ")
+        }
+        _ => String::new(),
+    };
     format!(
-        "{} ready, {} waiting, {} dead letters; as of {}",
-        figures.total.ready,
-        figures.total.waiting,
-        figures.total.dead_letters,
-        figures.as_of.as_deref().unwrap_or("never"),
+        "{nobody}{} ready, {} waiting, {}; as of {}",
+        asked.total.ready,
+        asked.total.waiting,
+        counted(asked.total.dead_letters, "dead letter"),
+        asked.as_of.as_deref().unwrap_or("never"),
     )
 }
 
@@ -250,7 +265,7 @@ fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
         print::line(&format!(
             "{}{}\n\n{}",
             clear(),
-            summary(&figures),
+            summary(&asked, &query),
             print::draw(&rows)
         ))?;
         std::io::stdout().flush().ok();
@@ -264,6 +279,27 @@ fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_nobody_has_is_told_so() {
+        let query = Query {
+            subscriber: Some("nobody".to_owned()),
+            ..Query::default()
+        };
+        let mut figures = Figures::default();
+        figures.total.dead_letters = 1;
+        assert_eq!(
+            summary(&figures, &query),
+            "0 ready, 0 waiting, 1 dead letter; as of never"
+        );
+        let told = summary(&Figures::default(), &query);
+        assert!(
+            told.starts_with(
+                "nothing is pending or dead of a subscriber whose name contains \"nobody\"; 0 ready"
+            ),
+            "{told}"
+        );
+    }
 
     #[test]
     fn a_row_tells_whether_it_grows_what_is_done_and_when_it_will_be_empty() {

@@ -24,6 +24,7 @@ use crate::clock;
 use crate::config::{Guarantee, Settings};
 use crate::dead_letter::Reason;
 use crate::replay::{self, End, Plan, Progress, ReplayError, Report, Tally};
+use crate::units::counted;
 
 /// A commit, or the first contact, that takes longer than this is taken for a broker that does not answer.
 const UNANSWERED: Duration = Duration::from_secs(60);
@@ -90,6 +91,7 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
             "say what to replay: --dead-letters replays open dead letters",
         ));
     }
+    let filter = args.filter.filter()?;
     let asks = !args.dry_run && !args.yes;
     if asks && !std::io::stdin().is_terminal() {
         let message = "replay asks before it sends, but standard input is no terminal; add --yes, or --dry-run to look only";
@@ -97,7 +99,7 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
     }
     let interrupt = Interrupt::watch()?;
     let plan = Plan {
-        filter: args.filter.filter(),
+        filter,
         limit: args.limit,
         pace: args.rate.map(|rate| rate.0),
     };
@@ -138,8 +140,8 @@ fn is_wanted(tally: &Tally, interrupt: &Interrupt) -> Result<bool, CliError> {
     }
     print::note(&print::draw(&groups(tally)));
     print::note(&format!(
-        "Replay these {} dead letters? [y/N]",
-        tally.letters()
+        "Replay {}? [y/N]",
+        counted(tally.letters(), "dead letter")
     ));
     // Signals are taken over by now, and reading a line does not end with one: so it is read elsewhere.
     let (answer, answered) = mpsc::channel();
@@ -235,8 +237,8 @@ impl Watch {
             self.interrupted.get_or_insert_with(clock::instant);
         }
         let known = format!(
-            "{} letters are replayed for certain; run again to go on, none is sent twice",
-            now.replayed
+            "{} replayed for certain; run again to go on, none is sent twice",
+            counted(now.replayed, "letter")
         );
         if self.interrupted.is_some_and(|at| at.elapsed() > LAST_BATCH) {
             return Some(CliError::new(
@@ -277,12 +279,15 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
     )?;
     match &report.end {
         End::Complete => {
-            print::note(&format!("replayed {letters} dead letters"));
+            print::note(&format!("replayed {}", counted(letters, "dead letter")));
             Ok(Exit::Done)
         }
         End::Stopped => Err(CliError::new(
             Exit::Interrupted,
-            format!("interrupted after {letters} letters; run again to go on with the rest"),
+            format!(
+                "interrupted after {}; run again to go on with the rest",
+                counted(letters, "letter")
+            ),
         )),
         End::Failed(error) => Err(explain(error, letters, guarantee)),
     }
@@ -315,7 +320,7 @@ fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError 
     };
     CliError::new(
         exit,
-        format!("{message}; {letters} letters were replayed, {rest}"),
+        format!("{message}; replayed {}, {rest}", counted(letters, "letter")),
     )
 }
 
@@ -370,7 +375,7 @@ fn print_tally(
     let groups = groups(tally);
     if tally.unreadable > 0 {
         print::note(&format!(
-            "{} records are no facts about dead letters and were left alone",
+            "records that are no facts about dead letters, and were left alone: {}",
             tally.unreadable
         ));
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::dead_letters::parse_time;
+use super::dead_letters::{check_range, parse_time};
 use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config::Settings;
 use crate::trace::story::{Step, What};
 use crate::trace::{self, Progress, Search};
-use crate::units::EpochMs;
+use crate::units::{EpochMs, counted};
 
 /// `hookstream trace`.
 #[derive(Args, Clone, Debug)]
@@ -172,15 +172,7 @@ impl Row for Told {
 /// # Errors
 /// [`CliError`]: nothing was found, the topics cannot be read, or it was interrupted.
 pub fn run(settings: &Settings, args: &TraceArgs) -> Result<Exit, CliError> {
-    if args.until.is_some_and(|until| until <= args.since) {
-        return Err(CliError::new(
-            Exit::Usage,
-            format!(
-                "--until must be later than --since, which is {}",
-                print::time(args.since)
-            ),
-        ));
-    }
+    check_range(Some(args.since), args.until)?;
     let search = Search {
         id: args.id.clone(),
         since: args.since,
@@ -221,15 +213,14 @@ fn summarise(told: &[Told]) {
         .into_iter()
         .map(|(subscription, id)| format!("{id} of {subscription}"))
         .collect();
-    let records = match told.len() {
-        1 => "1 record".to_owned(),
-        count => format!("{count} records"),
-    };
-    let which = if list.is_empty() {
-        "no command: no subscription matched, or fan-out has not come to it".to_owned()
-    } else {
+    let which = if !list.is_empty() {
         list.join(", ")
+    } else if told.iter().all(|one| one.step == "invalid") {
+        "no command: it could not be read as an event".to_owned()
+    } else {
+        "no command: no subscription matched, or fan-out has not come to it".to_owned()
     };
+    let records = counted(told.len() as u64, "record");
     print::note(&format!("{records}; {which}"));
 }
 

@@ -17,7 +17,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Whether it is on or off, and takes no value on the command line.
+    /// Whether it is on or off, and needs no value on the command line.
     #[must_use]
     pub fn is_switch(&self) -> bool {
         self.value.is_empty()

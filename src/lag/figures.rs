@@ -18,7 +18,7 @@ pub struct Figures {
     pub as_of_seconds: f64,
     /// Offsets that are known to lie behind what was read; 0 when the figures are exact as of `as_of`.
     pub behind: u64,
-    /// Sums over all subscribers.
+    /// Sums over all subscribers; where some are asked for by name, over those.
     pub total: Totals,
     /// Those of whom something is pending or dead.
     pub subscribers: Vec<Subscriber>,
@@ -35,6 +35,25 @@ pub struct Totals {
     pub waiting: u64,
     /// Open dead letters.
     pub dead_letters: u64,
+}
+
+impl Totals {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ready == 0 && self.waiting == 0 && self.dead_letters == 0
+    }
+
+    /// Adds them up.
+    #[must_use]
+    pub fn of(subscribers: &[Subscriber]) -> Self {
+        let sum = |figure: fn(&Subscriber) -> u64| subscribers.iter().map(figure).sum();
+        Self {
+            ready: sum(|one| one.ready),
+            waiting: sum(|one| one.waiting),
+            dead_letters: sum(Subscriber::dead),
+        }
+    }
 }
 
 /// One subscriber, or one of its subscriptions.
@@ -223,12 +242,13 @@ impl Query {
         Ok(parsed)
     }
 
-    /// The figures that are asked for; sums stay those of all.
+    /// The figures that are asked for; sums are those of the subscribers with that name, also of those that `top` cuts.
     #[must_use]
     pub fn apply(&self, figures: &Figures) -> Figures {
         let mut asked = figures.clone();
         if let Some(part) = &self.subscriber {
             asked.subscribers.retain(|one| one.name.contains(part));
+            asked.total = Totals::of(&asked.subscribers);
         }
         let key = |one: &Subscriber| match self.sort {
             Sort::Lag => one.pending(),
@@ -297,6 +317,22 @@ mod tests {
         assert_eq!(names("sort=age"), ["acme", "beta", "corp"]);
         assert_eq!(names("sort=dead&top=1"), ["corp"]);
         assert_eq!(names("sort=name&subscriber=c"), ["acme", "corp"]);
+    }
+
+    #[test]
+    fn sums_are_of_those_asked_for_by_name_and_a_cut_does_not_change_them() {
+        let all = Figures {
+            total: Totals::of(&figures().subscribers),
+            ..figures()
+        };
+        let sums = |query: &str| {
+            let total = Query::parse(query).unwrap().apply(&all).total;
+            (total.ready, total.dead_letters)
+        };
+        assert_eq!(sums(""), (14, 8));
+        assert_eq!(sums("top=1"), (14, 8));
+        assert_eq!(sums("subscriber=c&top=1"), (5, 7));
+        assert_eq!(sums("subscriber=nobody"), (0, 0));
     }
 
     #[test]

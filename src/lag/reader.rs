@@ -500,12 +500,6 @@ impl Reader {
         let at = u32::try_from(at.seconds()).unwrap_or(u32::MAX);
         let tally = Tally::of(&self.index, &self.windows);
         let subscribers = tally.told(&self.tiers, at);
-        let mut total = Totals::default();
-        for one in &subscribers {
-            total.ready += one.ready;
-            total.waiting += one.waiting;
-            total.dead_letters += one.dead();
-        }
         let figures = Figures {
             as_of: self.as_of.map(crate::cli::print::time),
             as_of_seconds: self.as_of.map_or(0.0, |at| at.0 as f64 / 1000.0),
@@ -515,7 +509,7 @@ impl Reader {
                 .flat_map(|source| source.partitions.values())
                 .map(Progress::behind)
                 .sum(),
-            total,
+            total: Totals::of(&subscribers),
             subscribers,
             partitions: self.map(&tally.partitions),
         };

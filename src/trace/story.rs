@@ -13,7 +13,7 @@ use crate::attempt::Attempt;
 use crate::command::{Cause, Command, header};
 use crate::dead_letter::{Coordinates, Fact, Reason, Settlement};
 use crate::event::{self, RawEvent, webhook_id};
-use crate::units::{EpochMs, Offset};
+use crate::units::{EpochMs, Offset, counted};
 
 /// What a topic holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +227,10 @@ impl What {
                 attempts,
                 error,
                 ..
-            } => format!("dead letter after {attempts} attempts, {reason}: {error}"),
+            } => format!(
+                "dead letter after {}, {reason}: {error}",
+                counted(*attempts, "attempt")
+            ),
             Self::Settled { letter, how } => match how {
                 Settlement::Replayed => format!("dead letter {letter} replayed"),
                 Settlement::Discarded => format!("dead letter {letter} discarded"),

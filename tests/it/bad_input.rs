@@ -73,6 +73,30 @@ fn an_unreadable_event_is_kept_whole_and_the_good_one_behind_it_arrives() {
             vec![],
             Some(br#"{"id":"1","type":"a.b","time":"yesterday"}"#.to_vec()),
         ),
+        (
+            "data in base64",
+            vec![],
+            Some(br#"{"id":"1","type":"a.b","data_base64":"aGk="}"#.to_vec()),
+        ),
+        (
+            "a byte order mark",
+            vec![],
+            Some(
+                "\u{feff}{\"id\":\"1\",\"type\":\"a.b\"}"
+                    .as_bytes()
+                    .to_vec(),
+            ),
+        ),
+        (
+            "a member twice",
+            vec![],
+            Some(br#"{"id":"1","type":"a.b","id":"2"}"#.to_vec()),
+        ),
+        (
+            "a line break in the id",
+            vec![],
+            Some(br#"{"id":"1\n2","type":"a.b"}"#.to_vec()),
+        ),
         ("empty", vec![], Some(Vec::new())),
         ("tombstone", vec![], None),
         (

@@ -189,7 +189,12 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
     eventually_true("everything was read", LATER, || {
         lag(&process, "")["behind"] == 0
     });
-    assert_eq!(failing["total"]["dead_letters"], 20);
+    assert_eq!(
+        failing["total"],
+        json!({"ready": 0, "waiting": 20, "dead_letters": 0}),
+        "of those asked for"
+    );
+    assert_eq!(lag(&process, "?top=1")["total"]["dead_letters"], 20);
     eventually_true("the metrics tell of them", LATER, || {
         process.metric(r#"hookstream_subscriber_lag{state="waiting",subscriber="failing"}"#)
             == Some(20.0)
@@ -250,6 +255,11 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
         "{}",
         table.stderr
     );
+    let nobody = world.run(&["lag", "--once", "--subscriber", "nobody"], "");
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (0, ""));
+    for part in ["name contains \"nobody\"", "0 ready, 0 waiting, 0 dead"] {
+        assert!(nobody.stderr.contains(part), "{}", nobody.stderr);
+    }
 }
 
 #[test]

@@ -96,10 +96,18 @@ fn topics_check_names_what_differs_from_what_topics_create_made() {
         "{retention}"
     );
     let missing = of(&world.topics.dead_letters(), "existence");
-    assert!(
-        missing["mend"].as_str().unwrap().contains("topics create"),
-        "{missing}"
-    );
+    let mend = missing["mend"].as_str().unwrap();
+    assert!(mend.starts_with("hookstream topics create "), "{missing}");
+    // Copied into a shell that knows nothing of these settings.
+    let program = env!("CARGO_BIN_EXE_hookstream");
+    let mended = Command::new("sh")
+        .args(["-c", &mend.replacen("hookstream", program, 1)])
+        .output()
+        .unwrap();
+    assert!(mended.status.success(), "{mended:?}");
+    let rest = read(&world.run(&["topics", "check", "-o", "json"], ""));
+    let mut rest = rest.as_array().unwrap().iter();
+    assert!(rest.all(|one| one["topic"] == commands), "{rest:?}");
 }
 
 /// Deletes a topic.
@@ -549,6 +557,13 @@ fn a_wrong_command_line_is_a_usage_error() {
             "0",
         ],
         &["replay", "--brokers", "b:1", "--yes"],
+        &["lag", "--brokers", "b:1", "-o", "json"],
+        &["lag", "--brokers", "b:1", "--sort", "age"],
+        &["lag", "--brokers", "b:1", "--top", "3"],
+        &["lag", "--brokers", "b:1", "--subscriber", "acme"],
+        &["lag", "--brokers", "b:1", "--watch", "-o", "json"],
+        &["lag", "--brokers", "b:1", "--watch", "--once"],
+        &["deliver", "--brokers", "b:1", "--attempt-log=perhaps"],
     ] {
         let output = run_to_end(wrong, "");
         assert_eq!(output.code, 2, "{wrong:?}: {}", output.stderr);
@@ -556,6 +571,25 @@ fn a_wrong_command_line_is_a_usage_error() {
             output.stdout.is_empty() && !output.stderr.is_empty(),
             "{wrong:?}"
         );
+    }
+}
+
+#[test]
+fn a_range_of_time_in_which_nothing_can_be_is_a_usage_error() {
+    for command in [
+        &["dead-letters", "list"][..],
+        &["replay", "--dead-letters", "--dry-run"],
+        &["trace", "e1"],
+    ] {
+        let refused = |range: &[&str], parts: &[&str]| {
+            let output = run_to_end(&[command, &["--brokers", "b:1"], range].concat(), "");
+            assert_eq!(output.code, 2, "{command:?}: {}", output.stderr);
+            for part in parts {
+                assert!(output.stderr.contains(part), "{}", output.stderr);
+            }
+        };
+        refused(&["--since", "1h", "--until", "2h"], &["--since", "--until"]);
+        refused(&["--since", "2100-01-01T00:00:00Z"], &["in the future"]);
     }
 }
 

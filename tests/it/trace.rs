@@ -205,7 +205,8 @@ fn what_is_not_found_is_told_with_the_range_that_was_searched() {
     let reversed = world.run(&["trace", "e1", "--since", "1h", "--until", "2h"], "");
     assert_eq!(reversed.code, 2, "{}", reversed.stderr);
     let later = world.run(&["trace", "e1", "--since", "2100-01-01T00:00:00Z"], "");
-    assert_eq!(later.code, 1, "{}", later.stdout);
+    assert_eq!(later.code, 2, "{}", later.stdout);
+    assert!(later.stderr.contains("in the future"), "{}", later.stderr);
 }
 
 #[test]
@@ -219,6 +220,13 @@ fn an_event_that_could_not_be_read_is_found_by_the_id_that_stands_in_it() {
     let told = steps(&world.run(&["trace", "e7", "-o", "json"], ""));
     assert_eq!(names(&told), ["invalid"]);
     assert_eq!(told[0]["error"], "type is missing");
-    let told = steps(&world.run(&["trace", "e8", "-o", "json"], ""));
-    assert_eq!(names(&told), ["invalid"]);
+    let output = world.run(&["trace", "e8", "-o", "json"], "");
+    assert_eq!(names(&steps(&output)), ["invalid"]);
+    assert!(
+        output
+            .stderr
+            .contains("1 record; no command: it could not be read as an event"),
+        "{}",
+        output.stderr
+    );
 }
