@@ -5,8 +5,8 @@
 //! commits, and answers with [`Member::take`] or [`Member::give_up`]; until it does, the group waits for it.
 //! So everything that touches a partition happens on one thread, in order (**Owner only**).
 //!
-//! The client is not taken at its word in two things: whether it gives each record once ([`wanted`]), and whether it is
-//! still there to be waited for ([`health`], and another client that is asked in its place).
+//! The client is not taken at its word in two things: whether it gives each record once (`wanted`), and whether it is
+//! still there to be waited for (`health`, and another client that is asked in its place).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

@@ -28,17 +28,7 @@ fn a_call_that_hangs_ends_the_process_with_its_name() {
         ("snapshot-commit.before", "committing positions hangs"),
     ];
     for (point, message) in cases {
-        let world = World::on(&broker, "hang");
-        world.create_topics(1);
-        let receiver = Receiver::good();
-        traffic::put(&world, &receiver, 0, &crate::faults::secret(0), "active");
-        world.produce_events([("k", truth::event(1))]);
-        let mut arguments = vec!["run".to_owned()];
-        arguments.extend(world.args());
-        arguments
-            .extend(["--hang-deadline", "5s", "--http-listen", "127.0.0.1:0"].map(str::to_owned));
-        let forever = format!("{point}=sleep(600000)");
-        let mut process = Process::spawn_with(&arguments, &[("FAILPOINTS", &forever)]);
+        let (mut process, _receiver) = run_with(&broker, &format!("{point}=sleep(600000)"));
         let status = process.wait_exit(LATER);
         let told = process.stderr().join("\n");
         assert_eq!(status.code(), Some(1), "{point}: {told}");
@@ -51,14 +41,14 @@ fn a_call_that_hangs_ends_the_process_with_its_name() {
 
 /// A world with one event, and `run` in it with fail-points.
 fn run_with(broker: &Broker, points: &str) -> (Process, Receiver) {
-    let world = World::on(broker, "forgotten");
+    let world = World::on(broker, "hang");
     world.create_topics(1);
     let receiver = Receiver::good();
     traffic::put(&world, &receiver, 0, &crate::faults::secret(0), "active");
     world.produce_events([("k", truth::event(1))]);
     let mut arguments = vec!["run".to_owned()];
     arguments.extend(world.args());
-    arguments.extend(["--http-listen", "127.0.0.1:0"].map(str::to_owned));
+    arguments.extend(["--hang-deadline", "5s", "--http-listen", "127.0.0.1:0"].map(str::to_owned));
     let process = Process::spawn_with(&arguments, &[("FAILPOINTS", points)]);
     (process, receiver)
 }
