@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::header::{
     CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
 };
+use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::lane::{Limits, Rate};
@@ -89,16 +90,10 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
     });
     let written = whole.chain(segments).chain(pairs);
     let meant = url.query_pairs().map(|(_, value)| value);
-    let meant_in_path = url.path().split('/').filter_map(meaning);
+    let meant_in_path = url.path().split('/');
+    let meant_in_path =
+        meant_in_path.map(|segment| percent_decode_str(segment).decode_utf8_lossy());
     written.map(Cow::Borrowed).chain(meant).chain(meant_in_path)
-}
-
-/// What a segment of a path means: as in a form, without what is special in forms only.
-fn meaning(segment: &str) -> Option<Cow<'_, str>> {
-    let plain = segment.replace('&', "%26").replace('=', "%3D");
-    let plain = plain.replace('+', "%2B");
-    let (meant, _) = url::form_urlencoded::parse(plain.as_bytes()).next()?;
-    Some(meant.into_owned().into())
 }
 
 impl Destination {

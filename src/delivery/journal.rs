@@ -40,12 +40,7 @@ const LAST: Duration = Duration::from_secs(2);
 pub(super) struct Entry {
     /// Without its body.
     command: Box<Command>,
-    number: u32,
-    began: EpochMs,
-    took: Duration,
-    url: Arc<str>,
-    status: Option<u16>,
-    class: Class,
+    facts: AttemptFacts,
     outcome: AttemptOutcome,
     error: Option<Box<str>>,
     pub(super) excerpt: Option<Excerpt>,
@@ -70,22 +65,9 @@ impl Entry {
         error: Option<Box<str>>,
     ) -> Self {
         command.body = Bytes::new();
-        let AttemptFacts {
-            number,
-            began,
-            took,
-            url,
-            status,
-            class,
-        } = facts;
         Self {
             command,
-            number,
-            began,
-            took,
-            url,
-            status,
-            class,
+            facts,
             outcome,
             error,
             excerpt: None,
@@ -115,15 +97,16 @@ impl Entry {
     }
 
     fn attempt(&self) -> Attempt<'_> {
+        let facts = &self.facts;
         Attempt::new(
             &self.command,
             Facts {
-                number: self.number,
-                began: self.began,
-                took: self.took,
-                url: &self.url,
-                status: self.status,
-                class: self.class.as_str(),
+                number: facts.number,
+                began: facts.began,
+                took: facts.took,
+                url: &facts.url,
+                status: facts.status,
+                class: facts.class.as_str(),
                 outcome: self.outcome.as_str(),
                 error: self.error.as_deref(),
                 excerpt: self.excerpt.as_ref(),
@@ -272,7 +255,7 @@ impl Writer {
             key: entry.command.subscriber.as_bytes(),
             value: &self.value,
             headers,
-            at: entry.began,
+            at: entry.facts.began,
         };
         while let Err(refused) = self.scribe.write(note) {
             if self.ending.load(Ordering::Relaxed) {

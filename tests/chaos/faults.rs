@@ -346,28 +346,18 @@ impl Scene<'_> {
         let first = self.generator.next();
         self.broker.control(stop);
         if hard && self.alone {
-            self.recovered = self.wait_without_a_broker(first);
+            // The others take over while it is away. Not waited for for ever: whether all comes back is asked after its
+            // restart.
+            const PATIENCE: Duration = Duration::from_secs(30);
+            let last = self.generator.next() + self.rate;
+            self.recovered = self
+                .fleet
+                .tend_until_through(self.progress, first, last, PATIENCE);
         } else {
             pause(rng, 500..5000);
         }
         self.broker.control(&["start-broker", &number]);
         format!("number {number}")
-    }
-
-    /// The others take over while it is away: waits until what is produced from `first` until a second after the kill has
-    /// come through. Not for ever: whether all comes back is asked after the broker's restart.
-    fn wait_without_a_broker(&mut self, first: u32) -> Option<Instant> {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        let last = self.generator.next() + self.rate;
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if self.progress.is_through(first, last) {
-                return Some(Instant::now());
-            }
-            self.fleet.tend();
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        None
     }
 
     fn rolling_brokers(&mut self) -> String {

@@ -2,9 +2,10 @@
 //! has ended, as Kubernetes would.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::it::support::{Process, World};
+use crate::traffic::Progress;
 
 /// So that the others take over soon after a kill.
 pub const SESSION: Duration = Duration::from_secs(4);
@@ -190,6 +191,25 @@ impl Fleet {
                 self.launch(at, "");
             }
         }
+    }
+
+    /// Tends until the events from `first` up to `last` have come through, and tells when; `None` after `patience`.
+    pub fn tend_until_through(
+        &mut self,
+        progress: &Progress,
+        first: u32,
+        last: u32,
+        patience: Duration,
+    ) -> Option<Instant> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if progress.is_through(first, last) {
+                return Some(Instant::now());
+            }
+            self.tend();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
     }
 
     fn launch(&mut self, at: usize, points: &str) {

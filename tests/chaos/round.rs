@@ -114,7 +114,9 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
             faults.push(injected);
         }
         let last = generator.next() + plan.rate;
-        let through = wait_until_through(scene.fleet, &progress, first, last);
+        let through = scene
+            .fleet
+            .tend_until_through(&progress, first, last, STUCK);
         if through.is_none() && excuse_what_kafka_lost(&world, &generator, &progress, first, last) {
             report.injected(&names);
             continue;
@@ -154,23 +156,6 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     }
     report.failures(std::mem::take(&mut fleet.stuck));
     report.round(plan, &history, verdict, std::mem::take(&mut fleet.ended));
-}
-
-fn wait_until_through(
-    fleet: &mut Fleet,
-    progress: &Progress,
-    first: u32,
-    last: u32,
-) -> Option<Instant> {
-    let deadline = Instant::now() + STUCK;
-    while Instant::now() < deadline {
-        if progress.is_through(first, last) {
-            return Some(Instant::now());
-        }
-        fleet.tend();
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    None
 }
 
 /// Events that are not on their topic cannot come through: whether all that are missing are such ones. The checker counts
