@@ -1,16 +1,16 @@
 //! The record of one attempt, one HTTP request, as the log of attempts keeps it.
 //!
-//! Key: the subscriber. Value: JSON (`schemas/attempt.schema.json`). The headers repeat what a reader looks for, so
-//! that it finds an attempt without parsing values. It is for people who ask what was sent and what was answered; no
-//! part of hookstream decides by it. An endpoint may echo what it was sent, so what is known to be a credential is
-//! masked in its answer (**Secret**). Pure.
+//! Key: the subscriber. Value: JSON (`schemas/attempt.schema.json`), without headers, since writing them costs as much
+//! as the rest: a reader looks for an id's text before it parses a value. It is for people who ask what was sent and
+//! what was answered; no part of hookstream decides by it. An endpoint may echo what it was sent, so what is known to be
+//! a credential is masked in its answer (**Secret**). Pure.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Command, VERSION_TEXT, header};
+use crate::command::Command;
 use crate::event::rfc3339;
 use crate::units::EpochMs;
 
@@ -118,16 +118,6 @@ impl<'a> Attempt<'a> {
     pub fn decode(value: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(value)
     }
-}
-
-/// The headers of an attempt's record.
-#[must_use]
-pub fn headers(command: &Command) -> [(&'static str, &str); 3] {
-    [
-        (header::VERSION, VERSION_TEXT),
-        (header::WEBHOOK_ID, &command.webhook_id),
-        (header::EVENT_ID, &command.event_id),
-    ]
 }
 
 /// A URL without what may be a credential: only scheme, host and port are told, and whether it has a path. User info and

@@ -1,7 +1,7 @@
 //! Trace: finds every record about one event or webhook, and tells its life in order.
 //!
 //! It joins no group and changes nothing. The topics are read from the first record of the time asked for to the end
-//! seen at the start, some at a time: first those whose headers carry both ids; then the dead letters, whose settling
+//! seen at the start, some at a time: first those that carry both ids; then the dead letters, whose settling
 //! facts carry a webhook's id only; then the event topics, for an event's id is all that they have. By then the one is
 //! known from the other. Memory: what is found.
 
@@ -19,7 +19,7 @@ use crate::admin::log::{Log, Range, Reading, header_pairs};
 use crate::config::Settings;
 use crate::kafka::{Failure, each_header};
 use crate::units::EpochMs;
-use story::{Kind, Raw, Step, Wanted, carries, is_about, place, tell};
+use story::{Kind, Raw, Step, Wanted, attempt, carries, holds, is_about, place, tell};
 
 /// Topics read at the same time.
 const AT_ONCE: usize = 4;
@@ -84,6 +84,7 @@ pub fn run(
     let round = Round {
         settings,
         search,
+        quoted: serde_json::Value::from(search.id.as_str()).to_string(),
         stop,
         progress,
         failed: AtomicBool::new(false),
@@ -107,6 +108,8 @@ pub fn run(
 struct Round<'a> {
     settings: &'a Settings,
     search: &'a Search,
+    /// The id as JSON writes it.
+    quoted: String,
     stop: &'a (dyn Fn() -> bool + Sync),
     progress: &'a Progress,
     failed: AtomicBool,
@@ -213,11 +216,14 @@ impl Round<'_> {
         known: &RefCell<HashSet<String>>,
     ) -> Option<Step> {
         let id = &self.search.id;
-        let of_event = matches!(kind, Kind::Events | Kind::Invalid);
-        let carried = of_event
-            || carries(id, each_header(message))
-            || kind == Kind::DeadLetters && is_about(&known.borrow(), each_header(message));
-        if !carried {
+        let headers = || each_header(message);
+        let may_be = match kind {
+            Kind::Events | Kind::Invalid => true,
+            Kind::Attempts => holds(&self.quoted, message.payload()),
+            Kind::Commands | Kind::Tier => carries(id, headers()),
+            Kind::DeadLetters => carries(id, headers()) || is_about(&known.borrow(), headers()),
+        };
+        if !may_be {
             return None;
         }
         let time = EpochMs(message.timestamp().to_millis().unwrap_or_default());
@@ -237,7 +243,8 @@ impl Round<'_> {
             Kind::Events if wanted.may_be(raw.value, &headers) => wanted.event(&raw),
             Kind::Events => None,
             Kind::Invalid => wanted.invalid(&raw),
-            _ => Some(story::read(kind, &raw)),
+            Kind::Attempts => attempt(id, &raw),
+            Kind::Commands | Kind::Tier | Kind::DeadLetters => Some(story::read(kind, &raw)),
         }
     }
 }

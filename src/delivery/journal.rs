@@ -11,16 +11,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
-use rdkafka::message::OwnedHeaders;
-
-use crate::attempt::{self, Attempt, Excerpt, Facts};
+use crate::attempt::{Attempt, Excerpt, Facts};
 use crate::command::Command;
+use crate::kafka::Failure;
 use crate::kafka::scribe::{Note, Scribe};
-use crate::kafka::{Failure, with_header};
 use crate::metrics::{AttemptOutcome, AttemptRecord, Metrics};
 use crate::service::RoleContext;
 use crate::units::EpochMs;
+use bytes::Bytes;
 
 use super::outcome::Class;
 
@@ -30,8 +28,8 @@ const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
 const BATCH: usize = 256;
 /// How long the thread waits for more before it serves its client.
 const TURN: Duration = Duration::from_millis(50);
-/// How long serving the client takes, after each batch; and between two tries when it is full.
-const SERVE: Duration = Duration::from_millis(1);
+/// When the client has no room, between two tries.
+const FULL: Duration = Duration::from_millis(1);
 /// What is left at the end may take this long.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -237,7 +235,7 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.scribe.serve(SERVE);
+            self.scribe.serve();
         }
     }
 
@@ -247,23 +245,18 @@ impl Writer {
         if serde_json::to_writer(&mut self.value, &entry.attempt()).is_err() {
             return;
         }
-        let headers = attempt::headers(&entry.command).into_iter().fold(
-            OwnedHeaders::new_with_capacity(3),
-            |headers, (name, value)| with_header(headers, name, value),
-        );
-        let mut note = Note {
+        let note = Note {
             key: entry.command.subscriber.as_bytes(),
             value: &self.value,
-            headers,
             at: entry.facts.began,
         };
-        while let Err(refused) = self.scribe.write(note) {
+        while !self.scribe.write(note) {
             if self.ending.load(Ordering::Relaxed) {
                 self.metrics.attempt_records(AttemptRecord::Dropped).inc();
                 return;
             }
-            note = refused;
-            self.scribe.serve(SERVE);
+            std::thread::sleep(FULL);
+            self.scribe.serve();
         }
     }
 }

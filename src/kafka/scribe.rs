@@ -3,14 +3,16 @@
 //! Its records are no part of any guarantee, so it is idempotent and has no transactions, and a client of its own,
 //! apart from the one that writes outcomes: whatever happens to it, delivery goes on.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
 
 use super::{Failure, LogContext, bootstrap, producer_config};
 use crate::clock;
@@ -23,29 +25,32 @@ use crate::units::EpochMs;
 const QUEUE_KIB: u32 = 16 * 1024;
 /// A record that the broker has not acknowledged by then is dropped.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// How long a batch gathers: nobody waits for it.
-const LINGER: Duration = Duration::from_millis(100);
+/// How long a batch gathers: nobody waits for it, and large ones cost Kafka a third of small ones.
+const LINGER: Duration = Duration::from_millis(500);
 /// After a client that cannot go on, until the next one.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// What became of the records that are given up is told at once.
+const LAST_REPORTS: Duration = Duration::from_millis(500);
 /// One log line in this time.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// One record to write.
+/// One record to write; it has no headers, which would cost as much as the rest of it.
+#[derive(Clone, Copy)]
 pub struct Note<'a> {
     /// Its partition is the key's.
     pub key: &'a [u8],
     /// The value.
     pub value: &'a [u8],
-    /// In order.
-    pub headers: OwnedHeaders,
     /// Its timestamp.
     pub at: EpochMs,
 }
 
-/// Counts what was written and what was not.
+/// Counts what was not written. The client does not report what was, which would cost at each record.
 struct Counts {
     log: LogContext,
     metrics: Metrics,
+    /// Of those that the client had taken.
+    lost: AtomicU64,
     told: Mutex<Throttle>,
 }
 
@@ -76,9 +81,9 @@ impl ProducerContext for Counts {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        match result {
-            Ok(_) => self.metrics.attempt_records(AttemptRecord::Written).inc(),
-            Err((error, _)) => self.dropped(error),
+        if let Err((error, _)) = result {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.dropped(error);
         }
     }
 }
@@ -88,8 +93,16 @@ pub struct Scribe {
     settings: Arc<Settings>,
     metrics: Metrics,
     topic: String,
-    client: Arc<BaseProducer<Counts>>,
+    client: Client,
     renewed: Instant,
+}
+
+/// A client, and what became of the records that it was given.
+struct Client {
+    producer: Arc<BaseProducer<Counts>>,
+    taken: u64,
+    /// Of those, counted.
+    written: u64,
 }
 
 impl Scribe {
@@ -103,7 +116,7 @@ impl Scribe {
         topic: String,
     ) -> Result<Self, Failure> {
         Ok(Self {
-            client: connect(settings, metrics)?,
+            client: Client::new(settings, metrics)?,
             settings: Arc::clone(settings),
             metrics: metrics.clone(),
             topic,
@@ -111,53 +124,43 @@ impl Scribe {
         })
     }
 
-    /// Hands one record to the client, which then has it or has counted it as dropped. Never waits.
-    ///
-    /// # Errors
-    /// The record, when the client has no room: serve it, and try again.
-    pub fn write<'a>(&self, note: Note<'a>) -> Result<(), Note<'a>> {
-        let Note {
-            key,
-            value,
-            headers,
-            at,
-        } = note;
+    /// Hands one record to the client, which then has it or has counted it as dropped. Never waits. False: the client
+    /// has no room; serve it, and try again.
+    #[must_use]
+    pub fn write(&mut self, note: Note<'_>) -> bool {
         let record = BaseRecord::to(&self.topic)
-            .key(key)
-            .payload(value)
-            .headers(headers)
-            .timestamp(at.0);
-        match self.client.send(record) {
-            Ok(()) => Ok(()),
-            Err((error, refused))
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) =>
-            {
-                Err(Note {
-                    key,
-                    value,
-                    headers: refused.headers.unwrap_or_default(),
-                    at,
-                })
-            }
+            .key(note.key)
+            .payload(note.value)
+            .timestamp(note.at.0);
+        match self.client.producer.send(record) {
+            Ok(()) => self.client.taken += 1,
             Err((error, _)) => {
-                self.client.context().dropped(&error);
-                Ok(())
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+                    return false;
+                }
+                self.client.producer.context().dropped(&error);
             }
         }
+        true
     }
 
-    /// Serves what the client has to tell, for at most `wait`. One that cannot go on is replaced.
-    pub fn serve(&mut self, wait: Duration) {
-        self.client.poll(wait);
+    /// Serves what the client has to tell; does not wait for any. A client that cannot go on is replaced.
+    pub fn serve(&mut self) {
+        // Given time, the binding would spin through the last millisecond of it.
+        self.client.producer.poll(Duration::ZERO);
+        self.client.count(&self.metrics);
         let now = clock::instant();
         if now - self.renewed < RENEW_EVERY {
             return;
         }
-        if let Some((_, reason)) = self.client.client().fatal_error() {
+        if let Some((_, reason)) = self.client.producer.client().fatal_error() {
             self.renewed = now;
             tracing::warn!("the producer of the log of attempts is made anew: {reason}");
-            match connect(&self.settings, &self.metrics) {
-                Ok(client) => self.client = client,
+            match Client::new(&self.settings, &self.metrics) {
+                Ok(client) => {
+                    std::mem::replace(&mut self.client, client)
+                        .close(&self.metrics, Duration::ZERO);
+                }
                 Err(failure) => tracing::warn!("the log of attempts: {failure}"),
             }
         }
@@ -165,30 +168,57 @@ impl Scribe {
 
     /// Writes what is left, for at most `patience`.
     pub fn close(self, patience: Duration) {
-        // What is left counts as dropped when the client is.
-        self.client.flush(patience).ok();
+        self.client.close(&self.metrics, patience);
     }
 }
 
-fn connect(
-    settings: &Arc<Settings>,
-    metrics: &Metrics,
-) -> Result<Arc<BaseProducer<Counts>>, Failure> {
-    const PURPOSE: &str = "attempts";
-    let context = Counts {
-        log: LogContext::new(PURPOSE),
-        metrics: metrics.clone(),
-        told: Mutex::new(Throttle::new(TELL_EVERY)),
-    };
-    let mut config = producer_config(settings, PURPOSE);
-    config
-        .set("linger.ms", LINGER.as_millis().to_string())
-        .set("queue.buffering.max.kbytes", QUEUE_KIB.to_string())
-        .set("message.timeout.ms", GIVE_UP.as_millis().to_string());
-    let client: BaseProducer<Counts> = config.create_with_context(context).map_err(|error| {
-        Failure::from_client("creating the producer of the log of attempts", error)
-    })?;
-    let client = Arc::new(client);
-    bootstrap::keep(settings, &client, |client| client.client())?;
-    Ok(client)
+impl Client {
+    fn new(settings: &Arc<Settings>, metrics: &Metrics) -> Result<Self, Failure> {
+        const PURPOSE: &str = "attempts";
+        let context = Counts {
+            log: LogContext::new(PURPOSE),
+            metrics: metrics.clone(),
+            lost: AtomicU64::new(0),
+            told: Mutex::new(Throttle::new(TELL_EVERY)),
+        };
+        let mut config = producer_config(settings, PURPOSE);
+        config
+            .set("linger.ms", LINGER.as_millis().to_string())
+            .set("queue.buffering.max.kbytes", QUEUE_KIB.to_string())
+            .set("message.timeout.ms", GIVE_UP.as_millis().to_string())
+            .set("delivery.report.only.error", "true");
+        let producer: BaseProducer<Counts> =
+            config.create_with_context(context).map_err(|error| {
+                Failure::from_client("creating the producer of the log of attempts", error)
+            })?;
+        let producer = Arc::new(producer);
+        bootstrap::keep(settings, &producer, |producer| producer.client())?;
+        Ok(Self {
+            producer,
+            taken: 0,
+            written: 0,
+        })
+    }
+
+    /// What was taken, is not lost and is not held any more, was written. What the client has to tell counts as held
+    /// too, so for a moment the figure may be too small.
+    fn count(&mut self, metrics: &Metrics) {
+        let held = u64::try_from(self.producer.in_flight_count()).unwrap_or(0);
+        let lost = self.producer.context().lost.load(Ordering::Relaxed);
+        let written = self.taken.saturating_sub(held + lost).max(self.written);
+        metrics
+            .attempt_records(AttemptRecord::Written)
+            .inc_by(written - self.written);
+        self.written = written;
+    }
+
+    /// Writes what is left, for at most `patience`; the rest is dropped and counted.
+    fn close(mut self, metrics: &Metrics, patience: Duration) {
+        // Both fail when time is up: of the first what is left is given up, of the second it is not counted.
+        self.producer.flush(patience).ok();
+        self.producer
+            .purge(PurgeConfig::default().queue().inflight());
+        self.producer.flush(LAST_REPORTS).ok();
+        self.count(metrics);
+    }
 }

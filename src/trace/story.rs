@@ -1,6 +1,6 @@
 //! What one record tells of an event's life, and the order in which a life is told.
 //!
-//! Decided by headers: a body is never parsed, except an event's, whose id stands in it. Times are the records' own: by
+//! Decided by headers: a value is parsed only where it holds the id, an event's and an attempt's. Times are the records' own: by
 //! the clocks of those who wrote them, and in the tiers by the broker's. Where two are equal, what causes comes before
 //! what follows. Pure.
 
@@ -278,6 +278,15 @@ pub fn carries<'h>(id: &str, headers: impl Iterator<Item = (&'h str, Option<&'h 
     false
 }
 
+/// Whether the value of an attempt's record holds `quoted`, an id as JSON writes it: cheap, and never wrong when it says
+/// no, since only hookstream writes there.
+#[must_use]
+pub fn holds(quoted: &str, value: Option<&[u8]>) -> bool {
+    value
+        .and_then(|value| std::str::from_utf8(value).ok())
+        .is_some_and(|text| text.contains(quoted))
+}
+
 /// Whether the record carries the id of one of these webhooks.
 pub fn is_about<'h>(
     webhooks: &HashSet<String>,
@@ -295,15 +304,16 @@ pub fn read(kind: Kind, raw: &Raw<'_>) -> Step {
         let found = raw.headers.iter().rev().find(|(header, _)| *header == name);
         found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
     };
-    let mut webhook = text(header::WEBHOOK_ID).map(|id| Webhook {
+    let webhook = text(header::WEBHOOK_ID).map(|id| Webhook {
         id,
         subscription: text(header::SUBSCRIPTION).unwrap_or_default(),
     });
     let what = match kind {
         Kind::Commands | Kind::Tier => of_command(kind, raw),
         Kind::DeadLetters => of_fact(raw),
-        Kind::Attempts => of_attempt(raw, &mut webhook),
-        Kind::Events | Kind::Invalid => Err("it is no record of hookstream's".to_owned()),
+        Kind::Attempts | Kind::Events | Kind::Invalid => {
+            Err("its headers do not tell what it is".to_owned())
+        }
     };
     Step {
         topic: Arc::clone(raw.topic),
@@ -313,6 +323,42 @@ pub fn read(kind: Kind, raw: &Raw<'_>) -> Step {
         event_id: text(header::EVENT_ID).unwrap_or_default(),
         what: what.unwrap_or_else(|error| What::Unreadable { error }),
     }
+}
+
+/// The step of an attempt's record that [`holds`] the id, if it is of that event or webhook.
+#[must_use]
+pub fn attempt(id: &str, raw: &Raw<'_>) -> Option<Step> {
+    let step = |webhook, event_id: &str, what| Step {
+        topic: Arc::clone(raw.topic),
+        at: raw.at,
+        time: raw.time,
+        webhook,
+        event_id: event_id.to_owned(),
+        what,
+    };
+    let attempt = match Attempt::decode(raw.value.unwrap_or_default()) {
+        Ok(attempt) => attempt,
+        Err(error) => {
+            let error = error.to_string();
+            return Some(step(None, "", What::Unreadable { error }));
+        }
+    };
+    if ![&*attempt.webhook_id, &*attempt.event_id].contains(&id) {
+        return None;
+    }
+    let webhook = Webhook {
+        id: attempt.webhook_id.into_owned(),
+        subscription: attempt.subscription.into_owned(),
+    };
+    let what = What::Attempt {
+        number: attempt.attempt,
+        status: attempt.status,
+        class: attempt.class.into_owned(),
+        outcome: attempt.outcome.into_owned(),
+        duration_ms: attempt.duration_ms,
+        error: attempt.error.map(|error| error.into_owned()),
+    };
+    Some(step(Some(webhook), &attempt.event_id, what))
 }
 
 fn of_command(kind: Kind, raw: &Raw<'_>) -> Result<What, String> {
@@ -349,22 +395,6 @@ fn of_fact(raw: &Raw<'_>) -> Result<What, String> {
             letter: settled.letter,
             how: settled.how,
         },
-    })
-}
-
-fn of_attempt(raw: &Raw<'_>, webhook: &mut Option<Webhook>) -> Result<What, String> {
-    let attempt =
-        Attempt::decode(raw.value.unwrap_or_default()).map_err(|error| error.to_string())?;
-    if let Some(webhook) = webhook {
-        webhook.subscription = attempt.subscription.into_owned();
-    }
-    Ok(What::Attempt {
-        number: attempt.attempt,
-        status: attempt.status,
-        class: attempt.class.into_owned(),
-        outcome: attempt.outcome.into_owned(),
-        duration_ms: attempt.duration_ms,
-        error: attempt.error.map(|error| error.into_owned()),
     })
 }
 
@@ -654,6 +684,45 @@ mod tests {
         };
         assert!(with("msg_1") && with("e1"));
         assert!(!with("acme-orders") && !with("msg_") && !with(""));
+    }
+
+    #[test]
+    fn an_attempt_is_found_by_both_ids_in_its_value_and_by_no_other_text() {
+        let value = |event: &str, body: &str| {
+            serde_json::json!({
+                "webhook_id": "msg_1", "subscription": "acme-orders", "subscriber": "acme", "event_id": event,
+                "event_type": "order.created", "attempt": 1, "time": "2023-11-14T22:13:29.000Z", "duration_ms": 1.5,
+                "url": "https://acme.example/", "status": 200, "class": "2xx", "outcome": "delivered", "body": body,
+            })
+            .to_string()
+        };
+        let find = |id: &str, value: &str| {
+            let quoted = serde_json::Value::from(id).to_string();
+            let value = Some(value.as_bytes());
+            let raw = Raw {
+                topic: &Arc::from("webhook-attempts"),
+                at: place(0, 7),
+                time: EpochMs(5),
+                key: Some(b"acme"),
+                headers: &[],
+                value,
+            };
+            holds(&quoted, value).then(|| attempt(id, &raw)).flatten()
+        };
+        for (id, event) in [("msg_1", "e1"), ("e1", "e1"), ("a\"b\\\n", "a\"b\\\n")] {
+            let step = find(id, &value(event, "")).unwrap();
+            assert_eq!((&*step.event_id, step.what.name()), (event, "attempt"));
+            let webhook = step.webhook.unwrap();
+            assert_eq!(
+                (&*webhook.id, &*webhook.subscription),
+                ("msg_1", "acme-orders")
+            );
+        }
+        for id in ["msg_", "acme", "order.created", "e2", ""] {
+            assert!(find(id, &value("e1", r#"you sent "e2""#)).is_none(), "{id}");
+        }
+        let later = r#"{"webhook_id":"msg_1","attempt":"first"}"#;
+        assert_eq!(find("msg_1", later).unwrap().what.name(), "unreadable");
     }
 
     #[test]

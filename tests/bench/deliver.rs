@@ -104,14 +104,15 @@ pub fn log(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         return Err("the topic of the log could not be created".into());
     }
     fill(kafka, &world.commands(), count)?;
-    let (mut rates, mut cpu, mut dropped) = (vec![], vec![], vec![]);
+    let (mut rates, mut own, mut brokers, mut dropped) = (vec![], vec![], vec![], vec![]);
     // One more, which warms the broker and the receiver and does not count.
     for run in 0..=scale.runs {
-        let mut both = [(0.0, 0.0); 2];
+        let mut both = [(0.0, 0.0, 0.0); 2];
         // Which one is first changes from run to run.
         for on in [run % 2 == 0, run % 2 != 0] {
             let log: &[&str] = if on { &["--attempt-log"] } else { &[] };
             let flags = [&["--workers", "1"], log].concat();
+            let before = kafka.cpu()?;
             let role = world
                 .again(&format!("log-{run}-{on}"))
                 .start("deliver", &flags)?;
@@ -119,8 +120,9 @@ pub fn log(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
             if on {
                 dropped.push(role.sum(&[r#"hookstream_attempt_records_total{result="dropped""#])?);
             }
+            // What its client still holds is written before it ends.
             role.stop()?;
-            both[usize::from(on)] = (count as f64 / seconds, cost.cpu);
+            both[usize::from(on)] = (count as f64 / seconds, cost.cpu, kafka.cpu()? - before);
         }
         let [off, on] = both;
         eprintln!(
@@ -129,7 +131,8 @@ pub fn log(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         );
         if run > 0 {
             rates.push(on.0 / off.0 * 100.0);
-            cpu.push((on.1 - off.1) / count as f64 * 1e6);
+            own.push((on.1 - off.1) / count as f64 * 1e6);
+            brokers.push((on.2 - off.2) / count as f64 * 1e6);
         }
     }
     report.at_least(
@@ -138,7 +141,8 @@ pub fn log(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         " %",
         90.0,
     );
-    report.tells("… its CPU per delivery", median(cpu), " µs");
+    report.tells("… its CPU per delivery", median(own), " µs");
+    report.tells("… Kafka's CPU per delivery", median(brokers), " µs");
     report.tells("… records dropped", median(dropped), "");
     Ok(())
 }

@@ -173,7 +173,7 @@ fn no_secret_and_nothing_of_a_path_or_query_is_in_the_log_even_if_the_endpoint_e
         body.contains("you sent ***?***") && body.contains("authorization: ***"),
         "{body}"
     );
-    let whole = format!("{:?} {value}", records[0].headers);
+    let whole = value.to_string();
     for hidden in [
         "path-secret",
         "query-secret",

@@ -121,11 +121,8 @@ fn written() -> String {
             writeln!(text, "{name}: {value}").unwrap();
         }
     }
-    text.push_str("\n## attempt: headers, then the value\n");
+    text.push_str("\n## attempt\n");
     let command = command();
-    for (name, value) in hookstream::attempt::headers(&command) {
-        writeln!(text, "{name}: {value}").unwrap();
-    }
     let value = serde_json::to_string(&attempt(&command)).unwrap();
     writeln!(text, "{value}").unwrap();
     for window in windows() {

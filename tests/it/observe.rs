@@ -165,6 +165,7 @@ fn the_config_map_has_every_dashboard() {
 fn the_dashboards_follow_the_rules_of_the_linter_and_lead_to_each_other() {
     for (name, other) in [("overview", "subscriber"), ("subscriber", "overview")] {
         let dashboard = dashboard(name);
+        assert_eq!(dashboard["editable"], false, "{name}: it is provisioned");
         let url = format!("/d/hookstream-{other}");
         assert_eq!(dashboard["links"][0]["url"], url, "{name}");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
