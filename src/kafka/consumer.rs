@@ -331,8 +331,10 @@ impl Member {
             }
         }
         fault::point("poll.before");
-        let polled = self.consumer.poll(timeout);
-        match polled {
+        // The client waits for whole milliseconds; the binding spins through what is left.
+        let whole = timeout.as_nanos().div_ceil(1_000_000);
+        let whole = Duration::from_millis(u64::try_from(whole).unwrap_or(u64::MAX));
+        match self.consumer.poll(whole) {
             Some(Ok(message)) => {
                 fault::point("poll.after");
                 let (topic, partition, offset) =

@@ -89,6 +89,12 @@ impl Progress {
             .is_some_and(|end| self.view == View::Reached || self.next >= end)
     }
 
+    /// Whether the end that was told last lies before `position`.
+    #[must_use]
+    pub fn is_before(&self, position: i64) -> bool {
+        self.end.is_some_and(|end| end < position)
+    }
+
     /// The brokers were asked: the partition ends at `end`.
     pub fn ask(&mut self, end: i64) -> Asked {
         let reached = self.is_reached();

@@ -309,15 +309,18 @@ impl Reader {
         each.collect()
     }
 
-    /// The offset of each partition's first record, or of its end, in topics of the `wanted` kinds.
+    /// The offset of each partition's first record, or of its end; of the partitions that are `wanted`.
     fn offsets(
         &self,
         of: rdkafka::Offset,
-        wanted: impl Fn(Kind) -> bool,
+        wanted: impl Fn(&At) -> bool,
     ) -> Result<Vec<(At, i64)>, Failure> {
         let failed = |error| Failure::from_client("reading where the topics end", error);
         let mut all = self.partitions();
-        all.retain(|&(source, _)| wanted(self.sources[source].kind));
+        all.retain(wanted);
+        if all.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut asked = TopicPartitionList::new();
         for &(source, partition) in &all {
             let topic = &self.sources[source].topic;
@@ -421,7 +424,7 @@ impl Reader {
     /// What retention, or an operator, has deleted is not pending. The commands are looked at each time, before the
     /// positions are read: a group that steps over what is gone has not finished it.
     fn forget_deleted(&mut self, all: bool) -> Result<(), Failure> {
-        let of = |kind| all || kind == Kind::Commands;
+        let of = |at: &At| all || self.sources[at.0].kind == Kind::Commands;
         for ((number, partition), start) in self.offsets(rdkafka::Offset::Beginning, of)? {
             let Some(place) = self.sources[number].place(partition) else {
                 self.index.forget_letters(partition, Offset(start));
@@ -435,12 +438,29 @@ impl Reader {
         Ok(())
     }
 
+    /// Of which partitions the group has committed a position behind their end: they were cut, or made anew, and the group
+    /// will begin with the first record that there is.
+    fn cut(&self, committed: &Committed) -> Result<Vec<At>, Failure> {
+        let position = |at: &At| committed.get(at).map_or(0, |(position, _)| *position);
+        // Most often a group has only moved on since the ends were asked for; so they are asked for again.
+        let may_be = |at: &At| {
+            let end = self.sources[at.0].partitions.get(&at.1);
+            end.is_some_and(|progress| progress.is_before(position(at)))
+        };
+        let ends = self.offsets(rdkafka::Offset::End, may_be)?;
+        let cut = ends.into_iter().filter(|(at, end)| *end < position(at));
+        Ok(cut.map(|(at, _)| at).collect())
+    }
+
     /// Reads the groups' positions, and drops what is done; whether any partition is read again.
     fn positions(&mut self) -> Result<bool, Failure> {
         let mut any_again = false;
         let now = clock::instant();
         let all = self.partitions();
         let mut found = self.committed(&all)?;
+        for at in self.cut(&found)? {
+            found.remove(&at);
+        }
         for (number, partition) in all {
             let source = &mut self.sources[number];
             let Some(place) = source.place(partition) else {
