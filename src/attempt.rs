@@ -1,9 +1,9 @@
 //! The record of one attempt, one HTTP request, as the log of attempts keeps it.
 //!
-//! Key: the subscriber. Value: JSON (`schemas/attempt.schema.json`), without headers, since writing them costs as much
-//! as the rest: a reader looks for an id's text before it parses a value. It is for people who ask what was sent and
-//! what was answered; no part of hookstream decides by it. An endpoint may echo what it was sent, so what is known to be
-//! a credential is masked in its answer (**Secret**). Pure.
+//! Key: the subscriber. Value: JSON (`schemas/attempt.schema.json`). There are no headers, which the client allocates one
+//! by one for each record: a reader looks for an id's text before it parses a value. It is for people who ask what was
+//! sent and what was answered; no part of hookstream decides by it. An endpoint may echo what it was sent, so what is
+//! known to be a credential is masked in its answer (**Secret**). Pure.
 
 use std::borrow::Cow;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Trace: finds every record about one event or webhook, and tells its life in order.
 //!
 //! It joins no group and changes nothing. The topics are read from the first record of the time asked for to the end
-//! seen at the start, some at a time: first those that carry both ids; then the dead letters, whose settling
-//! facts carry a webhook's id only; then the event topics, for an event's id is all that they have. By then the one is
-//! known from the other. Memory: what is found.
+//! seen at the start, some at a time: first those that carry both ids; then the dead letters, whose settling facts carry
+//! a webhook's id only; then the event topics, for an event's id is all that they have. By then the one is known from the
+//! other. Memory: what is found.
 
 pub mod story;
 

@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::attempt::{Attempt, Excerpt, Facts};
 use crate::command::Command;
 use crate::kafka::Failure;
@@ -18,7 +20,6 @@ use crate::kafka::scribe::{Note, Scribe};
 use crate::metrics::{AttemptOutcome, AttemptRecord, Metrics};
 use crate::service::RoleContext;
 use crate::units::EpochMs;
-use bytes::Bytes;
 
 use super::outcome::Class;
 
@@ -30,7 +31,7 @@ const BATCH: usize = 256;
 const TURN: Duration = Duration::from_millis(50);
 /// When the client has no room, between two tries.
 const FULL: Duration = Duration::from_millis(1);
-/// What is left at the end may take this long.
+/// What is left at the end may take this long; after that, what is dropped is counted.
 const LAST: Duration = Duration::from_secs(2);
 
 /// One attempt that has ended.

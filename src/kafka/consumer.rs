@@ -312,7 +312,7 @@ impl Member {
         })
     }
 
-    /// Waits at most `timeout` for the next event. Must be called at least every few minutes.
+    /// Waits at most `timeout`, rounded up to a millisecond, for the next event. Must be called at least every few minutes.
     ///
     /// # Errors
     /// [`Failure`] for what waiting does not mend: a topic that is gone, a permission, a fatal client error, a client

@@ -25,16 +25,21 @@ use crate::units::EpochMs;
 const QUEUE_KIB: u32 = 16 * 1024;
 /// A record that the broker has not acknowledged by then is dropped.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// How long a batch gathers: nobody waits for it, and large ones cost Kafka a third of small ones.
+/// How long a batch gathers: nobody waits for it, and large ones cost Kafka less.
 const LINGER: Duration = Duration::from_millis(500);
+/// But no longer than until it is so large, bytes: the batches of 64 partitions have room in [`QUEUE_KIB`], and the
+/// client does not send earlier for want of it.
+const BATCH_BYTES: usize = 256 * 1024;
 /// After a client that cannot go on, until the next one.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
-/// What became of the records that are given up is told at once.
+/// What the client has to tell comes in portions: of so many records, or a line of its log. So many are taken at a time.
+const PORTIONS: usize = 64;
+/// What became of the records that are given up is told at once; no longer is waited for it.
 const LAST_REPORTS: Duration = Duration::from_millis(500);
 /// One log line in this time.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// One record to write; it has no headers, which would cost as much as the rest of it.
+/// One record to write.
 #[derive(Clone, Copy)]
 pub struct Note<'a> {
     /// Its partition is the key's.
@@ -146,9 +151,11 @@ impl Scribe {
 
     /// Serves what the client has to tell; does not wait for any. A client that cannot go on is replaced.
     pub fn serve(&mut self) {
-        // Given time, the binding would spin through the last millisecond of it.
-        self.client.producer.poll(Duration::ZERO);
-        self.client.count(&self.metrics);
+        for _ in 0..PORTIONS {
+            // Given time, the binding would spin through the last millisecond of it.
+            self.client.producer.poll(Duration::ZERO);
+        }
+        self.client.count(&self.metrics, self.client.held());
         let now = clock::instant();
         if now - self.renewed < RENEW_EVERY {
             return;
@@ -184,6 +191,7 @@ impl Client {
         let mut config = producer_config(settings, PURPOSE);
         config
             .set("linger.ms", LINGER.as_millis().to_string())
+            .set("batch.size", BATCH_BYTES.to_string())
             .set("queue.buffering.max.kbytes", QUEUE_KIB.to_string())
             .set("message.timeout.ms", GIVE_UP.as_millis().to_string())
             .set("delivery.report.only.error", "true");
@@ -200,12 +208,14 @@ impl Client {
         })
     }
 
-    /// What was taken, is not lost and is not held any more, was written. What the client has to tell counts as held
-    /// too, so for a moment the figure may be too small.
-    fn count(&mut self, metrics: &Metrics) {
-        let held = u64::try_from(self.producer.in_flight_count()).unwrap_or(0);
+    /// How many records the client may hold: what it has to tell counts too.
+    fn held(&self) -> u64 {
+        u64::try_from(self.producer.in_flight_count()).unwrap_or(0)
+    }
+
+    fn count(&mut self, metrics: &Metrics, held: u64) {
         let lost = self.producer.context().lost.load(Ordering::Relaxed);
-        let written = self.taken.saturating_sub(held + lost).max(self.written);
+        let written = written(self.taken, lost, held).max(self.written);
         metrics
             .attempt_records(AttemptRecord::Written)
             .inc_by(written - self.written);
@@ -214,11 +224,62 @@ impl Client {
 
     /// Writes what is left, for at most `patience`; the rest is dropped and counted.
     fn close(mut self, metrics: &Metrics, patience: Duration) {
-        // Both fail when time is up: of the first what is left is given up, of the second it is not counted.
+        // It fails when time is up.
         self.producer.flush(patience).ok();
         self.producer
             .purge(PurgeConfig::default().queue().inflight());
-        self.producer.flush(LAST_REPORTS).ok();
-        self.count(metrics);
+        // What was given up is told by now, or when the client is dropped.
+        let held = match self.producer.flush(LAST_REPORTS) {
+            Ok(()) => 0,
+            Err(_) => self.held(),
+        };
+        self.count(metrics, held);
+    }
+}
+
+/// What was taken, is not lost and is not held any more. Too small for a moment where more counts as held than is.
+fn written(taken: u64, lost: u64, held: u64) -> u64 {
+    taken.saturating_sub(lost).saturating_sub(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Layers, Machine, Source};
+
+    #[test]
+    fn what_is_neither_lost_nor_held_was_written() {
+        assert_eq!(written(0, 0, 0), 0);
+        assert_eq!(written(10, 0, 10), 0);
+        assert_eq!(written(10, 3, 2), 5);
+        assert_eq!(written(10, 10, 3), 0, "a line of the log counts as held");
+    }
+
+    #[test]
+    fn without_a_broker_each_record_is_dropped_at_the_end_and_none_is_written() {
+        let mut layers = Layers::new();
+        layers.give("brokers", Source::Flag, "127.0.0.1:1");
+        let machine = Machine {
+            host_name: "replica-0".to_owned(),
+            cores: 2,
+        };
+        let settings = Arc::new(Settings::check(&layers, &machine).unwrap());
+        let metrics = Metrics::new();
+        let topic = settings.topics.attempts();
+        let mut scribe = Scribe::new(&settings, &metrics, topic).unwrap();
+        let note = Note {
+            key: b"acme",
+            value: b"{}",
+            at: EpochMs(1),
+        };
+        for _ in 0..7 {
+            assert!(scribe.write(note));
+        }
+        scribe.serve();
+        let count = |result| metrics.attempt_records(result).get();
+        assert_eq!(count(AttemptRecord::Dropped), 0, "they are held");
+        scribe.close(Duration::ZERO);
+        assert_eq!(count(AttemptRecord::Dropped), 7);
+        assert_eq!(count(AttemptRecord::Written), 0);
     }
 }

@@ -309,9 +309,10 @@ impl Reader {
         each.collect()
     }
 
-    /// The offset of each partition's first record, or of its end; of the partitions that are `wanted`.
+    /// The offset of each partition's first record, or of its end as `client` sees it; of the partitions that are `wanted`.
     fn offsets(
         &self,
+        client: &Client,
         of: rdkafka::Offset,
         wanted: impl Fn(&At) -> bool,
     ) -> Result<Vec<(At, i64)>, Failure> {
@@ -329,7 +330,7 @@ impl Reader {
                 .map_err(failed)?;
         }
         // By time, in which the first and the last are special: one request to each broker, not one for each partition.
-        let answer = self.idle.offsets_for_times(asked, ANSWER).map_err(failed)?;
+        let answer = client.offsets_for_times(asked, ANSWER).map_err(failed)?;
         let mut found = Vec::with_capacity(all.len());
         for (source, partition) in all {
             let element = answer.find_partition(&self.sources[source].topic, partition);
@@ -359,7 +360,7 @@ impl Reader {
         }
         self.forget_deleted(is_time)?;
         let now = clock::now();
-        let ends = self.offsets(rdkafka::Offset::End, |_| true)?;
+        let ends = self.offsets(&self.idle, rdkafka::Offset::End, |_| true)?;
         let mut reached = ends.len() == self.partitions().len();
         for ((number, partition), end) in ends {
             let source = &mut self.sources[number];
@@ -425,7 +426,8 @@ impl Reader {
     /// positions are read: a group that steps over what is gone has not finished it.
     fn forget_deleted(&mut self, all: bool) -> Result<(), Failure> {
         let of = |at: &At| all || self.sources[at.0].kind == Kind::Commands;
-        for ((number, partition), start) in self.offsets(rdkafka::Offset::Beginning, of)? {
+        let starts = self.offsets(&self.idle, rdkafka::Offset::Beginning, of)?;
+        for ((number, partition), start) in starts {
             let Some(place) = self.sources[number].place(partition) else {
                 self.index.forget_letters(partition, Offset(start));
                 continue;
@@ -438,16 +440,17 @@ impl Reader {
         Ok(())
     }
 
-    /// Of which partitions the group has committed a position behind their end: they were cut, or made anew, and the group
-    /// will begin with the first record that there is.
+    /// Of which partitions the group has committed a position behind their end: they were cut, or an operator has set it,
+    /// and the group will begin with the first record that there is.
     fn cut(&self, committed: &Committed) -> Result<Vec<At>, Failure> {
         let position = |at: &At| committed.get(at).map_or(0, |(position, _)| *position);
-        // Most often a group has only moved on since the ends were asked for; so they are asked for again.
+        // Most often the group has only moved on since the ends were asked for; so they are asked for again. And where
+        // nobody who reads what is committed comes to, since a transaction is open, the broker still knows the position.
         let may_be = |at: &At| {
             let end = self.sources[at.0].partitions.get(&at.1);
             end.is_some_and(|progress| progress.is_before(position(at)))
         };
-        let ends = self.offsets(rdkafka::Offset::End, may_be)?;
+        let ends = self.offsets(&self.deliver, rdkafka::Offset::End, may_be)?;
         let cut = ends.into_iter().filter(|(at, end)| *end < position(at));
         Ok(cut.map(|(at, _)| at).collect())
     }
@@ -478,6 +481,11 @@ impl Reader {
                 continue;
             }
             let Some((position, metadata)) = committed else {
+                // What was known of it, if it was, is not known any more.
+                if source.kind == Kind::Commands {
+                    self.windows.remove(&partition);
+                    self.seen.remove(&partition);
+                }
                 continue;
             };
             progress.floor = position;
