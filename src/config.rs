@@ -525,6 +525,22 @@ mod tests {
     }
 
     #[test]
+    fn a_longest_time_between_probes_that_is_shorter_than_the_first_is_refused() {
+        let both = |probe, most| {
+            let given = [("breaker-probe", probe), ("breaker-max-probe", most)];
+            check(&given.map(|(name, value)| (name, Source::Flag, value)))
+        };
+        assert_eq!(both("1s", "1s").unwrap().breaker.max_probe.as_secs(), 1);
+        let mistakes = both("2s", "1500ms").unwrap_err();
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(
+            mistakes[0]
+                .starts_with("--breaker-max-probe 1500ms is shorter than --breaker-probe 2s"),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
     fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
         let all = [
             ("timeout", Source::File, "3s"),

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::delivery::breaker::BreakerRules;
 use crate::retry::tier::Tiers;
-use crate::units::parse_duration;
+use crate::units::{format_duration, parse_duration};
 
 const MIB: usize = 1024 * 1024;
 
@@ -147,13 +147,21 @@ impl<'a> Reader<'a> {
             time(text, second / 100, 600 * second)
         });
         let (probe, max_probe) = (probe?, max_probe?);
+        if max_probe < probe {
+            self.mistakes.push(format!(
+                "--breaker-max-probe {} is shorter than --breaker-probe {}, the first time between probes: make it as long at least",
+                format_duration(max_probe),
+                format_duration(probe),
+            ));
+            return None;
+        }
         Some(BreakerRules {
             failures: failures?,
             rate: rate?,
             window: window?,
             volume: volume?,
             probe,
-            max_probe: max_probe.max(probe),
+            max_probe,
         })
     }
 

@@ -62,7 +62,7 @@ settings! {
     "breaker-window" "TIME" "30s" "The sliding window for --breaker-rate" "1s to 1h";
     "breaker-volume" "N" "20" "Attempts that the window must hold before --breaker-rate counts" "1 to 100000";
     "breaker-probe" "TIME" "5s" "From opening to the first probe; doubles with each that fails, ±20 %" "10ms to 10m";
-    "breaker-max-probe" "TIME" "10m" "The longest time between probes" "10ms to 10m";
+    "breaker-max-probe" "TIME" "10m" "The longest time between probes" "10ms to 10m, --breaker-probe at least";
     "workers" "N" "" "Threads that send; a partition belongs to one (default: the number of cores)" "1 to 64";
     "egress-allow-http" "" "false" "Endpoints may be plain http" "true or false";
     "egress-allow-cidr" "CIDR,…" "" "Networks that endpoints may be in although they are not public" "networks as 10.0.0.0/8, comma separated";
