@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hookstream::retry::tier::LONGEST_PARK;
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, put, subscription, wait_until_done, with, world};
 use crate::support::{Answer, Process, Receiver, Seen, World, eventually_true};
 
-/// For what takes a while also on a quiet machine.
-const LONG: Duration = Duration::from_secs(180);
+/// For what takes half a minute on a quiet machine: with three others beside it on two slow cores it was not done in
+/// three.
+const LONG: Duration = Duration::from_secs(400);
 /// A breaker that opens soon and looks again soon.
 const BREAKER: [&str; 4] = [
     "--breaker-failures=5",
@@ -268,9 +270,16 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
         spread.chain(std::iter::repeat_n("healthy", HEALTHY)),
     );
     let process = start(&world);
-    receiver.wait_until("the healthy one has all of its", LONG, |seen| {
-        seen.iter().filter(|seen| seen.path == "/healthy").count() >= HEALTHY + EACH * HANGING * 2
-    });
+    // Where the machine is busy in the second before the window is full, the healthy one's backlog is parked too, and
+    // comes back at the pace of that second: within ten minutes, however slow that was.
+    receiver.wait_until(
+        "the healthy one has all of its",
+        LONGEST_PARK + LONG,
+        |seen| {
+            seen.iter().filter(|seen| seen.path == "/healthy").count()
+                >= HEALTHY + EACH * HANGING * 2
+        },
+    );
     assert!(
         parked(&process, "lane_full") > 0.0,
         "the window has been full"

@@ -254,8 +254,9 @@ impl Receiver {
                 seen.len()
             );
             if seen.len() > 1000 {
-                // Else thousands a second would each have the condition look at all of them.
-                std::thread::sleep(Duration::from_millis(10));
+                // Else thousands a second would each have the condition look at all of them; and looking at fifty
+                // thousand takes milliseconds that what is tested needs.
+                std::thread::sleep(Duration::from_micros(5 * seen.len() as u64));
             }
             let state = self.log.state.lock().unwrap();
             drop(
