@@ -4,8 +4,8 @@
 //! decides what stands behind what.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hookstream::retry::tier::LONGEST_PARK;
@@ -14,9 +14,14 @@ use serde_json::{Value, json};
 use crate::scene::{LATER, put, subscription, wait_until_done, with, world};
 use crate::support::{Answer, Process, Receiver, Seen, World, eventually_true};
 
-/// For what takes half a minute on a quiet machine: with three others beside it on two slow cores it was not done in
-/// three.
+/// For what takes half a minute on a quiet machine.
 const LONG: Duration = Duration::from_secs(400);
+/// Held by each test that loads the machine: four of them on two slow cores make an endpoint that is quick a slow one.
+static HEAVY: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
+}
 /// A breaker that opens soon and looks again soon.
 const BREAKER: [&str; 4] = [
     "--breaker-failures=5",
@@ -240,6 +245,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
     const HANGING: usize = 16;
     const EACH: usize = 220;
     const HEALTHY: usize = 40_000;
+    let _alone = alone();
     let mut world = world("window");
     flags(&mut world, &["--timeout=60s", "--drain-deadline=0s"]);
     let receiver = Receiver::start(|seen| {
@@ -295,6 +301,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
 #[test]
 fn a_backlog_delays_a_single_command_behind_it_but_little_and_is_delivered_too() {
     const BACKLOG: usize = 20_000;
+    let _alone = alone();
     let mut world = world("fair");
     // So little memory that the backlog does not fit.
     flags(&mut world, &["--max-queued-bytes=1MiB"]);
@@ -338,6 +345,7 @@ fn a_backlog_delays_a_single_command_behind_it_but_little_and_is_delivered_too()
 #[test]
 fn a_backlog_that_nobody_waits_behind_is_not_parked() {
     const BACKLOG: usize = 15_000;
+    let _alone = alone();
     let mut world = world("alone");
     flags(&mut world, &["--max-queued-bytes=1MiB"]);
     let receiver = Receiver::start(|_| Answer::ok().after(Duration::from_millis(2)));
@@ -394,6 +402,7 @@ fn a_dead_endpoint_with_a_large_backlog_costs_little_memory_and_the_others_nothi
     const OTHERS: usize = 5_000;
     /// All roles in one process, unoptimised, with their clients' buffers, MiB; the commands alone weigh 100.
     const MEMORY: u64 = 400;
+    let _alone = alone();
     let mut world = world("dead");
     flags(
         &mut world,
