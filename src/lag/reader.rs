@@ -394,11 +394,15 @@ impl Reader {
         let source = &mut self.sources[number];
         source.read_from(&mut self.index, partition, from)?;
         if source.kind == Kind::Commands {
-            // They tell of other records.
-            self.windows.remove(&partition);
-            self.seen.remove(&partition);
+            self.forget_window(partition);
         }
         Ok(())
+    }
+
+    /// What was known of a partition of the commands tells of other records, or is not known any more.
+    fn forget_window(&mut self, partition: i32) {
+        self.windows.remove(&partition);
+        self.seen.remove(&partition);
     }
 
     /// Whether all ends that were asked for last were reached.
@@ -481,10 +485,8 @@ impl Reader {
                 continue;
             }
             let Some((position, metadata)) = committed else {
-                // What was known of it, if it was, is not known any more.
                 if source.kind == Kind::Commands {
-                    self.windows.remove(&partition);
-                    self.seen.remove(&partition);
+                    self.forget_window(partition);
                 }
                 continue;
             };

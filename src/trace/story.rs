@@ -328,47 +328,43 @@ pub fn read(kind: Kind, raw: &Raw<'_>) -> Step {
 /// The step of an attempt's record that [`holds`] the id, if it is of that event or webhook.
 #[must_use]
 pub fn attempt(id: &str, raw: &Raw<'_>) -> Option<Step> {
-    let step = |webhook, event_id: &str, what| Step {
-        topic: Arc::clone(raw.topic),
-        at: raw.at,
-        time: raw.time,
-        webhook,
-        event_id: event_id.to_owned(),
-        what,
-    };
     let value = raw.value.unwrap_or_default();
-    let attempt = match Attempt::decode(value) {
-        Ok(attempt) => attempt,
+    let (webhook, event_id, what) = match Attempt::decode(value) {
+        Ok(attempt) => {
+            let webhook = Webhook {
+                id: attempt.webhook_id.into_owned(),
+                subscription: attempt.subscription.into_owned(),
+            };
+            let what = What::Attempt {
+                number: attempt.attempt,
+                status: attempt.status,
+                class: attempt.class.into_owned(),
+                outcome: attempt.outcome.into_owned(),
+                duration_ms: attempt.duration_ms,
+                error: attempt.error.map(|error| error.into_owned()),
+            };
+            (webhook, attempt.event_id.into_owned(), what)
+        }
         Err(error) => {
             // Of a later version perhaps: the ids are still where they were.
             let fields: serde_json::Value = serde_json::from_slice(value).unwrap_or_default();
             let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
-            let (webhook_id, event_id) = (text("webhook_id"), text("event_id"));
             let webhook = Webhook {
-                id: webhook_id.clone(),
+                id: text("webhook_id"),
                 subscription: text("subscription"),
             };
             let error = error.to_string();
-            return (webhook_id == id || event_id == id)
-                .then(|| step(Some(webhook), &event_id, What::Unreadable { error }));
+            (webhook, text("event_id"), What::Unreadable { error })
         }
     };
-    if attempt.webhook_id != id && attempt.event_id != id {
-        return None;
-    }
-    let webhook = Webhook {
-        id: attempt.webhook_id.into_owned(),
-        subscription: attempt.subscription.into_owned(),
-    };
-    let what = What::Attempt {
-        number: attempt.attempt,
-        status: attempt.status,
-        class: attempt.class.into_owned(),
-        outcome: attempt.outcome.into_owned(),
-        duration_ms: attempt.duration_ms,
-        error: attempt.error.map(|error| error.into_owned()),
-    };
-    Some(step(Some(webhook), &attempt.event_id, what))
+    (webhook.id == id || event_id == id).then(|| Step {
+        topic: Arc::clone(raw.topic),
+        at: raw.at,
+        time: raw.time,
+        webhook: Some(webhook),
+        event_id,
+        what,
+    })
 }
 
 fn of_command(kind: Kind, raw: &Raw<'_>) -> Result<What, String> {

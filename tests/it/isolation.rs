@@ -18,10 +18,6 @@ use crate::support::{Answer, Process, Receiver, Seen, World, eventually_true};
 const LONG: Duration = Duration::from_secs(400);
 /// Held by each test that loads the machine: four of them on two slow cores make an endpoint that is quick a slow one.
 static HEAVY: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
-}
 /// A breaker that opens soon and looks again soon.
 const BREAKER: [&str; 4] = [
     "--breaker-failures=5",
@@ -29,6 +25,10 @@ const BREAKER: [&str; 4] = [
     "--breaker-probe=200ms",
     "--breaker-max-probe=1s",
 ];
+
+fn alone() -> MutexGuard<'static, ()> {
+    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// All roles in one process with these flags; the world's `flags` must be set before.
 fn start(world: &World) -> Process {
