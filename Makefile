@@ -13,7 +13,7 @@ build: ## the release binary, target/release/hookstream
 	@scripts/prerequisites build
 	cargo build --release --locked
 
-image: ## the container image, with docker, podman or buildah; ROOTFS=1 needs none and no registry; TAG= BIN=
+image: ## the container image; ROOTFS=1 writes it as an OCI archive and needs no container tool and no registry
 	@$(if $(ROOTFS),$(if $(BIN),,scripts/prerequisites build;) scripts/prerequisites image)
 	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' scripts/image $(if $(ROOTFS),rootfs,build)
 

@@ -336,7 +336,7 @@ fn the_program_runs_in_the_image_without_root_on_a_read_only_file_system() {
     let image = Image::build();
     let root = image.unpack();
     // The folder of the test is nobody else's.
-    std::fs::set_permissions(image.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(image.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     // As a container runtime mounts them.
     let server = name_server("kafka.by-dns.test");
     std::fs::write(
