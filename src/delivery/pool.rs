@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::mpsc::{
     UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
 };
@@ -23,6 +24,7 @@ const RESOLVERS: usize = 16;
 pub(super) struct WorkerHandle {
     orders: UnboundedSender<Order>,
     thread: JoinHandle<()>,
+    runtime: RuntimeMetrics,
 }
 
 impl WorkerHandle {
@@ -43,7 +45,7 @@ fn not_started(error: io::Error) -> Failure {
 fn work(
     surroundings: Surroundings,
     inbox: UnboundedReceiver<Order>,
-    started: &Sender<io::Result<()>>,
+    started: &Sender<io::Result<RuntimeMetrics>>,
 ) {
     let runtime = match Builder::new_current_thread()
         .enable_all()
@@ -58,7 +60,7 @@ fn work(
             return;
         }
     };
-    started.send(Ok(())).ok();
+    started.send(Ok(runtime.metrics())).ok();
     runtime.block_on(worker::run(surroundings, inbox));
     // A name that still resolves on the blocking pool must not hold the process up.
     runtime.shutdown_background();
@@ -102,11 +104,15 @@ impl Workers {
                 .name(format!("deliver-{index}"))
                 .spawn(move || work(surroundings, inbox, &started))
                 .map_err(not_started)?;
-            starts
+            let runtime = starts
                 .recv()
                 .unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
                 .map_err(not_started)?;
-            all.push(WorkerHandle { orders, thread });
+            all.push(WorkerHandle {
+                orders,
+                thread,
+                runtime,
+            });
         }
         Ok(Self { all, journal })
     }
@@ -131,6 +137,14 @@ impl Workers {
     /// To every worker.
     pub(super) fn tell(&self, order: impl Fn() -> Order) {
         self.all.iter().for_each(|worker| worker.send(order()));
+    }
+
+    /// For how long all threads together have been busy since they began: not waiting for anything. A thread that waits for
+    /// a processor counts as busy, unlike in its processor time: a replica that its quota slows down is short too.
+    pub(super) fn busy(&self) -> Duration {
+        let each = self.all.iter();
+        each.map(|worker| worker.runtime.worker_total_busy_duration(0))
+            .sum()
     }
 
     pub(super) fn states(&self) -> Result<Vec<WorkerState>, Failure> {
