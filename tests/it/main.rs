@@ -26,6 +26,7 @@ mod observe;
 mod operator;
 mod order;
 mod readme;
+mod scaling;
 mod scene;
 mod schemas;
 #[cfg(feature = "otlp")]
