@@ -286,7 +286,7 @@ impl Delivery<'_> {
 
     fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
         let load = Arc::new(Load::default());
-        self.workers.of(number).send(Order::Open {
+        self.workers.place(number).send(Order::Open {
             partition: number,
             window,
             load: Arc::clone(&load),
@@ -437,6 +437,7 @@ impl Delivery<'_> {
         for worker in &self.workers.all {
             worker.send(Order::Close(list.to_vec()));
         }
+        self.workers.give_up(list);
         self.partitions.retain(|number, _| !gone.contains(number));
         self.kept.retain(|(number, _)| !gone.contains(number));
         for number in list {
