@@ -43,7 +43,7 @@ const FETCHING: [(&str, &str); 3] = [
     ("fetch.queue.backoff.ms", "1"),
 ];
 
-type Client = BaseConsumer<LoggedConsumer>;
+pub(super) type Client = BaseConsumer<LoggedConsumer>;
 
 /// What a partition of the commands was seen to do.
 struct Seen {
@@ -643,7 +643,11 @@ fn tolerate(error: KafkaError) -> Result<(), Failure> {
     Ok(())
 }
 
-fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
+/// A reader that joins no group.
+///
+/// # Errors
+/// [`Failure`] when the client cannot be made, which is a matter of settings.
+pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
     let mut config = kafka::consumer_config(settings, "lag", group);
     for (key, value) in FETCHING {
         if !settings.properties.iter().any(|(known, _)| known == key) {

@@ -27,6 +27,7 @@ mod observe;
 mod operator;
 mod order;
 mod readme;
+mod scaling;
 mod scene;
 mod schemas;
 mod services;
