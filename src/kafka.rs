@@ -422,7 +422,7 @@ pub struct LogContext {
     purpose: &'static str,
     /// When it was last told that no broker answers, seconds since the epoch.
     told: AtomicI64,
-    /// What a broker that does not accept this client said last.
+    /// What a broker said last, where it does not accept this client.
     refusal: Mutex<Option<String>>,
 }
 
@@ -437,10 +437,20 @@ impl LogContext {
         }
     }
 
-    /// Why a broker did not accept this client, if one did not since the last call.
+    /// Why a broker does not accept this client, if that was what it did last. The client says so once, not each time.
     fn refusal(&self) -> Option<String> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.clone()
+    }
+
+    fn note(&self, error: &KafkaError, reason: &str) {
         let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        refusal.take()
+        if is_refused(error) {
+            *refusal = Some(reason.to_owned());
+        } else if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            // It got no further than to connect, or failed at something else.
+            *refusal = None;
+        }
     }
 
     /// A broker that is away makes every connection complain several times a second: one line says it all.
@@ -465,10 +475,10 @@ impl ClientContext for LogContext {
         let client = self.purpose;
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             // Asked for, and told to the reader as an event of its own.
-        } else if is_refused(&error) {
-            let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-            *refusal = Some(reason.to_owned());
-            drop(refusal);
+            return;
+        }
+        self.note(&error, reason);
+        if is_refused(&error) {
             if self.may_tell() {
                 tracing::warn!(client, "a broker refuses this client: {reason}");
             }

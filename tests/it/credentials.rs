@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 
-use crate::scene::{LATER, event, put, start, subscription, wait_until_done, world_on};
+use crate::scene::{event, put, start, subscription, wait_until_done, world_on};
 use crate::support::{
-    Broker, Isolation, Output, Process, Receiver, SOON, World, eventually_true, run_to_end,
+    Broker, Isolation, Output, Process, Receiver, World, eventually_true, run_to_end,
     run_to_end_with,
 };
 
+/// Longer than anything takes on a machine that is busy with other tests.
+const ALL: Duration = Duration::from_secs(120);
 const USER: &str = "hookstream";
 
 /// A directory as Kubernetes mounts a Secret: each key is a link through `..data`, which is replaced as a whole.
@@ -134,7 +136,7 @@ fn assert_each_once(world: &World, receiver: &Receiver, events: usize) {
 #[track_caller]
 fn wait_for_more(receiver: &Receiver, more: usize) {
     let wanted = receiver.seen().len() + more;
-    receiver.wait_for(wanted, LATER);
+    receiver.wait_for(wanted, ALL);
 }
 
 fn lines(process: &Process, part: &str) -> usize {
@@ -182,15 +184,15 @@ fn a_scram_password_is_rotated_while_events_flow() {
         // As an operator does it: the broker takes the new password, then the Secret has it.
         broker.set_password(USER, "second-secret");
         binding.replace(&scram(&address, "second-secret"));
-        process.wait_for_line("SASL user or password changed", SOON);
+        process.wait_for_line("SASL user or password changed", ALL);
         // More than two sessions.
         wait_for_more(&receiver, 500);
 
         // The Secret comes late: connections are refused meanwhile.
         broker.set_password(USER, "third-secret");
-        process.wait_for_line("a broker refuses this client", SOON);
+        process.wait_for_line("a broker refuses this client", ALL);
         binding.replace(&scram(&address, "third-secret"));
-        eventually_true("the third password is in use", SOON, || {
+        eventually_true("the third password is in use", ALL, || {
             lines(&process, "SASL user or password changed") == 2
         });
         wait_for_more(&receiver, 500);
@@ -202,7 +204,7 @@ fn a_scram_password_is_rotated_while_events_flow() {
     assert_eq!(lines(&process, "the role begins anew"), 0);
     assert_silent(&process, &["first-secret", "second-secret", "third-secret"]);
     process.sigterm();
-    assert!(process.wait_exit(LATER).success());
+    assert!(process.wait_exit(ALL).success());
 }
 
 /// PLAIN users are part of the broker's configuration; this one has a password of its own for each listener.
@@ -244,7 +246,7 @@ fn a_wrong_password_is_reported_until_the_file_has_the_right_one() {
         &reference,
     ];
     let process = world.spawn("run", &security);
-    let line = process.wait_for_line("waiting for a broker", SOON);
+    let line = process.wait_for_line("waiting for a broker", ALL);
     assert!(
         line.contains("refuses this client: ") && line.contains("Authentication failed"),
         "{line}"
@@ -267,16 +269,16 @@ fn a_wrong_password_is_reported_until_the_file_has_the_right_one() {
 
     // In the middle of a rotation a file may be empty.
     std::fs::write(&password, "").unwrap();
-    let line = process.wait_for_line("changed connection settings are not used", SOON);
+    let line = process.wait_for_line("changed connection settings are not used", ALL);
     assert!(
         line.contains("sasl.password") && line.contains("the file is empty"),
         "{line}"
     );
     std::fs::write(&password, "right-secret\n").unwrap();
-    process.wait_for_line("SASL user or password changed", SOON);
+    process.wait_for_line("SASL user or password changed", ALL);
     process.wait_ready();
     world.produce_event("e", &[], event("e", "order.made", "1"));
-    receiver.wait_for(1, LATER);
+    receiver.wait_for(1, ALL);
     assert_silent(&process, &["wrong-secret", "right-secret"]);
 }
 
@@ -287,9 +289,10 @@ struct Authority {
 }
 
 impl Authority {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).unwrap().pem();
         Self {
@@ -301,7 +304,8 @@ impl Authority {
     /// Key and certificate of `name`, as PEM.
     fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (key.serialize_pem(), certificate.pem())
     }
@@ -330,7 +334,11 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
 
 #[test]
 fn new_certificates_make_new_clients_in_the_same_process() {
-    let (brokers, old, new) = (Authority::new(), Authority::new(), Authority::new());
+    let (brokers, old, new) = (
+        Authority::new("brokers"),
+        Authority::new("old clients"),
+        Authority::new("new clients"),
+    );
     let tls = tempfile::tempdir().unwrap();
     let (key, certificate) = brokers.issue("127.0.0.1");
     write(tls.path(), "broker.pem", &format!("{key}{certificate}"));
@@ -357,11 +365,11 @@ fn new_certificates_make_new_clients_in_the_same_process() {
         let second = new.issue("client");
         let mixed = (first.0.clone(), second.1.clone());
         binding.replace(&mutual_tls(&address, &brokers, &mixed));
-        process.wait_for_line("changed connection settings are not used", SOON);
+        process.wait_for_line("changed connection settings are not used", ALL);
         binding.replace(&mutual_tls(&address, &brokers, &second));
-        let line = process.wait_for_line("making new clients within", SOON);
+        let line = process.wait_for_line("making new clients within", ALL);
         assert!(line.contains("ssl.certificate.pem, ssl.key.pem"), "{line}");
-        process.wait_for_line("starting with new clients", LATER);
+        process.wait_for_line("starting with new clients", ALL);
         wait_for_more(&receiver, 50);
 
         // Only the new ones from now on.
@@ -371,19 +379,19 @@ fn new_certificates_make_new_clients_in_the_same_process() {
         drop(stopping);
         publisher.join().unwrap()
     });
-    receiver.wait_until("every event is delivered", LATER, |seen| {
+    receiver.wait_until("every event is delivered", ALL, |seen| {
         seen.len() >= published
     });
     wait_until_done(&world);
     assert_eq!(deliveries(&receiver).len(), published);
     assert!(process.exited().is_none(), "the process went on");
     process.sigterm();
-    assert!(process.wait_exit(LATER).success());
+    assert!(process.wait_exit(ALL).success());
 }
 
 #[test]
 fn a_password_in_a_binding_works_over_tls() {
-    let brokers = Authority::new();
+    let brokers = Authority::new("brokers");
     let tls = tempfile::tempdir().unwrap();
     let (key, certificate) = brokers.issue("127.0.0.1");
     write(tls.path(), "broker.pem", &format!("{key}{certificate}"));
@@ -416,7 +424,7 @@ fn a_password_in_a_binding_works_over_tls() {
         |binding: &Mounted| world.run(&["topics", "check", "--kafka-binding", binding.path()], "");
     let Output { code, stderr, .. } = check(&bound(&brokers.pem));
     assert_eq!(code, 0, "{stderr}");
-    let Output { code, stderr, .. } = check(&bound(&Authority::new().pem));
+    let Output { code, stderr, .. } = check(&bound(&Authority::new("others").pem));
     assert_eq!(code, 1, "{stderr}");
     assert!(
         stderr.contains("refuses this client") && stderr.contains("certificate"),
