@@ -420,8 +420,12 @@ fn a_password_in_a_binding_works_over_tls() {
             ("ssl.truststore.crt", authority),
         ])
     };
-    let check =
-        |binding: &Mounted| world.run(&["topics", "check", "--kafka-binding", binding.path()], "");
+    let check = |binding: &Mounted| {
+        world.run(
+            &["subscriptions", "list", "--kafka-binding", binding.path()],
+            "",
+        )
+    };
     let Output { code, stderr, .. } = check(&bound(&brokers.pem));
     assert_eq!(code, 0, "{stderr}");
     let Output { code, stderr, .. } = check(&bound(&Authority::new("others").pem));
