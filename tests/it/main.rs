@@ -14,6 +14,7 @@
 
 mod attempts;
 mod bad_input;
+mod credentials;
 mod demo;
 mod exact;
 mod faults;
