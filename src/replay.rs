@@ -14,7 +14,7 @@
 //! then this one's fold would be out of date. In `at_least_once` there are no transactions: the commands are
 //! acknowledged before their facts are written, so a kill between sends up to one batch twice.
 //!
-//! Memory: the coordinates of settled letters, and one batch.
+//! Memory: the identities of settled letters, and one batch.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -30,6 +30,7 @@ use crate::dead_letter::{
     self, Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Reason, Settled,
     Settlement,
 };
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::producer::{BatchError, Producer, Record};
 use crate::kafka::{Failure, with_header};
 use crate::units::Offset;
@@ -170,7 +171,7 @@ pub fn preview(
     let mut tally = Tally::default();
     let reading = log.read::<Failure>(&ends, stop, |message| {
         match decode(message) {
-            Ok(Some(letter)) if open.is_open(letter.at) && plan.filter.matches(&letter) => {
+            Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
                 tally.add(&letter, message.payload_len());
             }
             Ok(_) => {}
@@ -218,7 +219,7 @@ fn replay(
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     drop(Log::open(settings, settings.topics.commands(), PURPOSE)?);
     let producer = Producer::sole(settings, PURPOSE)?;
-    let mut sender = Sender::new(settings, plan, producer, replayed);
+    let mut sender = Sender::new(settings, log.cluster()?, plan, producer, replayed);
     let result = sender.run(&log, stop, tell);
     if result.is_err() {
         sender.producer.abandon();
@@ -239,7 +240,7 @@ fn fold(
         count += 1;
         read(count);
         if let Some(settled) = settled(message)? {
-            open.settle(&settled);
+            open.settle(&settled, place(message));
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -292,7 +293,9 @@ pub fn decode<M: Message>(message: &M) -> Result<Option<Box<DeadLetter>>, FactEr
     }
 }
 
-fn place<M: Message>(message: &M) -> Coordinates {
+/// Where a record lies.
+#[must_use]
+pub fn place<M: Message>(message: &M) -> Coordinates {
     Coordinates {
         partition: message.partition(),
         offset: Offset(message.offset()),
@@ -308,6 +311,7 @@ struct Letter {
 /// The second pass: sends what is open.
 struct Sender<'a> {
     guarantee: Guarantee,
+    cluster: ClusterId,
     commands: String,
     dead_letters: String,
     plan: &'a Plan,
@@ -320,12 +324,14 @@ struct Sender<'a> {
 impl<'a> Sender<'a> {
     fn new(
         settings: &Settings,
+        cluster: ClusterId,
         plan: &'a Plan,
         producer: Producer,
         replayed: &'a mut Tally,
     ) -> Self {
         Self {
             guarantee: settings.guarantee,
+            cluster,
             commands: settings.topics.commands(),
             dead_letters: settings.topics.dead_letters(),
             plan,
@@ -384,7 +390,7 @@ impl<'a> Sender<'a> {
 
     fn take(&mut self, message: &BorrowedMessage<'_>, open: &OpenLetters) {
         match decode(message) {
-            Ok(Some(letter)) if open.is_open(letter.at) && self.plan.filter.matches(&letter) => {
+            Ok(Some(letter)) if open.is_open(&letter) && self.plan.filter.matches(&letter) => {
                 self.bytes += message.payload_len();
                 self.batch.push(Letter {
                     letter,
@@ -469,7 +475,8 @@ impl<'a> Sender<'a> {
         }
         let now = clock::now();
         for (tag, letter) in batch.iter().enumerate() {
-            let fact = Settled::new(&letter.letter, Settlement::Replayed, now).headers();
+            let cluster = self.cluster.as_str();
+            let fact = Settled::new(&letter.letter, Settlement::Replayed, now, cluster).headers();
             let headers = fact.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
                 with_header(all, key, value)
             });

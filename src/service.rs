@@ -13,13 +13,14 @@ mod signals;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::cli::outcome::{CliError, Exit};
 use crate::cli::print;
 use crate::clock;
 use crate::config::Settings;
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::credentials::Credentials;
 use crate::kafka::table::{self, Table};
 use crate::kafka::{self, Failure};
@@ -138,9 +139,34 @@ pub struct RoleContext {
     health: Arc<Health>,
     stop: Arc<Stop>,
     subscriptions_read: Arc<Once>,
+    /// Known after [`RoleContext::wait_until_possible`] of any role.
+    cluster: Arc<OnceLock<ClusterId>>,
 }
 
 impl RoleContext {
+    /// The cluster that this process works on.
+    ///
+    /// # Errors
+    /// [`Failure::Internal`] before [`RoleContext::wait_until_possible`] has succeeded.
+    pub fn cluster(&self) -> Result<ClusterId, Failure> {
+        let known = self.cluster.get().cloned();
+        known.ok_or_else(|| Failure::Internal("the cluster's id is not known yet".to_owned()))
+    }
+
+    /// All roles of a process, also one that begins anew, work on one cluster.
+    fn check_cluster(&self, found: ClusterId) -> Result<(), Failure> {
+        let known = self.cluster.get_or_init(|| found.clone());
+        if *known == found {
+            return Ok(());
+        }
+        Err(Failure::Internal(format!(
+            "{} was the cluster {:?} and is the cluster {:?} now: restart this process",
+            self.settings.brokers,
+            known.as_str(),
+            found.as_str(),
+        )))
+    }
+
     /// Whether the role is to stop.
     #[must_use]
     pub fn stopping(&self) -> bool {
@@ -204,15 +230,17 @@ impl RoleContext {
                 tracing::warn!(role = purpose, "{reason}");
             }
         };
-        if !kafka::wait_for_topics(
+        let cluster = kafka::wait_for_topics(
             &self.settings,
             purpose,
             topics,
             &|| self.stopping(),
             &mut waiting,
-        )? {
+        )?;
+        let Some(cluster) = cluster else {
             return Ok(false);
-        }
+        };
+        self.check_cluster(cluster)?;
         self.set(State::Starting("reading the subscriptions".to_owned()));
         while self.role.needs_subscriptions() && !self.subscriptions_read.0.load(Ordering::Acquire)
         {
@@ -279,6 +307,7 @@ impl Service {
         let board = Arc::new(Board::default());
         let table = Arc::new(Table::default());
         let subscriptions_read = Arc::new(Once::default());
+        let cluster = Arc::new(OnceLock::new());
         for &role in roles {
             health.register(role.name(), LIVENESS);
             let context = RoleContext {
@@ -291,6 +320,7 @@ impl Service {
                 health: Arc::clone(&health),
                 stop: Arc::clone(&stop),
                 subscriptions_read: Arc::clone(&subscriptions_read),
+                cluster: Arc::clone(&cluster),
             };
             service.spawn(role.name(), &over, move || {
                 let result = role.run(&context);
@@ -306,7 +336,9 @@ impl Service {
             service.spawn("table", &over, move || {
                 let stopped = || stop.is_told();
                 let needed = [settings.topics.subscriptions()];
-                if !kafka::wait_for_topics(&settings, "table", &needed, &stopped, &mut |_| {})? {
+                if kafka::wait_for_topics(&settings, "table", &needed, &stopped, &mut |_| {})?
+                    .is_none()
+                {
                     return Ok(());
                 }
                 table::follow(&settings, &table, &metrics, &stopped, &mut || {

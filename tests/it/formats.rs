@@ -9,7 +9,7 @@ use hookstream::command::{Cause, Command, ContentType};
 use hookstream::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
 };
-use hookstream::delivery::window::Window;
+use hookstream::delivery::window::{Format, Place, Window};
 use hookstream::units::{EpochMs, Offset, Position};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
@@ -18,6 +18,7 @@ use crate::scene::{LATER, event, put, start, subscription, world};
 use crate::support::{Receiver, World, eventually_true};
 
 const TOPIC: &str = "webhook-commands";
+const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
 fn command() -> Command {
     Command {
@@ -36,6 +37,7 @@ fn command() -> Command {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         first_failure: Some(EpochMs(1_700_000_001_000)),
         sequence: Some(42),
+        cluster: Some(CLUSTER.into()),
         body: "{}".into(),
     }
 }
@@ -103,9 +105,13 @@ fn windows() -> [Window; 2] {
     [mixed, nearly_done]
 }
 
+fn place() -> Place {
+    Place::new(CLUSTER, TOPIC, 3)
+}
+
 fn written() -> String {
     let mut text = String::from(
-        "# Version 1 of each format, as it is written. Later versions must read it.\n",
+        "# Each format as it is written; what 0.1.0 wrote otherwise is in formats-0.1.0.golden. Later versions must read it.\n",
     );
     text.push_str("\n## command\n");
     command()
@@ -117,7 +123,8 @@ fn written() -> String {
     }
     for how in [Settlement::Replayed, Settlement::Discarded] {
         text.push_str("\n## fact\n");
-        for (name, value) in Settled::new(&letter(), how, EpochMs(1_700_000_010_000)).headers() {
+        let fact = Settled::new(&letter(), how, EpochMs(1_700_000_010_000), CLUSTER);
+        for (name, value) in fact.headers() {
             writeln!(text, "{name}: {value}").unwrap();
         }
     }
@@ -125,14 +132,16 @@ fn written() -> String {
     let command = command();
     let value = serde_json::to_string(&attempt(&command)).unwrap();
     writeln!(text, "{value}").unwrap();
-    for window in windows() {
-        let snapshot = window.snapshot(TOPIC, 3);
-        writeln!(
-            text,
-            "\n## commit metadata\nposition: {}\n{}",
-            snapshot.position.0, snapshot.metadata
-        )
-        .unwrap();
+    for (version, format) in [(1, Format::V1), (2, Format::V2)] {
+        for window in windows() {
+            let snapshot = window.snapshot(place(), format);
+            writeln!(
+                text,
+                "\n## commit metadata, version {version}\nposition: {}\n{}",
+                snapshot.position.0, snapshot.metadata
+            )
+            .unwrap();
+        }
     }
     text
 }
@@ -168,8 +177,23 @@ fn sections(golden: &str) -> Vec<(&str, Vec<(&str, &str)>)> {
 }
 
 #[test]
-fn what_the_golden_file_holds_is_read() {
-    let golden = include_str!("../data/formats.golden");
+fn what_the_golden_files_hold_is_read() {
+    let of_0_1_0 = include_str!("../data/formats-0.1.0.golden");
+    reads(
+        of_0_1_0,
+        Command {
+            cluster: None,
+            ..command()
+        },
+        |fact| (fact.cluster, fact.moment) == (None, None),
+    );
+    let now = include_str!("../data/formats.golden");
+    reads(now, command(), |fact| {
+        fact.cluster.as_deref() == Some(CLUSTER) && fact.moment == Some(letter().moment())
+    });
+}
+
+fn reads(golden: &str, expected: Command, is_of_version: impl Fn(&Settled) -> bool) {
     let sections = sections(golden);
     let of = |title: &str| {
         let (_, headers) = sections
@@ -178,23 +202,23 @@ fn what_the_golden_file_holds_is_read() {
             .unwrap();
         headers.clone()
     };
-    let bytes = |headers: &[(&'static str, &'static str)]| {
-        let all = headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes()));
-        all.collect::<Vec<_>>()
-    };
     let headers = of("command");
     let borrowed = headers
         .iter()
         .map(|(name, value)| (*name, Some(value.as_bytes())));
     let read = Command::from_record(Some(b"acme"), borrowed, Some("{}".into()));
-    assert_eq!(read.unwrap(), command());
-    let both = bytes(&[of("command"), of("dead letter")].concat());
-    let fact = Fact::decode(letter().at, Some(b"acme"), &both).unwrap();
+    assert_eq!(read.unwrap(), expected);
+    let both = [of("command"), of("dead letter")].concat();
+    let fact = Fact::decode(letter().at, Some(b"acme"), &bytes(&both)).unwrap();
     assert!(matches!(fact, Fact::DeadLettered(read) if read.info == letter().info));
     let fact = Fact::decode(letter().at, Some(b"acme"), &bytes(&of("fact"))).unwrap();
-    assert!(matches!(fact, Fact::Settled(read) if read.letter == letter().at));
+    let Fact::Settled(fact) = fact else {
+        panic!("it settles a letter")
+    };
+    assert!(
+        fact.letter == letter().at && is_of_version(&fact),
+        "{fact:?}"
+    );
     let value = golden.lines().find(|line| line.starts_with('{')).unwrap();
     let command = command();
     assert_eq!(
@@ -203,13 +227,23 @@ fn what_the_golden_file_holds_is_read() {
     );
     let metadata = golden
         .lines()
-        .filter(|line| line.len() > 60 && !line.contains(' '));
-    for (line, window) in metadata.zip(windows()) {
-        let (restored, error) = Window::restore(window.position(), line, TOPIC, 3);
-        assert_eq!(error, None);
+        .filter(|line| line.starts_with(['A']) && !line.contains(' '));
+    let mut count = 0;
+    for (line, window) in metadata.zip(windows().into_iter().cycle()) {
+        let (restored, error) = Window::restore(window.position(), line, place());
+        assert_eq!(error, None, "{line}");
         assert_eq!(restored.unfinished(), window.unfinished());
         assert_eq!(restored.span(), window.span());
+        count += 1;
     }
+    assert!(count >= 2, "both forms");
+}
+
+fn bytes<'a>(headers: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a [u8])> {
+    let all = headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_bytes()));
+    all.collect()
 }
 
 #[test]
