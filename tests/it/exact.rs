@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hookstream::delivery::window::{Place, Window};
+use hookstream::delivery::window::{self, Window};
 use hookstream::units::{Offset, Position};
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
@@ -67,7 +67,7 @@ impl Moment {
             self.there.insert(place, cell(&record, kind));
             let window = committed.iter().find(|(at, ..)| *at == record.partition);
             let is_done = window.is_some_and(|(partition, position, metadata)| {
-                let place = Place::new(&cluster, topic, *partition);
+                let place = window::Place::new(&cluster, topic, *partition);
                 let (window, _) = Window::restore(Position(*position), metadata, place);
                 record.offset < *position || window.is_finished(Offset(record.offset))
             });

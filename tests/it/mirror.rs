@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 
 use crate::scene::{LATER, dead_letters, put, subscription, wait_until_done, with};
 use crate::support::{
-    Answer, Broker, Isolation, Mirror, Process, Receiver, Seen, World, eventually, eventually_true,
-    kafka_tool,
+    Answer, Broker, Isolation, Mirror, Process, Receiver, Seen, World, eventually_true, kafka_tool,
 };
 
 /// Failovers start three JVMs and wait for tiers of ten seconds.
@@ -280,12 +279,21 @@ fn a_planned_failover_to_a_mirrored_cluster_loses_nothing_and_repeats_nothing() 
     assert!(windows > 0, "no window is unfinished");
 
     // The mirror is complete when the import finds everything.
+    let import = |flags: &[&str]| {
+        target.run(
+            &[&["positions", "import", "-"], flags].concat(),
+            &exported.stdout,
+        )
+    };
     eventually_true("the mirror is complete", SLOWLY, || {
-        let tried = target.run(&["positions", "import", "--dry-run", "-"], &exported.stdout);
+        let tried = import(&["--dry-run"]);
+        if tried.code != 0 {
+            eprintln!("{}", tried.stderr);
+        }
         tried.code == 0
     });
     clusters.mirror.stop();
-    let imported = target.run(&["positions", "import", "-"], &exported.stdout);
+    let imported = import(&[]);
     assert_eq!(imported.code, 0, "{}", imported.stderr);
     eprintln!("{}", imported.stdout);
     assert_eq!(open_letters(target), open);
@@ -371,4 +379,125 @@ fn assert_in_order(requests: &[Request]) {
     for (subject, ids) in by_subject {
         assert!(ids.is_sorted(), "{subject}: {ids:?}");
     }
+}
+
+/// Of a role's group on the target, each partition's position goes back by so many records.
+fn go_back(world: &World, role: &str, records: usize) {
+    let group = format!("{}{role}", world.prefix);
+    let back = format!("-{records}");
+    let printed = kafka_tool(&[
+        "kafka-consumer-groups",
+        "--bootstrap-server",
+        &world.brokers,
+        "--group",
+        &group,
+        "--all-topics",
+        "--reset-offsets",
+        "--shift-by",
+        &back,
+        "--execute",
+    ]);
+    eprintln!("{printed}");
+}
+
+/// The ids of the events that a cluster has.
+fn event_ids(world: &World) -> BTreeSet<String> {
+    let records = world.read_all(&world.events, Isolation::Committed);
+    let ids = records
+        .iter()
+        .map(|record| record.json()["id"].as_str().unwrap().to_owned());
+    ids.collect()
+}
+
+#[test]
+fn an_unplanned_failover_loses_nothing_that_was_mirrored_and_repeats_what_it_goes_back_by() {
+    const ROUNDS: u32 = 100;
+    const EVERY: Duration = Duration::from_millis(300);
+    /// What each group goes back by in each partition: more records than it passes in six seconds, which is more than
+    /// the mirror lags behind.
+    const BACK: [(&str, usize); 3] = [("fanout", 60), ("deliver", 270), ("release", 40)];
+    let endpoint = Endpoint::start();
+    let mut clusters = Clusters::start("unplanned");
+    let (source, target) = (&clusters.source, &clusters.target);
+    put(source, &subscriptions(&endpoint));
+    let mut first = start(source);
+    let mut sent = Sent::default();
+    sent.send(source, "a.first", 20, &A);
+    eventually_true("the mirror copies events and positions", SLOWLY, || {
+        let topics = [
+            source.events.clone(),
+            source.topics.commands(),
+            source.topics.retry(source.tiers[0]),
+        ];
+        let mut groups = GROUPS.iter().zip(topics);
+        groups.all(|(group, topic)| !target.committed(group, &topic).is_empty())
+    });
+    let began = Instant::now();
+    for round in 1..=ROUNDS {
+        sent.send(source, "a.b", 4, &A);
+        sent.send(source, "dead.b", 1, &["dead"]);
+        sent.send(source, "slow.b", 1, &["slow"]);
+        std::thread::sleep((began + EVERY * round).saturating_duration_since(Instant::now()));
+    }
+    sent.send(source, "a.last", 20, &A);
+    kill(clusters.source_broker.pid(1));
+    first.sigkill();
+    clusters.mirror.stop();
+
+    let mirrored = event_ids(target);
+    let tail = sent.0.iter().filter(|(id, _)| !mirrored.contains(id));
+    eprintln!(
+        "{} events, {} of them mirrored; the tail that was not: {}",
+        sent.0.len(),
+        mirrored.len(),
+        tail.count()
+    );
+    let before = endpoint.requests().len();
+    for (role, records) in BACK {
+        go_back(target, role, records);
+    }
+    let second = start(target);
+    wait_until_done(target);
+    assert_eq!(
+        second.metric("hookstream_foreign_commit_metadata_total"),
+        Some(0.0)
+    );
+
+    let requests = endpoint.requests();
+    let mut delivered: BTreeMap<&str, usize> = BTreeMap::new();
+    for request in requests.iter().filter(|request| request.status == 200) {
+        *delivered.entry(&request.webhook_id).or_default() += 1;
+    }
+    let letters: BTreeSet<String> = open_letters(target).into_iter().map(|(id, _)| id).collect();
+    let mut lost = Vec::new();
+    for (webhook, (subscription, event)) in sent.webhooks(target) {
+        let has_ended = match subscription {
+            "dead" => letters.contains(&webhook),
+            _ => delivered.contains_key(webhook.as_str()),
+        };
+        if mirrored.contains(event) && !has_ended {
+            lost.push((event.to_owned(), subscription));
+        }
+    }
+    assert!(lost.is_empty(), "mirrored and lost: {lost:?}");
+    let doubled: usize = delivered.values().map(|count| count - 1).sum();
+    // An event that fan-out reads again becomes four commands at most, and each record that the others read again one
+    // request that succeeds.
+    let partitions = usize::try_from(PARTITIONS).unwrap();
+    let [(_, events), (_, commands), (_, retries)] = BACK;
+    let bound = partitions * (A.len() * events + commands + source.tiers.len() * retries);
+    eprintln!(
+        "{} webhooks delivered, {doubled} times again, of at most {bound}; {} requests after the failover",
+        delivered.len(),
+        requests.len() - before
+    );
+    assert!(doubled <= bound);
+}
+
+fn kill(pid: u32) {
+    let status = std::process::Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
 }

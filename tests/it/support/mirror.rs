@@ -50,7 +50,9 @@ impl Drop for Mirror {
         if std::thread::panicking() {
             let log = self.dir.path().join("mirror.properties.log");
             let text = std::fs::read_to_string(log).unwrap_or_default();
-            eprintln!("---- MirrorMaker wrote:\n{text}");
+            let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('[')).collect();
+            let last = lines[lines.len().saturating_sub(20)..].join("\n");
+            eprintln!("---- MirrorMaker wrote at the end:\n{last}");
         }
     }
 }
