@@ -411,6 +411,41 @@ func TestPromtoolAcceptsTheRulesAsDeployed(t *testing.T) {
 	}
 }
 
+func TestAutoscalingAsksForMetricsThatThereAre(t *testing.T) {
+	golden := string(must[[]byte](t)(os.ReadFile(root("tests/data/metrics.golden"))))
+	var queries []string
+	for _, one := range must[[]Object](t)(compose("keda")) {
+		for _, trigger := range list(one, "spec", "triggers") {
+			queries = append(queries, text(trigger, "metadata", "query"))
+		}
+	}
+	if len(queries) != 3 {
+		t.Errorf("there are %d queries", len(queries))
+	}
+	promtool, missing := exec.LookPath("promtool")
+	for _, query := range queries {
+		for _, metric := range regexp.MustCompile(`hookstream_[a-z_]+`).FindAllString(query, -1) {
+			if !regexp.MustCompile(`\b` + metric + `\b`).MatchString(golden) {
+				t.Errorf("%s: tests/data/metrics.golden has no %s", query, metric)
+			}
+		}
+		if missing != nil {
+			continue
+		}
+		file := filepath.Join(t.TempDir(), "rules.yaml")
+		rules := map[string]any{"groups": []any{map[string]any{"name": "a", "rules": []any{map[string]any{"record": "a", "expr": query}}}}}
+		if err := os.WriteFile(file, must[[]byte](t)(yaml.Marshal(rules)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if output, err := exec.Command(promtool, "check", "rules", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", query, err, output)
+		}
+	}
+	if missing != nil {
+		t.Skip("the queries' syntax is NOT CHECKED without promtool (Debian's package prometheus)")
+	}
+}
+
 // The guard's networks in src/egress.rs, in the order of the source.
 func guardNetworks(t *testing.T, table string) []string {
 	t.Helper()
@@ -469,7 +504,7 @@ func TestTheNetworkPolicyExceptsWhatTheEgressGuardDoes(t *testing.T) {
 // The program itself reads the settings of each set.
 func TestTheProgramAcceptsTheSettings(t *testing.T) {
 	program := root("target/debug/hookstream")
-	if given := os.Getenv("HOOKSTREAM_PROGRAM"); given != "" {
+	if given := os.Getenv("PROGRAM_UNDER_TEST"); given != "" {
 		program = given
 	}
 	if _, err := os.Stat(program); err != nil {
