@@ -52,7 +52,7 @@ func components(t *testing.T) []string {
 var together = [][]string{
 	{"keda", "monitoring", "network-policy"},
 	{"topics-job", "replay-job", "kafka-binding", "monitoring", "network-policy", "keda"},
-	{"strimzi", "monitoring", "network-policy", "keda"},
+	{"replay-job", "topics-job", "strimzi", "monitoring", "network-policy", "keda"},
 }
 
 func TestTheBaseIsValid(t *testing.T) {
@@ -443,6 +443,17 @@ func TestAutoscalingAsksForMetricsThatThereAre(t *testing.T) {
 	}
 	if missing != nil {
 		t.Skip("the queries' syntax is NOT CHECKED without promtool (Debian's package prometheus)")
+	}
+}
+
+func TestTheImageHasTheVersionOfTheProgram(t *testing.T) {
+	manifest := string(must[[]byte](t)(os.ReadFile(root("Cargo.toml"))))
+	version := regexp.MustCompile(`(?m)^version = "([^"]+)"`).FindStringSubmatch(manifest)[1]
+	sets := slices.Concat(must[[]Object](t)(compose(components(t)...)), must[[]Object](t)(kustomize(kubernetes+"overlays/quickstart")), must[Chart](t)(helm("{}")).Objects)
+	for _, workload := range must[[]Workload](t)(workloads(sets)) {
+		if image := workload.spec.Containers[0].Image; workload.isOurs() && image != "hookstream:"+version {
+			t.Errorf("%s: its image is %s, should be of %s", workload.id(), image, version)
+		}
 	}
 }
 

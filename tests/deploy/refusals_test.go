@@ -162,6 +162,10 @@ func TestThePolicyRefuses(t *testing.T) {
 		{"a policy of nothing", "NetworkPolicy hookstream", "selects no pods", func(one Object) { object(one, "spec", "podSelector", "matchLabels")["app.kubernetes.io/name"] = "x" }},
 		{"two who scale", deliver, "has a number of replicas", func(one Object) { object(one, "spec")["replicas"] = 3.0 }},
 		{"nothing to scale", "ScaledObject hookstream-deliver", "nothing of the name of its target", func(one Object) { object(one, "spec", "scaleTargetRef")["name"] = "x" }},
+		{"a file of no volume", "ConfigMap hookstream", "names /etc/kafka/ca.crt, which no volume has", func(one Object) {
+			object(one, "data")["HOOKSTREAM_X"] = "security.protocol=SSL;ssl.ca.location=/etc/kafka/ca.crt"
+		}},
+		{"a binding of no volume", "ConfigMap hookstream", "names /bindings/kafka, which no volume has", func(one Object) { object(one, "data")["HOOKSTREAM_KAFKA_BINDING"] = "/bindings/kafka" }},
 		{"a needed Secret", deliver, "needs the Secret hookstream-env", func(one Object) { delete(object(list(first(one), "envFrom")[1], "secretRef"), "optional") }},
 	}
 	for _, one := range edits {
