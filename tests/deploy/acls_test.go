@@ -116,8 +116,8 @@ func grant(t *testing.T, client *kgo.Client, user Object) {
 	}
 }
 
-// tellAll makes the authorizer log what it allows.
-func tellAll(t *testing.T, client *kgo.Client) {
+// logAllowed makes the authorizer log what it allows.
+func logAllowed(t *testing.T, client *kgo.Client) {
 	t.Helper()
 	request := kmsg.NewPtrIncrementalAlterConfigsRequest()
 	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
@@ -138,7 +138,7 @@ func tellAll(t *testing.T, client *kgo.Client) {
 
 var allowed = regexp.MustCompile(`Principal = User:(\S+) is Allowed operation = (\S+) from host = \S+ on resource = (\w+):LITERAL:(\S+) for`)
 
-// unused are permissions that nobody made use of: each is one too many.
+// unused are permissions that no request needed: the users have exactly what they need if there are none.
 func unused(t *testing.T, users []Object, log string) []string {
 	t.Helper()
 	lines := allowed.FindAllStringSubmatch(string(must[[]byte](t)(os.ReadFile(log))), -1)
@@ -279,14 +279,14 @@ func TestOnABrokerTheStrimziComponentIsRight(t *testing.T) {
 	for _, user := range users {
 		grant(t, client, user)
 	}
-	tellAll(t, client)
+	logAllowed(t, client)
 	speaker := speaker{t: t, program: path, broker: broker}
 	t.Run("its topics are those of topics create", func(t *testing.T) { compareTopics(t, path, broker) })
 	t.Run("its users may do what they must, and no more", func(t *testing.T) {
 		speaker.t = t
-		useAll(t, speaker, client)
+		exercise(t, speaker, client)
 		for _, permission := range unused(t, users, broker.log) {
-			t.Errorf("nobody uses %s", permission)
+			t.Errorf("unused permission: %s", permission)
 		}
 	})
 }
@@ -342,7 +342,7 @@ const subscriptions = `[
  {"id":"flaky","subscriber":"flaky","url":"URL/flaky","events":["order.created"],"order":"strict"}
 ]`
 
-func useAll(t *testing.T, as speaker, client *kgo.Client) {
+func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	var fine, flaky, refused atomic.Int64
 	receiver := httptest.NewServer(http.HandlerFunc(func(to http.ResponseWriter, from *http.Request) {
 		switch from.URL.Path {
@@ -416,7 +416,7 @@ func useAll(t *testing.T, as speaker, client *kgo.Client) {
 	as.must("hookstream-operator", "", "trace", "1")
 	as.must("hookstream-operator", "", "lag", "--once")
 
-	// No more than that.
+	// Other roles' work is denied.
 	for user, args := range map[string][]string{
 		"hookstream-fanout":  {"dead-letters", "list"},
 		"hookstream-release": {"subscriptions", "list"},

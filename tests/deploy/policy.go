@@ -312,7 +312,7 @@ func (s Set) ours(workload Workload, say sayer) {
 	}
 	// The instance names the transactional ids of all roles but lag, so it must be stable.
 	if stable := workload.kind() == "StatefulSet"; stable == (container.Args[0] == "lag") {
-		say("a %s, and its role is %s", workload.kind(), container.Args[0])
+		say("it is a %s, and its role is %s", workload.kind(), container.Args[0])
 	}
 }
 
@@ -491,7 +491,7 @@ func (s Set) environment(one Object, say sayer) {
 	}
 	for _, name := range names {
 		if !s.settings.allows(name) {
-			say("%s is no setting", name)
+			say("%s is an unknown setting", name)
 		}
 	}
 }

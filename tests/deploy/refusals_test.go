@@ -139,8 +139,8 @@ func TestThePolicyRefuses(t *testing.T) {
 			first(one)["env"] = append(list(first(one), "env"), map[string]any{"name": "HOOKSTREAM_DRAIN_DEADLINE", "value": "15s"})
 		}},
 		{"a longer drain", "ConfigMap hookstream", "must be more than the drain deadline", func(one Object) { object(one, "data")["HOOKSTREAM_DRAIN_DEADLINE"] = "1m" }},
-		{"an unknown setting", "ConfigMap hookstream", "HOOKSTREAM_BROKER is no setting", func(one Object) { object(one, "data")["HOOKSTREAM_BROKER"] = "a:1" }},
-		{"an unknown variable", deliver, "HOOKSTREAM_FILE is no setting", func(one Object) {
+		{"an unknown setting", "ConfigMap hookstream", "HOOKSTREAM_BROKER is an unknown setting", func(one Object) { object(one, "data")["HOOKSTREAM_BROKER"] = "a:1" }},
+		{"an unknown variable", deliver, "HOOKSTREAM_FILE is an unknown setting", func(one Object) {
 			first(one)["env"] = append(list(first(one), "env"), map[string]any{"name": "HOOKSTREAM_FILE", "value": "x"})
 		}},
 		{"no instance", deliver, "HOOKSTREAM_INSTANCE is not", func(one Object) { first(one)["env"] = []any{} }},
