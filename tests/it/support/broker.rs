@@ -16,6 +16,8 @@ pub struct Broker {
     pub address: String,
     /// What stands between the program and each broker, where that was asked for.
     pub proxies: Vec<Proxy>,
+    /// Where clients that cannot reach loopback find it, where that was asked for.
+    outside: Option<String>,
     script: Option<Script>,
 }
 
@@ -34,6 +36,7 @@ pub fn broker() -> &'static Broker {
         Ok(address) => Broker {
             address,
             proxies: Vec::new(),
+            outside: None,
             script: None,
         },
         Err(_) => Broker::own(),
@@ -48,16 +51,28 @@ impl Broker {
 
     /// 1 or 3 brokers of the test's own. Topics of three have three replicas, two of which must be in sync.
     pub fn cluster(brokers: u32) -> Self {
-        Self::start_with(brokers, Vec::new())
+        Self::start_with(brokers, Vec::new(), None)
+    }
+
+    /// A broker of the test's own that listens on another address of this machine too: what the program is told.
+    pub fn also_at(address: &str) -> Self {
+        Self::start_with(1, Vec::new(), Some(address))
     }
 
     /// As [`Self::cluster`], each broker behind a proxy.
     pub fn behind_proxies(brokers: u32) -> Self {
-        Self::start_with(brokers, (0..brokers).map(|_| Proxy::start()).collect())
+        Self::start_with(
+            brokers,
+            (0..brokers).map(|_| Proxy::start()).collect(),
+            None,
+        )
     }
 
-    /// What the program is to be told: the proxies, where there are some.
+    /// What the program is to be told: the proxies, where there are some, or the address beside loopback.
     pub fn bootstrap(&self) -> String {
+        if let Some(outside) = &self.outside {
+            return outside.clone();
+        }
         if self.proxies.is_empty() {
             return self.address.clone();
         }
@@ -68,7 +83,7 @@ impl Broker {
         servers.join(",")
     }
 
-    fn start_with(brokers: u32, proxies: Vec<Proxy>) -> Self {
+    fn start_with(brokers: u32, proxies: Vec<Proxy>, also: Option<&str>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("hookstream-it-")
             .tempdir()
@@ -82,6 +97,9 @@ impl Broker {
         command.args(["run", "--remove", "--brokers", &brokers.to_string()]);
         if !ports.is_empty() {
             command.args(["--behind", &ports.join(",")]);
+        }
+        if let Some(address) = also {
+            command.args(["--also", address]);
         }
         let mut child = command
             .arg("--dir")
@@ -105,9 +123,14 @@ impl Broker {
             let port = std::fs::read_to_string(file).unwrap();
             proxy.lead_to(port.trim().parse().unwrap());
         }
+        let outside = also.map(|_| {
+            let file = dir.join("1/also");
+            std::fs::read_to_string(file).unwrap().trim().to_owned()
+        });
         Self {
             address,
             proxies,
+            outside,
             script: Some(Script { child, stdin, dir }),
         }
     }
