@@ -4,10 +4,10 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test check demo kafka bench bench-quick chaos
+.PHONY: help build test test-k8s check demo kafka bench bench-quick chaos
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## the release binary, target/release/hookstream
 	@scripts/prerequisites build
@@ -19,6 +19,9 @@ test: ## every test, the ones on a real Kafka included
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
+
+test-k8s: ## rolling updates, scaling, evictions and faults on a real Kubernetes, as root, 20 minutes; STEPS=roll,broker picks
+	@STEPS='$(STEPS)' scripts/k8s/test
 
 check: ## format, lints, documentation, licences and advisories, portability
 	@scripts/prerequisites build
