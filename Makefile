@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test test-k8s check demo kafka bench bench-quick chaos
+.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,6 +12,10 @@ help: ## this list
 build: ## the release binary, target/release/hookstream
 	@scripts/prerequisites build
 	cargo build --release --locked
+
+image: ## the container image, with docker, podman or buildah; ROOTFS=1 needs none and no registry; TAG= BIN=
+	@$(if $(ROOTFS),$(if $(BIN),,scripts/prerequisites build;) scripts/prerequisites image)
+	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' scripts/image $(if $(ROOTFS),rootfs,build)
 
 test: ## every test, the ones on a real Kafka included
 	@scripts/prerequisites test

@@ -12,7 +12,8 @@ class Receiver {
       List.of("Webhook-id", "Webhook-timestamp", "Webhook-signature", "Hookstream-attempt");
 
   public static void main(String[] arguments) throws Exception {
-    var address = new InetSocketAddress("127.0.0.1", Integer.parseInt(arguments[0]));
+    var host = arguments.length > 1 ? arguments[1] : "127.0.0.1";
+    var address = new InetSocketAddress(host, Integer.parseInt(arguments[0]));
     var server = HttpServer.create(address, 0);
     server.createContext("/", exchange -> {
       var body = new String(exchange.getRequestBody().readAllBytes(), StandardCharsets.UTF_8);
@@ -30,6 +31,6 @@ class Receiver {
     });
     server.setExecutor(Executors.newCachedThreadPool());
     server.start();
-    System.err.println("listening on http://127.0.0.1:" + server.getAddress().getPort());
+    System.err.println("listening on http://" + host + ":" + server.getAddress().getPort());
   }
 }

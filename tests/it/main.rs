@@ -20,6 +20,7 @@ mod faults;
 mod flows;
 mod formats;
 mod harness;
+mod image;
 mod isolation;
 mod lag;
 mod observe;
@@ -28,6 +29,7 @@ mod order;
 mod readme;
 mod scene;
 mod schemas;
+mod services;
 #[cfg(feature = "otlp")]
 mod spans;
 mod support;

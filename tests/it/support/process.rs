@@ -98,15 +98,22 @@ impl Process {
 
     /// The same with these environment variables.
     pub fn spawn_with<S: AsRef<str>>(arguments: &[S], environment: &[(&str, &str)]) -> Self {
-        let mut child = command(arguments)
-            .envs(environment.iter().copied())
+        let mut command = command(arguments);
+        command.envs(environment.iter().copied());
+        let name = arguments.first().map_or("", AsRef::as_ref);
+        Self::of(name, command)
+    }
+
+    /// Starts a command that becomes hookstream, with nothing on standard input.
+    pub fn of(name: &str, mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         Self {
-            name: arguments
-                .first()
-                .map_or_else(String::new, |first| first.as_ref().to_owned()),
+            name: name.to_owned(),
             stdout: Lines::follow(child.stdout.take().unwrap()),
             stderr: Lines::follow(child.stderr.take().unwrap()),
             child,
