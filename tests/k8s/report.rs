@@ -77,6 +77,11 @@ impl Report {
         }
     }
 
+    /// A step could not be done; why is on standard error.
+    pub fn broken(&mut self, step: Step) {
+        self.failed.push(format!("{step}: it could not be done"));
+    }
+
     /// Adds what was found out at the end.
     pub fn complete(&mut self, history: &History, verdict: &Verdict, arrivals: &Arrivals) {
         self.violations = verdict.violations.clone();
@@ -109,7 +114,9 @@ impl Report {
             .collect();
         for violation in &self.violations {
             let at = step_of(&self.rows, violation);
-            let figures = &mut self.figures[at];
+            let Some(figures) = self.figures.get_mut(at) else {
+                continue;
+            };
             match violation.invariant {
                 _ if violation.doubled => figures.doubled += 1,
                 "Complete" | "Durable outcome" => figures.lost += 1,

@@ -4,12 +4,15 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hookstream::clock;
+use hookstream::kafka::SESSION_TIMEOUT;
+use serde_json::json;
 
 use crate::checker::{Promise, check};
 use crate::cluster::{Cluster, NAMESPACE, Pod, apply, kubectl, try_kubectl};
@@ -30,8 +33,6 @@ const PARTITIONS: i32 = 6;
 const STUCK: Duration = Duration::from_secs(180);
 /// How long the comparison takes.
 const STEADY: Duration = Duration::from_secs(20);
-/// The program's session timeout, which the manifests leave as it is.
-const SESSION: Duration = Duration::from_secs(15);
 
 /// What a run is to be.
 pub struct Plan {
@@ -104,7 +105,12 @@ pub fn run(plan: &Plan) -> Report {
             version = to;
         }
         println!("{step} ({version:?})");
-        let (row, fault) = scene.take(step, version);
+        // What was found out so far is worth a report, also when a step fails.
+        let taken = catch_unwind(AssertUnwindSafe(|| scene.take(step, version)));
+        let Ok((row, fault)) = taken else {
+            report.broken(step);
+            break;
+        };
         faults.extend(fault);
         println!("  {}", row.summary());
         let is_stuck = row.settled.is_none();
@@ -123,7 +129,7 @@ pub fn run(plan: &Plan) -> Report {
         copies: copies(&world),
         positions,
         faults,
-        session: SESSION,
+        session: SESSION_TIMEOUT,
         evictions: evictions(deliver_logs(&logs)),
         left,
     };
@@ -139,10 +145,16 @@ struct Namespace;
 
 impl Namespace {
     fn create() -> Self {
-        // The profile that the manifests promise to meet.
-        apply(&format!(
-            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}, labels: {{pod-security.kubernetes.io/enforce: restricted}}}}}}"
-        ));
+        let namespace = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": NAMESPACE,
+                // The profile that the manifests promise to meet.
+                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+            },
+        });
+        apply(&namespace.to_string());
         Self
     }
 }
@@ -356,12 +368,14 @@ impl Scene<'_> {
 /// Evicts a pod as soon as its budget allows it.
 fn evict(pod: &Pod) {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}/eviction", pod.name);
-    let body = format!(
-        r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{}", "namespace": "{NAMESPACE}"}}, "deleteOptions": {{"preconditions": {{"uid": "{}"}}}}}}"#,
-        pod.name, pod.uid
-    );
+    let body = json!({
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod.name, "namespace": NAMESPACE},
+        "deleteOptions": {"preconditions": {"uid": pod.uid}},
+    });
     eventually_true(&format!("{} is evicted", pod.name), STUCK, || {
-        match try_kubectl(&["create", "--raw", &path, "-f", "-"], &body) {
+        match try_kubectl(&["create", "--raw", &path, "-f", "-"], &body.to_string()) {
             Ok(_) => true,
             Err(error) => {
                 // 429: the budget allows none at the moment.
