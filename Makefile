@@ -13,7 +13,7 @@ build: ## the release binary, target/release/hookstream
 	@scripts/prerequisites build
 	cargo build --release --locked
 
-image: ## the container image, with docker, podman or buildah; ROOTFS=1 needs none and no registry; TAG= BIN=
+image: ## the container image; ROOTFS=1 writes it as an OCI archive and needs no container tool and no registry
 	@$(if $(ROOTFS),$(if $(BIN),,scripts/prerequisites build;) scripts/prerequisites image)
 	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' scripts/image $(if $(ROOTFS),rootfs,build)
 
@@ -23,6 +23,8 @@ test: ## every test, the ones on a real Kafka included
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
+	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
+	cd tests/deploy && go vet . && go test -count=1 .
 
 test-k8s: ## rolling updates, scaling, evictions and faults on a real Kubernetes, as root, 20 minutes; STEPS=roll,broker picks
 	@STEPS='$(STEPS)' scripts/k8s/test

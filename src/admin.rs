@@ -561,7 +561,7 @@ fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure
         let what = || format!("describing the topic {}", spec.name);
         let answer = client
             .fetch_metadata(Some(&spec.name), log::ANSWER)
-            .map_err(|error| Failure::from_client(what(), error))?;
+            .map_err(|error| kafka::explain(&client, &client.context().0, what(), error))?;
         cluster.brokers = i32::try_from(answer.brokers().len()).unwrap_or(i32::MAX);
         let Some(topic) = answer.topics().first() else {
             continue;
@@ -656,6 +656,7 @@ mod tests {
         Settings {
             brokers: "kafka:9092".to_owned(),
             properties: Vec::new(),
+            credentials: crate::kafka::credentials::Credentials::default(),
             topics: Topics {
                 events: vec!["order-events".to_owned()],
                 prefix: "webhook-".to_owned(),

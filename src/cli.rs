@@ -12,20 +12,17 @@ pub mod outcome;
 pub mod print;
 pub mod progress;
 pub mod replay;
+mod sources;
 pub mod subscriptions;
 pub mod topics;
 pub mod trace;
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaConfRes;
 
 use crate::config::table::SETTINGS;
-use crate::config::{self, EffectiveSetting, Layers, Machine, Settings, Source};
+use crate::config::{self, EffectiveSetting, Layers, Machine, Settings};
 use crate::service::{self, Role};
 use outcome::{CliError, Exit, Output};
 use print::Row;
@@ -172,7 +169,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         _ => {}
     }
     let machine = machine();
-    let mut layers = layers(deepest(matches))?;
+    let mut layers = sources::layers(deepest(matches));
     let unknown = unknown_variables();
     match &cli.command {
         Command::Config { output } => {
@@ -187,6 +184,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
     unknown
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
+    sources::follow(deepest(matches), &layers, &settings)?;
     match cli.command {
         Command::Fanout => service::run(&settings, &[Role::Fanout]),
         Command::Deliver => service::run(&settings, &[Role::Deliver]),
@@ -225,76 +223,12 @@ fn machine() -> Machine {
     }
 }
 
-/// Gathers what was typed, from flags, environment and file.
-fn layers(matches: &ArgMatches) -> Result<Layers, CliError> {
-    let mut layers = Layers::new();
-    for setting in SETTINGS {
-        if let Some(value) = matches.get_one::<String>(setting.name) {
-            layers.give(setting.name, Source::Flag, value);
-        }
-        if let Some(value) = variable(&setting.variable())? {
-            layers.give(setting.name, Source::Environment, value);
-        }
-    }
-    for property in matches.get_many::<String>("x").into_iter().flatten() {
-        layers.give_property(property, Source::Flag);
-    }
-    for property in variable("HOOKSTREAM_X")?
-        .unwrap_or_default()
-        .split([';', '\n'])
-    {
-        if !property.trim().is_empty() {
-            layers.give_property(property, Source::Environment);
-        }
-    }
-    let file = match matches.get_one::<String>("config") {
-        Some(file) => Some(file.clone()),
-        None => variable("HOOKSTREAM_CONFIG")?,
-    };
-    if let Some(file) = file {
-        let text = std::fs::read_to_string(Path::new(&file))
-            .map_err(|error| CliError::new(Exit::Usage, format!("--config {file}: {error}")))?;
-        layers.give_file(&text, &file);
-    }
-    layers.judge_properties(wrong_property);
-    Ok(layers)
-}
-
-/// What librdkafka itself has against a property. Asked for before any client is made, because the error of a client
-/// shows the value, and a mistyped `sasl.password` is no less of a secret.
-fn wrong_property(key: &str, value: &str) -> Option<String> {
-    let mut one = ClientConfig::new();
-    one.set(key, value);
-    // The client passes both on as C strings, and panics on a NUL.
-    if key.contains('\0') || value.contains('\0') {
-        return Some("there must be no NUL in it".to_owned());
-    }
-    match one.create_native_config() {
-        Ok(_) => None,
-        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
-            Some("librdkafka has no such property".to_owned())
-        }
-        Err(KafkaError::ClientConfig(_, what, ..)) if !config::is_secret(key) => Some(what),
-        Err(_) => Some("librdkafka does not take this value".to_owned()),
-    }
-}
-
 fn unknown_variables() -> Vec<String> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     config::unknown_variables(names)
         .into_iter()
         .map(|name| format!("{name} in the environment is no setting and is ignored"))
         .collect()
-}
-
-fn variable(name: &str) -> Result<Option<String>, CliError> {
-    match std::env::var(name) {
-        Ok(value) => Ok(Some(value)),
-        Err(std::env::VarError::NotPresent) => Ok(None),
-        Err(std::env::VarError::NotUnicode(_)) => {
-            Err(CliError::new(Exit::Usage, format!("{name} is not UTF-8")))
-        }
-    }
 }
 
 fn check(layers: &Layers, machine: &Machine) -> Result<Settings, CliError> {
@@ -358,6 +292,7 @@ fn print_text(text: &[u8]) -> Result<Exit, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Source;
 
     #[test]
     fn the_command_line_is_sound() {
@@ -371,7 +306,7 @@ mod tests {
             ["hookstream", "fanout", "--brokers", "b:1"],
         ] {
             let matches = command().try_get_matches_from(line).unwrap();
-            let layers = layers(deepest(&matches)).unwrap();
+            let layers = sources::layers(deepest(&matches));
             let settings = Settings::check(&layers, &machine()).unwrap();
             assert_eq!(settings.brokers, "b:1");
         }
@@ -382,7 +317,7 @@ mod tests {
         let switches = |line: &[&str]| {
             let line = [&["hookstream", "deliver", "--brokers", "b:1"], line].concat();
             let matches = command().try_get_matches_from(line).unwrap();
-            let mut layers = layers(deepest(&matches)).unwrap();
+            let mut layers = sources::layers(deepest(&matches));
             layers.give("attempt-log", Source::Environment, "true");
             Settings::check(&layers, &machine())
                 .map(|settings| (settings.attempt_log, settings.egress.allow_http))
@@ -399,17 +334,6 @@ mod tests {
         );
         let wrong = switches(&["--attempt-log=perhaps"]).unwrap_err();
         assert!(wrong[0].contains("allowed: true or false"), "{wrong:?}");
-    }
-
-    #[test]
-    fn a_property_is_judged_by_librdkafka_without_telling_secrets() {
-        assert_eq!(wrong_property("sasl.password", "hunter2"), None);
-        assert_eq!(wrong_property("socket.keepalive.enable", "true"), None);
-        let typo = wrong_property("sasl.passwrod", "hunter2").unwrap();
-        assert!(!typo.contains("hunter2"), "{typo}");
-        let value = wrong_property("security.protocol", "nonsense").unwrap();
-        assert!(value.contains("nonsense"), "{value}");
-        assert!(wrong_property("client.rack", "a\0b").is_some());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Settings: as typed ([`Layers`]), then checked ([`Settings`]).
 //!
-//! A flag goes before an environment variable, that before a key in the file, that before the default. All that is
-//! wrong is told at once, each by its name, its value, where that came from and what is allowed, so that a rollout
+//! A flag goes before an environment variable, that before a key in the file, that before the service binding, that
+//! before the default. All that is wrong is told at once, each by its name, its value, where that came from and what is allowed, so that a rollout
 //! does not find one mistake per restart. Pure: `cli.rs` reads the flags, the environment and the file.
 
+mod binding;
+mod files;
 mod parse;
 pub mod table;
 
@@ -16,8 +18,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::delivery::breaker::BreakerRules;
+use crate::kafka::credentials::Credentials;
 use crate::retry::tier::Tiers;
 use crate::units::format_duration;
+pub use files::Connection;
+use files::{is_file_variable, without_newline};
 use table::{OWNED_PROPERTIES, SETTINGS, Setting};
 
 /// How the work of one event or attempt becomes visible.
@@ -36,6 +41,8 @@ pub struct Settings {
     pub brokers: String,
     /// librdkafka properties given with `-X`, in order.
     pub properties: Vec<(String, String)>,
+    /// What of the brokers and properties may change while the process runs; shared by all clones.
+    pub credentials: Credentials,
     /// Names of all topics.
     pub topics: Topics,
     /// Prefix of all consumer groups.
@@ -89,6 +96,8 @@ pub enum Source {
     Environment,
     /// In the file given with `--config`.
     File,
+    /// In the service binding given with `--kafka-binding`.
+    Binding,
     /// The default.
     Default,
 }
@@ -101,6 +110,7 @@ impl Source {
             Self::Flag => "flag",
             Self::Environment => "environment",
             Self::File => "file",
+            Self::Binding => "binding",
             Self::Default => "default",
         }
     }
@@ -109,11 +119,23 @@ impl Source {
 /// What was typed, by source: names of settings to text, and librdkafka properties.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
-    given: BTreeMap<(String, Source), String>,
+    given: BTreeMap<(String, Source), Given>,
     properties: BTreeMap<(String, Source), String>,
+    /// What stands in the files that properties name, by property.
+    certificates: BTreeMap<String, Vec<u8>>,
     /// Properties that are none: what was meant may be a secret one, so their values are not shown.
     refused: BTreeSet<String>,
     mistakes: Vec<String>,
+    /// Some of it stands in files that may change.
+    has_files: bool,
+}
+
+/// A setting's value.
+#[derive(Clone, Debug)]
+struct Given {
+    text: String,
+    /// It stands in a file of its own, which may hold a secret by mistake: it is not quoted.
+    is_from_file: bool,
 }
 
 impl Layers {
@@ -125,7 +147,11 @@ impl Layers {
 
     /// A setting's value, as typed.
     pub fn give(&mut self, name: &str, source: Source, value: impl Into<String>) {
-        self.given.insert((name.to_owned(), source), value.into());
+        let given = Given {
+            text: value.into(),
+            is_from_file: false,
+        };
+        self.given.insert((name.to_owned(), source), given);
     }
 
     /// A `key=value` for librdkafka.
@@ -144,6 +170,7 @@ impl Layers {
 
     /// The file's text: TOML, keys as the flags, properties in a table `[x]`.
     pub fn give_file(&mut self, text: &str, path: &str) {
+        self.has_files = true;
         let table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
@@ -227,7 +254,7 @@ impl Layers {
             .range((setting.name.to_owned(), Source::Flag)..)
             .next();
         match given {
-            Some(((name, source), value)) if name == setting.name => Some((value, *source)),
+            Some(((name, source), given)) if name == setting.name => Some((&given.text, *source)),
             _ if setting.default.is_empty() => None,
             _ => Some((setting.default, Source::Default)),
         }
@@ -296,6 +323,16 @@ impl Settings {
             _ => Err(mistakes),
         }
     }
+
+    /// The same with another way to the brokers.
+    #[must_use]
+    pub fn with_connection(&self, connection: Connection) -> Self {
+        Self {
+            brokers: connection.brokers,
+            properties: connection.properties.into_iter().collect(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Of the names of environment variables, those that look like a setting and are none: mistyped, as a rule.
@@ -306,6 +343,7 @@ impl Settings {
 pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let known = |name: &str| {
         matches!(name, "HOOKSTREAM_X" | "HOOKSTREAM_CONFIG")
+            || is_file_variable(name)
             || SETTINGS.iter().any(|setting| setting.variable() == name)
     };
     let of_a_service = |name: &str| {
@@ -358,9 +396,14 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
         value: value.to_owned(),
         source: source.name(),
     };
+    let wrong = parse::wrong(layers, machine);
+    let hidden = |setting: &Setting, source| {
+        layers.is_from_file(setting, source) && wrong.contains(setting.name)
+    };
     let mut rows: Vec<_> = SETTINGS
         .iter()
         .map(|setting| match (layers.effective(setting), setting.name) {
+            (Some((_, source)), name) if hidden(setting, source) => row(name, REDACTED, source),
             (Some((value, source)), "otlp-endpoint") if may_hold_credentials(value) => {
                 row("otlp-endpoint", REDACTED, source)
             }
@@ -377,16 +420,24 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
             .map(|(key, (value, source))| {
                 row(
                     &format!("x.{key}"),
-                    if is_secret(key) || layers.refused.contains(key) {
-                        REDACTED
+                    &if is_secret(key) || layers.refused.contains(key) {
+                        REDACTED.to_owned()
                     } else {
-                        value
+                        one_line(value)
                     },
                     source,
                 )
             }),
     );
     rows
+}
+
+/// A certificate is many lines: its first stands for it.
+fn one_line(value: &str) -> String {
+    match value.split_once('\n') {
+        Some((first, _)) => format!("{first}…"),
+        None => value.to_owned(),
+    }
 }
 
 /// The reference for the README, as a Markdown table.
@@ -414,8 +465,9 @@ pub fn reference() -> String {
         // Writing to a string does not fail.
         writeln!(text, "{line}").ok();
     }
-    text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeated, in the variable separated by `;` |\n");
+    text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeated, in the variable separated by `;`. A value `@FILE` is what the file holds, `@@` at the beginning a literal `@` |\n");
     text.push_str("| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these |\n");
+    text.push_str("|  | `HOOKSTREAM_…_FILE` |  | A file with the value of any of these variables except `HOOKSTREAM_CONFIG`; one newline at its end is dropped; for `HOOKSTREAM_X`: one property a line |\n");
     text
 }
 

@@ -7,6 +7,7 @@
 //! transaction the outcomes are kept and written again with the next state: an abort repeats no POST.
 
 pub mod breaker;
+mod busy;
 mod commit;
 pub mod concurrency;
 pub mod crowd;
@@ -39,6 +40,7 @@ use crate::kafka::producer::Producer;
 use crate::kafka::{Failure, read_command};
 use crate::service::RoleContext;
 use crate::units::Offset;
+use busy::Busy;
 use commit::Doubt;
 use pool::Workers;
 use shown::Shown;
@@ -96,6 +98,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         doubt: Doubt::default(),
         oldest: Duration::ZERO,
         shown: Shown::new(settings.lag_top, clock::instant()),
+        busy: Busy::default(),
     };
     // What an earlier run within this process has told.
     context.metrics.forget_subscriber_attempts();
@@ -165,6 +168,8 @@ struct Delivery<'a> {
     oldest: Duration,
     /// Whose attempts have series of their own.
     shown: Shown,
+    /// How busy the workers are.
+    busy: Busy,
 }
 
 impl Delivery<'_> {
@@ -281,7 +286,7 @@ impl Delivery<'_> {
 
     fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
         let load = Arc::new(Load::default());
-        self.workers.of(number).send(Order::Open {
+        self.workers.place(number).send(Order::Open {
             partition: number,
             window,
             load: Arc::clone(&load),
@@ -432,6 +437,7 @@ impl Delivery<'_> {
         for worker in &self.workers.all {
             worker.send(Order::Close(list.to_vec()));
         }
+        self.workers.give_up(list);
         self.partitions.retain(|number, _| !gone.contains(number));
         self.kept.retain(|(number, _)| !gone.contains(number));
         for number in list {

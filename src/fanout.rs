@@ -37,6 +37,8 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 const BATCH_TIME: Duration = Duration::from_millis(50);
 /// Producers used in turn: one produces while another commits, and one is at hand after a slow commit.
 const PRODUCERS: usize = 3;
+/// How often the ends of transactions that the client has passed are committed too.
+const PASSED_EVERY: Duration = Duration::from_secs(1);
 /// How long one wait for events lasts.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -62,6 +64,8 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         pipeline,
         work: Work::new(settings),
         owned: HashSet::new(),
+        passed: HashMap::new(),
+        next_passed: clock::instant(),
     };
     context.ready();
     let ended = fanout.go(&member);
@@ -215,6 +219,10 @@ struct Fanout<'a> {
     pipeline: Pipeline,
     work: Work,
     owned: HashSet<TopicPartition>,
+    /// Positions that were committed although there is no record before them: see [`Member::passed`].
+    passed: HashMap<TopicPartition, Position>,
+    /// When to look for more of them.
+    next_passed: Instant,
 }
 
 impl Fanout<'_> {
@@ -265,10 +273,15 @@ impl Fanout<'_> {
         }
     }
 
+    /// Ends the open batch, with the positions of its events. At rest, where nothing else is to be committed, the positions
+    /// behind the ends of transactions are: else the group would seem to be behind for as long as no event comes.
     fn end_batch(&mut self, member: &Member) -> Result<(), BatchError> {
-        if self.work.batch.began.is_none() {
+        let passed = self.passed(member)?;
+        if self.work.batch.began.is_none() && passed.is_empty() {
             return Ok(());
         }
+        // All that the client has given is in this batch or in one before it, and commits stay in order.
+        self.work.batch.positions.extend(passed);
         let batch = std::mem::take(&mut self.work.batch);
         let commits: Vec<Commit> = batch
             .positions
@@ -300,6 +313,19 @@ impl Fanout<'_> {
                 member.commit(&commits).map_err(BatchError::Aborted)
             }
         }
+    }
+
+    /// What is news of [`Member::passed`], once in [`PASSED_EVERY`].
+    fn passed(&mut self, member: &Member) -> Result<Vec<(TopicPartition, Position)>, Failure> {
+        let now = clock::instant();
+        if now < self.next_passed {
+            return Ok(Vec::new());
+        }
+        self.next_passed = now + PASSED_EVERY;
+        let mut passed = member.passed()?;
+        passed
+            .retain(|(at, position)| self.passed.insert(at.clone(), *position) != Some(*position));
+        Ok(passed)
     }
 
     fn assigned(
@@ -342,6 +368,7 @@ impl Fanout<'_> {
         self.work
             .oversized
             .retain(|(at, _)| !partitions.contains(at));
+        self.passed.retain(|at, _| !partitions.contains(at));
         Ok(member.give_up(partitions)?)
     }
 
@@ -365,6 +392,7 @@ impl Fanout<'_> {
     ) -> Result<(), Failure> {
         tracing::warn!("reading again from the committed positions: {reason}");
         self.work.batch = Batch::default();
+        self.passed.clear();
         self.pipeline.recover()?;
         let owned: Vec<_> = self.owned.iter().cloned().collect();
         member.rewind(&owned)

@@ -5,6 +5,7 @@
 
 mod bootstrap;
 pub mod consumer;
+pub mod credentials;
 pub mod pipeline;
 pub mod producer;
 pub mod scribe;
@@ -12,6 +13,7 @@ pub mod table;
 pub mod watchdog;
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,7 +43,7 @@ pub const RECORD_OVERHEAD: usize = 512 * 1024;
 
 /// What a thread that waits for a broker calls now and then: it tells that the thread is not stuck, and learns whether
 /// to go on waiting.
-pub type Pulse = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
+pub type Pulse = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Why a role cannot go on. All but [`Failure::Forgotten`], after which the role begins anew in the process, end the
 /// process: a supervisor starts it again.
@@ -61,6 +63,16 @@ pub enum Failure {
         what: String,
         /// What the broker said.
         source: KafkaError,
+    },
+    /// A broker does not accept the client's credentials, or one does not accept the other's certificate.
+    #[error(
+        "{what} failed: a broker refuses this client: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
+    )]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// What the client said.
+        reason: String,
     },
     /// Another process uses the same transactional id, or this one was away for too long.
     #[error(
@@ -150,6 +162,16 @@ pub fn is_unreachable(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::BrokerNotAvailable
                 | RDKafkaErrorCode::NetworkException
         )
+    ) || is_refused(error)
+}
+
+/// Whether the error says that a broker does not accept this client: a wrong password, or a certificate that one of the
+/// two does not trust. Waiting may help, since both sides are changed one after the other when credentials rotate.
+#[must_use]
+pub fn is_refused(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
     )
 }
 
@@ -169,6 +191,7 @@ pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
     for (key, value) in &settings.properties {
         config.set(key, value);
     }
+    settings.credentials.apply(&mut config);
     if config.get("debug").is_some() {
         // Whoever asks for the client's debug lines gets them: `-X debug=cgrp --log librdkafka=trace`.
         config.set_log_level(RDKafkaLogLevel::Debug);
@@ -399,6 +422,8 @@ pub struct LogContext {
     purpose: &'static str,
     /// When it was last told that no broker answers, seconds since the epoch.
     told: AtomicI64,
+    /// What a broker said last, where it does not accept this client.
+    refusal: Mutex<Option<String>>,
 }
 
 impl LogContext {
@@ -408,6 +433,23 @@ impl LogContext {
         Self {
             purpose,
             told: AtomicI64::new(0),
+            refusal: Mutex::default(),
+        }
+    }
+
+    /// Why a broker does not accept this client, if that was what it did last. The client says so once, not each time.
+    fn refusal(&self) -> Option<String> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.clone()
+    }
+
+    fn note(&self, error: &KafkaError, reason: &str) {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_refused(error) {
+            *refusal = Some(reason.to_owned());
+        } else if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            // It got no further than to connect, or failed at something else.
+            *refusal = None;
         }
     }
 
@@ -433,6 +475,13 @@ impl ClientContext for LogContext {
         let client = self.purpose;
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             // Asked for, and told to the reader as an event of its own.
+            return;
+        }
+        self.note(&error, reason);
+        if is_refused(&error) {
+            if self.may_tell() {
+                tracing::warn!(client, "a broker refuses this client: {reason}");
+            }
         } else if !is_unreachable(&error) {
             tracing::warn!(client, "{error}: {reason}");
         } else if self.may_tell() {
@@ -485,6 +534,10 @@ pub fn wait_for_topics(
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client("creating a client", error))?;
+    let client = Arc::new(client);
+    settings
+        .credentials
+        .keep_current(&client, |client| client.client());
     while !stop() {
         match client.fetch_metadata(None, TRY) {
             Ok(metadata) => {
@@ -499,16 +552,47 @@ pub fn wait_for_topics(
                 return Err(Failure::from_client("reading metadata", error));
             }
             Err(error) => {
+                serve(&client);
+                let why = client.context().0.refusal();
+                let why = why.map_or_else(
+                    || error.to_string(),
+                    |refusal| format!("a broker refuses this client: {refusal}"),
+                );
                 waiting(&format!(
-                    "waiting for a broker at {}: {error}",
+                    "waiting for a broker at {}: {why}",
                     settings.brokers
                 ));
             }
         }
-        // Serves the client's log and error events, which would pile up otherwise.
-        drop(client.poll(Duration::ZERO));
     }
     Ok(false)
+}
+
+/// Serves the log and error events of a client that nobody polls.
+fn serve<C: rdkafka::consumer::ConsumerContext>(client: &BaseConsumer<C>) {
+    /// Each call serves one; more than these are not worth the time.
+    const EVENTS: usize = 100;
+    for _ in 0..EVENTS {
+        drop(client.poll(Duration::ZERO));
+    }
+}
+
+/// What the error of `client` means, with what a broker said that does not accept it: a call ends with no more than that
+/// no broker answers.
+pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
+    client: &BaseConsumer<C>,
+    log: &LogContext,
+    what: impl Into<String>,
+    error: KafkaError,
+) -> Failure {
+    if is_unreachable(&error) {
+        serve(client);
+        if let Some(reason) = log.refusal() {
+            let what = what.into();
+            return Failure::Refused { what, reason };
+        }
+    }
+    Failure::from_client(what, error)
 }
 
 /// A topic that may not be described is not listed either: asking for it by name tells which it is.

@@ -7,6 +7,7 @@
 //! partitions would make every answer wait for all replicas, and a replica that is away would be missing in the sums;
 //! and one core reads more than a second of what a cluster of deliverers sends in that second.
 
+mod events;
 pub mod figures;
 pub mod index;
 pub mod progress;
@@ -52,6 +53,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     let mut reader: Option<Reader> = None;
     let mut next = clock::instant();
     let mut failing_since: Option<Instant> = None;
+    let _event_lag = events::watch(settings, &context.metrics)?;
     context.ready();
     while !context.stopping() {
         context.beat();

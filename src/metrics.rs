@@ -184,6 +184,8 @@ struct All {
     systemic_failure: IntGauge,
     window_offsets: IntGaugeVec,
     stalled: GaugeVec,
+    runnable_commands: IntGaugeVec,
+    worker_busy: GaugeVec,
     transactions: Vec<Counters>,
     transaction_seconds: Vec<Histogram>,
     invalid_subscriptions: IntCounter,
@@ -197,6 +199,7 @@ struct All {
     subscriber_attempts: IntCounterVec,
     lag_as_of: Gauge,
     lag_behind: IntGauge,
+    event_lag: IntGaugeVec,
     spans: Counters,
     broker_up: IntGauge,
     role_ready: IntGaugeVec,
@@ -366,6 +369,21 @@ impl Metrics {
                 ),
                 &["partition"],
             )),
+            runnable_commands: declare.add(IntGaugeVec::new(
+                Opts::new(
+                    "hookstream_runnable_commands",
+                    "Queued commands that their endpoints would take at once, but that this replica has no free request for: not held by the subscription's limits, its breaker, a pause, Retry-After or order. About 0 unless the replica is short.",
+                ),
+                &["partition"],
+            )),
+            // Without labels, and by the deliver role alone: an average over replicas must not count the zeros of other roles.
+            worker_busy: declare.add(GaugeVec::new(
+                Opts::new(
+                    "hookstream_worker_busy_ratio",
+                    "Share of the last ten seconds in which delivery's threads were busy, 0 to 1: the mean of all threads of the replica, since more replicas relieve a replica that is busy as a whole, and not one thread that a single partition keeps busy.",
+                ),
+                &[],
+            )),
             transactions: Role::ALL
                 .iter()
                 .map(|role| {
@@ -415,6 +433,10 @@ impl Metrics {
                 "Of when the lag role's figures are, seconds since the epoch; 0 before the first.",
             )),
             lag_behind: declare.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has still to read; 0 when its figures are exact."),
+            event_lag: declare.add(IntGaugeVec::new(
+                Opts::new("hookstream_event_lag", "Offsets of an event topic that wait for fan-out, from its committed position to the last stable offset. By the lag role; the same in each replica."),
+                &["topic", "partition"],
+            )),
             spans: declare.counters::<SpanResult>("hookstream_spans_total", "Spans that ended, by whether the collector has them.", "result"),
             broker_up: declare.gauge("hookstream_broker_up", "1 while brokers answer; 0 while a role waits for one."),
             role_ready: declare.add(IntGaugeVec::new(
@@ -540,12 +562,45 @@ impl Metrics {
             .set(time.as_secs_f64());
     }
 
+    /// Commands of a partition that only the replica's shortage holds up.
+    pub fn runnable_commands(&self, partition: i32, count: usize) {
+        self.0
+            .runnable_commands
+            .with_label_values(&[&partition.to_string()])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The share of time in which delivery's threads were busy.
+    pub fn worker_busy(&self, ratio: f64) {
+        const NO_LABELS: [&str; 0] = [];
+        let gauge = self.0.worker_busy.with_label_values(&NO_LABELS);
+        gauge.set(ratio);
+    }
+
+    /// Offsets of a partition of an event topic that wait for fan-out.
+    pub fn event_lag(&self, topic: &str, partition: i32, behind: u64) {
+        self.0
+            .event_lag
+            .with_label_values(&[topic, &partition.to_string()])
+            .set(i64::try_from(behind).unwrap_or(i64::MAX));
+    }
+
+    /// Removes the series of a partition of an event topic of which nothing is known any more.
+    pub fn forget_event_lag(&self, topic: &str, partition: i32) {
+        // A partition that was never observed has no series to remove.
+        self.0
+            .event_lag
+            .remove_label_values(&[topic, &partition.to_string()])
+            .ok();
+    }
+
     /// Takes the series of a partition away that this process does not own any more.
     pub fn forget_partition(&self, partition: i32) {
         let label = partition.to_string();
         // A partition that was never observed has no series to take away.
         self.0.window_offsets.remove_label_values(&[&label]).ok();
         self.0.stalled.remove_label_values(&[&label]).ok();
+        self.0.runnable_commands.remove_label_values(&[&label]).ok();
     }
 
     /// The end of a batch: whether it is visible, and how long that took.
@@ -707,6 +762,9 @@ mod tests {
     fn listing(metrics: &Metrics) -> String {
         metrics.window(0, 0);
         metrics.stalled(0, Duration::ZERO);
+        metrics.runnable_commands(0, 0);
+        metrics.worker_busy(0.0);
+        metrics.event_lag("topic", 0, 0);
         metrics.role_ready("fanout").set(0);
         metrics.role_restarts("fanout").reset();
         metrics.breaker_open("acme", "orders", true);
@@ -814,9 +872,23 @@ mod tests {
     }
 
     #[test]
+    fn a_role_without_workers_exports_no_share_of_their_time() {
+        let metrics = Metrics::new();
+        assert!(!metrics.render().unwrap().contains("worker_busy_ratio"));
+        metrics.worker_busy(0.25);
+        let text = metrics.render().unwrap();
+        assert!(
+            text.contains("\nhookstream_worker_busy_ratio 0.25\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_partition_that_is_gone_has_no_series() {
         let metrics = Metrics::new();
         metrics.window(7, 12);
+        metrics.runnable_commands(7, 3);
+        metrics.event_lag("events", 7, 5);
         assert!(
             metrics
                 .render()
@@ -824,6 +896,9 @@ mod tests {
                 .contains(r#"hookstream_window_offsets{partition="7"} 12"#)
         );
         metrics.forget_partition(7);
+        let text = metrics.render().unwrap();
+        assert!(text.contains(r#"hookstream_event_lag{partition="7",topic="events"} 5"#));
+        metrics.forget_event_lag("events", 7);
         assert!(!metrics.render().unwrap().contains(r#"partition="7""#));
     }
 }

@@ -4,9 +4,11 @@
 //! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. When they have
 //! ended, the spans of what they did last are exported, within the same deadline and at most three seconds. The process
 //! then exits, and its supervisor starts it again. Only for a client that is known to be silent for good, which a new
-//! one mends, a role begins anew within the process.
+//! one mends, a role begins anew within the process; and all of them do, after an orderly stop, when certificates or
+//! other settings of the connection have changed on disk.
 
 pub mod http;
+mod signals;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,18 +16,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::cli::outcome::{CliError, Exit};
 use crate::cli::print;
 use crate::clock;
 use crate::config::Settings;
+use crate::kafka::credentials::Credentials;
 use crate::kafka::table::{self, Table};
 use crate::kafka::{self, Failure};
 use crate::lag::figures::Board;
 use crate::metrics::Metrics;
 use crate::spans::{Exporter, Tracer};
 use http::{Health, State};
+use signals::Signals;
 
 /// What a process can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +238,7 @@ pub struct Service {
     runtime: tokio::runtime::Runtime,
     grace: Duration,
     exporter: Option<Exporter>,
+    credentials: Credentials,
 }
 
 impl Service {
@@ -271,6 +274,7 @@ impl Service {
             runtime,
             grace: settings.drain_deadline + GRACE,
             exporter,
+            credentials: settings.credentials.clone(),
         };
         let board = Arc::new(Board::default());
         let table = Arc::new(Table::default());
@@ -357,7 +361,8 @@ impl Service {
         self.stop.tell();
     }
 
-    /// Waits until every role has ended: because of [`Service::stop`], of a signal, or of a failure of one.
+    /// Waits until every role has ended: because of [`Service::stop`], of a signal, of a failure of one, or because new
+    /// clients are due.
     ///
     /// # Errors
     /// [`CliError`] with the first failure, or when a role does not end in time.
@@ -365,6 +370,10 @@ impl Service {
         let mut failed: Option<CliError> = None;
         let mut deadline = None;
         while self.running > 0 {
+            if self.credentials.is_due() && !self.stop.is_told() {
+                tracing::info!("connection settings changed, draining");
+                self.stop.tell();
+            }
             if self.stop.is_told() && deadline.is_none() {
                 deadline = Some(clock::instant() + self.grace);
             }
@@ -400,27 +409,6 @@ impl Service {
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         failed.map_or(Ok(Exit::Done), Err)
     }
-
-    /// Stops on SIGTERM and SIGINT.
-    ///
-    /// # Errors
-    /// [`CliError`] when the signals cannot be handled.
-    pub fn stop_on_signals(&self) -> Result<(), CliError> {
-        let _entered = self.runtime.enter();
-        let cannot = |error| CliError::new(Exit::Failure, format!("handling signals: {error}"));
-        let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-        let stop = Arc::clone(&self.stop);
-        self.runtime.spawn(async move {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            tracing::info!("{name}: finishing what is under way");
-            stop.tell();
-        });
-        Ok(())
-    }
 }
 
 /// Beyond the drain deadline: the last commit and leaving the group.
@@ -446,14 +434,26 @@ fn give_up(why: String) {
     std::process::exit(Exit::Failure as i32);
 }
 
-/// Runs `roles` until a signal or a failure ends them.
+/// Runs `roles` until a signal or a failure ends them; with new clients whenever the settings of the connection change.
 ///
 /// # Errors
 /// [`CliError`] says what failed.
 pub fn run(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
     kafka::watchdog::watch(settings.hang_deadline, give_up)
         .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))?;
-    let service = Service::start(settings, roles)?;
-    service.stop_on_signals()?;
-    service.wait()
+    let signals = Signals::handle()?;
+    settings.credentials.renew();
+    let mut settings = settings.clone();
+    loop {
+        let service = Service::start(&settings, roles)?;
+        signals.stop(service.stop_handle());
+        let exit = service.wait()?;
+        match settings.credentials.due() {
+            Some(connection) if !signals.came() => {
+                tracing::info!("connection settings changed, starting with new clients");
+                settings = settings.with_connection(connection);
+            }
+            _ => return Ok(exit),
+        }
+    }
 }

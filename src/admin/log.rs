@@ -5,6 +5,7 @@
 //! the client's end-of-partition event; and a read-committed reader ends at the *last stable* offset, behind
 //! which committed records may lie that an unrelated open transaction still hides (see [`Log::settled_ends`]).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -72,8 +73,8 @@ impl ConsumerContext for Reader {}
 /// A topic to be read.
 pub struct Log {
     topic: String,
-    committed: BaseConsumer<Reader>,
-    all: BaseConsumer<Reader>,
+    committed: Arc<BaseConsumer<Reader>>,
+    all: Arc<BaseConsumer<Reader>>,
     partitions: Vec<i32>,
 }
 
@@ -92,14 +93,18 @@ impl Log {
         let mut config = kafka::consumer_config(settings, purpose, &group);
         config.set("enable.partition.eof", "true");
         let create = |isolation: &str| {
-            config
+            let client: BaseConsumer<Reader> = config
                 .clone()
                 .set("isolation.level", isolation)
                 .create_with_context(Reader(LogContext::new(purpose)))
-                .map_err(|error| Failure::from_client("creating a consumer", error))
+                .map_err(|error| Failure::from_client("creating a consumer", error))?;
+            let client = Arc::new(client);
+            settings
+                .credentials
+                .keep_current(&client, |client| client.client());
+            Ok(client)
         };
-        let (committed, all): (BaseConsumer<_>, BaseConsumer<_>) =
-            (create("read_committed")?, create("read_uncommitted")?);
+        let (committed, all) = (create("read_committed")?, create("read_uncommitted")?);
         let partitions = partitions(&committed, &topic)?;
         Ok(Self {
             topic,
@@ -322,7 +327,7 @@ fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, 
     let what = || format!("describing the topic {topic}");
     let metadata = consumer
         .fetch_metadata(Some(topic), ANSWER)
-        .map_err(|error| Failure::from_client(what(), error))?;
+        .map_err(|error| kafka::explain(consumer, &consumer.context().0, what(), error))?;
     let Some(found) = metadata.topics().first() else {
         return Err(Failure::TopicMissing(topic.to_owned()));
     };

@@ -1,15 +1,17 @@
 //! From text to checked values: the ranges of the table, in code.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::table::{SETTINGS, Setting};
 use super::{
-    EgressSettings, Guarantee, Layers, Machine, OtlpSettings, Settings, Topics,
+    EgressSettings, Guarantee, Layers, Machine, OtlpSettings, Settings, Source, Topics,
     may_hold_credentials,
 };
 use crate::delivery::breaker::BreakerRules;
+use crate::kafka::credentials::Credentials;
 use crate::retry::tier::Tiers;
 use crate::units::{format_duration, parse_duration};
 
@@ -19,6 +21,15 @@ const MIB: usize = 1024 * 1024;
 pub(super) struct Reader<'a> {
     layers: &'a Layers,
     pub(super) mistakes: Vec<String>,
+    /// Settings with a value that is not allowed.
+    wrong: BTreeSet<&'static str>,
+}
+
+/// Settings with a value that is not allowed.
+pub(super) fn wrong(layers: &Layers, machine: &Machine) -> BTreeSet<&'static str> {
+    let mut reader = Reader::new(layers);
+    drop(reader.settings(machine));
+    reader.wrong
 }
 
 impl<'a> Reader<'a> {
@@ -26,6 +37,7 @@ impl<'a> Reader<'a> {
         Self {
             layers,
             mistakes: Vec::new(),
+            wrong: BTreeSet::new(),
         }
     }
 
@@ -108,6 +120,7 @@ impl<'a> Reader<'a> {
                 .into_iter()
                 .map(|(key, (value, _))| (key.to_owned(), value.to_owned()))
                 .collect(),
+            credentials: Credentials::default(),
             topics: topics?,
             group_prefix: group_prefix?,
             guarantee: guarantee?,
@@ -253,18 +266,29 @@ impl<'a> Reader<'a> {
     }
 
     fn read<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        let setting = setting(name)?;
+        let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
         let (value, source) = self.layers.effective(setting)?;
         let parsed = parse(value.trim());
         if parsed.is_none() {
-            let place = match source {
-                super::Source::Environment => format!("environment {}", setting.variable()),
-                other => other.name().to_owned(),
+            self.wrong.insert(name);
+            let what = match source {
+                Source::Environment if self.layers.is_from_file(setting, source) => {
+                    format!(", from the file of {}, is wrong", setting.file_variable())
+                }
+                Source::Environment => {
+                    format!(" is {value:?} (environment {})", setting.variable())
+                }
+                Source::Binding => {
+                    let place = self
+                        .layers
+                        .effective(binding)
+                        .map_or("", |(place, _)| place);
+                    format!(" is {value:?} (binding {place})")
+                }
+                other => format!(" is {value:?} ({})", other.name()),
             };
-            self.mistakes.push(format!(
-                "--{name} is {value:?} ({place}): allowed: {}",
-                setting.range
-            ));
+            self.mistakes
+                .push(format!("--{name}{what}: allowed: {}", setting.range));
         }
         parsed
     }
@@ -286,13 +310,16 @@ impl<'a> Reader<'a> {
         name: &'static str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
-        let setting = setting(name)?;
+        let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
         if self.layers.effective(setting).is_none() {
-            self.mistakes.push(format!(
-                "--{name} is required (or {}, or {name} in the file): {}",
-                setting.variable(),
-                setting.range
-            ));
+            // What is wrong with a binding is a mistake of its own.
+            if self.layers.effective(binding).is_none() {
+                self.mistakes.push(format!(
+                    "--{name} is required (or {}, or {name} in the file, or --kafka-binding): {}",
+                    setting.variable(),
+                    setting.range
+                ));
+            }
             return None;
         }
         self.read(name, parse)

@@ -39,7 +39,8 @@ macro_rules! settings {
 }
 
 settings! {
-    "brokers" "HOST:PORT,…" "" "Kafka's bootstrap servers (required)" "host:port, comma separated";
+    "brokers" "HOST:PORT,…" "" "Kafka's bootstrap servers (required, unless --kafka-binding gives them)" "host:port, comma separated";
+    "kafka-binding" "DIR" "" "A mounted service binding (servicebinding.io) of type kafka: the brokers and the properties for TLS and SASL that nothing else gives" "a directory with one file per key";
     "events" "TOPIC,…" "order-events" "Event topics" "topic names, comma separated";
     "topic-prefix" "PREFIX" "webhook-" "Prefix of all own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";

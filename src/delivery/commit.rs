@@ -69,6 +69,7 @@ impl Delivery<'_> {
         let ages = states.iter().map(|state| state.oldest);
         self.oldest = ages.max().unwrap_or_default();
         self.context.metrics.oldest_attempt(self.oldest);
+        self.observe_workers();
         let mut commits = Vec::new();
         let mut outcomes = std::mem::take(&mut self.kept);
         let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
@@ -355,10 +356,19 @@ impl Delivery<'_> {
         })
     }
 
+    fn observe_workers(&mut self) {
+        let now = clock::instant();
+        let (total, threads) = (self.workers.busy(), self.workers.all.len());
+        if let Some(ratio) = self.busy.observe(total, threads, now) {
+            self.context.metrics.worker_busy(ratio);
+        }
+    }
+
     fn observe(&self, state: &PartitionState) {
         let metrics = &self.context.metrics;
         metrics.window(state.partition, state.span);
         metrics.stalled(state.partition, state.stalled);
+        metrics.runnable_commands(state.partition, state.runnable);
     }
 }
 

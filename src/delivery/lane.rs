@@ -38,6 +38,12 @@ const SILENT: Duration = Duration::from_millis(600);
 /// still gets its first.
 const SHARE_OF_SPARE: usize = 8;
 
+/// How many requests a lane gets at most of a worker that may have `requests` in flight, when no other lane wants any.
+#[must_use]
+pub fn most_alone(requests: usize) -> usize {
+    (requests / (SHARE_OF_SPARE + 1) + 1).min(requests)
+}
+
 /// What a subscription allows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -239,6 +245,26 @@ impl<T> Lane<T> {
                 began: now,
             },
         )
+    }
+
+    /// How many of the queued could be sent at `now` on a worker without other lanes, which gives a lane `most` requests
+    /// ([`most_alone`]): those that neither the lane's limits nor its endpoint hold up. More replicas help these, and none
+    /// of the others.
+    #[must_use]
+    pub fn runnable(&self, most: usize, now: Instant) -> usize {
+        if self.silent_until.is_some_and(|until| now < until) {
+            return 0;
+        }
+        let allowed = match self.breaker.gate(now) {
+            Gate::Closed => usize::MAX,
+            Gate::Probe => 1,
+            Gate::Probing | Gate::Open(_) => 0,
+        };
+        let tokens = self.bucket.as_ref().map_or(usize::MAX, |bucket| {
+            bucket.within(Duration::ZERO, now) as usize
+        });
+        let room = self.at_most().min(most).saturating_sub(self.in_flight);
+        self.queue.len().min(room).min(allowed).min(tokens)
     }
 
     /// What an attempt told. Its slot is still taken until [`Lane::ended`].
@@ -800,7 +826,108 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
+        let now = start();
+        let mut free = lane(8, None, now);
+        assert_eq!(free.runnable(SPARE, now), 0, "nothing is queued");
+        (0..100).for_each(|item| free.push(item, 1, now));
+        assert_eq!(free.runnable(SPARE, now), 8);
+        assert_eq!(free.runnable(3, now), 3, "a worker gives a lane so many");
+        for left in (3..8).rev() {
+            assert!(matches!(free.next(SPARE, now), Next::Send(..)));
+            assert_eq!(free.runnable(SPARE, now), left);
+        }
+        assert_eq!(free.runnable(3, now), 0, "another worker gives no more");
+        free.silence(now + HORIZON);
+        assert_eq!(
+            free.runnable(SPARE, now),
+            0,
+            "the endpoint asked for silence"
+        );
+        assert_eq!(free.runnable(SPARE, now + HORIZON), 3);
+
+        let mut limited = lane(8, Some((10.0, 2.0)), now);
+        (0..100).for_each(|item| limited.push(item, 1, now));
+        assert_eq!(limited.runnable(SPARE, now), 2, "the tokens that there are");
+        assert!(matches!(limited.next(SPARE, now), Next::Send(..)));
+        assert!(matches!(limited.next(SPARE, now), Next::Send(..)));
+        assert_eq!(limited.runnable(SPARE, now), 0);
+        assert_eq!(limited.runnable(SPARE, now + Duration::from_millis(101)), 1);
+
+        let mut dead = lane(8, None, now);
+        (0..100).for_each(|item| dead.push(item, 1, now));
+        let mut opened = false;
+        while !opened {
+            let Next::Send(_, permit) = dead.next(SPARE, now) else {
+                panic!("the breaker is closed");
+            };
+            let report = Report {
+                permit,
+                sign: Sign::Bad,
+                answered: true,
+            };
+            opened = dead.learn(report, now, 0.5).is_some();
+            dead.ended(now);
+        }
+        assert_eq!(dead.runnable(SPARE, now), 0, "its breaker is open");
+        let probe = now + RULES.probe;
+        assert_eq!(dead.runnable(SPARE, probe), 1, "the probe");
+        assert!(matches!(dead.next(SPARE, probe), Next::Send(..)));
+        assert_eq!(dead.runnable(SPARE, probe), 0);
+    }
+
+    #[test]
+    fn a_lane_without_neighbours_gets_what_the_share_of_the_spare_allows() {
+        let now = start();
+        for requests in [1, 4, 9, 100, 1024] {
+            let mut lane = lane(usize::MAX, None, now);
+            (0..2 * requests as u32).for_each(|item| lane.push(item, 1, now));
+            while matches!(lane.next(requests - lane.in_flight(), now), Next::Send(..)) {}
+            assert_eq!(lane.in_flight(), most_alone(requests), "of {requests}");
+            assert_eq!(lane.runnable(most_alone(requests), now), 0);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_runnable_can_be_sent_at_once_and_nothing_more(
+            max_in_flight in 1..20_usize,
+            rate in proptest::option::of((0.5..500.0_f64, 1..20_u32)),
+            steps in proptest::collection::vec((0..6_u8, 0..3000_u64), 1..60),
+        ) {
+            let mut now = start();
+            let rate = rate.map(|(per_second, burst)| (per_second, f64::from(burst)));
+            let mut lane = lane(max_in_flight, rate, now);
+            let mut permits = VecDeque::new();
+            for (step, time) in steps {
+                match step {
+                    0 | 1 => (0..30).for_each(|item| lane.push(item, 1, now)),
+                    2 => lane.silence(now + Duration::from_millis(time)),
+                    3 | 4 => {
+                        now += Duration::from_millis(time);
+                        for permit in permits.drain(..) {
+                            let (sign, answered) = match step {
+                                3 => (Sign::Good, true),
+                                _ => (Sign::Bad, false),
+                            };
+                            lane.learn(Report { permit, sign, answered }, now, 0.5);
+                            lane.ended(now);
+                        }
+                    }
+                    _ => now += Duration::from_millis(time),
+                }
+                let runnable = lane.runnable(SPARE, now);
+                let mut sent = 0;
+                while let Next::Send(_, permit) = lane.next(SPARE, now) {
+                    permits.push_back(permit);
+                    sent += 1;
+                }
+                prop_assert_eq!(runnable, sent);
+                prop_assert_eq!(lane.runnable(SPARE, now), 0);
+            }
+        }
+
         #[test]
         fn the_rate_is_exact(per_second in 0.5..500.0_f64, burst in 1..50_u32, steps in proptest::collection::vec(0..200_u64, 1..200)) {
             let begin = start();

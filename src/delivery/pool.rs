@@ -1,11 +1,16 @@
 //! The workers of a replica: their threads, and which one owns a partition.
+//!
+//! A partition goes to the worker that has the fewest. Its number does not decide: a group hands partitions out in turn,
+//! so that with two replicas one gets the odd ones, which modulo two workers are all the same worker's.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::mpsc::{
     UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
 };
@@ -23,6 +28,7 @@ const RESOLVERS: usize = 16;
 pub(super) struct WorkerHandle {
     orders: UnboundedSender<Order>,
     thread: JoinHandle<()>,
+    runtime: RuntimeMetrics,
 }
 
 impl WorkerHandle {
@@ -43,7 +49,7 @@ fn not_started(error: io::Error) -> Failure {
 fn work(
     surroundings: Surroundings,
     inbox: UnboundedReceiver<Order>,
-    started: &Sender<io::Result<()>>,
+    started: &Sender<io::Result<RuntimeMetrics>>,
 ) {
     let runtime = match Builder::new_current_thread()
         .enable_all()
@@ -58,14 +64,42 @@ fn work(
             return;
         }
     };
-    started.send(Ok(())).ok();
+    started.send(Ok(runtime.metrics())).ok();
     runtime.block_on(worker::run(surroundings, inbox));
     // A name that still resolves on the blocking pool must not hold the process up.
     runtime.shutdown_background();
 }
 
+/// Which worker has which partition.
+#[derive(Debug, Default)]
+struct Places(HashMap<i32, usize>);
+
+impl Places {
+    /// Gives a partition to one of so many workers; one that has a place keeps it.
+    fn take(&mut self, partition: i32, workers: usize) {
+        let mut held = vec![0; workers];
+        for &worker in self.0.values() {
+            held[worker] += 1;
+        }
+        let fewest = (0..workers).min_by_key(|&worker| held[worker]);
+        self.0.entry(partition).or_insert(fewest.unwrap_or(0));
+    }
+
+    fn give_up(&mut self, partitions: &[i32]) {
+        for partition in partitions {
+            self.0.remove(partition);
+        }
+    }
+
+    /// Of a partition without a place any worker may be asked: it does not know it.
+    fn of(&self, partition: i32) -> usize {
+        self.0.get(&partition).copied().unwrap_or(0)
+    }
+}
+
 pub(super) struct Workers {
     pub(super) all: Vec<WorkerHandle>,
+    places: Places,
     /// While the log of attempts is on.
     journal: Option<Journal>,
 }
@@ -102,21 +136,37 @@ impl Workers {
                 .name(format!("deliver-{index}"))
                 .spawn(move || work(surroundings, inbox, &started))
                 .map_err(not_started)?;
-            starts
+            let runtime = starts
                 .recv()
                 .unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
                 .map_err(not_started)?;
-            all.push(WorkerHandle { orders, thread });
+            all.push(WorkerHandle {
+                orders,
+                thread,
+                runtime,
+            });
         }
-        Ok(Self { all, journal })
+        let places = Places::default();
+        Ok(Self {
+            all,
+            places,
+            journal,
+        })
     }
 
-    fn index(&self, partition: i32) -> usize {
-        usize::try_from(partition).unwrap_or(0) % self.all.len()
+    /// The worker that owns a partition from now on.
+    pub(super) fn place(&mut self, partition: i32) -> &WorkerHandle {
+        self.places.take(partition, self.all.len());
+        self.of(partition)
+    }
+
+    /// These partitions are nobody's any more.
+    pub(super) fn give_up(&mut self, partitions: &[i32]) {
+        self.places.give_up(partitions);
     }
 
     pub(super) fn of(&self, partition: i32) -> &WorkerHandle {
-        &self.all[self.index(partition)]
+        &self.all[self.places.of(partition)]
     }
 
     /// A way to tell a partition's worker something that does not keep it alive.
@@ -131,6 +181,14 @@ impl Workers {
     /// To every worker.
     pub(super) fn tell(&self, order: impl Fn() -> Order) {
         self.all.iter().for_each(|worker| worker.send(order()));
+    }
+
+    /// For how long all threads together have been busy since they began: not waiting for anything. A thread that waits for
+    /// a processor counts as busy, unlike in its processor time: a replica that its quota slows down is short too.
+    pub(super) fn busy(&self) -> Duration {
+        let each = self.all.iter();
+        each.map(|worker| worker.runtime.worker_total_busy_duration(0))
+            .sum()
     }
 
     pub(super) fn states(&self) -> Result<Vec<WorkerState>, Failure> {
@@ -163,5 +221,37 @@ impl Workers {
         if let Some(journal) = self.journal {
             journal.end();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(places: &Places, workers: usize) -> Vec<usize> {
+        let of = |worker| places.0.values().filter(|&&held| held == worker).count();
+        (0..workers).map(of).collect()
+    }
+
+    #[test]
+    fn partitions_are_spread_over_the_workers_whatever_their_numbers() {
+        let mut places = Places::default();
+        // As the second of four replicas gets them.
+        for partition in [1, 5, 9, 13, 17, 21] {
+            places.take(partition, 4);
+        }
+        assert_eq!(held(&places, 4), [2, 2, 1, 1]);
+        let before = places.of(5);
+        places.take(5, 4);
+        assert_eq!(places.of(5), before, "it stays where it is");
+        let gone: Vec<i32> = [1, 5, 9]
+            .into_iter()
+            .filter(|&one| places.of(one) != 2)
+            .collect();
+        places.give_up(&gone);
+        for partition in [2, 6, 10, 14] {
+            places.take(partition, 4);
+        }
+        assert_eq!(held(&places, 4), [2, 2, 2, 2]);
     }
 }

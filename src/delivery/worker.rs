@@ -22,7 +22,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::crowd::Crowd;
 use super::endpoint::{Destination, Target};
 use super::journal::{Entry, Notes};
-use super::lane::{Lane, Next, Permit};
+use super::lane::{Lane, Next, Permit, most_alone};
 use super::order::Book;
 use super::outcome::{Told, Verdict, judge};
 use super::scan::{About, Answer, Question};
@@ -293,6 +293,9 @@ impl Worker {
                 if let Some(notes) = &mut self.around.notes {
                     notes.hand_over();
                 }
+                // A lane whose timer is due, or whose rate limit has a token again, waits for nothing but this turn.
+                self.wake_timers();
+                self.dispatch();
                 let state = WorkerState {
                     partitions: self.states(),
                     health: self.health(),
@@ -642,9 +645,27 @@ impl Worker {
         }
     }
 
+    /// By partition, the queued commands that only the shortage of this worker holds up. What has come in and is not
+    /// routed is none of them: a partition admits all that it was given before it reports, up to the first command that
+    /// its own lane, or the window, has no room for.
+    fn runnable(&self, now: Instant) -> Map<i32, usize> {
+        let mut runnable = Map::default();
+        if self.pause.is_some() {
+            return runnable;
+        }
+        let most = most_alone(self.around.max_in_flight);
+        for entry in self.lanes.values() {
+            if entry.lane.queued() > 0 && matches!(entry.destination, Destination::Open(_)) {
+                *runnable.entry(entry.partition).or_default() += entry.lane.runnable(most, now);
+            }
+        }
+        runnable
+    }
+
     fn states(&mut self) -> Vec<PartitionState> {
         self.ask();
         let now = clock::instant();
+        let runnable = self.runnable(now);
         let topic = self.around.settings.topics.commands();
         self.partitions
             .iter_mut()
@@ -664,6 +685,7 @@ impl Worker {
                     .map(|flight| now - flight.started)
                     .max()
                     .unwrap_or_default(),
+                runnable: runnable.get(&number).copied().unwrap_or_default(),
             })
             .collect()
     }

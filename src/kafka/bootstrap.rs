@@ -24,7 +24,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// is added is dropped again with the next metadata, and what was asked of it at that moment may be lost.
 const SILENT: usize = 2;
 
-/// Watches `client` for as long as it is in use; `inner` leads to the part that is asked.
+/// Watches `client` for as long as it is in use, and lets it have new credentials; `inner` leads to the part that is
+/// asked.
 ///
 /// # Errors
 /// [`Failure`] when there can be no thread, or no C string of the list of servers.
@@ -40,6 +41,7 @@ where
     let servers = CString::new(settings.brokers.as_str())
         .map_err(|error| Failure::Internal(format!("the list of brokers: {error}")))?;
     let topic = settings.topics.commands();
+    settings.credentials.keep_current(client, inner);
     let watched: Weak<T> = Arc::downgrade(client);
     let watch = move || {
         let mut silent = 0;

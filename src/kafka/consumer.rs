@@ -449,6 +449,22 @@ impl Member {
         self.take(&[(at, Some(position))])
     }
 
+    /// Of each partition in which the client has passed offsets that hold no record for its reader, such as the marker at
+    /// the end of a transaction, since the last record that it gave: where it is. When all that it gave is done, that
+    /// position may be committed. This asks no broker.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client refuses, which it does not while it is sound.
+    pub fn passed(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
+        let reading_at = self.reading_at()?;
+        let mut wanted = self.wanted.borrow_mut();
+        let passed = reading_at.into_iter().filter(|(at, position)| {
+            let next = wanted.next(&at.topic, at.partition);
+            next.is_some_and(|next| position.0 > next)
+        });
+        Ok(passed.collect())
+    }
+
     /// What is to be read next, of each partition.
     fn reading_at(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
         let began = self.began.borrow();

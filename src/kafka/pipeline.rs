@@ -137,10 +137,20 @@ impl Pipeline {
             last: 0,
             observe: Box::new(observe),
         };
-        for slot in 0..slots {
-            pipeline
-                .idle
-                .push_back((slot, Producer::new(settings, pulse, purpose, slot)?));
+        // Each waits for the coordinator several times: one after the other, they would be what a start waits for longest.
+        let made = std::thread::scope(|scope| {
+            let each = (0..slots).map(|slot| {
+                let make = move || Producer::new(settings, pulse, purpose, slot);
+                scope.spawn(make)
+            });
+            let threads: Vec<_> = each.collect();
+            let each = threads.into_iter().map(|thread| thread.join());
+            each.collect::<Vec<_>>()
+        });
+        for (slot, made) in made.into_iter().enumerate() {
+            let producer =
+                made.map_err(|_| Failure::Internal("making a producer has panicked".to_owned()))??;
+            pipeline.idle.push_back((slot, producer));
             pipeline.slots.push(Slot::start(&turns));
         }
         Ok(pipeline)

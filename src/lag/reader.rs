@@ -5,6 +5,7 @@
 //! headers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
@@ -43,7 +44,7 @@ const FETCHING: [(&str, &str); 3] = [
     ("fetch.queue.backoff.ms", "1"),
 ];
 
-type Client = BaseConsumer<LoggedConsumer>;
+pub(super) type Client = Arc<BaseConsumer<LoggedConsumer>>;
 
 /// What a partition of the commands was seen to do.
 struct Seen {
@@ -643,7 +644,11 @@ fn tolerate(error: KafkaError) -> Result<(), Failure> {
     Ok(())
 }
 
-fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
+/// A reader that joins no group.
+///
+/// # Errors
+/// [`Failure`] when the client cannot be made, which is a matter of settings.
+pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
     let mut config = kafka::consumer_config(settings, "lag", group);
     for (key, value) in FETCHING {
         if !settings.properties.iter().any(|(known, _)| known == key) {
@@ -653,9 +658,14 @@ fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, F
     config
         .set("isolation.level", isolation)
         .set("enable.partition.eof", "true");
-    config
+    let client: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new("lag")))
-        .map_err(|error| Failure::from_client("creating a reader", error))
+        .map_err(|error| Failure::from_client("creating a reader", error))?;
+    let client = Arc::new(client);
+    settings
+        .credentials
+        .keep_current(&client, |client| client.client());
+    Ok(client)
 }
 
 #[cfg(test)]
@@ -671,7 +681,7 @@ mod tests {
             config.set("bootstrap.servers", "127.0.0.1:1");
             config.set("group.id", "hookstream-lag");
             let context = LoggedConsumer(LogContext::new("lag"));
-            config.create_with_context(context).unwrap()
+            Arc::new(config.create_with_context(context).unwrap())
         };
         let mut source = Source {
             topic: COMMANDS.to_owned(),

@@ -13,8 +13,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::scene::{LATER, world};
-use crate::support::{Process, SOON};
+use crate::scene::LATER;
+use crate::support::{Process, SOON, World};
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
@@ -336,7 +336,7 @@ fn the_program_runs_in_the_image_without_root_on_a_read_only_file_system() {
     let image = Image::build();
     let root = image.unpack();
     // The folder of the test is nobody else's.
-    std::fs::set_permissions(image.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(image.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     // As a container runtime mounts them.
     let server = name_server("kafka.by-dns.test");
     std::fs::write(
@@ -354,10 +354,10 @@ fn the_program_runs_in_the_image_without_root_on_a_read_only_file_system() {
     let expected = concat!("hookstream ", env!("CARGO_PKG_VERSION"));
     assert!(text(&version.stdout).starts_with(expected), "{version:?}");
 
-    let mut world = world("image");
+    let mut world = World::new("image");
     world.create_topics_by_program(2, &[]);
     let port = world.brokers.rsplit_once(':').unwrap().1.to_owned();
-    let arguments = |world: &crate::support::World, command: &[&str]| -> Vec<String> {
+    let arguments = |world: &World, command: &[&str]| -> Vec<String> {
         // Certificate authorities are needed where http is not allowed.
         let settings = world
             .args()

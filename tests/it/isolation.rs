@@ -49,7 +49,7 @@ fn to(receiver: &Receiver, id: &str, fields: Value) -> Value {
 }
 
 /// Writes commands for these subscriptions, in this order.
-fn send<'a>(world: &World, subscriptions: impl IntoIterator<Item = &'a str>) {
+pub fn send<'a>(world: &World, subscriptions: impl IntoIterator<Item = &'a str>) {
     let numbered: Vec<(String, &str)> = subscriptions
         .into_iter()
         .enumerate()

@@ -14,6 +14,7 @@
 
 mod attempts;
 mod bad_input;
+mod credentials;
 mod demo;
 mod exact;
 mod faults;
@@ -27,6 +28,7 @@ mod observe;
 mod operator;
 mod order;
 mod readme;
+mod scaling;
 mod scene;
 mod schemas;
 mod services;

@@ -318,6 +318,14 @@ fn panels_count_two_replicas_of_the_lag_role_once_and_a_name_is_no_pattern() {
     let lag = "hookstream_subscriber_lag";
     let dead = "hookstream_subscriber_dead_letters";
     let mut input = Vec::new();
+    for replica in ["a", "b"] {
+        let labels = format!(r#"instance="{replica}",namespace="shop",job="hookstream""#);
+        let waiting = [("0", "5x20"), ("1", "7x20")];
+        input.extend(waiting.map(|(partition, values)| {
+            let whose = format!(r#"topic="orders",partition="{partition}""#);
+            json!({"series": format!("hookstream_event_lag{{{whose},{labels}}}"), "values": values})
+        }));
+    }
     for (replica, second) in [("a", "a-b"), ("b", "corp")] {
         // The first grows by one a second.
         let shown = [("a.b", "0+60x20"), (second, "700x20"), ("_other", "9x20")];
@@ -335,6 +343,12 @@ fn panels_count_two_replicas_of_the_lag_role_once_and_a_name_is_no_pattern() {
     let cases = [
         ("overview", "Pending commands", r#"{state="ready"}"#, 1309.0),
         ("overview", "Dead letters open", "{}", 1309.0),
+        (
+            "overview",
+            "Events waiting for fan-out",
+            r#"{topic="orders"}"#,
+            12.0,
+        ),
         (
             "subscriber",
             "Pending commands",

@@ -7,7 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
 
-use crate::support::{Isolation, Process, Record, World, eventually_true};
+use crate::support::{Broker, Isolation, Process, Record, World, broker, eventually_true};
 
 /// Delays of the retry schedule in force in [`start`]ed processes, before jitter.
 pub const SCHEDULE: [Duration; 3] = [
@@ -22,7 +22,13 @@ pub const LATER: Duration = Duration::from_secs(60);
 /// A world with tiers of 300 ms and 1 s and topics of one partition, so that what comes later is behind.
 #[track_caller]
 pub fn world(name: &str) -> World {
-    let mut world = World::new(name);
+    world_on(broker(), name)
+}
+
+/// The same on a broker of the test's own.
+#[track_caller]
+pub fn world_on(broker: &Broker, name: &str) -> World {
+    let mut world = World::on(broker, name);
     world.tiers = vec![Duration::from_millis(300), Duration::from_secs(1)];
     world.create_topics(1);
     world

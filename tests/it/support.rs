@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use broker::{Broker, broker};
-pub use process::{Output, Process, get as http_get, run_to_end};
+pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};
 pub use world::{Isolation, Record, World};

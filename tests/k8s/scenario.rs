@@ -67,8 +67,9 @@ fn work() -> PathBuf {
 
 /// Runs the steps, and checks.
 pub fn run(plan: &Plan) -> Report {
-    let broker = Broker::also_at(&plan.address.to_string());
+    let broker = Broker::with_options(&["--also", &plan.address.to_string()]);
     let mut world = World::on(&broker, "k8s");
+    world.bootstrap = broker.listener("outside");
     world.tiers = vec![truth::RETRY];
     world.create_topics(PARTITIONS);
     let world = Arc::new(world);

@@ -108,6 +108,8 @@ pub(in crate::delivery) struct PartitionState {
     pub(in crate::delivery) stalled: Duration,
     /// The age of the oldest attempt in flight.
     pub(in crate::delivery) oldest: Duration,
+    /// Queued commands that only the worker's shortage holds up.
+    pub(in crate::delivery) runnable: usize,
 }
 
 /// A command whose offset is in its partition's window.

@@ -65,6 +65,11 @@ impl Wanted {
         if left_out { Turn::LeftOut } else { Turn::Again }
     }
 
+    /// Behind the last record of a partition that was given, or where its reading began.
+    pub(super) fn next(&mut self, topic: &str, partition: i32) -> Option<i64> {
+        self.of(topic, partition).map(|read| read.next)
+    }
+
     fn of(&mut self, topic: &str, partition: i32) -> Option<&mut Read> {
         let (_, all) = self.0.iter_mut().find(|(known, _)| **known == *topic)?;
         all.get_mut(usize::try_from(partition).ok()?)?.as_mut()
@@ -82,7 +87,10 @@ mod tests {
         let mut wanted = Wanted::default();
         wanted.start(&a, 3, 7);
         wanted.start(&b, 0, 0);
+        assert_eq!(wanted.next("a", 3), Some(7));
         assert_eq!(wanted.take("a", 3, 7), Turn::New);
+        assert_eq!(wanted.next("a", 3), Some(8));
+        assert_eq!(wanted.next("a", 4), None);
         let after_markers = wanted.take("a", 3, 9);
         assert_eq!(after_markers, Turn::New, "compaction leaves offsets out");
         assert_eq!(wanted.take("a", 3, 9), Turn::Again);

@@ -16,8 +16,6 @@ pub struct Broker {
     pub address: String,
     /// What stands between the program and each broker, where that was asked for.
     pub proxies: Vec<Proxy>,
-    /// Where clients that cannot reach loopback find it, where that was asked for.
-    outside: Option<String>,
     script: Option<Script>,
 }
 
@@ -36,7 +34,6 @@ pub fn broker() -> &'static Broker {
         Ok(address) => Broker {
             address,
             proxies: Vec::new(),
-            outside: None,
             script: None,
         },
         Err(_) => Broker::own(),
@@ -51,28 +48,46 @@ impl Broker {
 
     /// 1 or 3 brokers of the test's own. Topics of three have three replicas, two of which must be in sync.
     pub fn cluster(brokers: u32) -> Self {
-        Self::start_with(brokers, Vec::new(), None)
+        Self::start_with(brokers, Vec::new(), &[])
     }
 
-    /// A broker of the test's own that listens on another address of this machine too: what the program is told.
-    pub fn also_at(address: &str) -> Self {
-        Self::start_with(1, Vec::new(), Some(address))
+    /// A broker of the test's own with further options for the script, such as `--sasl`.
+    pub fn with_options(options: &[&str]) -> Self {
+        Self::start_with(1, Vec::new(), options)
+    }
+
+    /// Bootstrap servers of a further listener: `sasl_plaintext`, `ssl` or `sasl_ssl`.
+    pub fn listener(&self, name: &str) -> String {
+        let dir = &self.script.as_ref().unwrap().dir;
+        let address = std::fs::read_to_string(dir.join(format!("address-{name}"))).unwrap();
+        address.trim().to_owned()
+    }
+
+    /// Sets the password of a SCRAM user, who is made if there is none.
+    pub fn set_password(&self, user: &str, password: &str) {
+        let change = format!("SCRAM-SHA-512=[iterations=4096,password={password}]");
+        let output = Command::new(script())
+            .args(["tool", "kafka-configs", "--alter", "--add-config", &change])
+            .args(["--entity-type", "users", "--entity-name", user])
+            .args(["--bootstrap-server", &self.address])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "kafka-configs failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// As [`Self::cluster`], each broker behind a proxy.
     pub fn behind_proxies(brokers: u32) -> Self {
-        Self::start_with(
-            brokers,
-            (0..brokers).map(|_| Proxy::start()).collect(),
-            None,
-        )
+        let proxies = (0..brokers).map(|_| Proxy::start()).collect();
+        Self::start_with(brokers, proxies, &[])
     }
 
-    /// What the program is to be told: the proxies, where there are some, or the address beside loopback.
+    /// What the program is to be told: the proxies, where there are some.
     pub fn bootstrap(&self) -> String {
-        if let Some(outside) = &self.outside {
-            return outside.clone();
-        }
         if self.proxies.is_empty() {
             return self.address.clone();
         }
@@ -83,7 +98,7 @@ impl Broker {
         servers.join(",")
     }
 
-    fn start_with(brokers: u32, proxies: Vec<Proxy>, also: Option<&str>) -> Self {
+    fn start_with(brokers: u32, proxies: Vec<Proxy>, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("hookstream-it-")
             .tempdir()
@@ -95,11 +110,9 @@ impl Broker {
             .collect();
         let mut command = Command::new(script());
         command.args(["run", "--remove", "--brokers", &brokers.to_string()]);
+        command.args(options);
         if !ports.is_empty() {
             command.args(["--behind", &ports.join(",")]);
-        }
-        if let Some(address) = also {
-            command.args(["--also", address]);
         }
         let mut child = command
             .arg("--dir")
@@ -123,14 +136,9 @@ impl Broker {
             let port = std::fs::read_to_string(file).unwrap();
             proxy.lead_to(port.trim().parse().unwrap());
         }
-        let outside = also.map(|_| {
-            let file = dir.join("1/also");
-            std::fs::read_to_string(file).unwrap().trim().to_owned()
-        });
         Self {
             address,
             proxies,
-            outside,
             script: Some(Script { child, stdin, dir }),
         }
     }

@@ -298,7 +298,21 @@ impl Drop for Process {
 /// When it takes longer than two minutes.
 #[track_caller]
 pub fn run_to_end<S: AsRef<str>>(arguments: &[S], stdin: &str) -> Output {
-    let mut child = command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+    run_to_end_with(arguments, stdin, &[])
+}
+
+/// The same with these environment variables.
+#[track_caller]
+pub fn run_to_end_with<S: AsRef<str>>(
+    arguments: &[S],
+    stdin: &str,
+    environment: &[(&str, &str)],
+) -> Output {
+    let mut child = command(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let stdout = collect(child.stdout.take().unwrap());
     let stderr = collect(child.stderr.take().unwrap());
     // It may end without having read all.

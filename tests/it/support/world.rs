@@ -21,7 +21,7 @@ use super::{Broker, Output, Process, SOON, block_on, broker, run_to_end};
 pub struct World {
     /// For this process's own clients.
     pub brokers: String,
-    /// For the program's.
+    /// For the program's; none is named when it is empty.
     pub bootstrap: String,
     /// Prefix of topics, groups and instances, with its separator.
     pub prefix: String,
@@ -126,6 +126,7 @@ impl World {
         ];
         let mut arguments: Vec<String> = pairs
             .iter()
+            .filter(|(_, value)| !value.is_empty())
             .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
             .collect();
         arguments.push("--egress-allow-http".to_owned());

@@ -1,0 +1,246 @@
+//! Where settings come from: flags, environment, files and a service binding, read together, at start and again whenever
+//! somebody wants to know whether a credential has changed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clap::ArgMatches;
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+
+use super::outcome::{CliError, Exit};
+use crate::config::table::{SETTINGS, Setting};
+use crate::config::{self, Layers, Settings, Source};
+use crate::kafka::credentials;
+
+/// Gathers what was given. What is wrong with it is kept for [`Settings::check`].
+pub(super) fn layers(matches: &ArgMatches) -> Layers {
+    let mut layers = Layers::new();
+    for setting in SETTINGS {
+        if let Some(value) = matches.get_one::<String>(setting.name) {
+            layers.give(setting.name, Source::Flag, value);
+        }
+        give_environment(&mut layers, setting);
+    }
+    for property in matches.get_many::<String>("x").into_iter().flatten() {
+        layers.give_property(property, Source::Flag);
+    }
+    give_properties(&mut layers);
+    let file = match matches.get_one::<String>("config") {
+        Some(file) => Some(file.clone()),
+        None => variable(&mut layers, "HOOKSTREAM_CONFIG"),
+    };
+    if let Some(file) = file {
+        match std::fs::read_to_string(Path::new(&file)) {
+            Ok(text) => layers.give_file(&text, &file),
+            Err(error) => layers.refuse(format!("--config {file}: {error}")),
+        }
+    }
+    layers.resolve_properties(|path| std::fs::read_to_string(path).map_err(reason));
+    give_binding(&mut layers);
+    layers.keep_certificates(|path| match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(None),
+        _ => std::fs::read(path).map(Some).map_err(reason),
+    });
+    layers.judge_properties(wrong_property);
+    layers
+}
+
+/// Lets the running clients follow the files that `matches` name.
+///
+/// # Errors
+/// [`CliError`] when what they hold makes no client, or there can be no thread.
+pub(super) fn follow(
+    matches: &ArgMatches,
+    layers: &Layers,
+    settings: &Settings,
+) -> Result<(), CliError> {
+    if !layers.has_files() {
+        return Ok(());
+    }
+    // Whatever is wrong was said by the check.
+    let Ok(current) = layers.connection() else {
+        return Ok(());
+    };
+    credentials::try_connection(&current)
+        .map_err(|failure| CliError::new(Exit::Usage, failure.to_string()))?;
+    let matches = matches.clone();
+    let read = move || self::layers(&matches).connection();
+    settings
+        .credentials
+        .watch(current, Box::new(read))
+        .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))
+}
+
+/// A setting's variable, or the file that its other variable names.
+fn give_environment(layers: &mut Layers, setting: &Setting) {
+    let (name, file) = (setting.variable(), setting.file_variable());
+    match value_or_file(layers, &name, &file) {
+        Some(Found::Value(value)) => layers.give(setting.name, Source::Environment, value),
+        Some(Found::File(_, content)) => layers.give_from_file(setting, &content),
+        None => {}
+    }
+}
+
+fn give_properties(layers: &mut Layers) {
+    match value_or_file(layers, "HOOKSTREAM_X", "HOOKSTREAM_X_FILE") {
+        Some(Found::Value(value)) => {
+            let properties = value.split([';', '\n']);
+            properties
+                .filter(|property| !property.trim().is_empty())
+                .for_each(|property| layers.give_property(property, Source::Environment));
+        }
+        Some(Found::File(path, content)) => layers.give_property_lines(&path, &content),
+        None => {}
+    }
+}
+
+enum Found {
+    Value(String),
+    /// The path, and what the file holds.
+    File(String, String),
+}
+
+fn value_or_file(layers: &mut Layers, name: &str, file: &str) -> Option<Found> {
+    let value = variable(layers, name);
+    let path = variable(layers, file);
+    match (value, path) {
+        (Some(_), Some(_)) => {
+            layers.refuse(format!(
+                "{name} and {file} are both in the environment: allowed: one of them"
+            ));
+            None
+        }
+        (Some(value), None) => Some(Found::Value(value)),
+        (None, Some(path)) => match std::fs::read_to_string(&path) {
+            Ok(content) => Some(Found::File(path, content)),
+            Err(error) => {
+                layers.refuse(format!("{file} {path}: {error}"));
+                None
+            }
+        },
+        (None, None) => None,
+    }
+}
+
+fn give_binding(layers: &mut Layers) {
+    let setting = SETTINGS
+        .iter()
+        .find(|setting| setting.name == "kafka-binding");
+    let place = setting.and_then(|setting| layers.effective(setting));
+    let Some((place, _)) = place.filter(|(place, _)| !place.is_empty()) else {
+        return;
+    };
+    let place = place.to_owned();
+    match read_binding(Path::new(&place)) {
+        Ok(files) => layers.give_binding(&place, &files),
+        Err(reason) => layers.refuse(format!("--kafka-binding {place}: {reason}")),
+    }
+}
+
+/// The files of a directory, by name. Kubernetes makes each a link through `..data`, which leads to the directory of one
+/// version of the Secret and is replaced as a whole: all are read from where it leads now, or from nowhere.
+fn read_binding(place: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let version = place.join("..data");
+    let place = match std::fs::canonicalize(&version) {
+        Ok(version) => version,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => place.to_owned(),
+        Err(error) => return Err(format!("..data: {error}")),
+    };
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(&place).map_err(reason)? {
+        let entry = entry.map_err(reason)?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let path = entry.path();
+        // Not the entry's own kind: a link is what it leads to.
+        let is_file = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
+        if is_file && !name.starts_with('.') {
+            let content = std::fs::read(&path).map_err(|error| format!("{name}: {error}"))?;
+            files.insert(name, content);
+        }
+    }
+    Ok(files)
+}
+
+fn reason(error: std::io::Error) -> String {
+    error.to_string()
+}
+
+/// What librdkafka itself has against a property. Asked for before any client is made, because the error of a client
+/// shows the value, and a mistyped `sasl.password` is no less of a secret.
+fn wrong_property(key: &str, value: &str) -> Option<String> {
+    let mut one = ClientConfig::new();
+    one.set(key, value);
+    // The client passes both on as C strings, and panics on a NUL.
+    if key.contains('\0') || value.contains('\0') {
+        return Some("there must be no NUL in it".to_owned());
+    }
+    match one.create_native_config() {
+        Ok(_) => None,
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Some("librdkafka has no such property".to_owned())
+        }
+        Err(KafkaError::ClientConfig(_, what, ..)) if !config::is_secret(key) => Some(what),
+        Err(_) => Some("librdkafka does not take this value".to_owned()),
+    }
+}
+
+fn variable(layers: &mut Layers, name: &str) -> Option<String> {
+    match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(std::env::VarError::NotPresent) => None,
+        Err(std::env::VarError::NotUnicode(_)) => {
+            layers.refuse(format!("{name} is not UTF-8"));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_property_is_judged_by_librdkafka_without_telling_secrets() {
+        assert_eq!(wrong_property("sasl.password", "hunter2"), None);
+        assert_eq!(wrong_property("socket.keepalive.enable", "true"), None);
+        let typo = wrong_property("sasl.passwrod", "hunter2").unwrap();
+        assert!(!typo.contains("hunter2"), "{typo}");
+        let value = wrong_property("security.protocol", "nonsense").unwrap();
+        assert!(value.contains("nonsense"), "{value}");
+        assert!(wrong_property("client.rack", "a\0b").is_some());
+    }
+
+    #[test]
+    fn a_binding_is_read_from_one_version_through_its_links() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path();
+        let version = |name: &str, user: &str| {
+            std::fs::create_dir(place.join(name)).unwrap();
+            std::fs::write(place.join(name).join("user"), user).unwrap();
+        };
+        version("..1", "old");
+        std::os::unix::fs::symlink("..1", place.join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/user", place.join("user")).unwrap();
+        let user = || read_binding(place).map(|files| files["user"].clone());
+        assert_eq!(user().unwrap(), b"old");
+        version("..2", "new");
+        std::os::unix::fs::symlink("..2", place.join("..next")).unwrap();
+        std::fs::rename(place.join("..next"), place.join("..data")).unwrap();
+        assert_eq!(user().unwrap(), b"new");
+        assert_eq!(read_binding(place).unwrap().len(), 1);
+        assert!(read_binding(&place.join("none")).is_err());
+    }
+
+    #[test]
+    fn a_plain_directory_is_a_binding_too() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("type"), "kafka").unwrap();
+        std::fs::create_dir(place.path().join("more")).unwrap();
+        let files = read_binding(place.path()).unwrap();
+        assert_eq!(files.into_keys().collect::<Vec<_>>(), ["type"]);
+    }
+}
