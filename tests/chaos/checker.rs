@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use crate::fleet::SESSION;
 use crate::history::{Copy, History, Place, Position, Request, What};
 use crate::truth::{End, Kind, Matched, SUBSCRIPTIONS};
 
@@ -16,6 +15,12 @@ pub struct Violation {
     /// The invariant's name.
     pub invariant: &'static str,
     pub what: String,
+    /// Something is there more often than it should be; else it is missing, or wrong.
+    pub doubled: bool,
+    /// When it was last heard of the command, epoch ms, where that is known.
+    pub at: Option<i64>,
+    /// The event of the command, where it is about one.
+    pub event: Option<u32>,
     /// The command's life, in time order.
     pub story: Vec<String>,
 }
@@ -157,9 +162,15 @@ struct Check<'a> {
 impl Check<'_> {
     fn say(&mut self, invariant: &'static str, pair: Pair, life: &Life<'_>, what: String) {
         let story = self.story(life);
+        let of_copies = life.copies.iter().map(|copy| copy.at);
         self.verdict.violations.push(Violation {
             invariant,
             what: format!("event {} for {}: {what}", pair.0, Kind::id(pair.1)),
+            at: of_copies
+                .chain(life.requests.iter().map(|one| one.at))
+                .max(),
+            event: Some(pair.0),
+            doubled: invariant == "One lineage",
             story,
         });
     }
@@ -216,6 +227,9 @@ impl Check<'_> {
                     life,
                     format!("{found} commands were made, not {expected}"),
                 );
+                if let Some(violation) = self.verdict.violations.last_mut() {
+                    violation.doubled = found > expected;
+                }
             }
         }
         let sent: HashSet<u32> = self.history.sent.iter().map(|sent| sent.event).collect();
@@ -496,6 +510,9 @@ impl Check<'_> {
                 self.verdict.violations.push(Violation {
                     invariant: "Owner only",
                     what,
+                    at: Some(now.at),
+                    event: None,
+                    doubled: false,
                     story: Vec::new(),
                 });
                 last = now;
@@ -517,6 +534,9 @@ impl Check<'_> {
                 what: format!(
                     "at rest {topic} {partition}:{offset} is not passed, or in an open transaction"
                 ),
+                at: None,
+                event: None,
+                doubled: false,
                 story: Vec::new(),
             });
         }
@@ -536,7 +556,7 @@ impl Check<'_> {
         self.verdict.repeated = seen.values().map(|count| count - 1).sum();
         // A machine that is too busy for the session is a fault that nobody injected: for as long as the session nothing
         // could be committed.
-        let session = i64::try_from(SESSION.as_millis()).unwrap();
+        let session = i64::try_from(self.history.session.as_millis()).unwrap();
         let injected = self.history.faults.iter();
         let injected = injected.map(|fault| (fault.from - BEFORE, fault.until + AFTER));
         let evicted = self.history.evictions.iter();
@@ -567,6 +587,9 @@ impl Check<'_> {
                     Kind::id(request.subscription),
                     request.attempt
                 ),
+                at: Some(request.at),
+                event: Some(request.event),
+                doubled: false,
                 story: vec![known.to_string(), request.to_string()],
             };
             self.verdict.violations.push(violation);

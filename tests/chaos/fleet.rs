@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::it::support::{Process, World};
+use crate::reading::evictions;
 use crate::traffic::Progress;
 
 /// So that the others take over soon after a kill.
@@ -243,10 +244,7 @@ impl Fleet {
     /// When deliveries found that they had been put out of their group, epoch ms: at a fault, or because the machine was
     /// too busy for the session.
     pub fn evictions(&self) -> Vec<i64> {
-        let lines = self.written.iter().flat_map(|read| read());
-        let lost = lines.filter(|line| line.contains("revoked") && line.contains("lost=true"));
-        let times = lost.filter_map(|line| line.split(' ').next()?.parse::<jiff::Timestamp>().ok());
-        times.map(|time| time.as_millisecond()).collect()
+        evictions(self.written.iter().flat_map(|read| read()))
     }
 
     /// What every running replica wrote to standard error, for the report of a failure.

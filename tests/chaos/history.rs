@@ -1,6 +1,7 @@
 //! All that was seen of one run, in a form that the checker can decide on and tests can tamper with.
 
 use std::fmt;
+use std::time::Duration;
 
 /// An event that was produced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,8 @@ pub struct History {
     /// In the order in which they were read.
     pub positions: Vec<Position>,
     pub faults: Vec<Injected>,
+    /// How long a member of a group may be silent before the others take over.
+    pub session: Duration,
     /// When deliveries found that they were out of their group, epoch ms.
     pub evictions: Vec<i64>,
     /// Records that no group has come past, and transactions that are still open, though the run is over: topic, partition,

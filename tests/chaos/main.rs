@@ -24,6 +24,7 @@ mod fleet;
 mod hangs;
 mod history;
 mod planted;
+mod reading;
 mod report;
 mod round;
 mod traffic;

@@ -1,6 +1,7 @@
 //! The checker is checked: a history in which all is well passes, and each planted fault is found under its name.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use crate::checker::{INVARIANTS, Promise, check};
 use crate::history::{Copy, History, Injected, Place, Position, Request, Sent, What};
@@ -340,6 +341,7 @@ fn a_repeat_at_a_fault_is_counted_and_allowed() {
 fn a_repeat_by_a_member_that_a_busy_machine_evicted_is_allowed() {
     let mut history = perfect();
     let again = history.requests[3].clone();
+    history.session = Duration::from_secs(4);
     history.evictions.push(again.at + 2_000);
     history.requests.push(again);
     let verdict = check(&history, Promise::ExactlyOnce);

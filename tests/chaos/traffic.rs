@@ -1,6 +1,7 @@
 //! Events at a steady rate from a producer that knows which of them the broker has, endpoints that do as `truth` says,
 //! and a count of what has come through.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -51,10 +52,10 @@ impl Progress {
     }
 }
 
-/// An endpoint for all subscriptions, told apart by their paths.
-pub fn receiver(progress: &Arc<Progress>) -> Receiver {
+/// An endpoint at that address for all subscriptions, told apart by their paths.
+pub fn receiver(address: IpAddr, progress: &Arc<Progress>) -> Receiver {
     let progress = Arc::clone(progress);
-    Receiver::start(move |seen| {
+    Receiver::start_at(address, move |seen| {
         let Some(number) = seen.path.strip_prefix('/').and_then(truth::subscription_of) else {
             return Answer::status(404);
         };

@@ -146,6 +146,12 @@ pub fn accepts(number: usize, event: u32, attempt: u32) -> bool {
     matches!(SUBSCRIPTIONS[number].end(event), End::Delivered(failures) if attempt > failures)
 }
 
+/// Whether an attempt takes as long as its deadline: the endpoint hangs, or answers too late.
+pub fn is_slow(number: usize, event: u32, attempt: u32) -> bool {
+    let kind = SUBSCRIPTIONS[number];
+    kind == Kind::Rude && !accepts(number, event, attempt) && mix(event) / 20 % 24 < 2
+}
+
 /// Scatters numbers, so that kinds of events do not go in step.
 fn mix(event: u32) -> u32 {
     let scattered = event.wrapping_mul(0x9e37_79b1);

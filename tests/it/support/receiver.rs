@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -157,7 +157,7 @@ impl From<Manner> for Answer {
     }
 }
 
-/// A server on a free loopback port, on a thread of its own; it ends when this is dropped.
+/// A server on a free port, on a thread of its own; it ends when this is dropped.
 pub struct Receiver {
     address: SocketAddr,
     log: Arc<Log>,
@@ -181,12 +181,20 @@ type Behaviour = dyn Fn(&Seen) -> Answer + Send + Sync;
 impl Receiver {
     /// Starts one that asks `behaviour` what to do with each request, after having recorded it.
     pub fn start(behaviour: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), behaviour)
+    }
+
+    /// The same on another address of this machine.
+    pub fn start_at(
+        address: IpAddr,
+        behaviour: impl Fn(&Seen) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(TcpListener::bind((address, 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::new(Log::default());
         runtime.spawn(accept(listener, Arc::clone(&log), Arc::new(behaviour)));
