@@ -293,9 +293,10 @@ impl Delivery<'_> {
 
     fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
         let load = Arc::new(Load::default());
+        let place = self.place(number);
         self.workers.place(number).send(Order::Open {
             partition: number,
-            place: self.place(number),
+            place,
             window,
             load: Arc::clone(&load),
         });

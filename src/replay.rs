@@ -33,7 +33,7 @@ use crate::dead_letter::{
 use crate::kafka::cluster::ClusterId;
 use crate::kafka::producer::{BatchError, Producer, Record};
 use crate::kafka::{Failure, with_header};
-use crate::units::Offset;
+use crate::units::{EpochMs, Offset};
 
 /// Letters in one transaction.
 pub const MAX_BATCH: usize = 200;
@@ -52,9 +52,24 @@ pub struct Plan {
     pub limit: Option<u64>,
     /// Time from one letter to the next, on average over a batch.
     pub pace: Option<Duration>,
+    /// Letters that were replayed on another cluster at this time or later count as open.
+    pub again_since: Option<EpochMs>,
 }
 
 impl Plan {
+    /// Whether a fact settles its letter.
+    ///
+    /// A mirror that lost its source may have copied the fact and not the command. Facts of this cluster always count,
+    /// so that a run can be repeated.
+    fn believes(&self, fact: &Settled, cluster: &str) -> bool {
+        let elsewhere = fact
+            .cluster
+            .as_deref()
+            .is_some_and(|other| other != cluster);
+        let lately = self.again_since.is_some_and(|since| fact.at >= since);
+        !(elsewhere && lately && fact.how == Settlement::Replayed)
+    }
+
     fn is_reached(&self, letters: u64) -> bool {
         self.limit.is_some_and(|limit| letters >= limit)
     }
@@ -167,7 +182,7 @@ pub fn preview(
 ) -> Result<(Tally, Reading), Failure> {
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     let ends = log.stable_ends()?;
-    let (open, _) = fold(&log, &ends, stop, &mut |_| {})?;
+    let (open, _) = fold(&log, plan, &ends, stop, &mut |_| {})?;
     let mut tally = Tally::default();
     let reading = log.read::<Failure>(&ends, stop, |message| {
         match decode(message) {
@@ -230,16 +245,20 @@ fn replay(
 /// The first pass: what is settled.
 fn fold(
     log: &Log,
+    plan: &Plan,
     ends: &[Range],
     stop: &dyn Fn() -> bool,
     read: &mut dyn FnMut(u64),
 ) -> Result<(OpenLetters, Reading), Failure> {
+    let cluster = log.cluster()?;
     let mut open = OpenLetters::default();
     let mut count = 0;
     let reading = log.read::<Failure>(ends, stop, |message| {
         count += 1;
         read(count);
-        if let Some(settled) = settled(message)? {
+        if let Some(settled) = settled(message)?
+            && plan.believes(&settled, cluster.as_str())
+        {
             open.settle(&settled, place(message));
         }
         Ok(ControlFlow::Continue(()))
@@ -356,7 +375,7 @@ impl<'a> Sender<'a> {
                 .sum(),
             ..Progress::default()
         };
-        let (open, folded) = fold(log, &ends, stop, &mut |read| {
+        let (open, folded) = fold(log, self.plan, &ends, stop, &mut |read| {
             tell(Progress { read, ..progress })
         })?;
         // A fold that was cut short would show replayed letters as open.
@@ -534,6 +553,38 @@ mod tests {
         assert_eq!(plan(Some(Duration::from_millis(20))).batch(), 50);
         assert_eq!(plan(Some(Duration::from_secs(60))).batch(), 1);
         assert_eq!(plan(Some(Duration::from_nanos(1))).batch(), MAX_BATCH);
+    }
+
+    #[test]
+    fn only_what_another_cluster_replayed_lately_is_replayed_again() {
+        let fact = |cluster: Option<&str>, how, at| Settled {
+            letter: Coordinates {
+                partition: 0,
+                offset: Offset(1),
+            },
+            cluster: cluster.map(str::to_owned),
+            moment: None,
+            how,
+            at: EpochMs(at),
+            webhook_id: "msg_1".to_owned(),
+            subscription: "s".to_owned(),
+        };
+        let plan = Plan {
+            again_since: Some(EpochMs(10)),
+            ..Plan::default()
+        };
+        let (replayed, discarded) = (Settlement::Replayed, Settlement::Discarded);
+        assert!(!plan.believes(&fact(Some("a"), replayed, 10), "b"));
+        for believed in [
+            fact(Some("a"), replayed, 9),
+            fact(Some("a"), discarded, 10),
+            fact(Some("b"), replayed, 10),
+            fact(None, replayed, 10),
+        ] {
+            assert!(plan.believes(&believed, "b"), "{believed:?}");
+        }
+        let fact = fact(Some("a"), replayed, 10);
+        assert!(Plan::default().believes(&fact, "b"));
     }
 
     #[test]

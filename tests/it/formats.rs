@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hookstream::attempt::{Attempt, Excerpt, Facts, Mask};
 use hookstream::command::{Cause, Command, ContentType};
 use hookstream::dead_letter::{
@@ -15,7 +17,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::scene::{LATER, event, put, start, subscription, world};
-use crate::support::{Receiver, World, eventually_true};
+use crate::support::{Answer, Receiver, World, eventually_true};
 
 const TOPIC: &str = "webhook-commands";
 const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qg";
@@ -281,6 +283,91 @@ fn a_command_of_a_later_version_stops_delivery_and_stays_where_it_is() {
     assert_eq!(passed, None);
 }
 
+/// The version of the metadata that delivery has committed for the first partition, while it has a window.
+fn window_version(world: &World) -> Option<u8> {
+    let (_, _, metadata) = world
+        .committed("deliver", &world.topics.commands())
+        .into_iter()
+        .next()?;
+    let bytes = STANDARD_NO_PAD.decode(metadata).unwrap();
+    bytes.first().copied()
+}
+
+#[test]
+fn a_change_of_the_window_format_rewrites_the_metadata_and_repeats_nothing_that_is_finished() {
+    let world = world("window-format");
+    let receiver = Receiver::start(|seen| match seen.path.as_str() {
+        "/hangs" => Answer::hang(),
+        _ => Answer::ok(),
+    });
+    let subscriptions = [
+        subscription("hangs", &receiver.url("/hangs"), &["hang"]),
+        subscription("good", &receiver.url("/good"), &["a.b"]),
+    ];
+    put(&world, &subscriptions);
+    let flags = |format| {
+        [
+            "--window-format",
+            format,
+            "--drain-deadline",
+            "0s",
+            "--timeout",
+            "60s",
+        ]
+    };
+    let mut first = start(&world, &flags("1"));
+    world.produce_events([("k", event("slow", "hang", "1"))]);
+    receiver.wait_for(1, LATER);
+    produce(&world, 0..20);
+    receiver.wait_for(21, LATER);
+    for (format, version) in [("2", 2), ("1", 1), ("2", 2)] {
+        eventually_true("what is finished is committed", LATER, || {
+            window_version(&world).is_some()
+        });
+        first.sigterm();
+        assert!(first.wait_exit(LATER).success());
+        first = start(&world, &flags(format));
+        let what = format!("metadata of version {version}");
+        eventually_true(&what, LATER, || window_version(&world) == Some(version));
+    }
+    produce(&world, 20..21);
+    receiver.wait_until("the last is delivered", LATER, |seen| {
+        seen.iter().filter(|one| one.path == "/good").count() >= 21
+    });
+    assert_eq!(receiver.seen_at("/good").len(), 21, "some were repeated");
+    assert_eq!(
+        first.metric("hookstream_foreign_commit_metadata_total"),
+        Some(0.0)
+    );
+}
+
+#[test]
+fn metadata_of_another_cluster_reads_as_empty_and_is_counted() {
+    let world = world("other-cluster");
+    let receiver = Receiver::good();
+    put(&world, &[subscription("s", &receiver.url("/"), &["**"])]);
+    let commands = world.topics.commands();
+    // Offset 1 is finished there.
+    let mut window = Window::new(Position(0));
+    window.take(Offset(0));
+    window.take(Offset(1));
+    window.finish(Offset(1));
+    let place = Place::new("another", &commands, 0);
+    let mut list = TopicPartitionList::new();
+    let mut partition = list.add_partition(&commands, 0);
+    partition.set_offset(rdkafka::Offset::Offset(0)).unwrap();
+    partition.set_metadata(&window.snapshot(place, Format::V2).metadata);
+    commit_list(&world, &list);
+    let process = start(&world, &[]);
+    process.wait_for_line("was written on another Kafka cluster", LATER);
+    produce(&world, 0..3);
+    receiver.wait_for(3, LATER);
+    assert_eq!(
+        process.metric("hookstream_foreign_commit_metadata_total"),
+        Some(1.0)
+    );
+}
+
 #[test]
 fn what_retention_deleted_before_it_was_read_is_told_by_its_range() {
     let world = world("torn");
@@ -381,10 +468,14 @@ fn delete_before(world: &World, offset: i64) {
 }
 
 fn commit(world: &World, offset: i64) {
+    commit_list(world, &list(world, offset));
+}
+
+fn commit_list(world: &World, list: &TopicPartitionList) {
     let mut config = world.client_config();
     config.set("group.id", format!("{}deliver", world.prefix));
     let consumer: BaseConsumer = config.create().unwrap();
-    consumer
-        .commit(&list(world, offset), CommitMode::Sync)
-        .unwrap();
+    eventually_true("the coordinator takes a commit", LATER, || {
+        consumer.commit(list, CommitMode::Sync).is_ok()
+    });
 }

@@ -6,7 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use hookstream::clock;
+use hookstream::command::{Cause, Command, ContentType};
+use hookstream::dead_letter::{
+    Coordinates, DeadLetter, DeadLetterInfo, Reason, Settled, Settlement,
+};
 use hookstream::event::webhook_id;
+use hookstream::units::{EpochMs, Offset};
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, dead_letters, put, subscription, wait_until_done, with};
@@ -379,6 +385,74 @@ fn assert_in_order(requests: &[Request]) {
     for (subject, ids) in by_subject {
         assert!(ids.is_sorted(), "{subject}: {ids:?}");
     }
+}
+
+/// What a mirror copied of a replay: the letter and the fact, and not yet the command.
+#[test]
+fn a_replay_whose_command_was_not_mirrored_can_be_repeated_once() {
+    let world = crate::scene::world("half-mirrored");
+    let receiver = Receiver::good();
+    put(&world, &[subscription("s", &receiver.url("/"), &["**"])]);
+    let command = Command {
+        subscriber: "s".into(),
+        webhook_id: "msg_1".into(),
+        subscription: "s".into(),
+        event_id: "e1".into(),
+        event_type: "order.created".into(),
+        event_time: None,
+        subject: None,
+        content_type: ContentType::Json,
+        attempt: 1,
+        due: None,
+        enqueued: EpochMs(1),
+        cause: Cause::New,
+        traceparent: None,
+        first_failure: None,
+        sequence: None,
+        cluster: None,
+        body: "{}".into(),
+    };
+    let letter = DeadLetter {
+        at: Coordinates {
+            partition: 0,
+            offset: Offset(777),
+        },
+        subscriber: "s".to_owned(),
+        subscription: "s".to_owned(),
+        webhook_id: "msg_1".to_owned(),
+        event_id: "e1".to_owned(),
+        event_type: "order.created".to_owned(),
+        attempts: 1,
+        enqueued: Some(EpochMs(1)),
+        info: DeadLetterInfo {
+            reason: Reason::PermanentStatus,
+            status: Some(400),
+            error: "status 400".to_owned(),
+            first_failure: EpochMs(2),
+            last_failure: EpochMs(2),
+        },
+    };
+    let mut headers = Vec::new();
+    command
+        .envelope()
+        .each_header(|name, value| headers.push((name, value.to_owned())));
+    headers.extend(letter.info.headers());
+    let fact = Settled::new(&letter, Settlement::Replayed, clock::now(), "the source");
+    let write = |headers: &[(&'static str, String)], value: &[u8]| {
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
+        let record = (Some("s"), headers.collect(), Some(value.to_vec()));
+        world.produce(&world.topics.dead_letters(), [record]);
+    };
+    write(&headers, b"{}");
+    write(&fact.headers(), b"");
+    assert_eq!(dead_letters(&world), Vec::<Value>::new());
+    assert_eq!(replay(&world, &[]), 0);
+    assert_eq!(replay(&world, &["--again-since", "1h"]), 1);
+    assert_eq!(replay(&world, &["--again-since", "1h"]), 0);
+    let _process = crate::scene::start(&world, &[]);
+    receiver.wait_for(1, LATER);
+    wait_until_done(&world);
+    assert_eq!(receiver.seen().len(), 1);
 }
 
 /// Of a role's group on the target, each partition's position goes back by so many records.
