@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 
-use crate::scene::{event, put, start, subscription, wait_until_done, world_on};
+use crate::scene::{event, put, subscription, wait_until_done, world_on};
 use crate::support::{
     Broker, Isolation, Output, Process, Receiver, World, eventually_true, run_to_end,
     run_to_end_with,
@@ -72,6 +73,64 @@ fn scram<'a>(brokers: &'a str, password: &'a str) -> [(&'a str, &'a str); 10] {
         ("password", password),
         ("sasl.jaas.config", "not for this program"),
     ]
+}
+
+/// A broker that asks for credentials, for tests that leave it as it is.
+struct Secured {
+    broker: Broker,
+    /// Who signed its certificate, PEM.
+    authority: String,
+    /// What the broker reads when it starts.
+    _files: tempfile::TempDir,
+}
+
+fn secured() -> &'static Secured {
+    static SECURED: OnceLock<Secured> = OnceLock::new();
+    SECURED.get_or_init(|| {
+        let files = tempfile::tempdir().unwrap();
+        let authority = Authority::new("brokers");
+        authority.write_for_broker(files.path());
+        write(files.path(), "ca.pem", &authority.pem);
+        // With SCRAM, connections end, or prove the new password, after this time (KIP-368). Users of PLAIN are part of
+        // the configuration.
+        let mut properties =
+            "listener.name.sasl_plaintext.scram-sha-512.connections.max.reauth.ms=4000\n".to_owned();
+        for listener in ["sasl_plaintext", "sasl_ssl"] {
+            properties.push_str(&format!(
+                "listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"right-secret\";\n"
+            ));
+        }
+        let properties = write(files.path(), "properties", &properties);
+        let broker = Broker::with_options(&[
+            "--sasl",
+            "--tls",
+            files.path().to_str().unwrap(),
+            "--properties",
+            properties.to_str().unwrap(),
+        ]);
+        Secured {
+            broker,
+            authority: authority.pem,
+            _files: files,
+        }
+    })
+}
+
+/// All roles in one process, ready.
+#[track_caller]
+fn run(world: &World, flags: &[&str]) -> Process {
+    let process = world.spawn("run", flags);
+    wait_ready(&process);
+    process
+}
+
+#[track_caller]
+fn wait_ready(process: &Process) {
+    eventually_true("it is ready", ALL, || {
+        process
+            .try_get("/readyz")
+            .is_some_and(|(status, _)| status == 200)
+    });
 }
 
 /// A world whose processes are told the brokers by something other than `--brokers`.
@@ -155,26 +214,17 @@ fn assert_silent(process: &Process, secrets: &[&str]) {
 
 #[test]
 fn a_scram_password_is_rotated_while_events_flow() {
-    // Connections end, or prove the new password, after this time (KIP-368): none lives on with an old one.
-    const SESSION: &str =
-        "listener.name.sasl_plaintext.scram-sha-512.connections.max.reauth.ms=4000\n";
-    let properties = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(properties.path(), SESSION).unwrap();
-    let broker = Broker::with_options(&[
-        "--sasl",
-        "--properties",
-        properties.path().to_str().unwrap(),
-    ]);
+    let broker = &secured().broker;
     broker.set_password(USER, "first-secret");
     let address = broker.listener("sasl_plaintext");
     let mut binding = Mounted::new(&scram(&address, "first-secret"));
-    let world = bound_world(&broker, "rotated");
+    let world = bound_world(broker, "rotated");
     let receiver = Receiver::good();
     put(
         &world,
         &[subscription("s", &receiver.url("/s"), &["order.*"])],
     );
-    let mut process = start(&world, &["--kafka-binding", binding.path()]);
+    let mut process = run(&world, &["--kafka-binding", binding.path()]);
     let stop = AtomicBool::new(false);
     let published = std::thread::scope(|scope| {
         let publisher = scope.spawn(|| publish(&world, &stop));
@@ -207,24 +257,11 @@ fn a_scram_password_is_rotated_while_events_flow() {
     assert!(process.wait_exit(ALL).success());
 }
 
-/// PLAIN users are part of the broker's configuration; this one has a password of its own for each listener.
-fn plain_properties(listener: &str, password: &str) -> String {
-    format!(
-        "listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{password}\";\n"
-    )
-}
-
 #[test]
 fn a_wrong_password_is_reported_until_the_file_has_the_right_one() {
     let files = tempfile::tempdir().unwrap();
-    let properties = files.path().join("properties");
-    std::fs::write(
-        &properties,
-        plain_properties("sasl_plaintext", "right-secret"),
-    )
-    .unwrap();
-    let broker = Broker::with_options(&["--sasl", "--properties", properties.to_str().unwrap()]);
-    let mut world = world_on(&broker, "wrong-password");
+    let broker = &secured().broker;
+    let mut world = world_on(broker, "wrong-password");
     world.bootstrap = broker.listener("sasl_plaintext");
     let receiver = Receiver::good();
     put(
@@ -276,7 +313,7 @@ fn a_wrong_password_is_reported_until_the_file_has_the_right_one() {
     );
     std::fs::write(&password, "right-secret\n").unwrap();
     process.wait_for_line("SASL user or password changed", ALL);
-    process.wait_ready();
+    wait_ready(&process);
     world.produce_event("e", &[], event("e", "order.made", "1"));
     receiver.wait_for(1, ALL);
     assert_silent(&process, &["wrong-secret", "right-secret"]);
@@ -299,6 +336,12 @@ impl Authority {
             issuer: Issuer::new(params, key),
             pem,
         }
+    }
+
+    /// Writes what a broker on this machine needs.
+    fn write_for_broker(&self, files: &Path) {
+        let (key, certificate) = self.issue("127.0.0.1");
+        write(files, "broker.pem", &format!("{key}{certificate}"));
     }
 
     /// Key and certificate of `name`, as PEM.
@@ -340,8 +383,7 @@ fn new_certificates_make_new_clients_in_the_same_process() {
         Authority::new("new clients"),
     );
     let tls = tempfile::tempdir().unwrap();
-    let (key, certificate) = brokers.issue("127.0.0.1");
-    write(tls.path(), "broker.pem", &format!("{key}{certificate}"));
+    brokers.write_for_broker(tls.path());
     // The broker accepts the old and the new ones for a while.
     write(tls.path(), "ca.pem", &format!("{}{}", old.pem, new.pem));
     let broker = Broker::with_options(&["--tls", tls.path().to_str().unwrap()]);
@@ -354,7 +396,7 @@ fn new_certificates_make_new_clients_in_the_same_process() {
         &world,
         &[subscription("s", &receiver.url("/s"), &["order.*"])],
     );
-    let mut process = start(&world, &["--kafka-binding", binding.path()]);
+    let mut process = run(&world, &["--kafka-binding", binding.path()]);
     let stop = AtomicBool::new(false);
     let published = std::thread::scope(|scope| {
         let publisher = scope.spawn(|| publish(&world, &stop));
@@ -370,6 +412,10 @@ fn new_certificates_make_new_clients_in_the_same_process() {
         let line = process.wait_for_line("making new clients within", ALL);
         assert!(line.contains("ssl.certificate.pem, ssl.key.pem"), "{line}");
         process.wait_for_line("starting with new clients", ALL);
+        // On the same port.
+        eventually_true("it is ready again", ALL, || {
+            lines(&process, "ready role=") == 8 && process.get("/readyz").0 == 200
+        });
         wait_for_more(&receiver, 50);
 
         // Only the new ones from now on.
@@ -391,24 +437,11 @@ fn new_certificates_make_new_clients_in_the_same_process() {
 
 #[test]
 fn a_password_in_a_binding_works_over_tls() {
-    let brokers = Authority::new("brokers");
-    let tls = tempfile::tempdir().unwrap();
-    let (key, certificate) = brokers.issue("127.0.0.1");
-    write(tls.path(), "broker.pem", &format!("{key}{certificate}"));
-    write(tls.path(), "ca.pem", &brokers.pem);
-    let users = write(
-        tls.path(),
-        "users",
-        &plain_properties("sasl_ssl", "tls-secret"),
-    );
-    let broker = Broker::with_options(&[
-        "--tls",
-        tls.path().to_str().unwrap(),
-        "--properties",
-        users.to_str().unwrap(),
-    ]);
+    let Secured {
+        broker, authority, ..
+    } = secured();
     let address = broker.listener("sasl_ssl");
-    let world = bound_world(&broker, "sasl-ssl");
+    let world = bound_world(broker, "sasl-ssl");
     let bound = |authority: &str| {
         Mounted::new(&[
             ("type", "kafka"),
@@ -416,7 +449,7 @@ fn a_password_in_a_binding_works_over_tls() {
             ("securityProtocol", "SASL_SSL"),
             ("saslMechanism", "PLAIN"),
             ("username", USER),
-            ("password", "tls-secret"),
+            ("password", "right-secret"),
             ("ssl.truststore.crt", authority),
         ])
     };
@@ -426,7 +459,7 @@ fn a_password_in_a_binding_works_over_tls() {
             "",
         )
     };
-    let Output { code, stderr, .. } = check(&bound(&brokers.pem));
+    let Output { code, stderr, .. } = check(&bound(authority));
     assert_eq!(code, 0, "{stderr}");
     let Output { code, stderr, .. } = check(&bound(&Authority::new("others").pem));
     assert_eq!(code, 1, "{stderr}");
