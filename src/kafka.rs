@@ -68,7 +68,7 @@ pub enum Failure {
     },
     /// A broker does not accept the client's credentials, or one does not accept the other's certificate.
     #[error(
-        "{what} failed: a broker refuses this client: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
+        "{what} failed: connection not authenticated: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
     )]
     Refused {
         /// What was asked for.
@@ -168,7 +168,7 @@ pub fn is_unreachable(error: &KafkaError) -> bool {
 }
 
 /// Whether the error says that a broker does not accept this client: a wrong password, or a certificate that one of the
-/// two does not trust. Waiting may help, since both sides are changed one after the other when credentials rotate.
+/// two does not trust; or that the connection broke while the two found out. Waiting may help, since both sides are changed one after the other when credentials rotate.
 #[must_use]
 pub fn is_refused(error: &KafkaError) -> bool {
     matches!(
@@ -482,7 +482,7 @@ impl ClientContext for LogContext {
         self.note(&error, reason);
         if is_refused(&error) {
             if self.may_tell() {
-                tracing::warn!(client, "a broker refuses this client: {reason}");
+                tracing::warn!(client, "connection not authenticated: {reason}");
             }
         } else if !is_unreachable(&error) {
             tracing::warn!(client, "{error}: {reason}");
@@ -564,7 +564,7 @@ pub fn wait_for_topics(
                 let why = client.context().0.refusal();
                 let why = why.map_or_else(
                     || error.to_string(),
-                    |refusal| format!("a broker refuses this client: {refusal}"),
+                    |refusal| format!("connection not authenticated: {refusal}"),
                 );
                 waiting(&format!(
                     "waiting for a broker at {}: {why}",

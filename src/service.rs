@@ -10,7 +10,7 @@
 pub mod http;
 mod signals;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -275,6 +275,14 @@ impl Service {
     /// # Errors
     /// [`CliError`] when the port is in use or a thread cannot be started.
     pub fn start(settings: &Settings, roles: &[Role]) -> Result<Self, CliError> {
+        Self::start_on(http::bind(settings.http_listen)?, settings, roles)
+    }
+
+    fn start_on(
+        listener: TcpListener,
+        settings: &Settings,
+        roles: &[Role],
+    ) -> Result<Self, CliError> {
         let settings = Arc::new(settings.clone());
         let metrics = Metrics::new();
         let health = Arc::new(Health::new());
@@ -287,9 +295,15 @@ impl Service {
             .map_err(|error| {
                 CliError::new(Exit::Failure, format!("starting the HTTP server: {error}"))
             })?;
-        let listener = runtime.block_on(http::bind(settings.http_listen))?;
         let http = listener.local_addr().map_err(|error| {
             CliError::new(Exit::Failure, format!("the HTTP server's address: {error}"))
+        })?;
+        let served = {
+            let _entered = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)
+        };
+        let served = served.map_err(|error| {
+            CliError::new(Exit::Failure, format!("starting the HTTP server: {error}"))
         })?;
         let (tracer, exporter) = Exporter::start(&settings, &metrics)?;
         let (over, ended) = channel();
@@ -346,10 +360,11 @@ impl Service {
                 })
             })?;
         }
-        let until_stopped = wait_for_stop(Arc::clone(&stop));
+        // Until the runtime ends: while roles drain, probes that got no answer would end the process.
+        let for_good = std::future::pending();
         service
             .runtime
-            .spawn(http::serve(listener, metrics, health, board, until_stopped));
+            .spawn(http::serve(served, metrics, health, board, for_good));
         Ok(service)
     }
 
@@ -450,12 +465,6 @@ const LAST_SPANS: Duration = Duration::from_secs(3);
 /// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
 const LIVENESS: Duration = Duration::from_secs(90);
 
-async fn wait_for_stop(stop: Arc<Stop>) {
-    while !stop.is_told() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 #[allow(
     clippy::disallowed_methods,
     reason = "no thread can be joined while one of them hangs"
@@ -476,8 +485,13 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
     let signals = Signals::handle()?;
     settings.credentials.renew();
     let mut settings = settings.clone();
+    // One for all services, so that a probe between two of them waits, and is not refused.
+    let listener = http::bind(settings.http_listen)?;
     loop {
-        let service = Service::start(&settings, roles)?;
+        let listener = listener.try_clone().map_err(|error| {
+            CliError::new(Exit::Failure, format!("the HTTP server's socket: {error}"))
+        })?;
+        let service = Service::start_on(listener, &settings, roles)?;
         signals.stop(service.stop_handle());
         let exit = service.wait()?;
         match settings.credentials.due() {
