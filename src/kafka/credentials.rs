@@ -32,12 +32,15 @@ pub type Read = Box<dyn Fn() -> Result<Connection, Vec<String>> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Credentials(Arc<Mutex<State>>);
 
+/// Gives a client a login; `false` when the client is gone.
+type GiveLogin = Box<dyn Fn(&Login) -> bool + Send>;
+
 #[derive(Default)]
 struct State {
     /// What replaces the user and password in the settings.
     login: Option<Login>,
-    /// Gives a client a login; `false` when the client is gone.
-    clients: Vec<Box<dyn Fn(&Login) -> bool + Send>>,
+    /// One for each client.
+    clients: Vec<GiveLogin>,
     /// What new clients are to be made with, and when.
     renewal: Option<(Connection, Instant)>,
     /// Whether somebody makes new clients when it is time.
