@@ -24,7 +24,7 @@ test: ## every test, the ones on a real Kafka included
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
-	cd tests/deploy && go vet . && go test -count=1 .
+	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
 
 test-k8s: ## rolling updates, scaling, evictions and faults on a real Kubernetes, as root, 20 minutes; STEPS=roll,broker picks
 	@STEPS='$(STEPS)' scripts/k8s/test

@@ -671,6 +671,7 @@ mod tests {
             drain_deadline: Duration::from_secs(10),
             attempt_log: true,
             lag_top: 200,
+            window_format: crate::delivery::window::Format::V2,
             hang_deadline: Duration::from_secs(30),
             otlp: None,
             egress: EgressSettings::default(),

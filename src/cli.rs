@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod lag;
 mod logging;
 pub mod outcome;
+pub mod positions;
 pub mod print;
 pub mod progress;
 pub mod replay;
@@ -62,6 +63,9 @@ enum Command {
     /// Make and check the topics
     #[command(subcommand)]
     Topics(topics::Command),
+    /// Move the groups' positions to a mirrored cluster
+    #[command(subcommand)]
+    Positions(positions::Command),
     /// Print the settings in force and where each comes from
     Config {
         /// Form of the output
@@ -197,6 +201,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         Command::Trace(args) => trace::run(&settings, &args),
         Command::Subscriptions(command) => subscriptions::run(&settings, &command),
         Command::Topics(command) => topics::run(&settings, &command),
+        Command::Positions(command) => positions::run(&settings, &command),
         Command::Config { .. } | Command::Completions { .. } | Command::Man => Ok(Exit::Done),
     }
 }

@@ -41,6 +41,8 @@ pub mod header {
     pub const FIRST_FAILURE: &str = "hs-first-failure";
     /// Place among the commands of its subject: its offset when it was first taken; only with an order.
     pub const SEQUENCE: &str = "hs-sequence";
+    /// The id of the Kafka cluster that an offset beside it is of: of [`SEQUENCE`], or of a fact's letter.
+    pub const CLUSTER: &str = "hs-cluster";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
 }
@@ -150,8 +152,10 @@ pub struct Command {
     /// When the first attempt failed, if one has.
     pub first_failure: Option<EpochMs>,
     /// Its place among the commands of its subject, where its subscription asks for order: its offset when it was
-    /// first taken.
+    /// first taken. Negative when that was on another cluster.
     pub sequence: Option<i64>,
+    /// The Kafka cluster that the sequence is of; missing in commands of hookstream 0.1.0.
+    pub cluster: Option<Box<str>>,
     /// The exact body of the request.
     pub body: Bytes,
 }
@@ -173,6 +177,7 @@ pub struct Envelope<'a> {
     pub cause: Cause,
     pub first_failure: Option<EpochMs>,
     pub sequence: Option<i64>,
+    pub cluster: Option<&'a str>,
     pub traceparent: Option<&'a str>,
 }
 
@@ -202,6 +207,9 @@ impl Envelope<'_> {
         }
         if let Some(sequence) = self.sequence {
             write(header::SEQUENCE, &sequence.to_string());
+            if let Some(cluster) = self.cluster {
+                write(header::CLUSTER, cluster);
+            }
         }
         if let Some(trace) = self.traceparent {
             write(header::TRACEPARENT, trace);
@@ -254,6 +262,7 @@ impl Command {
             cause: self.cause,
             first_failure: self.first_failure,
             sequence: self.sequence,
+            cluster: self.cluster.as_deref(),
             traceparent: self.traceparent.as_deref(),
         }
     }
@@ -304,8 +313,29 @@ impl Command {
             traceparent: text(header::TRACEPARENT, raw.traceparent)?,
             first_failure: number(header::FIRST_FAILURE, raw.first_failure, EPOCH)?.map(EpochMs),
             sequence: number(header::SEQUENCE, raw.sequence, "an offset")?,
+            cluster: text(header::CLUSTER, raw.cluster)?,
             body: body.ok_or(InvalidCommand::NoBody)?,
         })
+    }
+
+    /// Gives the command a sequence of `cluster`: the one that it has, or its `offset` there.
+    ///
+    /// Offsets of two clusters cannot be compared, but what comes from another one is older than everything that was
+    /// first taken on this one: it goes before that, in the order that it had. The same holds at the next failover,
+    /// so that what has been on three clusters stays in order too. A sequence that names no cluster counts as this
+    /// one's.
+    pub fn place_in_order(&mut self, cluster: &str, offset: i64) {
+        let sequence = match (self.sequence, self.cluster.as_deref()) {
+            (None, _) => offset,
+            (Some(sequence), Some(other)) if other != cluster => {
+                sequence.saturating_sub(CLUSTER_DISTANCE)
+            }
+            (Some(sequence), _) => sequence,
+        };
+        self.sequence = Some(sequence);
+        if self.cluster.as_deref() != Some(cluster) {
+            self.cluster = Some(cluster.into());
+        }
     }
 
     /// The id of the trace that it belongs to, for the log.
@@ -332,6 +362,10 @@ impl Command {
     }
 }
 
+/// How far sequences of another cluster are moved, so that they are before offset 0: more than any partition has
+/// offsets, and so little that it can be done eight times.
+const CLUSTER_DISTANCE: i64 = 1 << 60;
+
 const EPOCH: &str = "a time in milliseconds since 1970";
 
 /// The headers of one record, borrowed, by name: one pass over the record instead of one per header.
@@ -351,6 +385,7 @@ struct RawHeaders<'a> {
     cause: Option<&'a [u8]>,
     first_failure: Option<&'a [u8]>,
     sequence: Option<&'a [u8]>,
+    cluster: Option<&'a [u8]>,
     traceparent: Option<&'a [u8]>,
 }
 
@@ -373,6 +408,7 @@ impl<'a> RawHeaders<'a> {
                 header::CAUSE => &mut raw.cause,
                 header::FIRST_FAILURE => &mut raw.first_failure,
                 header::SEQUENCE => &mut raw.sequence,
+                header::CLUSTER => &mut raw.cluster,
                 header::TRACEPARENT => &mut raw.traceparent,
                 _ => continue,
             };
@@ -459,6 +495,7 @@ pub(crate) mod tests {
             traceparent: None,
             first_failure: None,
             sequence: None,
+            cluster: None,
             body: Bytes::from_static(b"{}"),
         }
     }
@@ -489,7 +526,7 @@ pub(crate) mod tests {
     prop_compose! {
         fn any_command()(
             ids in ("\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}"),
-            optional in (maybe_text(), maybe_text(), maybe_text()),
+            optional in (maybe_text(), maybe_text(), maybe_text(), maybe_text()),
             times in (proptest::option::of(any::<i64>()), any::<i64>(), proptest::option::of(any::<i64>()), proptest::option::of(any::<i64>())),
             attempt in any::<u32>(),
             cause in 0..4_usize,
@@ -512,6 +549,7 @@ pub(crate) mod tests {
                 traceparent: optional.2,
                 first_failure: times.2.map(EpochMs),
                 sequence: times.3,
+                cluster: optional.3.filter(|_| times.3.is_some()),
                 body: body.into(),
             }
         }
@@ -570,5 +608,30 @@ pub(crate) mod tests {
             error.to_string(),
             "the header hs-attempt is \"-1\", which is not a count of attempts"
         );
+    }
+
+    #[test]
+    fn commands_of_another_cluster_are_before_those_of_this_one_in_the_order_that_they_had() {
+        let placed = |sequence: Option<i64>, of: Option<&str>, cluster: &str, offset| {
+            let mut command = Command {
+                sequence,
+                cluster: of.map(Box::from),
+                ..sample()
+            };
+            command.place_in_order(cluster, offset);
+            assert_eq!(command.cluster.as_deref(), Some(cluster));
+            command.sequence.unwrap()
+        };
+        assert_eq!(placed(None, None, "b", 7), 7);
+        assert_eq!(placed(Some(3), Some("b"), "b", 7), 3);
+        assert_eq!(placed(Some(3), None, "b", 7), 3, "of hookstream 0.1.0");
+        let of_a: Vec<i64> = [5, 900_000_000_000]
+            .map(|sequence| placed(Some(sequence), Some("a"), "b", 7))
+            .to_vec();
+        assert!(of_a.is_sorted() && of_a[1] < 0, "{of_a:?}");
+        let from_a_over_b = placed(Some(of_a[1]), Some("b"), "c", 7);
+        let from_b = placed(Some(0), Some("b"), "c", 7);
+        assert!(from_a_over_b < from_b && from_b < 0);
+        assert_eq!(placed(Some(from_b), Some("c"), "c", 8), from_b);
     }
 }

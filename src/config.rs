@@ -18,6 +18,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::delivery::breaker::BreakerRules;
+use crate::delivery::window::Format as WindowFormat;
 use crate::kafka::credentials::Credentials;
 use crate::retry::tier::Tiers;
 use crate::units::format_duration;
@@ -63,6 +64,8 @@ pub struct Settings {
     pub drain_deadline: Duration,
     /// Whether each attempt is recorded in the log of attempts.
     pub attempt_log: bool,
+    /// The format of the commit metadata that delivery writes.
+    pub window_format: WindowFormat,
     /// How many subscribers get series of their own, by each rank.
     pub lag_top: usize,
     /// A call into the Kafka client that takes longer, though brokers answer, ends the process.

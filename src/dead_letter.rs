@@ -1,14 +1,19 @@
 //! Dead letters as a log of facts: what was given up, and what an operator did about it.
 //!
 //! The topic never changes a record. A letter is a fact (`dead-lettered`), and so is what later settles it
-//! (`replayed`, `discarded`); the open letters are the fold of both. A settling fact names its letter by
-//! coordinates, because a webhook id may be dead-lettered again after its replay. Facts are told apart by the
-//! header `hs-fact`, and a settling fact lies in its letter's own partition, so that one partition can be
-//! folded without the others. Pure: headers come and go as plain pairs, times are arguments.
+//! (`replayed`, `discarded`); the open letters are the fold of both. Facts are told apart by the header `hs-fact`,
+//! and a settling fact lies in its letter's own partition, so that one partition can be folded without the others.
+//!
+//! A settling fact names its letter by what the letter says: webhook id, subscription, attempts and last failure,
+//! since a webhook id may be dead-lettered again after its replay. That holds on a mirrored cluster too, where the
+//! letter has another offset. The coordinates beside it, and the cluster that they are of, are for people, and for
+//! facts of hookstream 0.1.0, which have nothing else: those settle a letter only if its webhook id and subscription
+//! agree. Pure: headers come and go as plain pairs, times are arguments.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -205,27 +210,53 @@ pub enum Settlement {
     Discarded,
 }
 
+/// What tells a letter from the others of its webhook, also on a mirrored cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Moment {
+    /// Attempts made.
+    pub attempts: u32,
+    /// When the last one failed; the time of giving up when there was no attempt.
+    pub last_failure: EpochMs,
+}
+
+impl DeadLetter {
+    /// What tells it from the others of its webhook.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        Moment {
+            attempts: self.attempts,
+            last_failure: self.info.last_failure,
+        }
+    }
+}
+
 /// The fact that a letter was settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The letter.
+    /// The letter, on the cluster where it was settled.
     pub letter: Coordinates,
+    /// That cluster; missing in facts of hookstream 0.1.0.
+    pub cluster: Option<String>,
+    /// What tells the letter from the others of its webhook; missing in facts of hookstream 0.1.0.
+    pub moment: Option<Moment>,
     /// What was done.
     pub how: Settlement,
     /// When.
     pub at: EpochMs,
-    /// The letter's webhook id, for readers of the topic.
+    /// The letter's webhook id.
     pub webhook_id: String,
-    /// The letter's subscription, for readers of the topic.
+    /// The letter's subscription.
     pub subscription: String,
 }
 
 impl Settled {
-    /// The fact that `letter` was settled at `at`.
+    /// The fact that `letter` was settled at `at`, on `cluster`.
     #[must_use]
-    pub fn new(letter: &DeadLetter, how: Settlement, at: EpochMs) -> Self {
+    pub fn new(letter: &DeadLetter, how: Settlement, at: EpochMs, cluster: &str) -> Self {
         Self {
             letter: letter.at,
+            cluster: Some(cluster.to_owned()),
+            moment: Some(letter.moment()),
             how,
             at,
             webhook_id: letter.webhook_id.clone(),
@@ -241,7 +272,7 @@ impl Settled {
             Settlement::Replayed => Kind::Replayed,
             Settlement::Discarded => Kind::Discarded,
         };
-        vec![
+        let mut headers = vec![
             (header::VERSION, VERSION_TEXT.to_owned()),
             (FACT, kind.as_str().to_owned()),
             ("hs-letter-partition", self.letter.partition.to_string()),
@@ -249,7 +280,15 @@ impl Settled {
             ("hs-at", self.at.to_string()),
             ("webhook-id", self.webhook_id.clone()),
             ("hs-subscription", self.subscription.clone()),
-        ]
+        ];
+        if let Some(cluster) = &self.cluster {
+            headers.push((header::CLUSTER, cluster.clone()));
+        }
+        if let Some(moment) = self.moment {
+            headers.push(("hs-attempt", moment.attempts.to_string()));
+            headers.push(("hs-last-failure", moment.last_failure.to_string()));
+        }
+        headers
     }
 }
 
@@ -380,7 +419,17 @@ fn decode_letter(
 }
 
 fn decode_settled(how: Settlement, headers: &[(&str, &[u8])]) -> Result<Settled, FactError> {
+    let attempts = optional_number(headers, "hs-attempt")?;
+    let last_failure = optional_number(headers, "hs-last-failure")?.map(EpochMs);
+    let moment = attempts
+        .zip(last_failure)
+        .map(|(attempts, last_failure)| Moment {
+            attempts,
+            last_failure,
+        });
     Ok(Settled {
+        cluster: text(headers, header::CLUSTER)?.map(str::to_owned),
+        moment,
         letter: Coordinates {
             partition: number(headers, "hs-letter-partition")?,
             offset: Offset(number(headers, "hs-letter-offset")?),
@@ -480,33 +529,105 @@ impl State {
     }
 }
 
-/// The fold of the facts: it holds the settled letters only, about 40 bytes each, so that a first pass over the
-/// topic is small however many letters are open; a second pass then asks for the state of each letter.
+/// Makes keys of what letters and facts say of themselves. Seeded at random: nobody can choose ids that collide.
+#[derive(Clone, Debug, Default)]
+pub struct Identities(RandomState);
+
+/// A letter's identity in one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// Its partition.
+    pub partition: i32,
+    key: u64,
+}
+
+impl Identities {
+    /// The identity that letters and facts in `partition` have with this webhook id, subscription and moment.
+    #[must_use]
+    pub fn of(
+        &self,
+        partition: i32,
+        webhook_id: &str,
+        subscription: &str,
+        moment: Moment,
+    ) -> Identity {
+        let key = self.0.hash_one((webhook_id, subscription, moment));
+        Identity { partition, key }
+    }
+
+    /// A letter's identity.
+    #[must_use]
+    pub fn of_letter(&self, letter: &DeadLetter) -> Identity {
+        self.of(
+            letter.at.partition,
+            &letter.webhook_id,
+            &letter.subscription,
+            letter.moment(),
+        )
+    }
+
+    /// The webhook and the subscription alone.
+    #[must_use]
+    pub fn webhook(&self, webhook_id: &str, subscription: &str) -> u64 {
+        self.0.hash_one((webhook_id, subscription))
+    }
+}
+
+/// The fold of the facts: it holds what they say of settled letters only, about 50 bytes each, so that a first pass
+/// over the topic is small however many letters are open; a second pass then asks for the state of each letter.
+///
+/// A fact settles every letter before it that says the same of itself. Two that do, to the millisecond, are copies of
+/// one letter: a mirror writes some records twice when it was killed.
 #[derive(Clone, Debug, Default)]
 pub struct OpenLetters {
-    settled: HashMap<Coordinates, (Settlement, EpochMs)>,
+    identities: Identities,
+    /// By the first fact, and where the last one lies.
+    settled: HashMap<Identity, (Settlement, EpochMs, Offset)>,
+    /// Facts that name their letters by coordinates only, each with the letter's webhook.
+    by_place: HashMap<Coordinates, (u64, Settlement, EpochMs)>,
 }
 
 impl OpenLetters {
-    /// Takes a settling fact. The first one for a letter counts.
-    pub fn settle(&mut self, fact: &Settled) {
-        self.settled
-            .entry(fact.letter)
-            .or_insert((fact.how, fact.at));
+    /// Takes a settling fact, which lies at `place`. The first one for a letter counts.
+    pub fn settle(&mut self, fact: &Settled, place: Coordinates) {
+        let (webhook_id, subscription) = (&fact.webhook_id, &fact.subscription);
+        let Some(moment) = fact.moment else {
+            let webhook = self.identities.webhook(webhook_id, subscription);
+            let settled = (webhook, fact.how, fact.at);
+            self.by_place.entry(fact.letter).or_insert(settled);
+            return;
+        };
+        let partition = place.partition;
+        let identity = self
+            .identities
+            .of(partition, webhook_id, subscription, moment);
+        let settled = (fact.how, fact.at, place.offset);
+        let (_, _, last) = self.settled.entry(identity).or_insert(settled);
+        *last = place.offset.max(*last);
     }
 
-    /// What has become of the letter at `at`.
+    /// What has become of a letter.
     #[must_use]
-    pub fn state(&self, at: Coordinates) -> State {
-        self.settled
-            .get(&at)
-            .map_or(State::Open, |(how, when)| State::Settled(*how, *when))
+    pub fn state(&self, letter: &DeadLetter) -> State {
+        let webhook = || {
+            self.identities
+                .webhook(&letter.webhook_id, &letter.subscription)
+        };
+        if let Some((of, how, at)) = self.by_place.get(&letter.at)
+            && *of == webhook()
+        {
+            return State::Settled(*how, *at);
+        }
+        match self.settled.get(&self.identities.of_letter(letter)) {
+            Some((how, at, last)) if letter.at.offset < *last => State::Settled(*how, *at),
+            _ => State::Open,
+        }
     }
 
-    /// Whether the letter at `at` is open.
+    /// Whether a letter is open.
     #[must_use]
-    pub fn is_open(&self, at: Coordinates) -> bool {
-        !self.settled.contains_key(&at)
+    pub fn is_open(&self, letter: &DeadLetter) -> bool {
+        self.state(letter) == State::Open
     }
 }
 
@@ -640,28 +761,105 @@ mod tests {
             partition in 0..i32::MAX, offset in 0..i64::MAX, when in 0_i64..1 << 45, replayed: bool,
         ) {
             let how = if replayed { Settlement::Replayed } else { Settlement::Discarded };
-            let fact = Settled::new(&DeadLetter { at: at(partition, offset), ..letter() }, how, EpochMs(when));
-            let decoded = Fact::decode(at(partition, 5), Some(b"acme"), &borrowed(&fact.headers())).unwrap();
-            prop_assert_eq!(decoded, Fact::Settled(fact));
+            let of = DeadLetter { at: at(partition, offset), ..letter() };
+            let new = Settled::new(&of, how, EpochMs(when), "cluster-a");
+            let old = Settled { cluster: None, moment: None, ..new.clone() };
+            for fact in [new, old] {
+                let decoded = Fact::decode(at(partition, 5), Some(b"acme"), &borrowed(&fact.headers())).unwrap();
+                prop_assert_eq!(decoded, Fact::Settled(fact));
+            }
         }
 
+        /// A partition of letters and facts, then the same partition as a mirror holds it: other offsets, and some
+        /// records twice. In both, exactly those letters are settled that were settled.
         #[test]
-        fn the_fold_agrees_with_a_list_of_letters_that_are_struck_out(
-            actions in prop::collection::vec((0_i32..3, 0_i64..12, any::<bool>()), 0..200),
+        fn the_fold_agrees_with_a_list_of_letters_that_are_struck_out_also_on_a_mirror(
+            steps in prop::collection::vec((0_usize..40, any::<bool>(), any::<bool>(), 1_i64..4), 0..120),
+            shift in -3_i64..50,
+            by_place: bool,
         ) {
-            let mut naive: Vec<Coordinates> = (0..3).flat_map(|p| (0..12).map(move |o| at(p, o))).collect();
-            let mut fold = OpenLetters::default();
-            for (partition, offset, replayed) in actions {
-                let place = at(partition, offset);
-                naive.retain(|open| *open != place);
+            let mut log: Vec<(i64, Result<DeadLetter, Settled>, bool)> = Vec::new();
+            let mut letters: Vec<(DeadLetter, Option<Settlement>)> = Vec::new();
+            let mut offset = 0;
+            for (pick, is_letter, replayed, gap) in steps {
+                offset += gap;
+                if is_letter || letters.is_empty() {
+                    // Few webhooks, so that each has several letters.
+                    let mut new = DeadLetter { at: at(3, offset), webhook_id: format!("msg_{}", pick % 3), ..letter() };
+                    new.info.last_failure = EpochMs(offset);
+                    letters.push((new.clone(), None));
+                    log.push((offset, Ok(new), replayed));
+                    continue;
+                }
+                let pick = pick % letters.len();
+                let (of, state) = &mut letters[pick];
                 let how = if replayed { Settlement::Replayed } else { Settlement::Discarded };
-                fold.settle(&Settled::new(&DeadLetter { at: place, ..letter() }, how, EpochMs(1)));
+                state.get_or_insert(how);
+                let mut fact = Settled::new(of, how, EpochMs(1), "cluster-a");
+                if by_place {
+                    (fact.cluster, fact.moment) = (None, None);
+                }
+                log.push((offset, Err(fact), replayed));
             }
-            for place in (0..3).flat_map(|p| (0..12).map(move |o| at(p, o))) {
-                prop_assert_eq!(fold.is_open(place), naive.contains(&place));
-                prop_assert_eq!(fold.state(place) == State::Open, naive.contains(&place));
+            let settled = |state: State| match state {
+                State::Open => None,
+                State::Settled(how, _) => Some(how),
+            };
+            let mut fold = OpenLetters::default();
+            for (offset, record, _) in &log {
+                if let Err(fact) = record {
+                    fold.settle(fact, at(3, *offset));
+                }
+            }
+            for (letter, state) in &letters {
+                prop_assert_eq!(settled(fold.state(letter)), *state);
+            }
+
+            let mut fold = OpenLetters::default();
+            let mut mirrored: Vec<DeadLetter> = Vec::new();
+            let mut next = shift.max(0);
+            for (_, record, twice) in log {
+                for _ in 0..=u8::from(twice) {
+                    match &record {
+                        Ok(letter) => mirrored.push(DeadLetter { at: at(3, next), ..letter.clone() }),
+                        Err(fact) => fold.settle(fact, at(3, next)),
+                    }
+                    next += 1;
+                }
+            }
+            for letter in mirrored {
+                let told = settled(fold.state(&letter));
+                let (_, state) = letters.iter().find(|(one, _)| one.info == letter.info).unwrap();
+                if by_place {
+                    // Such a fact settles no letter of another webhook.
+                    let of_it = letters.iter().filter(|(one, _)| one.webhook_id == letter.webhook_id);
+                    prop_assert!(told.is_none() || of_it.into_iter().any(|(_, state)| state.is_some()));
+                } else {
+                    prop_assert_eq!(told, *state);
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_letter_that_came_after_the_fact_is_open() {
+        let mut fold = OpenLetters::default();
+        let fact = Settled::new(&letter(), Settlement::Replayed, EpochMs(30), "cluster-a");
+        fold.settle(&fact, at(3, 1050));
+        let state = |offset| {
+            let letter = DeadLetter {
+                at: at(3, offset),
+                ..letter()
+            };
+            fold.state(&letter)
+        };
+        let replayed = State::Settled(Settlement::Replayed, EpochMs(30));
+        assert_eq!(state(1042), replayed);
+        assert_eq!(state(7), replayed, "as a mirror holds it");
+        assert_eq!(state(1051), State::Open);
+        let mut again = letter();
+        again.info.last_failure = EpochMs(99);
+        assert!(fold.is_open(&again), "dead-lettered again");
     }
 
     #[test]
@@ -819,8 +1017,10 @@ mod tests {
             );
         }
         for how in [Settlement::Replayed, Settlement::Discarded] {
-            let headers = Settled::new(&letter(), how, EpochMs(5)).headers();
-            assert_eq!(problems(facts, &headers), Vec::<String>::new(), "{how:?}");
+            let mut fact = Settled::new(&letter(), how, EpochMs(5), "cluster-a");
+            assert_eq!(problems(facts, &fact.headers()), Vec::<String>::new());
+            (fact.cluster, fact.moment) = (None, None);
+            assert_eq!(problems(facts, &fact.headers()), Vec::<String>::new());
         }
     }
 

@@ -35,6 +35,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::clock;
 use crate::config::Settings;
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::consumer::{Commit, Gap, Member, Polled, TopicPartition};
 use crate::kafka::producer::Producer;
 use crate::kafka::{Failure, read_command};
@@ -45,7 +46,7 @@ use commit::Doubt;
 use pool::Workers;
 use shown::Shown;
 use systemic::Systemic;
-use window::{ReadError, Snapshot, Window};
+use window::{Place, ReadError, Snapshot, Window};
 use worker::{Incoming, Load, Order, Outcome};
 
 /// How often positions and outcomes are committed.
@@ -89,6 +90,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         member,
         producer,
         workers,
+        cluster: context.cluster()?,
         topic: Arc::from(topic),
         partitions: HashMap::new(),
         kept: Vec::new(),
@@ -154,6 +156,7 @@ struct Delivery<'a> {
     member: Member,
     producer: Producer,
     workers: Workers,
+    cluster: ClusterId,
     topic: Arc<str>,
     partitions: HashMap<i32, Owned>,
     /// Outcomes of a transaction that failed, to be written with the next one.
@@ -284,10 +287,16 @@ impl Delivery<'_> {
         }
     }
 
+    fn place(&self, number: i32) -> Place {
+        Place::new(self.cluster.as_str(), &self.topic, number)
+    }
+
     fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
         let load = Arc::new(Load::default());
+        let place = self.place(number);
         self.workers.place(number).send(Order::Open {
             partition: number,
+            place,
             window,
             load: Arc::clone(&load),
         });
@@ -305,7 +314,8 @@ impl Delivery<'_> {
         for found in committed {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
-            let (window, error) = Window::restore(position, &found.metadata, &self.topic, number);
+            let place = self.place(number);
+            let (window, error) = Window::restore(position, &found.metadata, place);
             if let Some(ReadError::Newer(version)) = error {
                 return Err(Failure::Newer {
                     place: format!("the commit metadata of {} {number}", self.topic),
@@ -317,6 +327,7 @@ impl Delivery<'_> {
                 self.context.metrics.foreign_commit_metadata().inc();
                 tracing::error!(
                     topic = %self.topic, partition = number, position = position.0,
+                    metric = "hookstream_foreign_commit_metadata_total",
                     "finished commands above the committed position may be delivered again: {error}",
                 );
             }

@@ -545,6 +545,7 @@ impl Fanout<'_> {
                 cause: Cause::New,
                 first_failure: None,
                 sequence: None,
+                cluster: None,
                 traceparent,
             };
             self.work.batch.bytes += body.len();

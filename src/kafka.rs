@@ -4,6 +4,7 @@
 //! add properties with `-X`, but not change these. What each is for stands beside it.
 
 mod bootstrap;
+pub mod cluster;
 pub mod consumer;
 pub mod credentials;
 pub mod pipeline;
@@ -28,6 +29,7 @@ use thiserror::Error;
 use crate::command::{Command, Envelope, InvalidCommand};
 use crate::config::Settings;
 use crate::units::Offset;
+use cluster::ClusterId;
 
 /// A transaction that is still open after this is aborted by the broker, so that readers of its
 /// partitions, and the next owner of its offsets, do not wait long for a crashed process.
@@ -66,7 +68,7 @@ pub enum Failure {
     },
     /// A broker does not accept the client's credentials, or one does not accept the other's certificate.
     #[error(
-        "{what} failed: a broker refuses this client: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
+        "{what} failed: connection not authenticated: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
     )]
     Refused {
         /// What was asked for.
@@ -166,7 +168,7 @@ pub fn is_unreachable(error: &KafkaError) -> bool {
 }
 
 /// Whether the error says that a broker does not accept this client: a wrong password, or a certificate that one of the
-/// two does not trust. Waiting may help, since both sides are changed one after the other when credentials rotate.
+/// two does not trust; or that the connection broke while the two found out. Waiting may help, since both sides are changed one after the other when credentials rotate.
 #[must_use]
 pub fn is_refused(error: &KafkaError) -> bool {
     matches!(
@@ -480,7 +482,7 @@ impl ClientContext for LogContext {
         self.note(&error, reason);
         if is_refused(&error) {
             if self.may_tell() {
-                tracing::warn!(client, "a broker refuses this client: {reason}");
+                tracing::warn!(client, "connection not authenticated: {reason}");
             }
         } else if !is_unreachable(&error) {
             tracing::warn!(client, "{error}: {reason}");
@@ -521,14 +523,14 @@ pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, 
 ///
 /// # Errors
 /// [`Failure::TopicMissing`] names the first topic that is not there; [`Failure::Denied`] if the broker refuses.
-/// `Ok(false)` when `stop` said to give up.
+/// `Ok(None)` when `stop` said to give up; otherwise the cluster's id.
 pub fn wait_for_topics(
     settings: &Settings,
     purpose: &'static str,
     wanted: &[String],
     stop: &dyn Fn() -> bool,
     waiting: &mut dyn FnMut(&str),
-) -> Result<bool, Failure> {
+) -> Result<Option<ClusterId>, Failure> {
     /// A whole try; the client goes on connecting between tries.
     const TRY: Duration = Duration::from_secs(2);
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
@@ -543,10 +545,16 @@ pub fn wait_for_topics(
             Ok(metadata) => {
                 let there: std::collections::HashSet<_> =
                     metadata.topics().iter().map(|topic| topic.name()).collect();
-                return match wanted.iter().find(|topic| !there.contains(topic.as_str())) {
-                    None => Ok(true),
-                    Some(missing) => explain_missing(&client, missing),
-                };
+                if let Some(missing) = wanted.iter().find(|topic| !there.contains(topic.as_str())) {
+                    return Err(explain_missing(&client, missing));
+                }
+                match cluster::ask(client.client(), TRY) {
+                    Some(cluster) => return Ok(Some(cluster)),
+                    None => waiting(&format!(
+                        "waiting for a broker at {}: it does not give the cluster's id",
+                        settings.brokers
+                    )),
+                }
             }
             Err(error) if is_denied(&error) => {
                 return Err(Failure::from_client("reading metadata", error));
@@ -556,7 +564,7 @@ pub fn wait_for_topics(
                 let why = client.context().0.refusal();
                 let why = why.map_or_else(
                     || error.to_string(),
-                    |refusal| format!("a broker refuses this client: {refusal}"),
+                    |refusal| format!("connection not authenticated: {refusal}"),
                 );
                 waiting(&format!(
                     "waiting for a broker at {}: {why}",
@@ -565,7 +573,7 @@ pub fn wait_for_topics(
             }
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Serves the log and error events of a client that nobody polls.
@@ -596,7 +604,7 @@ pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
 }
 
 /// A topic that may not be described is not listed either: asking for it by name tells which it is.
-fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Result<bool, Failure> {
+fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Failure {
     let denied = client
         .fetch_metadata(Some(topic), Duration::from_secs(5))
         .ok()
@@ -609,11 +617,11 @@ fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Result
                 .filter(|code| *code == RDKafkaErrorCode::TopicAuthorizationFailed)
         });
     match denied {
-        Some(code) => Err(Failure::Denied {
+        Some(code) => Failure::Denied {
             what: format!("describing the topic {topic}"),
             source: KafkaError::MetadataFetch(code),
-        }),
-        None => Err(Failure::TopicMissing(topic.to_owned())),
+        },
+        None => Failure::TopicMissing(topic.to_owned()),
     }
 }
 

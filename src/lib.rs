@@ -42,6 +42,7 @@
 //! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
 //! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
 //! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
+//! | [`positions`], [`positions::trail`] | S, P | where the groups are, moved to a mirrored cluster |
 //! | [`trace`], [`trace::story`] | S, P | the life of one event, found in the topics |
 //! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
 //! | [`spans`], `spans::{context, span}` | S, P | the way of an event, as spans for a collector |
@@ -63,6 +64,7 @@ pub mod http;
 pub mod kafka;
 pub mod lag;
 pub mod metrics;
+pub mod positions;
 pub mod release;
 pub mod replay;
 pub mod retry;

@@ -14,7 +14,7 @@
 //! then this one's fold would be out of date. In `at_least_once` there are no transactions: the commands are
 //! acknowledged before their facts are written, so a kill between sends up to one batch twice.
 //!
-//! Memory: the coordinates of settled letters, and one batch.
+//! Memory: the identities of settled letters, and one batch.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -30,9 +30,10 @@ use crate::dead_letter::{
     self, Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Reason, Settled,
     Settlement,
 };
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::producer::{BatchError, Producer, Record};
 use crate::kafka::{Failure, with_header};
-use crate::units::Offset;
+use crate::units::{EpochMs, Offset};
 
 /// Letters in one transaction.
 pub const MAX_BATCH: usize = 200;
@@ -51,9 +52,24 @@ pub struct Plan {
     pub limit: Option<u64>,
     /// Time from one letter to the next, on average over a batch.
     pub pace: Option<Duration>,
+    /// Letters that were replayed on another cluster at this time or later count as open.
+    pub again_since: Option<EpochMs>,
 }
 
 impl Plan {
+    /// Whether a fact settles its letter.
+    ///
+    /// A mirror that lost its source may have copied the fact and not the command. Facts of this cluster always count,
+    /// so that a run can be repeated.
+    fn believes(&self, fact: &Settled, cluster: &str) -> bool {
+        let elsewhere = fact
+            .cluster
+            .as_deref()
+            .is_some_and(|other| other != cluster);
+        let lately = self.again_since.is_some_and(|since| fact.at >= since);
+        !(elsewhere && lately && fact.how == Settlement::Replayed)
+    }
+
     fn is_reached(&self, letters: u64) -> bool {
         self.limit.is_some_and(|limit| letters >= limit)
     }
@@ -166,11 +182,11 @@ pub fn preview(
 ) -> Result<(Tally, Reading), Failure> {
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     let ends = log.stable_ends()?;
-    let (open, _) = fold(&log, &ends, stop, &mut |_| {})?;
+    let (open, _) = fold(&log, plan, &ends, stop, &mut |_| {})?;
     let mut tally = Tally::default();
     let reading = log.read::<Failure>(&ends, stop, |message| {
         match decode(message) {
-            Ok(Some(letter)) if open.is_open(letter.at) && plan.filter.matches(&letter) => {
+            Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
                 tally.add(&letter, message.payload_len());
             }
             Ok(_) => {}
@@ -218,7 +234,7 @@ fn replay(
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     drop(Log::open(settings, settings.topics.commands(), PURPOSE)?);
     let producer = Producer::sole(settings, PURPOSE)?;
-    let mut sender = Sender::new(settings, plan, producer, replayed);
+    let mut sender = Sender::new(settings, log.cluster()?, plan, producer, replayed);
     let result = sender.run(&log, stop, tell);
     if result.is_err() {
         sender.producer.abandon();
@@ -229,17 +245,21 @@ fn replay(
 /// The first pass: what is settled.
 fn fold(
     log: &Log,
+    plan: &Plan,
     ends: &[Range],
     stop: &dyn Fn() -> bool,
     read: &mut dyn FnMut(u64),
 ) -> Result<(OpenLetters, Reading), Failure> {
+    let cluster = log.cluster()?;
     let mut open = OpenLetters::default();
     let mut count = 0;
     let reading = log.read::<Failure>(ends, stop, |message| {
         count += 1;
         read(count);
-        if let Some(settled) = settled(message)? {
-            open.settle(&settled);
+        if let Some(settled) = settled(message)?
+            && plan.believes(&settled, cluster.as_str())
+        {
+            open.settle(&settled, place(message));
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -292,7 +312,9 @@ pub fn decode<M: Message>(message: &M) -> Result<Option<Box<DeadLetter>>, FactEr
     }
 }
 
-fn place<M: Message>(message: &M) -> Coordinates {
+/// Where a record lies.
+#[must_use]
+pub fn place<M: Message>(message: &M) -> Coordinates {
     Coordinates {
         partition: message.partition(),
         offset: Offset(message.offset()),
@@ -308,6 +330,7 @@ struct Letter {
 /// The second pass: sends what is open.
 struct Sender<'a> {
     guarantee: Guarantee,
+    cluster: ClusterId,
     commands: String,
     dead_letters: String,
     plan: &'a Plan,
@@ -320,12 +343,14 @@ struct Sender<'a> {
 impl<'a> Sender<'a> {
     fn new(
         settings: &Settings,
+        cluster: ClusterId,
         plan: &'a Plan,
         producer: Producer,
         replayed: &'a mut Tally,
     ) -> Self {
         Self {
             guarantee: settings.guarantee,
+            cluster,
             commands: settings.topics.commands(),
             dead_letters: settings.topics.dead_letters(),
             plan,
@@ -350,7 +375,7 @@ impl<'a> Sender<'a> {
                 .sum(),
             ..Progress::default()
         };
-        let (open, folded) = fold(log, &ends, stop, &mut |read| {
+        let (open, folded) = fold(log, self.plan, &ends, stop, &mut |read| {
             tell(Progress { read, ..progress })
         })?;
         // A fold that was cut short would show replayed letters as open.
@@ -384,7 +409,7 @@ impl<'a> Sender<'a> {
 
     fn take(&mut self, message: &BorrowedMessage<'_>, open: &OpenLetters) {
         match decode(message) {
-            Ok(Some(letter)) if open.is_open(letter.at) && self.plan.filter.matches(&letter) => {
+            Ok(Some(letter)) if open.is_open(&letter) && self.plan.filter.matches(&letter) => {
                 self.bytes += message.payload_len();
                 self.batch.push(Letter {
                     letter,
@@ -469,7 +494,8 @@ impl<'a> Sender<'a> {
         }
         let now = clock::now();
         for (tag, letter) in batch.iter().enumerate() {
-            let fact = Settled::new(&letter.letter, Settlement::Replayed, now).headers();
+            let cluster = self.cluster.as_str();
+            let fact = Settled::new(&letter.letter, Settlement::Replayed, now, cluster).headers();
             let headers = fact.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
                 with_header(all, key, value)
             });
@@ -527,6 +553,38 @@ mod tests {
         assert_eq!(plan(Some(Duration::from_millis(20))).batch(), 50);
         assert_eq!(plan(Some(Duration::from_secs(60))).batch(), 1);
         assert_eq!(plan(Some(Duration::from_nanos(1))).batch(), MAX_BATCH);
+    }
+
+    #[test]
+    fn only_what_another_cluster_replayed_lately_is_replayed_again() {
+        let fact = |cluster: Option<&str>, how, at| Settled {
+            letter: Coordinates {
+                partition: 0,
+                offset: Offset(1),
+            },
+            cluster: cluster.map(str::to_owned),
+            moment: None,
+            how,
+            at: EpochMs(at),
+            webhook_id: "msg_1".to_owned(),
+            subscription: "s".to_owned(),
+        };
+        let plan = Plan {
+            again_since: Some(EpochMs(10)),
+            ..Plan::default()
+        };
+        let (replayed, discarded) = (Settlement::Replayed, Settlement::Discarded);
+        assert!(!plan.believes(&fact(Some("a"), replayed, 10), "b"));
+        for believed in [
+            fact(Some("a"), replayed, 9),
+            fact(Some("a"), discarded, 10),
+            fact(Some("b"), replayed, 10),
+            fact(None, replayed, 10),
+        ] {
+            assert!(plan.believes(&believed, "b"), "{believed:?}");
+        }
+        let fact = fact(Some("a"), replayed, 10);
+        assert!(Plan::default().believes(&fact, "b"));
     }
 
     #[test]

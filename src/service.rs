@@ -10,16 +10,17 @@
 pub mod http;
 mod signals;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::cli::outcome::{CliError, Exit};
 use crate::cli::print;
 use crate::clock;
 use crate::config::Settings;
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::credentials::Credentials;
 use crate::kafka::table::{self, Table};
 use crate::kafka::{self, Failure};
@@ -138,9 +139,34 @@ pub struct RoleContext {
     health: Arc<Health>,
     stop: Arc<Stop>,
     subscriptions_read: Arc<Once>,
+    /// Known after [`RoleContext::wait_until_possible`] of any role.
+    cluster: Arc<OnceLock<ClusterId>>,
 }
 
 impl RoleContext {
+    /// The cluster that this process works on.
+    ///
+    /// # Errors
+    /// [`Failure::Internal`] before [`RoleContext::wait_until_possible`] has succeeded.
+    pub fn cluster(&self) -> Result<ClusterId, Failure> {
+        let known = self.cluster.get().cloned();
+        known.ok_or_else(|| Failure::Internal("the cluster's id is not known yet".to_owned()))
+    }
+
+    /// All roles of a process, also one that begins anew, work on one cluster.
+    fn check_cluster(&self, found: ClusterId) -> Result<(), Failure> {
+        let known = self.cluster.get_or_init(|| found.clone());
+        if *known == found {
+            return Ok(());
+        }
+        Err(Failure::Internal(format!(
+            "{} was the cluster {:?} and is the cluster {:?} now: restart this process",
+            self.settings.brokers,
+            known.as_str(),
+            found.as_str(),
+        )))
+    }
+
     /// Whether the role is to stop.
     #[must_use]
     pub fn stopping(&self) -> bool {
@@ -204,15 +230,17 @@ impl RoleContext {
                 tracing::warn!(role = purpose, "{reason}");
             }
         };
-        if !kafka::wait_for_topics(
+        let cluster = kafka::wait_for_topics(
             &self.settings,
             purpose,
             topics,
             &|| self.stopping(),
             &mut waiting,
-        )? {
+        )?;
+        let Some(cluster) = cluster else {
             return Ok(false);
-        }
+        };
+        self.check_cluster(cluster)?;
         self.set(State::Starting("reading the subscriptions".to_owned()));
         while self.role.needs_subscriptions() && !self.subscriptions_read.0.load(Ordering::Acquire)
         {
@@ -247,6 +275,14 @@ impl Service {
     /// # Errors
     /// [`CliError`] when the port is in use or a thread cannot be started.
     pub fn start(settings: &Settings, roles: &[Role]) -> Result<Self, CliError> {
+        Self::start_on(http::bind(settings.http_listen)?, settings, roles)
+    }
+
+    fn start_on(
+        listener: TcpListener,
+        settings: &Settings,
+        roles: &[Role],
+    ) -> Result<Self, CliError> {
         let settings = Arc::new(settings.clone());
         let metrics = Metrics::new();
         let health = Arc::new(Health::new());
@@ -259,9 +295,15 @@ impl Service {
             .map_err(|error| {
                 CliError::new(Exit::Failure, format!("starting the HTTP server: {error}"))
             })?;
-        let listener = runtime.block_on(http::bind(settings.http_listen))?;
         let http = listener.local_addr().map_err(|error| {
             CliError::new(Exit::Failure, format!("the HTTP server's address: {error}"))
+        })?;
+        let served = {
+            let _entered = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)
+        };
+        let served = served.map_err(|error| {
+            CliError::new(Exit::Failure, format!("starting the HTTP server: {error}"))
         })?;
         let (tracer, exporter) = Exporter::start(&settings, &metrics)?;
         let (over, ended) = channel();
@@ -279,6 +321,7 @@ impl Service {
         let board = Arc::new(Board::default());
         let table = Arc::new(Table::default());
         let subscriptions_read = Arc::new(Once::default());
+        let cluster = Arc::new(OnceLock::new());
         for &role in roles {
             health.register(role.name(), LIVENESS);
             let context = RoleContext {
@@ -291,6 +334,7 @@ impl Service {
                 health: Arc::clone(&health),
                 stop: Arc::clone(&stop),
                 subscriptions_read: Arc::clone(&subscriptions_read),
+                cluster: Arc::clone(&cluster),
             };
             service.spawn(role.name(), &over, move || {
                 let result = role.run(&context);
@@ -306,7 +350,9 @@ impl Service {
             service.spawn("table", &over, move || {
                 let stopped = || stop.is_told();
                 let needed = [settings.topics.subscriptions()];
-                if !kafka::wait_for_topics(&settings, "table", &needed, &stopped, &mut |_| {})? {
+                if kafka::wait_for_topics(&settings, "table", &needed, &stopped, &mut |_| {})?
+                    .is_none()
+                {
                     return Ok(());
                 }
                 table::follow(&settings, &table, &metrics, &stopped, &mut || {
@@ -314,10 +360,11 @@ impl Service {
                 })
             })?;
         }
-        let until_stopped = wait_for_stop(Arc::clone(&stop));
+        // Until the runtime ends: while roles drain, probes that got no answer would end the process.
+        let for_good = std::future::pending();
         service
             .runtime
-            .spawn(http::serve(listener, metrics, health, board, until_stopped));
+            .spawn(http::serve(served, metrics, health, board, for_good));
         Ok(service)
     }
 
@@ -418,12 +465,6 @@ const LAST_SPANS: Duration = Duration::from_secs(3);
 /// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
 const LIVENESS: Duration = Duration::from_secs(90);
 
-async fn wait_for_stop(stop: Arc<Stop>) {
-    while !stop.is_told() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 #[allow(
     clippy::disallowed_methods,
     reason = "no thread can be joined while one of them hangs"
@@ -444,8 +485,13 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
     let signals = Signals::handle()?;
     settings.credentials.renew();
     let mut settings = settings.clone();
+    // One for all services, so that a probe between two of them waits, and is not refused.
+    let listener = http::bind(settings.http_listen)?;
     loop {
-        let service = Service::start(&settings, roles)?;
+        let listener = listener.try_clone().map_err(|error| {
+            CliError::new(Exit::Failure, format!("the HTTP server's socket: {error}"))
+        })?;
+        let service = Service::start_on(listener, &settings, roles)?;
         signals.stop(service.stop_handle());
         let exit = service.wait()?;
         match settings.credentials.due() {

@@ -17,6 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::clock;
 use crate::config::Settings;
+use crate::kafka::cluster::{self, ClusterId};
 use crate::kafka::{self, Failure, LogContext};
 use crate::units::EpochMs;
 
@@ -111,6 +112,17 @@ impl Log {
             committed,
             all,
             partitions,
+        })
+    }
+
+    /// The cluster that the topic is on.
+    ///
+    /// # Errors
+    /// [`Failure`] when no broker answers.
+    pub fn cluster(&self) -> Result<ClusterId, Failure> {
+        cluster::ask(self.committed.client(), ANSWER).ok_or_else(|| {
+            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+            Failure::from_client("asking for the cluster's id", error)
         })
     }
 

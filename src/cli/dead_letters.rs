@@ -300,7 +300,7 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
                 return Ok(ControlFlow::Continue(()));
             }
         };
-        let state = settled.state(letter.at);
+        let state = settled.state(&letter);
         if !(args.all || state == State::Open) || !filter.matches(&letter) {
             return Ok(ControlFlow::Continue(()));
         }
@@ -353,7 +353,7 @@ fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
     let mut settled = OpenLetters::default();
     log.read::<Failure>(ends, &|| false, |message| {
         if let Some(fact) = replay::settled(message)? {
-            settled.settle(&fact);
+            settled.settle(&fact, replay::place(message));
         }
         Ok(ControlFlow::Continue(()))
     })
@@ -379,7 +379,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
         {
             found.push((
                 letter.info.last_failure,
-                shown(&letter, settled.state(letter.at), message),
+                shown(&letter, settled.state(&letter), message),
             ));
         }
         let beyond = place.is_some_and(|at| message.offset() >= at.offset.0);

@@ -14,7 +14,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::dead_letters::FilterArgs;
+use super::dead_letters::{FilterArgs, parse_time};
 use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
@@ -24,7 +24,7 @@ use crate::clock;
 use crate::config::{Guarantee, Settings};
 use crate::dead_letter::Reason;
 use crate::replay::{self, End, Plan, Progress, ReplayError, Report, Tally};
-use crate::units::counted;
+use crate::units::{EpochMs, counted};
 
 /// A commit, or the first contact, that takes longer than this is taken for a broker that does not answer.
 const UNANSWERED: Duration = Duration::from_secs(60);
@@ -46,6 +46,10 @@ pub struct ReplayArgs {
     /// At most so many letters a second (50, 50/s) or a minute (30/m)
     #[arg(long, value_name = "N/s", value_parser = parse_rate)]
     rate: Option<Rate>,
+    /// Replay letters too that were replayed on another cluster at this time or later: after an unplanned failover, when
+    /// the mirror may lack their commands. RFC 3339, or a duration ago such as 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    again_since: Option<EpochMs>,
     /// Print what would go, by subscriber and reason, and touch nothing
     #[arg(long)]
     dry_run: bool,
@@ -102,6 +106,7 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
         filter,
         limit: args.limit,
         pace: args.rate.map(|rate| rate.0),
+        again_since: args.again_since,
     };
     if args.dry_run || asks {
         let look = {

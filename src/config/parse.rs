@@ -11,6 +11,7 @@ use super::{
     may_hold_credentials,
 };
 use crate::delivery::breaker::BreakerRules;
+use crate::delivery::window::Format as WindowFormat;
 use crate::kafka::credentials::Credentials;
 use crate::retry::tier::Tiers;
 use crate::units::{format_duration, parse_duration};
@@ -86,6 +87,11 @@ impl<'a> Reader<'a> {
             time(text, Duration::from_secs(5), Duration::from_secs(3600))
         });
         let attempt_log = self.read("attempt-log", |text| text.parse().ok());
+        let window_format = self.read("window-format", |text| match text {
+            "1" => Some(WindowFormat::V1),
+            "2" => Some(WindowFormat::V2),
+            _ => None,
+        });
         let lag_top = self.read("lag-top", |text| number(text, 1, 10_000));
         let max_event_bytes = self.read("max-event-bytes", |text| size(text, 1024, 16 * MIB));
         let max_in_flight = self.read("max-in-flight", |text| number(text, 1, 65_536));
@@ -132,6 +138,7 @@ impl<'a> Reader<'a> {
             drain_deadline: drain_deadline?,
             hang_deadline: hang_deadline?,
             attempt_log: attempt_log?,
+            window_format: window_format?,
             lag_top: lag_top?,
             otlp: otlp?,
             egress: egress?,

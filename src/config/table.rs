@@ -57,6 +57,7 @@ settings! {
     "max-queued-bytes" "SIZE" "64MiB" "Commands held in memory per replica" "1MiB to 16GiB";
     "max-queued-commands" "N" "100000" "Commands held in memory per replica" "512 to 100000000";
     "attempt-log" "" "false" "Each attempt is recorded in the topic attempts, for people" "true or false";
+    "window-format" "N" "2" "Format of the commit metadata that delivery writes; 1 only while replicas of hookstream 0.1.0 run beside this version or are about to" "1 or 2";
     "lag-top" "N" "200" "Subscribers with series of their own, by lag, by age and by dead letters, and in each replica of delivery by attempts; the rest is _other" "1 to 10000";
     "breaker-failures" "N" "5" "A subscription's breaker opens after so many failures in a row" "0 (never) to 100000";
     "breaker-rate" "SHARE" "0.5" "It opens too when this share of the attempts in its window failed" "0 (never) to 1";

@@ -82,7 +82,7 @@ impl Delivery<'_> {
             self.observe(&state);
             for question in state.questions {
                 let worker = self.workers.weakly(question.partition);
-                scan::start(&self.context.settings, question, worker)
+                scan::start(&self.context.settings, &self.cluster, question, worker)
                     .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
             }
             let Some(owned) = self.partitions.get(&state.partition) else {
@@ -377,6 +377,7 @@ fn dead_letter_headers(command: &Command) -> OwnedHeaders {
     command_headers(&Envelope {
         first_failure: None,
         sequence: None,
+        cluster: None,
         ..command.envelope()
     })
 }

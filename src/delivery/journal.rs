@@ -284,6 +284,7 @@ mod tests {
             traceparent: None,
             first_failure: None,
             sequence: None,
+            cluster: None,
             body: Bytes::from_static(body.as_bytes()),
         };
         let facts = AttemptFacts {

@@ -107,6 +107,7 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn start(context: &RoleContext) -> Result<Self, Failure> {
         let settings = &context.settings;
+        let cluster = context.cluster()?;
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
@@ -122,6 +123,7 @@ impl Workers {
                 .map_err(|error| Failure::Internal(error.to_string()))?;
             let surroundings = Surroundings {
                 settings: Arc::clone(settings),
+                cluster: cluster.clone(),
                 table: Arc::clone(&context.table),
                 metrics: context.metrics.clone(),
                 tracer: context.tracer.clone(),

@@ -22,6 +22,7 @@ use super::worker::Order;
 use crate::admin::log::{ANSWER, Log, Range};
 use crate::command::header;
 use crate::config::Settings;
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::{Failure, LogContext, LoggedConsumer, consumer_config, read_command};
 use crate::units::{EpochMs, Offset, Position};
 
@@ -72,16 +73,17 @@ pub(super) enum Answer {
 /// When there can be no thread.
 pub(super) fn start(
     settings: &Arc<Settings>,
+    cluster: &ClusterId,
     question: Question,
     worker: WeakUnboundedSender<Order>,
 ) -> std::io::Result<()> {
     const BETWEEN_TRIES: Duration = Duration::from_secs(1);
-    let settings = Arc::clone(settings);
+    let (settings, cluster) = (Arc::clone(settings), cluster.clone());
     let name = format!("ahead-{}", question.partition);
     let read = move || {
         let stop = || worker.strong_count() == 0;
         while !stop() {
-            match answer(&settings, &question, &stop) {
+            match answer(&settings, &cluster, &question, &stop) {
                 Ok(answer) => {
                     if let Some(worker) = worker.upgrade() {
                         // If it has just ended, nobody waits for the answer.
@@ -103,12 +105,13 @@ pub(super) fn start(
 
 fn answer(
     settings: &Settings,
+    cluster: &ClusterId,
     question: &Question,
     stop: &dyn Fn() -> bool,
 ) -> Result<Answer, Failure> {
     match &question.about {
         About::UnderWay(from) => {
-            under_way(settings, question.partition, *from, stop).map(Answer::UnderWay)
+            under_way(settings, cluster, question.partition, *from, stop).map(Answer::UnderWay)
         }
         About::Others(from, of) => others(settings, question.partition, *from, of, stop),
     }
@@ -143,6 +146,7 @@ fn subscription<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a str> {
 
 fn under_way(
     settings: &Settings,
+    cluster: &ClusterId,
     partition: i32,
     from: Position,
     stop: &dyn Fn() -> bool,
@@ -161,13 +165,13 @@ fn under_way(
         let log = Log::open(settings, topic, PURPOSE)?;
         let ends = log.settled_ends(stop)?;
         read(&log, ends, partition, position, stop, |message| {
-            note(&mut found, message, None);
+            note(&mut found, message, None, cluster);
         })?;
     }
     let log = Log::open(settings, topics.commands(), PURPOSE)?;
     let ends = log.settled_ends(stop)?;
     read(&log, ends, partition, Some(from), stop, |message| {
-        note(&mut found, message, Some(Offset(message.offset())));
+        note(&mut found, message, Some(Offset(message.offset())), cluster);
     })?;
     Ok(found)
 }
@@ -225,11 +229,21 @@ fn released(
         .collect())
 }
 
-fn note(found: &mut UnderWay, message: &BorrowedMessage<'_>, released: Option<Offset>) {
+fn note(
+    found: &mut UnderWay,
+    message: &BorrowedMessage<'_>,
+    released: Option<Offset>,
+    cluster: &ClusterId,
+) {
     // What cannot be read is told by the role that has to deal with it.
-    let Ok(Ok(command)) = read_command(message) else {
+    let Ok(Ok(mut command)) = read_command(message) else {
         return;
     };
+    // One without a sequence was never taken.
+    if command.sequence.is_none() {
+        return;
+    }
+    command.place_in_order(cluster.as_str(), message.offset());
     if let (Some(subject), Some(sequence)) = (command.subject, command.sequence) {
         found.entry(command.subscription).or_default().push(Found {
             subject,

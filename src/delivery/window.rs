@@ -9,8 +9,20 @@
 //! span only shrinks, and two gaps that merge take no more bytes than they did apart. So room is asked for
 //! only when an offset is taken ([`Window::has_room`]), and a handful of hanging attempts never stops intake.
 //!
-//! The format, before base64: version, CRC-32 of the rest, hash of the topic's name and partition, base
-//! position, form, data. Foreign, damaged or stale metadata reads as empty: see [`ReadError`].
+//! The format, before base64:
+//!
+//! | bytes | what | version |
+//! |---|---|---|
+//! | 1 | version | |
+//! | 4 | CRC-32 of all that follows | |
+//! | 8 | hash of the topic's name and the partition | |
+//! | 8 | hash of the cluster's id | 2 |
+//! | 8 | base position | |
+//! | 1 | form | |
+//! | | data | |
+//!
+//! Both versions are read. Version 1 names no cluster: on a mirrored cluster it is told from the cluster's own only
+//! by its position. Metadata that is foreign, damaged, stale or of another cluster reads as empty: see [`ReadError`].
 
 use std::collections::BTreeMap;
 
@@ -24,15 +36,16 @@ use crate::units::{Offset, Position};
 pub const METADATA_LIMIT: usize = 4096;
 
 /// Bytes before base64 that fit, with a few to spare.
-const BYTES: usize = 3060;
-/// Version 1, CRC 4, place 8, base 8, form 1; and in the gaps form 10 for the tail.
-const HEADER: usize = 32;
+const BYTES: usize = 3068;
+/// Version 1, CRC 4, place 8, cluster 8, base 8, form 1; and in the gaps form 10 for the tail. Version 1 lacks the
+/// cluster and has the same room, so that what one version holds fits the other.
+const HEADER: usize = 40;
 const ROOM: usize = BYTES - HEADER;
 /// Offsets that a bitmap can tell of.
 const BITMAP_SPAN: i64 = (ROOM * 8) as i64;
 
-/// Version of the format of commit metadata.
-pub const VERSION: u8 = 1;
+/// The latest version of the format of commit metadata that this program reads.
+pub const VERSION: u8 = 2;
 const FORM_BITMAP: u8 = 1;
 const FORM_GAPS: u8 = 2;
 
@@ -53,6 +66,33 @@ pub struct Window {
     end: i64,
 }
 
+/// The version of the format that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Names no cluster; the only one that hookstream 0.1.0 reads.
+    V1,
+    /// Names the cluster.
+    V2,
+}
+
+/// Where metadata counts: one partition of one cluster. The hashes are computed once, not for each snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    cluster: u64,
+    partition: u64,
+}
+
+impl Place {
+    /// A partition of a topic of a cluster.
+    #[must_use]
+    pub fn new(cluster: &str, topic: &str, partition: i32) -> Self {
+        Self {
+            cluster: fnv1a(cluster.bytes()),
+            partition: fnv1a(topic.bytes().chain(partition.to_be_bytes())),
+        }
+    }
+}
+
 /// What to commit: everything below `position` is finished, and what `metadata` names above it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -70,12 +110,17 @@ pub enum ReadError {
     Foreign,
     /// Of a later program.
     #[error(
-        "the commit metadata has version {0}, and this program reads version {VERSION}; do not run older replicas beside newer ones"
+        "the commit metadata has version {0}, and this program reads up to version {VERSION}; do not run older replicas beside newer ones"
     )]
     Newer(u8),
     /// Of another topic, partition or position: an operator moved the offset, or the topic was made anew.
     #[error("the commit metadata belongs to another topic, partition or position")]
     Stale,
+    /// Of another cluster, whose offsets mean nothing here: a mirror copied it.
+    #[error(
+        "the commit metadata was written on another Kafka cluster, and its offsets mean nothing on this one; after a planned failover, run `hookstream positions import` before delivery starts"
+    )]
+    OtherCluster,
 }
 
 impl Window {
@@ -92,17 +137,12 @@ impl Window {
 
     /// A window as its last owner committed it. What cannot be used of `metadata` is told, and reads as empty.
     #[must_use]
-    pub fn restore(
-        position: Position,
-        metadata: &str,
-        topic: &str,
-        partition: i32,
-    ) -> (Self, Option<ReadError>) {
+    pub fn restore(position: Position, metadata: &str, place: Place) -> (Self, Option<ReadError>) {
         let mut window = Self::new(position);
         if metadata.is_empty() {
             return (window, None);
         }
-        match decode(metadata, position, place(topic, partition)) {
+        match decode(metadata, position, place) {
             Ok((unfinished, end)) => {
                 for offset in unfinished {
                     window.push(offset);
@@ -190,11 +230,11 @@ impl Window {
         u64::try_from(self.end - self.position().0).unwrap_or(0)
     }
 
-    /// What to commit now for `topic` and `partition`.
+    /// What to commit now for the partition at `place`.
     #[must_use]
-    pub fn snapshot(&self, topic: &str, partition: i32) -> Snapshot {
+    pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
         let position = self.position();
-        let metadata = self.encode(position, place(topic, partition));
+        let metadata = self.encode(position, place, format);
         debug_assert!(
             metadata.len() <= METADATA_LIMIT,
             "room is asked for when an offset is taken"
@@ -227,15 +267,21 @@ impl Window {
         }
     }
 
-    fn encode(&self, position: Position, place: u64) -> String {
+    fn encode(&self, position: Position, place: Place, format: Format) -> String {
         let span = usize::try_from(self.end - position.0).unwrap_or(0);
         if span == self.open.len() {
             return String::new();
         }
         let mut bytes = Vec::with_capacity(BYTES);
-        bytes.push(VERSION);
+        bytes.push(match format {
+            Format::V1 => 1,
+            Format::V2 => 2,
+        });
         bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&place.to_be_bytes());
+        bytes.extend_from_slice(&place.partition.to_be_bytes());
+        if format == Format::V2 {
+            bytes.extend_from_slice(&place.cluster.to_be_bytes());
+        }
         bytes.extend_from_slice(&position.0.to_be_bytes());
         if self.gap_bytes <= span / 8 {
             bytes.push(FORM_GAPS);
@@ -277,37 +323,47 @@ impl Window {
     }
 }
 
-/// Tells one topic's partition from another's, so that metadata copied or left behind is not believed.
-fn place(topic: &str, partition: i32) -> u64 {
-    // FNV-1a: stable over versions and machines, which the standard library's hasher is not.
-    topic
-        .bytes()
-        .chain(partition.to_be_bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+/// Stable over versions and machines, which the standard library's hasher is not.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// The unfinished offsets, ascending, and the position behind the last offset told of.
-fn decode(metadata: &str, position: Position, place: u64) -> Result<(Vec<i64>, i64), ReadError> {
+fn decode(metadata: &str, position: Position, place: Place) -> Result<(Vec<i64>, i64), ReadError> {
     let bytes = STANDARD_NO_PAD
         .decode(metadata)
         .map_err(|_| ReadError::Foreign)?;
-    let (fixed, data) = bytes.split_at_checked(22).ok_or(ReadError::Foreign)?;
-    if crc32fast::hash(&bytes[5..]).to_be_bytes() != fixed[1..5] {
+    let mut rest = bytes.as_slice();
+    let [version] = split(&mut rest)?;
+    let crc: [u8; 4] = split(&mut rest)?;
+    if crc32fast::hash(rest).to_be_bytes() != crc {
         return Err(ReadError::Foreign);
     }
-    if fixed[0] != VERSION {
-        return Err(ReadError::Newer(fixed[0]));
+    if !matches!(version, 1 | 2) {
+        return Err(ReadError::Newer(version));
     }
-    if fixed[5..13] != place.to_be_bytes() || fixed[13..21] != position.0.to_be_bytes() {
+    let partition: [u8; 8] = split(&mut rest)?;
+    if version == 2 && split(&mut rest)? != place.cluster.to_be_bytes() {
+        return Err(ReadError::OtherCluster);
+    }
+    let base: [u8; 8] = split(&mut rest)?;
+    if partition != place.partition.to_be_bytes() || base != position.0.to_be_bytes() {
         return Err(ReadError::Stale);
     }
-    match fixed[21] {
-        FORM_GAPS => read_gaps(data, position.0),
-        FORM_BITMAP => Ok(read_bitmap(data, position.0)),
+    match split(&mut rest)? {
+        [FORM_GAPS] => read_gaps(rest, position.0),
+        [FORM_BITMAP] => Ok(read_bitmap(rest, position.0)),
         _ => Err(ReadError::Foreign),
     }
+}
+
+/// The next `N` bytes.
+fn split<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], ReadError> {
+    let (first, behind) = rest.split_first_chunk().ok_or(ReadError::Foreign)?;
+    *rest = behind;
+    Ok(*first)
 }
 
 fn read_gaps(mut data: &[u8], base: i64) -> Result<(Vec<i64>, i64), ReadError> {
@@ -379,6 +435,11 @@ mod tests {
     use super::*;
 
     const TOPIC: &str = "webhook-commands";
+    const FORMATS: [Format; 2] = [Format::V1, Format::V2];
+
+    fn at(partition: i32) -> Place {
+        Place::new("cluster-a", TOPIC, partition)
+    }
 
     /// The plainest thing that could be right: what was taken and what has ended, as sets.
     #[derive(Default)]
@@ -399,10 +460,9 @@ mod tests {
     }
 
     /// Restores from `window`'s snapshot and tells which of `offsets` a new owner has to do.
-    fn left_to_do(window: &Window, offsets: &BTreeSet<i64>) -> Vec<i64> {
-        let snapshot = window.snapshot(TOPIC, 3);
-        let (mut restored, error) =
-            Window::restore(snapshot.position, &snapshot.metadata, TOPIC, 3);
+    fn left_to_do(window: &Window, offsets: &BTreeSet<i64>, format: Format) -> Vec<i64> {
+        let snapshot = window.snapshot(at(3), format);
+        let (mut restored, error) = Window::restore(snapshot.position, &snapshot.metadata, at(3));
         assert_eq!(error, None, "own metadata must be readable");
         offsets
             .range(snapshot.position.0..)
@@ -413,16 +473,23 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Action {
-        Take { skipped: i64 },
+        Take {
+            skipped: i64,
+        },
         Finish(usize),
-        Restart,
+        /// The former owner writes this format, the next one whichever comes then.
+        Restart(Format),
+    }
+
+    fn format() -> impl Strategy<Value = Format> {
+        prop::sample::select(FORMATS.to_vec())
     }
 
     fn action() -> impl Strategy<Value = Action> {
         prop_oneof![
             5 => (0..3_i64).prop_map(|skipped| Action::Take { skipped }),
             5 => any::<usize>().prop_map(Action::Finish),
-            1 => Just(Action::Restart),
+            1 => format().prop_map(Action::Restart),
         ]
     }
 
@@ -449,9 +516,9 @@ mod tests {
                             model.finished.insert(offset);
                         }
                     }
-                    Action::Restart => {
-                        let snapshot = window.snapshot(TOPIC, 3);
-                        let (restored, error) = Window::restore(snapshot.position, &snapshot.metadata, TOPIC, 3);
+                    Action::Restart(format) => {
+                        let snapshot = window.snapshot(at(3), format);
+                        let (restored, error) = Window::restore(snapshot.position, &snapshot.metadata, at(3));
                         prop_assert_eq!(error, None);
                         window = restored;
                         for &offset in model.taken.range(snapshot.position.0..) {
@@ -461,7 +528,9 @@ mod tests {
                 }
                 prop_assert_eq!(window.position().0, model.position());
                 prop_assert_eq!(window.unfinished(), model.open().len());
-                prop_assert_eq!(left_to_do(&window, &model.taken), model.open());
+                for format in FORMATS {
+                    prop_assert_eq!(left_to_do(&window, &model.taken, format), model.open());
+                }
             }
         }
 
@@ -488,7 +557,9 @@ mod tests {
                 }
             }
             while !open.is_empty() {
-                prop_assert!(window.snapshot(TOPIC, 0).metadata.len() <= METADATA_LIMIT);
+                for format in FORMATS {
+                    prop_assert!(window.snapshot(at(0), format).metadata.len() <= METADATA_LIMIT);
+                }
                 for _ in 0..open.len().min(97) {
                     window.finish(Offset(open.swap_remove(random.usize(..open.len()))));
                 }
@@ -497,13 +568,13 @@ mod tests {
 
         #[test]
         fn foreign_metadata_reads_as_empty(metadata in "\\PC{0,200}") {
-            let (window, error) = Window::restore(Position(7), &metadata, TOPIC, 0);
+            let (window, error) = Window::restore(Position(7), &metadata, at(0));
             prop_assert_eq!(window.position(), Position(7));
             prop_assert_eq!(error.is_some(), !metadata.is_empty());
         }
 
         #[test]
-        fn one_damaged_character_is_noticed(at in any::<prop::sample::Index>(), by in 1..64_u8) {
+        fn one_damaged_character_is_noticed(index in any::<prop::sample::Index>(), by in 1..64_u8, format in format()) {
             const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
             let mut window = Window::new(Position(5));
             for offset in 5..300 {
@@ -512,12 +583,12 @@ mod tests {
             for offset in (6..300).step_by(3) {
                 window.finish(Offset(offset));
             }
-            let snapshot = window.snapshot(TOPIC, 1);
+            let snapshot = window.snapshot(at(1), format);
             let mut bytes = snapshot.metadata.into_bytes();
-            let at = at.index(bytes.len());
-            let old = ALPHABET.iter().position(|&letter| letter == bytes[at]).unwrap();
-            bytes[at] = ALPHABET[(old + by as usize) % 64];
-            let (_, error) = Window::restore(snapshot.position, &String::from_utf8(bytes).unwrap(), TOPIC, 1);
+            let index = index.index(bytes.len());
+            let old = ALPHABET.iter().position(|&letter| letter == bytes[index]).unwrap();
+            bytes[index] = ALPHABET[(old + by as usize) % 64];
+            let (_, error) = Window::restore(snapshot.position, &String::from_utf8(bytes).unwrap(), at(1));
             prop_assert!(error.is_some());
         }
     }
@@ -537,7 +608,7 @@ mod tests {
         }
         assert_eq!(window.unfinished(), 8);
         assert_eq!(window.span(), 2_000_000);
-        assert!(window.snapshot(TOPIC, 0).metadata.len() < 100);
+        assert!(window.snapshot(at(0), Format::V2).metadata.len() < 100);
     }
 
     #[test]
@@ -564,13 +635,33 @@ mod tests {
         window.take(Offset(10));
         window.take(Offset(11));
         window.finish(Offset(11));
-        let Snapshot { position, metadata } = window.snapshot(TOPIC, 0);
-        let error =
-            |position, topic, partition| Window::restore(position, &metadata, topic, partition).1;
-        assert_eq!(error(position, TOPIC, 0), None);
-        assert_eq!(error(position, TOPIC, 1), Some(ReadError::Stale));
-        assert_eq!(error(position, "other", 0), Some(ReadError::Stale));
-        assert_eq!(error(Position(9), TOPIC, 0), Some(ReadError::Stale));
+        for format in FORMATS {
+            let Snapshot { position, metadata } = window.snapshot(at(0), format);
+            let error = |position, place| Window::restore(position, &metadata, place).1;
+            let elsewhere = Place::new("cluster-a", "other", 0);
+            assert_eq!(error(position, at(0)), None);
+            assert_eq!(error(position, at(1)), Some(ReadError::Stale));
+            assert_eq!(error(position, elsewhere), Some(ReadError::Stale));
+            assert_eq!(error(Position(9), at(0)), Some(ReadError::Stale));
+        }
+    }
+
+    #[test]
+    fn metadata_of_another_cluster_reads_as_empty_though_topic_partition_and_position_agree() {
+        let mut window = Window::new(Position(10));
+        window.take(Offset(10));
+        window.take(Offset(11));
+        window.finish(Offset(11));
+        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
+        let mirrored = Place::new("cluster-b", TOPIC, 0);
+        for position in [position, Position(3)] {
+            let (restored, error) = Window::restore(position, &metadata, mirrored);
+            assert_eq!(error, Some(ReadError::OtherCluster));
+            assert_eq!((restored.position(), restored.span()), (position, 0));
+        }
+        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V1);
+        let (_, error) = Window::restore(position, &metadata, mirrored);
+        assert_eq!(error, None, "version 1 names no cluster");
     }
 
     #[test]
@@ -579,12 +670,12 @@ mod tests {
         bytes.extend_from_slice(&[0; 17]);
         let crc = crc32fast::hash(&bytes[5..]);
         bytes[1..5].copy_from_slice(&crc.to_be_bytes());
-        let (_, error) = Window::restore(Position(0), &STANDARD_NO_PAD.encode(bytes), TOPIC, 0);
-        assert_eq!(error, Some(ReadError::Newer(2)));
+        let (_, error) = Window::restore(Position(0), &STANDARD_NO_PAD.encode(bytes), at(0));
+        assert_eq!(error, Some(ReadError::Newer(3)));
     }
 
     #[test]
-    fn the_format_of_version_1_stays_as_it_is() {
+    fn the_formats_stay_as_they_are() {
         let mut window = Window::new(Position(100));
         for offset in 100..110 {
             window.take(Offset(offset));
@@ -593,8 +684,12 @@ mod tests {
             window.finish(Offset(offset));
         }
         assert_eq!(
-            window.snapshot(TOPIC, 7).metadata,
+            window.snapshot(at(7), Format::V1).metadata,
             "AV8J+cDRHzojv67wTgAAAAAAAABkARoC"
+        );
+        assert_eq!(
+            window.snapshot(at(7), Format::V2).metadata,
+            "AgaliWPRHzojv67wTgHXzZCOyhdzAAAAAAAAAGQBGgI"
         );
     }
 
@@ -607,8 +702,8 @@ mod tests {
         for offset in [1, 5, 9] {
             window.finish(Offset(offset));
         }
-        let Snapshot { position, metadata } = window.snapshot(TOPIC, 0);
-        let (mut restored, _) = Window::restore(position, &metadata, TOPIC, 0);
+        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
+        let (mut restored, _) = Window::restore(position, &metadata, at(0));
         assert!(restored.take(Offset(8)), "8 was left unfinished");
         assert_eq!(restored.position(), Position(8), "0 to 7 are no more");
         assert!(

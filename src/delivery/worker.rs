@@ -28,13 +28,14 @@ use super::outcome::{Told, Verdict, judge};
 use super::scan::{About, Answer, Question};
 use super::systemic::{Health, LATELY};
 use super::tally::Tally;
-use super::window::Window;
+use super::window::{Place, Window};
 use crate::attempt::Excerpt;
 use crate::clock;
 use crate::config::Settings;
 use crate::egress::EgressPolicy;
 use crate::fault;
 use crate::http::HttpClient;
+use crate::kafka::cluster::ClusterId;
 use crate::kafka::table::Table;
 use crate::metrics::{Metrics, ParkReason};
 use crate::spans::{Open, Tracer, span};
@@ -56,6 +57,7 @@ pub(super) enum Order {
     /// Own this partition.
     Open {
         partition: i32,
+        place: Place,
         window: Window,
         load: Arc<Load>,
     },
@@ -80,6 +82,8 @@ pub(super) enum Order {
 /// What a worker needs of its surroundings.
 pub(super) struct Surroundings {
     pub(super) settings: Arc<Settings>,
+    /// Whose offsets are the sequences of ordered commands.
+    pub(super) cluster: ClusterId,
     pub(super) table: Arc<Table>,
     pub(super) metrics: Metrics,
     pub(super) tracer: Tracer,
@@ -256,6 +260,7 @@ impl Worker {
         match order {
             Order::Open {
                 partition,
+                place,
                 window,
                 load,
             } => {
@@ -265,6 +270,7 @@ impl Worker {
                     partition,
                     Partition {
                         epoch: self.epoch,
+                        place,
                         window,
                         load,
                         pending: VecDeque::new(),
@@ -666,12 +672,12 @@ impl Worker {
         self.ask();
         let now = clock::instant();
         let runnable = self.runnable(now);
-        let topic = self.around.settings.topics.commands();
+        let format = self.around.settings.window_format;
         self.partitions
             .iter_mut()
             .map(|(&number, partition)| PartitionState {
                 partition: number,
-                snapshot: partition.window.snapshot(&topic, number),
+                snapshot: partition.window.snapshot(partition.place, format),
                 outcomes: std::mem::take(&mut partition.outcomes),
                 span: partition.window.span(),
                 questions: std::mem::take(&mut partition.questions),

@@ -4,9 +4,9 @@
 //! whatever came before (aborts, rebalances, retries, restarts). A row takes 10 bytes, 14 in a tier, and a walk over ten
 //! million of them some tens of milliseconds.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use crate::dead_letter::{Coordinates, Reason, Settled};
+use crate::dead_letter::{Coordinates, DeadLetter, Identities, Identity, Reason, Settled};
 use crate::units::{EpochMs, Offset, Position};
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -202,7 +202,77 @@ pub struct Index {
     /// How many records of the commands topic were read for each entry, without those that were deleted unfinished.
     read: Vec<u64>,
     columns: Map<Place, Column>,
-    letters: Map<Coordinates, (Entry, Reason)>,
+    letters: Letters,
+}
+
+/// The open letters of the dead-letter topic.
+#[derive(Debug, Default)]
+struct Letters {
+    identities: Identities,
+    open: Map<Coordinates, Open>,
+    /// The open ones again: a fact settles those of its identity that lie before it.
+    by_identity: BTreeSet<(Identity, Offset)>,
+}
+
+#[derive(Debug)]
+struct Open {
+    entry: Entry,
+    reason: Reason,
+    identity: Identity,
+    webhook: u64,
+}
+
+impl Letters {
+    fn add(&mut self, letter: &DeadLetter, entry: Entry) {
+        let identity = self.identities.of_letter(letter);
+        let open = Open {
+            entry,
+            reason: letter.info.reason,
+            identity,
+            webhook: self
+                .identities
+                .webhook(&letter.webhook_id, &letter.subscription),
+        };
+        self.open.insert(letter.at, open);
+        self.by_identity.insert((identity, letter.at.offset));
+    }
+
+    fn settle(&mut self, fact: &Settled, place: Coordinates) {
+        let (webhook_id, subscription) = (&fact.webhook_id, &fact.subscription);
+        let Some(moment) = fact.moment else {
+            let webhook = self.identities.webhook(webhook_id, subscription);
+            let open = self.open.get(&fact.letter);
+            if open.is_some_and(|open| open.webhook == webhook) {
+                self.remove(fact.letter);
+            }
+            return;
+        };
+        let partition = place.partition;
+        let identity = self
+            .identities
+            .of(partition, webhook_id, subscription, moment);
+        let before = (identity, Offset(i64::MIN))..(identity, place.offset);
+        let settled: Vec<Offset> = self
+            .by_identity
+            .range(before)
+            .map(|(_, offset)| *offset)
+            .collect();
+        for offset in settled {
+            self.remove(Coordinates { partition, offset });
+        }
+    }
+
+    fn remove(&mut self, at: Coordinates) {
+        if let Some(open) = self.open.remove(&at) {
+            self.by_identity.remove(&(open.identity, at.offset));
+        }
+    }
+
+    fn forget(&mut self, partition: i32, start: Offset) {
+        let is_gone = |at: &Coordinates| at.partition == partition && at.offset < start;
+        let gone: Vec<_> = self.open.keys().copied().filter(is_gone).collect();
+        gone.into_iter().for_each(|at| self.remove(at));
+    }
 }
 
 fn seconds(time: EpochMs) -> u32 {
@@ -301,19 +371,18 @@ impl Index {
     }
 
     /// A command was given up.
-    pub fn dead_lettered(&mut self, at: Coordinates, entry: Entry, reason: Reason) {
-        self.letters.insert(at, (entry, reason));
+    pub fn dead_lettered(&mut self, letter: &DeadLetter, entry: Entry) {
+        self.letters.add(letter, entry);
     }
 
-    /// A letter was replayed or discarded.
-    pub fn settled(&mut self, settled: &Settled) {
-        self.letters.remove(&settled.letter);
+    /// A letter was replayed or discarded, as the fact at `place` states.
+    pub fn settled(&mut self, fact: &Settled, place: Coordinates) {
+        self.letters.settle(fact, place);
     }
 
     /// Letters of a partition before `start` are gone: retention has deleted them.
     pub fn forget_letters(&mut self, partition: i32, start: Offset) {
-        self.letters
-            .retain(|at, _| at.partition != partition || at.offset >= start);
+        self.letters.forget(partition, start);
     }
 
     #[cfg(test)]
@@ -363,7 +432,7 @@ impl Index {
                 waiting.tiers.insert(tier, count);
             }
         }
-        for &(entry, reason) in self.letters.values() {
+        for &Open { entry, reason, .. } in self.letters.open.values() {
             if let Some(waiting) = all.get_mut(entry.0 as usize) {
                 *waiting.dead.entry(reason).or_default() += 1;
             }
@@ -391,6 +460,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dead_letter::{DeadLetterInfo, Settlement};
 
     const SUBSCRIBERS: [&str; 3] = ["a", "b", "c"];
 
@@ -550,41 +620,87 @@ mod tests {
         assert_eq!(told(&index), [3, 4, 7]);
     }
 
+    fn letter(partition: i32, offset: i64, webhook_id: &str, last_failure: i64) -> DeadLetter {
+        DeadLetter {
+            at: Coordinates {
+                partition,
+                offset: Offset(offset),
+            },
+            subscriber: "acme".to_owned(),
+            subscription: "orders".to_owned(),
+            webhook_id: webhook_id.to_owned(),
+            event_id: "e1".to_owned(),
+            event_type: "order.created".to_owned(),
+            attempts: 1,
+            enqueued: None,
+            info: DeadLetterInfo {
+                reason: Reason::Gone,
+                status: Some(410),
+                error: String::new(),
+                first_failure: EpochMs(1),
+                last_failure: EpochMs(last_failure),
+            },
+        }
+    }
+
+    fn replayed(letter: &DeadLetter) -> Settled {
+        Settled::new(letter, Settlement::Replayed, EpochMs(9), "cluster-a")
+    }
+
+    fn open_letters(index: &Index) -> u64 {
+        let told = index.tally(|_| |_| false).subscriptions;
+        told.iter()
+            .filter_map(|(_, waiting)| waiting.dead.get(&Reason::Gone))
+            .sum()
+    }
+
     #[test]
     fn letters_that_retention_has_deleted_are_not_open() {
         let mut index = Index::default();
         let entry = index.entry("acme", "orders");
         for (partition, offset) in [(0, 1), (0, 5), (1, 1)] {
-            let at = Coordinates {
-                partition,
-                offset: Offset(offset),
-            };
-            index.dead_lettered(at, entry, Reason::Gone);
+            index.dead_lettered(&letter(partition, offset, "msg_1", offset), entry);
         }
         index.forget_letters(0, Offset(5));
-        let told = index.tally(|_| |_| false).subscriptions;
-        assert_eq!(told[0].1.dead, BTreeMap::from([(Reason::Gone, 2)]));
+        assert_eq!(open_letters(&index), 2);
+        index.forget_letters(0, Offset(i64::MAX));
+        assert_eq!(open_letters(&index), 1);
+        assert_eq!(index.letters.by_identity.len(), 1);
     }
 
     #[test]
     fn letters_are_open_until_they_are_settled() {
         let mut index = Index::default();
         let entry = index.entry("acme", "orders");
-        let at = |offset| Coordinates {
-            partition: 0,
-            offset: Offset(offset),
-        };
-        index.dead_lettered(at(1), entry, Reason::Gone);
-        index.dead_lettered(at(2), entry, Reason::Gone);
-        index.settled(&Settled {
-            letter: at(1),
-            how: crate::dead_letter::Settlement::Replayed,
-            at: EpochMs(0),
-            webhook_id: String::new(),
-            subscription: String::new(),
-        });
-        let told = index.tally(|_| |_| false).subscriptions;
-        assert_eq!(told[0].1.dead, BTreeMap::from([(Reason::Gone, 1)]));
+        let [first, second] = [letter(0, 1, "msg_1", 10), letter(0, 2, "msg_1", 20)];
+        index.dead_lettered(&first, entry);
+        index.dead_lettered(&second, entry);
+        let fact_at = letter(0, 3, "", 0).at;
+        index.settled(&replayed(&first), fact_at);
+        assert_eq!(open_letters(&index), 1);
+        assert!(index.letters.open.contains_key(&second.at));
+        let mut of_0_1_0 = replayed(&second);
+        (of_0_1_0.cluster, of_0_1_0.moment) = (None, None);
+        index.settled(&of_0_1_0, fact_at);
+        assert_eq!(open_letters(&index), 0);
+    }
+
+    #[test]
+    fn a_fact_that_a_mirror_copied_settles_its_letter_wherever_that_lies() {
+        let mut index = Index::default();
+        let entry = index.entry("acme", "orders");
+        let on_source = letter(0, 900, "msg_1", 10);
+        // The mirror holds it at 4, and another letter at the place that the fact names.
+        index.dead_lettered(&letter(0, 4, "msg_1", 10), entry);
+        index.dead_lettered(&letter(0, 900, "msg_2", 10), entry);
+        let mut of_0_1_0 = replayed(&on_source);
+        (of_0_1_0.cluster, of_0_1_0.moment) = (None, None);
+        index.settled(&of_0_1_0, letter(0, 901, "", 0).at);
+        assert_eq!(open_letters(&index), 2, "it names a wrong letter");
+        index.settled(&replayed(&on_source), letter(0, 902, "", 0).at);
+        assert_eq!(open_letters(&index), 1);
+        let left = letter(0, 900, "msg_2", 10);
+        assert!(index.letters.open.contains_key(&left.at));
     }
 
     #[test]

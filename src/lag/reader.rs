@@ -22,7 +22,8 @@ use crate::clock;
 use crate::command::header;
 use crate::config::Settings;
 use crate::dead_letter::{Coordinates, Fact};
-use crate::delivery::window::{ReadError, Window};
+use crate::delivery::window::{Place as WindowPlace, ReadError, Window};
+use crate::kafka::cluster::{self, ClusterId};
 use crate::kafka::{self, Failure, LogContext, LoggedConsumer, each_header};
 use crate::units::{EpochMs, Offset, Position, format_duration};
 
@@ -164,6 +165,7 @@ pub(super) struct Reader {
     release: Client,
     /// Fetches nothing: the answer of a client that does would wait behind its fetches.
     idle: Client,
+    cluster: ClusterId,
     /// The tiers' delays, as they are written.
     tiers: Vec<String>,
     index: Index,
@@ -197,12 +199,18 @@ impl Reader {
                 partitions: BTreeMap::new(),
             });
         }
+        let idle = client(settings, &group("lag"), "read_committed")?;
+        let Some(cluster) = cluster::ask(idle.client(), ANSWER) else {
+            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+            return Err(Failure::from_client("asking for the cluster's id", error));
+        };
         let mut reader = Self {
             sources,
             // Else a position would have to wait for a transaction that is about to move it.
             deliver: client(settings, &group("deliver"), "read_uncommitted")?,
             release: client(settings, &group("release"), "read_uncommitted")?,
-            idle: client(settings, &group("lag"), "read_committed")?,
+            idle,
+            cluster,
             tiers: settings
                 .tiers
                 .delays()
@@ -494,8 +502,8 @@ impl Reader {
             progress.floor = position;
             self.index.trim(place, Position(position));
             if matches!(place, Place::Commands(_)) {
-                let (window, error) =
-                    Window::restore(Position(position), &metadata, &source.topic, partition);
+                let at = WindowPlace::new(self.cluster.as_str(), &source.topic, partition);
+                let (window, error) = Window::restore(Position(position), &metadata, at);
                 let is_news = self.complaints.is_news(partition, position, error.as_ref());
                 if let Some(error) = error.filter(|_| is_news) {
                     tracing::warn!(topic = source.topic, partition, "{error}");
@@ -624,9 +632,9 @@ fn take_fact(index: &mut Index, message: &BorrowedMessage<'_>) {
     match Fact::decode(at, message.key(), &header_pairs(message)) {
         Ok(Fact::DeadLettered(letter)) => {
             let entry = index.entry(&letter.subscriber, &letter.subscription);
-            index.dead_lettered(at, entry, letter.info.reason);
+            index.dead_lettered(&letter, entry);
         }
-        Ok(Fact::Settled(settled)) => index.settled(&settled),
+        Ok(Fact::Settled(settled)) => index.settled(&settled, at),
         Err(error) => tracing::warn!("the record {at} of the dead letters is no fact: {error}"),
     }
 }
@@ -703,6 +711,7 @@ mod tests {
             deliver: client(),
             release: client(),
             idle: client(),
+            cluster: ClusterId::new("cluster-a"),
             tiers: Vec::new(),
             index,
             windows: BTreeMap::new(),

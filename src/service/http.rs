@@ -171,12 +171,17 @@ impl Health {
     }
 }
 
-/// Listens on `address`, and logs where: with port 0 the system chooses.
+/// Listens on `address`, for [`serve`] in any runtime, and logs where: with port 0 the system chooses.
 ///
 /// # Errors
 /// [`CliError`] names the address and the flag, as when another process uses the port.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, CliError> {
-    let listener = TcpListener::bind(address).await.map_err(|error| {
+pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, CliError> {
+    let listen = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    let listener = listen().map_err(|error: std::io::Error| {
         CliError::new(
             Exit::Failure,
             format!(
@@ -469,7 +474,7 @@ mod tests {
         tokio::sync::oneshot::Sender<()>,
         tokio::task::JoinHandle<()>,
     ) {
-        let listener = bind(LOOPBACK).await.unwrap();
+        let listener = TcpListener::from_std(bind(LOOPBACK).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let health = Arc::new(health(&[("fanout", State::Ready)]));
@@ -548,11 +553,11 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_port_in_use_is_told_with_its_address_and_flag() {
-        let first = bind(LOOPBACK).await.unwrap();
+    #[test]
+    fn a_port_in_use_is_told_with_its_address_and_flag() {
+        let first = bind(LOOPBACK).unwrap();
         let address = first.local_addr().unwrap();
-        let error = bind(address).await.unwrap_err();
+        let error = bind(address).unwrap_err();
         assert_eq!(error.exit, Exit::Failure);
         assert!(
             error.message.contains(&address.to_string()) && error.message.contains("--http-listen"),

@@ -596,6 +596,7 @@ mod tests {
             cause,
             first_failure: None,
             sequence: None,
+            cluster: None,
             traceparent: None,
         };
         envelope.each_header(|name, value| headers.push((name, value.as_bytes().to_vec())));
@@ -656,6 +657,8 @@ mod tests {
     fn of_records_of_one_time_the_cause_comes_first() {
         let settled = crate::dead_letter::Settled {
             letter: place(3, 7),
+            cluster: None,
+            moment: None,
             how: Settlement::Replayed,
             at: EpochMs(5),
             webhook_id: "msg_1".to_owned(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hookstream::clock;
-use hookstream::delivery::window::Window;
+use hookstream::delivery::window::{Place, Window};
 use hookstream::units::{Offset, Position as At};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
@@ -274,12 +274,14 @@ fn sample(consumer: &BaseConsumer, topic: &str) -> Option<Vec<Position>> {
     for partition in metadata.topics().first()?.partitions() {
         asked.add_partition(topic, partition.id());
     }
+    let cluster = consumer.client().fetch_cluster_id(PATIENCE)?;
+    let place = |partition| Place::new(&cluster, topic, partition);
     let at = clock::now().0;
     let answer = consumer.committed_offsets(asked, PATIENCE).ok()?;
     let read = answer.elements().into_iter().filter_map(|element| {
         let position = element.offset().to_raw().filter(|&offset| offset >= 0)?;
         let (window, error) =
-            Window::restore(At(position), element.metadata(), topic, element.partition());
+            Window::restore(At(position), element.metadata(), place(element.partition()));
         assert!(error.is_none(), "the group's own metadata: {error:?}");
         let finished =
             (position..position + 24_000).filter(|&offset| window.is_finished(Offset(offset)));

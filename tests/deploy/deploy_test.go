@@ -52,7 +52,7 @@ func components(t *testing.T) []string {
 var together = [][]string{
 	{"keda", "monitoring", "network-policy"},
 	{"topics-job", "replay-job", "kafka-binding", "monitoring", "network-policy", "keda"},
-	{"strimzi", "monitoring", "network-policy", "keda"},
+	{"replay-job", "topics-job", "strimzi", "monitoring", "network-policy", "keda"},
 }
 
 func TestTheBaseIsValid(t *testing.T) {
@@ -411,6 +411,52 @@ func TestPromtoolAcceptsTheRulesAsDeployed(t *testing.T) {
 	}
 }
 
+func TestAutoscalingAsksForMetricsThatThereAre(t *testing.T) {
+	golden := string(must[[]byte](t)(os.ReadFile(root("tests/data/metrics.golden"))))
+	var queries []string
+	for _, one := range must[[]Object](t)(compose("keda")) {
+		for _, trigger := range list(one, "spec", "triggers") {
+			queries = append(queries, text(trigger, "metadata", "query"))
+		}
+	}
+	if len(queries) != 3 {
+		t.Errorf("there are %d queries", len(queries))
+	}
+	promtool, missing := exec.LookPath("promtool")
+	for _, query := range queries {
+		for _, metric := range regexp.MustCompile(`hookstream_[a-z_]+`).FindAllString(query, -1) {
+			if !regexp.MustCompile(`\b` + metric + `\b`).MatchString(golden) {
+				t.Errorf("%s: tests/data/metrics.golden has no %s", query, metric)
+			}
+		}
+		if missing != nil {
+			continue
+		}
+		file := filepath.Join(t.TempDir(), "rules.yaml")
+		rules := map[string]any{"groups": []any{map[string]any{"name": "a", "rules": []any{map[string]any{"record": "a", "expr": query}}}}}
+		if err := os.WriteFile(file, must[[]byte](t)(yaml.Marshal(rules)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if output, err := exec.Command(promtool, "check", "rules", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", query, err, output)
+		}
+	}
+	if missing != nil {
+		t.Skip("the queries' syntax is NOT CHECKED without promtool (Debian's package prometheus)")
+	}
+}
+
+func TestTheImageHasTheVersionOfTheProgram(t *testing.T) {
+	manifest := string(must[[]byte](t)(os.ReadFile(root("Cargo.toml"))))
+	version := regexp.MustCompile(`(?m)^version = "([^"]+)"`).FindStringSubmatch(manifest)[1]
+	sets := slices.Concat(must[[]Object](t)(compose(components(t)...)), must[[]Object](t)(kustomize(kubernetes+"overlays/quickstart")), must[Chart](t)(helm("{}")).Objects)
+	for _, workload := range must[[]Workload](t)(workloads(sets)) {
+		if image := workload.spec.Containers[0].Image; workload.isOurs() && image != "hookstream:"+version {
+			t.Errorf("%s: its image is %s, should be of %s", workload.id(), image, version)
+		}
+	}
+}
+
 // The guard's networks in src/egress.rs, in the order of the source.
 func guardNetworks(t *testing.T, table string) []string {
 	t.Helper()
@@ -469,7 +515,7 @@ func TestTheNetworkPolicyExceptsWhatTheEgressGuardDoes(t *testing.T) {
 // The program itself reads the settings of each set.
 func TestTheProgramAcceptsTheSettings(t *testing.T) {
 	program := root("target/debug/hookstream")
-	if given := os.Getenv("HOOKSTREAM_PROGRAM"); given != "" {
+	if given := os.Getenv("PROGRAM_UNDER_TEST"); given != "" {
 		program = given
 	}
 	if _, err := os.Stat(program); err != nil {

@@ -287,6 +287,7 @@ func (s Set) ours(workload Workload, say sayer) {
 	if user := workload.spec.SecurityContext; user == nil || user.RunAsUser == nil || *user.RunAsUser != 65532 {
 		say("the user is not 65532, the image's")
 	}
+	s.files(workload, say)
 	if !workload.lasting {
 		return
 	}
@@ -311,7 +312,23 @@ func (s Set) ours(workload Workload, say sayer) {
 	}
 	// The instance names the transactional ids of all roles but lag, so it must be stable.
 	if stable := workload.kind() == "StatefulSet"; stable == (container.Args[0] == "lag") {
-		say("a %s, and its role is %s", workload.kind(), container.Args[0])
+		say("it is a %s, and its role is %s", workload.kind(), container.Args[0])
+	}
+}
+
+// The connection's files: those of librdkafka's properties, and the binding.
+var mountedFile = regexp.MustCompile(`(?:=|^)(/[^;]+)`)
+
+// files that settings name are in a volume.
+func (s Set) files(workload Workload, say sayer) {
+	for _, name := range []string{"HOOKSTREAM_X", "HOOKSTREAM_KAFKA_BINDING"} {
+		for _, match := range mountedFile.FindAllStringSubmatch(s.variable(workload, name, ""), -1) {
+			if !slices.ContainsFunc(workload.spec.Containers[0].VolumeMounts, func(mount corev1.VolumeMount) bool {
+				return match[1] == mount.MountPath || strings.HasPrefix(match[1], mount.MountPath+"/")
+			}) {
+				say("%s names %s, which no volume has", name, match[1])
+			}
+		}
 	}
 }
 
@@ -474,7 +491,7 @@ func (s Set) environment(one Object, say sayer) {
 	}
 	for _, name := range names {
 		if !s.settings.allows(name) {
-			say("%s is no setting", name)
+			say("%s is an unknown setting", name)
 		}
 	}
 }

@@ -139,8 +139,8 @@ func TestThePolicyRefuses(t *testing.T) {
 			first(one)["env"] = append(list(first(one), "env"), map[string]any{"name": "HOOKSTREAM_DRAIN_DEADLINE", "value": "15s"})
 		}},
 		{"a longer drain", "ConfigMap hookstream", "must be more than the drain deadline", func(one Object) { object(one, "data")["HOOKSTREAM_DRAIN_DEADLINE"] = "1m" }},
-		{"an unknown setting", "ConfigMap hookstream", "HOOKSTREAM_BROKER is no setting", func(one Object) { object(one, "data")["HOOKSTREAM_BROKER"] = "a:1" }},
-		{"an unknown variable", deliver, "HOOKSTREAM_FILE is no setting", func(one Object) {
+		{"an unknown setting", "ConfigMap hookstream", "HOOKSTREAM_BROKER is an unknown setting", func(one Object) { object(one, "data")["HOOKSTREAM_BROKER"] = "a:1" }},
+		{"an unknown variable", deliver, "HOOKSTREAM_FILE is an unknown setting", func(one Object) {
 			first(one)["env"] = append(list(first(one), "env"), map[string]any{"name": "HOOKSTREAM_FILE", "value": "x"})
 		}},
 		{"no instance", deliver, "HOOKSTREAM_INSTANCE is not", func(one Object) { first(one)["env"] = []any{} }},
@@ -162,6 +162,10 @@ func TestThePolicyRefuses(t *testing.T) {
 		{"a policy of nothing", "NetworkPolicy hookstream", "selects no pods", func(one Object) { object(one, "spec", "podSelector", "matchLabels")["app.kubernetes.io/name"] = "x" }},
 		{"two who scale", deliver, "has a number of replicas", func(one Object) { object(one, "spec")["replicas"] = 3.0 }},
 		{"nothing to scale", "ScaledObject hookstream-deliver", "nothing of the name of its target", func(one Object) { object(one, "spec", "scaleTargetRef")["name"] = "x" }},
+		{"a file of no volume", "ConfigMap hookstream", "names /etc/kafka/ca.crt, which no volume has", func(one Object) {
+			object(one, "data")["HOOKSTREAM_X"] = "security.protocol=SSL;ssl.ca.location=/etc/kafka/ca.crt"
+		}},
+		{"a binding of no volume", "ConfigMap hookstream", "names /bindings/kafka, which no volume has", func(one Object) { object(one, "data")["HOOKSTREAM_KAFKA_BINDING"] = "/bindings/kafka" }},
 		{"a needed Secret", deliver, "needs the Secret hookstream-env", func(one Object) { delete(object(list(first(one), "envFrom")[1], "secretRef"), "optional") }},
 	}
 	for _, one := range edits {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hookstream::delivery::window::Window;
+use hookstream::delivery::window::{self, Window};
 use hookstream::units::{Offset, Position};
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
@@ -61,12 +61,14 @@ impl Moment {
 
     fn take(&mut self, world: &World, number: usize, topic: &str, group: &str, kind: usize) {
         let committed = world.committed(group, topic);
+        let cluster = world.cluster();
         for record in world.read_all(topic, Isolation::Committed) {
             let place = (number, record.partition, record.offset);
             self.there.insert(place, cell(&record, kind));
             let window = committed.iter().find(|(at, ..)| *at == record.partition);
             let is_done = window.is_some_and(|(partition, position, metadata)| {
-                let (window, _) = Window::restore(Position(*position), metadata, topic, *partition);
+                let place = window::Place::new(&cluster, topic, *partition);
+                let (window, _) = Window::restore(Position(*position), metadata, place);
                 record.offset < *position || window.is_finished(Offset(record.offset))
             });
             if is_done {

@@ -469,6 +469,7 @@ fn what_is_finished_behind_a_hanging_command_stays_finished_after_a_kill() {
     // Transaction markers take offsets too, so the last command's own offset is what counts.
     let commands = world.read_all(&world.topics.commands(), Isolation::Committed);
     let last = commands.iter().map(|record| record.offset).max().unwrap();
+    let place = world.window_place(0);
     eventually_true(
         "the commit tells of all that is finished behind the first",
         ALL,
@@ -480,8 +481,7 @@ fn what_is_finished_behind_a_hanging_command_stays_finished_after_a_kill() {
                     let (window, error) = hookstream::delivery::window::Window::restore(
                         hookstream::units::Position(*position),
                         metadata,
-                        &world.topics.commands(),
-                        0,
+                        place,
                     );
                     let end = window.position().0 + i64::try_from(window.span()).unwrap();
                     error.is_none() && window.unfinished() == 1 && end > last

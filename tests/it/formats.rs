@@ -4,20 +4,23 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hookstream::attempt::{Attempt, Excerpt, Facts, Mask};
 use hookstream::command::{Cause, Command, ContentType};
 use hookstream::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
 };
-use hookstream::delivery::window::Window;
+use hookstream::delivery::window::{Format, Place, Window};
 use hookstream::units::{EpochMs, Offset, Position};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::scene::{LATER, event, put, start, subscription, world};
-use crate::support::{Receiver, World, eventually_true};
+use crate::support::{Answer, Receiver, World, eventually_true};
 
 const TOPIC: &str = "webhook-commands";
+const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
 fn command() -> Command {
     Command {
@@ -36,6 +39,7 @@ fn command() -> Command {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         first_failure: Some(EpochMs(1_700_000_001_000)),
         sequence: Some(42),
+        cluster: Some(CLUSTER.into()),
         body: "{}".into(),
     }
 }
@@ -103,9 +107,13 @@ fn windows() -> [Window; 2] {
     [mixed, nearly_done]
 }
 
+fn place() -> Place {
+    Place::new(CLUSTER, TOPIC, 3)
+}
+
 fn written() -> String {
     let mut text = String::from(
-        "# Version 1 of each format, as it is written. Later versions must read it.\n",
+        "# Each format as it is written; what 0.1.0 wrote otherwise is in formats-0.1.0.golden. Later versions must read it.\n",
     );
     text.push_str("\n## command\n");
     command()
@@ -117,7 +125,8 @@ fn written() -> String {
     }
     for how in [Settlement::Replayed, Settlement::Discarded] {
         text.push_str("\n## fact\n");
-        for (name, value) in Settled::new(&letter(), how, EpochMs(1_700_000_010_000)).headers() {
+        let fact = Settled::new(&letter(), how, EpochMs(1_700_000_010_000), CLUSTER);
+        for (name, value) in fact.headers() {
             writeln!(text, "{name}: {value}").unwrap();
         }
     }
@@ -125,14 +134,16 @@ fn written() -> String {
     let command = command();
     let value = serde_json::to_string(&attempt(&command)).unwrap();
     writeln!(text, "{value}").unwrap();
-    for window in windows() {
-        let snapshot = window.snapshot(TOPIC, 3);
-        writeln!(
-            text,
-            "\n## commit metadata\nposition: {}\n{}",
-            snapshot.position.0, snapshot.metadata
-        )
-        .unwrap();
+    for (version, format) in [(1, Format::V1), (2, Format::V2)] {
+        for window in windows() {
+            let snapshot = window.snapshot(place(), format);
+            writeln!(
+                text,
+                "\n## commit metadata, version {version}\nposition: {}\n{}",
+                snapshot.position.0, snapshot.metadata
+            )
+            .unwrap();
+        }
     }
     text
 }
@@ -168,8 +179,23 @@ fn sections(golden: &str) -> Vec<(&str, Vec<(&str, &str)>)> {
 }
 
 #[test]
-fn what_the_golden_file_holds_is_read() {
-    let golden = include_str!("../data/formats.golden");
+fn what_the_golden_files_hold_is_read() {
+    let of_0_1_0 = include_str!("../data/formats-0.1.0.golden");
+    reads(
+        of_0_1_0,
+        Command {
+            cluster: None,
+            ..command()
+        },
+        |fact| fact.cluster.is_none() && fact.moment.is_none(),
+    );
+    let now = include_str!("../data/formats.golden");
+    reads(now, command(), |fact| {
+        fact.cluster.as_deref() == Some(CLUSTER) && fact.moment == Some(letter().moment())
+    });
+}
+
+fn reads(golden: &str, expected: Command, is_of_version: impl Fn(&Settled) -> bool) {
     let sections = sections(golden);
     let of = |title: &str| {
         let (_, headers) = sections
@@ -178,23 +204,23 @@ fn what_the_golden_file_holds_is_read() {
             .unwrap();
         headers.clone()
     };
-    let bytes = |headers: &[(&'static str, &'static str)]| {
-        let all = headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes()));
-        all.collect::<Vec<_>>()
-    };
     let headers = of("command");
     let borrowed = headers
         .iter()
         .map(|(name, value)| (*name, Some(value.as_bytes())));
     let read = Command::from_record(Some(b"acme"), borrowed, Some("{}".into()));
-    assert_eq!(read.unwrap(), command());
-    let both = bytes(&[of("command"), of("dead letter")].concat());
-    let fact = Fact::decode(letter().at, Some(b"acme"), &both).unwrap();
+    assert_eq!(read.unwrap(), expected);
+    let both = [of("command"), of("dead letter")].concat();
+    let fact = Fact::decode(letter().at, Some(b"acme"), &bytes(&both)).unwrap();
     assert!(matches!(fact, Fact::DeadLettered(read) if read.info == letter().info));
     let fact = Fact::decode(letter().at, Some(b"acme"), &bytes(&of("fact"))).unwrap();
-    assert!(matches!(fact, Fact::Settled(read) if read.letter == letter().at));
+    let Fact::Settled(fact) = fact else {
+        panic!("it settles a letter")
+    };
+    assert!(
+        fact.letter == letter().at && is_of_version(&fact),
+        "{fact:?}"
+    );
     let value = golden.lines().find(|line| line.starts_with('{')).unwrap();
     let command = command();
     assert_eq!(
@@ -203,13 +229,23 @@ fn what_the_golden_file_holds_is_read() {
     );
     let metadata = golden
         .lines()
-        .filter(|line| line.len() > 60 && !line.contains(' '));
-    for (line, window) in metadata.zip(windows()) {
-        let (restored, error) = Window::restore(window.position(), line, TOPIC, 3);
-        assert_eq!(error, None);
+        .filter(|line| line.starts_with(['A']) && !line.contains(' '));
+    let mut count = 0;
+    for (line, window) in metadata.zip([windows(), windows()].into_iter().flatten()) {
+        let (restored, error) = Window::restore(window.position(), line, place());
+        assert_eq!(error, None, "{line}");
         assert_eq!(restored.unfinished(), window.unfinished());
         assert_eq!(restored.span(), window.span());
+        count += 1;
     }
+    assert!(count >= 2, "both forms");
+}
+
+fn bytes<'a>(headers: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a [u8])> {
+    let all = headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_bytes()));
+    all.collect()
 }
 
 #[test]
@@ -245,6 +281,91 @@ fn a_command_of_a_later_version_stops_delivery_and_stays_where_it_is() {
         .into_iter();
     let passed = committed.find(|(_, position, _)| *position > 0);
     assert_eq!(passed, None);
+}
+
+/// The version of the metadata that delivery has committed for the first partition, while it has a window.
+fn window_version(world: &World) -> Option<u8> {
+    let (_, _, metadata) = world
+        .committed("deliver", &world.topics.commands())
+        .into_iter()
+        .next()?;
+    let bytes = STANDARD_NO_PAD.decode(metadata).unwrap();
+    bytes.first().copied()
+}
+
+#[test]
+fn a_change_of_the_window_format_rewrites_the_metadata_and_repeats_nothing_that_is_finished() {
+    let world = world("window-format");
+    let receiver = Receiver::start(|seen| match seen.path.as_str() {
+        "/hangs" => Answer::hang(),
+        _ => Answer::ok(),
+    });
+    let subscriptions = [
+        subscription("hangs", &receiver.url("/hangs"), &["hang"]),
+        subscription("good", &receiver.url("/good"), &["a.b"]),
+    ];
+    put(&world, &subscriptions);
+    let flags = |format| {
+        [
+            "--window-format",
+            format,
+            "--drain-deadline",
+            "0s",
+            "--timeout",
+            "60s",
+        ]
+    };
+    let mut first = start(&world, &flags("1"));
+    world.produce_events([("k", event("slow", "hang", "1"))]);
+    receiver.wait_for(1, LATER);
+    produce(&world, 0..20);
+    receiver.wait_for(21, LATER);
+    for (format, version) in [("2", 2), ("1", 1), ("2", 2)] {
+        eventually_true("what is finished is committed", LATER, || {
+            window_version(&world).is_some()
+        });
+        first.sigterm();
+        assert!(first.wait_exit(LATER).success());
+        first = start(&world, &flags(format));
+        let what = format!("metadata of version {version}");
+        eventually_true(&what, LATER, || window_version(&world) == Some(version));
+    }
+    produce(&world, 20..21);
+    receiver.wait_until("the last is delivered", LATER, |seen| {
+        seen.iter().filter(|one| one.path == "/good").count() >= 21
+    });
+    assert_eq!(receiver.seen_at("/good").len(), 21, "some were repeated");
+    assert_eq!(
+        first.metric("hookstream_foreign_commit_metadata_total"),
+        Some(0.0)
+    );
+}
+
+#[test]
+fn metadata_of_another_cluster_reads_as_empty_and_is_counted() {
+    let world = world("other-cluster");
+    let receiver = Receiver::good();
+    put(&world, &[subscription("s", &receiver.url("/"), &["**"])]);
+    let commands = world.topics.commands();
+    // Offset 1 is finished there.
+    let mut window = Window::new(Position(0));
+    window.take(Offset(0));
+    window.take(Offset(1));
+    window.finish(Offset(1));
+    let place = Place::new("another", &commands, 0);
+    let mut list = TopicPartitionList::new();
+    let mut partition = list.add_partition(&commands, 0);
+    partition.set_offset(rdkafka::Offset::Offset(0)).unwrap();
+    partition.set_metadata(&window.snapshot(place, Format::V2).metadata);
+    commit_list(&world, &list);
+    let process = start(&world, &[]);
+    process.wait_for_line("was written on another Kafka cluster", LATER);
+    produce(&world, 0..3);
+    receiver.wait_for(3, LATER);
+    assert_eq!(
+        process.metric("hookstream_foreign_commit_metadata_total"),
+        Some(1.0)
+    );
 }
 
 #[test]
@@ -347,10 +468,14 @@ fn delete_before(world: &World, offset: i64) {
 }
 
 fn commit(world: &World, offset: i64) {
+    commit_list(world, &list(world, offset));
+}
+
+fn commit_list(world: &World, list: &TopicPartitionList) {
     let mut config = world.client_config();
     config.set("group.id", format!("{}deliver", world.prefix));
     let consumer: BaseConsumer = config.create().unwrap();
-    consumer
-        .commit(&list(world, offset), CommitMode::Sync)
-        .unwrap();
+    eventually_true("the coordinator takes a commit", LATER, || {
+        consumer.commit(list, CommitMode::Sync).is_ok()
+    });
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use hookstream::delivery::window::Window;
+use hookstream::delivery::window::{Place, Window};
 use hookstream::units::{Offset, Position};
 use serde_json::{Value, json};
 
@@ -25,12 +25,14 @@ pub fn naive(world: &World) -> Counts {
     };
     let commands = world.topics.commands();
     let delivered = positions("deliver", &commands);
+    let cluster = world.cluster();
+    let place = |partition| Place::new(&cluster, &commands, partition);
     for record in world.read_all(&commands, Isolation::Committed) {
         let done = delivered
             .get(&record.partition)
             .is_some_and(|(position, metadata)| {
                 let (window, error) =
-                    Window::restore(Position(*position), metadata, &commands, record.partition);
+                    Window::restore(Position(*position), metadata, place(record.partition));
                 assert_eq!(error, None);
                 record.offset < *position || window.is_finished(Offset(record.offset))
             });

@@ -24,6 +24,7 @@ mod harness;
 mod image;
 mod isolation;
 mod lag;
+mod mirror;
 mod observe;
 mod operator;
 mod order;

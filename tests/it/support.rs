@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod broker;
+mod mirror;
 mod process;
 mod proxy;
 mod receiver;
@@ -16,6 +17,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use broker::{Broker, broker};
+pub use mirror::{Mirror, kafka_tool};
 pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::super::crowd::Crowd;
 use super::super::scan::{Question, UnderWay};
-use super::super::window::{Snapshot, Window};
+use super::super::window::{Place, Snapshot, Window};
 use super::{LaneId, Map};
 use crate::command::Command;
 use crate::dead_letter::DeadLetterInfo;
@@ -148,6 +148,7 @@ pub(super) enum Scan {
 pub(super) struct Partition {
     /// Tells one ownership of the partition from the next (**Owner only**).
     pub(super) epoch: u64,
+    pub(super) place: Place,
     pub(super) window: Window,
     pub(super) load: Arc<Load>,
     pub(super) pending: VecDeque<Incoming>,

@@ -113,7 +113,8 @@ impl Worker {
             return Routed::Done;
         };
         if entry.book.is_some() {
-            taken.command.sequence.get_or_insert(taken.offset.0);
+            let cluster = self.around.cluster.as_str();
+            taken.command.place_in_order(cluster, taken.offset.0);
         }
         if !matches!(entry.destination, Destination::Open(_)) {
             let closed = entry.destination.clone();

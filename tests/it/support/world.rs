@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hookstream::config::Topics;
+use hookstream::delivery::window::Place;
 use hookstream::units::format_duration;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -101,6 +102,22 @@ impl World {
             replicas: if broker.address.contains(',') { 3 } else { 1 },
             flags: Vec::new(),
             spawned: AtomicU32::new(0),
+            producer: OnceLock::new(),
+        }
+    }
+
+    /// The same names on another broker, for a mirror.
+    pub fn elsewhere(&self, broker: &Broker) -> Self {
+        Self {
+            brokers: broker.address.clone(),
+            bootstrap: broker.bootstrap(),
+            prefix: self.prefix.clone(),
+            topics: self.topics.clone(),
+            events: self.events.clone(),
+            tiers: self.tiers.clone(),
+            replicas: self.replicas,
+            flags: self.flags.clone(),
+            spawned: AtomicU32::new(100),
             producer: OnceLock::new(),
         }
     }
@@ -332,6 +349,19 @@ impl World {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
         config
+    }
+
+    /// The id of the cluster.
+    pub fn cluster(&self) -> String {
+        let consumer = self.reader(&format!("{}reader", self.prefix), Isolation::Committed);
+        super::eventually("the cluster's id is told", SOON, || {
+            consumer.client().fetch_cluster_id(Duration::from_secs(5))
+        })
+    }
+
+    /// Where the commit metadata of a partition of the commands counts.
+    pub fn window_place(&self, partition: i32) -> Place {
+        Place::new(&self.cluster(), &self.topics.commands(), partition)
     }
 
     /// Where transactions are open: each partition of `topic` whose committed records end before its records do, and where.

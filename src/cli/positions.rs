@@ -1,0 +1,108 @@
+//! `hookstream positions export|import`: a planned failover to a mirrored cluster.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::interrupt::Interrupt;
+use super::outcome::{CliError, Exit, Output};
+use super::print::{self, Row};
+use crate::config::Settings;
+use crate::positions::{self, Document, Imported, PositionsError};
+
+/// `hookstream positions`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Print where the groups are, as JSON, in a form that holds on a mirrored cluster; stop every role first
+    Export,
+    /// Commit exported positions on a mirrored cluster; commits nothing unless the mirror is complete
+    Import(ImportArgs),
+}
+
+/// `hookstream positions import`.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// What `hookstream positions export` printed; - is standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Print what would be committed, and touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Row for Imported {
+    const HEADINGS: &'static [&'static str] = &[
+        "GROUP",
+        "TOPIC",
+        "PARTITION",
+        "BEFORE",
+        "POSITION",
+        "RECORDS",
+        "FINISHED",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.group.clone(),
+            self.topic.clone(),
+            self.partition.to_string(),
+            self.before
+                .map_or_else(|| "-".to_owned(), |before| before.to_string()),
+            self.position.to_string(),
+            self.records.to_string(),
+            self.finished.to_string(),
+        ]
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`]: a group has members, the mirror is not complete, or the broker does not answer or denies.
+pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
+    let interrupt = Interrupt::watch()?;
+    let stop = || interrupt.is_raised();
+    match command {
+        Command::Export => {
+            let document = positions::export(settings, &stop).map_err(failed)?;
+            print::document(Output::Json, &document)?;
+        }
+        Command::Import(args) => {
+            let document = read(args)?;
+            let imported =
+                positions::import(settings, &document, args.dry_run, &stop).map_err(failed)?;
+            print::rows(args.output, &imported)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn read(args: &ImportArgs) -> Result<Document, CliError> {
+    let shown = args.file.display();
+    let text = match args.file.as_os_str() == "-" {
+        true => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map(|_| text)
+        }
+        false => std::fs::read_to_string(&args.file),
+    };
+    let text = text.map_err(|error| CliError::new(Exit::Usage, format!("{shown}: {error}")))?;
+    serde_json::from_str(&text).map_err(|error| {
+        CliError::new(
+            Exit::Usage,
+            format!("{shown} is not what `hookstream positions export` prints: {error}"),
+        )
+    })
+}
+
+fn failed(error: PositionsError) -> CliError {
+    match error {
+        PositionsError::Failed(failure) => print::failed(&failure),
+        PositionsError::Interrupted => CliError::new(Exit::Interrupted, error.to_string()),
+        other => CliError::new(Exit::Failure, other.to_string()),
+    }
+}

@@ -1,0 +1,427 @@
+//! Moves the groups' positions to a mirrored cluster, exactly.
+//!
+//! A mirror gives records other offsets. MirrorMaker 2 translates a group's position to an offset at or before the
+//! right one, and copies commit metadata, whose offsets mean nothing on the other cluster. Without more, a failover
+//! repeats what lies between, and every retry that had left a tier from there.
+//!
+//! So a planned failover describes the positions by records: [`export`] on the source, when every role has stopped,
+//! and [`import`] on the target, when the mirror has copied everything. An import commits nothing unless it has found
+//! the records of every partition, so it also shows that the mirror is complete.
+
+pub mod trail;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use serde::{Deserialize, Serialize};
+
+use crate::admin::log::{ANSWER, Log, Range, Reading, header_pairs};
+use crate::config::Settings;
+use crate::delivery::window::{METADATA_LIMIT, Place, Window};
+use crate::kafka::consumer::{Commit, TopicPartition, commit_list};
+use crate::kafka::{self, Failure, LogContext, LoggedConsumer};
+use crate::units::{Offset, Position};
+use trail::{Fingerprint, Trail};
+
+const PURPOSE: &str = "positions";
+
+/// Version of the exported document.
+pub const VERSION: u32 = 1;
+
+/// How far before the records that are needed a reading begins, offsets: markers of transactions take offsets too.
+const SLACK: i64 = 10_000;
+
+/// The positions of all groups, by records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The cluster that it was exported from.
+    pub cluster: String,
+    /// Each partition that a group has committed a position of.
+    pub partitions: Vec<Exported>,
+}
+
+/// One partition's position, by records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    /// The role whose group it is.
+    pub role: GroupRole,
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The records around the position.
+    #[serde(flatten)]
+    pub trail: Trail,
+}
+
+/// A role that has a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupRole {
+    /// Reads events.
+    Fanout,
+    /// Reads commands.
+    Deliver,
+    /// Reads the tiers.
+    Release,
+}
+
+impl GroupRole {
+    const ALL: [Self; 3] = [Self::Fanout, Self::Deliver, Self::Release];
+
+    /// As in the group's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Deliver => "deliver",
+            Self::Release => "release",
+        }
+    }
+
+    fn group(self, settings: &Settings) -> String {
+        format!("{}{}", settings.group_prefix, self.as_str())
+    }
+
+    fn topics(self, settings: &Settings) -> Vec<String> {
+        let topics = &settings.topics;
+        let tiers = settings.tiers.delays().iter();
+        match self {
+            Self::Fanout => topics.events.clone(),
+            Self::Deliver => vec![topics.commands()],
+            Self::Release => tiers.map(|&delay| topics.retry(delay)).collect(),
+        }
+    }
+}
+
+/// Why positions were not exported or imported.
+#[derive(Debug, thiserror::Error)]
+pub enum PositionsError {
+    /// A replica runs.
+    #[error(
+        "the group {0} has members: stop every replica first, or positions move while they are read"
+    )]
+    Running(String),
+    /// Metadata that cannot be read.
+    #[error("the position of {topic} {partition}: {error}")]
+    Metadata {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// What is wrong with it.
+        error: crate::delivery::window::ReadError,
+    },
+    /// The document is of the cluster that it is to be imported to.
+    #[error(
+        "the positions were exported from this cluster ({0}), where they need no import: --brokers must name the other one"
+    )]
+    SameCluster(String),
+    /// A document of a later program.
+    #[error(
+        "the document has version {0}, and this program reads version {VERSION}: use the newer program"
+    )]
+    Newer(u32),
+    /// Records are missing.
+    #[error(
+        "nothing was committed: these partitions do not hold the records of the exported positions: {}; the mirror has not copied everything yet, or wrote some records twice",
+        .0.join(", ")
+    )]
+    NotThere(Vec<String>),
+    /// Told to stop.
+    #[error("interrupted; nothing was committed")]
+    Interrupted,
+    /// The edge to Kafka.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// One position as it was, or would be, committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Imported {
+    /// The group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The position that the group had, as the mirror translated it.
+    pub before: Option<i64>,
+    /// The exact position.
+    pub position: i64,
+    /// Records from the position to the end at the time of the export.
+    pub records: usize,
+    /// Those of them that are finished and will not be delivered again.
+    pub finished: usize,
+}
+
+type Client = BaseConsumer<LoggedConsumer>;
+
+/// Describes where all groups are. Waits for open transactions of processes that were killed.
+///
+/// # Errors
+/// [`PositionsError`]; nothing is changed.
+pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, PositionsError> {
+    let mut partitions = Vec::new();
+    let mut cluster = None;
+    for role in GroupRole::ALL {
+        let client = client(settings, role)?;
+        for topic in role.topics(settings) {
+            let log = Log::open(settings, topic.clone(), PURPOSE)?;
+            let cluster = match &cluster {
+                Some(known) => known,
+                None => cluster.insert(log.cluster()?),
+            };
+            let ends = log.settled_ends(stop)?;
+            let committed = committed(&client, role, settings, &topic, &ends)?;
+            for (range, (position, metadata)) in committed {
+                let place = Place::new(cluster.as_str(), &topic, range.partition);
+                let (window, error) = Window::restore(Position(position), &metadata, place);
+                // Only delivery keeps windows; the others commit no metadata.
+                if let Some(error) = error {
+                    return Err(PositionsError::Metadata {
+                        topic,
+                        partition: range.partition,
+                        error,
+                    });
+                }
+                let trail = trail_of(&log, range, &window, stop)?;
+                partitions.extend(trail.map(|trail| Exported {
+                    role,
+                    topic: topic.clone(),
+                    partition: range.partition,
+                    trail,
+                }));
+            }
+        }
+        no_members(&client, &role.group(settings))?;
+    }
+    Ok(Document {
+        version: VERSION,
+        cluster: cluster.map_or_else(String::new, |cluster| cluster.as_str().to_owned()),
+        partitions,
+    })
+}
+
+/// Finds the records of every position of `document`, and commits the positions that they have on this cluster unless
+/// `dry_run`.
+///
+/// # Errors
+/// [`PositionsError`]; nothing is committed unless all are found. A commit that fails leaves the groups before it in
+/// the document's order committed: the import can be repeated.
+pub fn import(
+    settings: &Settings,
+    document: &Document,
+    dry_run: bool,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<Imported>, PositionsError> {
+    if document.version != VERSION {
+        return Err(PositionsError::Newer(document.version));
+    }
+    let mut imported = Vec::new();
+    let mut missing = Vec::new();
+    let mut commits: Vec<(GroupRole, Client, Vec<Commit>)> = Vec::new();
+    for role in GroupRole::ALL {
+        let client = client(settings, role)?;
+        let mut list = Vec::new();
+        for topic in role.topics(settings) {
+            let log = Log::open(settings, topic.clone(), PURPOSE)?;
+            let cluster = log.cluster()?;
+            if cluster.as_str() == document.cluster {
+                return Err(PositionsError::SameCluster(document.cluster.clone()));
+            }
+            let ends = log.settled_ends(stop)?;
+            let before = committed(&client, role, settings, &topic, &ends)?;
+            for range in &ends {
+                let exported = document.partitions.iter().find(|exported| {
+                    (exported.role, exported.topic.as_str(), exported.partition)
+                        == (role, topic.as_str(), range.partition)
+                });
+                let Some(exported) = exported else { continue };
+                let Some((window, finished)) = find(&log, *range, &exported.trail, stop)? else {
+                    missing.push(format!("{topic} {}", range.partition));
+                    continue;
+                };
+                let place = Place::new(cluster.as_str(), &topic, range.partition);
+                let snapshot = window.snapshot(place, settings.window_format);
+                if snapshot.metadata.len() > METADATA_LIMIT {
+                    return Err(Failure::Internal(format!(
+                        "the window of {topic} {} does not fit the commit metadata",
+                        range.partition
+                    ))
+                    .into());
+                }
+                let mut known = before.iter();
+                let known = known.find(|(known, _)| known.partition == range.partition);
+                imported.push(Imported {
+                    group: role.group(settings),
+                    topic: topic.clone(),
+                    partition: range.partition,
+                    before: known.map(|(_, (position, _))| *position),
+                    position: snapshot.position.0,
+                    records: exported.trail.records,
+                    finished,
+                });
+                list.push(Commit {
+                    at: TopicPartition {
+                        topic: Arc::from(topic.as_str()),
+                        partition: range.partition,
+                    },
+                    position: snapshot.position,
+                    metadata: snapshot.metadata,
+                });
+            }
+            let gone = document.partitions.iter().filter(|exported| {
+                exported.role == role
+                    && exported.topic == topic
+                    && !ends
+                        .iter()
+                        .any(|range| range.partition == exported.partition)
+            });
+            missing.extend(gone.map(|exported| format!("{topic} {}", exported.partition)));
+        }
+        no_members(&client, &role.group(settings))?;
+        commits.push((role, client, list));
+    }
+    if !missing.is_empty() {
+        return Err(PositionsError::NotThere(missing));
+    }
+    if !dry_run {
+        for (role, client, list) in commits {
+            commit(&client, &role.group(settings), &list)?;
+        }
+    }
+    Ok(imported)
+}
+
+fn commit(client: &Client, group: &str, list: &[Commit]) -> Result<(), Failure> {
+    let failed =
+        |error| Failure::from_client(format!("committing the positions of {group}"), error);
+    if list.is_empty() {
+        return Ok(());
+    }
+    // Without being a member: a broker takes that only while the group has none.
+    client
+        .commit(&commit_list(list).map_err(failed)?, CommitMode::Sync)
+        .map_err(failed)
+}
+
+fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
+    kafka::consumer_config(settings, PURPOSE, &role.group(settings))
+        .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
+        .map_err(|error| Failure::from_client("creating a client", error))
+}
+
+fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
+    let found = client
+        .fetch_group_list(Some(group), ANSWER)
+        .map_err(|error| {
+            Failure::from_client(format!("asking for the members of {group}"), error)
+        })?;
+    match found
+        .groups()
+        .iter()
+        .any(|group| !group.members().is_empty())
+    {
+        true => Err(PositionsError::Running(group.to_owned())),
+        false => Ok(()),
+    }
+}
+
+/// Of the partitions, those with a position; and that, with its metadata.
+fn committed(
+    client: &Client,
+    role: GroupRole,
+    settings: &Settings,
+    topic: &str,
+    ranges: &[Range],
+) -> Result<Vec<(Range, (i64, String))>, Failure> {
+    /// A transaction of a killed process holds positions for this long at most.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let failed = |error| {
+        let group = role.group(settings);
+        Failure::from_client(format!("reading the positions of {group}"), error)
+    };
+    let mut asked = TopicPartitionList::new();
+    for range in ranges {
+        asked.add_partition(topic, range.partition);
+    }
+    let found = client.committed_offsets(asked, PATIENCE).map_err(failed)?;
+    let mut all = Vec::new();
+    for range in ranges {
+        let Some(element) = found.find_partition(topic, range.partition) else {
+            continue;
+        };
+        element.error().map_err(failed)?;
+        if let rdkafka::Offset::Offset(position) = element.offset() {
+            all.push((*range, (position, element.metadata().to_owned())));
+        }
+    }
+    Ok(all)
+}
+
+/// A partition's records from about `from` on: where each lies, and what it is.
+fn records(
+    log: &Log,
+    range: Range,
+    from: i64,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<(Offset, Fingerprint)>, PositionsError> {
+    let mut all = Vec::new();
+    let range = Range {
+        low: from.clamp(range.low, range.end.max(range.low)),
+        ..range
+    };
+    let reading = log.read::<Failure>(&[range], stop, |message| {
+        let headers = header_pairs(message);
+        let fingerprint = Fingerprint::of(message.key(), &headers, message.payload());
+        all.push((Offset(message.offset()), fingerprint));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    match reading {
+        Reading::Complete => Ok(all),
+        Reading::Stopped => Err(PositionsError::Interrupted),
+    }
+}
+
+/// `None` for a partition that never had a record.
+fn trail_of(
+    log: &Log,
+    range: Range,
+    window: &Window,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Trail>, PositionsError> {
+    let mut from = window.position().0 - SLACK;
+    loop {
+        let records = records(log, range, from, stop)?;
+        let trail = Trail::new(&records, window);
+        if trail.before.is_some() || from <= range.low {
+            return Ok((trail.before.is_some() || trail.records > 0).then_some(trail));
+        }
+        from = range.low;
+    }
+}
+
+fn find(
+    log: &Log,
+    range: Range,
+    trail: &Trail,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<(Window, usize)>, PositionsError> {
+    let needed = i64::try_from(trail.records).unwrap_or(i64::MAX);
+    let mut from = range.end.saturating_sub(needed).saturating_sub(SLACK);
+    loop {
+        let records = records(log, range, from, stop)?;
+        let found = trail.find(&records, range.low);
+        if found.is_some() || from <= range.low {
+            return Ok(found);
+        }
+        from = range.low;
+    }
+}

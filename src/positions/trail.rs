@@ -1,0 +1,224 @@
+//! A position in a partition by the records around it, which a mirror copies, instead of by an offset, which it does
+//! not. Pure.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+
+use crate::delivery::window::Window;
+use crate::units::{Offset, Position};
+
+/// What a record is, whatever its offset and timestamp: a digest of key, headers and value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// Of a record.
+    #[must_use]
+    pub fn of(key: Option<&[u8]>, headers: &[(&str, &[u8])], value: Option<&[u8]>) -> Self {
+        let mut hash = Context::new(&SHA256);
+        let mut part = |bytes: Option<&[u8]>| {
+            // Each part is preceded by its length, so that parts cannot run together.
+            let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
+            hash.update(&length.to_be_bytes());
+            hash.update(bytes.unwrap_or_default());
+        };
+        part(key);
+        part(value);
+        for (name, value) in headers {
+            part(Some(name.as_bytes()));
+            part(Some(value));
+        }
+        let mut short = [0; 16];
+        short.copy_from_slice(&hash.finish().as_ref()[..16]);
+        Self(short)
+    }
+
+    fn text(self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+}
+
+/// The records around a position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trail {
+    /// The last record before the position; `None` when there is none.
+    pub before: Option<String>,
+    /// How many records lie between the position and the end.
+    pub records: usize,
+    /// A digest over them.
+    pub digest: String,
+    /// How many of them, from the position on, delivery has taken.
+    pub taken: usize,
+    /// Which of those taken are unfinished, counted from the position; the others are finished.
+    pub unfinished: Vec<usize>,
+}
+
+impl Trail {
+    /// The trail of `window`, whose position all but the last of `records` may lie before.
+    #[must_use]
+    pub fn new(records: &[(Offset, Fingerprint)], window: &Window) -> Self {
+        let position = window.position();
+        let split = records.partition_point(|(offset, _)| offset.0 < position.0);
+        let (before, behind) = records.split_at(split);
+        let end = position.0 + i64::try_from(window.span()).unwrap_or(0);
+        let taken = behind.partition_point(|(offset, _)| offset.0 < end);
+        let unfinished = behind[..taken]
+            .iter()
+            .enumerate()
+            .filter(|(_, (offset, _))| !window.is_finished(*offset));
+        Self {
+            before: before.last().map(|(_, fingerprint)| fingerprint.text()),
+            records: behind.len(),
+            digest: digest(behind),
+            taken,
+            unfinished: unfinished.map(|(number, _)| number).collect(),
+        }
+    }
+
+    /// The window that the trail's has become where its records are these, and how many records behind its position
+    /// are finished. `low` is the partition's first offset; later records than the trail's may follow.
+    #[must_use]
+    pub fn find(&self, records: &[(Offset, Fingerprint)], low: i64) -> Option<(Window, usize)> {
+        let last = records.len().checked_sub(self.records)?;
+        // From the end on: that is where it is, unless somebody has written to the target already.
+        let start = (0..=last).rev().find(|&start| {
+            // Without one before it on the source, retention may have deleted what the mirror still has.
+            let follows = self.before.as_ref().is_none_or(|before| {
+                let index = start.checked_sub(1);
+                index.is_some_and(|index| records[index].1.text() == *before)
+            });
+            follows && digest(&records[start..start + self.records]) == self.digest
+        })?;
+        let behind = &records[start..start + self.records];
+        let position = match (behind.first(), start.checked_sub(1)) {
+            (Some((offset, _)), _) => Position(offset.0),
+            (None, Some(before)) => records[before].0.next(),
+            (None, None) => Position(low),
+        };
+        let mut window = Window::new(position);
+        let mut unfinished = self.unfinished.iter().copied().peekable();
+        let mut finished = 0;
+        for (number, (offset, _)) in behind.iter().enumerate().take(self.taken) {
+            window.take(*offset);
+            if unfinished.next_if_eq(&number).is_none() {
+                window.finish(*offset);
+                finished += 1;
+            }
+        }
+        Some((window, finished))
+    }
+}
+
+fn digest(records: &[(Offset, Fingerprint)]) -> String {
+    let mut hash = Context::new(&SHA256);
+    for (_, fingerprint) in records {
+        hash.update(&fingerprint.0);
+    }
+    URL_SAFE_NO_PAD.encode(hash.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Records that differ, unless their number says otherwise.
+    fn record(number: u8) -> Fingerprint {
+        Fingerprint::of(
+            Some(b"acme"),
+            &[("webhook-id", &[number])],
+            Some(b"{}".as_slice()),
+        )
+    }
+
+    /// Lays records out with gaps, as transactions leave them.
+    fn lay(numbers: &[u8], gaps: &[i64], from: i64) -> Vec<(Offset, Fingerprint)> {
+        let mut offset = from;
+        let mut all = Vec::new();
+        for (number, gap) in numbers.iter().zip(gaps) {
+            offset += gap;
+            all.push((Offset(offset), record(*number)));
+            offset += 1;
+        }
+        all
+    }
+
+    proptest! {
+        /// A window over a partition with gaps, exported and found again in a mirror of it with none, finishes the same
+        /// records, also when some look alike and others were written to the mirror since.
+        #[test]
+        fn a_window_moves_to_a_mirror_by_its_records(
+            numbers in proptest::collection::vec(0_u8..60, 0..60),
+            gaps in proptest::collection::vec(0_i64..3, 60),
+            before in 0_usize..60,
+            taken in 0_usize..60,
+            finished in proptest::collection::vec(any::<bool>(), 60),
+            from in 0_i64..100,
+            later in 0_usize..3,
+        ) {
+            let source = lay(&numbers, &gaps, 0);
+            let before = before.min(source.len());
+            let start = source.get(before).or(source.last()).map_or(0, |(offset, _)| offset.0);
+            let start = if before == source.len() && before > 0 { start + 1 } else { start };
+            let mut window = Window::new(Position(start));
+            let mut done = vec![true; before];
+            for (number, (offset, _)) in source.iter().enumerate().skip(before).take(taken) {
+                window.take(*offset);
+                if finished[number] {
+                    window.finish(*offset);
+                }
+                done.push(finished[number]);
+            }
+            let trail = Trail::new(&source, &window);
+            let document = serde_json::to_string(&trail).unwrap();
+            let trail: Trail = serde_json::from_str(&document).unwrap();
+
+            let mut numbers = numbers;
+            numbers.extend(std::iter::repeat_n(99, later));
+            let mirror = lay(&numbers, &[0; 70], from);
+            let (moved, _) = trail.find(&mirror, from).unwrap();
+            if later > 0 && trail.records == 0 && trail.before.is_none() {
+                return Ok(());
+            }
+            for (number, (offset, _)) in mirror.iter().enumerate() {
+                let is_done = offset.0 < moved.position().0 || moved.is_finished(*offset);
+                prop_assert_eq!(is_done, done.get(number).copied().unwrap_or(false), "record {}", number);
+            }
+        }
+
+        #[test]
+        fn a_mirror_that_lacks_a_record_is_refused(
+            count in 1_usize..40,
+            at in 0_usize..40,
+            lost in any::<prop::sample::Index>(),
+        ) {
+            let numbers: Vec<u8> = (0..count).map(|number| u8::try_from(number).unwrap()).collect();
+            let source = lay(&numbers, &[0; 40], 0);
+            let at = at.min(count);
+            let trail = Trail::new(&source, &Window::new(Position(i64::try_from(at).unwrap())));
+            let lost = lost.index(count);
+            let mut mirror = source;
+            mirror.remove(lost);
+            // Of what lies before the position only the last record counts.
+            let needed = lost + 1 >= at;
+            prop_assert_eq!(trail.find(&mirror, 0).is_none(), needed);
+        }
+    }
+
+    #[test]
+    fn a_record_is_told_by_each_of_its_parts() {
+        let plain = Fingerprint::of(Some(b"k"), &[("a", b"bc")], Some(b"v"));
+        for other in [
+            Fingerprint::of(None, &[("a", b"bc")], Some(b"v")),
+            Fingerprint::of(Some(b""), &[("a", b"bc")], Some(b"v")),
+            Fingerprint::of(Some(b"k"), &[("ab", b"c")], Some(b"v")),
+            Fingerprint::of(Some(b"k"), &[], Some(b"v")),
+            Fingerprint::of(Some(b"k"), &[("a", b"bc")], None),
+        ] {
+            assert_ne!(plain, other);
+        }
+    }
+}
