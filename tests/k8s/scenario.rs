@@ -30,7 +30,7 @@ use crate::truth::{self, SUBSCRIPTIONS};
 /// Of each topic. Two for each replica.
 const PARTITIONS: i32 = 6;
 /// How long the system may take until all that was produced during a step is through. Past it, it is stuck.
-const STUCK: Duration = Duration::from_secs(180);
+const STUCK: Duration = Duration::from_secs(300);
 /// How long the comparison takes.
 const STEADY: Duration = Duration::from_secs(20);
 
