@@ -302,12 +302,12 @@ pub fn evictions(lines: impl Iterator<Item = String>) -> Vec<i64> {
     times.map(|time| time.as_millisecond()).collect()
 }
 
-/// The partition of each event's record, by the event's number.
-pub fn event_partitions(world: &World) -> HashMap<u32, i32> {
+/// The partition and the time (epoch ms) of each event's record, by the event's number.
+pub fn event_records(world: &World) -> HashMap<u32, (i32, i64)> {
     let records = world.read_all(&world.events, Isolation::Committed);
     let of_record = |record: &Record| {
         let event = record.value.as_deref().and_then(truth::number_in)?;
-        Some((event, record.partition))
+        Some((event, (record.partition, record.timestamp)))
     };
     records.iter().filter_map(of_record).collect()
 }

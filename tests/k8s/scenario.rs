@@ -20,7 +20,7 @@ use crate::history::{History, Injected, Place, Request};
 use crate::it::support::{Broker, World, eventually, eventually_true};
 use crate::pauses::Arrival;
 use crate::reading::{
-    Sampler, come_to_rest, copies, count_records, event_partitions, evictions, requests,
+    Sampler, come_to_rest, copies, count_records, event_records, evictions, requests,
 };
 use crate::report::{Report, Row};
 use crate::step::{AWAY, Step, Version};
@@ -236,21 +236,35 @@ pub struct Arrivals {
 }
 
 fn arrivals(world: &World, history: &History) -> Arrivals {
-    let of_commands: HashMap<(u32, usize), i32> = history
+    let commands = history
         .copies
         .iter()
-        .filter(|copy| copy.place == Place::Commands)
-        .map(|copy| ((copy.event, copy.subscription), copy.partition))
-        .collect();
-    let of_events = event_partitions(world);
+        .filter(|copy| copy.place == Place::Commands);
+    // The first of a command's copies is the one that its first attempt comes from.
+    let mut of_commands: HashMap<(u32, usize), (i32, i64)> = HashMap::new();
+    for copy in commands {
+        let known = of_commands
+            .entry((copy.event, copy.subscription))
+            .or_insert((copy.partition, copy.at));
+        known.1 = known.1.min(copy.at);
+    }
+    let of_events = event_records(world);
     let first = || history.requests.iter().filter(|one| one.attempt == 1);
+    let arrival = |one: &Request, record: Option<&(i32, i64)>| {
+        let &(partition, produced) = record?;
+        Some(Arrival {
+            at: one.at,
+            partition,
+            produced,
+        })
+    };
     let is_slow = |one: &&Request| truth::is_slow(one.subscription, one.event, one.attempt);
     Arrivals {
         commands: first()
-            .filter_map(|one| Some((one.at, *of_commands.get(&(one.event, one.subscription))?)))
+            .filter_map(|one| arrival(one, of_commands.get(&(one.event, one.subscription))))
             .collect(),
         events: first()
-            .filter_map(|one| Some((one.at, *of_events.get(&one.event)?)))
+            .filter_map(|one| arrival(one, of_events.get(&one.event)))
             .collect(),
         slow: history
             .requests
