@@ -4,7 +4,7 @@
 //! user or password of PLAIN and SCRAM is given to the running clients; the connections that exist stay until a broker
 //! closes them or asks for new authentication (KIP-368). librdkafka reads certificates only when a client is made, so
 //! anything else that changes makes the service finish what is in flight, commit, and begin again with new clients
-//! ([`Credentials::due`]), after a random time, so that replicas do not all do it at once. Whatever cannot be read, or
+//! (`Credentials::due`), after a random time, so that replicas do not all do it at once. Whatever cannot be read, or
 //! does not make a client, changes nothing.
 
 use std::ffi::{CStr, CString};

@@ -303,6 +303,7 @@ pub fn evictions(lines: impl Iterator<Item = String>) -> Vec<i64> {
 }
 
 /// The partition and the time (epoch ms) of each event's record, by the event's number.
+#[allow(dead_code, reason = "only the test on Kubernetes needs it")]
 pub fn event_records(world: &World) -> HashMap<u32, (i32, i64)> {
     let records = world.read_all(&world.events, Isolation::Committed);
     let of_record = |record: &Record| {
