@@ -22,13 +22,16 @@ type Writer = ThreadedProducer<DefaultProducerContext>;
 const PARTITIONS: usize = 12;
 const MATCHES: usize = 10;
 const MICROS: f64 = 1e6;
+/// For what a further partition and a further subscription take.
+const WIDE: usize = 48;
+const SUBSCRIBERS: usize = 10_000;
 
 pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
     fanout(kafka, scale, report)?;
     replication(scale, report)?;
     deliveries(kafka, scale, report)?;
     tiers(kafka, scale, report)?;
-    resting(kafka, scale, report)?;
+    resting(kafka, report)?;
     lanes(kafka, scale, report)?;
     in_flight(kafka, scale, report)
 }
@@ -257,6 +260,9 @@ fn fill_commands(
     Ok(producer.flush(STUCK)?)
 }
 
+/// The case against which a new connection for each request is measured.
+const KEPT: &str = "https";
+
 /// Where the certificate of a receiver goes.
 fn certificate() -> Result<String, Problem> {
     let file = std::env::current_dir()?.join(format!("target/bench/{}.pem", std::process::id()));
@@ -280,12 +286,7 @@ fn deliveries(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), P
             many,
             delivered,
         ),
-        (
-            "https",
-            format!("https://127.0.0.1:{tls}/ok"),
-            many,
-            delivered,
-        ),
+        (KEPT, format!("https://127.0.0.1:{tls}/ok"), many, delivered),
         (
             "https, a new connection each",
             format!("https://127.0.0.1:{tls}/close"),
@@ -305,6 +306,7 @@ fn deliveries(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), P
             parked,
         ),
     ];
+    let mut kept = f64::NAN;
     for (number, (name, url, count, sample)) in cases.into_iter().enumerate() {
         let mut subscriptions = wanting(MATCHES, "order.*", &url);
         for subscription in &mut subscriptions {
@@ -331,11 +333,13 @@ fn deliveries(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), P
         let samples = [sample, parked];
         let role = ("deliver", flags);
         let all = passes(kafka, &world, scale.runs, role, (&samples, count))?;
-        report.tells(
-            &format!("deliver ({name}): CPU per command"),
-            own(&all, count),
-            " µs",
-        );
+        let each = own(&all, count);
+        report.tells(&format!("deliver ({name}): CPU per command"), each, " µs");
+        if name == KEPT {
+            kept = each;
+        } else if url.ends_with("/close") {
+            report.tells("deliver: CPU per new https connection", each - kept, " µs");
+        }
         report.tells(
             &format!("deliver ({name}): Kafka's CPU per command"),
             brokers(&all, count),
@@ -351,6 +355,17 @@ fn deliveries(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), P
             memory(&all),
             " MiB",
         );
+        if number == 0 {
+            // Groups of its own have done none of it.
+            let done = (&["hookstream_subscriber_lag{"][..], count);
+            let all = passes(kafka, &world, scale.runs, ("lag", &[]), done)?;
+            report.tells("lag: CPU per record read", own(&all, count), " µs");
+            report.tells(
+                "lag: Kafka's CPU per record read",
+                brokers(&all, count),
+                " µs",
+            );
+        }
     }
     Ok(std::fs::remove_file(file)?)
 }
@@ -417,17 +432,15 @@ fn at_rest(kafka: &Kafka, world: &World<'_>, role: &str) -> Result<Rest, Problem
     Ok(rest)
 }
 
-fn resting(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
-    let more = scale.pick(48, 120);
-    let subscribers = scale.pick(10_000, 100_000);
+fn resting(kafka: &Kafka, report: &mut Report) -> Result<(), Problem> {
     let few = World::new(
         kafka,
         "sizing-rest",
         PARTITIONS,
         &wanting(1, "order.*", URL),
     )?;
-    let wide = World::new(kafka, "sizing-wide", more, &wanting(1, "order.*", URL))?;
-    let many = wanting(subscribers, "order.*", URL);
+    let wide = World::new(kafka, "sizing-wide", WIDE, &wanting(1, "order.*", URL))?;
+    let many = wanting(SUBSCRIBERS, "order.*", URL);
     let many = World::new(kafka, "sizing-many", PARTITIONS, &many)?;
     for role in ["fanout", "deliver", "release", "lag"] {
         let base = at_rest(kafka, &few, role)?;
@@ -447,16 +460,16 @@ fn resting(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         let of_many = at_rest(kafka, &wide, role)?;
         report.tells(
             &format!("{role} at rest: memory per further partition"),
-            1024.0 * (of_many.memory - base.memory) / (more - PARTITIONS) as f64,
+            1024.0 * (of_many.memory - base.memory) / (WIDE - PARTITIONS) as f64,
             " KiB",
         );
         report.tells(
-            &format!("{role} at rest with {more} partitions: of a core"),
+            &format!("{role} at rest with {WIDE} partitions: of a core"),
             of_many.cpu,
             " %",
         );
         report.tells(
-            &format!("{role} at rest with {more} partitions: Kafka, of a core"),
+            &format!("{role} at rest with {WIDE} partitions: Kafka, of a core"),
             of_many.kafka,
             " %",
         );
@@ -464,11 +477,11 @@ fn resting(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
             let all = at_rest(kafka, &many, role)?;
             report.tells(
                 &format!("{role}: memory per subscription"),
-                1024.0 * (all.memory - base.memory) / subscribers as f64,
+                1024.0 * (all.memory - base.memory) / SUBSCRIBERS as f64,
                 " KiB",
             );
             report.tells(
-                &format!("{role}: start to ready with {subscribers} subscriptions"),
+                &format!("{role}: start to ready with {SUBSCRIBERS} subscriptions"),
                 all.ready,
                 " s",
             );
