@@ -5,7 +5,7 @@
 //! alternate, and figures are medians. Latency is measured in an open loop, from the time at which an event was to be
 //! produced, so that a stall is not left out. Nothing is asserted: a target that is missed is reported as missed.
 //!
-//! Arguments: `--quick`, `--runs N`, `--rate EVENTS_PER_SECOND`, and the rows to run; all of them when none is named.
+//! Arguments: `--quick`, `--runs N`, `--rate EVENTS_PER_SECOND`, and the rows to run; all but `sizing` when none is named.
 //! The tables go to standard output, `target/bench/bench.md` and `target/bench/bench.json`.
 
 #![allow(
@@ -28,6 +28,7 @@ mod matching;
 mod receiver;
 mod reference;
 mod report;
+mod sizing;
 mod stage;
 
 use report::Report;
@@ -50,7 +51,7 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 9] = [
+const ROWS: [(&str, Row); 10] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
@@ -60,7 +61,11 @@ const ROWS: [(&str, Row); 9] = [
     ("isolation", isolation::run),
     ("backlog", backlog::run),
     ("lag", lag::run),
+    (SIZING, sizing::run),
 ];
+
+/// Its figures are for `docs/sizing.md`, not for a comparison: it runs only when it is named.
+const SIZING: &str = "sizing";
 
 fn main() -> Result<(), Problem> {
     let arguments: Vec<String> = std::env::args()
@@ -77,7 +82,8 @@ fn main() -> Result<(), Problem> {
     let kafka = Kafka::start()?;
     let mut report = Report::new(&scale);
     for (name, row) in ROWS {
-        if rows.is_empty() || rows.iter().any(|wanted| wanted == name) {
+        let is_default = rows.is_empty() && name != SIZING;
+        if is_default || rows.iter().any(|wanted| wanted == name) {
             eprintln!("{name}:");
             row(&kafka, &scale, &mut report)?;
             report.write()?;
@@ -89,7 +95,7 @@ fn main() -> Result<(), Problem> {
 
 fn play(part: &str, arguments: &[String]) -> Result<(), Problem> {
     match part {
-        "receiver" => receiver::play(),
+        "receiver" => receiver::play(arguments),
         "client" => reference::client(arguments),
         "producer" => reference::producer(arguments),
         "consumer" => reference::consumer(arguments),

@@ -1,7 +1,9 @@
 //! The receiver of all rows: a process that answers by the path, counts, and tells how late each request was.
 //!
 //! `/ok/N`: 200. `/timed/N`: 200, and its lateness goes into a histogram. `/fail/N`: 500. `/slow/N`: 200 after 10 s.
-//! `/hang/N`: never. Asked on standard input: `report` tells counts and quantiles by path as JSON, `reset` forgets.
+//! `/hang/N`: never. `/close/N`: 200, and the connection is closed. Asked on standard input: `report` tells counts and
+//! quantiles by path as JSON, `reset` forgets. With the name of a file it speaks TLS, and writes the certificate there;
+//! sessions are not resumed, so each connection costs a whole handshake.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
@@ -14,13 +16,17 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
 
 use crate::stage::{Problem, wall};
 
 type Counts = Arc<Mutex<BTreeMap<String, Histogram<u64>>>>;
 
-pub fn play() -> Result<(), Problem> {
+pub fn play(arguments: &[String]) -> Result<(), Problem> {
+    let tls = arguments.first().map(|file| acceptor(file)).transpose()?;
     let counts = Counts::default();
     let told = Arc::clone(&counts);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -38,17 +44,43 @@ pub fn play() -> Result<(), Problem> {
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            let counts = Arc::clone(&counts);
+            let (counts, tls) = (Arc::clone(&counts), tls.clone());
             tokio::spawn(async move {
-                let answer = service_fn(|request| answer(&counts, request));
-                // The sender closes when it has done.
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), answer)
-                    .await
-                    .ok();
+                match tls {
+                    None => serve(stream, &counts).await,
+                    // The sender may give up during the handshake.
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => serve(stream, &counts).await,
+                        Err(error) => eprintln!("the receiver: {error}"),
+                    },
+                }
             });
         }
     })
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, counts: &Counts) {
+    let answer = service_fn(|request| answer(counts, request));
+    // The sender closes when it has done.
+    hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), answer)
+        .await
+        .ok();
+}
+
+/// TLS with a fresh certificate for 127.0.0.1, written to `file` for those who are to trust it.
+fn acceptor(file: &str) -> Result<TlsAcceptor, Problem> {
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+    std::fs::write(file, certified.cert.pem())?;
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)?;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 async fn answer(
@@ -61,6 +93,12 @@ async fn answer(
     match path.split('/').nth(1) {
         Some("timed") => note(counts, path, &body),
         Some("fail") => *response.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR,
+        Some("close") => {
+            let close = hyper::header::HeaderValue::from_static("close");
+            response
+                .headers_mut()
+                .insert(hyper::header::CONNECTION, close);
+        }
         Some("slow") => tokio::time::sleep(Duration::from_secs(10)).await,
         Some("hang") => std::future::pending().await,
         _ => {}

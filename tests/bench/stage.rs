@@ -66,13 +66,21 @@ pub struct Kafka {
 
 impl Kafka {
     pub fn start() -> Result<Self, Problem> {
-        let dir =
-            std::env::current_dir()?.join(format!("target/bench/kafka-{}", std::process::id()));
+        Self::with_brokers(1)
+    }
+
+    /// With 1 or 3 brokers.
+    pub fn with_brokers(brokers: usize) -> Result<Self, Problem> {
+        let dir = std::env::current_dir()?.join(format!(
+            "target/bench/kafka-{}-{brokers}",
+            std::process::id()
+        ));
         std::fs::create_dir_all(&dir)?;
         let mut child = Command::new("scripts/kafka")
             .arg("run")
             .arg("--dir")
             .arg(&dir)
+            .args(["--brokers", &brokers.to_string()])
             .arg("--remove")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -89,7 +97,27 @@ impl Kafka {
         })
     }
 
-    /// CPU seconds of the broker so far.
+    /// Bytes that a topic's records take on the disk of the first broker.
+    pub fn stored(&self, topic: &str) -> Result<u64, Problem> {
+        let mut sum = 0;
+        for entry in std::fs::read_dir(self.dir.join("1/data"))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A partition's directory is its topic's name and its number.
+            if name.rsplit_once('-').is_none_or(|(name, _)| name != topic) {
+                continue;
+            }
+            for file in std::fs::read_dir(entry.path())? {
+                let file = file?;
+                if file.path().extension().is_some_and(|kind| kind == "log") {
+                    sum += file.metadata()?.len();
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// CPU seconds of the brokers so far.
     pub fn cpu(&self) -> Result<f64, Problem> {
         let dir = self.dir.to_string_lossy().into_owned();
         let mut sum = 0.0;
@@ -183,21 +211,33 @@ impl<'a> World<'a> {
         partitions: usize,
         subscriptions: &[Value],
     ) -> Result<Self, Problem> {
+        Self::replicated(kafka, name, partitions, subscriptions, None)
+    }
+
+    /// The same with so many copies of each partition; else as many as `topics create` makes.
+    pub fn replicated(
+        kafka: &'a Kafka,
+        name: &str,
+        partitions: usize,
+        subscriptions: &[Value],
+        copies: Option<usize>,
+    ) -> Result<Self, Problem> {
         let world = Self {
             kafka,
             name: name.to_owned(),
             partitions,
         };
-        let created = world
-            .command(&[
-                "topics",
-                "create",
-                "--with-events",
-                "--partitions",
-                &partitions.to_string(),
-            ])
-            .stdout(Stdio::null())
-            .status()?;
+        let mut create = world.command(&[
+            "topics",
+            "create",
+            "--with-events",
+            "--partitions",
+            &partitions.to_string(),
+        ]);
+        if let Some(copies) = copies {
+            create.args(["--replication-factor", &copies.to_string()]);
+        }
+        let created = create.stdout(Stdio::null()).status()?;
         if !created.success() {
             return Err("the topics could not be created".into());
         }
@@ -232,6 +272,11 @@ impl<'a> World<'a> {
             world: self,
             groups: format!("{name}-"),
         }
+    }
+
+    /// The prefix of its topics, without the dash.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn events(&self) -> String {
@@ -381,6 +426,36 @@ impl Role {
 
     pub fn cost(&self) -> Result<Cost, Problem> {
         account(self.child.id())
+    }
+
+    /// Its open connections to the broker at `address`.
+    pub fn connections(&self, address: &str) -> Result<usize, Problem> {
+        let pid = self.child.id();
+        let mut sockets = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+            // Some are closed meanwhile.
+            let Ok(link) = std::fs::read_link(entry?.path()) else {
+                continue;
+            };
+            let link = link.to_string_lossy().into_owned();
+            if let Some(socket) = link.strip_prefix("socket:[") {
+                sockets.push(socket.trim_end_matches(']').to_owned());
+            }
+        }
+        let port: u16 = address.rsplit(':').next().unwrap_or("").parse()?;
+        let (port, table) = (
+            format!(":{port:04X}"),
+            std::fs::read_to_string(format!("/proc/{pid}/net/tcp"))?,
+        );
+        let open = table.lines().skip(1).filter(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // The remote address, the state (01 is established) and the socket's number.
+            fields.len() > 9
+                && fields[2].ends_with(&port)
+                && fields[3] == "01"
+                && sockets.iter().any(|socket| socket == fields[9])
+        });
+        Ok(open.count())
     }
 
     /// Memory that is resident now, MiB.

@@ -16,6 +16,7 @@ mod attempts;
 mod bad_input;
 mod credentials;
 mod demo;
+mod docs;
 mod exact;
 mod faults;
 mod flows;
