@@ -163,6 +163,13 @@ pub struct Imported {
 
 type Client = BaseConsumer<LoggedConsumer>;
 
+/// A partition that a group has a position in.
+struct Held {
+    range: Range,
+    position: i64,
+    metadata: String,
+}
+
 /// Describes where all groups are. Waits for open transactions of processes that were killed.
 ///
 /// # Errors
@@ -180,9 +187,11 @@ pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, 
             };
             let ends = log.settled_ends(stop)?;
             let committed = committed(&client, role, settings, &topic, &ends)?;
-            for (range, (position, metadata)) in committed {
+            for held in committed {
+                let range = held.range;
                 let place = Place::new(cluster.as_str(), &topic, range.partition);
-                let (window, error) = Window::restore(Position(position), &metadata, place);
+                let (window, error) =
+                    Window::restore(Position(held.position), &held.metadata, place);
                 // Only delivery keeps windows; the others commit no metadata.
                 if let Some(error) = error {
                     return Err(PositionsError::Metadata {
@@ -258,12 +267,12 @@ pub fn import(
                     .into());
                 }
                 let mut known = before.iter();
-                let known = known.find(|(known, _)| known.partition == range.partition);
+                let known = known.find(|held| held.range.partition == range.partition);
                 imported.push(Imported {
                     group: role.group(settings),
                     topic: topic.clone(),
                     partition: range.partition,
-                    before: known.map(|(_, (position, _))| *position),
+                    before: known.map(|held| held.position),
                     position: snapshot.position.0,
                     records: exported.trail.records,
                     finished,
@@ -334,9 +343,6 @@ fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
     }
 }
 
-/// A position and its metadata.
-type Committed = (i64, String);
-
 /// Of the partitions, those with a position.
 fn committed(
     client: &Client,
@@ -344,7 +350,7 @@ fn committed(
     settings: &Settings,
     topic: &str,
     ranges: &[Range],
-) -> Result<Vec<(Range, Committed)>, Failure> {
+) -> Result<Vec<Held>, Failure> {
     /// A transaction of a killed process holds positions for this long at most.
     const PATIENCE: Duration = Duration::from_secs(60);
     let failed = |error| {
@@ -363,7 +369,11 @@ fn committed(
         };
         element.error().map_err(failed)?;
         if let rdkafka::Offset::Offset(position) = element.offset() {
-            all.push((*range, (position, element.metadata().to_owned())));
+            all.push(Held {
+                range: *range,
+                position,
+                metadata: element.metadata().to_owned(),
+            });
         }
     }
     Ok(all)

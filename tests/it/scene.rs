@@ -78,8 +78,14 @@ pub fn body(event_type: &str, data: &str) -> String {
 /// Waits until everything produced so far has come to its end: no event, command or retry is left.
 #[track_caller]
 pub fn wait_until_done(world: &World) {
+    wait_until_done_within(world, LATER);
+}
+
+/// The same where retries wait for longer.
+#[track_caller]
+pub fn wait_until_done_within(world: &World, time: Duration) {
     let mut before = None;
-    eventually_true("nothing is under way any more", LATER, || {
+    eventually_true("nothing is under way any more", time, || {
         // What moves on while this looks from topic to topic has made a count differ the next time.
         let now = rest(world);
         let done = now.is_some() && now == before;
