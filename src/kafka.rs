@@ -221,7 +221,9 @@ pub fn consumer_config(settings: &Settings, purpose: &str, group: &str) -> Clien
         "session.timeout.ms",
         &SESSION_TIMEOUT.as_millis().to_string(),
     );
-    default(&mut config, "heartbeat.interval.ms", "1500");
+    // A member learns of a rebalance by its next heartbeat, and a partition that moves takes two rebalances: it stands still
+    // for up to twice as long.
+    default(&mut config, "heartbeat.interval.ms", "500");
     // The default of a minute is how long a connection that the network forgot keeps a partition from being read.
     default(&mut config, "socket.timeout.ms", "12000");
     // Partitions that are added are read soon: the default is five minutes.

@@ -247,7 +247,7 @@ fn fill_commands(
         let name = number % lanes;
         command.subscriber = format!("subscriber-{name}").into();
         command.subscription = format!("s{name}").into();
-        let mut body = format!(r#"{{"type":"order.created","data":{{"pad":""#);
+        let mut body = r#"{"type":"order.created","data":{"pad":""#.to_owned();
         body.push_str(&noise(number, BODY - body.len() - 3));
         body.push_str("\"}}");
         command.body = body.into();
