@@ -334,14 +334,17 @@ fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
     }
 }
 
-/// Of the partitions, those with a position; and that, with its metadata.
+/// A position and its metadata.
+type Committed = (i64, String);
+
+/// Of the partitions, those with a position.
 fn committed(
     client: &Client,
     role: GroupRole,
     settings: &Settings,
     topic: &str,
     ranges: &[Range],
-) -> Result<Vec<(Range, (i64, String))>, Failure> {
+) -> Result<Vec<(Range, Committed)>, Failure> {
     /// A transaction of a killed process holds positions for this long at most.
     const PATIENCE: Duration = Duration::from_secs(60);
     let failed = |error| {

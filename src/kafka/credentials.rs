@@ -4,7 +4,7 @@
 //! user or password of PLAIN and SCRAM is given to the running clients; the connections that exist stay until a broker
 //! closes them or asks for new authentication (KIP-368). librdkafka reads certificates only when a client is made, so
 //! anything else that changes makes the service finish what is in flight, commit, and begin again with new clients
-//! ([`Credentials::due`]), after a random time, so that replicas do not all do it at once. Whatever cannot be read, or
+//! (`Credentials::due`), after a random time, so that replicas do not all do it at once. Whatever cannot be read, or
 //! does not make a client, changes nothing.
 
 use std::ffi::{CStr, CString};
@@ -32,12 +32,15 @@ pub type Read = Box<dyn Fn() -> Result<Connection, Vec<String>> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Credentials(Arc<Mutex<State>>);
 
+/// Gives a client a login; `false` when the client is gone.
+type GiveLogin = Box<dyn Fn(&Login) -> bool + Send>;
+
 #[derive(Default)]
 struct State {
     /// What replaces the user and password in the settings.
     login: Option<Login>,
-    /// Gives a client a login; `false` when the client is gone.
-    clients: Vec<Box<dyn Fn(&Login) -> bool + Send>>,
+    /// One for each client.
+    clients: Vec<GiveLogin>,
     /// What new clients are to be made with, and when.
     renewal: Option<(Connection, Instant)>,
     /// Whether somebody makes new clients when it is time.

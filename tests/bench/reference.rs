@@ -115,6 +115,7 @@ pub fn command(number: usize) -> hookstream::command::Command {
         traceparent: None,
         first_failure: None,
         sequence: None,
+        cluster: None,
         body: body.into(),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hookstream::clock;
-use hookstream::delivery::window::{Place, Window};
+use hookstream::delivery::window::{self, Window};
 use hookstream::units::{Offset, Position as At};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
@@ -275,7 +275,7 @@ fn sample(consumer: &BaseConsumer, topic: &str) -> Option<Vec<Position>> {
         asked.add_partition(topic, partition.id());
     }
     let cluster = consumer.client().fetch_cluster_id(PATIENCE)?;
-    let place = |partition| Place::new(&cluster, topic, partition);
+    let place = |partition| window::Place::new(&cluster, topic, partition);
     let at = clock::now().0;
     let answer = consumer.committed_offsets(asked, PATIENCE).ok()?;
     let read = answer.elements().into_iter().filter_map(|element| {
@@ -303,6 +303,7 @@ pub fn evictions(lines: impl Iterator<Item = String>) -> Vec<i64> {
 }
 
 /// The partition and the time (epoch ms) of each event's record, by the event's number.
+#[allow(dead_code, reason = "only the test on Kubernetes needs it")]
 pub fn event_records(world: &World) -> HashMap<u32, (i32, i64)> {
     let records = world.read_all(&world.events, Isolation::Committed);
     let of_record = |record: &Record| {

@@ -13,7 +13,7 @@ use crate::faults::{Bag, Fault, Scene, secret};
 use crate::fleet::{Fleet, SESSION};
 use crate::history::History;
 use crate::it::support::{Broker, World};
-use crate::reading::{Sampler, copies, count_records, event_numbers, left, requests, watched};
+use crate::reading::{Sampler, come_to_rest, copies, count_records, event_numbers, requests};
 use crate::report::Report;
 use crate::traffic::{self, Generator, Progress};
 use crate::truth::{self, SUBSCRIPTIONS};

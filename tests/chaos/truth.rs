@@ -147,6 +147,7 @@ pub fn accepts(number: usize, event: u32, attempt: u32) -> bool {
 }
 
 /// Whether an attempt takes as long as its deadline: the endpoint hangs, or answers too late.
+#[allow(dead_code, reason = "only the test on Kubernetes needs it")]
 pub fn is_slow(number: usize, event: u32, attempt: u32) -> bool {
     let kind = SUBSCRIPTIONS[number];
     kind == Kind::Rude && !accepts(number, event, attempt) && mix(event) / 20 % 24 < 2

@@ -353,7 +353,7 @@ impl Scene<'_> {
                 self.cluster.wait_replaced(&pod);
                 return since;
             }
-            Step::Evict => self.cluster.pods().iter().for_each(|pod| evict(pod)),
+            Step::Evict => self.cluster.pods().iter().for_each(evict),
             Step::OutOfMemory => {
                 let pod = self.some_pod("deliver");
                 let since = Instant::now();
