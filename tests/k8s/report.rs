@@ -57,6 +57,7 @@ struct Figures {
 
 /// All steps of a run.
 pub struct Report {
+    images: String,
     pub rows: Vec<Row>,
     figures: Vec<Figures>,
     summary: String,
@@ -66,8 +67,9 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new() -> Self {
+    pub fn new(old_image: &str, new_image: &str) -> Self {
         Self {
+            images: format!("old is {old_image}, new is {new_image}"),
             rows: Vec::new(),
             figures: Vec::new(),
             summary: String::new(),
@@ -92,7 +94,10 @@ impl Report {
             .sum::<i64>()
             / 1000;
         self.summary = format!(
-            "{} events, {} commands ({} a second), {} requests.",
+            "{}; three replicas of each role, {} cores shared with Kafka and Kubernetes, load average {}. {} events, {} commands ({} a second), {} requests.",
+            self.images,
+            std::thread::available_parallelism().map_or(0, usize::from),
+            load_average(),
             history.sent.len(),
             verdict.commands,
             verdict.commands as i64 / seconds.max(1),
@@ -193,6 +198,12 @@ fn pause_goal(pause: Option<Pause>, slow: &[i64]) -> Duration {
         } else {
             Duration::ZERO
         }
+}
+
+/// How busy the machine was in the last 15 minutes.
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').nth(2).unwrap_or("unknown").to_owned()
 }
 
 /// When attempts were made again, epoch ms.

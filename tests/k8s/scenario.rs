@@ -82,7 +82,7 @@ pub fn run(plan: &Plan) -> Report {
     let logs = work().join("logs");
     drop(std::fs::remove_dir_all(&logs));
     let cluster = Cluster::watch(logs.clone());
-    let mut version = plan.first_version();
+    let version = plan.first_version();
     deploy(plan, &world, version, 1);
     cluster.wait_settled();
     let sampler = Sampler::start(&world);
@@ -99,27 +99,8 @@ pub fn run(plan: &Plan) -> Report {
     eventually_true("the first events come through", STUCK, || {
         progress.is_through(1, 5 * plan.rate)
     });
-    let mut report = Report::new();
-    let mut faults = Vec::new();
-    for &step in &plan.steps {
-        if let Step::Roll(to) = step {
-            version = to;
-        }
-        println!("{step} ({version:?})");
-        // What was found out so far is worth a report, also when a step fails.
-        let taken = catch_unwind(AssertUnwindSafe(|| scene.take(step, version)));
-        let Ok((row, fault)) = taken else {
-            report.broken(step);
-            break;
-        };
-        faults.extend(fault);
-        println!("  {}", row.summary());
-        let is_stuck = row.settled.is_none();
-        report.rows.push(row);
-        if is_stuck {
-            break;
-        }
-    }
+    let mut report = Report::new(&plan.old_image, &plan.new_image);
+    let faults = scene.take_all(version, &mut report);
     let mut sent = generator.finish();
     let left = come_to_rest(&world, &progress, sent.len(), || {});
     let positions = sampler.finish();
@@ -286,6 +267,31 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
+    /// Takes the steps until one fails; returns the faults.
+    fn take_all(&self, mut version: Version, report: &mut Report) -> Vec<Injected> {
+        let mut faults = Vec::new();
+        for &step in &self.plan.steps {
+            if let Step::Roll(to) = step {
+                version = to;
+            }
+            println!("{step} ({version:?})");
+            // What was found out so far is worth a report, also when a step fails.
+            let taken = catch_unwind(AssertUnwindSafe(|| self.take(step, version)));
+            let Ok((row, fault)) = taken else {
+                report.broken(step);
+                break;
+            };
+            println!("  {}", row.summary());
+            faults.extend(fault);
+            let is_stuck = row.settled.is_none();
+            report.rows.push(row);
+            if is_stuck {
+                break;
+            }
+        }
+        faults
+    }
+
     /// Does it, and waits until all that was produced meanwhile is through.
     fn take(&self, step: Step, version: Version) -> (Row, Option<Injected>) {
         let restarts = self.cluster.restarts();
