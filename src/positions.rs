@@ -19,7 +19,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::log::{ANSWER, Log, Range, Reading, header_pairs};
+use crate::admin::log::{ANSWER, Log, Range, Reading, header_pairs, settled};
 use crate::config::Settings;
 use crate::delivery::window::{METADATA_LIMIT, Place, Window};
 use crate::kafka::consumer::{Commit, TopicPartition, commit_list};
@@ -316,9 +316,8 @@ fn commit(client: &Client, group: &str, list: &[Commit]) -> Result<(), Failure> 
         return Ok(());
     }
     // Without being a member: a broker takes that only while the group has none.
-    client
-        .commit(&commit_list(list).map_err(failed)?, CommitMode::Sync)
-        .map_err(failed)
+    let list = commit_list(list).map_err(failed)?;
+    settled(|| client.commit(&list, CommitMode::Sync)).map_err(failed)
 }
 
 fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
@@ -328,11 +327,9 @@ fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
 }
 
 fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
-    let found = client
-        .fetch_group_list(Some(group), ANSWER)
-        .map_err(|error| {
-            Failure::from_client(format!("asking for the members of {group}"), error)
-        })?;
+    let found = settled(|| client.fetch_group_list(Some(group), ANSWER)).map_err(|error| {
+        Failure::from_client(format!("asking for the members of {group}"), error)
+    })?;
     match found
         .groups()
         .iter()
@@ -361,7 +358,7 @@ fn committed(
     for range in ranges {
         asked.add_partition(topic, range.partition);
     }
-    let found = client.committed_offsets(asked, PATIENCE).map_err(failed)?;
+    let found = settled(|| client.committed_offsets(asked.clone(), PATIENCE)).map_err(failed)?;
     let mut all = Vec::new();
     for range in ranges {
         let Some(element) = found.find_partition(topic, range.partition) else {

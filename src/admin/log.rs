@@ -309,9 +309,9 @@ impl Log {
     }
 }
 
-/// Asks again while a partition has no leader yet, or another than the client knows of: as after the topic was
-/// made, or a broker was restarted.
-fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+/// Asks again while a partition has no leader yet, or a group no coordinator, or another than the client knows of: as
+/// after the topic was created, or a broker was restarted.
+pub(crate) fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     const TRIES: usize = 50;
     const PAUSE: Duration = Duration::from_millis(200);
     for _ in 1..TRIES {
@@ -330,6 +330,9 @@ fn is_moving(error: &KafkaError) -> bool {
             RDKafkaErrorCode::NotLeaderForPartition
                 | RDKafkaErrorCode::LeaderNotAvailable
                 | RDKafkaErrorCode::ReplicaNotAvailable
+                | RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
         )
     )
 }
