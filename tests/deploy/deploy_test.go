@@ -521,10 +521,19 @@ func TestTheProgramAcceptsTheSettings(t *testing.T) {
 	if _, err := os.Stat(program); err != nil {
 		t.Skip("NOT CHECKED without target/debug/hookstream: cargo build makes it")
 	}
+	// What the Strimzi component mounts. The program reads these files, and leaves their meaning to the Kafka client.
+	const mount = "/etc/hookstream/kafka/"
+	certificates := t.TempDir()
+	for _, name := range []string{"ca.crt", "user.crt", "user.key"} {
+		if err := os.WriteFile(filepath.Join(certificates, name), []byte("PEM\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	accepted := func(settings map[string]any) (string, error) {
 		command := exec.Command(program, "config")
 		for name, value := range settings {
-			command.Env = append(command.Env, fmt.Sprintf("%s=%v", name, value))
+			here := strings.ReplaceAll(fmt.Sprint(value), mount, certificates+"/")
+			command.Env = append(command.Env, name+"="+here)
 		}
 		output, err := command.CombinedOutput()
 		return string(output), err
