@@ -31,6 +31,17 @@ impl Mirror {
         Self { child, stdin, dir }
     }
 
+    /// Sends MirrorMaker itself a signal by name: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let file = self.dir.path().join("mirror.properties.pid");
+        let pid = std::fs::read_to_string(file).unwrap();
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), pid.trim()])
+            .status()
+            .unwrap();
+        assert!(status.success(), "MirrorMaker could not be sent SIG{name}");
+    }
+
     /// Stops it in an orderly way: what it has read is written.
     ///
     /// # Panics
