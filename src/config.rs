@@ -542,7 +542,7 @@ impl Topics {
 mod tests {
     use super::*;
 
-    fn machine() -> Machine {
+    pub(super) fn machine() -> Machine {
         Machine {
             host_name: "replica-0".to_owned(),
             cores: 2,

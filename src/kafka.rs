@@ -168,7 +168,8 @@ pub fn is_unreachable(error: &KafkaError) -> bool {
 }
 
 /// Whether the error says that a broker does not accept this client: a wrong password, or a certificate that one of the
-/// two does not trust; or that the connection broke while the two found out. Waiting may help, since both sides are changed one after the other when credentials rotate.
+/// two does not trust; or that the connection broke while the two found out. Waiting may help, since both sides are
+/// changed one after the other when credentials rotate.
 #[must_use]
 pub fn is_refused(error: &KafkaError) -> bool {
     matches!(

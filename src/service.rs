@@ -3,8 +3,8 @@
 //! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
 //! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. When they have
 //! ended, the spans of what they did last are exported, within the same deadline and at most three seconds. The process
-//! then exits, and its supervisor starts it again. Only for a client that is known to be silent for good, which a new
-//! one mends, a role begins anew within the process; and all of them do, after an orderly stop, when certificates or
+//! then exits, and its supervisor starts it again. Only for a client that is known to stay silent, which a new
+//! one fixes, a role begins anew within the process; and all of them do, after an orderly stop, when certificates or
 //! other settings of the connection have changed on disk.
 
 pub mod http;

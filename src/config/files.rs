@@ -209,15 +209,9 @@ fn reference_mistake(key: &str, source: Source, path: &str, reason: &str) -> Str
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Machine, Settings, effective, unknown_variables};
+    use super::super::tests::machine;
+    use super::super::{Settings, effective, unknown_variables};
     use super::*;
-
-    fn machine() -> Machine {
-        Machine {
-            host_name: "replica-0".to_owned(),
-            cores: 2,
-        }
-    }
 
     fn setting(name: &str) -> &'static Setting {
         SETTINGS.iter().find(|one| one.name == name).unwrap()

@@ -3,10 +3,10 @@
 use std::process::Stdio;
 use std::time::Instant;
 
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{DefaultProducerContext, Producer, ThreadedProducer};
 
 use crate::Scale;
-use crate::reference::{command, send};
+use crate::reference::{command, record, send};
 use crate::report::Report;
 use crate::stage::{
     Cost, Helper, Kafka, Problem, STUCK, World, median, producer_config, subscriptions,
@@ -24,11 +24,7 @@ pub fn fill(kafka: &Kafka, topic: &str, count: usize) -> Result<(), Problem> {
         producer_config(&kafka.address).create()?;
     for number in 0..count {
         let command = command(number);
-        let record = BaseRecord::<[u8], [u8]>::to(topic)
-            .key(command.subscriber.as_bytes())
-            .payload(&command.body[..])
-            .headers(hookstream::kafka::command_headers(&command.envelope()));
-        send(&producer, record)?;
+        send(&producer, record(topic, &command))?;
     }
     Ok(producer.flush(STUCK)?)
 }

@@ -120,6 +120,17 @@ pub fn command(number: usize) -> hookstream::command::Command {
     }
 }
 
+/// The record of a command.
+pub fn record<'a>(
+    topic: &'a str,
+    command: &'a hookstream::command::Command,
+) -> BaseRecord<'a, [u8], [u8]> {
+    BaseRecord::to(topic)
+        .key(command.subscriber.as_bytes())
+        .payload(&command.body[..])
+        .headers(hookstream::kafka::command_headers(&command.envelope()))
+}
+
 /// ADDRESS TOPIC COUNT: an idempotent producer that writes commands, and tells how many seconds it took.
 pub fn producer(arguments: &[String]) -> Result<(), Problem> {
     let count: usize = arguments[2].parse()?;

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use serde_json::{Value, json};
 
 use crate::Scale;
-use crate::reference::{command, send};
+use crate::reference::{command, record, send};
 use crate::report::Report;
 use crate::stage::{
     BODY, Helper, Kafka, Problem, Role, STUCK, World, median, producer_config, subscription,
@@ -251,11 +251,7 @@ fn fill_commands(
         body.push_str(&noise(number, BODY - body.len() - 3));
         body.push_str("\"}}");
         command.body = body.into();
-        let record = BaseRecord::<[u8], [u8]>::to(topic)
-            .key(command.subscriber.as_bytes())
-            .payload(&command.body[..])
-            .headers(hookstream::kafka::command_headers(&command.envelope()));
-        send(&producer, record)?;
+        send(&producer, record(topic, &command))?;
     }
     Ok(producer.flush(STUCK)?)
 }
