@@ -29,13 +29,14 @@ test: ## every test, the ones on a real Kafka included
 test-k8s: ## rolling updates, scaling, evictions and faults on a real Kubernetes, as root, 20 minutes; STEPS=roll,broker picks
 	@STEPS='$(STEPS)' scripts/k8s/test
 
-check: ## format, lints, documentation, licences and advisories, portability
-	@scripts/prerequisites build
+check: ## format, lints, documentation, licences and advisories, portability, layers
+	@scripts/prerequisites check
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	scripts/audit
 	scripts/portable
+	scripts/layers
 
 demo: ## the whole story in a minute, with an embedded broker
 	@scripts/prerequisites build

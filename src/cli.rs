@@ -24,7 +24,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 
 use crate::config::table::SETTINGS;
 use crate::config::{self, EffectiveSetting, Layers, Machine, Settings};
-use crate::service::{self, Role};
+use crate::wiring::{self, Role, ServiceError};
 use outcome::{CliError, Exit, Output};
 use print::Row;
 
@@ -190,11 +190,11 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         .for_each(|warning| tracing::warn!("{warning}"));
     sources::follow(deepest(matches), &layers, &settings)?;
     match cli.command {
-        Command::Fanout => service::run(&settings, &[Role::Fanout]),
-        Command::Deliver => service::run(&settings, &[Role::Deliver]),
-        Command::Release => service::run(&settings, &[Role::Release]),
+        Command::Fanout => run_roles(&settings, &[Role::Fanout]),
+        Command::Deliver => run_roles(&settings, &[Role::Deliver]),
+        Command::Release => run_roles(&settings, &[Role::Release]),
         Command::Lag(args) => lag::run(&settings, &args),
-        Command::Run => service::run(&settings, &Role::ALL),
+        Command::Run => run_roles(&settings, &Role::ALL),
         Command::Demo(args) => demo::run(settings, &args),
         Command::Replay(args) => replay::run(&settings, &args),
         Command::DeadLetters(command) => dead_letters::run(&settings, &command),
@@ -292,6 +292,17 @@ fn manual_page(command: clap::Command, path: &str, pages: &mut Vec<u8>) -> std::
 fn print_text(text: &[u8]) -> Result<Exit, CliError> {
     print::line(String::from_utf8_lossy(text).trim_end())?;
     Ok(Exit::Done)
+}
+
+fn run_roles(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
+    wiring::run(settings, roles)?;
+    Ok(Exit::Done)
+}
+
+impl From<ServiceError> for CliError {
+    fn from(error: ServiceError) -> Self {
+        Self::new(Exit::Failure, error.to_string())
+    }
 }
 
 #[cfg(test)]

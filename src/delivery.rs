@@ -14,15 +14,14 @@ pub mod crowd;
 mod endpoint;
 mod journal;
 pub mod lane;
+pub mod metrics;
 pub mod order;
-pub mod outcome;
 mod pool;
 mod scan;
 pub mod shown;
 pub mod signing;
 pub mod systemic;
 pub mod tally;
-pub mod window;
 mod worker;
 
 use std::collections::{HashMap, HashSet};
@@ -33,20 +32,22 @@ use std::time::{Duration, Instant};
 use rdkafka::Message;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::clock;
 use crate::config::Settings;
-use crate::kafka::cluster::ClusterId;
-use crate::kafka::consumer::{Commit, Gap, Member, Polled, TopicPartition};
-use crate::kafka::producer::Producer;
-use crate::kafka::{Failure, read_command};
-use crate::service::RoleContext;
-use crate::units::Offset;
+use crate::edge::clock;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
+use crate::edge::kafka::producer::Producer;
+use crate::edge::kafka::record::read_command;
+use crate::model::units::Offset;
+use crate::model::window::{Place, ReadError, Snapshot, VERSION, Window};
+use crate::runtime::context::RoleContext;
 use busy::Busy;
 use commit::Doubt;
+use metrics::DeliveryMetrics;
 use pool::Workers;
 use shown::Shown;
 use systemic::Systemic;
-use window::{Place, ReadError, Snapshot, Window};
 use worker::{Incoming, Load, Order, Outcome};
 
 /// How often positions and outcomes are committed.
@@ -66,13 +67,13 @@ const STALE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// [`Failure`] when the role cannot go on.
-pub fn run(context: &RoleContext) -> Result<(), Failure> {
+pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failure> {
     let settings = &context.settings;
     let topics = needed_topics(settings);
     if !context.wait_until_possible("deliver", &topics)? {
         return Ok(());
     }
-    let workers = Workers::start(context)?;
+    let workers = Workers::start(context, metrics)?;
     let group = format!("{}deliver", settings.group_prefix);
     let topic = settings.topics.commands();
     let producer = Producer::new(settings, &context.pulse(), "deliver", 0)?;
@@ -87,6 +88,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     )?;
     let mut delivery = Delivery {
         context,
+        metrics,
         member,
         producer,
         workers,
@@ -103,8 +105,8 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
         busy: Busy::default(),
     };
     // What an earlier run within this process has told.
-    context.metrics.forget_subscriber_attempts();
-    context.metrics.systemic_failure().set(0);
+    metrics.forget_subscriber_attempts();
+    metrics.systemic_failure().set(0);
     context.ready();
     let result = delivery.go();
     if result.is_ok() {
@@ -153,6 +155,7 @@ struct Owned {
 
 struct Delivery<'a> {
     context: &'a RoleContext,
+    metrics: &'a DeliveryMetrics,
     member: Member,
     producer: Producer,
     workers: Workers,
@@ -266,12 +269,10 @@ impl Delivery<'_> {
             }
         }
         let loads = || self.partitions.values().map(|owned| &owned.load);
-        self.context
-            .metrics
+        self.metrics
             .queued_bytes()
             .set(as_gauge(loads().map(|load| load.bytes()).sum()));
-        self.context
-            .metrics
+        self.metrics
             .queued_commands()
             .set(as_gauge(loads().map(|load| load.commands()).sum()));
         Ok(())
@@ -320,11 +321,11 @@ impl Delivery<'_> {
                 return Err(Failure::Newer {
                     place: format!("the commit metadata of {} {number}", self.topic),
                     version: version.to_string(),
-                    known: window::VERSION.into(),
+                    known: VERSION.into(),
                 });
             }
             if let Some(error) = error {
-                self.context.metrics.foreign_commit_metadata().inc();
+                self.metrics.foreign_commit_metadata().inc();
                 tracing::error!(
                     topic = %self.topic, partition = number, position = position.0,
                     metric = "hookstream_foreign_commit_metadata_total",
@@ -452,7 +453,7 @@ impl Delivery<'_> {
         self.partitions.retain(|number, _| !gone.contains(number));
         self.kept.retain(|(number, _)| !gone.contains(number));
         for number in list {
-            self.context.metrics.forget_partition(*number);
+            self.metrics.forget_partition(*number);
         }
     }
 

@@ -5,7 +5,7 @@
 //! positions of its events become visible in one transaction (**Complete**). After any failure, and when
 //! partitions move while a batch is open, batches that are not committed are given up and their events read again.
 
-pub mod matching;
+pub mod metrics;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,20 +14,26 @@ use std::time::{Duration, Instant};
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
-use crate::clock;
-use crate::command::{Cause, ContentType, Envelope};
 use crate::config::{Guarantee, Settings};
-use crate::event::{self, Event, RawEvent};
-use crate::kafka::consumer::{Commit, Member, Polled, TopicPartition};
-use crate::kafka::pipeline::Pipeline;
-use crate::kafka::producer::{BatchError, Record};
-use crate::kafka::{Failure, InvalidRecord, RECORD_OVERHEAD, command_headers};
-use crate::metrics::{EventResult, Metrics, Role as RoleLabel};
-use crate::service::RoleContext;
-use crate::spans::{Open, Together, span};
-use crate::subscription::{Format, Order, Subscription};
-use crate::throttle::Throttle;
-use crate::units::{EpochMs, Offset, Position};
+use crate::edge::clock;
+use crate::edge::kafka::client::RECORD_OVERHEAD;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
+use crate::edge::kafka::pipeline::Pipeline;
+use crate::edge::kafka::producer::{BatchError, Record};
+use crate::edge::kafka::record::{command_headers, invalid_headers, invalid_record};
+use crate::edge::otlp::{Open, Together};
+use crate::model::command::{Cause, ContentType, Envelope};
+use crate::model::event;
+use crate::model::event::Format;
+use crate::model::event::{Event, RawEvent};
+use crate::model::span;
+use crate::model::subscription::{Order, Subscription};
+use crate::model::throttle::Throttle;
+use crate::model::units::{EpochMs, Offset, Position};
+use crate::runtime::context::RoleContext;
+use crate::runtime::metrics::{Metrics, TransactionalRole};
+use metrics::{EventResult, FanoutMetrics};
 
 /// Events in a batch, at most.
 const BATCH_EVENTS: usize = 1000;
@@ -46,14 +52,14 @@ const WAIT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// [`Failure`] when the role cannot go on.
-pub fn run(context: &RoleContext) -> Result<(), Failure> {
+pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure> {
     let settings = &context.settings;
     if !context.wait_until_possible("fanout", &needed_topics(settings))? {
         return Ok(());
     }
-    let metrics = context.metrics.clone();
+    let common = context.metrics.clone();
     let observe = move |committed, took| {
-        metrics.transaction(RoleLabel::Fanout, committed, took);
+        common.transaction(TransactionalRole::Fanout, committed, took);
     };
     let pipeline = Pipeline::new(settings, &context.pulse(), "fanout", PRODUCERS, observe)?;
     let group = format!("{}fanout", settings.group_prefix);
@@ -61,6 +67,7 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     let member = Member::join(settings, context.pulse(), "fanout", &group, &topics, &[])?;
     let mut fanout = Fanout {
         context,
+        metrics,
         pipeline,
         work: Work::new(settings),
         owned: HashSet::new(),
@@ -106,11 +113,11 @@ impl Tally {
         }
     }
 
-    fn count(&self, metrics: &Metrics) {
+    fn count(&self, metrics: &FanoutMetrics, common: &Metrics) {
         for (result, count) in Self::RESULTS.into_iter().zip(self.results) {
             metrics.events(result).inc_by(count);
         }
-        metrics.commands(Cause::New).inc_by(self.commands);
+        common.commands(Cause::New).inc_by(self.commands);
     }
 }
 
@@ -216,6 +223,7 @@ impl Work {
 
 struct Fanout<'a> {
     context: &'a RoleContext,
+    metrics: &'a FanoutMetrics,
     pipeline: Pipeline,
     work: Work,
     owned: HashSet<TopicPartition>,
@@ -292,9 +300,9 @@ impl Fanout<'_> {
                 metadata: String::new(),
             })
             .collect();
-        let metrics = self.context.metrics.clone();
+        let (metrics, common) = (self.metrics.clone(), self.context.metrics.clone());
         let committed = Box::new(move || {
-            batch.tally.count(&metrics);
+            batch.tally.count(&metrics, &common);
             batch.spans.end();
         });
         match self.context.settings.guarantee {
@@ -430,7 +438,7 @@ impl Fanout<'_> {
         self.work.batch.positions.insert(at.clone(), offset.next());
         let oversized =
             !self.work.oversized.is_empty() && self.work.oversized.contains(&(at, offset));
-        let headers: Vec<(&str, &[u8])> = crate::kafka::each_header(message)
+        let headers: Vec<(&str, &[u8])> = crate::edge::kafka::record::each_header(message)
             .map(|(name, value)| (name, value.unwrap_or_default()))
             .collect();
         let raw = RawEvent {
@@ -457,7 +465,7 @@ impl Fanout<'_> {
         error: String,
         tag: usize,
     ) -> Result<EventResult, BatchError> {
-        let record = InvalidRecord::of(message, error);
+        let record = invalid_record(message, error);
         // An event topic that holds something else altogether must not flood the log.
         if let Some(untold) = self.work.told.pass(clock::instant()) {
             tracing::warn!(
@@ -471,7 +479,7 @@ impl Fanout<'_> {
         }
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         self.work.batch.bytes += record.weight();
-        let headers = record.to_headers();
+        let headers = invalid_headers(&record);
         self.pipeline.send(Record {
             topic: &self.work.invalid,
             partition: None,

@@ -10,18 +10,21 @@
 mod events;
 pub mod figures;
 pub mod index;
+pub mod metrics;
+pub mod pages;
 pub mod progress;
 mod reader;
 pub mod top;
 
 use std::time::{Duration, Instant};
 
-use crate::clock;
 use crate::config::Settings;
-use crate::kafka::Failure;
-use crate::service::RoleContext;
-use crate::units::EpochMs;
-use figures::Figures;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
+use crate::model::units::EpochMs;
+use crate::runtime::context::RoleContext;
+use figures::{Board, Figures};
+use metrics::LagMetrics;
 use reader::Reader;
 use top::Top;
 
@@ -44,7 +47,7 @@ const IDLE: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`Failure`] when the role cannot go on.
-pub fn run(context: &RoleContext) -> Result<(), Failure> {
+pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result<(), Failure> {
     let settings = &context.settings;
     if !context.wait_until_possible("lag", &needed_topics(settings))? {
         return Ok(());
@@ -53,12 +56,16 @@ pub fn run(context: &RoleContext) -> Result<(), Failure> {
     let mut reader: Option<Reader> = None;
     let mut next = clock::instant();
     let mut failing_since: Option<Instant> = None;
-    let _event_lag = events::watch(settings, &context.metrics)?;
+    let _event_lag = events::watch(settings, metrics)?;
     context.ready();
     while !context.stopping() {
         context.beat();
         let told = match &mut reader {
-            Some(reader) => turn(context, reader, &mut top, &mut next),
+            Some(reader) => turn(context, reader, &mut next).map(|due| {
+                if due {
+                    publish(reader, &mut top, &mut next, metrics, board);
+                }
+            }),
             None => Reader::new(settings).map(|made| reader = Some(made)),
         };
         match told {
@@ -93,27 +100,32 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
     needed
 }
 
-fn turn(
-    context: &RoleContext,
-    reader: &mut Reader,
-    top: &mut Top,
-    next: &mut Instant,
-) -> Result<(), Failure> {
+/// Reads what there is; whether new figures are due.
+fn turn(context: &RoleContext, reader: &mut Reader, next: &mut Instant) -> Result<bool, Failure> {
     if !reader.turn()? {
         context.pause(IDLE);
     }
-    let began = clock::instant();
-    if began < *next {
-        return Ok(());
+    if clock::instant() < *next {
+        return Ok(false);
     }
     reader.tick()?;
+    Ok(true)
+}
+
+fn publish(
+    reader: &mut Reader,
+    top: &mut Top,
+    next: &mut Instant,
+    metrics: &LagMetrics,
+    board: &Board,
+) {
+    let began = clock::instant();
     let (sums, figures) = reader.figures();
     let told = top.update(&sums, clock::instant());
-    context.metrics.lag(&told, &figures, reader.tiers());
-    context.board.put(figures);
+    metrics.lag(&told, &figures, reader.tiers());
+    board.put(figures);
     let took = clock::instant() - began;
     *next = began + (took * SHARE).clamp(EVERY, AT_LEAST);
-    Ok(())
 }
 
 /// Figures of one moment after the other, for a terminal.

@@ -29,48 +29,29 @@
 //! - **Secret**: no secret or credential appears in a log, metric, error, dead letter or trace.
 //!
 //! # Map
-//! The modules read as the path of an event. P: pure decisions, no Kafka, HTTP, clock or chance.
-//! S: a stage (select, decide, apply). E: an edge.
+//! Layers; each imports only what stands above it in this table (`scripts/layers`, in `make check`). Stages do not import
+//! one another. P: pure decisions, no Kafka, HTTP, clock or randomness.
 //!
-//! | module | kind | what |
-//! |---|---|---|
-//! | [`config`], [`service`] | P, S | settings; wiring and drain order |
-//! | [`event`], [`subscription`] | P | what comes in, and who wants it |
-//! | [`fanout`], [`fanout::matching`] | S, P | event to commands |
-//! | [`command`], [`attempt`] | P | a command and its record; the record of an attempt |
-//! | [`delivery`], `delivery::{window, lane, outcome, signing}` | S, P | command to POST to outcome |
-//! | [`retry`], `retry::{schedule, tier}`, [`release`] | P, S | when to try again, and moving back what is due |
-//! | [`lag`], `lag::{index, top, figures}` | S, P | how much waits for whom |
-//! | [`dead_letter`], [`replay`] | P, S | the log of facts, and sending again |
-//! | [`positions`], [`positions::trail`] | S, P | where the groups are, moved to a mirrored cluster |
-//! | [`trace`], [`trace::story`] | S, P | the life of one event, found in the topics |
-//! | [`kafka`], [`http`], [`egress`], [`admin`], [`clock`] | E | the edges |
-//! | [`spans`], `spans::{context, span}` | S, P | the way of an event, as spans for a collector |
-//! | [`metrics`], [`throttle`], [`cli`], [`units`] | | what operators see; what they type; positions and times |
+//! | layer | modules |
+//! |---|---|
+//! | [`model`], P | what hookstream works on: events, subscriptions, matching, commands, attempts, dead letters, tiers, windows |
+//! | [`config`] | settings |
+//! | [`edge`] | Kafka, HTTP, names and addresses, the collector of spans, the clock |
+//! | [`runtime`] | what every role needs from its process: context, health, shutdown, HTTP, metrics |
+//! | stages | [`fanout`], [`delivery`], [`retry`], [`lag`], [`replay`], [`timeline`], [`positions`] |
+//! | [`wiring`] | which threads a process has, and in which order they stop |
+//! | [`cli`] | what operators type |
 
-pub mod admin;
-pub mod attempt;
 pub mod cli;
-pub mod clock;
-pub mod command;
 pub mod config;
-pub mod dead_letter;
 pub mod delivery;
-pub mod egress;
-pub mod event;
+pub mod edge;
 pub mod fanout;
-mod fault;
-pub mod http;
-pub mod kafka;
 pub mod lag;
-pub mod metrics;
+pub mod model;
 pub mod positions;
-pub mod release;
 pub mod replay;
 pub mod retry;
-pub mod service;
-pub mod spans;
-pub mod subscription;
-pub mod throttle;
-pub mod trace;
-pub mod units;
+pub mod runtime;
+pub mod timeline;
+pub mod wiring;

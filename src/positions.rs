@@ -19,12 +19,14 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::log::{ANSWER, Log, Range, Reading, header_pairs, settled};
 use crate::config::Settings;
-use crate::delivery::window::{METADATA_LIMIT, Place, Window};
-use crate::kafka::consumer::{Commit, TopicPartition, commit_list};
-use crate::kafka::{self, Failure, LogContext, LoggedConsumer};
-use crate::units::{Offset, Position};
+use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, header_pairs, settled};
+use crate::edge::kafka::member::{Commit, TopicPartition, commit_list};
+use crate::model::units::{Offset, Position};
+use crate::model::window::{METADATA_LIMIT, Place, Window};
 use trail::{Fingerprint, Trail};
 
 const PURPOSE: &str = "positions";
@@ -116,7 +118,7 @@ pub enum PositionsError {
         /// The partition.
         partition: i32,
         /// What is wrong with it.
-        error: crate::delivery::window::ReadError,
+        error: crate::model::window::ReadError,
     },
     /// The document is of the cluster that it is to be imported to.
     #[error(
@@ -321,7 +323,7 @@ fn commit(client: &Client, group: &str, list: &[Commit]) -> Result<(), Failure> 
 }
 
 fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
-    kafka::consumer_config(settings, PURPOSE, &role.group(settings))
+    consumer_config(settings, PURPOSE, &role.group(settings))
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating a client", error))
 }

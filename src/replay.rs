@@ -23,17 +23,19 @@ use std::time::Duration;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use thiserror::Error;
 
-use crate::admin::log::{Log, Range, Reading, header_pairs};
-use crate::clock;
 use crate::config::{Guarantee, Settings};
-use crate::dead_letter::{
-    self, Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Reason, Settled,
+use crate::edge::clock;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log_reader::{Log, Range, Reading, header_pairs};
+use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::record::with_header;
+use crate::model::dead_letter;
+use crate::model::dead_letter::{
+    Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Reason, Settled,
     Settlement,
 };
-use crate::kafka::cluster::ClusterId;
-use crate::kafka::producer::{BatchError, Producer, Record};
-use crate::kafka::{Failure, with_header};
-use crate::units::{EpochMs, Offset};
+use crate::model::units::{EpochMs, Offset};
 
 /// Letters in one transaction.
 pub const MAX_BATCH: usize = 200;
@@ -283,7 +285,7 @@ pub fn settled(message: &BorrowedMessage<'_>) -> Result<Option<Settled>, Failure
                 return Err(Failure::Newer {
                     place: format!("the dead letters' record {}", place(message)),
                     version,
-                    known: crate::command::VERSION,
+                    known: crate::model::command::VERSION,
                 });
             }
             Err(error) => {

@@ -1,4 +1,5 @@
-//! When to try again ([`schedule`]) and where a command waits until then ([`tier`]).
+//! Retries: how what waits in the tiers comes back ([`release`]). When it is due and in which tier it waits is decided in
+//! [`crate::model::backoff`] and [`crate::model::tiers`].
 
-pub mod schedule;
-pub mod tier;
+pub mod metrics;
+pub mod release;

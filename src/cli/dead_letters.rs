@@ -13,14 +13,14 @@ use serde::Serialize;
 
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
-use crate::admin::log::{Log, Range, header_pairs};
-use crate::clock;
 use crate::config::Settings;
-use crate::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
-use crate::kafka::Failure;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log_reader::{Log, Range, header_pairs};
+use crate::model::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
+use crate::model::subscription::TypePattern;
+use crate::model::units::{EpochMs, Offset, parse_duration};
 use crate::replay;
-use crate::subscription::TypePattern;
-use crate::units::{EpochMs, Offset, parse_duration};
 
 /// Letters that `list` prints when nothing else is said.
 const DEFAULT_LIMIT: u64 = 1000;
@@ -96,13 +96,13 @@ fn range_at(since: Option<EpochMs>, until: Option<EpochMs>, now: EpochMs) -> Res
     match (since, until) {
         (Some(since), Some(until)) if until <= since => Err(format!(
             "--until, which is {}, must be later than --since, which is {}",
-            print::time(until),
-            print::time(since)
+            until.rfc3339(),
+            since.rfc3339()
         )),
         (Some(since), _) if since > now => Err(format!(
             "--since, which is {}, is in the future: it is {} now",
-            print::time(since),
-            print::time(now)
+            since.rfc3339(),
+            now.rfc3339()
         )),
         _ => Ok(()),
     }
@@ -211,7 +211,7 @@ impl Listed {
     fn new(letter: &DeadLetter, state: State, body_bytes: usize) -> Self {
         let settled_at = match state {
             State::Open => None,
-            State::Settled(_, at) => Some(print::time(at)),
+            State::Settled(_, at) => Some(at.rfc3339()),
         };
         Self {
             place: letter.at.to_string(),
@@ -226,9 +226,9 @@ impl Listed {
             status: letter.info.status,
             error: letter.info.error.clone(),
             attempts: letter.attempts,
-            enqueued_at: letter.enqueued.map(print::time),
-            first_failure_at: print::time(letter.info.first_failure),
-            last_failure_at: print::time(letter.info.last_failure),
+            enqueued_at: letter.enqueued.map(EpochMs::rfc3339),
+            first_failure_at: letter.info.first_failure.rfc3339(),
+            last_failure_at: letter.info.last_failure.rfc3339(),
             body_bytes,
         }
     }

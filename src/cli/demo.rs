@@ -21,22 +21,19 @@ use clap::Args;
 use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit};
 use super::print;
-use crate::clock;
 use crate::config::table::SETTINGS;
 use crate::config::{Guarantee, Layers, Settings, Source};
-use crate::dead_letter::{Filter, Reason};
+use crate::edge::clock;
+use crate::model::dead_letter::{Filter, Reason};
+use crate::model::units::parse_duration;
 use crate::replay::{self, End, Plan};
-use crate::service::{Role, Service, Stop};
-use crate::units::parse_duration;
-use cast::{CAST, Manner};
+use crate::runtime::shutdown::Stop;
+use crate::wiring::{Role, Service, ServiceError};
+use cast::{CAST, Flow, Manner};
 use ledger::Ledger;
-use orders::Flow;
 use receivers::{Receivers, SharedLedger};
-use stage::Stage;
+use stage::{EMBEDDED, Stage};
 use view::{View, latency};
-
-/// Stands for the brokers when none are given.
-const EMBEDDED: &str = "embedded:9092";
 
 /// Between two looks at what has changed.
 const LOOK: Duration = Duration::from_millis(100);
@@ -167,7 +164,7 @@ pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
 /// The roles at work, on threads of their own.
 struct Roles {
     stop: Arc<Stop>,
-    ended: JoinHandle<Result<Exit, CliError>>,
+    ended: JoinHandle<Result<(), ServiceError>>,
 }
 
 impl Roles {
@@ -180,7 +177,7 @@ impl Roles {
         Ok(Self { stop, ended })
     }
 
-    fn end(self) -> Result<Exit, CliError> {
+    fn end(self) -> Result<(), CliError> {
         self.stop.tell();
         let lost = |_| {
             Err(CliError::new(
@@ -188,7 +185,10 @@ impl Roles {
                 "the thread that watches the roles has panicked",
             ))
         };
-        self.ended.join().unwrap_or_else(lost)
+        match self.ended.join() {
+            Ok(ended) => Ok(ended?),
+            Err(panic) => lost(panic),
+        }
     }
 }
 

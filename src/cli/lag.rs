@@ -4,23 +4,48 @@ use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
-use crate::clock;
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::lag;
 use crate::lag::figures::{Figures, Query, Sort, Subscriber};
-use crate::service::{self, Role};
-use crate::units::{counted, format_duration};
+use crate::model::units::{counted, format_duration};
+use crate::wiring::{self, Role};
 
 /// How often the table is drawn.
 const REDRAW: Duration = Duration::from_secs(2);
 /// Subscribers that `--watch` shows when nothing else is said.
 const SHOWN: usize = 20;
+
+/// What subscribers are sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SortBy {
+    /// The most pending commands first.
+    #[default]
+    Lag,
+    /// The oldest pending command first.
+    Age,
+    /// The most open dead letters first.
+    Dead,
+    /// By name.
+    Name,
+}
+
+impl From<SortBy> for Sort {
+    fn from(by: SortBy) -> Self {
+        match by {
+            SortBy::Lag => Self::Lag,
+            SortBy::Age => Self::Age,
+            SortBy::Dead => Self::Dead,
+            SortBy::Name => Self::Name,
+        }
+    }
+}
 
 /// `hookstream lag`.
 #[derive(Args, Clone, Debug)]
@@ -47,7 +72,7 @@ pub struct LagArgs {
     pub output: Output,
     /// In which order
     #[arg(long, value_enum, default_value_t, requires = "moment")]
-    pub sort: Sort,
+    pub sort: SortBy,
     /// At most so many subscribers
     #[arg(long, value_name = "N", requires = "moment")]
     pub top: Option<usize>,
@@ -62,7 +87,7 @@ pub struct LagArgs {
 /// [`CliError`] says what failed.
 pub fn run(settings: &Settings, args: &LagArgs) -> Result<Exit, CliError> {
     let query = Query {
-        sort: args.sort,
+        sort: args.sort.into(),
         top: args.top,
         subscriber: args.subscriber.clone(),
     };
@@ -72,7 +97,8 @@ pub fn run(settings: &Settings, args: &LagArgs) -> Result<Exit, CliError> {
     if args.watch {
         return watch(settings, &query);
     }
-    service::run(settings, &[Role::Lag])
+    wiring::run(settings, &[Role::Lag])?;
+    Ok(Exit::Done)
 }
 
 #[derive(Serialize)]

@@ -8,8 +8,7 @@ use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
 use super::outcome::{CliError, Exit, Output};
-use crate::kafka::Failure;
-use crate::units::EpochMs;
+use crate::edge::kafka::error::Failure;
 
 /// Rows that are printed in any form.
 pub trait Row: Serialize {
@@ -89,12 +88,6 @@ pub fn note(text: &str) {
     writeln!(std::io::stderr(), "{text}").ok();
 }
 
-/// A time as RFC 3339, UTC.
-#[must_use]
-pub fn time(at: EpochMs) -> String {
-    jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.to_string(), |time| time.to_string())
-}
-
 /// Turns a failure of the Kafka edge into a message with its exit code.
 #[must_use]
 pub fn failed(failure: &Failure) -> CliError {
@@ -114,16 +107,5 @@ pub fn failed(failure: &Failure) -> CliError {
 impl From<Failure> for CliError {
     fn from(failure: Failure) -> Self {
         failed(&failure)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_written_as_rfc_3339() {
-        assert_eq!(time(EpochMs(0)), "1970-01-01T00:00:00Z");
-        assert_eq!(time(EpochMs(1_700_000_000_123)), "2023-11-14T22:13:20.123Z");
     }
 }

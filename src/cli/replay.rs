@@ -19,12 +19,12 @@ use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
 use super::progress::bar;
-use crate::admin::log::Reading;
-use crate::clock;
 use crate::config::{Guarantee, Settings};
-use crate::dead_letter::Reason;
+use crate::edge::clock;
+use crate::edge::kafka::log_reader::Reading;
+use crate::model::dead_letter::Reason;
+use crate::model::units::{EpochMs, counted};
 use crate::replay::{self, End, Plan, Progress, ReplayError, Report, Tally};
-use crate::units::{EpochMs, counted};
 
 /// A commit, or the first contact, that takes longer than this is taken for a broker that does not answer.
 const UNANSWERED: Duration = Duration::from_secs(60);
@@ -308,7 +308,7 @@ fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError 
     }
     let exit = match error {
         ReplayError::TakenOver => Exit::Failure,
-        ReplayError::NotCommitted(source) if crate::kafka::is_unreachable(source) => {
+        ReplayError::NotCommitted(source) if crate::edge::kafka::error::is_unreachable(source) => {
             Exit::Unreachable
         }
         ReplayError::Failed(failure) if print::failed(failure).exit == Exit::Unreachable => {

@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaConfRes;
 use super::outcome::{CliError, Exit};
 use crate::config::table::{SETTINGS, Setting};
 use crate::config::{self, Layers, Settings, Source};
-use crate::kafka::credentials;
+use crate::edge::kafka::credentials;
 
 /// Gathers what was given. What is wrong with it is kept for [`Settings::check`].
 pub(super) fn layers(matches: &ArgMatches) -> Layers {
@@ -67,9 +67,7 @@ pub(super) fn follow(
         .map_err(|failure| CliError::new(Exit::Usage, failure.to_string()))?;
     let matches = matches.clone();
     let read = move || self::layers(&matches).connection();
-    settings
-        .credentials
-        .watch(current, Box::new(read))
+    credentials::watch(&settings.credentials, current, Box::new(read))
         .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))
 }
 

@@ -16,11 +16,12 @@ use serde_json::Value;
 
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
-use crate::admin::log::Log;
 use crate::config::{Guarantee, Settings};
-use crate::kafka::Failure;
-use crate::kafka::producer::{BatchError, Producer, Record};
-use crate::subscription::{self, State, Subscription, SubscriptionError};
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log_reader::Log;
+use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::model::subscription;
+use crate::model::subscription::{State, Subscription, SubscriptionError};
 
 const PURPOSE: &str = "subscriptions";
 

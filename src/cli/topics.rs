@@ -5,8 +5,9 @@ use serde::Serialize;
 
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
-use crate::admin::{self, Cluster, Creation, Difference, TopicSpec, Wish};
 use crate::config::Settings;
+use crate::edge::kafka::topics as admin;
+use crate::edge::kafka::topics::{Cluster, Creation, Difference, TopicSpec, Wish};
 
 /// `hookstream topics`.
 #[derive(Subcommand, Clone, Debug)]

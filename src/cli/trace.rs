@@ -16,12 +16,13 @@ use super::interrupt::Interrupt;
 use super::outcome::{CliError, Exit, Output};
 use super::print::{self, Row};
 use super::progress::bar;
-use crate::admin::log::Reading;
-use crate::clock;
 use crate::config::Settings;
-use crate::trace::story::{Step, What};
-use crate::trace::{self, Progress, Search};
-use crate::units::{EpochMs, counted};
+use crate::edge::clock;
+use crate::edge::kafka::log_reader::Reading;
+use crate::model::units::{EpochMs, counted};
+use crate::timeline as trace;
+use crate::timeline::story::{Step, What};
+use crate::timeline::{Progress, Search};
 
 /// `hookstream trace`.
 #[derive(Args, Clone, Debug)]
@@ -67,14 +68,14 @@ struct Told {
 
 impl Told {
     fn of(step: Step) -> Self {
-        let what = step.what.sentence(print::time);
+        let what = step.what.sentence(EpochMs::rfc3339);
         let name = step.what.name();
         let (webhook_id, subscription) = step
             .webhook
             .map(|webhook| (webhook.id, webhook.subscription))
             .unzip();
         let told = Self {
-            time: print::time(step.time),
+            time: step.time.rfc3339(),
             topic: step.topic.to_string(),
             partition: step.at.partition,
             offset: step.at.offset.0,
@@ -114,7 +115,7 @@ impl Told {
             } => Self {
                 cause: Some(cause.as_str()),
                 attempts: Some(attempts),
-                due: due.map(print::time),
+                due: due.map(EpochMs::rfc3339),
                 ..told
             },
             What::DeadLetter {
@@ -194,8 +195,8 @@ pub fn run(settings: &Settings, args: &TraceArgs) -> Result<Exit, CliError> {
             format!(
                 "no record about {:?} from {} to {}; --since 7d looks further back, as far as the topics reach",
                 args.id,
-                print::time(args.since),
-                print::time(args.until.unwrap_or(began)),
+                args.since.rfc3339(),
+                args.until.unwrap_or(began).rfc3339(),
             ),
         ));
     }

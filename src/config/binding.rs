@@ -113,7 +113,7 @@ impl Reader<'_> {
             self.mistakes.push(mistake);
             return None;
         };
-        Some((key.clone(), super::without_newline(text).to_owned()))
+        Some((key.clone(), without_newline(text).to_owned()))
     }
 
     fn optional(&mut self, key: &str) -> Option<String> {
@@ -157,6 +157,12 @@ impl Reader<'_> {
         }
         known.copied()
     }
+}
+
+/// `text` without one newline at its end, as editors and `kubectl create secret --from-file` leave it.
+pub(super) fn without_newline(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use super::binding::{self, Binding};
+use super::binding::{self, Binding, without_newline};
+use super::layers::{Given, Layers, Source};
+use super::secrets::is_secret;
 use super::table::{SETTINGS, Setting};
-use super::{Given, Layers, Source, is_secret};
 
 /// How clients reach the brokers, as far as files may change it. It holds secrets, and therefore has no `Debug`.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -45,12 +46,6 @@ pub(super) fn is_file_variable(name: &str) -> bool {
         || SETTINGS
             .iter()
             .any(|setting| setting.file_variable() == name)
-}
-
-/// `text` without one newline at its end, as editors and `kubectl create secret --from-file` leave it.
-pub(super) fn without_newline(text: &str) -> &str {
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    text.strip_suffix('\r').unwrap_or(text)
 }
 
 impl Layers {

@@ -5,16 +5,15 @@ use std::fmt::Debug;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::table::{SETTINGS, Setting};
-use super::{
-    EgressSettings, Guarantee, Layers, Machine, OtlpSettings, Settings, Source, Topics,
-    may_hold_credentials,
-};
-use crate::delivery::breaker::BreakerRules;
-use crate::delivery::window::Format as WindowFormat;
-use crate::kafka::credentials::Credentials;
-use crate::retry::tier::Tiers;
-use crate::units::{format_duration, parse_duration};
+use super::credentials::Credentials;
+use super::layers::{Layers, Source};
+use super::secrets::may_hold_credentials;
+use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
+use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
+use crate::model::breaker_rules::BreakerRules;
+use crate::model::tiers::Tiers;
+use crate::model::units::{format_duration, parse_duration};
+use crate::model::window::Format as WindowFormat;
 
 const MIB: usize = 1024 * 1024;
 
@@ -449,4 +448,25 @@ fn size(text: &str, least: usize, most: usize) -> Option<usize> {
         .ok()?
         .checked_mul(factor)
         .filter(|size| (least..=most).contains(size))
+}
+
+impl Settings {
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// A line for each mistake.
+    pub fn check(layers: &Layers, machine: &Machine) -> Result<Self, Vec<String>> {
+        let mut reader = Reader::new(layers);
+        let settings = reader.settings(machine);
+        let mut mistakes = layers.mistakes.clone();
+        mistakes.extend(reader.mistakes);
+        mistakes.extend(layers.properties().keys().filter_map(|key| {
+            let (_, way) = OWNED_PROPERTIES.iter().find(|(owned, _)| owned == key)?;
+            Some(format!("-X {key} cannot be set: {way}"))
+        }));
+        match settings {
+            Some(settings) if mistakes.is_empty() => Ok(settings),
+            _ => Err(mistakes),
+        }
+    }
 }

@@ -11,55 +11,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::retry::schedule::jittered;
+use crate::model::backoff::jittered;
+use crate::model::breaker_rules::BreakerRules;
 
 /// Parts that the sliding window is counted in: it forgets this share of itself at a time.
 const SLICES: usize = 10;
-
-/// When to open, and when to look again.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BreakerRules {
-    /// Opens after so many failures in a row; 0 is never.
-    pub failures: u32,
-    /// Opens when this share of the window's attempts failed, 0 to 1; 0 is never.
-    pub rate: f64,
-    /// The window for `rate`.
-    pub window: Duration,
-    /// Attempts that the window must hold before `rate` counts.
-    pub volume: u32,
-    /// From opening to the first probe, before ±20 % jitter; it doubles with each probe that fails.
-    pub probe: Duration,
-    /// The longest time between probes.
-    pub max_probe: Duration,
-}
-
-/// What a subscription says of its own breaker; what it does not say is the operator's.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[allow(missing_docs, reason = "the fields are those of `BreakerRules`")]
-pub struct BreakerOverrides {
-    pub failures: Option<u32>,
-    pub rate: Option<f64>,
-    pub window: Option<Duration>,
-    pub volume: Option<u32>,
-    pub probe: Option<Duration>,
-    pub max_probe: Option<Duration>,
-}
-
-impl BreakerRules {
-    /// These rules where `own` says nothing.
-    #[must_use]
-    pub fn with(&self, own: &BreakerOverrides) -> Self {
-        let probe = own.probe.unwrap_or(self.probe);
-        Self {
-            failures: own.failures.unwrap_or(self.failures),
-            rate: own.rate.unwrap_or(self.rate),
-            window: own.window.unwrap_or(self.window),
-            volume: own.volume.unwrap_or(self.volume),
-            probe,
-            max_probe: own.max_probe.unwrap_or(self.max_probe).max(probe),
-        }
-    }
-}
 
 /// Whether an attempt may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,6 +241,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::breaker_rules::BreakerOverrides;
 
     /// The defaults.
     pub(crate) const RULES: BreakerRules = BreakerRules {
@@ -320,7 +277,7 @@ pub(crate) mod tests {
 
     #[test]
     fn failures_in_a_row_open_it_and_a_success_between_them_does_not() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut breaker = Breaker::default();
         for _ in 1..RULES.failures {
             assert_eq!(end(&mut breaker, Sign::Bad, now), None);
@@ -338,7 +295,7 @@ pub(crate) mod tests {
 
     #[test]
     fn half_of_enough_attempts_failing_opens_it_and_half_of_few_does_not() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut breaker = Breaker::default();
         for turn in 0..RULES.volume - 1 {
             let sign = if turn % 2 == 0 { Sign::Good } else { Sign::Bad };
@@ -352,7 +309,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_has_left_the_window_does_not_count() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut breaker = Breaker::default();
         for _ in 0..RULES.volume {
             end(&mut breaker, Sign::Bad, now);
@@ -368,7 +325,7 @@ pub(crate) mod tests {
 
     #[test]
     fn one_probe_at_a_time_and_its_interval_doubles_up_to_the_longest() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut breaker = opened(now);
         let mut wait = RULES.probe;
         for _ in 0..10 {
@@ -388,7 +345,7 @@ pub(crate) mod tests {
 
     #[test]
     fn attempts_that_began_before_it_opened_change_nothing() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut breaker = opened(now);
         let gate = breaker.gate(now);
         assert_eq!(end(&mut breaker, Sign::Good, now), None);
@@ -405,7 +362,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_probe_that_tells_nothing_is_followed_by_another() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut breaker = opened(now);
         let now = now + RULES.probe;
         assert_eq!(probe(&mut breaker, Sign::None, now), None);
@@ -414,7 +371,7 @@ pub(crate) mod tests {
 
     #[test]
     fn failing_again_soon_after_a_good_probe_goes_on_where_it_was() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut breaker = opened(now);
         now += RULES.probe;
         probe(&mut breaker, Sign::Good, now);
@@ -433,7 +390,7 @@ pub(crate) mod tests {
 
     #[test]
     fn limits_of_zero_are_off() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let rules = BreakerRules {
             failures: 0,
             rate: 0.0,
@@ -467,7 +424,7 @@ pub(crate) mod tests {
         fn it_opens_when_the_naive_count_says_so(
             history in proptest::collection::vec((any::<bool>(), 0..4_000_u64), 1..200),
         ) {
-            let begin = crate::clock::instant();
+            let begin = crate::edge::clock::instant();
             let mut now = begin;
             let mut breaker = Breaker::default();
             let mut all: Vec<(u128, bool)> = Vec::new();
@@ -498,7 +455,7 @@ pub(crate) mod tests {
 
         #[test]
         fn the_wait_is_within_its_jitter(chance in 0.0..1.0_f64, failed in 0..12_u32) {
-            let now = crate::clock::instant();
+            let now = crate::edge::clock::instant();
             let mut breaker = Breaker { failed_probes: failed, ..Breaker::default() };
             let base = breaker.wait(&RULES);
             let Change::Opened(at) = breaker.open(&RULES, now, chance) else { unreachable!() };

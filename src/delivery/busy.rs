@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn the_ratio_is_the_mean_of_the_threads_over_the_last_ten_seconds() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut busy = Busy::default();
         let mut total = Duration::from_secs(3);
         assert_eq!(busy.observe(total, 2, now), None, "nothing to compare with");

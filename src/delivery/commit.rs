@@ -10,17 +10,19 @@ use std::time::{Duration, Instant};
 use rdkafka::message::OwnedHeaders;
 
 use super::systemic::{Health, Step};
-use super::window::Snapshot;
 use super::worker::{Order, Outcome, PartitionState, WorkerState};
 use super::{Delivery, scan};
-use crate::clock;
-use crate::command::{Command, Envelope};
 use crate::config::Guarantee;
-use crate::kafka::consumer::{Commit, TopicPartition};
-use crate::kafka::producer::{BatchError, Record};
-use crate::kafka::{Failure, InvalidRecord, command_headers, with_header};
-use crate::metrics::Role as RoleLabel;
-use crate::subscription::{State, with_state};
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::member::{Commit, TopicPartition};
+use crate::edge::kafka::producer::{BatchError, Record};
+use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
+use crate::model::command::{Command, Envelope};
+use crate::model::invalid_record::InvalidRecord;
+use crate::model::subscription::{State, with_state};
+use crate::model::window::Snapshot;
+use crate::runtime::metrics::TransactionalRole;
 
 /// How long a commit whose answer was not seen may still be under way to the broker.
 const UNDER_WAY: Duration = Duration::from_secs(120);
@@ -68,7 +70,7 @@ impl Delivery<'_> {
             .collect();
         let ages = states.iter().map(|state| state.oldest);
         self.oldest = ages.max().unwrap_or_default();
-        self.context.metrics.oldest_attempt(self.oldest);
+        self.metrics.oldest_attempt(self.oldest);
         self.observe_workers();
         let mut commits = Vec::new();
         let mut outcomes = std::mem::take(&mut self.kept);
@@ -134,13 +136,13 @@ impl Delivery<'_> {
             }
         }
         if let Some(told) = self.shown.tell(now) {
-            self.context.metrics.subscriber_attempts(&told);
+            self.metrics.subscriber_attempts(&told);
         }
     }
 
     /// Pauses intake when the fault is ours, and goes on when it is mended.
     fn watch(&mut self, health: Health) {
-        let gauge = self.context.metrics.systemic_failure();
+        let gauge = self.metrics.systemic_failure();
         match self.systemic.observe(health, clock::instant()) {
             Step::Stay => {}
             Step::Pause => {
@@ -188,7 +190,7 @@ impl Delivery<'_> {
         let took = clock::instant() - started;
         self.context
             .metrics
-            .transaction(RoleLabel::Deliver, written.is_ok(), took);
+            .transaction(TransactionalRole::Deliver, written.is_ok(), took);
         match written {
             Ok(()) => {
                 self.are_durable(&outcomes);
@@ -328,7 +330,7 @@ impl Delivery<'_> {
             partition: None,
             key,
             value,
-            headers: record.to_headers(),
+            headers: invalid_headers(record),
             tag,
         })
     }
@@ -360,12 +362,12 @@ impl Delivery<'_> {
         let now = clock::instant();
         let (total, threads) = (self.workers.busy(), self.workers.all.len());
         if let Some(ratio) = self.busy.observe(total, threads, now) {
-            self.context.metrics.worker_busy(ratio);
+            self.metrics.worker_busy(ratio);
         }
     }
 
     fn observe(&self, state: &PartitionState) {
-        let metrics = &self.context.metrics;
+        let metrics = self.metrics;
         metrics.window(state.partition, state.span);
         metrics.stalled(state.partition, state.stalled);
         metrics.runnable_commands(state.partition, state.runnable);
@@ -389,7 +391,7 @@ mod tests {
 
     #[test]
     fn after_a_disturbance_all_is_committed_again_each_second_for_two_minutes() {
-        let began = crate::clock::instant();
+        let began = crate::edge::clock::instant();
         let mut doubt = Doubt::default();
         assert!(!doubt.is_due(began), "nothing has happened");
         doubt.begin(began);

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_can_take_it_gets_all_that_is_allowed() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut concurrency = Concurrency::new(64, now);
         let work = Duration::from_millis(200);
         let rate = load(&mut concurrency, 64, work, 10 * MINUTE, &mut now);
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_queues_gets_about_what_it_works_on_and_loses_nothing() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut concurrency = Concurrency::new(64, now);
         let work = Duration::from_millis(100);
         let rate = load(&mut concurrency, 4, work, 10 * MINUTE, &mut now);
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_noise_of_quick_answers_takes_nothing_away() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut concurrency = Concurrency::new(8, now);
         for turn in 0..10_000_u64 {
             let began = now;
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_has_become_slower_for_good_is_not_starved() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut concurrency = Concurrency::new(8, now);
         load(
             &mut concurrency,
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn attempts_without_an_answer_that_were_in_flight_together_halve_it_once() {
-        let begin = crate::clock::instant();
+        let begin = crate::edge::clock::instant();
         let end = begin + Duration::from_secs(15);
         let mut concurrency = Concurrency::new(8, begin);
         for _ in 0..8 {
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_new_maximum_holds_at_once() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut concurrency = Concurrency::new(8, now);
         concurrency.set_most(32);
         assert_eq!(concurrency.limit(), 32);

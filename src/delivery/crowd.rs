@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::units::{Offset, Position};
+use crate::model::units::{Offset, Position};
 
 /// How long a backlog may hold its partition up before it is looked who waits behind it.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_backlog_is_parked_only_as_far_as_somebody_waits_behind_it() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut crowd = Crowd::default();
         assert!(crowd.waits(Offset(10), now));
         assert_eq!(crowd.ask(Offset(10), now), None, "it may hold for a while");
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_partition_that_keeps_up_is_never_looked_into() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let mut crowd = Crowd::default();
         for offset in 0..100 {
             assert!(crowd.waits(Offset(offset), now));

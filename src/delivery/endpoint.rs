@@ -15,13 +15,13 @@ use url::Url;
 
 use super::lane::{Limits, Rate};
 use super::signing::Signer;
-use crate::attempt::{Mask, shown_url};
-use crate::command::{Command, ContentType};
 use crate::config::Settings;
-use crate::egress::{EgressDenied, EgressPolicy};
-use crate::http::{Address, Request};
-use crate::subscription::{SecretSource, State, StatusRules, Subscription};
-use crate::units::EpochMs;
+use crate::edge::egress::{EgressDenied, EgressPolicy};
+use crate::edge::http::{Address, Request};
+use crate::model::attempt::{Mask, shown_url};
+use crate::model::command::{Command, ContentType};
+use crate::model::subscription::{SecretSource, State, StatusRules, Subscription};
+use crate::model::units::EpochMs;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -281,7 +281,7 @@ fn resolve(source: &SecretSource) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attempt::Excerpt;
+    use crate::model::attempt::Excerpt;
 
     #[test]
     fn of_an_url_that_an_endpoint_echoes_nothing_is_logged_that_may_be_a_credential() {

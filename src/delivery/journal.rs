@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::attempt::{Attempt, Excerpt, Facts};
-use crate::command::Command;
-use crate::kafka::Failure;
-use crate::kafka::scribe::{Note, Scribe};
-use crate::metrics::{AttemptOutcome, AttemptRecord, Metrics};
-use crate::service::RoleContext;
-use crate::units::EpochMs;
+use super::metrics::{AttemptRecord, DeliveryMetrics};
+use crate::edge::kafka::best_effort::{Note, Scribe};
+use crate::edge::kafka::error::Failure;
+use crate::model::attempt::{Attempt, Excerpt, Facts};
+use crate::model::command::Command;
+use crate::model::outcome::AttemptOutcome;
+use crate::model::units::EpochMs;
+use crate::runtime::context::RoleContext;
 
-use super::outcome::Class;
+use crate::model::outcome::Class;
 
 /// What workers have noted and the client has not taken, of the whole replica, bytes. Past it, records are dropped.
 const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
@@ -119,7 +120,7 @@ pub(super) struct Notes {
     batch: Vec<Entry>,
     to: Sender<Vec<Entry>>,
     held: Arc<AtomicUsize>,
-    metrics: Metrics,
+    metrics: DeliveryMetrics,
 }
 
 impl Notes {
@@ -156,15 +157,15 @@ impl Notes {
 pub(super) struct Journal {
     to: Sender<Vec<Entry>>,
     held: Arc<AtomicUsize>,
-    metrics: Metrics,
+    metrics: DeliveryMetrics,
     ending: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Journal {
-    pub(super) fn start(context: &RoleContext) -> Result<Self, Failure> {
+    pub(super) fn start(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<Self, Failure> {
         let topic = context.settings.topics.attempts();
-        let scribe = Scribe::new(&context.settings, &context.metrics, topic)?;
+        let scribe = Scribe::new(&context.settings, &metrics.record_counters(), topic)?;
         let (to, inbox) = channel();
         let held = Arc::new(AtomicUsize::new(0));
         let ending = Arc::new(AtomicBool::new(false));
@@ -172,7 +173,7 @@ impl Journal {
             scribe,
             held: Arc::clone(&held),
             ending: Arc::clone(&ending),
-            metrics: context.metrics.clone(),
+            metrics: metrics.clone(),
             value: Vec::new(),
         };
         let thread = std::thread::Builder::new()
@@ -189,7 +190,7 @@ impl Journal {
         Ok(Self {
             to,
             held,
-            metrics: context.metrics.clone(),
+            metrics: metrics.clone(),
             ending,
             thread,
         })
@@ -218,7 +219,7 @@ struct Writer {
     scribe: Scribe,
     held: Arc<AtomicUsize>,
     ending: Arc<AtomicBool>,
-    metrics: Metrics,
+    metrics: DeliveryMetrics,
     /// Room for a record's value, used again.
     value: Vec<u8>,
 }
@@ -265,7 +266,8 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Cause, ContentType};
+    use crate::model::command::{Cause, ContentType};
+    use crate::runtime::metrics::Registry;
 
     fn entry(body: &'static str) -> Entry {
         let command = Command {
@@ -304,7 +306,7 @@ mod tests {
             batch: Vec::new(),
             to,
             held: Arc::new(AtomicUsize::new(0)),
-            metrics: Metrics::new(),
+            metrics: DeliveryMetrics::register(&Registry::new()),
         };
         (notes, inbox)
     }

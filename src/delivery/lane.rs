@@ -13,9 +13,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::breaker::{Breaker, BreakerRules, Change, Gate, Sign};
+use super::breaker::{Breaker, Change, Gate, Sign};
 use super::concurrency::Concurrency;
-use crate::retry::tier::LONGEST_PARK;
+use crate::model::breaker_rules::BreakerRules;
+use crate::model::tiers::LONGEST_PARK;
 
 /// Commands that a lane queues, except that a quick one may queue more while its partition has memory to spare.
 pub const QUEUE_COMMANDS: usize = 256;
@@ -491,7 +492,7 @@ mod tests {
     const SPARE: usize = usize::MAX;
 
     fn start() -> Instant {
-        crate::clock::instant()
+        crate::edge::clock::instant()
     }
 
     fn lane(max_in_flight: usize, rate: Option<(f64, f64)>, now: Instant) -> Lane<u32> {

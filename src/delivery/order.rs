@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::units::EpochMs;
+use crate::model::units::EpochMs;
 
 /// Commands that wait here, over all subjects; more are parked.
 pub const WAITING: usize = 256;

@@ -16,11 +16,12 @@ use tokio::sync::mpsc::{
 };
 
 use super::journal::Journal;
+use super::metrics::DeliveryMetrics;
 use super::worker::{self, Order, Surroundings, WorkerState};
-use crate::egress::EgressPolicy;
-use crate::http::{HttpClient, HttpOptions};
-use crate::kafka::Failure;
-use crate::service::RoleContext;
+use crate::edge::egress::EgressPolicy;
+use crate::edge::http::{HttpClient, HttpOptions};
+use crate::edge::kafka::error::Failure;
+use crate::runtime::context::RoleContext;
 
 /// Look-ups of names at a time, per worker; more wait, within their attempts' deadlines.
 const RESOLVERS: usize = 16;
@@ -105,14 +106,14 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn start(context: &RoleContext) -> Result<Self, Failure> {
+    pub(super) fn start(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<Self, Failure> {
         let settings = &context.settings;
         let cluster = context.cluster()?;
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
         let journal = match settings.attempt_log {
-            true => Some(Journal::start(context)?),
+            true => Some(Journal::start(context, metrics)?),
             false => None,
         };
         // One set of trust roots for all; each worker has its own connections.
@@ -125,7 +126,7 @@ impl Workers {
                 settings: Arc::clone(settings),
                 cluster: cluster.clone(),
                 table: Arc::clone(&context.table),
-                metrics: context.metrics.clone(),
+                metrics: metrics.clone(),
                 tracer: context.tracer.clone(),
                 policy: Arc::clone(&policy),
                 client,

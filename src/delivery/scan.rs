@@ -19,12 +19,15 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use super::worker::Order;
-use crate::admin::log::{ANSWER, Log, Range};
-use crate::command::header;
 use crate::config::Settings;
-use crate::kafka::cluster::ClusterId;
-use crate::kafka::{Failure, LogContext, LoggedConsumer, consumer_config, read_command};
-use crate::units::{EpochMs, Offset, Position};
+use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range};
+use crate::edge::kafka::record::read_command;
+use crate::model::command::header;
+use crate::model::units::{EpochMs, Offset, Position};
 
 /// A command with a sequence that is not done, as far as its record tells.
 #[derive(Clone, Debug, PartialEq, Eq)]

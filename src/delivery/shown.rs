@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::tally::Tally;
-use crate::lag::top::OTHER;
+use crate::runtime::metrics::OTHER;
 
 /// How often it is looked at.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -217,8 +217,8 @@ impl Shown {
 mod tests {
     use std::collections::{BTreeSet, HashMap};
 
-    use super::super::outcome::Class;
     use super::*;
+    use crate::model::outcome::Class;
 
     fn tally(good: u64, bad: u64) -> Tally {
         let mut tally = Tally::default();
@@ -236,7 +236,7 @@ mod tests {
 
     impl Scene {
         fn new(most: usize) -> Self {
-            let now = crate::clock::instant();
+            let now = crate::edge::clock::instant();
             Self {
                 shown: Shown::new(most, now),
                 now,
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn it_is_told_once_a_second() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut shown = Shown::new(1, now);
         assert!(shown.tell(now).is_some());
         shown.count("a".into(), &tally(1, 0), now);

@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_reference_library_verifies_what_is_signed() {
-        let now = crate::clock::now().seconds().to_string();
+        let now = crate::edge::clock::now().seconds().to_string();
         let payload = br#"{"type":"order.created","data":{"total":"9.90"}}"#;
         let header = Signer::new([PRIVATE, SECRET])
             .unwrap()

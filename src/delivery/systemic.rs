@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn it_takes_most_of_several_to_be_our_own_fault() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         for (active, failing, ours) in [
             (0, 0, false),
             (4, 4, false),
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn probes_come_ever_more_rarely_until_one_is_answered() {
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         let begin = now;
         let mut systemic = Systemic::default();
         assert_eq!(systemic.observe(health(10, 10), now), Step::Pause);
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn with_nothing_to_probe_with_it_goes_on() {
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut systemic = Systemic::default();
         systemic.observe(health(10, 10), now);
         let empty = Health {

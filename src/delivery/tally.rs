@@ -1,7 +1,7 @@
 //! Attempts counted by class of answer, as plain integers: what a lane adds to with each attempt, without a lock, an
 //! allocation or a look at a name. Every 100 ms its worker hands it over.
 
-use super::outcome::Class;
+use crate::model::outcome::Class;
 
 /// Attempts that ended, since it was last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

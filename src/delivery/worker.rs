@@ -23,25 +23,27 @@ use super::crowd::Crowd;
 use super::endpoint::{Destination, Target};
 use super::journal::{Entry, Notes};
 use super::lane::{Lane, Next, Permit, most_alone};
+use super::metrics::DeliveryMetrics;
 use super::order::Book;
-use super::outcome::{Told, Verdict, judge};
 use super::scan::{About, Answer, Question};
 use super::systemic::{Health, LATELY};
 use super::tally::Tally;
-use super::window::{Place, Window};
-use crate::attempt::Excerpt;
-use crate::clock;
 use crate::config::Settings;
-use crate::egress::EgressPolicy;
-use crate::fault;
-use crate::http::HttpClient;
-use crate::kafka::cluster::ClusterId;
-use crate::kafka::table::Table;
-use crate::metrics::{Metrics, ParkReason};
-use crate::spans::{Open, Tracer, span};
-use crate::subscription::Order as Ordering;
-use crate::throttle::Throttle;
-use crate::units::EpochMs;
+use crate::edge::clock;
+use crate::edge::egress::EgressPolicy;
+use crate::edge::failpoint;
+use crate::edge::http::HttpClient;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::kafka::subscription_cache::Table;
+use crate::edge::otlp::{Open, Tracer};
+use crate::model::attempt::Excerpt;
+use crate::model::outcome::ParkReason;
+use crate::model::outcome::{Told, Verdict, judge};
+use crate::model::span;
+use crate::model::subscription::Order as Ordering;
+use crate::model::throttle::Throttle;
+use crate::model::units::EpochMs;
+use crate::model::window::{Place, Window};
 use conclusion::{read, tell};
 use partition::{Flight, Intake, Partition, Scan, Taken};
 pub(super) use partition::{Incoming, Load, Outcome, PartitionState};
@@ -85,7 +87,7 @@ pub(super) struct Surroundings {
     /// Whose offsets are the sequences of ordered commands.
     pub(super) cluster: ClusterId,
     pub(super) table: Arc<Table>,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: DeliveryMetrics,
     pub(super) tracer: Tracer,
     pub(super) policy: Arc<EgressPolicy>,
     pub(super) client: HttpClient,
@@ -514,7 +516,7 @@ impl Worker {
     }
 
     fn attempt_ended(&mut self, end: AttemptEnd) {
-        fault::point("response.after");
+        failpoint::point("response.after");
         let (lane, number, slot_follows) = (end.lane, end.taken.partition, end.slot_follows);
         let partition = self.partitions.get_mut(&number);
         let flight = partition.and_then(|partition| {

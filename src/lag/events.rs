@@ -15,11 +15,11 @@ use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
+use super::metrics::LagMetrics;
 use super::reader::{Client, client};
-use crate::clock;
 use crate::config::Settings;
-use crate::kafka::Failure;
-use crate::metrics::Metrics;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
 
 /// How often the figures are renewed.
 const EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) struct Watch {
 ///
 /// # Errors
 /// [`Failure`] when there can be no thread.
-pub(super) fn watch(settings: &Arc<Settings>, metrics: &Metrics) -> Result<Watch, Failure> {
+pub(super) fn watch(settings: &Arc<Settings>, metrics: &LagMetrics) -> Result<Watch, Failure> {
     let (open, closed) = channel();
     let (settings, metrics) = (Arc::clone(settings), metrics.clone());
     std::thread::Builder::new()
@@ -52,7 +52,7 @@ pub(super) fn watch(settings: &Arc<Settings>, metrics: &Metrics) -> Result<Watch
     Ok(Watch { _open: open })
 }
 
-fn run(settings: &Settings, metrics: &Metrics, closed: &Receiver<()>) {
+fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
     let mut shown = Shown::new(&settings.topics.events);
     let mut reader: Option<Reader> = None;
     let mut failing = Failing::default();
@@ -126,7 +126,7 @@ impl<'a> Shown<'a> {
     }
 
     /// Exports these, and removes all others.
-    fn show(&mut self, metrics: &Metrics, behind: BTreeMap<At, u64>) {
+    fn show(&mut self, metrics: &LagMetrics, behind: BTreeMap<At, u64>) {
         for (topic, partition) in &self.series {
             if !behind.contains_key(&(*topic, *partition)) {
                 metrics.forget_event_lag(&self.topics[*topic], *partition);
@@ -284,6 +284,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::metrics::Registry;
 
     #[test]
     fn what_waits_is_counted_from_where_fan_out_goes_on() {
@@ -309,11 +310,12 @@ mod tests {
 
     #[test]
     fn a_partition_of_which_nothing_is_known_any_more_has_no_series() {
-        let metrics = Metrics::new();
+        let registry = Registry::new();
+        let metrics = LagMetrics::register(&registry);
         let topics = ["orders".to_owned(), "bills".to_owned()];
         let mut shown = Shown::new(&topics);
         shown.show(&metrics, BTreeMap::from([((0, 0), 5), ((1, 2), 7)]));
-        let text = metrics.render().unwrap();
+        let text = registry.render().unwrap();
         for line in [
             r#"hookstream_event_lag{partition="0",topic="orders"} 5"#,
             r#"hookstream_event_lag{partition="2",topic="bills"} 7"#,
@@ -321,7 +323,7 @@ mod tests {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }
         shown.show(&metrics, BTreeMap::from([((1, 2), 0)]));
-        let text = metrics.render().unwrap();
+        let text = registry.render().unwrap();
         assert!(!text.contains("orders"), "{text}");
         assert!(text.contains(r#"topic="bills"} 0"#), "{text}");
     }

@@ -1,13 +1,14 @@
 //! What `/lag`, `hookstream lag --once` and the page tell: the figures of one moment, and which of them are asked for.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::index::{Index, Waiting};
-use crate::delivery::window::Window;
-use crate::units::{EpochMs, Offset};
+use crate::model::units::{EpochMs, Offset};
+use crate::model::window::Window;
 
 /// What is known of one moment.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -102,7 +103,7 @@ pub struct Partition {
 }
 
 fn rfc3339(seconds: u32) -> String {
-    crate::cli::print::time(EpochMs(i64::from(seconds) * 1000))
+    EpochMs(i64::from(seconds) * 1000).rfc3339()
 }
 
 impl Subscriber {
@@ -194,7 +195,7 @@ impl Tally {
 }
 
 /// By what subscribers are sorted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
     /// The most pending commands first.
     #[default]
@@ -205,6 +206,24 @@ pub enum Sort {
     Dead,
     /// By name.
     Name,
+}
+
+impl FromStr for Sort {
+    type Err = ();
+
+    /// Upper and lower case are alike.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let known = [
+            ("lag", Self::Lag),
+            ("age", Self::Age),
+            ("dead", Self::Dead),
+            ("name", Self::Name),
+        ];
+        let found = known
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(text));
+        found.map(|(_, sort)| *sort).ok_or(())
+    }
 }
 
 /// Which figures are asked for.
@@ -228,8 +247,9 @@ impl Query {
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "sort" => {
-                    parsed.sort = <Sort as clap::ValueEnum>::from_str(&value, true)
-                        .map_err(|_| format!("sort={value} is none of lag, age, dead and name"))?;
+                    parsed.sort = value.parse().map_err(|()| {
+                        format!("sort={value} is unknown; must be lag, age, dead or name")
+                    })?;
                 }
                 "top" => {
                     let top = value.parse();

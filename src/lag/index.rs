@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use crate::dead_letter::{Coordinates, DeadLetter, Identities, Identity, Reason, Settled};
-use crate::units::{EpochMs, Offset, Position};
+use crate::model::dead_letter::{Coordinates, DeadLetter, Identities, Identity, Reason, Settled};
+use crate::model::units::{EpochMs, Offset, Position};
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -460,7 +460,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dead_letter::{DeadLetterInfo, Settlement};
+    use crate::model::dead_letter::{DeadLetterInfo, Settlement};
 
     const SUBSCRIBERS: [&str; 3] = ["a", "b", "c"];
 

@@ -17,15 +17,19 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use super::figures::{Figures, Partition, Tally, Totals};
 use super::index::{Index, Place, Waiting};
 use super::progress::{Asked, Progress};
-use crate::admin::log::header_pairs;
-use crate::clock;
-use crate::command::header;
 use crate::config::Settings;
-use crate::dead_letter::{Coordinates, Fact};
-use crate::delivery::window::{Place as WindowPlace, ReadError, Window};
-use crate::kafka::cluster::{self, ClusterId};
-use crate::kafka::{self, Failure, LogContext, LoggedConsumer, each_header};
-use crate::units::{EpochMs, Offset, Position, format_duration};
+use crate::edge::clock;
+use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::cluster::{self, ClusterId};
+use crate::edge::kafka::credentials::keep_current;
+use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
+use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::kafka::log_reader::header_pairs;
+use crate::edge::kafka::record::each_header;
+use crate::model::command::header;
+use crate::model::dead_letter::{Coordinates, Fact};
+use crate::model::units::{EpochMs, Offset, Position, format_duration};
+use crate::model::window::{Place as WindowPlace, ReadError, Window};
 
 /// How long an answer about positions may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -540,7 +544,7 @@ impl Reader {
         let tally = Tally::of(&self.index, &self.windows);
         let subscribers = tally.told(&self.tiers, at);
         let figures = Figures {
-            as_of: self.as_of.map(crate::cli::print::time),
+            as_of: self.as_of.map(EpochMs::rfc3339),
             as_of_seconds: self.as_of.map_or(0.0, |at| at.0 as f64 / 1000.0),
             behind: self
                 .sources
@@ -640,13 +644,13 @@ fn take_fact(index: &mut Index, message: &BorrowedMessage<'_>) {
 }
 
 fn tolerate(error: KafkaError) -> Result<(), Failure> {
-    let is_fatal = kafka::is_denied(&error)
+    let is_fatal = is_denied(&error)
         || matches!(error, KafkaError::MessageConsumptionFatal(_))
         || error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
     if is_fatal {
         return Err(Failure::from_client("reading what is pending", error));
     }
-    if !kafka::is_unreachable(&error) {
+    if !is_unreachable(&error) {
         tracing::warn!("reading what is pending: {error}");
     }
     Ok(())
@@ -657,7 +661,7 @@ fn tolerate(error: KafkaError) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`] when the client cannot be made, which is a matter of settings.
 pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
-    let mut config = kafka::consumer_config(settings, "lag", group);
+    let mut config = consumer_config(settings, "lag", group);
     for (key, value) in FETCHING {
         if !settings.properties.iter().any(|(known, _)| known == key) {
             config.set(key, value);
@@ -670,9 +674,7 @@ pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Resul
         .create_with_context(LoggedConsumer(LogContext::new("lag")))
         .map_err(|error| Failure::from_client("creating a reader", error))?;
     let client = Arc::new(client);
-    settings
-        .credentials
-        .keep_current(&client, |client| client.client());
+    keep_current(&settings.credentials, &client, |client| client.client());
     Ok(client)
 }
 

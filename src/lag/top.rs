@@ -7,14 +7,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::index::Waiting;
+use crate::runtime::metrics::OTHER;
 
 /// How far, in hundredths of K, one that is shown may fall behind before it goes.
 const MARGIN_PERCENT: usize = 125;
 /// For how long one that has nothing any more is told of with zeros.
 const ZEROS: Duration = Duration::from_secs(2 * 60);
-
-/// Under this name the rest is summed up. A subscriber of this name counts there.
-pub const OTHER: &str = "_other";
 
 /// Who is shown, from round to round.
 #[derive(Debug)]
@@ -132,7 +130,7 @@ mod tests {
 
     /// A round at no time in particular.
     fn round(top: &mut Top, figures: &[(&str, u64)]) -> Told {
-        top.update(&all(figures), crate::clock::instant())
+        top.update(&all(figures), crate::edge::clock::instant())
     }
 
     #[test]
@@ -172,7 +170,7 @@ mod tests {
             BTreeMap::from([("a".into(), waiting)])
         };
         let mut top = Top::new(2);
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut told = |ready, finished| top.update(&figures(ready, finished), now).finished["a"];
         assert_eq!(told(9, 1_000_000), 0, "what was before is no rate");
         assert_eq!(told(5, 1_000_004), 4);
@@ -196,7 +194,7 @@ mod tests {
     #[test]
     fn one_that_has_drained_tells_zero_before_it_goes() {
         let mut top = Top::new(2);
-        let mut now = crate::clock::instant();
+        let mut now = crate::edge::clock::instant();
         top.update(&all(&[("a", 1)]), now);
         // However far the rounds are apart.
         for seconds in [1, 15, 104] {
@@ -213,7 +211,7 @@ mod tests {
     #[test]
     fn one_that_has_something_again_tells_zero_for_as_long_the_next_time() {
         let mut top = Top::new(2);
-        let now = crate::clock::instant();
+        let now = crate::edge::clock::instant();
         let mut at = |seconds, figures: &[(&str, u64)]| {
             let told = top.update(&all(figures), now + Duration::from_secs(seconds));
             told.gone.len()

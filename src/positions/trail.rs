@@ -6,8 +6,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use crate::delivery::window::Window;
-use crate::units::{Offset, Position};
+use crate::model::units::{Offset, Position};
+use crate::model::window::Window;
 
 /// What a record is, whatever its offset and timestamp: a digest of key, headers and value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

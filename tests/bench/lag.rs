@@ -35,7 +35,9 @@ fn write(producer: &Writer, topic: &str, number: usize) -> Result<(), Problem> {
         .partition((number % PARTITIONS) as i32)
         .key(command.subscriber.as_bytes())
         .payload(&command.body[..BODY])
-        .headers(hookstream::kafka::command_headers(&command.envelope()));
+        .headers(hookstream::edge::kafka::record::command_headers(
+            &command.envelope(),
+        ));
     send(producer, record)
 }
 

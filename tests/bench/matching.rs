@@ -4,10 +4,11 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hookstream::event::{self, RawEvent};
-use hookstream::fanout::matching::Index;
-use hookstream::subscription;
-use hookstream::units::EpochMs;
+use hookstream::model::event;
+use hookstream::model::event::RawEvent;
+use hookstream::model::matching::Index;
+use hookstream::model::subscription;
+use hookstream::model::units::EpochMs;
 use serde_json::{Value, json};
 
 use crate::Scale;

@@ -93,13 +93,13 @@ pub fn send<'a, K: ?Sized + rdkafka::message::ToBytes>(
 }
 
 /// A command as fan-out writes it.
-pub fn command(number: usize) -> hookstream::command::Command {
+pub fn command(number: usize) -> hookstream::model::command::Command {
     let name = number % SUBSCRIPTIONS;
     let mut body =
         format!(r#"{{"type":"order.created","data":{{"number":{number},"pad":""#).into_bytes();
     body.resize(BODY - 3, b'x');
     body.extend_from_slice(b"\"}}");
-    hookstream::command::Command {
+    hookstream::model::command::Command {
         subscriber: format!("subscriber-{name}").into(),
         webhook_id: format!("msg_{number:027}").into(),
         subscription: format!("s{name}").into(),
@@ -107,11 +107,11 @@ pub fn command(number: usize) -> hookstream::command::Command {
         event_type: "order.created".into(),
         event_time: Some("2026-01-01T00:00:00Z".into()),
         subject: Some(format!("order-{number}").into()),
-        content_type: hookstream::command::ContentType::Json,
+        content_type: hookstream::model::command::ContentType::Json,
         attempt: 0,
         due: None,
-        enqueued: hookstream::clock::now(),
-        cause: hookstream::command::Cause::New,
+        enqueued: hookstream::edge::clock::now(),
+        cause: hookstream::model::command::Cause::New,
         traceparent: None,
         first_failure: None,
         sequence: None,
@@ -123,12 +123,14 @@ pub fn command(number: usize) -> hookstream::command::Command {
 /// The record of a command.
 pub fn record<'a>(
     topic: &'a str,
-    command: &'a hookstream::command::Command,
+    command: &'a hookstream::model::command::Command,
 ) -> BaseRecord<'a, [u8], [u8]> {
     BaseRecord::to(topic)
         .key(command.subscriber.as_bytes())
         .payload(&command.body[..])
-        .headers(hookstream::kafka::command_headers(&command.envelope()))
+        .headers(hookstream::edge::kafka::record::command_headers(
+            &command.envelope(),
+        ))
 }
 
 /// ADDRESS TOPIC COUNT: an idempotent producer that writes commands, and tells how many seconds it took.

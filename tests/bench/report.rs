@@ -41,7 +41,7 @@ impl Report {
             ),
             (
                 "date".to_owned(),
-                hookstream::event::rfc3339(hookstream::clock::now()),
+                hookstream::model::event::rfc3339(hookstream::edge::clock::now()),
             ),
             (
                 "runs".to_owned(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use hookstream::clock;
+use hookstream::edge::clock;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 
@@ -17,7 +17,7 @@ use crate::truth::{Kind, SUBSCRIPTIONS};
 /// The scaled roles.
 pub const ROLES: [&str; 3] = ["fanout", "deliver", "release"];
 
-/// Where a process can be made to die (`src/fault.rs`), and in which roles it comes by there.
+/// Where a process can be made to die (`src/edge/failpoint.rs`), and in which roles it comes by there.
 const POINTS: [(&str, &[&str]); 16] = [
     ("poll.before", &ROLES),
     ("poll.after", &ROLES),

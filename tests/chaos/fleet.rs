@@ -114,7 +114,7 @@ impl Fleet {
         self.tend();
     }
 
-    /// Ends one and starts it with a fail-point (`src/fault.rs`), written as the environment variable wants it.
+    /// Ends one and starts it with a fail-point (`src/edge/failpoint.rs`), written as the environment variable wants it.
     pub fn arm(&mut self, at: usize, point: &str) {
         self.slots[at].expected = true;
         if let Some(process) = &mut self.slots[at].process {

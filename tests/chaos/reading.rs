@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hookstream::clock;
-use hookstream::delivery::window::{self, Window};
-use hookstream::units::{Offset, Position as At};
+use hookstream::edge::clock;
+use hookstream::model::units::{Offset, Position as At};
+use hookstream::model::window;
+use hookstream::model::window::Window;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 

@@ -457,13 +457,13 @@ func TestTheImageHasTheVersionOfTheProgram(t *testing.T) {
 	}
 }
 
-// The guard's networks in src/egress.rs, in the order of the source.
+// The guard's networks in src/edge/egress.rs, in the order of the source.
 func guardNetworks(t *testing.T, table string) []string {
 	t.Helper()
-	source := string(must[[]byte](t)(os.ReadFile(root("src/egress.rs"))))
+	source := string(must[[]byte](t)(os.ReadFile(root("src/edge/egress.rs"))))
 	_, after, found := strings.Cut(source, "const "+table+":")
 	if !found {
-		t.Fatalf("src/egress.rs has no %s", table)
+		t.Fatalf("src/edge/egress.rs has no %s", table)
 	}
 	body, _, _ := strings.Cut(after, "\n];")
 	var networks []string
@@ -491,7 +491,7 @@ func TestTheNetworkPolicyExceptsWhatTheEgressGuardDoes(t *testing.T) {
 		return len(strings.Split(network, ":")[0]) < 4 || network[0] < '2' || network[0] > '3'
 	})
 	if len(v4) < 10 || len(v6) < 4 {
-		t.Fatalf("src/egress.rs: its form has changed: %v %v", v4, v6)
+		t.Fatalf("src/edge/egress.rs: its form has changed: %v %v", v4, v6)
 	}
 	for _, one := range must[[]Object](t)(compose("network-policy")) {
 		if one.kind() != "NetworkPolicy" || one.name() != "hookstream-endpoints" {

@@ -19,7 +19,7 @@ import (
 
 // The rules that no schema knows. Violations are sentences that begin with the object.
 
-// grace is what the program may take beyond the drain deadline: GRACE in src/service.rs.
+// grace is what the program may take beyond the drain deadline: GRACE in src/wiring.rs.
 const grace = 15 * time.Second
 
 // Settings are the names in src/config/table.rs with their defaults.

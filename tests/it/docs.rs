@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hookstream::admin::{self, Rule, TopicSpec};
 use hookstream::config::{Layers, Machine, Settings, Source};
-use hookstream::retry::schedule::{JITTER, RETRY_AFTER_CAP};
-use hookstream::retry::tier::{Head, Tiers};
-use hookstream::units::EpochMs;
+use hookstream::edge::kafka::topics as admin;
+use hookstream::edge::kafka::topics::{Rule, TopicSpec};
+use hookstream::model::backoff::{JITTER, RETRY_AFTER_CAP};
+use hookstream::model::tiers::{Head, Tiers};
+use hookstream::model::units::EpochMs;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -228,7 +229,7 @@ fn the_moves_of_a_retry_are_those_of_the_tiers() {
             .map(|factor| moves(&settings.tiers, delay.mul_f64(factor)))
             .collect();
         let mean = all.iter().sum::<u32>() as f64 / all.len() as f64;
-        assert_eq!(row[0], hookstream::units::format_duration(delay));
+        assert_eq!(row[0], hookstream::model::units::format_duration(delay));
         assert_eq!(row[1], format!("{mean:.1}"), "{}", row[0]);
     }
 }

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hookstream::delivery::window::{self, Window};
-use hookstream::units::{Offset, Position};
+use hookstream::model::units::{Offset, Position};
+use hookstream::model::window;
+use hookstream::model::window::Window;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
@@ -155,7 +156,7 @@ fn figures_since(role: &Process, since: f64) -> Value {
 }
 
 fn now() -> f64 {
-    hookstream::clock::now().0 as f64 / 1000.0
+    hookstream::edge::clock::now().0 as f64 / 1000.0
 }
 
 /// A transaction that is given up: its commands never were.

@@ -478,8 +478,8 @@ fn what_is_finished_behind_a_hanging_command_stays_finished_after_a_kill() {
                 .committed("deliver", &world.topics.commands())
                 .iter()
                 .any(|(_, position, metadata)| {
-                    let (window, error) = hookstream::delivery::window::Window::restore(
-                        hookstream::units::Position(*position),
+                    let (window, error) = hookstream::model::window::Window::restore(
+                        hookstream::model::units::Position(*position),
                         metadata,
                         place,
                     );

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use hookstream::attempt::{Attempt, Excerpt, Facts, Mask};
-use hookstream::command::{Cause, Command, ContentType};
-use hookstream::dead_letter::{
+use hookstream::model::attempt::{Attempt, Excerpt, Facts, Mask};
+use hookstream::model::command::{Cause, Command, ContentType};
+use hookstream::model::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
 };
-use hookstream::delivery::window::{Format, Place, Window};
-use hookstream::units::{EpochMs, Offset, Position};
+use hookstream::model::units::{EpochMs, Offset, Position};
+use hookstream::model::window::{Format, Place, Window};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 

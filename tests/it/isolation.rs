@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hookstream::retry::tier::LONGEST_PARK;
+use hookstream::model::tiers::LONGEST_PARK;
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, put, subscription, wait_until_done, with, world};
@@ -55,7 +55,7 @@ pub fn send<'a>(world: &World, subscriptions: impl IntoIterator<Item = &'a str>)
         .enumerate()
         .map(|(number, id)| (format!("msg_{}_{id}_{number}", fastrand::u64(..)), id))
         .collect();
-    let now = hookstream::clock::now().to_string();
+    let now = hookstream::edge::clock::now().to_string();
     world.produce(
         &world.topics.commands(),
         numbered.iter().map(|(webhook, id)| {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use hookstream::delivery::window::{Place, Window};
-use hookstream::units::{Offset, Position};
+use hookstream::model::units::{Offset, Position};
+use hookstream::model::window::{Place, Window};
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, event, put, subscription, with};
@@ -293,6 +293,6 @@ fn the_role_follows_kills_rebalances_and_operators() {
     });
     // What it tells is never of the future, and never stale for long.
     let as_of = eventually("a time", LATER, || lag(&role, "")["as_of_seconds"].as_f64());
-    let age = hookstream::clock::now().0 as f64 / 1000.0 - as_of;
+    let age = hookstream::edge::clock::now().0 as f64 / 1000.0 - as_of;
     assert!((0.0..30.0).contains(&age), "{age}");
 }

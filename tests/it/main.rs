@@ -25,6 +25,7 @@ mod harness;
 mod image;
 mod isolation;
 mod lag;
+mod layers;
 mod mirror;
 mod observe;
 mod operator;

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hookstream::clock;
-use hookstream::command::{Cause, Command, ContentType};
-use hookstream::dead_letter::{
+use hookstream::edge::clock;
+use hookstream::model::command::{Cause, Command, ContentType};
+use hookstream::model::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Reason, Settled, Settlement,
 };
-use hookstream::event::webhook_id;
-use hookstream::units::{EpochMs, Offset};
+use hookstream::model::event::webhook_id;
+use hookstream::model::units::{EpochMs, Offset};
 use serde_json::{Value, json};
 
 use crate::scene::{

@@ -169,7 +169,7 @@ fn what_an_open_transaction_hides_in_a_tier_still_comes_first() {
     dead.send(BaseRecord::<str, str>::to(&tier).key("s").payload("{}"))
         .unwrap();
     dead.flush(SOON).unwrap();
-    let now = hookstream::clock::now().to_string();
+    let now = hookstream::edge::clock::now().to_string();
     let write = |topic: &str, id: &str, subject: &str, cause: &str, sequence: Option<&str>| {
         let mut headers = vec![
             ("webhook-id", id),

@@ -10,8 +10,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hookstream::clock;
-use hookstream::kafka::SESSION_TIMEOUT;
+use hookstream::edge::clock;
+use hookstream::edge::kafka::client::SESSION_TIMEOUT;
 use serde_json::json;
 
 use crate::checker::{Promise, check};

@@ -155,6 +155,26 @@ impl Order {
     }
 }
 
+/// How many orders, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow {
+    pub(super) per_second: u32,
+    pub(super) duration: Duration,
+}
+
+impl Flow {
+    /// All orders.
+    pub(super) fn events(self) -> u32 {
+        self.due(self.duration).max(1)
+    }
+
+    /// Orders that are due after `elapsed`.
+    pub(super) fn due(self, elapsed: Duration) -> u32 {
+        let elapsed = elapsed.min(self.duration);
+        (elapsed.as_secs_f64() * f64::from(self.per_second)) as u32
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +186,8 @@ mod tests {
             for rate in [1, 20, 200] {
                 let document = subscriber.subscription("http://127.0.0.1:8080/", secret, rate);
                 let bytes = serde_json::to_vec(&document).unwrap();
-                crate::subscription::parse(Some(subscriber.name.as_bytes()), &bytes).unwrap();
+                crate::model::subscription::parse(Some(subscriber.name.as_bytes()), &bytes)
+                    .unwrap();
             }
         }
     }

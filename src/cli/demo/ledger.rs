@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::cast::{CAST, FLAKY_ACCEPTS, Manner, Order};
-use crate::event;
+use crate::model::event;
 
 /// Deliveries over which a latency is taken.
 const RECENT: usize = 200;
@@ -292,7 +292,7 @@ fn median(recent: &VecDeque<Duration>) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock;
+    use crate::edge::clock;
 
     fn index(name: &str) -> usize {
         CAST.iter()

@@ -6,37 +6,16 @@ use std::time::Duration;
 
 use rdkafka::message::OwnedHeaders;
 
-use super::cast::Order;
+use super::cast::{Flow, Order};
 use super::receivers::SharedLedger;
 use super::stage::{Stage, refused};
 use crate::cli::outcome::{CliError, Exit};
-use crate::cli::print;
-use crate::clock;
-use crate::kafka::producer::{Producer, Record};
-use crate::service::Stop;
+use crate::edge::clock;
+use crate::edge::kafka::producer::{Producer, Record};
+use crate::runtime::shutdown::Stop;
 
 /// How often orders that are due are sent.
 const TICK: Duration = Duration::from_millis(50);
-
-/// How many orders, and how fast.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Flow {
-    pub(super) per_second: u32,
-    pub(super) duration: Duration,
-}
-
-impl Flow {
-    /// All orders.
-    pub(super) fn events(self) -> u32 {
-        self.due(self.duration).max(1)
-    }
-
-    /// Orders that are due after `elapsed`.
-    fn due(self, elapsed: Duration) -> u32 {
-        let elapsed = elapsed.min(self.duration);
-        (elapsed.as_secs_f64() * f64::from(self.per_second)) as u32
-    }
-}
 
 /// Begins to send; ends when all are sent, or when told to stop.
 ///
@@ -101,7 +80,7 @@ impl Sender {
         for number in self.sent..due {
             let order = Order::new(&self.run, number);
             self.ledger.lock().expect(&order, clock::instant());
-            let value = order.envelope(&print::time(clock::now())).to_string();
+            let value = order.envelope(&clock::now().rfc3339()).to_string();
             let record = Record {
                 topic: &self.topic,
                 partition: None,

@@ -22,7 +22,7 @@ use tokio::runtime::Runtime;
 use super::cast::{CAST, Manner, SLOWNESS};
 use super::ledger::{Attempt, Ledger};
 use crate::cli::outcome::{CliError, Exit};
-use crate::clock;
+use crate::edge::clock;
 
 /// The largest body that a receiver reads, bytes.
 const LARGEST_BODY: usize = 1024 * 1024;

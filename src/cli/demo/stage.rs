@@ -8,16 +8,18 @@ use rdkafka::message::OwnedHeaders;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-use super::EMBEDDED;
-use super::cast::CAST;
-use super::orders::Flow;
+use super::cast::{CAST, Flow};
 use super::receivers::Receivers;
-use crate::admin::{self, Partitions, Wish};
 use crate::cli::outcome::{CliError, Exit};
 use crate::cli::print;
 use crate::config::{Guarantee, Settings};
-use crate::kafka::Failure;
-use crate::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::topics as admin;
+use crate::edge::kafka::topics::{Partitions, Wish};
+
+/// Stands for the brokers when none are given.
+pub(super) const EMBEDDED: &str = "embedded:9092";
 
 /// Partitions of the demo's topics: more than one, so that keys spread.
 const PARTITIONS: i32 = 3;

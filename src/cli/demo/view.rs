@@ -11,7 +11,7 @@ use super::cast::CAST;
 use super::ledger::{Ledger, Numbers};
 use crate::cli::outcome::CliError;
 use crate::cli::print;
-use crate::clock;
+use crate::edge::clock;
 
 /// Between two lines when standard output is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);

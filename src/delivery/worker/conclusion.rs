@@ -8,18 +8,18 @@ use super::super::breaker::{Change, Sign};
 use super::super::endpoint::Target;
 use super::super::journal::{AttemptFacts, Entry};
 use super::super::lane::{Cause as Closed, Report};
-use super::super::outcome::{Class, Told, Verdict, judge};
 use super::super::tally::Tally;
 use super::partition::{Outcome, Taken};
 use super::{AttemptEnd, LaneEntry, LaneId, Ticket, Worker};
-use crate::attempt::Excerpt;
-use crate::clock;
-use crate::command::{Cause, Command};
-use crate::dead_letter::Reason;
-use crate::http::{Answer, Drained, FailureClass, Reply, Rest, RetryAfter};
-use crate::metrics::{AttemptOutcome, ParkReason};
-use crate::retry::schedule::next_delay;
-use crate::retry::tier::LONGEST_PARK;
+use crate::edge::clock;
+use crate::edge::http::{Answer, Drained, FailureClass, Reply, Rest, RetryAfter};
+use crate::model::attempt::Excerpt;
+use crate::model::backoff::next_delay;
+use crate::model::command::{Cause, Command};
+use crate::model::dead_letter::Reason;
+use crate::model::outcome::{AttemptOutcome, ParkReason};
+use crate::model::outcome::{Class, Told, Verdict, judge};
+use crate::model::tiers::LONGEST_PARK;
 
 /// What is noted of an attempt that failed: its command as it was, and why there was no answer.
 type Failed = (AttemptFacts, Box<Command>, Option<Box<str>>);

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use super::super::order::{Arrival, Book, UnderWay as Ahead};
 use super::super::scan::{Found, UnderWay};
-use super::super::window::Window;
 use super::partition::{Scan, Taken};
 use super::routing::reason;
 use super::{LaneEntry, LaneId, Worker};
-use crate::clock;
-use crate::command::{Cause, Command};
-use crate::metrics::ParkReason;
-use crate::subscription::Order;
-use crate::units::EpochMs;
+use crate::edge::clock;
+use crate::model::command::{Cause, Command};
+use crate::model::outcome::ParkReason;
+use crate::model::subscription::Order;
+use crate::model::units::EpochMs;
+use crate::model::window::Window;
 
 /// A command that should have come back from its tier for so long is looked for.
 const OVERDUE: Duration = Duration::from_secs(900);

@@ -12,12 +12,12 @@ use tokio::task::AbortHandle;
 
 use super::super::crowd::Crowd;
 use super::super::scan::{Question, UnderWay};
-use super::super::window::{Place, Snapshot, Window};
 use super::{LaneId, Map};
-use crate::command::Command;
-use crate::dead_letter::DeadLetterInfo;
-use crate::kafka::InvalidRecord;
-use crate::units::Offset;
+use crate::model::command::Command;
+use crate::model::dead_letter::DeadLetterInfo;
+use crate::model::invalid_record::InvalidRecord;
+use crate::model::units::Offset;
+use crate::model::window::{Place, Snapshot, Window};
 
 /// What the Kafka thread has handed over and is not done: how full a partition's part of memory is.
 #[derive(Debug, Default)]

@@ -9,12 +9,12 @@ use super::super::lane::{Cause as Slowness, Full, Lane};
 use super::super::tally::Tally;
 use super::partition::{Incoming, Outcome, Taken};
 use super::{Ended, LaneEntry, LaneId, Worker};
-use crate::clock;
-use crate::command::{Cause, Command};
-use crate::dead_letter::{DeadLetterInfo, Reason};
-use crate::metrics::ParkReason;
-use crate::retry::tier::LONGEST_PARK;
-use crate::units::{EpochMs, Offset};
+use crate::edge::clock;
+use crate::model::command::{Cause, Command};
+use crate::model::dead_letter::{DeadLetterInfo, Reason};
+use crate::model::outcome::ParkReason;
+use crate::model::tiers::LONGEST_PARK;
+use crate::model::units::{EpochMs, Offset};
 
 /// A command may come before the subscription that it is for: the two travel through different topics. Younger
 /// than this, it waits for its subscription; older, its subscription is missing for good.

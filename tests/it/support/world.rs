@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hookstream::config::Topics;
-use hookstream::delivery::window::Place;
-use hookstream::units::format_duration;
+use hookstream::model::units::format_duration;
+use hookstream::model::window::Place;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -417,7 +417,7 @@ impl World {
                 // Offsets have gaps: the record before the end may not exist.
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.remove(&partition)),
                 // Brokers that went come back: the deadline tells if they do not.
-                Some(Err(error)) if hookstream::kafka::is_unreachable(&error) => {}
+                Some(Err(error)) if hookstream::edge::kafka::error::is_unreachable(&error) => {}
                 Some(Err(error)) => panic!("{topic} could not be read: {error}"),
                 Some(Ok(message)) => {
                     let Some(&end) = ends.get(&message.partition()) else {

@@ -1,0 +1,321 @@
+//! The metrics of delivery.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+};
+
+use super::shown;
+use crate::edge::kafka::best_effort::RecordCounters;
+use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
+use crate::runtime::metrics::{Counters, Label, Registry, index, labels};
+
+labels!(
+    /// What became of a record of the log of attempts.
+    AttemptRecord {
+        /// The broker has it.
+        Written = "written",
+        /// There was no room for it, or the broker did not take it.
+        Dropped = "dropped",
+    }
+);
+
+impl Label for Class {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn text(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+impl Label for AttemptOutcome {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn text(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+impl Label for ParkReason {
+    const ALL: &'static [Self] = &Self::ALL;
+    fn text(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+const ATTEMPT_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0,
+];
+const DELIVERY_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 900.0, 3600.0,
+];
+/// The metrics of delivery; cheap to clone.
+#[derive(Clone)]
+pub struct DeliveryMetrics(Arc<All>);
+
+struct All {
+    attempts: Vec<Counters>,
+    attempt_duration: Histogram,
+    attempt_records: Counters,
+    event_to_delivery: Histogram,
+    parked: Counters,
+    in_flight: IntGauge,
+    queued_commands: IntGauge,
+    queued_bytes: IntGauge,
+    oldest_attempt: Gauge,
+    breaker_open: IntGaugeVec,
+    systemic_failure: IntGauge,
+    window_offsets: IntGaugeVec,
+    stalled: GaugeVec,
+    runnable_commands: IntGaugeVec,
+    worker_busy: GaugeVec,
+    foreign_commit_metadata: IntCounter,
+    subscriber_attempts: IntCounterVec,
+}
+
+impl std::fmt::Debug for DeliveryMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DeliveryMetrics")
+    }
+}
+
+impl DeliveryMetrics {
+    /// Registers the family in `registry`, at zero.
+    #[must_use]
+    pub fn register(registry: &Registry) -> Self {
+        let attempts = registry.add(IntCounterVec::new(
+            Opts::new(
+                "hookstream_attempts_total",
+                "Attempts that ended, by outcome and class of answer.",
+            ),
+            &["outcome", "class"],
+        ));
+        Self(Arc::new(All {
+            attempts: AttemptOutcome::ALL
+                .iter()
+                .map(|outcome| {
+                    Counters(
+                        Class::ALL
+                            .iter()
+                            .map(|class| attempts.with_label_values(&[outcome.text(), class.text()]))
+                            .collect(),
+                    )
+                })
+                .collect(),
+            attempt_duration: registry.histogram(
+                "hookstream_attempt_duration_seconds",
+                "How long an attempt took, from its start to the answer's headers or its failure, seconds.",
+                ATTEMPT_BUCKETS,
+            ),
+            attempt_records: registry.counters::<AttemptRecord>(
+                "hookstream_attempt_records_total",
+                "Records of the log of attempts, by what became of them; 0 while it is off.",
+                "result",
+            ),
+            event_to_delivery: registry.histogram(
+                "hookstream_event_to_delivery_seconds",
+                "From fan-out's reading of the event to its delivery at the first attempt, seconds.",
+                DELIVERY_BUCKETS,
+            ),
+            parked: registry.counters::<ParkReason>("hookstream_parked_total", "Commands moved to a tier without an attempt.", "why"),
+            in_flight: registry.gauge("hookstream_in_flight", "Requests in flight."),
+            queued_commands: registry.gauge("hookstream_queued_commands", "Commands that delivery holds in memory."),
+            queued_bytes: registry.gauge("hookstream_queued_bytes", "What the commands that delivery holds weigh, bytes."),
+            oldest_attempt: registry.add(Gauge::new(
+                "hookstream_oldest_attempt_seconds",
+                "The age of the oldest attempt in flight, seconds.",
+            )),
+            breaker_open: registry.add(IntGaugeVec::new(
+                Opts::new("hookstream_breaker_open", "1 while a subscription's breaker is open; no series while it is closed."),
+                &["subscriber", "subscription"],
+            )),
+            systemic_failure: registry.gauge(
+                "hookstream_systemic_failure",
+                "1 while intake is paused because most endpoints give no answer.",
+            ),
+            window_offsets: registry.add(IntGaugeVec::new(
+                Opts::new("hookstream_window_offsets", "From a partition's committed position to the last offset taken."),
+                &["partition"],
+            )),
+            stalled: registry.add(GaugeVec::new(
+                Opts::new(
+                    "hookstream_partition_stalled_seconds",
+                    "How long a partition's intake has been waiting for room, seconds.",
+                ),
+                &["partition"],
+            )),
+            runnable_commands: registry.add(IntGaugeVec::new(
+                Opts::new(
+                    "hookstream_runnable_commands",
+                    "Queued commands that their endpoints would take at once, but that this replica has no free request for: not held by the subscription's limits, its breaker, a pause, Retry-After or order. About 0 unless the replica is short.",
+                ),
+                &["partition"],
+            )),
+            worker_busy: registry.add(GaugeVec::new(
+                Opts::new(
+                    "hookstream_worker_busy_ratio",
+                    "Share of the last ten seconds in which delivery's threads were busy, 0 to 1: the mean of all threads of the replica, since more replicas relieve a replica that is busy as a whole, and not one thread that a single partition keeps busy.",
+                ),
+                &[],
+            )),
+            foreign_commit_metadata: registry.counter(
+                "hookstream_foreign_commit_metadata_total",
+                "Partitions whose commit metadata could not be used: finished commands may be delivered again.",
+            ),
+            subscriber_attempts: registry.add(IntCounterVec::new(
+                Opts::new("hookstream_subscriber_attempts_total", "Attempts that ended, by class of answer, since the subscriber has series of its own in this replica; the rest is _other."),
+                &["subscriber", "class"],
+            )),
+        }))
+    }
+
+    /// Attempts that ended.
+    #[must_use]
+    pub fn attempts(&self, outcome: AttemptOutcome, class: Class) -> &IntCounter {
+        self.0.attempts[index(outcome)].of(class)
+    }
+
+    /// Seconds.
+    #[must_use]
+    pub fn attempt_duration(&self) -> &Histogram {
+        &self.0.attempt_duration
+    }
+
+    /// Records of the log of attempts.
+    #[must_use]
+    pub fn attempt_records(&self, result: AttemptRecord) -> &IntCounter {
+        self.0.attempt_records.of(result)
+    }
+
+    /// The same counters, for the producer.
+    #[must_use]
+    pub fn record_counters(&self) -> RecordCounters {
+        let of = |result| self.attempt_records(result).clone();
+        RecordCounters {
+            written: of(AttemptRecord::Written),
+            dropped: of(AttemptRecord::Dropped),
+        }
+    }
+
+    /// Seconds.
+    #[must_use]
+    pub fn event_to_delivery(&self) -> &Histogram {
+        &self.0.event_to_delivery
+    }
+
+    /// Commands moved to a tier without an attempt.
+    #[must_use]
+    pub fn parked(&self, why: ParkReason) -> &IntCounter {
+        self.0.parked.of(why)
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> &IntGauge {
+        &self.0.in_flight
+    }
+
+    /// Commands in memory.
+    #[must_use]
+    pub fn queued_commands(&self) -> &IntGauge {
+        &self.0.queued_commands
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn queued_bytes(&self) -> &IntGauge {
+        &self.0.queued_bytes
+    }
+
+    /// Of all partitions.
+    pub fn oldest_attempt(&self, age: Duration) {
+        self.0.oldest_attempt.set(age.as_secs_f64());
+    }
+
+    /// Whether a subscription's breaker is open; closed ones have no series.
+    pub fn breaker_open(&self, subscriber: &str, subscription: &str, open: bool) {
+        let labels = [subscriber, subscription];
+        if open {
+            self.0.breaker_open.with_label_values(&labels).set(1);
+        } else {
+            // One that was never open has none to take away.
+            self.0.breaker_open.remove_label_values(&labels).ok();
+        }
+    }
+
+    /// 1 while intake is paused because the fault is ours.
+    #[must_use]
+    pub fn systemic_failure(&self) -> &IntGauge {
+        &self.0.systemic_failure
+    }
+
+    /// From the committed position to the last offset taken.
+    pub fn window(&self, partition: i32, span: u64) {
+        let gauge = self
+            .0
+            .window_offsets
+            .with_label_values(&[&partition.to_string()]);
+        gauge.set(i64::try_from(span).unwrap_or(i64::MAX));
+    }
+
+    /// How long intake has been waiting for room.
+    pub fn stalled(&self, partition: i32, time: Duration) {
+        self.0
+            .stalled
+            .with_label_values(&[&partition.to_string()])
+            .set(time.as_secs_f64());
+    }
+
+    /// Commands of a partition that only the replica's shortage holds up.
+    pub fn runnable_commands(&self, partition: i32, count: usize) {
+        self.0
+            .runnable_commands
+            .with_label_values(&[&partition.to_string()])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The share of time in which delivery's threads were busy.
+    pub fn worker_busy(&self, ratio: f64) {
+        const NO_LABELS: [&str; 0] = [];
+        let gauge = self.0.worker_busy.with_label_values(&NO_LABELS);
+        gauge.set(ratio);
+    }
+
+    /// Takes the series of a partition away that this process does not own any more.
+    pub fn forget_partition(&self, partition: i32) {
+        let label = partition.to_string();
+        // A partition that was never observed has no series to take away.
+        self.0.window_offsets.remove_label_values(&[&label]).ok();
+        self.0.stalled.remove_label_values(&[&label]).ok();
+        self.0.runnable_commands.remove_label_values(&[&label]).ok();
+    }
+
+    /// Partitions whose metadata could not be used.
+    #[must_use]
+    pub fn foreign_commit_metadata(&self) -> &IntCounter {
+        &self.0.foreign_commit_metadata
+    }
+
+    /// Attempts of subscribers. A series has all classes from its start: what fails for the first time is seen to grow.
+    pub fn subscriber_attempts(&self, told: &shown::Told) {
+        let series = &self.0.subscriber_attempts;
+        for name in &told.gone {
+            for class in Class::ALL {
+                // A series that is not there is as good as removed.
+                series.remove_label_values(&[name, class.as_str()]).ok();
+            }
+        }
+        for (name, tally) in &told.attempts {
+            for (class, count) in tally.by_class() {
+                let counter = series.with_label_values(&[&**name, class.as_str()]);
+                counter.inc_by(count);
+            }
+        }
+    }
+
+    /// Takes away what a role has told before that begins anew within the process: it knows nothing of that.
+    pub fn forget_subscriber_attempts(&self) {
+        self.0.subscriber_attempts.reset();
+    }
+}

@@ -1,0 +1,9 @@
+//! The edges: Kafka, HTTP, names and addresses, the collector of spans, the system's clock. Thin, and without decisions
+//! that could be pure.
+
+pub mod clock;
+pub mod egress;
+pub(crate) mod failpoint;
+pub mod http;
+pub mod kafka;
+pub mod otlp;

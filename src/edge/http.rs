@@ -1,0 +1,503 @@
+//! Sends one POST and says what came of it.
+//!
+//! A thin layer over hyper's connections: HTTP/1.1, and HTTP/2 where the server chooses it by ALPN. Of the pool
+//! underneath, `pool` tells how it differs from hyper-util's.
+//! What this adds: connections only where [`EgressPolicy`] allows, one deadline over connect, headers and body,
+//! a named limit on all that a receiver can make us hold, and failures sorted into the classes of the metrics.
+//!
+//! What it never does: follow a redirect (it is an answer like any other), decompress, keep cookies, heed
+//! `Alt-Svc`, send `Expect`, read proxy variables from the environment, or send a request twice. A request
+//! does take another connection when the kept one that it got turned out to be closed, but only while it is still
+//! whole in that connection's queue: then, and only then, hyper hands it back (`TrySendError::take_message`,
+//! `hyper::proto::h1::dispatch` "the message was never even started").
+//!
+//! # Limits
+//! | what | limit | past it |
+//! |---|---|---|
+//! | look-up, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; bounds also dials that no request waits for any more |
+//! | response headers | [`MAX_HEADER_BYTES`], on HTTP/1.1 also [`MAX_HEADERS`] | class other, connection closed |
+//! | response body | [`MAX_BODY_BYTES`] | [`Drained::TooLong`], connection closed (HTTP/2: stream reset) |
+//! | idle connections | [`HttpOptions::pool_idle_timeout`] (up to an eighth more), [`HttpOptions::max_idle_per_host`] | closed |
+//! | HTTP/2 connection that answers nothing | [`H2_PING_INTERVAL`] + [`H2_PING_TIMEOUT`] | closed |
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Uri};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use thiserror::Error;
+use tokio::time::{Instant, timeout_at};
+
+pub use self::failure::{Failure, FailureClass};
+pub use self::limits::{
+    DIAL_LIMIT, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS,
+    TCP_LIMIT,
+};
+use self::pool::{Http1, Line, Message, Opener, Pool, SWEEPS};
+pub use self::trust::HttpSetupError;
+#[cfg(feature = "otlp")]
+pub(crate) use self::trust::client_config as trusted;
+use crate::edge::clock;
+use crate::edge::egress::EgressPolicy;
+use crate::edge::failpoint;
+use crate::model::units::EpochMs;
+
+mod dial;
+mod failure;
+mod limits;
+mod pool;
+mod trust;
+
+/// How to build a client.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// Where it may connect to.
+    pub policy: Arc<EgressPolicy>,
+    /// Certificate authorities trusted besides the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Sent when a request has no `user-agent` of its own.
+    pub user_agent: String,
+    /// An idle connection is closed after this time.
+    pub pool_idle_timeout: Duration,
+    /// Idle connections kept per scheme, host and port. Fewer than are in flight at a time make every pause of a
+    /// busy host close connections that its next burst opens again.
+    pub max_idle_per_host: usize,
+}
+
+impl HttpOptions {
+    /// System roots, `hookstream/<version>`, 60 s, 256 connections.
+    #[must_use]
+    pub fn new(policy: Arc<EgressPolicy>) -> Self {
+        Self {
+            policy,
+            ca_file: None,
+            user_agent: concat!("hookstream/", env!("CARGO_PKG_VERSION")).to_owned(),
+            pool_idle_timeout: Duration::from_secs(60),
+            max_idle_per_host: 256,
+        }
+    }
+}
+
+/// Where requests go, made ready once for many. It remembers the connections of the client that used it first.
+#[derive(Debug)]
+pub struct Address {
+    uri: Uri,
+    /// As HTTP/1.1 sends it: the path and the query alone.
+    target: Uri,
+    host: HeaderValue,
+    pool: OnceLock<Arc<Pool>>,
+}
+
+/// The URI has no scheme or no host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a request can only go to an absolute URL with a host")]
+pub struct InvalidAddress;
+
+impl Address {
+    /// # Errors
+    /// When `uri` has no scheme or no host.
+    pub fn new(uri: Uri) -> Result<Self, InvalidAddress> {
+        if uri.scheme().is_none() {
+            return Err(InvalidAddress);
+        }
+        let host = host(&uri).ok_or(InvalidAddress)?;
+        let path = uri
+            .path_and_query()
+            .cloned()
+            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        Ok(Self {
+            target: path.into(),
+            uri,
+            host,
+            pool: OnceLock::new(),
+        })
+    }
+
+    /// The value of the header `host`, for those who make headers ready once for many requests.
+    #[must_use]
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
+    }
+}
+
+/// The header `host`: with the port, unless it is the scheme's own.
+fn host(uri: &Uri) -> Option<HeaderValue> {
+    let name = uri.host().filter(|name| !name.is_empty())?;
+    let usual = if uri.scheme() == Some(&Scheme::HTTPS) {
+        443
+    } else {
+        80
+    };
+    match uri.port_u16().filter(|&port| port != usual) {
+        Some(port) => HeaderValue::try_from(format!("{name}:{port}")).ok(),
+        None => HeaderValue::from_str(name).ok(),
+    }
+}
+
+/// A POST. The client adds `host`, `content-length`, and `user-agent` where it is missing; nothing else.
+///
+/// A [`HeaderMap`] cannot hold a line end, so no header can be injected through a value.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Where to.
+    pub to: Arc<Address>,
+    /// As they shall be sent.
+    pub headers: HeaderMap,
+    /// As it shall be sent.
+    pub body: Bytes,
+}
+
+/// What came of a POST.
+#[derive(Debug)]
+pub enum Reply {
+    /// There are complete response headers, whatever the status.
+    Answered(Answer),
+    /// There are none.
+    Failed(Failure),
+}
+
+/// Complete response headers.
+#[derive(Debug)]
+pub struct Answer {
+    /// 100 to 999; informational ones (1xx) are skipped.
+    pub status: u16,
+    /// When the receiver wants to hear from us again.
+    pub retry_after: Option<RetryAfter>,
+    /// The body, still unread; nothing when it is empty. Dropping it unread closes the connection.
+    pub rest: Option<Rest>,
+}
+
+/// `Retry-After`, RFC 9110 section 10.2.3. Unreadable values count as absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// Seconds from now; `u64::MAX` for numbers beyond it.
+    Seconds(u64),
+    /// At this time.
+    At(EpochMs),
+}
+
+/// How reading a body ended. Only after [`Drained::Complete`] is the connection used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// At its end.
+    Complete,
+    /// Past [`MAX_BODY_BYTES`].
+    TooLong,
+    /// The connection broke, or the framing was wrong.
+    Failed,
+    /// At the deadline.
+    Timeout,
+}
+
+/// Sends requests over pooled connections. Clones share the pools.
+///
+/// Build one per runtime: a connection is driven by the runtime that opened it.
+#[derive(Clone, Debug)]
+pub struct HttpClient(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    opener: Arc<Opener>,
+    user_agent: HeaderValue,
+    sweep_every: Duration,
+    pools: Mutex<Pools>,
+}
+
+#[derive(Debug, Default)]
+struct Pools {
+    all: HashMap<(Scheme, Authority), Arc<Pool>>,
+    /// Whether a task sweeps them.
+    swept: bool,
+}
+
+impl HttpClient {
+    /// Loads the trusted certificate authorities; opens nothing yet.
+    ///
+    /// # Errors
+    /// `ca_file` cannot be read or holds no certificate; no authority at all is known while only `https` is
+    /// allowed; `user_agent` is no header value.
+    pub fn new(options: HttpOptions) -> Result<Self, HttpSetupError> {
+        /// A timer is no finer.
+        const FINEST: Duration = Duration::from_millis(1);
+        let user_agent =
+            HeaderValue::try_from(options.user_agent).map_err(|_| HttpSetupError::UserAgent)?;
+        let tls = trust::client_config(options.ca_file.as_deref(), options.policy.allows_http())?;
+        let opener = Opener {
+            dial: dial::Dial::new(options.policy, tls),
+            max_idle: options.max_idle_per_host,
+        };
+        Ok(Self(Arc::new(Shared {
+            opener: Arc::new(opener),
+            user_agent,
+            sweep_every: (options.pool_idle_timeout / SWEEPS).max(FINEST),
+            pools: Mutex::default(),
+        })))
+    }
+
+    /// Sends the request, once, and waits for complete response headers until `deadline` at most.
+    ///
+    /// Dropping the future, as the deadline does, closes the connection that it used (HTTP/2: resets the
+    /// stream), so nothing is left behind; the receiver may still have got the request.
+    pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
+        let started = clock::instant();
+        failpoint::point("request.before");
+        match timeout_at(deadline, self.send(request)).await {
+            Ok(Ok(answer)) => {
+                failpoint::point("response-head.after");
+                Reply::Answered(answer)
+            }
+            Ok(Err(failure)) => Reply::Failed(failure),
+            Err(_) => Reply::Failed(Failure::timeout(
+                deadline.into_std().saturating_duration_since(started),
+            )),
+        }
+    }
+
+    async fn send(&self, request: Request) -> Result<Answer, Failure> {
+        let to = Arc::clone(&request.to);
+        let pool = self.pool(&to);
+        let mut message = self.prepare(request);
+        loop {
+            let (line, used) = pool
+                .line()
+                .await
+                .map_err(|error| Failure::of_open(&error))?;
+            let (sent, own) = match line {
+                Line::Own(mut own) => {
+                    *message.uri_mut() = to.target.clone();
+                    let headers = message.headers_mut();
+                    headers.entry(HOST).or_insert_with(|| to.host.clone());
+                    (own.exchange(message).await, Some(own))
+                }
+                Line::Shared(mut shared) => {
+                    *message.uri_mut() = to.uri.clone();
+                    // HTTP/2 has it in the URI.
+                    message.headers_mut().remove(HOST);
+                    (shared.try_send_request(message).await, None)
+                }
+            };
+            match sent {
+                Ok(response) => {
+                    let on = own.map(|own| OnLoan { own, pool });
+                    return Ok(Answer::of(response, on));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if used => message = unsent,
+                    _ => return Err(Failure::of_exchange(&error.into_error())),
+                },
+            }
+        }
+    }
+
+    fn prepare(&self, request: Request) -> Message {
+        let length = HeaderValue::from(request.body.len());
+        let mut prepared = http::Request::new(Full::new(request.body));
+        *prepared.method_mut() = Method::POST;
+        *prepared.headers_mut() = request.headers;
+        prepared.headers_mut().insert(CONTENT_LENGTH, length);
+        prepared
+            .headers_mut()
+            .entry(USER_AGENT)
+            .or_insert_with(|| self.0.user_agent.clone());
+        prepared
+    }
+
+    /// The connections for an address: looked up once for all requests to it.
+    fn pool(&self, to: &Address) -> Arc<Pool> {
+        match to.pool.get() {
+            Some(known) if known.is_of(&self.0.opener) => Arc::clone(known),
+            known => {
+                let pool = self.find_pool(&to.uri);
+                if known.is_none() {
+                    // Another request to the same address may have been quicker, with the same result.
+                    to.pool.set(Arc::clone(&pool)).ok();
+                }
+                pool
+            }
+        }
+    }
+
+    fn find_pool(&self, uri: &Uri) -> Arc<Pool> {
+        let parts = uri.clone().into_parts();
+        // An address has both.
+        let scheme = parts.scheme.unwrap_or(Scheme::HTTPS);
+        let authority = parts
+            .authority
+            .unwrap_or_else(|| Authority::from_static("invalid"));
+        let mut pools = self.0.pools();
+        if !pools.swept {
+            pools.swept = true;
+            tokio::spawn(sweep(Arc::downgrade(&self.0), self.0.sweep_every));
+        }
+        let key = (scheme, authority);
+        let pool = pools
+            .all
+            .entry(key)
+            .or_insert_with_key(|(scheme, authority)| {
+                let mut origin = http::uri::Parts::default();
+                origin.scheme = Some(scheme.clone());
+                origin.authority = Some(authority.clone());
+                origin.path_and_query = Some(PathAndQuery::from_static("/"));
+                let origin = Uri::from_parts(origin).unwrap_or_else(|_| uri.clone());
+                Arc::new(Pool::new(Arc::clone(&self.0.opener), origin))
+            });
+        Arc::clone(pool)
+    }
+}
+
+impl Shared {
+    fn pools(&self) -> MutexGuard<'_, Pools> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes what was idle for too long, as long as there is a client. A pool that nothing refers to and that keeps
+/// nothing is forgotten: endpoints come and go.
+async fn sweep(client: Weak<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(client) = client.upgrade() else {
+            return;
+        };
+        client
+            .pools()
+            .all
+            .retain(|_, pool| !pool.sweep() || Arc::strong_count(pool) > 1);
+    }
+}
+
+/// A connection with what it goes back to.
+#[derive(Debug)]
+struct OnLoan {
+    own: Box<Http1>,
+    pool: Arc<Pool>,
+}
+
+impl OnLoan {
+    fn end(self) {
+        self.pool.give_back(self.own);
+    }
+}
+
+impl Answer {
+    fn of(response: http::Response<Incoming>, on: Option<OnLoan>) -> Self {
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(RetryAfter::read);
+        let body = response.into_body();
+        let rest = if body.is_end_stream() {
+            if let Some(on) = on {
+                on.end();
+            }
+            None
+        } else {
+            Some(Rest { body, on })
+        };
+        Self {
+            status,
+            retry_after,
+            rest,
+        }
+    }
+}
+
+impl RetryAfter {
+    fn read(value: &HeaderValue) -> Option<Self> {
+        let text = value.to_str().ok()?.trim();
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Some(Self::Seconds(text.parse().unwrap_or(u64::MAX)));
+        }
+        let time = httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(UNIX_EPOCH)
+            .ok()?;
+        Some(Self::At(EpochMs(i64::try_from(time.as_millis()).ok()?)))
+    }
+}
+
+/// The unread body of an answer.
+#[derive(Debug)]
+pub struct Rest {
+    body: Incoming,
+    /// The HTTP/1.1 connection that it comes on; closed if this is dropped.
+    on: Option<OnLoan>,
+}
+
+impl Rest {
+    /// Reads the body and forgets it, so that the connection can be used again. Give it the deadline of the
+    /// [`post`](HttpClient::post): there is one for a whole attempt.
+    pub async fn drain(self, deadline: Instant) -> Drained {
+        if self.body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+            return Drained::TooLong;
+        }
+        self.read(deadline, |_| ()).await
+    }
+
+    /// The same, keeping up to [`MAX_BODY_BYTES`] for a log or record; what came before an error is kept too.
+    pub async fn read_snippet(self, deadline: Instant) -> (Vec<u8>, Drained) {
+        let mut snippet = Vec::new();
+        let drained = self
+            .read(deadline, |data| {
+                let room = MAX_BODY_BYTES - snippet.len();
+                snippet.extend_from_slice(&data[..data.len().min(room)]);
+            })
+            .await;
+        (snippet, drained)
+    }
+
+    async fn read(mut self, deadline: Instant, mut keep: impl FnMut(&[u8])) -> Drained {
+        let whole = Self::read_on(&mut self.body, &mut self.on, &mut keep);
+        let drained = timeout_at(deadline, whole)
+            .await
+            .unwrap_or(Drained::Timeout);
+        if drained == Drained::Complete
+            && let Some(on) = self.on
+        {
+            on.end();
+        }
+        drained
+    }
+
+    async fn read_on(
+        body: &mut Incoming,
+        on: &mut Option<OnLoan>,
+        keep: &mut impl FnMut(&[u8]),
+    ) -> Drained {
+        let mut total = 0;
+        loop {
+            let frame = poll_fn(|cx| {
+                if let Some(on) = on {
+                    on.own.drive(cx);
+                }
+                Pin::new(&mut *body).poll_frame(cx)
+            });
+            let frame = match frame.await {
+                None => return Drained::Complete,
+                Some(Err(_)) => return Drained::Failed,
+                Some(Ok(frame)) => frame,
+            };
+            let Some(data) = frame.data_ref() else {
+                continue;
+            };
+            keep(data);
+            total += data.len();
+            if total > MAX_BODY_BYTES {
+                return Drained::TooLong;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

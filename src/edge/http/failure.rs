@@ -1,0 +1,217 @@
+//! Sorts errors of the HTTP stack into the classes of the metrics, with one sentence for operators.
+//!
+//! By type, never by text. A sentence names hosts and addresses at most: no path, query, header or body.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use super::dial::DialError;
+use super::limits::MAX_HEADER_BYTES;
+use super::pool::OpenError;
+use crate::model::units::format_duration;
+
+/// The label `class` of attempts without response headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureClass {
+    /// The deadline passed before the response headers were complete.
+    Timeout,
+    /// No address, or no TCP connection.
+    Connect,
+    /// The handshake failed, or the certificate is not trusted.
+    Tls,
+    /// The policy forbids the target.
+    Egress,
+    /// Connected, and then no HTTP response.
+    Other,
+}
+
+impl FailureClass {
+    /// As metrics and dead letters write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Egress => "egress",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// An attempt without response headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// For metrics and decisions.
+    pub class: FailureClass,
+    /// For operators; one sentence without secrets.
+    pub error: String,
+}
+
+impl Failure {
+    fn new(class: FailureClass, error: impl Into<String>) -> Self {
+        Self {
+            class,
+            error: error.into(),
+        }
+    }
+
+    pub(super) fn timeout(waited: Duration) -> Self {
+        let shown = format_duration(rounded(waited));
+        Self::new(
+            FailureClass::Timeout,
+            format!("no response headers within {shown}"),
+        )
+    }
+
+    pub(super) fn of_open(error: &OpenError) -> Self {
+        match error {
+            OpenError::Dial(error) => Self::of_dial(error),
+            OpenError::Handshake(error) => Self::of_exchange(error),
+        }
+    }
+
+    /// Of a request on an open connection.
+    pub(super) fn of_exchange(error: &hyper::Error) -> Self {
+        let chain = chain(error);
+        if let Some(tls) = find::<rustls::Error>(&chain) {
+            return Self::new(
+                FailureClass::Tls,
+                format!("the tls connection failed: {tls}"),
+            );
+        }
+        Self::new(FailureClass::Other, of_hyper(error, find(&chain)))
+    }
+
+    fn of_dial(error: &DialError) -> Self {
+        match error {
+            DialError::Denied(denied) => Self::new(FailureClass::Egress, denied.to_string()),
+            DialError::Resolve(cause) => Self::new(
+                FailureClass::Connect,
+                format!("dns lookup found no address: {cause}"),
+            ),
+            DialError::NoAddress => Self::new(FailureClass::Connect, "dns lookup found no address"),
+            DialError::Tcp(cause) => Self::new(FailureClass::Connect, of_socket(cause)),
+            DialError::Tls(cause) => Self::of_handshake(cause),
+            DialError::TimedOut => Self::new(FailureClass::Connect, error.to_string()),
+            DialError::Other(cause) => {
+                Self::new(FailureClass::Connect, format!("no connection: {cause}"))
+            }
+        }
+    }
+
+    fn of_handshake(cause: &io::Error) -> Self {
+        let chain = chain(cause);
+        let why = match find::<rustls::Error>(&chain) {
+            Some(tls) => tls.to_string(),
+            None => innermost_io(&chain).map_or_else(|| cause.kind().to_string(), of_socket),
+        };
+        Self::new(
+            FailureClass::Tls,
+            format!("the tls handshake failed: {why}"),
+        )
+    }
+}
+
+fn of_hyper(error: &hyper::Error, io: Option<&io::Error>) -> String {
+    if error.is_parse_too_large() {
+        return format!(
+            "the response headers are too large; at most {MAX_HEADER_BYTES} bytes are read"
+        );
+    }
+    if error.is_parse() {
+        return "the response was not HTTP".to_owned();
+    }
+    if error.is_incomplete_message() {
+        return "the connection closed before the response was complete".to_owned();
+    }
+    if error.is_canceled() || error.is_closed() {
+        return "the connection closed before the request was sent".to_owned();
+    }
+    match io {
+        Some(io) => format!(
+            "the connection broke before the response was complete: {}",
+            of_socket(io)
+        ),
+        // Kinds that hyper has no question for: HTTP/2 errors (the cause says which), stray bytes.
+        None => error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string),
+    }
+}
+
+/// The kind, without the number that the system appends.
+fn of_socket(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut => "the connection timed out".to_owned(),
+        io::ErrorKind::UnexpectedEof => "the connection closed".to_owned(),
+        kind => kind.to_string(),
+    }
+}
+
+type Link<'a> = &'a (dyn Error + 'static);
+
+/// An error and its causes. `io::Error::source` skips the error that it carries, so that one is put in.
+fn chain(error: Link<'_>) -> Vec<Link<'_>> {
+    let mut links = Vec::with_capacity(4);
+    let mut next = Some(error);
+    while let Some(link) = next {
+        links.push(link);
+        next = match link
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(carried) => Some(carried),
+            None => link.source(),
+        };
+    }
+    links
+}
+
+fn find<'a, E: Error + 'static>(chain: &[Link<'a>]) -> Option<&'a E> {
+    chain.iter().find_map(|link| link.downcast_ref())
+}
+
+fn innermost_io<'a>(chain: &[Link<'a>]) -> Option<&'a io::Error> {
+    chain.iter().rev().find_map(|link| link.downcast_ref())
+}
+
+/// To what an operator set, not to when a timer fired: whole tenths of a second, below a second hundredths.
+fn rounded(waited: Duration) -> Duration {
+    let step = if waited < Duration::from_millis(950) {
+        10
+    } else {
+        100
+    };
+    let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis((ms.saturating_add(step / 2) / step * step).max(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_told_as_it_was_set() {
+        for (waited, told) in [
+            (15_001, "15s"),
+            (14_996, "15s"),
+            (203, "200ms"),
+            (0, "10ms"),
+            (1_500, "1500ms"),
+        ] {
+            let failure = Failure::timeout(Duration::from_millis(waited));
+            assert_eq!(failure.error, format!("no response headers within {told}"));
+        }
+    }
+
+    #[test]
+    fn an_error_carried_by_an_io_error_is_found() {
+        let carried = io::Error::other(io::Error::other(rustls::Error::DecryptError));
+        assert_eq!(
+            find::<rustls::Error>(&chain(&carried)),
+            Some(&rustls::Error::DecryptError)
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! The edge to Kafka.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`client`], [`credentials`], [`log`], [`error`] | settings, logins, the library's log, what an error means |
+//! | [`member`], [`producer`], [`pipeline`] | a member of a consumer group; transactions |
+//! | [`best_effort`] | records that may be lost |
+//! | [`log_reader`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
+//! | [`subscription_cache`] | the subscriptions, kept in memory |
+//! | [`record`] | headers and commands as records |
+//! | [`watchdog`], `bootstrap` | calls that hang, clients that lost every broker |
+
+pub mod best_effort;
+mod bootstrap;
+pub mod client;
+pub mod cluster;
+pub mod credentials;
+pub mod error;
+pub mod log;
+pub mod log_reader;
+pub mod member;
+pub mod pipeline;
+pub mod producer;
+pub mod record;
+pub mod subscription_cache;
+pub mod topics;
+pub mod wait;
+pub mod watchdog;

@@ -1,0 +1,390 @@
+//! Reading a topic once, from its beginning to an end that was fixed beforehand, without joining a group.
+//!
+//! Operators' commands fold logs: dead letters, and the table of subscriptions. Two traps are met here, once:
+//! a partition's last offsets may be transaction markers that no reader ever sees, so its end is known by
+//! the client's end-of-partition event; and a read-committed reader ends at the *last stable* offset, behind
+//! which committed records may lie that an unrelated open transaction still hides (see [`Log::settled_ends`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client::consumer_config;
+use super::cluster::{self, ClusterId};
+use super::credentials::keep_current;
+use super::error::{Failure, is_unreachable};
+use super::log::{LogContext, explain};
+use crate::config::Settings;
+use crate::edge::clock;
+use crate::model::units::EpochMs;
+
+/// How long one question to the broker may take.
+pub const ANSWER: Duration = Duration::from_secs(10);
+
+/// A reader that hears nothing from any broker for this long gives up.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long open transactions may hide records before a reader that must see them gives up. Longer than any
+/// transaction of hookstream's, shorter than an operator's patience.
+const HIDDEN: Duration = Duration::from_secs(90);
+
+/// How far to read one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that the broker still has.
+    pub low: i64,
+    /// One past the last offset to read.
+    pub end: i64,
+}
+
+/// Whether a reading came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Every record up to the ends was seen.
+    Complete,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// What a visitor of records wants next.
+pub type Visit<E> = Result<std::ops::ControlFlow<()>, E>;
+
+/// Logs, except for the ends of partitions: the client reports them as errors, and here they are wanted.
+struct Reader(LogContext);
+
+impl ClientContext for Reader {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            self.0.error(error, reason);
+        }
+    }
+}
+
+impl ConsumerContext for Reader {}
+
+/// A topic to be read.
+pub struct Log {
+    topic: String,
+    committed: Arc<BaseConsumer<Reader>>,
+    all: Arc<BaseConsumer<Reader>>,
+    partitions: Vec<i32>,
+}
+
+impl Log {
+    /// Connects, and makes sure that the topic is there.
+    ///
+    /// # Errors
+    /// [`Failure`] when no broker answers within 10 s, the topic is missing, or reading is denied.
+    pub fn open(
+        settings: &Settings,
+        topic: String,
+        purpose: &'static str,
+    ) -> Result<Self, Failure> {
+        // The client wants a group's name, but never joins: partitions are assigned by hand.
+        let group = format!("{}operator", settings.group_prefix);
+        let mut config = consumer_config(settings, purpose, &group);
+        config.set("enable.partition.eof", "true");
+        let create = |isolation: &str| {
+            let client: BaseConsumer<Reader> = config
+                .clone()
+                .set("isolation.level", isolation)
+                .create_with_context(Reader(LogContext::new(purpose)))
+                .map_err(|error| Failure::from_client("creating a consumer", error))?;
+            let client = Arc::new(client);
+            keep_current(&settings.credentials, &client, |client| client.client());
+            Ok(client)
+        };
+        let (committed, all) = (create("read_committed")?, create("read_uncommitted")?);
+        let partitions = partitions(&committed, &topic)?;
+        Ok(Self {
+            topic,
+            committed,
+            all,
+            partitions,
+        })
+    }
+
+    /// The cluster that the topic is on.
+    ///
+    /// # Errors
+    /// [`Failure`] when no broker answers.
+    pub fn cluster(&self) -> Result<ClusterId, Failure> {
+        cluster::ask(self.committed.client(), ANSWER).ok_or_else(|| {
+            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+            Failure::from_client("asking for the cluster's id", error)
+        })
+    }
+
+    /// How many partitions the topic has.
+    #[must_use]
+    pub fn partition_count(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// The last stable offsets: what a read-committed reader sees now.
+    ///
+    /// # Errors
+    /// [`Failure`] when the broker does not answer.
+    pub fn stable_ends(&self) -> Result<Vec<Range>, Failure> {
+        self.ends(&self.committed)
+    }
+
+    /// Ends behind which nothing lies that was committed before this call.
+    ///
+    /// The last stable offset would not do: a fact that was committed a moment ago stays invisible as long as
+    /// an *unrelated* transaction, begun earlier in the same partition, is open. So the high watermarks are
+    /// taken, and then the stable offsets are waited for to reach them.
+    ///
+    /// # Errors
+    /// [`Failure`] when the broker does not answer, or a transaction stays open for more than 90 s.
+    pub fn settled_ends(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Range>, Failure> {
+        /// Between two looks at the stable offsets.
+        const PAUSE: Duration = Duration::from_millis(100);
+        let wanted = self.ends(&self.all)?;
+        let begun = clock::instant();
+        while !stop() {
+            let stable = self.ends(&self.committed)?;
+            let hidden = wanted
+                .iter()
+                .zip(&stable)
+                .find(|(wanted, stable)| stable.end < wanted.end);
+            let Some((hidden, _)) = hidden else { break };
+            if begun.elapsed() > HIDDEN {
+                return Err(Failure::Internal(format!(
+                    "a transaction on {} partition {} has been open for more than {} s and hides records; \
+                     find it with kafka-transactions.sh find-hanging",
+                    self.topic,
+                    hidden.partition,
+                    HIDDEN.as_secs()
+                )));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(wanted)
+    }
+
+    fn ends(&self, consumer: &BaseConsumer<Reader>) -> Result<Vec<Range>, Failure> {
+        let range = |partition: &i32| {
+            let (low, end) = settled(|| consumer.fetch_watermarks(&self.topic, *partition, ANSWER))
+                .map_err(|error| self.failure("reading the end of", error))?;
+            Ok(Range {
+                partition: *partition,
+                low,
+                end,
+            })
+        };
+        self.partitions.iter().map(range).collect()
+    }
+
+    /// The same ranges from the first record of the time `at` or later; where there is none, nothing is left.
+    ///
+    /// # Errors
+    /// [`Failure`] when the broker does not answer.
+    pub fn since(&self, ranges: &[Range], at: EpochMs) -> Result<Vec<Range>, Failure> {
+        let failure = |error| self.failure("looking for a time in", error);
+        let mut asked = TopicPartitionList::new();
+        for range in ranges {
+            let time = Offset::Offset(at.0.max(0));
+            asked
+                .add_partition_offset(&self.topic, range.partition, time)
+                .map_err(failure)?;
+        }
+        let found = settled(|| {
+            let found = self.committed.offsets_for_times(asked.clone(), ANSWER)?;
+            // Each partition has an error of its own, without which it would look empty.
+            let mut elements = found.elements().into_iter();
+            elements.try_for_each(|element| element.error())?;
+            Ok(found)
+        })
+        .map_err(failure)?;
+        let later = |range: &Range| {
+            let element = found.find_partition(&self.topic, range.partition);
+            let low = match element.map(|element| element.offset()) {
+                Some(Offset::Offset(first)) => first.clamp(range.low, range.end.max(range.low)),
+                _ => range.end,
+            };
+            Range { low, ..*range }
+        };
+        Ok(ranges.iter().map(later).collect())
+    }
+
+    /// Visits every committed record below the ends, partition by partition in offset order, partitions mixed.
+    ///
+    /// # Errors
+    /// What `visit` returns; a [`Failure`] when the broker denies reading or is silent for 30 s.
+    pub fn read<E: From<Failure>>(
+        &self,
+        ranges: &[Range],
+        stop: &dyn Fn() -> bool,
+        mut visit: impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
+    ) -> Result<Reading, E> {
+        let mut open: Vec<Range> = ranges
+            .iter()
+            .copied()
+            .filter(|range| range.low < range.end)
+            .collect();
+        self.assign(&open)?;
+        let result = self.read_assigned(&mut open, stop, &mut visit);
+        // The next reading assigns anew; what was fetched ahead is of no use.
+        self.committed
+            .unassign()
+            .map_err(|error| self.failure("leaving", error))?;
+        result
+    }
+
+    fn assign(&self, ranges: &[Range]) -> Result<(), Failure> {
+        let mut list = TopicPartitionList::new();
+        for range in ranges {
+            list.add_partition_offset(&self.topic, range.partition, Offset::Offset(range.low))
+                .map_err(|error| self.failure("assigning", error))?;
+        }
+        self.committed
+            .assign(&list)
+            .map_err(|error| self.failure("assigning", error))
+    }
+
+    fn read_assigned<E: From<Failure>>(
+        &self,
+        open: &mut Vec<Range>,
+        stop: &dyn Fn() -> bool,
+        visit: &mut impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
+    ) -> Result<Reading, E> {
+        const POLL: Duration = Duration::from_millis(100);
+        let mut heard = clock::instant();
+        while !open.is_empty() {
+            if stop() {
+                return Ok(Reading::Stopped);
+            }
+            match self.committed.poll(POLL) {
+                Some(Ok(message)) => {
+                    let next = message.offset() + 1;
+                    let within = open
+                        .iter()
+                        .any(|r| r.partition == message.partition() && next <= r.end);
+                    if within && visit(&message)?.is_break() {
+                        return Ok(Reading::Stopped);
+                    }
+                    open.retain(|range| range.partition != message.partition() || next < range.end);
+                    heard = clock::instant();
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    open.retain(|range| range.partition != partition);
+                    heard = clock::instant();
+                }
+                Some(Err(error)) if !is_unreachable(&error) => {
+                    return Err(self.failure("reading", error).into());
+                }
+                // Connections come and go; only a long silence is a fault.
+                Some(Err(error)) => self.silent_since(heard, error)?,
+                None => {
+                    let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+                    self.silent_since(heard, error)?;
+                }
+            }
+        }
+        Ok(Reading::Complete)
+    }
+
+    fn silent_since(&self, heard: std::time::Instant, error: KafkaError) -> Result<(), Failure> {
+        if heard.elapsed() > SILENCE {
+            Err(self.failure("reading", error))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn failure(&self, doing: &str, error: KafkaError) -> Failure {
+        Failure::from_client(format!("{doing} {}", self.topic), error)
+    }
+}
+
+/// Asks again while a partition has no leader yet, or a group no coordinator, or another than the client knows of: as
+/// after the topic was created, or a broker was restarted.
+pub(crate) fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    const TRIES: usize = 50;
+    const PAUSE: Duration = Duration::from_millis(200);
+    for _ in 1..TRIES {
+        match ask() {
+            Err(error) if is_moving(&error) => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+    ask()
+}
+
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::ReplicaNotAvailable
+                | RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+        )
+    )
+}
+
+/// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one. A
+/// topic that was created a moment ago is not known to every broker yet, so one that is missing is asked for again for a
+/// while.
+fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
+    const TRIES: usize = 15;
+    const PAUSE: Duration = Duration::from_millis(200);
+    for _ in 1..TRIES {
+        match partitions_now(consumer, topic) {
+            Err(Failure::TopicMissing(_)) => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+    partitions_now(consumer, topic)
+}
+
+fn partitions_now(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
+    let what = || format!("describing the topic {topic}");
+    let metadata = consumer
+        .fetch_metadata(Some(topic), ANSWER)
+        .map_err(|error| explain(consumer, &consumer.context().0, what(), error))?;
+    let Some(found) = metadata.topics().first() else {
+        return Err(Failure::TopicMissing(topic.to_owned()));
+    };
+    match found.error().map(RDKafkaErrorCode::from) {
+        None => Ok(found
+            .partitions()
+            .iter()
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect()),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+            Err(Failure::TopicMissing(topic.to_owned()))
+        }
+        Some(code) => Err(Failure::from_client(
+            what(),
+            KafkaError::MetadataFetch(code),
+        )),
+    }
+}
+
+/// A record's headers as plain pairs; a header without a value reads as empty.
+#[must_use]
+pub fn header_pairs<M: Message>(message: &M) -> Vec<(&str, &[u8])> {
+    let Some(headers) = message.headers() else {
+        return Vec::new();
+    };
+    headers
+        .iter()
+        .map(|header| (header.key, header.value.unwrap_or_default()))
+        .collect()
+}

@@ -1,0 +1,445 @@
+//! A producer that knows when all that it was given is acknowledged, and what was not.
+//!
+//! With transactions ([`Guarantee::ExactlyOnce`]) a batch and the offsets that it came from become visible
+//! together; without, the caller commits offsets after [`Producer::finish`] said that all is acknowledged.
+//! After an abort the client is thrown away and made anew: librdkafka lacks KIP-890, so a delayed EndTxn
+//! could end a later transaction; the epoch bump of a new client fences such stragglers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
+};
+use rdkafka::util::Timeout;
+use thiserror::Error;
+
+use super::bootstrap;
+use super::watchdog::bounded;
+use crate::config::{Guarantee, Settings};
+use crate::edge::clock;
+use crate::edge::failpoint;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::LogContext;
+use crate::edge::kafka::member::{Commit, commit_list};
+use crate::edge::kafka::wait::Pulse;
+
+/// One record to write.
+pub struct Record<'a> {
+    /// To which topic.
+    pub topic: &'a str,
+    /// To which partition; by the key's hash when `None`.
+    pub partition: Option<i32>,
+    /// The key, if the record has one.
+    pub key: Option<&'a [u8]>,
+    /// The value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers, in order.
+    pub headers: OwnedHeaders,
+    /// Which of the batch's inputs this record comes from: named when the record is refused.
+    pub tag: usize,
+}
+
+/// Why a batch did not become visible. The caller reads its inputs again.
+#[derive(Debug, Error)]
+pub enum BatchError {
+    /// The broker or the client refuses one record for its size; no retry will mend that.
+    #[error("a record is larger than the broker's limit")]
+    TooLarge {
+        /// The input that the record comes from.
+        tag: usize,
+    },
+    /// Not now: the transaction was aborted, or its end is unknown.
+    #[error("the batch was not committed: {0}")]
+    Aborted(KafkaError),
+    /// Never by this process.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// What the delivery reports have told since the batch began.
+#[derive(Default)]
+struct Deliveries {
+    outstanding: AtomicUsize,
+    failed: Mutex<Option<(usize, KafkaError)>>,
+    none_left: Condvar,
+}
+
+impl Deliveries {
+    fn report(&self, tag: usize, result: Result<(), KafkaError>) {
+        if let Err(error) = result {
+            self.failed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert((tag, error));
+        }
+        if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Under the lock, so that a waiter cannot miss it between its check and its wait.
+            drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
+            self.none_left.notify_all();
+        }
+    }
+
+    /// Waits until every record was acknowledged or refused. Ends because the client's own
+    /// `message.timeout.ms` bounds how long a record can be neither.
+    fn wait(&self) -> Result<(), (usize, KafkaError)> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.outstanding.load(Ordering::Acquire) > 0 {
+            failed = self
+                .none_left
+                .wait(failed)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        failed.take().map_or(Ok(()), Err)
+    }
+}
+
+/// Counts delivery reports.
+pub struct DeliveryContext {
+    log: LogContext,
+    deliveries: Arc<Deliveries>,
+}
+
+impl ClientContext for DeliveryContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(error, reason);
+    }
+}
+
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
+        let result = result
+            .as_ref()
+            .map(|_| ())
+            .map_err(|(error, _)| error.clone());
+        self.deliveries.report(tag, result);
+    }
+}
+
+/// How to make the client again.
+struct Recipe {
+    settings: Settings,
+    pulse: Pulse,
+    purpose: &'static str,
+    transactional_id: Option<String>,
+}
+
+/// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
+pub struct Producer {
+    recipe: Recipe,
+    client: Arc<ThreadedProducer<DeliveryContext>>,
+    deliveries: Arc<Deliveries>,
+    begun: bool,
+    /// When this producer was fenced lately.
+    fenced: Vec<Instant>,
+}
+
+impl Producer {
+    /// A producer for `purpose`. With transactions, `slot` tells this process's producers apart, and the
+    /// predecessor with the same `--instance` is fenced, its open transaction aborted.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client cannot be made or the coordinator refuses. While no broker answers it waits, and
+    /// feels the `pulse`.
+    pub fn new(
+        settings: &Settings,
+        pulse: &Pulse,
+        purpose: &'static str,
+        slot: usize,
+    ) -> Result<Self, Failure> {
+        let id = format!(
+            "{}{purpose}-{}-{slot}",
+            settings.group_prefix, settings.instance
+        );
+        Self::with_id(settings, Pulse::clone(pulse), purpose, id)
+    }
+
+    /// A producer for `purpose` of which there is one in all processes, whatever their `--instance`: a new one
+    /// fences any other and aborts its open transaction.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
+    pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
+        let id = format!("{}{purpose}", settings.group_prefix);
+        Self::with_id(settings, Arc::new(|| true), purpose, id)
+    }
+
+    fn with_id(
+        settings: &Settings,
+        pulse: Pulse,
+        purpose: &'static str,
+        id: String,
+    ) -> Result<Self, Failure> {
+        let transactional_id = match settings.guarantee {
+            Guarantee::ExactlyOnce => Some(id),
+            Guarantee::AtLeastOnce => None,
+        };
+        let recipe = Recipe {
+            settings: settings.clone(),
+            pulse,
+            purpose,
+            transactional_id,
+        };
+        let (client, deliveries) = recipe.make()?;
+        Ok(Self {
+            recipe,
+            client,
+            deliveries,
+            begun: false,
+            fenced: Vec::new(),
+        })
+    }
+
+    /// Whether another producer has taken this one's transactional id over: nothing can be written any more.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        let fatal = self.client.client().fatal_error();
+        fatal.is_some_and(|(code, _)| {
+            matches!(
+                Failure::from_client("", KafkaError::Global(code)),
+                Failure::Fenced { .. }
+            )
+        })
+    }
+
+    /// Gives the current batch up, and the producer with it.
+    pub fn abandon(self) {
+        if self.recipe.transactional_id.is_some() && self.begun && !self.is_fenced() {
+            // Only spares readers the wait for the transaction timeout.
+            self.abort();
+        }
+    }
+
+    fn abort(&self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let abort = || self.client.abort_transaction(PATIENCE);
+        if let Err(error) = bounded("aborting a transaction", abort) {
+            tracing::debug!(client = self.recipe.purpose, "aborting: {error}");
+        }
+    }
+
+    /// Adds a record to the batch; waits while the client's queue is full.
+    ///
+    /// # Errors
+    /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
+    pub fn send(&mut self, record: Record<'_>) -> Result<(), BatchError> {
+        /// How long a full queue is left to drain before the next try.
+        const BACK_PRESSURE: Duration = Duration::from_millis(2);
+        self.begin()?;
+        let tag = record.tag;
+        let mut next = BaseRecord::with_opaque_to(record.topic, tag).headers(record.headers);
+        next.partition = record.partition;
+        next.key = record.key;
+        next.payload = record.value;
+        self.deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
+        loop {
+            let Err((error, refused)) = self.client.send(next) else {
+                return Ok(());
+            };
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                self.deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
+                return Err(self.sort(tag, error));
+            }
+            next = refused;
+            std::thread::sleep(BACK_PRESSURE);
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), BatchError> {
+        if self.recipe.transactional_id.is_some() && !self.begun {
+            self.client
+                .begin_transaction()
+                .map_err(|error| self.sort(0, error))?;
+        }
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Waits until all of the batch is acknowledged.
+    ///
+    /// # Errors
+    /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
+    pub fn acknowledged(&self) -> Result<(), BatchError> {
+        let wait = || {
+            failpoint::point("acknowledged.before");
+            self.deliveries.wait()
+        };
+        bounded("waiting for acknowledgements", wait).map_err(|(tag, error)| self.sort(tag, error))
+    }
+
+    /// Ends the batch. With transactions, `commits` become visible with it, in the name of `generation`;
+    /// without, they are left to the caller.
+    ///
+    /// # Errors
+    /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
+    pub fn finish(
+        &mut self,
+        commits: &[Commit],
+        generation: Option<&ConsumerGroupMetadata>,
+    ) -> Result<(), BatchError> {
+        /// The client may ignore this (librdkafka 5456, 5511); the watchdog of the process may not.
+        const OFFSETS: Duration = Duration::from_secs(10);
+        if self.recipe.transactional_id.is_none() {
+            self.acknowledged()?;
+            self.begun = false;
+            return Ok(());
+        }
+        self.begin()?;
+        self.acknowledged()?;
+        failpoint::point("acknowledged.after");
+        if !commits.is_empty() {
+            // Without it the batch would become visible and its inputs be read again.
+            let Some(generation) = generation else {
+                return Err(Failure::Internal(
+                    "positions to commit, and no group to commit them for".to_owned(),
+                )
+                .into());
+            };
+            let offsets = commit_list(commits).map_err(|error| self.sort(0, error))?;
+            let send = || {
+                failpoint::point("offsets-sent.before");
+                self.client
+                    .send_offsets_to_transaction(&offsets, generation, OFFSETS)
+            };
+            bounded("sending offsets to the transaction", send)
+                .map_err(|error| self.sort(0, error))?;
+            failpoint::point("offsets-sent.after");
+        }
+        let commit = || {
+            failpoint::point("end-txn.before");
+            // Other time limits than none "risk internal state desynchronization" (librdkafka's manual).
+            self.client.commit_transaction(Timeout::Never)
+        };
+        bounded("committing a transaction", commit).map_err(|error| self.sort(0, error))?;
+        failpoint::point("end-txn.after");
+        self.begun = false;
+        Ok(())
+    }
+
+    /// Gives the current batch up, and makes a new client in place of this one. When it returns, the fate
+    /// of the last transaction is settled at the broker: the committed offsets tell which it was.
+    ///
+    /// # Errors
+    /// [`Failure`] when a new client cannot be made.
+    pub fn renew(&mut self) -> Result<(), Failure> {
+        if self.is_fenced() {
+            self.note_fencing()?;
+        }
+        if self.recipe.transactional_id.is_some() && self.begun {
+            // Spares readers the wait for the transaction timeout; the new client's epoch makes sure.
+            self.abort();
+        }
+        let (client, deliveries) = self.recipe.make()?;
+        self.client = client;
+        self.deliveries = deliveries;
+        self.begun = false;
+        Ok(())
+    }
+
+    /// Being fenced once is what happens to a process that was stopped for a while, and a new client mends it. Again
+    /// and again, it means that two processes fence each other: then the one with less patience ends.
+    fn note_fencing(&mut self) -> Result<(), Failure> {
+        const LATELY: Duration = Duration::from_secs(60);
+        let now = clock::instant();
+        self.fenced.retain(|&before| now - before < LATELY);
+        self.fenced.push(now);
+        if self.fenced.len() < patience() {
+            tracing::warn!(
+                client = self.recipe.purpose,
+                "fenced: another process runs with the same --instance, or this one was held up for longer than the transaction timeout; going on with a new producer"
+            );
+            return Ok(());
+        }
+        let what = format!("the producer of {}", self.recipe.purpose);
+        let source = KafkaError::Global(RDKafkaErrorCode::Fenced);
+        Err(Failure::Fenced { what, source })
+    }
+
+    fn sort(&self, tag: usize, error: KafkaError) -> BatchError {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            return BatchError::TooLarge { tag };
+        }
+        if crate::edge::kafka::error::is_denied(&error) {
+            return Failure::from_client(format!("writing as {}", self.recipe.purpose), error)
+                .into();
+        }
+        BatchError::Aborted(error)
+    }
+}
+
+/// How often within a minute this process lets itself be fenced. Two that fence each other are fenced equally often; if
+/// they were equally patient, both would end.
+fn patience() -> usize {
+    static PATIENCE: OnceLock<usize> = OnceLock::new();
+    *PATIENCE.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
+}
+
+impl Recipe {
+    fn make(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
+        let deliveries = Arc::new(Deliveries::default());
+        let context = DeliveryContext {
+            log: LogContext::new(self.purpose),
+            deliveries: Arc::clone(&deliveries),
+        };
+        let config = match &self.transactional_id {
+            Some(id) => {
+                crate::edge::kafka::client::transactional_config(&self.settings, self.purpose, id)
+            }
+            None => {
+                let mut config =
+                    crate::edge::kafka::client::producer_config(&self.settings, self.purpose);
+                // With transactions their time-out bounds it; else a minute is how long a connection that the network
+                // forgot keeps outcomes from being written.
+                super::client::default(&mut config, "socket.timeout.ms", "12000");
+                config
+            }
+        };
+        let client: ThreadedProducer<DeliveryContext> =
+            config.create_with_context(context).map_err(|error| {
+                Failure::from_client(format!("creating the producer of {}", self.purpose), error)
+            })?;
+        let client = Arc::new(client);
+        bootstrap::keep(&self.settings, &client, |client| client.client())?;
+        if self.transactional_id.is_some() {
+            self.init_transactions(&client)?;
+        }
+        Ok((client, deliveries))
+    }
+
+    fn init_transactions(&self, client: &ThreadedProducer<DeliveryContext>) -> Result<(), Failure> {
+        const TRY: Duration = Duration::from_secs(10);
+        loop {
+            let init = || {
+                failpoint::point("init-transactions.before");
+                client.init_transactions(TRY)
+            };
+            let Err(error) = bounded("starting transactions", init) else {
+                return Ok(());
+            };
+            let retriable =
+                matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
+            if !(self.pulse)() || !retriable && !crate::edge::kafka::error::is_unreachable(&error) {
+                return Err(Failure::from_client(
+                    format!("starting transactions of {}", self.purpose),
+                    error,
+                ));
+            }
+            tracing::warn!(
+                client = self.purpose,
+                "starting transactions: {error}; trying again"
+            );
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What the lag role serves over HTTP: `/lag` as JSON, and the page for people.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::figures::{Board, Query};
+use crate::runtime::admin_http::{Page, Route};
+
+/// The routes of the lag role, over the figures on `board`.
+#[must_use]
+pub fn routes(board: Arc<Board>) -> Vec<Route> {
+    vec![
+        Route {
+            path: "/lag",
+            page: Box::new(move |query| lag(&board, query)),
+        },
+        Route {
+            path: "/",
+            page: Box::new(|_| page()),
+        },
+    ]
+}
+
+/// The page for people: it asks `/lag`, and nothing else.
+fn page() -> Page {
+    /// Nothing from elsewhere, and nothing sent elsewhere.
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+    Page {
+        status: StatusCode::OK,
+        content_type: "text/html; charset=utf-8",
+        policy: Some(POLICY),
+        body: include_str!("page.html").to_owned(),
+    }
+}
+
+/// The figures of the lag role, as far as they are asked for.
+fn lag(board: &Board, query: Option<&str>) -> Page {
+    let asked = match Query::parse(query.unwrap_or_default()) {
+        Ok(asked) => asked,
+        Err(mistake) => return plain(StatusCode::BAD_REQUEST, format!("{mistake}\n")),
+    };
+    let Some(figures) = board.get() else {
+        let reason = "the lag role does not run in this process, or has not read anything yet\n";
+        return plain(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
+    };
+    match serde_json::to_string(&asked.apply(&figures)) {
+        Ok(body) => Page {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            policy: None,
+            body: body + "\n",
+        },
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn plain(status: StatusCode, body: String) -> Page {
+    Page {
+        status,
+        content_type: "text/plain",
+        policy: None,
+        body,
+    }
+}

@@ -1,0 +1,21 @@
+//! What hookstream works on and the rules for it: events, subscriptions, commands, attempts and dead letters, their
+//! record formats, matching, retries and the window of a partition.
+//!
+//! Pure: no Kafka, HTTP, clock, randomness or metrics. Imports nothing of hookstream but itself.
+
+pub mod attempt;
+pub mod backoff;
+pub mod breaker_rules;
+pub mod command;
+pub mod dead_letter;
+pub mod event;
+pub mod invalid_record;
+pub mod matching;
+pub mod outcome;
+pub mod span;
+pub mod subscription;
+pub mod throttle;
+pub mod tiers;
+pub mod trace_context;
+pub mod units;
+pub mod window;

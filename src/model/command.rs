@@ -1,0 +1,637 @@
+//! A command: deliver one event to one subscription. And its record in Kafka.
+//!
+//! The value of the record is the exact body that will be POSTed; all else travels in headers, so that
+//! delivery never parses the body, and every copy (retry, dead letter, replay) is byte-identical
+//! (**Stable identity**). Header names are an interface: see `schemas/command-headers.schema.json`.
+//! Pure: headers go out through a visitor and come in through an iterator, so no Kafka type is needed here.
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::model::trace_context::trace_id;
+use crate::model::units::EpochMs;
+
+/// Header names, in the order in which they are written.
+pub mod header {
+    /// Version of the record's format: see [`crate::VERSION`].
+    pub const VERSION: &str = "hs-version";
+    /// Deterministic id of this webhook.
+    pub const WEBHOOK_ID: &str = "webhook-id";
+    /// The subscription's id.
+    pub const SUBSCRIPTION: &str = "hs-subscription";
+    /// The event's id.
+    pub const EVENT_ID: &str = "hs-event-id";
+    /// The event's type.
+    pub const EVENT_TYPE: &str = "hs-event-type";
+    /// The event's time, RFC 3339.
+    pub const EVENT_TIME: &str = "hs-event-time";
+    /// The event's subject.
+    pub const SUBJECT: &str = "hs-subject";
+    /// Media type of the body.
+    pub const CONTENT_TYPE: &str = "hs-content-type";
+    /// Attempts made so far.
+    pub const ATTEMPT: &str = "hs-attempt";
+    /// Not before, epoch milliseconds.
+    pub const DUE: &str = "hs-due";
+    /// First command of this webhook, epoch milliseconds.
+    pub const ENQUEUED: &str = "hs-enqueued";
+    /// Why this copy was written.
+    pub const CAUSE: &str = "hs-cause";
+    /// First failed attempt, epoch milliseconds.
+    pub const FIRST_FAILURE: &str = "hs-first-failure";
+    /// Place among the commands of its subject: its offset when it was first taken; only with an order.
+    pub const SEQUENCE: &str = "hs-sequence";
+    /// The id of the Kafka cluster that an offset beside it is of: of [`SEQUENCE`], or of a fact's letter.
+    pub const CLUSTER: &str = "hs-cluster";
+    /// W3C trace context.
+    pub const TRACEPARENT: &str = "traceparent";
+}
+
+/// Version of the headers of commands, dead letters and facts. A program that meets a later one stops with a clear
+/// message: what it does not know might change what the rest means. Records without the header are of version 1 too.
+pub const VERSION: u32 = 1;
+
+/// [`VERSION`] as it stands in the header.
+pub const VERSION_TEXT: &str = "1";
+
+/// The version that a record's header names, if this program does not read it.
+#[must_use]
+pub fn newer_version(header: Option<&[u8]>) -> Option<String> {
+    let value = header.filter(|value| *value != VERSION_TEXT.as_bytes())?;
+    Some(String::from_utf8_lossy(value).chars().take(100).collect())
+}
+
+/// Why this copy of the command was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// By fan-out, from an event.
+    New,
+    /// By release, for another attempt.
+    Retry,
+    /// By release, after it was parked: no attempt was spent.
+    Parked,
+    /// By an operator's replay.
+    Replay,
+}
+
+impl Cause {
+    /// Every cause, in the order of the metric's labels.
+    pub const ALL: [Self; 4] = [Self::New, Self::Retry, Self::Parked, Self::Replay];
+
+    /// As it stands in the header and in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Retry => "retry",
+            Self::Parked => "parked",
+            Self::Replay => "replay",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == text)
+    }
+}
+
+/// What the receiver finds in `content-type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// `application/json`: the `standard` format.
+    Json,
+    /// `application/cloudevents+json`: the `cloudevents` format.
+    CloudEvents,
+}
+
+impl ContentType {
+    /// The media type.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::CloudEvents => "application/cloudevents+json",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Json, Self::CloudEvents]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+    }
+}
+
+/// Deliver one event to one subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The partition key: who owns the subscription.
+    pub subscriber: Box<str>,
+    /// Deterministic, from the event's source and id and the subscription's id.
+    pub webhook_id: Box<str>,
+    /// The subscription's id.
+    pub subscription: Box<str>,
+    /// The event's id.
+    pub event_id: Box<str>,
+    /// The event's type.
+    pub event_type: Box<str>,
+    /// The event's own time, RFC 3339, as it came.
+    pub event_time: Option<Box<str>>,
+    /// The event's subject.
+    pub subject: Option<Box<str>>,
+    /// Of the body.
+    pub content_type: ContentType,
+    /// Attempts made so far.
+    pub attempt: u32,
+    /// Not to be sent before; `None` is at once.
+    pub due: Option<EpochMs>,
+    /// When the first command of this webhook was written.
+    pub enqueued: EpochMs,
+    /// Why this copy was written.
+    pub cause: Cause,
+    /// W3C trace context of the event, or of its fan-out where that is traced.
+    pub traceparent: Option<Box<str>>,
+    /// When the first attempt failed, if one has.
+    pub first_failure: Option<EpochMs>,
+    /// Its place among the commands of its subject, where its subscription asks for order: its offset when it was
+    /// first taken. Negative when that was on another cluster.
+    pub sequence: Option<i64>,
+    /// The Kafka cluster that the sequence is of; missing in commands of hookstream 0.1.0.
+    pub cluster: Option<Box<str>>,
+    /// The exact body of the request.
+    pub body: Bytes,
+}
+
+/// All of a command but its key and body: what fan-out writes without owning any of it.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the fields are those of `Command`")]
+pub struct Envelope<'a> {
+    pub webhook_id: &'a str,
+    pub subscription: &'a str,
+    pub event_id: &'a str,
+    pub event_type: &'a str,
+    pub event_time: Option<&'a str>,
+    pub subject: Option<&'a str>,
+    pub content_type: ContentType,
+    pub attempt: u32,
+    pub due: Option<EpochMs>,
+    pub enqueued: EpochMs,
+    pub cause: Cause,
+    pub first_failure: Option<EpochMs>,
+    pub sequence: Option<i64>,
+    pub cluster: Option<&'a str>,
+    pub traceparent: Option<&'a str>,
+}
+
+impl Envelope<'_> {
+    /// Calls `write` with every header of the command's record.
+    pub fn each_header(&self, mut write: impl FnMut(&'static str, &str)) {
+        write(header::VERSION, VERSION_TEXT);
+        write(header::WEBHOOK_ID, self.webhook_id);
+        write(header::SUBSCRIPTION, self.subscription);
+        write(header::EVENT_ID, self.event_id);
+        write(header::EVENT_TYPE, self.event_type);
+        if let Some(time) = self.event_time {
+            write(header::EVENT_TIME, time);
+        }
+        if let Some(subject) = self.subject {
+            write(header::SUBJECT, subject);
+        }
+        write(header::CONTENT_TYPE, self.content_type.as_str());
+        write(header::ATTEMPT, &self.attempt.to_string());
+        if let Some(due) = self.due {
+            write(header::DUE, &due.to_string());
+        }
+        write(header::ENQUEUED, &self.enqueued.to_string());
+        write(header::CAUSE, self.cause.as_str());
+        if let Some(first) = self.first_failure {
+            write(header::FIRST_FAILURE, &first.to_string());
+        }
+        if let Some(sequence) = self.sequence {
+            write(header::SEQUENCE, &sequence.to_string());
+            if let Some(cluster) = self.cluster {
+                write(header::CLUSTER, cluster);
+            }
+        }
+        if let Some(trace) = self.traceparent {
+            write(header::TRACEPARENT, trace);
+        }
+    }
+}
+
+/// A record on `webhook-commands` or a tier that is no command.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum InvalidCommand {
+    /// No key: no subscriber owns it.
+    #[error("the record has no key, which must be the subscriber")]
+    NoKey,
+    /// No value: there is nothing to send.
+    #[error("the record has no value, which must be the body to send")]
+    NoBody,
+    /// Of a later program.
+    #[error("the record has version {0}, and this program reads version {VERSION}")]
+    Newer(String),
+    /// A header that every command has is missing.
+    #[error("the header {0} is missing")]
+    Missing(&'static str),
+    /// A header that cannot be read.
+    #[error("the header {name} is {value:?}, which is not {wanted}")]
+    Unreadable {
+        /// The header.
+        name: &'static str,
+        /// What it says, at most 100 characters.
+        value: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+}
+
+impl Command {
+    /// Its headers, borrowed.
+    #[must_use]
+    pub fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            webhook_id: &self.webhook_id,
+            subscription: &self.subscription,
+            event_id: &self.event_id,
+            event_type: &self.event_type,
+            event_time: self.event_time.as_deref(),
+            subject: self.subject.as_deref(),
+            content_type: self.content_type,
+            attempt: self.attempt,
+            due: self.due,
+            enqueued: self.enqueued,
+            cause: self.cause,
+            first_failure: self.first_failure,
+            sequence: self.sequence,
+            cluster: self.cluster.as_deref(),
+            traceparent: self.traceparent.as_deref(),
+        }
+    }
+
+    /// Reads a command from its record. Headers that are not known are ignored; of a header that stands
+    /// twice the last one counts.
+    ///
+    /// # Errors
+    /// [`InvalidCommand`] names the first thing that is missing or unreadable.
+    pub fn from_record<'a>(
+        key: Option<&[u8]>,
+        headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        body: Option<Bytes>,
+    ) -> Result<Self, InvalidCommand> {
+        let raw = RawHeaders::collect(headers);
+        if let Some(version) = newer_version(raw.version) {
+            return Err(InvalidCommand::Newer(version));
+        }
+        let key = key
+            .filter(|key| !key.is_empty())
+            .ok_or(InvalidCommand::NoKey)?;
+        Ok(Self {
+            subscriber: text("key", Some(key))?.ok_or(InvalidCommand::NoKey)?,
+            webhook_id: required(header::WEBHOOK_ID, raw.webhook_id)?,
+            subscription: required(header::SUBSCRIPTION, raw.subscription)?,
+            event_id: required(header::EVENT_ID, raw.event_id)?,
+            event_type: required(header::EVENT_TYPE, raw.event_type)?,
+            event_time: text(header::EVENT_TIME, raw.event_time)?,
+            subject: text(header::SUBJECT, raw.subject)?,
+            content_type: word(
+                header::CONTENT_TYPE,
+                raw.content_type,
+                ContentType::parse,
+                "a known media type",
+            )?,
+            attempt: number(header::ATTEMPT, raw.attempt, "a count of attempts")?
+                .ok_or(InvalidCommand::Missing(header::ATTEMPT))?,
+            due: number(header::DUE, raw.due, EPOCH)?.map(EpochMs),
+            enqueued: number(header::ENQUEUED, raw.enqueued, EPOCH)?
+                .map(EpochMs)
+                .ok_or(InvalidCommand::Missing(header::ENQUEUED))?,
+            cause: word(
+                header::CAUSE,
+                raw.cause,
+                Cause::parse,
+                "new, retry, parked or replay",
+            )?,
+            traceparent: text(header::TRACEPARENT, raw.traceparent)?,
+            first_failure: number(header::FIRST_FAILURE, raw.first_failure, EPOCH)?.map(EpochMs),
+            sequence: number(header::SEQUENCE, raw.sequence, "an offset")?,
+            cluster: text(header::CLUSTER, raw.cluster)?,
+            body: body.ok_or(InvalidCommand::NoBody)?,
+        })
+    }
+
+    /// Gives the command a sequence of `cluster`: the one that it has, or its `offset` there.
+    ///
+    /// Offsets of two clusters cannot be compared, but what comes from another one is older than everything that was
+    /// first taken on this one: it goes before that, in the order that it had. The same holds at the next failover,
+    /// so that what has been on three clusters stays in order too. A sequence that names no cluster counts as this
+    /// one's.
+    pub fn place_in_order(&mut self, cluster: &str, offset: i64) {
+        let sequence = match (self.sequence, self.cluster.as_deref()) {
+            (None, _) => offset,
+            (Some(sequence), Some(other)) if other != cluster => {
+                sequence.saturating_sub(CLUSTER_DISTANCE)
+            }
+            (Some(sequence), _) => sequence,
+        };
+        self.sequence = Some(sequence);
+        if self.cluster.as_deref() != Some(cluster) {
+            self.cluster = Some(cluster.into());
+        }
+    }
+
+    /// The id of the trace that it belongs to, for the log.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<&str> {
+        trace_id(self.traceparent.as_deref()?)
+    }
+
+    /// All of it but the body.
+    #[must_use]
+    pub fn without_body(&self) -> Box<Self> {
+        Box::new(Self {
+            body: Bytes::new(),
+            ..self.clone()
+        })
+    }
+
+    /// What this command weighs in memory, bytes, near enough for a cap.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        /// Fixed fields, headers' allocations and the queue entry.
+        const OVERHEAD: usize = 512;
+        self.body.len() + OVERHEAD
+    }
+}
+
+/// How far sequences of another cluster are moved, so that they are before offset 0: more than any partition has
+/// offsets, and so little that it can be done eight times.
+const CLUSTER_DISTANCE: i64 = 1 << 60;
+
+const EPOCH: &str = "a time in milliseconds since 1970";
+
+/// The headers of one record, borrowed, by name: one pass over the record instead of one per header.
+#[derive(Default)]
+struct RawHeaders<'a> {
+    version: Option<&'a [u8]>,
+    webhook_id: Option<&'a [u8]>,
+    subscription: Option<&'a [u8]>,
+    event_id: Option<&'a [u8]>,
+    event_type: Option<&'a [u8]>,
+    event_time: Option<&'a [u8]>,
+    subject: Option<&'a [u8]>,
+    content_type: Option<&'a [u8]>,
+    attempt: Option<&'a [u8]>,
+    due: Option<&'a [u8]>,
+    enqueued: Option<&'a [u8]>,
+    cause: Option<&'a [u8]>,
+    first_failure: Option<&'a [u8]>,
+    sequence: Option<&'a [u8]>,
+    cluster: Option<&'a [u8]>,
+    traceparent: Option<&'a [u8]>,
+}
+
+impl<'a> RawHeaders<'a> {
+    fn collect(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Self {
+        let mut raw = Self::default();
+        for (name, value) in headers {
+            let slot = match name {
+                header::WEBHOOK_ID => &mut raw.webhook_id,
+                header::SUBSCRIPTION => &mut raw.subscription,
+                header::EVENT_ID => &mut raw.event_id,
+                header::EVENT_TYPE => &mut raw.event_type,
+                header::EVENT_TIME => &mut raw.event_time,
+                header::SUBJECT => &mut raw.subject,
+                header::CONTENT_TYPE => &mut raw.content_type,
+                header::ATTEMPT => &mut raw.attempt,
+                header::VERSION => &mut raw.version,
+                header::DUE => &mut raw.due,
+                header::ENQUEUED => &mut raw.enqueued,
+                header::CAUSE => &mut raw.cause,
+                header::FIRST_FAILURE => &mut raw.first_failure,
+                header::SEQUENCE => &mut raw.sequence,
+                header::CLUSTER => &mut raw.cluster,
+                header::TRACEPARENT => &mut raw.traceparent,
+                _ => continue,
+            };
+            *slot = value;
+        }
+        raw
+    }
+}
+
+fn unreadable(name: &'static str, value: &[u8], wanted: &'static str) -> InvalidCommand {
+    let value = String::from_utf8_lossy(value).chars().take(100).collect();
+    InvalidCommand::Unreadable {
+        name,
+        value,
+        wanted,
+    }
+}
+
+fn text(name: &'static str, value: Option<&[u8]>) -> Result<Option<Box<str>>, InvalidCommand> {
+    value
+        .map(|bytes| {
+            std::str::from_utf8(bytes)
+                .map(Box::from)
+                .map_err(|_| unreadable(name, bytes, "UTF-8 text"))
+        })
+        .transpose()
+}
+
+fn required(name: &'static str, value: Option<&[u8]>) -> Result<Box<str>, InvalidCommand> {
+    text(name, value)?
+        .filter(|text| !text.is_empty())
+        .ok_or(InvalidCommand::Missing(name))
+}
+
+fn number<N: std::str::FromStr>(
+    name: &'static str,
+    value: Option<&[u8]>,
+    wanted: &'static str,
+) -> Result<Option<N>, InvalidCommand> {
+    value
+        .map(|bytes| {
+            std::str::from_utf8(bytes)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| unreadable(name, bytes, wanted))
+        })
+        .transpose()
+}
+
+fn word<T>(
+    name: &'static str,
+    value: Option<&[u8]>,
+    parse: impl Fn(&str) -> Option<T>,
+    wanted: &'static str,
+) -> Result<T, InvalidCommand> {
+    let bytes = value.ok_or(InvalidCommand::Missing(name))?;
+    std::str::from_utf8(bytes)
+        .ok()
+        .and_then(parse)
+        .ok_or_else(|| unreadable(name, bytes, wanted))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A command to vary in tests.
+    pub(crate) fn sample() -> Command {
+        Command {
+            subscriber: "acme".into(),
+            webhook_id: "msg_1".into(),
+            subscription: "acme-orders".into(),
+            event_id: "e1".into(),
+            event_type: "order.created".into(),
+            event_time: None,
+            subject: None,
+            content_type: ContentType::Json,
+            attempt: 0,
+            due: None,
+            enqueued: EpochMs(1_700_000_000_000),
+            cause: Cause::New,
+            traceparent: None,
+            first_failure: None,
+            sequence: None,
+            cluster: None,
+            body: Bytes::from_static(b"{}"),
+        }
+    }
+
+    fn headers_of(command: &Command) -> Vec<(&'static str, Vec<u8>)> {
+        let mut headers = Vec::new();
+        command
+            .envelope()
+            .each_header(|name, value| headers.push((name, value.as_bytes().to_vec())));
+        headers
+    }
+
+    fn read(
+        key: &str,
+        headers: &[(&'static str, Vec<u8>)],
+        body: &Bytes,
+    ) -> Result<Command, InvalidCommand> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (*name, Some(value.as_slice())));
+        Command::from_record(Some(key.as_bytes()), headers, Some(body.clone()))
+    }
+
+    fn maybe_text() -> impl Strategy<Value = Option<Box<str>>> {
+        proptest::option::of("\\PC{0,20}".prop_map(Box::from))
+    }
+
+    prop_compose! {
+        fn any_command()(
+            ids in ("\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}"),
+            optional in (maybe_text(), maybe_text(), maybe_text(), maybe_text()),
+            times in (proptest::option::of(any::<i64>()), any::<i64>(), proptest::option::of(any::<i64>()), proptest::option::of(any::<i64>())),
+            attempt in any::<u32>(),
+            cause in 0..4_usize,
+            cloud in any::<bool>(),
+            body in proptest::collection::vec(any::<u8>(), 0..50),
+        ) -> Command {
+            Command {
+                subscriber: ids.0.into(),
+                webhook_id: ids.1.into(),
+                subscription: ids.2.into(),
+                event_id: ids.3.into(),
+                event_type: ids.4.into(),
+                event_time: optional.0,
+                subject: optional.1,
+                content_type: if cloud { ContentType::CloudEvents } else { ContentType::Json },
+                attempt,
+                due: times.0.map(EpochMs),
+                enqueued: EpochMs(times.1),
+                cause: Cause::ALL[cause],
+                traceparent: optional.2,
+                first_failure: times.2.map(EpochMs),
+                sequence: times.3,
+                cluster: optional.3.filter(|_| times.3.is_some()),
+                body: body.into(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_command_survives_its_record(command in any_command()) {
+            let read = read(&command.subscriber, &headers_of(&command), &command.body);
+            prop_assert_eq!(read, Ok(command));
+        }
+
+        #[test]
+        fn no_header_can_make_reading_panic(name in 0..13_usize, value in proptest::collection::vec(any::<u8>(), 0..20)) {
+            let mut headers = headers_of(&sample());
+            let name = headers[name % headers.len()].0;
+            headers.push((name, value));
+            drop(read("acme", &headers, &Bytes::new()));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let command = sample();
+        // Without a version it is of the first.
+        for (name, _) in headers_of(&command).into_iter().skip(1) {
+            let rest: Vec<_> = headers_of(&command)
+                .into_iter()
+                .filter(|(other, _)| *other != name)
+                .collect();
+            assert_eq!(
+                read("acme", &rest, &command.body),
+                Err(InvalidCommand::Missing(name))
+            );
+        }
+        assert_eq!(
+            read("", &headers_of(&command), &command.body),
+            Err(InvalidCommand::NoKey)
+        );
+        let headers = headers_of(&command);
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (*name, Some(value.as_slice())));
+        assert_eq!(
+            Command::from_record(Some(b"acme"), headers, None),
+            Err(InvalidCommand::NoBody)
+        );
+    }
+
+    #[test]
+    fn what_is_unreadable_is_named_with_what_was_wanted() {
+        let mut headers = headers_of(&sample());
+        headers.push((header::ATTEMPT, b"-1".to_vec()));
+        let error = read("acme", &headers, &Bytes::new()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the header hs-attempt is \"-1\", which is not a count of attempts"
+        );
+    }
+
+    #[test]
+    fn commands_of_another_cluster_are_before_those_of_this_one_in_the_order_that_they_had() {
+        let placed = |sequence: Option<i64>, of: Option<&str>, cluster: &str, offset| {
+            let mut command = Command {
+                sequence,
+                cluster: of.map(Box::from),
+                ..sample()
+            };
+            command.place_in_order(cluster, offset);
+            assert_eq!(command.cluster.as_deref(), Some(cluster));
+            command.sequence.unwrap()
+        };
+        assert_eq!(placed(None, None, "b", 7), 7);
+        assert_eq!(placed(Some(3), Some("b"), "b", 7), 3);
+        assert_eq!(placed(Some(3), None, "b", 7), 3, "of hookstream 0.1.0");
+        let of_a: Vec<i64> = [5, 900_000_000_000]
+            .map(|sequence| placed(Some(sequence), Some("a"), "b", 7))
+            .to_vec();
+        assert!(of_a.is_sorted() && of_a[1] < 0, "{of_a:?}");
+        let from_a_over_b = placed(Some(of_a[1]), Some("b"), "c", 7);
+        let from_b = placed(Some(0), Some("b"), "c", 7);
+        assert!(from_a_over_b < from_b && from_b < 0);
+        assert_eq!(placed(Some(from_b), Some("c"), "c", 8), from_b);
+    }
+}

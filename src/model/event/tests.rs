@@ -1,0 +1,396 @@
+//! Every form, every refusal, and the exact bytes of the bodies.
+
+use serde_json::json;
+
+use super::*;
+
+const LIMIT: usize = 1 << 20;
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+fn raw<'a>(payload: &'a str, headers: &'a [(&'a str, &'a [u8])]) -> RawEvent<'a> {
+    RawEvent {
+        topic: "order-events",
+        payload: Some(payload.as_bytes()),
+        headers,
+        timestamp: EpochMs(1_767_225_600_007),
+    }
+}
+
+fn refusal(payload: &str, headers: &[(&str, &[u8])]) -> String {
+    read(&raw(payload, headers), LIMIT)
+        .expect_err(payload)
+        .to_string()
+}
+
+fn body(payload: &str, headers: &[(&str, &[u8])], format: Format) -> String {
+    let raw = raw(payload, headers);
+    let once = read(&raw, LIMIT).expect(payload).body(format);
+    let again = read(&raw, LIMIT).expect(payload).body(format);
+    assert_eq!(once, again, "the same record must give the same bytes");
+    String::from_utf8(once).unwrap()
+}
+
+#[test]
+fn a_plain_event_keeps_the_bytes_of_its_data() {
+    let text = r#" {"id":"e\u0031","type":"order.created","subject":"o-7","time":"2026-07-01T12:00:00.250+02:00",
+        "data":{"b": 1.50, "a":"\u00e9","n":12345678901234567890123}, "more":[1]} "#;
+    let headers = [("traceparent", TRACE.as_bytes())];
+    let raw = raw(text, &headers);
+    let event = read(&raw, LIMIT).unwrap();
+    assert_eq!(
+        (event.id(), event.source(), event.event_type()),
+        ("e1", "order-events", "order.created")
+    );
+    assert_eq!(
+        (event.subject(), event.time()),
+        (Some("o-7"), Some("2026-07-01T12:00:00.250+02:00"))
+    );
+    assert_eq!(event.traceparent(), Some(TRACE));
+    assert_eq!(event.data()["a"], "é");
+    assert_eq!(
+        body(text, &[], Format::Standard),
+        r#"{"type":"order.created","timestamp":"2026-07-01T12:00:00.250+02:00","data":{"b": 1.50, "a":"\u00e9","n":12345678901234567890123}}"#
+    );
+    assert_eq!(
+        body(text, &[], Format::CloudEvents),
+        r#"{"specversion":"1.0","id":"e1","source":"order-events","type":"order.created","time":"2026-07-01T12:00:00.250+02:00","subject":"o-7","data":{"b": 1.50, "a":"\u00e9","n":12345678901234567890123}}"#
+    );
+}
+
+#[test]
+fn an_event_without_time_or_data_gets_the_time_of_its_record_and_null() {
+    let wanted = r#"{"type":"a\"b","timestamp":"2026-01-01T00:00:00.007Z","data":null}"#;
+    assert_eq!(
+        body(r#"{"id":"1","type":"a\"b"}"#, &[], Format::Standard),
+        wanted
+    );
+    let nulls = r#"{"id":"1","type":"a\"b","time":null,"subject":null,"data":null}"#;
+    assert_eq!(body(nulls, &[], Format::Standard), wanted);
+    assert_eq!(
+        read(&raw(r#"{"id":"1","type":"a","subject":""}"#, &[]), LIMIT)
+            .unwrap()
+            .subject(),
+        None
+    );
+    assert_eq!(rfc3339(EpochMs(-1)), "1969-12-31T23:59:59.999Z");
+    assert!(
+        rfc3339(EpochMs(i64::MAX)).starts_with("9999-"),
+        "an absurd record time must not fail"
+    );
+}
+
+#[test]
+fn a_structured_event_is_passed_on_byte_for_byte() {
+    let text = format!(
+        r#"{{ "specversion":"1.0","id":"1","source":"/shop","type":"a.b","region":"eu","level":3,"traceparent":"{TRACE}","data":{{"x":1}} }}"#
+    );
+    for headers in [
+        &[(
+            "Content-Type",
+            &b"application/CloudEvents+json; charset=utf-8"[..],
+        )][..],
+        &[("content-type", b"application/json")],
+        &[],
+    ] {
+        assert_eq!(body(&text, headers, Format::CloudEvents), text);
+        let raw = raw(&text, headers);
+        let event = read(&raw, LIMIT).unwrap();
+        assert_eq!(
+            (event.source(), event.traceparent()),
+            ("/shop", Some(TRACE))
+        );
+        assert!(matches!(event.attribute("region"), Some(Attribute::Json(value)) if value == "eu"));
+        assert!(
+            matches!(event.attribute("level"), Some(Attribute::Json(value)) if *value == json!(3))
+        );
+        assert!(matches!(
+            event.attribute("type"),
+            Some(Attribute::Text("a.b"))
+        ));
+        assert!(event.attribute("nothing").is_none());
+    }
+    assert_eq!(
+        body(&text, &[], Format::Standard),
+        r#"{"type":"a.b","timestamp":"2026-01-01T00:00:00.007Z","data":{"x":1}}"#
+    );
+}
+
+const BINARY: [(&str, &[u8]); 7] = [
+    ("content-type", b"application/json"),
+    ("ce_type", b"a.b"),
+    ("ce_specversion", b"1.0"),
+    ("ce_id", "\u{e9}%20".as_bytes()),
+    ("ce_source", b"/shop"),
+    ("ce_region", b"eu"),
+    ("other", b"\xff"),
+];
+
+#[test]
+fn a_binary_event_keeps_its_extensions() {
+    // The data itself may look like an event: the headers decide.
+    let data = r#" {"specversion":"9", "id":2} "#;
+    assert_eq!(
+        body(data, &BINARY, Format::CloudEvents),
+        r#"{"specversion":"1.0","id":"é%20","source":"/shop","type":"a.b","datacontenttype":"application/json","region":"eu","data":{"specversion":"9", "id":2}}"#
+    );
+    let written = body(data, &BINARY, Format::CloudEvents);
+    assert_eq!(
+        body(&written, &[], Format::CloudEvents),
+        written,
+        "what is written can be read"
+    );
+}
+
+#[test]
+fn binary_refusals_name_the_header() {
+    let with = |name, value| {
+        let mut headers: Vec<(&str, &[u8])> = BINARY
+            .into_iter()
+            .filter(|(known, _)| *known != name)
+            .collect();
+        headers.push((name, value));
+        refusal("{}", &headers)
+    };
+    assert!(with("ce_specversion", b"0.3").contains("\"0.3\", only CloudEvents 1.x"));
+    assert!(with("ce_id", b"").contains("ce_id is empty"));
+    assert!(with("ce_source", b"\xff").contains("\"ce_source\" is not UTF-8"));
+    assert!(with("ce_data", b"1").contains("not a CloudEvents attribute"));
+    assert!(with("ce_time", b"now").contains("RFC 3339"));
+    assert!(with("content-type", b"text/xml").contains("\"text/xml\" is not JSON"));
+    let twice = [&BINARY[..], &[("ce_id", b"2")]].concat();
+    assert!(refusal("{}", &twice).contains("occurs twice"));
+    assert!(refusal("{}", &BINARY[..4]).contains("ce_source is missing"));
+    assert!(refusal("<a/>", &BINARY).contains("line 1 column 1"));
+}
+
+#[test]
+fn every_refusal_says_what_is_wrong() {
+    let nested = |levels| {
+        format!(
+            r#"{{"id":"1","type":"a","data":{}{}}}"#,
+            "[".repeat(levels),
+            "]".repeat(levels)
+        )
+    };
+    assert!(read(&raw(&nested(MAX_DEPTH - 1), &[]), LIMIT).is_ok());
+    let long = format!(r#"{{"id":"{}","type":"a"}}"#, "x".repeat(1025));
+    let cases: &[(&str, &str)] = &[
+        ("", "no value"),
+        ("[]", "expected an object"),
+        ("nonsense", "line 1 column 2"),
+        (r#"{"id":"1","type":"a""#, "EOF"),
+        (r#"{"id":"1","id":"2","type":"a"}"#, "\"id\" occurs twice"),
+        (r#"{"type":"a"}"#, "id is missing"),
+        (r#"{"id":null,"type":"a"}"#, "id is missing"),
+        (r#"{"id":"1"}"#, "type is missing"),
+        (r#"{"id":"","type":"a"}"#, "id is empty"),
+        (
+            r#"{"id":7,"type":"a"}"#,
+            "id is a number, it must be a string",
+        ),
+        (r#"{"id":"1","type":{}}"#, "type is an object"),
+        (
+            r#"{"id":"1","type":"a","subject":true}"#,
+            "subject is a boolean",
+        ),
+        (
+            r#"{"id":"1","type":"a\n"}"#,
+            "type holds the control character U+000A",
+        ),
+        (r#"{"id":"1","type":"a","time":"2026-07-01"}"#, "RFC 3339"),
+        (
+            "{\"id\":\"1\",\"type\":\"a\",\n  \"data\":[1,\n1e999]}",
+            "number out of range at line 3",
+        ),
+        (
+            "{\"id\":\"1\",\"type\":\"a\",\n  \"data\":[1e999]}",
+            "number out of range at line 2 column 1",
+        ),
+        (
+            r#"{"id":"1","type":"a","data":"\ud800"}"#,
+            "hex escape at line 1 column",
+        ),
+        (
+            r#"{"id":"\ud800","type":"a"}"#,
+            "hex escape at line 1 column",
+        ),
+        (
+            r#"{"specversion":"1.0","id":"1","type":"a"}"#,
+            "source is missing",
+        ),
+        (
+            r#"{"specversion":"2.0","id":"1","source":"s","type":"a"}"#,
+            "specversion is \"2.0\"",
+        ),
+        (
+            r#"{"specversion":1.0,"id":"1","source":"s","type":"a"}"#,
+            "specversion is a number",
+        ),
+        (
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"a","data_base64":"AA=="}"#,
+            "data_base64",
+        ),
+        (
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"a","ext":1e999}"#,
+            "number out of range",
+        ),
+        (&long, "id is 1025 bytes, the limit is 1024 bytes"),
+        (&nested(MAX_DEPTH), "deeper"),
+        (&nested(300), "recursion limit"),
+    ];
+    for (payload, wanted) in cases {
+        let got = refusal(payload, &[]);
+        assert!(got.contains(wanted), "{payload}: {got}");
+    }
+    let structured = [("content-type", &b"application/cloudevents+json"[..])];
+    assert!(refusal(r#"{"id":"1","type":"a"}"#, &structured).contains("specversion is missing"));
+    assert!(
+        refusal(
+            "[]",
+            &[("content-type", b"application/cloudevents-batch+json")]
+        )
+        .contains("batch")
+    );
+    assert!(
+        refusal("x", &[("content-type", b"application/cloudevents+avro")])
+            .contains("not supported")
+    );
+}
+
+#[test]
+fn tombstones_bad_text_and_size_are_refused() {
+    let tombstone = RawEvent {
+        payload: None,
+        ..raw("", &[])
+    };
+    assert_eq!(read(&tombstone, LIMIT).unwrap_err(), InvalidEvent::NoValue);
+    let text = RawEvent {
+        payload: Some(b"{\"id\":\"\xff\"}"),
+        ..raw("", &[])
+    };
+    assert_eq!(
+        read(&text, LIMIT).unwrap_err(),
+        InvalidEvent::NotUtf8 { at: 7 }
+    );
+    let large = read(&raw(r#"{"id":"1","type":"a"}"#, &[]), 20).unwrap_err();
+    assert_eq!(
+        large,
+        InvalidEvent::TooLarge {
+            size: 21,
+            limit: 20
+        }
+    );
+    assert!(
+        read(&raw("1", &BINARY), 30).is_err(),
+        "the attributes of a binary event count"
+    );
+}
+
+#[test]
+fn a_malformed_trace_context_is_ignored() {
+    for bad in [
+        "",
+        "00-0-0-01",
+        &TRACE.to_uppercase(),
+        &TRACE.replace("4bf9", "zzzz"),
+        &format!("{TRACE}-1"),
+    ] {
+        let headers = [("traceparent", bad.as_bytes())];
+        assert_eq!(
+            read(&raw(r#"{"id":"1","type":"a"}"#, &headers), LIMIT)
+                .unwrap()
+                .traceparent(),
+            None,
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn times_are_rfc_3339() {
+    for good in [
+        "2024-02-29T23:59:60Z",
+        "2026-07-01t12:00:00z",
+        "2026-07-01T12:00:00.1-11:30",
+    ] {
+        assert!(is_rfc3339(good), "{good}");
+    }
+    let bad = "2023-02-29T00:00:00Z 2026-13-01T00:00:00Z 2026-07-01T24:00:00Z 2026-07-01T12:00:00 2026-07-01T12:00:00.Z \
+               2026-07-01T12:00:00+0200 2026-07-01T12:00:00Z[UTC] 2026-07-01T12:00Z 2026-07-01T12:00:00+02:00x é";
+    for bad in bad.split(' ').chain(["2026-07-01 12:00:00Z", ""]) {
+        assert!(!is_rfc3339(bad), "{bad}");
+    }
+}
+
+#[test]
+fn a_webhook_id_never_changes() {
+    assert_eq!(
+        webhook_id("order-events", "evt-1", "acme-orders"),
+        GOLDEN_ID
+    );
+    assert_ne!(
+        webhook_id("a", "bc", "d"),
+        webhook_id("ab", "c", "d"),
+        "fields must not run together"
+    );
+    assert!(!GOLDEN_ID.contains('.'));
+}
+/// Computed with another implementation (Python's hashlib).
+const GOLDEN_ID: &str = "msg_mVQPllEe56yt9b9llT8M0XQAIqs";
+
+#[test]
+fn the_schema_and_the_code_agree() {
+    let schema: Value =
+        serde_json::from_str(include_str!("../../../schemas/event.schema.json")).unwrap();
+    let validator = jsonschema::options()
+        .should_validate_formats(true)
+        .build(&schema)
+        .unwrap();
+    for kind in ["plain", "cloudevent"] {
+        let example = &schema["$defs"][kind]["examples"][0];
+        assert!(
+            validator.is_valid(example) && read(&raw(&example.to_string(), &[]), LIMIT).is_ok(),
+            "{example}"
+        );
+    }
+    let time = |time: &str| json!({"id": "1", "type": "a", "time": time});
+    let cloud = |name: &str, value: Value| {
+        let mut event = json!({"specversion": "1.0", "id": "1", "source": "s", "type": "a"});
+        event[name] = value;
+        event
+    };
+    let samples = [
+        json!({"id": "1", "type": "a"}),
+        json!({"id": "1", "type": "a", "subject": null, "time": null, "data": 5, "more": {}}),
+        json!({"id": "1", "type": "a", "subject": ""}),
+        json!({"id": "1", "type": "a", "data_base64": "AA=="}),
+        json!({"id": "1", "type": "a", "data": 5, "data_base64": "AA=="}),
+        json!({"id": "1", "type": "a", "data_base64": null}),
+        json!({"id": "1"}),
+        json!({"id": "", "type": "a"}),
+        json!({"id": 1, "type": "a"}),
+        json!({"id": "1", "type": "a\u{7}"}),
+        json!({"id": "1", "type": "a\u{85}"}),
+        json!({"id": "x".repeat(1025), "type": "a"}),
+        json!([]),
+        time("2026-07-01T12:00:00Z"),
+        time("2026-07-01 12:00:00Z"),
+        time("soon"),
+        cloud("ext", json!(1)),
+        cloud("specversion", json!("1.1")),
+        cloud("specversion", json!("0.3")),
+        cloud("specversion", json!(1)),
+        cloud("source", json!("")),
+        cloud("source", Value::Null),
+        cloud("data_base64", json!("AA==")),
+        cloud("subject", json!(7)),
+    ];
+    for sample in samples {
+        let read = read(&raw(&sample.to_string(), &[]), LIMIT).err();
+        assert_eq!(
+            validator.is_valid(&sample),
+            read.is_none(),
+            "{sample}: the code says {read:?}"
+        );
+    }
+}

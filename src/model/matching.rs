@@ -1,0 +1,161 @@
+//! Which subscriptions want an event: an index whose cost follows the matches, not the subscriptions.
+//!
+//! Three steps narrow the search, each by looking up what the event holds:
+//! type patterns (`types`: a hash for exact ones, a tree of segments for wildcards) lead to buckets; in each bucket
+//! one condition of a subscription's filter (`conditions`: equality, prefix, suffix and numbers by hash or sorted
+//! lists) leads to candidates; each candidate is checked with its whole filter, over paths that were resolved once
+//! for the event (`paths`). A subscription whose filter an absent value could satisfy, or without a filter, is a
+//! candidate for every event of its types.
+//!
+//! The index is changed one subscription at a time and equals, at any moment, the naive search over what is in it.
+
+mod conditions;
+mod map;
+mod paths;
+mod types;
+
+use std::sync::Arc;
+
+use conditions::Slot;
+use map::Map;
+use paths::{PathId, Paths, Resolved};
+use types::Types;
+
+use crate::model::event::Event;
+use crate::model::subscription::Subscription;
+
+/// The subscriptions in force, searchable by event.
+#[derive(Debug, Default)]
+pub struct Index {
+    entries: Vec<Option<Entry>>,
+    free: Vec<Slot>,
+    by_id: Map<Box<str>, Slot>,
+    types: Types,
+    paths: Paths,
+}
+
+#[derive(Debug)]
+struct Entry {
+    subscription: Arc<Subscription>,
+    /// Of the filter's conditions, in their order.
+    paths: Box<[PathId]>,
+    /// For each type pattern, the condition that it is found by.
+    chosen: Vec<Option<usize>>,
+}
+
+impl Entry {
+    fn wants(&self, resolved: &Resolved<'_>) -> bool {
+        let conditions = self.subscription.filter.conditions.iter();
+        conditions
+            .zip(&self.paths)
+            .all(|(condition, path)| condition.accepts(resolved.leaves(*path)))
+    }
+}
+
+impl Index {
+    /// Without subscriptions.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a subscription, in place of the one with the same id.
+    pub fn insert(&mut self, subscription: Arc<Subscription>) {
+        self.remove(&subscription.id);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            Slot::try_from(self.entries.len() - 1).unwrap_or(Slot::MAX)
+        });
+        let conditions = &subscription.filter.conditions;
+        let paths: Box<[PathId]> = conditions
+            .iter()
+            .map(|condition| self.paths.acquire(&condition.path))
+            .collect();
+        let mut chosen = Vec::with_capacity(subscription.events.len());
+        for pattern in &subscription.events {
+            chosen.push(
+                self.types
+                    .change(pattern, |bucket| bucket.insert(slot, &paths, conditions)),
+            );
+        }
+        self.by_id.insert(subscription.id.clone(), slot);
+        self.entries[slot as usize] = Some(Entry {
+            subscription,
+            paths,
+            chosen,
+        });
+    }
+
+    /// Takes a subscription out; nothing happens when there is none of this id.
+    pub fn remove(&mut self, id: &str) {
+        let Some(slot) = self.by_id.remove(id) else {
+            return;
+        };
+        let Some(entry) = self.entries[slot as usize].take() else {
+            return;
+        };
+        let conditions = &entry.subscription.filter.conditions;
+        for (pattern, chosen) in entry.subscription.events.iter().zip(&entry.chosen) {
+            self.types.change(pattern, |bucket| {
+                bucket.remove(slot, *chosen, &entry.paths, conditions)
+            });
+        }
+        conditions
+            .iter()
+            .for_each(|condition| self.paths.release(&condition.path));
+        self.free.push(slot);
+    }
+
+    /// The subscription with this id.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Arc<Subscription>> {
+        self.entry(*self.by_id.get(id)?)
+            .map(|entry| &entry.subscription)
+    }
+
+    /// How many subscriptions there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// All subscriptions, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
+        self.entries
+            .iter()
+            .flatten()
+            .map(|entry| &entry.subscription)
+    }
+
+    /// Fills `found`, cleared first, with the subscriptions that want the event, each once, in no particular order;
+    /// paused and disabled ones too, whose commands wait or are dead-lettered.
+    pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
+        found.clear();
+        let resolved = self.paths.resolve(event);
+        let mut candidates = Vec::new();
+        self.types.matching(event.event_type(), |bucket| {
+            bucket.candidates(&resolved, &mut candidates)
+        });
+        candidates.sort_unstable();
+        candidates.dedup();
+        let entries = candidates.into_iter().filter_map(|slot| self.entry(slot));
+        found.extend(
+            entries
+                .filter(|entry| entry.wants(&resolved))
+                .map(|entry| entry.subscription.clone()),
+        );
+    }
+
+    fn entry(&self, slot: Slot) -> Option<&Entry> {
+        self.entries.get(slot as usize)?.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests;

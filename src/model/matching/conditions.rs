@@ -1,0 +1,431 @@
+//! The subscriptions of one type pattern, by the one condition of each that gives the fewest candidates.
+//!
+//! Every list here is reached through a value of the event, so what is visited follows what the event holds.
+//! A candidate is not a match yet: the whole filter is checked by the caller.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::map::Map;
+use super::paths::{PathId, Resolved};
+use crate::model::subscription::filter::{Condition, Interval, Leaf, Matcher, Num, Scalar};
+
+/// A subscription's place in the index.
+pub(super) type Slot = u32;
+
+/// A sorted set; mostly appended to, and small wherever the choice of conditions works.
+#[derive(Debug, Default)]
+pub(super) struct Slots(Vec<Slot>);
+
+impl Slots {
+    fn set(&mut self, slot: Slot, present: bool) {
+        match (self.0.binary_search(&slot), present) {
+            (Ok(at), false) => drop(self.0.remove(at)),
+            (Err(at), true) => self.0.insert(at, slot),
+            _ => {}
+        }
+    }
+}
+
+/// The subscriptions of one pattern.
+#[derive(Debug, Default)]
+pub(super) struct Bucket {
+    unconditioned: Slots,
+    by_path: Map<PathId, PathIndex>,
+}
+
+impl Bucket {
+    /// Adds a subscription under the best of its conditions, whose position is returned for [`Bucket::remove`].
+    pub(super) fn insert(
+        &mut self,
+        slot: Slot,
+        paths: &[PathId],
+        conditions: &[Condition],
+    ) -> Option<usize> {
+        let usable = conditions.iter().enumerate().filter_map(|(at, condition)| {
+            let worst = worst_class(&condition.matchers)?;
+            let index = self.by_path.get(&paths[at]);
+            let crowd = |matcher| index.map_or(0, |index: &PathIndex| index.crowd(matcher));
+            Some((
+                worst,
+                condition.matchers.iter().map(crowd).sum::<usize>() + condition.matchers.len(),
+                at,
+            ))
+        });
+        let chosen = usable.min().map(|(_, _, at)| at);
+        match chosen {
+            Some(at) => {
+                self.by_path
+                    .entry(paths[at])
+                    .or_default()
+                    .set(slot, &conditions[at].matchers, true)
+            }
+            None => self.unconditioned.set(slot, true),
+        }
+        chosen
+    }
+
+    /// Takes a subscription out, whose insertion returned `chosen`.
+    pub(super) fn remove(
+        &mut self,
+        slot: Slot,
+        chosen: Option<usize>,
+        paths: &[PathId],
+        conditions: &[Condition],
+    ) {
+        let Some(at) = chosen else {
+            return self.unconditioned.set(slot, false);
+        };
+        if let Some(index) = self.by_path.get_mut(&paths[at]) {
+            index.set(slot, &conditions[at].matchers, false);
+            if index.is_empty() {
+                self.by_path.remove(&paths[at]);
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.unconditioned.0.is_empty() && self.by_path.is_empty()
+    }
+
+    /// Appends candidates, some of them more than once.
+    pub(super) fn candidates(&self, resolved: &Resolved<'_>, found: &mut Vec<Slot>) {
+        found.extend_from_slice(&self.unconditioned.0);
+        if self.by_path.len() < resolved.paths() {
+            for (path, index) in &self.by_path {
+                index.candidates(resolved.leaves(*path), found);
+            }
+        } else {
+            for (path, leaves) in resolved.iter() {
+                if let Some(index) = self.by_path.get(&path) {
+                    index.candidates(leaves, found);
+                }
+            }
+        }
+    }
+}
+
+/// How well a matcher narrows, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// One value, prefix, suffix, or a stretch of numbers: a list of its own.
+    Narrow,
+    /// Half of the numbers.
+    HalfOpen,
+    /// One of three values.
+    Coarse,
+    /// The path is there.
+    Present,
+}
+
+/// `None`: an absent value satisfies it, so nothing in an event leads to it.
+fn class(matcher: &Matcher) -> Option<Class> {
+    match matcher {
+        Matcher::Equals(Scalar::Null | Scalar::Bool(_)) => Some(Class::Coarse),
+        Matcher::Equals(_) | Matcher::Prefix(_) | Matcher::Suffix(_) => Some(Class::Narrow),
+        Matcher::Numeric(interval) if bounded(interval).is_some() => Some(Class::Narrow),
+        Matcher::Numeric(_) => Some(Class::HalfOpen),
+        Matcher::NotIn(_)
+        | Matcher::NotPrefix(_)
+        | Matcher::NotSuffix(_)
+        | Matcher::Exists(true) => Some(Class::Present),
+        Matcher::Exists(false) => None,
+    }
+}
+
+fn worst_class(matchers: &[Matcher]) -> Option<Class> {
+    matchers
+        .iter()
+        .map(class)
+        .collect::<Option<Vec<_>>>()?
+        .into_iter()
+        .max()
+}
+
+/// `null`, booleans and numbers: values that need no borrowing to be looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Plain {
+    Null,
+    Bool(bool),
+    Number(Num),
+}
+
+/// The subscriptions that are found through one path.
+#[derive(Debug, Default)]
+struct PathIndex {
+    strings: Map<Box<str>, Slots>,
+    plain: Map<Plain, Slots>,
+    prefixes: Affixes,
+    suffixes: Affixes,
+    /// By the bound, and whether it is excluded.
+    above: BTreeMap<(Num, bool), Slots>,
+    /// By the bound, and whether it is included.
+    below: BTreeMap<(Num, bool), Slots>,
+    stretches: Stretches,
+    present: Slots,
+}
+
+impl PathIndex {
+    fn set(&mut self, slot: Slot, matchers: &[Matcher], present: bool) {
+        for matcher in matchers {
+            self.set_one(slot, matcher, present);
+        }
+    }
+
+    fn set_one(&mut self, slot: Slot, matcher: &Matcher, present: bool) {
+        match matcher {
+            Matcher::Equals(Scalar::String(text)) => {
+                set_in_hash(&mut self.strings, text.clone(), slot, present)
+            }
+            Matcher::Equals(scalar) => {
+                if let Some(plain) = plain(scalar) {
+                    set_in_hash(&mut self.plain, plain, slot, present);
+                }
+            }
+            Matcher::Prefix(text) => self.prefixes.set(slot, text, present),
+            Matcher::Suffix(text) => self.suffixes.set(slot, text, present),
+            Matcher::Numeric(interval) => self.set_interval(slot, interval, present),
+            _ => self.present.set(slot, present),
+        }
+    }
+
+    fn set_interval(&mut self, slot: Slot, interval: &Interval, present: bool) {
+        match (bounded(interval), interval.lower, interval.upper) {
+            (Some((low, high)), ..) => self.stretches.set(slot, low, high, present),
+            (None, Bound::Included(low), _) => {
+                set_in_tree(&mut self.above, (low, false), slot, present)
+            }
+            (None, Bound::Excluded(low), _) => {
+                set_in_tree(&mut self.above, (low, true), slot, present)
+            }
+            (None, _, Bound::Included(high)) => {
+                set_in_tree(&mut self.below, (high, true), slot, present)
+            }
+            (None, _, Bound::Excluded(high)) => {
+                set_in_tree(&mut self.below, (high, false), slot, present)
+            }
+            (None, Bound::Unbounded, Bound::Unbounded) => self.present.set(slot, present),
+        }
+    }
+
+    /// How many share the list that the matcher would go to; for half-open ones, how many lists there are.
+    fn crowd(&self, matcher: &Matcher) -> usize {
+        let length = |slots: Option<&Slots>| slots.map_or(0, |slots| slots.0.len());
+        match matcher {
+            Matcher::Equals(Scalar::String(text)) => length(self.strings.get(text)),
+            Matcher::Equals(scalar) => {
+                length(plain(scalar).and_then(|plain| self.plain.get(&plain)))
+            }
+            Matcher::Prefix(text) => length(self.prefixes.lists.get(text)),
+            Matcher::Suffix(text) => length(self.suffixes.lists.get(text)),
+            Matcher::Numeric(interval) => match bounded(interval) {
+                Some((low, high)) => self.stretches.crowd(low, high),
+                None => self.above.len() + self.below.len(),
+            },
+            _ => self.present.0.len(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.strings.is_empty()
+            && self.plain.is_empty()
+            && self.prefixes.lists.is_empty()
+            && self.suffixes.lists.is_empty()
+            && self.above.is_empty()
+            && self.below.is_empty()
+            && self.stretches.levels.is_empty()
+            && self.present.0.is_empty()
+    }
+
+    fn candidates(&self, leaves: &[Leaf<'_>], found: &mut Vec<Slot>) {
+        if leaves.is_empty() {
+            return;
+        }
+        found.extend_from_slice(&self.present.0);
+        for leaf in leaves {
+            match *leaf {
+                Leaf::String(text) => self.by_text(text, found),
+                Leaf::Number(x) => self.by_number(x, found),
+                Leaf::Bool(bool) => extend(found, self.plain.get(&Plain::Bool(bool))),
+                Leaf::Null => extend(found, self.plain.get(&Plain::Null)),
+                Leaf::Composite => {}
+            }
+        }
+    }
+
+    fn by_text(&self, text: &str, found: &mut Vec<Slot>) {
+        extend(found, self.strings.get(text));
+        for length in self
+            .prefixes
+            .lengths
+            .range(..=text.len())
+            .map(|(length, _)| *length)
+        {
+            extend(
+                found,
+                text.get(..length)
+                    .and_then(|start| self.prefixes.lists.get(start)),
+            );
+        }
+        for length in self
+            .suffixes
+            .lengths
+            .range(..=text.len())
+            .map(|(length, _)| *length)
+        {
+            extend(
+                found,
+                text.get(text.len() - length..)
+                    .and_then(|end| self.suffixes.lists.get(end)),
+            );
+        }
+    }
+
+    fn by_number(&self, x: Num, found: &mut Vec<Slot>) {
+        extend(found, self.plain.get(&Plain::Number(x)));
+        for slots in self.above.range(..=(x, false)).map(|(_, slots)| slots) {
+            extend(found, Some(slots));
+        }
+        for slots in self.below.range((x, true)..).map(|(_, slots)| slots) {
+            extend(found, Some(slots));
+        }
+        self.stretches.candidates(x, found);
+    }
+}
+
+fn extend(found: &mut Vec<Slot>, slots: Option<&Slots>) {
+    found.extend_from_slice(slots.map_or(&[], |slots| &slots.0));
+}
+
+fn plain(scalar: &Scalar) -> Option<Plain> {
+    match scalar {
+        Scalar::Null => Some(Plain::Null),
+        Scalar::Bool(bool) => Some(Plain::Bool(*bool)),
+        Scalar::Number(x) => Some(Plain::Number(*x)),
+        Scalar::String(_) => None,
+    }
+}
+
+fn bounded(interval: &Interval) -> Option<(Num, Num)> {
+    match (interval.lower, interval.upper) {
+        (
+            Bound::Included(low) | Bound::Excluded(low),
+            Bound::Included(high) | Bound::Excluded(high),
+        ) => Some((low, high)),
+        _ => None,
+    }
+}
+
+fn set_in_hash<K: Eq + std::hash::Hash>(
+    map: &mut Map<K, Slots>,
+    key: K,
+    slot: Slot,
+    present: bool,
+) {
+    use std::collections::hash_map::Entry;
+    match map.entry(key) {
+        Entry::Occupied(mut entry) => {
+            entry.get_mut().set(slot, present);
+            if entry.get().0.is_empty() {
+                entry.remove();
+            }
+        }
+        Entry::Vacant(entry) if present => entry.insert(Slots::default()).set(slot, true),
+        Entry::Vacant(_) => {}
+    }
+}
+
+fn set_in_tree<K: Ord>(map: &mut BTreeMap<K, Slots>, key: K, slot: Slot, present: bool) {
+    use std::collections::btree_map::Entry;
+    match map.entry(key) {
+        Entry::Occupied(mut entry) => {
+            entry.get_mut().set(slot, present);
+            if entry.get().0.is_empty() {
+                entry.remove();
+            }
+        }
+        Entry::Vacant(entry) if present => entry.insert(Slots::default()).set(slot, true),
+        Entry::Vacant(_) => {}
+    }
+}
+
+/// Prefixes or suffixes: one look-up for each length that occurs.
+#[derive(Debug, Default)]
+struct Affixes {
+    lists: Map<Box<str>, Slots>,
+    /// How many lists there are of each length, bytes.
+    lengths: BTreeMap<usize, usize>,
+}
+
+impl Affixes {
+    fn set(&mut self, slot: Slot, text: &str, present: bool) {
+        let before = self.lists.len();
+        set_in_hash(&mut self.lists, text.into(), slot, present);
+        let count = self.lengths.entry(text.len()).or_default();
+        *count = (*count + self.lists.len()).saturating_sub(before);
+        if *count == 0 {
+            self.lengths.remove(&text.len());
+        }
+    }
+}
+
+/// Stretches of numbers with two ends. One that is at most 2^k long lies in one or two neighbouring cells of the
+/// grid with cells of 2^k, so a number looks into one cell a level, and a cell holds little that is far from it.
+#[derive(Debug, Default)]
+struct Stretches {
+    levels: BTreeMap<i32, Map<i64, Slots>>,
+}
+
+impl Stretches {
+    /// The smallest grid where the stretch spans at most two cells. Rounding may widen it, never lose it: `cell`
+    /// never falls as its number grows.
+    fn place(low: Num, high: Num) -> (i32, i64, i64) {
+        let (low, high) = (low.as_f64(), high.as_f64());
+        let length = (high - low).clamp(f64::MIN_POSITIVE, f64::MAX);
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "within the exponents of a double"
+        )]
+        let mut level = length.log2().ceil() as i32;
+        loop {
+            let (first, last) = (cell(low, level), cell(high, level));
+            if last.saturating_sub(first) <= 1 {
+                return (level, first, last);
+            }
+            level += 1;
+        }
+    }
+
+    fn set(&mut self, slot: Slot, low: Num, high: Num, present: bool) {
+        let (level, first, last) = Self::place(low, high);
+        let grid = self.levels.entry(level).or_default();
+        for at in first..=last {
+            set_in_hash(grid, at, slot, present);
+        }
+        if grid.is_empty() {
+            self.levels.remove(&level);
+        }
+    }
+
+    fn crowd(&self, low: Num, high: Num) -> usize {
+        let (level, first, _) = Self::place(low, high);
+        self.levels
+            .get(&level)
+            .and_then(|grid| grid.get(&first))
+            .map_or(0, |slots| slots.0.len())
+    }
+
+    fn candidates(&self, x: Num, found: &mut Vec<Slot>) {
+        for (level, grid) in &self.levels {
+            extend(found, grid.get(&cell(x.as_f64(), *level)));
+        }
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "saturates, which keeps the order"
+)]
+fn cell(x: f64, level: i32) -> i64 {
+    (x / 2f64.powi(level)).floor() as i64
+}

@@ -1,0 +1,289 @@
+//! What becomes of an attempt: the status rules.
+//!
+//! | answer | verdict |
+//! |---|---|
+//! | 2xx | delivered, as soon as the headers are complete |
+//! | 410 | dead letter (`gone`), and the subscription is disabled |
+//! | 400 405 406 411 413 414 415 422 431 451 501 505 | dead letter (`permanent-status`): sending it again cannot help |
+//! | denied by the egress rules | dead letter (`egress-denied`) |
+//! | 429, 503 | retry; with `Retry-After`, the endpoint is left alone until then |
+//! | everything else, 3xx included; timeouts; connection errors | retry |
+//!
+//! A subscription's `on_status` goes before the table. A retry becomes a dead letter (`attempts-exhausted`)
+//! when the schedule is at its end.
+
+use std::time::Duration;
+
+use crate::model::subscription::{StatusRule, StatusRules};
+
+/// Statuses that say that the same request will never be accepted.
+pub const PERMANENT: [u16; 12] = [400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501, 505];
+
+/// What an attempt came to, as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Success.
+    Success,
+    /// A redirect, never followed. Informational answers that end an attempt count here too.
+    Redirect,
+    /// The request was refused.
+    ClientError,
+    /// The server failed.
+    ServerError,
+    /// The deadline passed.
+    Timeout,
+    /// No connection: DNS, refused, reset before the request.
+    Connect,
+    /// The certificate or the handshake.
+    Tls,
+    /// The egress rules.
+    Egress,
+    /// Not HTTP, half an answer, and the like.
+    Other,
+}
+
+impl Class {
+    /// Each of them, in the order in which they are declared.
+    pub const ALL: [Self; 9] = [
+        Self::Success,
+        Self::Redirect,
+        Self::ClientError,
+        Self::ServerError,
+        Self::Timeout,
+        Self::Connect,
+        Self::Tls,
+        Self::Egress,
+        Self::Other,
+    ];
+
+    /// As it stands in metric labels and in the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "2xx",
+            Self::Redirect => "3xx",
+            Self::ClientError => "4xx",
+            Self::ServerError => "5xx",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Egress => "egress",
+            Self::Other => "other",
+        }
+    }
+
+    /// Of an answer.
+    #[must_use]
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            200..=299 => Self::Success,
+            400..=499 => Self::ClientError,
+            500..=599 => Self::ServerError,
+            100..=199 | 300..=399 => Self::Redirect,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// The endpoint accepted it.
+    Delivered,
+    /// Another attempt follows.
+    Retry,
+    /// None follows.
+    DeadLettered,
+}
+
+impl AttemptOutcome {
+    /// All, as they are declared.
+    pub const ALL: [Self; 3] = [Self::Delivered, Self::Retry, Self::DeadLettered];
+
+    /// The text in metric labels and in the attempt log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retry => "retry",
+            Self::DeadLettered => "dead_lettered",
+        }
+    }
+}
+
+/// Why a command went to a tier without an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParkReason {
+    /// The breaker is open.
+    Breaker,
+    /// The lane was full and slow.
+    LaneFull,
+    /// The rate limit, or the endpoint's own `Retry-After`.
+    Rate,
+    /// Its subscription asks for order, and one ahead of it is in a tier.
+    Order,
+    /// The subscription is paused, unknown yet, or cannot be signed for.
+    Paused,
+}
+
+impl ParkReason {
+    /// All, as they are declared.
+    pub const ALL: [Self; 5] = [
+        Self::Breaker,
+        Self::LaneFull,
+        Self::Rate,
+        Self::Order,
+        Self::Paused,
+    ];
+
+    /// The text in metric labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Breaker => "breaker",
+            Self::LaneFull => "lane_full",
+            Self::Rate => "rate",
+            Self::Order => "order",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// What one attempt told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The endpoint answered.
+    Status {
+        /// The status.
+        status: u16,
+        /// Its `Retry-After`, from now.
+        retry_after: Option<Duration>,
+    },
+    /// There was no answer.
+    Failed(Class),
+}
+
+/// What to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done.
+    Delivered,
+    /// Try again, not before `retry_after`; `silence` asks the lane to leave the endpoint alone for that long.
+    Retry {
+        /// At least this long.
+        retry_after: Option<Duration>,
+        /// For all of the subscription.
+        silence: Option<Duration>,
+    },
+    /// The same request can never succeed.
+    Permanent,
+    /// The endpoint is gone for good: disable the subscription.
+    Gone,
+    /// The egress rules forbid the endpoint.
+    EgressDenied,
+}
+
+/// Applies the table above.
+#[must_use]
+pub fn judge(told: Told, rules: &StatusRules) -> Verdict {
+    const RETRY: Verdict = Verdict::Retry {
+        retry_after: None,
+        silence: None,
+    };
+    let (status, retry_after) = match told {
+        Told::Failed(Class::Egress) => return Verdict::EgressDenied,
+        Told::Failed(_) => return RETRY,
+        Told::Status {
+            status,
+            retry_after,
+        } => (status, retry_after),
+    };
+    match rules.lookup(status) {
+        Some(StatusRule::Delivered) => return Verdict::Delivered,
+        Some(StatusRule::DeadLetter) => return Verdict::Permanent,
+        Some(StatusRule::Retry) => {
+            return Verdict::Retry {
+                retry_after,
+                silence: None,
+            };
+        }
+        None => {}
+    }
+    match status {
+        200..=299 => Verdict::Delivered,
+        410 => Verdict::Gone,
+        429 | 503 => Verdict::Retry {
+            retry_after,
+            silence: retry_after,
+        },
+        _ if PERMANENT.contains(&status) => Verdict::Permanent,
+        _ => Verdict::Retry {
+            retry_after,
+            silence: None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(status: u16) -> Verdict {
+        judge(
+            Told::Status {
+                status,
+                retry_after: None,
+            },
+            &StatusRules::default(),
+        )
+    }
+
+    #[test]
+    fn every_status_has_the_verdict_of_the_table() {
+        for status in 0..=999 {
+            let expected = match status {
+                200..=299 => Verdict::Delivered,
+                410 => Verdict::Gone,
+                400 | 405 | 406 | 411 | 413 | 414 | 415 | 422 | 431 | 451 | 501 | 505 => {
+                    Verdict::Permanent
+                }
+                _ => Verdict::Retry {
+                    retry_after: None,
+                    silence: None,
+                },
+            };
+            assert_eq!(verdict(status), expected, "status {status}");
+        }
+    }
+
+    #[test]
+    fn an_overloaded_endpoint_is_left_alone_as_long_as_it_asks() {
+        let wait = Some(Duration::from_secs(7));
+        for (status, silence) in [(429, wait), (503, wait), (500, None)] {
+            let verdict = judge(
+                Told::Status {
+                    status,
+                    retry_after: wait,
+                },
+                &StatusRules::default(),
+            );
+            assert_eq!(
+                verdict,
+                Verdict::Retry {
+                    retry_after: wait,
+                    silence
+                },
+                "status {status}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_answer_is_tried_again_unless_the_egress_rules_forbid_the_endpoint() {
+        let failed = |class| judge(Told::Failed(class), &StatusRules::default());
+        assert_eq!(failed(Class::Egress), Verdict::EgressDenied);
+        for class in [Class::Timeout, Class::Connect, Class::Tls, Class::Other] {
+            assert!(matches!(failed(class), Verdict::Retry { .. }));
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What the three kinds of span tell: fan-out of an event, attempt of a command, release from a tier.
+//!
+//! | span | kind | parent | from, to |
+//! |---|---|---|---|
+//! | `fanout` | consumer | the event's context | reading the event, its commands being visible |
+//! | `attempt` | client | the command's context | the request, the answer's headers or the failure |
+//! | `release` | consumer | the command's context | writing the command back, it being visible |
+//!
+//! The command's context is that of its fan-out, so attempts and releases stand side by side below it, in the order
+//! of their times. Names of attributes are OpenTelemetry's where it has one (HTTP, messaging, CloudEvents).
+//!
+//! **Secret**: of a URL only what [`shown_url`] shows is told.
+//! Pure.
+
+use std::time::Duration;
+
+use url::Url;
+
+use crate::model::attempt::shown_url;
+use crate::model::command::Command;
+use crate::model::event::Event;
+use crate::model::outcome::Told;
+
+/// The part that a span's process has in what it tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It took a record and did something for it.
+    Consumer,
+    /// It asked another process.
+    Client,
+}
+
+/// The value of an attribute.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// A word of the program.
+    Word(&'static str),
+    /// Text of an event, a subscription or an error.
+    Text(Box<str>),
+    /// A count, a status or a place.
+    Number(i64),
+    /// A time.
+    Seconds(f64),
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+/// All that a span tells beside where it belongs and when it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// One of `fanout`, `attempt`, `release`.
+    pub name: &'static str,
+    /// Of the process in it.
+    pub kind: Kind,
+    /// By name.
+    pub attributes: Vec<(&'static str, Value)>,
+    /// Why it counts as failed, if it does.
+    pub error: Option<Box<str>>,
+}
+
+impl Facts {
+    fn of_record(name: &'static str, at: Place<'_>) -> Self {
+        Self {
+            name,
+            kind: Kind::Consumer,
+            attributes: vec![
+                ("messaging.system", Value::Word("kafka")),
+                ("messaging.operation.name", Value::Word(name)),
+                ("messaging.operation.type", Value::Word("process")),
+                ("messaging.destination.name", at.topic.into()),
+                (
+                    "messaging.destination.partition.id",
+                    Value::Text(at.partition.to_string().into()),
+                ),
+                ("messaging.kafka.offset", Value::Number(at.offset)),
+            ],
+            error: None,
+        }
+    }
+
+    fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.attributes.push((name, value.into()));
+    }
+
+    fn add_command(&mut self, command: &Command) {
+        self.add("hookstream.webhook_id", &*command.webhook_id);
+        self.add("hookstream.subscription", &*command.subscription);
+        self.add("hookstream.subscriber", &*command.subscriber);
+        self.add("cloudevents.event_id", &*command.event_id);
+        self.add("cloudevents.event_type", &*command.event_type);
+    }
+}
+
+/// Where a record was read.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "as everywhere in Kafka")]
+pub struct Place<'a> {
+    pub topic: &'a str,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// An event became commands for as many subscriptions as matched.
+#[must_use]
+pub fn fanout(event: &Event<'_>, at: Place<'_>, matches: usize) -> Facts {
+    let mut facts = Facts::of_record("fanout", at);
+    facts.add("cloudevents.event_id", event.id());
+    facts.add("cloudevents.event_source", event.source());
+    facts.add("cloudevents.event_type", event.event_type());
+    let matches = i64::try_from(matches).unwrap_or(i64::MAX);
+    facts.add("hookstream.matches", Value::Number(matches));
+    facts
+}
+
+/// A command left a tier, for `to`, after it had been there for `waited`.
+#[must_use]
+pub fn release(command: &Command, at: Place<'_>, to: &str, waited: Duration) -> Facts {
+    let mut facts = Facts::of_record("release", at);
+    facts.add_command(command);
+    facts.add(
+        "hookstream.attempts",
+        Value::Number(i64::from(command.attempt)),
+    );
+    facts.add("hookstream.cause", Value::Word(command.cause.as_str()));
+    facts.add("hookstream.released_to", to);
+    facts.add("hookstream.waited", Value::Seconds(waited.as_secs_f64()));
+    facts
+}
+
+/// What came of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// What the endpoint said, or did not.
+    pub told: Told,
+    /// Why there was no answer.
+    pub error: Option<&'a str>,
+    /// Whether the command is done with it.
+    pub delivered: bool,
+}
+
+/// A command was sent to `url`.
+#[must_use]
+pub fn attempt(command: &Command, url: &Url, reply: Reply<'_>) -> Facts {
+    let mut facts = Facts {
+        name: "attempt",
+        kind: Kind::Client,
+        attributes: Vec::with_capacity(13),
+        error: None,
+    };
+    facts.add_command(command);
+    let made = i64::from(command.attempt);
+    facts.add("hookstream.attempt", Value::Number(made + 1));
+    if made > 0 {
+        facts.add("http.request.resend_count", Value::Number(made));
+    }
+    facts.add("http.request.method", Value::Word("POST"));
+    facts.add("url.full", &*shown_url(url));
+    facts.add("server.address", url.host_str().unwrap_or_default());
+    if let Some(port) = url.port_or_known_default() {
+        facts.add("server.port", Value::Number(i64::from(port)));
+    }
+    let error_type = match reply.told {
+        Told::Status { status, .. } => {
+            let number = Value::Number(i64::from(status));
+            facts.add("http.response.status_code", number);
+            Value::Text(status.to_string().into())
+        }
+        Told::Failed(class) => Value::Word(class.as_str()),
+    };
+    if !reply.delivered {
+        facts.add("error.type", error_type);
+        facts.error = Some(reply.error.unwrap_or_default().into());
+    }
+    facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::command::tests::sample;
+    use crate::model::outcome::Class;
+
+    fn value(facts: &Facts, name: &str) -> Option<Value> {
+        let mut found = facts.attributes.iter().filter(|(known, _)| *known == name);
+        let (_, value) = found.next()?;
+        assert!(found.next().is_none(), "{name} stands twice");
+        Some(value.clone())
+    }
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn nothing_that_may_be_a_credential_is_told_of_a_url() {
+        let reply = Reply {
+            told: Told::Failed(Class::Timeout),
+            error: None,
+            delivered: false,
+        };
+        let facts = attempt(&sample(), &url("https://u:hunter2@a.example/t0ken"), reply);
+        let all = format!("{facts:?}");
+        assert!(!all.contains("hunter2") && !all.contains("t0ken"), "{all}");
+    }
+
+    #[test]
+    fn an_attempt_tells_its_number_and_what_came_of_it() {
+        let answered = |status| Told::Status {
+            status,
+            retry_after: None,
+        };
+        let mut command = sample();
+        let good = Reply {
+            told: answered(200),
+            error: None,
+            delivered: true,
+        };
+        let facts = attempt(&command, &url("https://a.example/"), good);
+        assert_eq!(value(&facts, "hookstream.attempt"), Some(Value::Number(1)));
+        assert_eq!(value(&facts, "http.request.resend_count"), None);
+        assert_eq!(value(&facts, "server.port"), Some(Value::Number(443)));
+        assert_eq!((value(&facts, "error.type"), facts.error), (None, None));
+
+        command.attempt = 2;
+        let bad = Reply {
+            told: answered(503),
+            error: None,
+            delivered: false,
+        };
+        let facts = attempt(&command, &url("https://a.example/"), bad);
+        assert_eq!(value(&facts, "hookstream.attempt"), Some(Value::Number(3)));
+        assert_eq!(
+            value(&facts, "http.request.resend_count"),
+            Some(Value::Number(2))
+        );
+        assert_eq!(
+            value(&facts, "http.response.status_code"),
+            Some(Value::Number(503))
+        );
+        assert_eq!(value(&facts, "error.type"), Some("503".into()));
+
+        let failed = Reply {
+            told: Told::Failed(Class::Tls),
+            error: Some("the tls handshake failed"),
+            delivered: false,
+        };
+        let facts = attempt(&command, &url("https://a.example/"), failed);
+        assert_eq!(value(&facts, "http.response.status_code"), None);
+        assert_eq!(value(&facts, "error.type"), Some(Value::Word("tls")));
+        assert_eq!(facts.error.as_deref(), Some("the tls handshake failed"));
+    }
+
+    #[test]
+    fn a_release_tells_how_long_the_command_waited() {
+        let at = Place {
+            topic: "webhook-retry-5s",
+            partition: 3,
+            offset: 7,
+        };
+        let facts = release(
+            &sample(),
+            at,
+            "webhook-commands",
+            Duration::from_millis(5200),
+        );
+        assert_eq!(
+            value(&facts, "hookstream.waited"),
+            Some(Value::Seconds(5.2))
+        );
+        assert_eq!(
+            value(&facts, "messaging.destination.partition.id"),
+            Some("3".into())
+        );
+    }
+}

@@ -1,0 +1,583 @@
+//! What a subscription wants: type patterns, and a content filter in the style of EventBridge patterns.
+//!
+//! A filter maps paths to lists of matchers. All paths must match; any matcher of a path's list suffices, and when
+//! a path leads to several values (arrays on the way or at its end) any of them suffices.
+//!
+//! | matcher | holds when a value at the path … |
+//! |---|---|
+//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` is `5.0`, and integers exactly at any size |
+//! | `{"prefix":"a"}`, `{"suffix":"z"}` | is a string that starts, ends with it |
+//! | `{"anything-but":x}` | is there, no object, and not x; x is a value, a list, `{"prefix":…}` or `{"suffix":…}` |
+//! | `{"numeric":[">=",100,"<",200]}` | is a number within the bounds |
+//! | `{"exists":true}`, `{"exists":false}` | is there (`null` and objects too), is not there |
+//!
+//! Paths start with `data`, or name an attribute: `type`, `subject`, `source`, `id`, `time`, or a CloudEvents
+//! extension. Members of `data` whose names hold a dot cannot be named.
+
+use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+
+use serde_json::{Map, Value};
+
+use crate::model::event::{Attribute, Event};
+
+/// The most paths of a filter.
+pub const MAX_PATHS: usize = 32;
+/// The most matchers of a path, and the most values of an `anything-but`.
+pub const MAX_MATCHERS: usize = 64;
+/// The longest path, bytes.
+pub const MAX_PATH_BYTES: usize = 256;
+/// The longest string in a matcher, bytes.
+pub const MAX_STRING_BYTES: usize = 1024;
+/// The longest type pattern, bytes; as long as an event's type may be.
+pub const MAX_PATTERN_BYTES: usize = 1024;
+
+/// One segment of a type pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// This text.
+    Literal(Box<str>),
+    /// `*`: one segment.
+    One,
+    /// `**`: any number of segments, none too.
+    Any,
+}
+
+/// A pattern over an event's type, whose segments are separated by dots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TypePattern {
+    /// Without wildcards.
+    Exact(Box<str>),
+    /// With at least one wildcard.
+    Wildcard(Box<[Segment]>),
+}
+
+impl TypePattern {
+    /// Reads a pattern such as `order.created`, `order.*`, `**.failed`; `order.**` also matches `order`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() > MAX_PATTERN_BYTES || text.chars().any(char::is_control) {
+            return Err(format!(
+                "a pattern has 1 to {MAX_PATTERN_BYTES} bytes and no control characters"
+            ));
+        }
+        let segments = text
+            .split('.')
+            .map(Segment::parse)
+            .collect::<Result<Box<[_]>, _>>()?;
+        if segments
+            .iter()
+            .all(|segment| matches!(segment, Segment::Literal(_)))
+        {
+            return Ok(Self::Exact(text.into()));
+        }
+        Ok(Self::Wildcard(segments))
+    }
+
+    /// Whether an event of this type is wanted.
+    #[must_use]
+    pub fn matches(&self, event_type: &str) -> bool {
+        match self {
+            Self::Exact(text) => **text == *event_type,
+            Self::Wildcard(segments) => {
+                let wanted: Vec<&str> = event_type.split('.').collect();
+                segments_match(segments, &wanted)
+            }
+        }
+    }
+}
+
+impl Segment {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a segment between dots is empty".to_owned()),
+            "*" => Ok(Self::One),
+            "**" => Ok(Self::Any),
+            _ if text.contains('*') => {
+                Err("* and ** stand for whole segments between dots".to_owned())
+            }
+            _ => Ok(Self::Literal(text.into())),
+        }
+    }
+}
+
+/// Row by row, so that patterns with many `**` cost no more than pattern times type.
+fn segments_match(pattern: &[Segment], segments: &[&str]) -> bool {
+    let mut row = vec![false; segments.len() + 1];
+    row[0] = true;
+    for part in pattern {
+        let mut next = vec![false; row.len()];
+        match part {
+            Segment::Any => {
+                let mut reached = false;
+                for (cell, before) in next.iter_mut().zip(&row) {
+                    reached |= before;
+                    *cell = reached;
+                }
+            }
+            Segment::One => next[1..].copy_from_slice(&row[..segments.len()]),
+            Segment::Literal(text) => {
+                for (at, segment) in segments.iter().enumerate() {
+                    next[at + 1] = row[at] && **text == **segment;
+                }
+            }
+        }
+        row = next;
+    }
+    row[segments.len()]
+}
+
+/// A JSON number, compared by value: `5` equals `5.0`, and integers that a double cannot hold stay apart.
+#[derive(Clone, Copy, Debug)]
+pub enum Num {
+    /// Every number that is whole, below 2^96.
+    Int(i128),
+    /// Every other number; never NaN.
+    Float(f64),
+}
+
+impl Num {
+    /// Of a JSON number.
+    #[must_use]
+    pub fn of(number: &serde_json::Number) -> Self {
+        const EXACT: f64 = 79_228_162_514_264_337_593_543_950_336.0; // 2^96
+        if let Some(int) = number.as_i128() {
+            return Self::Int(int);
+        }
+        let float = number.as_f64().unwrap_or_default();
+        #[allow(clippy::cast_possible_truncation, reason = "whole and below 2^96")]
+        if float.fract() == 0.0 && float.abs() < EXACT {
+            Self::Int(float as i128)
+        } else {
+            Self::Float(float)
+        }
+    }
+
+    /// The nearest double; keeps the order.
+    #[must_use]
+    pub fn as_f64(self) -> f64 {
+        match self {
+            #[allow(clippy::cast_precision_loss, reason = "says so")]
+            Self::Int(int) => int as f64,
+            Self::Float(float) => float,
+        }
+    }
+}
+
+impl Ord for Num {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Int(a), Self::Int(b)) => a.cmp(b),
+            _ => self.as_f64().total_cmp(&other.as_f64()),
+        }
+    }
+}
+impl PartialOrd for Num {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Num {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Num {}
+impl Hash for Num {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Int(int) => int.hash(state),
+            Self::Float(float) => float.to_bits().hash(state),
+        }
+    }
+}
+
+/// A value that a matcher names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scalar {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number.
+    Number(Num),
+    /// A string.
+    String(Box<str>),
+}
+
+/// A value that a path leads to in an event.
+#[derive(Clone, Copy, Debug)]
+pub enum Leaf<'e> {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number.
+    Number(Num),
+    /// A string.
+    String(&'e str),
+    /// An object or an empty array: it exists, and equals nothing.
+    Composite,
+}
+
+impl<'e> Leaf<'e> {
+    /// Of a value that is not a filled array.
+    #[must_use]
+    pub fn of(value: &'e Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(bool) => Self::Bool(*bool),
+            Value::Number(number) => Self::Number(Num::of(number)),
+            Value::String(text) => Self::String(text),
+            Value::Array(_) | Value::Object(_) => Self::Composite,
+        }
+    }
+
+    fn equals(self, scalar: &Scalar) -> bool {
+        match (self, scalar) {
+            (Self::Null, Scalar::Null) => true,
+            (Self::Bool(a), Scalar::Bool(b)) => a == *b,
+            (Self::Number(a), Scalar::Number(b)) => a == *b,
+            (Self::String(a), Scalar::String(b)) => *a == **b,
+            _ => false,
+        }
+    }
+
+    fn text(self) -> Option<&'e str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// The bounds of a `numeric` matcher; never empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval {
+    /// `>` or `>=`.
+    pub lower: Bound<Num>,
+    /// `<` or `<=`.
+    pub upper: Bound<Num>,
+}
+
+impl Interval {
+    fn contains(&self, x: Num) -> bool {
+        let above = match self.lower {
+            Bound::Included(low) => x >= low,
+            Bound::Excluded(low) => x > low,
+            Bound::Unbounded => true,
+        };
+        above
+            && match self.upper {
+                Bound::Included(high) => x <= high,
+                Bound::Excluded(high) => x < high,
+                Bound::Unbounded => true,
+            }
+    }
+
+    fn is_empty(&self) -> bool {
+        match (self.lower, self.upper) {
+            (Bound::Included(low), Bound::Included(high)) => low > high,
+            (
+                Bound::Included(low) | Bound::Excluded(low),
+                Bound::Included(high) | Bound::Excluded(high),
+            ) => low >= high,
+            _ => false,
+        }
+    }
+}
+
+/// One entry of a path's list; see the table at the top.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Matcher {
+    /// Exact.
+    Equals(Scalar),
+    /// `{"prefix"}`; not empty.
+    Prefix(Box<str>),
+    /// `{"suffix"}`; not empty.
+    Suffix(Box<str>),
+    /// `{"anything-but": value or list}`.
+    NotIn(Box<[Scalar]>),
+    /// `{"anything-but": {"prefix"}}`.
+    NotPrefix(Box<str>),
+    /// `{"anything-but": {"suffix"}}`.
+    NotSuffix(Box<str>),
+    /// `{"numeric"}`.
+    Numeric(Interval),
+    /// `{"exists"}`.
+    Exists(bool),
+}
+
+impl Matcher {
+    fn accepts(&self, leaf: Leaf<'_>) -> bool {
+        let scalar = !matches!(leaf, Leaf::Composite);
+        match self {
+            Self::Equals(wanted) => leaf.equals(wanted),
+            Self::Prefix(text) => leaf.text().is_some_and(|value| value.starts_with(&**text)),
+            Self::Suffix(text) => leaf.text().is_some_and(|value| value.ends_with(&**text)),
+            Self::NotIn(values) => scalar && !values.iter().any(|value| leaf.equals(value)),
+            Self::NotPrefix(text) => {
+                scalar && !leaf.text().is_some_and(|value| value.starts_with(&**text))
+            }
+            Self::NotSuffix(text) => {
+                scalar && !leaf.text().is_some_and(|value| value.ends_with(&**text))
+            }
+            Self::Numeric(interval) => matches!(leaf, Leaf::Number(x) if interval.contains(x)),
+            Self::Exists(wanted) => *wanted,
+        }
+    }
+}
+
+/// A path and its matchers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// The segments of the path; at least one.
+    pub path: Box<[Box<str>]>,
+    /// At least one.
+    pub matchers: Box<[Matcher]>,
+}
+
+impl Condition {
+    /// Whether one of the matchers holds for the values that the path leads to.
+    #[must_use]
+    pub fn accepts(&self, leaves: &[Leaf<'_>]) -> bool {
+        self.matchers.iter().any(|matcher| match matcher {
+            Matcher::Exists(wanted) => leaves.is_empty() != *wanted,
+            _ => leaves.iter().any(|leaf| matcher.accepts(*leaf)),
+        })
+    }
+}
+
+/// A content filter; the empty one matches every event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// All must hold; each path once.
+    pub conditions: Box<[Condition]>,
+}
+
+impl Filter {
+    /// Reads a filter.
+    ///
+    /// # Errors
+    /// A sentence for each problem, each with its path.
+    pub fn parse(map: &Map<String, Value>) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        if map.len() > MAX_PATHS {
+            problems.push(format!("has {} paths, the limit is {MAX_PATHS}", map.len()));
+        }
+        let mut conditions = Vec::new();
+        for (path, list) in map {
+            match parse_path(path).and_then(|segments| Ok((segments, parse_matchers(list)?))) {
+                Ok((path, matchers)) => conditions.push(Condition { path, matchers }),
+                Err(problem) => problems.push(format!("{path:?}: {problem}")),
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self {
+                conditions: conditions.into(),
+            })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// Whether the event is wanted. The definition that the index in `fanout::matching` is tested against.
+    #[must_use]
+    pub fn matches(&self, event: &Event<'_>) -> bool {
+        let mut leaves = Vec::new();
+        self.conditions.iter().all(|condition| {
+            leaves.clear();
+            resolve(event, &condition.path, &mut leaves);
+            condition.accepts(&leaves)
+        })
+    }
+}
+
+/// Appends what the path leads to.
+fn resolve<'e>(event: &'e Event<'_>, path: &[Box<str>], leaves: &mut Vec<Leaf<'e>>) {
+    match path {
+        [first, rest @ ..] if **first == *"data" => descend(event.data(), rest, leaves),
+        [name] => match event.attribute(name) {
+            Some(Attribute::Text(text)) => leaves.push(Leaf::String(text)),
+            Some(Attribute::Json(value)) => descend(value, &[], leaves),
+            None => {}
+        },
+        _ => {}
+    }
+}
+
+fn descend<'e>(value: &'e Value, path: &[Box<str>], leaves: &mut Vec<Leaf<'e>>) {
+    match (value, path) {
+        (Value::Array(items), _) if !items.is_empty() => {
+            for item in items {
+                descend(item, path, leaves);
+            }
+        }
+        (Value::Object(map), [first, rest @ ..]) => {
+            if let Some(member) = map.get(&**first) {
+                descend(member, rest, leaves);
+            }
+        }
+        (_, []) => leaves.push(Leaf::of(value)),
+        _ => {}
+    }
+}
+
+fn parse_path(path: &str) -> Result<Box<[Box<str>]>, String> {
+    if path.len() > MAX_PATH_BYTES {
+        return Err(format!(
+            "the path is {} bytes, the limit is {MAX_PATH_BYTES}",
+            path.len()
+        ));
+    }
+    let segments: Box<[Box<str>]> = path.split('.').map(Box::from).collect();
+    if segments.iter().any(|segment| segment.is_empty()) {
+        return Err("a segment of the path is empty".to_owned());
+    }
+    let attribute = |name: &str| name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9'));
+    if *segments[0] != *"data" && (segments.len() > 1 || !attribute(&segments[0])) {
+        return Err(
+            "a path starts with data. or is the name of an attribute (a-z, 0-9), as in type"
+                .to_owned(),
+        );
+    }
+    Ok(segments)
+}
+
+fn parse_matchers(list: &Value) -> Result<Box<[Matcher]>, String> {
+    let Value::Array(items) = list else {
+        return Err("must be a list of matchers, as in [\"DE\"]".to_owned());
+    };
+    if items.is_empty() || items.len() > MAX_MATCHERS {
+        return Err(format!(
+            "has {} matchers, allowed are 1 to {MAX_MATCHERS}",
+            items.len()
+        ));
+    }
+    items.iter().map(parse_matcher).collect()
+}
+
+fn parse_matcher(value: &Value) -> Result<Matcher, String> {
+    let Value::Object(map) = value else {
+        return scalar(value).map(Matcher::Equals);
+    };
+    match (map.len(), map.iter().next()) {
+        (1, Some((name, operand))) => match name.as_str() {
+            "prefix" => text(name, operand).map(Matcher::Prefix),
+            "suffix" => text(name, operand).map(Matcher::Suffix),
+            "anything-but" => parse_anything_but(operand),
+            "numeric" => parse_numeric(operand).map(numeric),
+            "exists" => operand
+                .as_bool()
+                .map(Matcher::Exists)
+                .ok_or_else(|| "exists must be true or false".to_owned()),
+            _ => Err(format!(
+                "{name:?} is no matcher; there are prefix, suffix, anything-but, numeric and exists, \
+                 and paths are written with dots, as in data.total"
+            )),
+        },
+        (count, _) => Err(format!("a matcher object has one member, this has {count}")),
+    }
+}
+
+/// A single number is an equality, which is found faster than an interval.
+fn numeric(interval: Interval) -> Matcher {
+    match (interval.lower, interval.upper) {
+        (Bound::Included(low), Bound::Included(high)) if low == high => {
+            Matcher::Equals(Scalar::Number(low))
+        }
+        _ => Matcher::Numeric(interval),
+    }
+}
+
+fn parse_anything_but(operand: &Value) -> Result<Matcher, String> {
+    match operand {
+        Value::Object(_) => match parse_matcher(operand)? {
+            Matcher::Prefix(text) => Ok(Matcher::NotPrefix(text)),
+            Matcher::Suffix(text) => Ok(Matcher::NotSuffix(text)),
+            _ => {
+                Err("anything-but takes a value, a list of values, a prefix or a suffix".to_owned())
+            }
+        },
+        Value::Array(items) if items.is_empty() || items.len() > MAX_MATCHERS => Err(format!(
+            "anything-but has {} values, allowed are 1 to {MAX_MATCHERS}",
+            items.len()
+        )),
+        Value::Array(items) => Ok(Matcher::NotIn(
+            items.iter().map(scalar).collect::<Result<_, _>>()?,
+        )),
+        value => Ok(Matcher::NotIn(Box::new([scalar(value)?]))),
+    }
+}
+
+fn parse_numeric(operand: &Value) -> Result<Interval, String> {
+    const FORM: &str = "numeric is a list as in [\">=\",100,\"<\",200], with =, >, >=, < or <=";
+    let items = operand
+        .as_array()
+        .filter(|items| matches!(items.len(), 2 | 4))
+        .ok_or(FORM)?;
+    let mut interval = Interval {
+        lower: Bound::Unbounded,
+        upper: Bound::Unbounded,
+    };
+    for pair in items.chunks_exact(2) {
+        let (Value::String(operator), Value::Number(number)) = (&pair[0], &pair[1]) else {
+            return Err(FORM.to_owned());
+        };
+        let x = Num::of(number);
+        let (lower, upper) = match operator.as_str() {
+            "=" => (Some(Bound::Included(x)), Some(Bound::Included(x))),
+            ">" => (Some(Bound::Excluded(x)), None),
+            ">=" => (Some(Bound::Included(x)), None),
+            "<" => (None, Some(Bound::Excluded(x))),
+            "<=" => (None, Some(Bound::Included(x))),
+            _ => return Err(FORM.to_owned()),
+        };
+        set_once(&mut interval.lower, lower)?;
+        set_once(&mut interval.upper, upper)?;
+    }
+    if interval.is_empty() {
+        Err(format!("no number lies within {operand}"))
+    } else {
+        Ok(interval)
+    }
+}
+
+fn set_once(side: &mut Bound<Num>, bound: Option<Bound<Num>>) -> Result<(), String> {
+    match (bound, *side) {
+        (None, _) => Ok(()),
+        (Some(bound), Bound::Unbounded) => {
+            *side = bound;
+            Ok(())
+        }
+        _ => Err("numeric has two bounds on the same side".to_owned()),
+    }
+}
+
+fn scalar(value: &Value) -> Result<Scalar, String> {
+    match value {
+        Value::Null => Ok(Scalar::Null),
+        Value::Bool(bool) => Ok(Scalar::Bool(*bool)),
+        Value::Number(number) => Ok(Scalar::Number(Num::of(number))),
+        Value::String(text) if text.len() > MAX_STRING_BYTES => Err(format!(
+            "a string is {} bytes, the limit is {MAX_STRING_BYTES}",
+            text.len()
+        )),
+        Value::String(text) => Ok(Scalar::String(text.as_str().into())),
+        _ => Err("a value is a string, a number, true, false or null".to_owned()),
+    }
+}
+
+fn text(name: &str, operand: &Value) -> Result<Box<str>, String> {
+    match operand {
+        Value::String(text) if (1..=MAX_STRING_BYTES).contains(&text.len()) => {
+            Ok(text.as_str().into())
+        }
+        _ => Err(format!(
+            "{name} must be a string of 1 to {MAX_STRING_BYTES} bytes"
+        )),
+    }
+}

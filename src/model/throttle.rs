@@ -1,0 +1,56 @@
+//! One log line at a time: what comes a thousand times a second must not flood the log, nor go untold.
+
+use std::time::{Duration, Instant};
+
+/// Lets one through in a while, and counts the others.
+#[derive(Debug)]
+pub struct Throttle {
+    between: Duration,
+    last: Option<Instant>,
+    untold: u64,
+}
+
+impl Throttle {
+    /// At most one in `between`.
+    #[must_use]
+    pub fn new(between: Duration) -> Self {
+        Self {
+            between,
+            last: None,
+            untold: 0,
+        }
+    }
+
+    /// Whether to tell at `now`: `Some` with how many were not told since the last one.
+    pub fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .last
+            .is_some_and(|last| now.saturating_duration_since(last) < self.between)
+        {
+            self.untold += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_a_while_is_told_with_the_count_of_the_others() {
+        let start = crate::edge::clock::instant();
+        let mut throttle = Throttle::new(Duration::from_secs(1));
+        let told: Vec<_> = [0, 1, 500, 999, 1000, 1001, 3000]
+            .into_iter()
+            .filter_map(|ms| {
+                throttle
+                    .pass(start + Duration::from_millis(ms))
+                    .map(|untold| (ms, untold))
+            })
+            .collect();
+        assert_eq!(told, [(0, 0), (1000, 3), (3000, 1)]);
+    }
+}

@@ -1,0 +1,371 @@
+//! Wiring: which threads a process has, how a failure of one ends the others, and in what order they stop.
+//!
+//! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
+//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. When they have
+//! ended, the spans of what they did last are exported, within the same deadline and at most three seconds. The process
+//! then exits, and its supervisor starts it again. Only for a client that is known to stay silent, which a new
+//! one fixes, a role begins anew within the process; and all of them do, after an orderly stop, when certificates or
+//! other settings of the connection have changed on disk.
+
+mod families;
+mod signals;
+
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::config::Settings;
+use crate::config::credentials::Credentials;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::subscription_cache::follow;
+use crate::edge::kafka::wait::wait_for_topics;
+use crate::edge::kafka::watchdog;
+use crate::edge::otlp::{Exporter, SetupError};
+use crate::lag::pages;
+use crate::runtime::admin_http::{self, BindError, Site};
+use crate::runtime::context::{Process, RoleContext};
+use crate::runtime::metrics::{Metrics, Registry};
+use crate::runtime::shutdown::Stop;
+use families::Families;
+use signals::Signals;
+
+/// What a process can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Events to commands.
+    Fanout,
+    /// Commands to requests.
+    Deliver,
+    /// What is due, back to commands.
+    Release,
+    /// How much waits for whom.
+    Lag,
+}
+
+impl Role {
+    /// Every role, as `hookstream run` has them.
+    pub const ALL: [Self; 4] = [Self::Fanout, Self::Deliver, Self::Release, Self::Lag];
+
+    /// The role's name on the command line, in logs and in `/readyz`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Deliver => "deliver",
+            Self::Release => "release",
+            Self::Lag => "lag",
+        }
+    }
+
+    fn needs_subscriptions(self) -> bool {
+        matches!(self, Self::Fanout | Self::Deliver)
+    }
+
+    fn run(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
+        loop {
+            match self.run_once(context, families) {
+                Err(failure @ Failure::Forgotten(_)) if !context.stopping() => {
+                    tracing::warn!(role = self.name(), "{failure}: the role begins anew");
+                    context.metrics.role_restarts(self.name()).inc();
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn run_once(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
+        match self {
+            Self::Fanout => crate::fanout::run(context, &families.fanout),
+            Self::Deliver => crate::delivery::run(context, &families.delivery),
+            Self::Release => crate::retry::release::run(context, &families.release),
+            Self::Lag => crate::lag::run(context, &families.lag, &families.board),
+        }
+    }
+}
+
+/// Why a service did not start, or ended badly.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// The HTTP server cannot listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The HTTP server cannot be started.
+    #[error("starting the HTTP server: {0}")]
+    Http(io::Error),
+    /// The export of spans cannot be started.
+    #[error(transparent)]
+    Spans(#[from] SetupError),
+    /// A thread cannot be started.
+    #[error("starting the thread of {name}: {source}")]
+    Thread {
+        /// Of what.
+        name: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Signals cannot be handled.
+    #[error("handling signals: {0}")]
+    Signals(io::Error),
+    /// A role cannot continue.
+    #[error("{role}: {failure}")]
+    Role {
+        /// The role.
+        role: &'static str,
+        /// Why not.
+        failure: Box<Failure>,
+    },
+    /// A role did not stop in time.
+    #[error(
+        "a role did not end in time: the client library hangs, or a broker does not answer; what was under way is done again after the restart"
+    )]
+    Stuck,
+}
+
+/// What a running service is: its threads, and how to end it.
+pub struct Service {
+    /// Where its HTTP server listens.
+    pub http: SocketAddr,
+    /// What it counts.
+    pub metrics: Metrics,
+    stop: Arc<Stop>,
+    ended: Receiver<(&'static str, Result<(), Failure>)>,
+    running: usize,
+    runtime: tokio::runtime::Runtime,
+    grace: Duration,
+    exporter: Option<Exporter>,
+    credentials: Credentials,
+}
+
+impl Service {
+    /// Starts `roles`.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when the port is in use or a thread cannot be started.
+    pub fn start(settings: &Settings, roles: &[Role]) -> Result<Self, ServiceError> {
+        Self::start_on(admin_http::bind(settings.http_listen)?, settings, roles)
+    }
+
+    fn start_on(
+        listener: TcpListener,
+        settings: &Settings,
+        roles: &[Role],
+    ) -> Result<Self, ServiceError> {
+        let settings = Arc::new(settings.clone());
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry);
+        let families = Families::register(&registry);
+        let stop = Arc::new(Stop::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .map_err(ServiceError::Http)?;
+        let http = listener.local_addr().map_err(ServiceError::Http)?;
+        let served = {
+            let _entered = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)
+        };
+        let served = served.map_err(ServiceError::Http)?;
+        let (tracer, exporter) = Exporter::start(&settings, metrics.span_counters())?;
+        let (over, ended) = channel();
+        let mut service = Self {
+            http,
+            metrics: metrics.clone(),
+            stop: Arc::clone(&stop),
+            ended,
+            running: 0,
+            runtime,
+            grace: settings.drain_deadline + GRACE,
+            exporter,
+            credentials: settings.credentials.clone(),
+        };
+        let process = Process {
+            settings: Arc::clone(&settings),
+            metrics: metrics.clone(),
+            table: Arc::default(),
+            tracer,
+            health: Arc::default(),
+            stop,
+            subscriptions_loaded: Arc::default(),
+            cluster: Arc::default(),
+        };
+        for &role in roles {
+            process.health.register(role.name(), LIVENESS);
+            let context = RoleContext::new(&process, role.name(), role.needs_subscriptions());
+            let families = families.clone();
+            service.spawn(role.name(), &over, move || {
+                let result = role.run(&context, &families);
+                if result.is_err() {
+                    context.failed();
+                }
+                result
+            })?;
+        }
+        if roles.iter().any(|role| role.needs_subscriptions()) {
+            let process = process.clone();
+            service.spawn("table", &over, move || follow_subscriptions(&process))?;
+        }
+        let site = Arc::new(Site {
+            registry,
+            metrics,
+            health: process.health,
+            routes: pages::routes(families.board),
+        });
+        // Until the runtime ends: while roles drain, probes that got no response would end the process.
+        let never = std::future::pending();
+        service
+            .runtime
+            .spawn(admin_http::serve(served, site, never));
+        Ok(service)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        over: &std::sync::mpsc::Sender<(&'static str, Result<(), Failure>)>,
+        run: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), ServiceError> {
+        let over = over.clone();
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+                    .unwrap_or_else(|_| {
+                        Err(Failure::Internal(format!(
+                            "{name} has panicked; the log above says where"
+                        )))
+                    });
+                // The receiver is gone only when the process is ending anyway.
+                over.send((name, result)).ok();
+            })
+            .map_err(|source| ServiceError::Thread { name, source })?;
+        self.running += 1;
+        Ok(())
+    }
+
+    /// What stops all roles when told, from another thread than the one in [`Service::wait`].
+    #[must_use]
+    pub fn stop_handle(&self) -> Arc<Stop> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Tells all roles to stop; [`Service::wait`] then waits for that.
+    pub fn stop(&self) {
+        self.stop.tell();
+    }
+
+    /// Waits until every role has ended: because of [`Service::stop`], of a signal, of a failure of one, or because new
+    /// clients are due.
+    ///
+    /// # Errors
+    /// [`ServiceError`] with the first failure, or when a role does not end in time.
+    pub fn wait(mut self) -> Result<(), ServiceError> {
+        let mut failed: Option<ServiceError> = None;
+        let mut deadline = None;
+        while self.running > 0 {
+            if self.credentials.is_due(clock::instant()) && !self.stop.is_told() {
+                tracing::info!("connection settings changed, draining");
+                self.stop.tell();
+            }
+            if self.stop.is_told() && deadline.is_none() {
+                deadline = Some(clock::instant() + self.grace);
+            }
+            match self.ended.recv_timeout(Duration::from_millis(100)) {
+                Ok((name, result)) => {
+                    self.running -= 1;
+                    if let Err(failure) = result {
+                        tracing::error!(role = name, "{failure}");
+                        failed.get_or_insert(ServiceError::Role {
+                            role: name,
+                            failure: Box::new(failure),
+                        });
+                    }
+                    // One role that ends, ends all: a process does the whole of its work or none.
+                    self.stop.tell();
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if deadline.is_some_and(|deadline| clock::instant() >= deadline) {
+                        failed.get_or_insert(ServiceError::Stuck);
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.stop.tell();
+        if let Some(exporter) = self.exporter {
+            let left =
+                deadline.map(|deadline| deadline.saturating_duration_since(clock::instant()));
+            exporter.end(left.unwrap_or(LAST_SPANS).min(LAST_SPANS));
+        }
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Beyond the drain deadline: the last commit and leaving the group.
+const GRACE: Duration = Duration::from_secs(15);
+/// For the export of what the roles told last.
+const LAST_SPANS: Duration = Duration::from_secs(3);
+/// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
+const LIVENESS: Duration = Duration::from_secs(90);
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "no thread can be joined while one of them hangs"
+)]
+fn give_up(why: String) {
+    tracing::error!("{why}");
+    // Not `eprintln`, which panics where standard error is closed.
+    writeln!(io::stderr(), "hookstream: {why}").ok();
+    std::process::exit(1);
+}
+
+/// Runs `roles` until a signal or a failure ends them; with new clients whenever the settings of the connection change.
+///
+/// # Errors
+/// [`ServiceError`] says what failed.
+pub fn run(settings: &Settings, roles: &[Role]) -> Result<(), ServiceError> {
+    watchdog::watch(settings.hang_deadline, give_up).map_err(|source| ServiceError::Thread {
+        name: "watchdog",
+        source,
+    })?;
+    let signals = Signals::handle().map_err(ServiceError::Signals)?;
+    settings.credentials.renew();
+    let mut settings = settings.clone();
+    // One for all services, so that a probe between two of them waits, and is not refused.
+    let listener = admin_http::bind(settings.http_listen)?;
+    loop {
+        let listener = listener.try_clone().map_err(ServiceError::Http)?;
+        let service = Service::start_on(listener, &settings, roles)?;
+        signals.stop(service.stop_handle());
+        service.wait()?;
+        match settings.credentials.due(clock::instant()) {
+            Some(connection) if !signals.came() => {
+                tracing::info!("connection settings changed, starting with new clients");
+                settings = settings.with_connection(connection);
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+fn follow_subscriptions(process: &Process) -> Result<(), Failure> {
+    let settings = &process.settings;
+    let stopped = || process.stop.is_told();
+    let needed = [settings.topics.subscriptions()];
+    if wait_for_topics(settings, "table", &needed, &stopped, &mut |_| {})?.is_none() {
+        return Ok(());
+    }
+    let invalid = process.metrics.invalid_subscriptions();
+    follow(settings, &process.table, invalid, &stopped, &mut || {
+        process.subscriptions_loaded.store(true, Ordering::Release);
+    })
+}
