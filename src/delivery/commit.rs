@@ -5,13 +5,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rdkafka::message::OwnedHeaders;
 
-use super::systemic::{Health, Step};
-use super::worker::{Order, Outcome, PartitionState, WorkerState};
-use super::{Delivery, scan};
+use super::messages::{Message, PartitionState, WorkerState};
+use super::outage::{Health, Step};
+use super::partition::effect::Outcome;
+use super::role::Delivery;
 use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
@@ -20,51 +20,18 @@ use crate::edge::kafka::producer::{BatchError, Record};
 use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
-use crate::model::subscription::{State, with_state};
+use crate::model::subscription::{State, Subscription, with_state};
 use crate::model::window::Snapshot;
 use crate::runtime::metrics::TransactionalRole;
-
-/// How long a commit whose answer was not seen may still be under way to the broker.
-const UNDER_WAY: Duration = Duration::from_secs(120);
-/// Until then everything is committed again so often.
-const AGAIN: Duration = Duration::from_secs(1);
-
-/// After a broken connection a commit may reach the broker late, behind later ones, and take them back: nothing tells
-/// the broker which is the later of two of one generation. If nothing moves after that, the next owner would do again what
-/// is done (**Durable outcome**, **One lineage**). So for a while all is committed again, though it has not changed.
-#[derive(Debug, Default)]
-pub(super) struct Doubt {
-    until: Option<Instant>,
-    next: Option<Instant>,
-}
-
-impl Doubt {
-    fn begin(&mut self, now: Instant) {
-        self.until = Some(now + UNDER_WAY);
-    }
-
-    /// Whether all is to be committed again now.
-    fn is_due(&mut self, now: Instant) -> bool {
-        if self.until.is_none_or(|until| now > until) {
-            *self = Self::default();
-            return false;
-        }
-        let due = self.next.is_none_or(|next| now >= next);
-        if due {
-            self.next = Some(now + AGAIN);
-        }
-        due
-    }
-}
 
 impl Delivery<'_> {
     /// Commits what has changed since the last time. `Ok(false)` when that did not succeed and is to be tried again.
     pub(super) fn commit(&mut self) -> Result<bool, Failure> {
-        let mut told = self.workers.states()?;
-        self.tell_attempts(&mut told);
-        let health = told.iter().map(|worker| worker.health);
+        let mut reports = self.workers.states()?;
+        self.report_attempts(&mut reports);
+        let health = reports.iter().map(|worker| worker.health);
         self.watch(health.reduce(Health::and).unwrap_or_default());
-        let states: Vec<PartitionState> = told
+        let states: Vec<PartitionState> = reports
             .into_iter()
             .flat_map(|worker| worker.partitions)
             .collect();
@@ -77,16 +44,11 @@ impl Delivery<'_> {
         let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
         let now = clock::instant();
         if self.member.was_disturbed() {
-            self.doubt.begin(now);
+            self.recommit.begin(now);
         }
-        let again = self.doubt.is_due(now);
+        let again = self.recommit.is_due(now);
         for state in states {
             self.observe(&state);
-            for question in state.questions {
-                let worker = self.workers.weakly(question.partition);
-                scan::start(&self.context.settings, &self.cluster, question, worker)
-                    .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
-            }
             let Some(owned) = self.partitions.get(&state.partition) else {
                 continue;
             };
@@ -128,37 +90,37 @@ impl Delivery<'_> {
         Ok(done)
     }
 
-    fn tell_attempts(&mut self, workers: &mut [WorkerState]) {
+    fn report_attempts(&mut self, workers: &mut [WorkerState]) {
         let now = clock::instant();
         for worker in workers {
-            for (subscriber, tally) in worker.attempts.drain(..) {
-                self.shown.count(subscriber, &tally, now);
+            for (subscriber, counts) in worker.attempts.drain(..) {
+                self.top_subscribers.count(subscriber, &counts, now);
             }
         }
-        if let Some(told) = self.shown.tell(now) {
-            self.metrics.subscriber_attempts(&told);
+        if let Some(report) = self.top_subscribers.report(now) {
+            self.metrics.subscriber_attempts(&report);
         }
     }
 
-    /// Pauses intake when the fault is ours, and goes on when it is mended.
+    /// Pauses delivery during an egress outage, and resumes it afterwards.
     fn watch(&mut self, health: Health) {
         let gauge = self.metrics.systemic_failure();
-        match self.systemic.observe(health, clock::instant()) {
+        match self.outage.observe(health, clock::instant()) {
             Step::Stay => {}
             Step::Pause => {
                 gauge.set(1);
                 tracing::error!(
                     failing = health.failing,
                     of = health.active,
-                    "most endpoints give no answer: the fault is on this side (network, DNS, egress); intake is paused until a probe is answered",
+                    "egress outage: most endpoints do not respond; delivery is paused until a probe gets a response",
                 );
-                self.workers.tell(|| Order::Pause);
+                self.workers.send_all(|| Message::Pause);
             }
-            Step::Probe => self.workers.tell(|| Order::Probe),
+            Step::Probe => self.workers.send_all(|| Message::Probe),
             Step::Resume(length) => {
                 gauge.set(0);
-                tracing::info!(paused = ?length, "intake goes on");
-                self.workers.tell(|| Order::Resume(health.answered));
+                tracing::info!(paused = ?length, "egress outage over, delivery resumed");
+                self.workers.send_all(|| Message::Resume(health.responded));
             }
         }
     }
@@ -167,7 +129,7 @@ impl Delivery<'_> {
         match self.member.commit(commits) {
             Ok(()) => true,
             Err(error) => {
-                self.doubt.begin(clock::instant());
+                self.recommit.begin(clock::instant());
                 tracing::warn!(
                     "committing positions: {error}; they are committed with the next ones"
                 );
@@ -229,7 +191,7 @@ impl Delivery<'_> {
         for (partition, outcome) in outcomes {
             if let (Some(owned), Some(weight)) = (self.partitions.get(partition), outcome.weight())
             {
-                owned.load.sub(weight);
+                owned.load.sub(1, weight);
             }
         }
     }
@@ -295,7 +257,7 @@ impl Delivery<'_> {
                     self.write_command(&dead_letters, command, headers, tag)?;
                 }
                 Outcome::Invalid(record) => self.write_invalid(record, tag)?,
-                Outcome::Disable(id) => self.write_disabled(id, tag)?,
+                Outcome::Disable(subscription) => self.write_disabled(subscription, tag)?,
             }
             if self.one_by_one {
                 self.producer.acknowledged()?;
@@ -335,14 +297,27 @@ impl Delivery<'_> {
         })
     }
 
-    fn write_disabled(&mut self, id: &str, tag: usize) -> Result<(), BatchError> {
-        let Some(record) = self.context.table.record(id) else {
+    /// Disables a subscription, unless it has changed since that was decided.
+    fn write_disabled(
+        &mut self,
+        decided_on: &Arc<Subscription>,
+        tag: usize,
+    ) -> Result<(), BatchError> {
+        let id = &*decided_on.id;
+        let Some(record) = self.context.table.record_of(decided_on) else {
+            tracing::info!(
+                subscription = id,
+                "not disabled: the subscription has changed"
+            );
             return Ok(());
         };
         let disabled = match with_state(&record, State::Disabled) {
             Ok(disabled) => disabled,
             Err(error) => {
-                tracing::error!(subscription = id, "it cannot be disabled: {error}");
+                tracing::error!(
+                    subscription = id,
+                    "cannot disable the subscription: {error}"
+                );
                 return Ok(());
             }
         };
@@ -382,23 +357,4 @@ fn dead_letter_headers(command: &Command) -> OwnedHeaders {
         cluster: None,
         ..command.envelope()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{AGAIN, Doubt, UNDER_WAY};
-    use std::time::Duration;
-
-    #[test]
-    fn after_a_disturbance_all_is_committed_again_each_second_for_two_minutes() {
-        let began = crate::edge::clock::instant();
-        let mut doubt = Doubt::default();
-        assert!(!doubt.is_due(began), "nothing has happened");
-        doubt.begin(began);
-        assert!(doubt.is_due(began));
-        assert!(!doubt.is_due(began + Duration::from_millis(100)));
-        assert!(doubt.is_due(began + AGAIN));
-        assert!(doubt.is_due(began + UNDER_WAY));
-        assert!(!doubt.is_due(began + UNDER_WAY + AGAIN));
-    }
 }

@@ -7,7 +7,7 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
-use super::shown;
+use super::top_subscribers::SubscriberAttempts;
 use crate::edge::kafka::best_effort::RecordCounters;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::runtime::metrics::{Counters, Label, Registry, index, labels};
@@ -298,7 +298,7 @@ impl DeliveryMetrics {
     }
 
     /// Attempts of subscribers. A series has all classes from its start: what fails for the first time is seen to grow.
-    pub fn subscriber_attempts(&self, told: &shown::Told) {
+    pub fn subscriber_attempts(&self, told: &SubscriberAttempts) {
         let series = &self.0.subscriber_attempts;
         for name in &told.gone {
             for class in Class::ALL {
@@ -306,8 +306,8 @@ impl DeliveryMetrics {
                 series.remove_label_values(&[name, class.as_str()]).ok();
             }
         }
-        for (name, tally) in &told.attempts {
-            for (class, count) in tally.by_class() {
+        for (name, counts) in &told.attempts {
+            for (class, count) in counts.by_class() {
                 let counter = series.with_label_values(&[&**name, class.as_str()]);
                 counter.inc_by(count);
             }

@@ -1,14 +1,9 @@
-//! A worker: one thread that owns some partitions' windows and lanes, and sends their commands.
+//! A worker: one thread that owns some partitions, and does what they decide.
 //!
-//! Everything of a partition, its lanes, its attempts in flight and its connections, lives on one thread with a
-//! single-threaded runtime, so nothing here is locked or shared, and what happens is decided one event at a time:
-//! a message from the Kafka thread, the end of an attempt, or a tick. The price is that one partition cannot use
-//! more than one core; partitions are what scales.
-
-mod conclusion;
-mod ordering;
-mod partition;
-mod routing;
+//! Everything of a partition, its machine, its attempts in flight and its connections, lives on one thread with a
+//! single-threaded runtime, so nothing here is locked or shared, and what happens is decided one event at a time: a
+//! message from the role's thread, the end of an attempt, or a tick. The price is that one partition cannot use more than
+//! one core; partitions are what scales.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
@@ -17,90 +12,65 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{
+    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+};
+use tokio::task::AbortHandle;
 
-use super::crowd::Crowd;
-use super::endpoint::{Destination, Target};
-use super::journal::{Entry, Notes};
-use super::lane::{Lane, Next, Permit, most_alone};
+use super::attempt_log::{AttemptFacts, Entry, Notes};
+use super::look_ahead;
+use super::messages::{Load, Message, PartitionState, WorkerState};
 use super::metrics::DeliveryMetrics;
-use super::order::Book;
-use super::scan::{About, Answer, Question};
-use super::systemic::{Health, LATELY};
-use super::tally::Tally;
+use super::outage::{Health, LATELY};
+use super::partition::Partition;
+use super::partition::counts::AttemptCounts;
+use super::partition::effect::{Attempt, Concluded, Effect, Effects, Notice, Outcome};
+use super::partition::env::{Env, Rules};
+use super::partition::event::{AttemptEnd, Event, LaneId};
+use super::partition::lane::most_alone;
+use super::request::{Target, read_rest, response_of};
+use super::terms::Directory;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::egress::EgressPolicy;
 use crate::edge::failpoint;
 use crate::edge::http::HttpClient;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::kafka::subscription_cache::Table;
 use crate::edge::otlp::{Open, Tracer};
 use crate::model::attempt::Excerpt;
-use crate::model::outcome::ParkReason;
-use crate::model::outcome::{Told, Verdict, judge};
+use crate::model::command::Command;
+use crate::model::dead_letter::DeadLetterInfo;
+use crate::model::outcome::{AttemptOutcome, Response, Verdict, judge};
 use crate::model::span;
-use crate::model::subscription::Order as Ordering;
 use crate::model::throttle::Throttle;
-use crate::model::units::EpochMs;
-use crate::model::window::{Place, Window};
-use conclusion::{read, tell};
-use partition::{Flight, Intake, Partition, Scan, Taken};
-pub(super) use partition::{Incoming, Load, Outcome, PartitionState};
-use routing::Routed;
+use crate::model::units::{EpochMs, Offset};
+use crate::model::window::Place;
 
-/// How long the body of an answer that is already judged may take, so that its connection can be used again.
+/// How long the body of a response that is already judged may take, so that its connection can be used again.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How often what depends on time alone is looked at.
 const TICK: Duration = Duration::from_millis(100);
 
-/// From the Kafka thread.
-pub(super) enum Order {
-    /// Own this partition.
-    Open {
-        partition: i32,
-        place: Place,
-        window: Window,
-        load: Arc<Load>,
-    },
-    /// These came in for it.
-    Take(i32, Vec<Incoming>),
-    /// Tell the state of all partitions; what is told of outcomes is forgotten here.
-    Snapshot(Sender<WorkerState>),
-    /// To a partition's question, as asked in this epoch.
-    Answer(i32, u64, Answer),
-    /// Send nothing, since the fault is ours.
-    Pause,
-    /// Send one command although paused.
-    Probe,
-    /// Go on; whether because there was an answer.
-    Resume(bool),
-    /// Start nothing more in these partitions, and say so when nothing is in flight any more.
-    Stop(Vec<i32>, Sender<()>),
-    /// Forget these partitions, and cut what is still in flight.
-    Close(Vec<i32>),
-}
-
 /// What a worker needs of its surroundings.
 pub(super) struct Surroundings {
     pub(super) settings: Arc<Settings>,
-    /// Whose offsets are the sequences of ordered commands.
     pub(super) cluster: ClusterId,
-    pub(super) table: Arc<Table>,
+    /// The subscriptions, as partitions look them up.
+    pub(super) directory: Directory,
     pub(super) metrics: DeliveryMetrics,
     pub(super) tracer: Tracer,
-    pub(super) policy: Arc<EgressPolicy>,
     pub(super) client: HttpClient,
     /// This worker's share of the replica's requests in flight.
     pub(super) max_in_flight: usize,
-    /// The log of attempts, while it is on.
+    /// The attempt log, while it is on.
     pub(super) notes: Option<Notes>,
+    /// Back to this worker, for threads that read ahead.
+    pub(super) own: WeakUnboundedSender<Message>,
 }
 
-/// Runs until the other end of `orders` is dropped.
-pub(super) async fn run(surroundings: Surroundings, mut orders: UnboundedReceiver<Order>) {
+/// Runs until the other end of `messages` is dropped.
+pub(super) async fn run(around: Surroundings, mut messages: UnboundedReceiver<Message>) {
     let (ended_in, mut ended) = unbounded_channel();
-    let mut worker = Worker::new(surroundings, ended_in);
+    let mut worker = Worker::new(around, ended_in);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -108,20 +78,20 @@ pub(super) async fn run(surroundings: Surroundings, mut orders: UnboundedReceive
         tokio::select! {
             biased;
             Some(event) = ended.recv() => {
-                worker.apply(event);
+                worker.ended(event);
                 // Whatever has ended meanwhile belongs to the same turn: one pass over the lanes serves all.
                 while let Ok(event) = ended.try_recv() {
-                    worker.apply(event);
+                    worker.ended(event);
                 }
             }
-            order = orders.recv() => match order {
-                Some(order) => worker.obey(order),
+            message = messages.recv() => match message {
+                Some(message) => worker.obey(message),
                 None => return worker.last_notes(),
             },
             () = sleep_until(timer), if timer.is_some() => {}
-            _ = tick.tick() => worker.look_around(),
+            _ = tick.tick() => worker.tick(),
         }
-        worker.wake_timers();
+        worker.fire_timers();
         worker.dispatch();
     }
 }
@@ -132,118 +102,97 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-type LaneId = u64;
+/// Tells a worker's attempts apart.
+type Ticket = u64;
 
-/// Looked up several times for each delivery: seeded at random, and quicker than the standard library's.
-type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
-
-/// What a worker tells at one moment.
-#[derive(Debug)]
-pub(super) struct WorkerState {
-    pub(super) partitions: Vec<PartitionState>,
-    pub(super) health: Health,
-    /// By subscriber, which may stand there several times, since the last time.
-    pub(super) attempts: Vec<(Arc<str>, Tally)>,
-}
-
-/// A pause because the fault is ours.
-struct Pause {
-    since: Instant,
-    /// One may be sent.
-    probe: bool,
-    answered: bool,
-}
-
-struct LaneEntry {
-    lane: Lane<Taken>,
+/// A partition in one epoch: an event of a former epoch is dropped (**Owner only**).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Owner {
     partition: i32,
-    /// The subscription's id.
-    name: Rc<str>,
-    subscriber: Arc<str>,
-    /// Its attempts since the last snapshot.
-    tally: Tally,
-    destination: Destination,
-    /// The table's version at which `destination` was made, and when.
-    version: u64,
-    made: Instant,
-    /// Whether it stands in the ready queue.
-    ready: bool,
-    /// When a timer will make it ready.
-    timed: Option<Instant>,
-    /// Attempts without an answer since the last one with one, and when an attempt last ended.
-    silent: u32,
-    last_end: Option<Instant>,
-    /// Since when its breaker has been open.
-    opened: Option<Instant>,
-    order: Ordering,
-    /// When the subscription asks for order.
-    book: Option<Box<Book<Taken>>>,
-}
-
-impl LaneEntry {
-    fn take_tally(&mut self) -> Option<(Arc<str>, Tally)> {
-        let tally = self.tally.take()?;
-        Some((Arc::clone(&self.subscriber), tally))
-    }
+    epoch: u64,
 }
 
 /// The end of an attempt, or of its connection's use.
 enum Ended {
-    Attempt(AttemptEnd),
-    /// The lane may send again: comes with the attempt's end, or later when the answer's body was still open. Of the
-    /// body, what the log of attempts keeps of the attempt with this ticket.
-    Slot(LaneId, Option<(Ticket, Excerpt)>),
-    /// What was due soon is due, if its partition is still in this epoch.
-    Due(Taken, u64),
+    Attempt(Owner, Box<Finished>),
+    /// The lane may send again: comes behind the attempt's end when the response's body was still open. Of the body, what
+    /// the attempt log keeps of the attempt with this ticket.
+    Slot(Owner, LaneId, Option<(Ticket, Excerpt)>),
 }
 
-/// Tells a worker's attempts apart.
-type Ticket = u64;
-
-struct AttemptEnd {
-    lane: LaneId,
+struct Finished {
+    end: AttemptEnd<Rc<Target>>,
     ticket: Ticket,
     began: EpochMs,
-    taken: Taken,
-    /// As it was when the attempt began: by its rules the attempt is judged.
-    target: Rc<Target>,
-    permit: Permit,
-    told: Told,
-    /// When there was no answer.
-    error: Option<Box<str>>,
     took: Duration,
-    /// Whether a [`Ended::Slot`] follows.
-    slot_follows: bool,
+}
+
+/// An attempt in flight.
+struct Flight {
+    abort: AbortHandle,
+    started: Instant,
+}
+
+/// A partition, and what is done for it.
+struct Owned {
+    epoch: u64,
+    place: Place,
+    machine: Partition<Rc<Target>>,
+    load: Arc<Load>,
+    in_flight: BTreeMap<Offset, Flight>,
+    /// Requests in flight, and responses whose bodies are still open.
+    slots: usize,
+    /// To be written with the next commit.
+    outcomes: Vec<Outcome>,
+    /// Told when nothing is in flight after a stop.
+    drained: Option<Sender<()>>,
+}
+
+/// A pause during an egress outage.
+struct Pause {
+    since: Instant,
+    /// One may be sent.
+    probe: bool,
+    /// There was a response to an attempt that began during the pause.
+    responded: bool,
 }
 
 struct Worker {
     around: Surroundings,
-    partitions: Map<i32, Partition>,
-    lanes: Map<LaneId, LaneEntry>,
-    next_lane: LaneId,
-    ready: VecDeque<LaneId>,
-    timers: BinaryHeap<Reverse<(Instant, LaneId)>>,
+    rules: Arc<Rules>,
+    partitions: HashMap<i32, Owned>,
+    /// Lanes that have something to send, in the order in which they asked.
+    ready: VecDeque<(Owner, LaneId)>,
+    timers: BinaryHeap<Reverse<(Instant, Owner)>>,
+    /// Of all partitions: see [`Owned::slots`].
     in_flight: usize,
     ended: UnboundedSender<Ended>,
     epoch: u64,
     random: fastrand::Rng,
     pause: Option<Pause>,
     /// Dead letters in the log.
-    told: Throttle,
+    dead_letter_lines: Throttle,
     next_ticket: Ticket,
-    /// Notes of attempts whose answer's body is still open: as many as have a slot at most.
-    answering: Map<Ticket, Entry>,
-    /// Attempts since the last snapshot of lanes that are gone.
-    of_gone: Vec<(Arc<str>, Tally)>,
+    /// Notes of attempts whose response's body is still open: as many as have a slot at most.
+    unfinished_notes: HashMap<Ticket, Entry>,
+    /// Attempts since the last report of partitions that are gone.
+    of_gone: Vec<(Arc<str>, AttemptCounts)>,
+    /// Used again for each event.
+    effects: Effects<Rc<Target>>,
+    /// What the attempt came to whose end was applied last.
+    concluded: Option<Concluded>,
 }
 
 impl Worker {
     fn new(around: Surroundings, ended: UnboundedSender<Ended>) -> Self {
+        let rules = Rules {
+            cluster: around.cluster.as_str().into(),
+            tiers: around.settings.tiers.clone(),
+        };
         Self {
             around,
-            partitions: Map::default(),
-            lanes: Map::default(),
-            next_lane: 0,
+            rules: Arc::new(rules),
+            partitions: HashMap::new(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             in_flight: 0,
@@ -251,16 +200,18 @@ impl Worker {
             epoch: 0,
             random: fastrand::Rng::new(),
             pause: None,
-            told: Throttle::new(Duration::from_secs(1)),
+            dead_letter_lines: Throttle::new(Duration::from_secs(1)),
             next_ticket: 0,
-            answering: Map::default(),
+            unfinished_notes: HashMap::new(),
             of_gone: Vec::new(),
+            effects: Effects::default(),
+            concluded: None,
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Open {
+    fn obey(&mut self, message: Message) {
+        match message {
+            Message::Open {
                 partition,
                 place,
                 window,
@@ -268,89 +219,141 @@ impl Worker {
             } => {
                 self.close(partition);
                 self.epoch += 1;
-                self.partitions.insert(
-                    partition,
-                    Partition {
-                        epoch: self.epoch,
-                        place,
-                        window,
-                        load,
-                        pending: VecDeque::new(),
-                        first_is_taken: false,
-                        stalled_since: None,
-                        lanes: Map::default(),
-                        in_flight: BTreeMap::new(),
-                        outcomes: Vec::new(),
-                        intake: Intake::Open,
-                        scan: Scan::Unasked,
-                        looked_again: None,
-                        crowd: Crowd::default(),
-                        questions: Vec::new(),
-                    },
-                );
+                let owned = Owned {
+                    epoch: self.epoch,
+                    place,
+                    machine: Partition::new(Arc::clone(&self.rules), window),
+                    load,
+                    in_flight: BTreeMap::new(),
+                    slots: 0,
+                    outcomes: Vec::new(),
+                    drained: None,
+                };
+                self.partitions.insert(partition, owned);
             }
-            Order::Take(number, incoming) => {
-                if let Some(partition) = self.partitions.get_mut(&number)
-                    && partition.is_open()
-                {
-                    partition.pending.extend(incoming);
-                    self.admit(number);
-                }
-            }
-            Order::Snapshot(reply) => {
+            Message::Take(number, incoming) => self.apply(number, Event::Taken(incoming)),
+            Message::Snapshot(reply) => {
                 if let Some(notes) = &mut self.around.notes {
                     notes.hand_over();
                 }
                 // A lane whose timer is due, or whose rate limit has a token again, waits for nothing but this turn.
-                self.wake_timers();
+                self.fire_timers();
                 self.dispatch();
                 let state = WorkerState {
                     partitions: self.states(),
                     health: self.health(),
                     attempts: self.attempts(),
                 };
-                // The Kafka thread waits for this; if it is gone, so is the process.
+                // The role's thread waits for this; if it is gone, so is the process.
                 reply.send(state).ok();
             }
-            Order::Answer(number, epoch, answer) => {
-                let partition = self.partitions.get_mut(&number);
-                let Some(partition) = partition.filter(|partition| partition.epoch == epoch) else {
-                    return;
-                };
-                match answer {
-                    Answer::UnderWay(found) => self.under_way(number, found),
-                    Answer::Others(last, end) => {
-                        partition.crowd.learn(last, end);
-                        self.admit(number);
-                    }
+            Message::LookedAhead(partition, epoch, found) => {
+                if self.owns(Owner { partition, epoch }) {
+                    self.apply(partition, Event::LookedAhead(found));
                 }
             }
-            Order::Pause => {
+            Message::Pause => {
                 self.pause = Some(Pause {
                     since: clock::instant(),
                     probe: false,
-                    answered: false,
+                    responded: false,
                 });
             }
-            Order::Probe => {
+            Message::Probe => {
                 if let Some(pause) = &mut self.pause {
                     pause.probe = true;
                 }
             }
-            Order::Resume(answered) => self.resume(answered),
-            Order::Stop(partitions, done) => self.stop(&partitions, &done),
-            Order::Close(partitions) => partitions
+            Message::Resume(responded) => {
+                self.pause = None;
+                for number in self.numbers() {
+                    self.apply(number, Event::Resumed { responded });
+                }
+            }
+            Message::Stop(partitions, done) => {
+                for number in partitions {
+                    if let Some(owned) = self.partitions.get_mut(&number) {
+                        owned.drained = Some(done.clone());
+                        self.apply(number, Event::Stop);
+                    }
+                }
+            }
+            Message::Close(partitions) => partitions
                 .into_iter()
                 .for_each(|partition| self.close(partition)),
         }
     }
 
-    fn make_ready(&mut self, id: LaneId) {
-        if let Some(entry) = self.lanes.get_mut(&id)
-            && !entry.ready
-        {
-            entry.ready = true;
-            self.ready.push_back(id);
+    fn numbers(&self) -> Vec<i32> {
+        self.partitions.keys().copied().collect()
+    }
+
+    fn owns(&self, owner: Owner) -> bool {
+        self.partitions
+            .get(&owner.partition)
+            .is_some_and(|owned| owned.epoch == owner.epoch)
+    }
+
+    /// Gives a partition an event, and does what follows.
+    fn apply(&mut self, number: i32, event: Event<Rc<Target>>) {
+        let Some(owned) = self.partitions.get_mut(&number) else {
+            return;
+        };
+        let env = Env {
+            now: clock::instant(),
+            wall: clock::now(),
+            has_spare: owned.load.has_spare(),
+            subscriptions: &self.around.directory,
+        };
+        let effects = &mut self.effects;
+        owned.machine.apply(event, &env, &mut self.random, effects);
+        if effects.freed_commands > 0 {
+            owned.load.sub(effects.freed_commands, effects.freed_bytes);
+            (effects.freed_commands, effects.freed_bytes) = (0, 0);
+        }
+        let owner = Owner {
+            partition: number,
+            epoch: owned.epoch,
+        };
+        let mut list = std::mem::take(&mut self.effects.list);
+        for effect in list.drain(..) {
+            self.execute(owner, effect);
+        }
+        self.effects.list = list;
+    }
+
+    fn execute(&mut self, owner: Owner, effect: Effect<Rc<Target>>) {
+        match effect {
+            Effect::Ready(lane) => self.ready.push_back((owner, lane)),
+            Effect::Send(attempt) => self.send(owner, attempt),
+            Effect::Write(outcome) => self.write(owner.partition, outcome),
+            Effect::Parked(why) => self.around.metrics.parked(why).inc(),
+            Effect::WakeAt(at) => self.timers.push(Reverse((at, owner))),
+            Effect::LookAhead(question) => {
+                let (settings, cluster) = (&self.around.settings, &self.around.cluster);
+                let asked = look_ahead::Asked {
+                    partition: owner.partition,
+                    epoch: owner.epoch,
+                    question,
+                };
+                if let Err(error) =
+                    look_ahead::start(settings, cluster, asked, self.around.own.clone())
+                {
+                    tracing::error!(
+                        partition = owner.partition,
+                        "cannot start the thread that reads ahead: {error}; commands in order wait until the partition moves"
+                    );
+                }
+            }
+            Effect::Notice(notice) => self.notice(notice),
+            Effect::Drained => {
+                let owned = self.partitions.get_mut(&owner.partition);
+                if let Some(done) = owned.and_then(|owned| owned.drained.take()) {
+                    // The role's thread may have given up waiting; then nobody needs to know.
+                    done.send(()).ok();
+                }
+            }
+            Effect::Concluded(concluded) => self.concluded = Some(concluded),
         }
     }
 
@@ -358,381 +361,360 @@ impl Worker {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
-    fn wake_timers(&mut self) {
+    fn fire_timers(&mut self) {
         let now = clock::instant();
-        while let Some(&Reverse((at, id))) = self.timers.peek() {
+        while let Some(&Reverse((at, owner))) = self.timers.peek() {
             if at > now {
                 return;
             }
             self.timers.pop();
-            // One that was followed by an earlier one has had its turn.
-            if let Some(entry) = self.lanes.get_mut(&id)
-                && entry.timed == Some(at)
-            {
-                entry.timed = None;
-                self.make_ready(id);
+            if self.owns(owner) {
+                self.apply(owner.partition, Event::Timer);
             }
         }
     }
 
-    /// Sends what may be sent, one command a lane in turn.
+    fn tick(&mut self) {
+        for number in self.numbers() {
+            self.apply(number, Event::Tick);
+        }
+    }
+
+    /// Lets those send that asked to, one command a lane in turn.
     fn dispatch(&mut self) {
-        let now = clock::instant();
         while self.in_flight < self.around.max_in_flight
             && self.pause.as_ref().is_none_or(|pause| pause.probe)
         {
-            let Some(id) = self.ready.pop_front() else {
+            let Some((owner, lane)) = self.ready.pop_front() else {
                 return;
             };
-            if let Some(entry) = self.lanes.get_mut(&id) {
-                entry.ready = false;
-            }
-            if !self.refresh(id) {
-                continue;
-            }
-            let Some(entry) = self.lanes.get_mut(&id) else {
-                continue;
-            };
-            let Destination::Open(target) = &entry.destination else {
-                self.clear_lane(id);
-                continue;
-            };
-            let target = Rc::clone(target);
-            let spare = self.around.max_in_flight - self.in_flight;
-            match entry.lane.next(spare, now) {
-                Next::Send(taken, permit) => {
-                    self.start(id, taken, target, permit);
-                    if let Some(pause) = &mut self.pause {
-                        pause.probe = false;
-                    }
-                    self.make_ready(id);
-                }
-                Next::At(at) if entry.timed.is_none_or(|timed| at < timed) => {
-                    entry.timed = Some(at);
-                    self.timers.push(Reverse((at, id)));
-                }
-                Next::At(_) => {}
-                Next::Nothing => {}
+            if self.owns(owner) {
+                let spare = self.around.max_in_flight - self.in_flight;
+                self.apply(owner.partition, Event::Turn { lane, spare });
             }
         }
     }
 
-    fn start(&mut self, lane: LaneId, taken: Taken, target: Rc<Target>, permit: Permit) {
+    fn send(&mut self, owner: Owner, attempt: Attempt<Rc<Target>>) {
+        let Attempt {
+            lane,
+            offset,
+            command,
+            endpoint: target,
+            permit,
+        } = attempt;
         let started = permit.began;
-        let (number, offset) = (taken.partition, taken.offset);
         let client = self.around.client.clone();
         let ended = self.ended.clone();
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let carried = taken.command.traceparent.as_deref();
-        let span = self.around.tracer.of_command(carried);
+        let span = self
+            .around
+            .tracer
+            .of_command(command.traceparent.as_deref());
         let task = tokio::task::spawn_local(async move {
             let own = span.as_ref().map(Open::traceparent);
-            let traceparent = own.as_deref().or(taken.command.traceparent.as_deref());
+            let traceparent = own.as_deref().or(command.traceparent.as_deref());
             let began = clock::now();
-            let request = target.request(&taken.command, traceparent, began);
+            let request = target.request(&command, traceparent, began);
             let deadline = tokio::time::Instant::from_std(started + target.timeout);
             let reply = client.post(request, deadline).await;
             let took = clock::instant() - started;
-            let (told, error, rest) = tell(reply);
+            let (response, error, rest) = response_of(reply, clock::now());
             if let Some(span) = span {
                 let reply = span::Reply {
-                    told,
+                    response,
                     error: error.as_deref(),
-                    delivered: judge(told, &target.rules) == Verdict::Delivered,
+                    delivered: judge(response, &target.subscription.on_status)
+                        == Verdict::Delivered,
                 };
-                let facts = span::attempt(&taken.command, &target.subscription.url, reply);
+                let facts = span::attempt(&command, &target.subscription.url, reply);
                 span.end_after(took, facts);
             }
-            let slot_follows = rest.is_some();
             let logged = target.log.is_some().then(|| Rc::clone(&target));
-            let end = AttemptEnd {
-                lane,
+            let finished = Finished {
+                end: AttemptEnd {
+                    lane,
+                    offset,
+                    command,
+                    keep_copy: target.log.is_some(),
+                    endpoint: target,
+                    permit,
+                    response,
+                    error,
+                    slot_follows: rest.is_some(),
+                },
                 ticket,
                 began,
-                taken,
-                target,
-                permit,
-                told,
-                error,
                 took,
-                slot_follows,
             };
             // The worker outlives its tasks, or nobody is left to be told.
-            ended.send(Ended::Attempt(end)).ok();
+            ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
             if let Some(rest) = rest {
                 let deadline = deadline.min((clock::instant() + DRAIN).into());
-                let excerpt = read(rest, deadline, logged).await;
-                ended
-                    .send(Ended::Slot(lane, excerpt.map(|excerpt| (ticket, excerpt))))
-                    .ok();
+                let excerpt = read_rest(rest, deadline, logged).await;
+                let excerpt = excerpt.map(|excerpt| (ticket, excerpt));
+                ended.send(Ended::Slot(owner, lane, excerpt)).ok();
             }
         });
         self.in_flight += 1;
         self.around.metrics.in_flight().inc();
-        if let Some(partition) = self.partitions.get_mut(&number) {
-            partition.in_flight.insert(
+        if let Some(owned) = self.partitions.get_mut(&owner.partition) {
+            owned.slots += 1;
+            owned.in_flight.insert(
                 offset,
                 Flight {
-                    lane,
                     abort: task.abort_handle(),
                     started,
                 },
             );
         }
+        // What a probe may send is one command.
+        if let Some(pause) = &mut self.pause {
+            pause.probe = false;
+        }
     }
 
-    fn apply(&mut self, event: Ended) {
+    fn ended(&mut self, event: Ended) {
         match event {
-            Ended::Attempt(end) => self.attempt_ended(end),
-            Ended::Slot(lane, excerpt) => {
+            Ended::Attempt(owner, finished) => {
+                failpoint::point("response.after");
+                // Of a partition that was closed meanwhile, the next owner does the work (**Owner only**).
+                if self.owns(owner) {
+                    self.attempt_ended(owner, *finished);
+                }
+            }
+            Ended::Slot(owner, lane, excerpt) => {
                 if let Some((ticket, excerpt)) = excerpt {
                     self.complete_note(ticket, excerpt);
                 }
-                self.free_slot(lane);
-            }
-            Ended::Due(taken, epoch) => {
-                let ours = self
-                    .partitions
-                    .get(&taken.partition)
-                    .is_some_and(|partition| partition.epoch == epoch && partition.is_open());
-                if ours && let Routed::Wait(taken) = self.route(taken) {
-                    self.park(taken, ParkReason::LaneFull, None, clock::now());
+                if self.owns(owner) {
+                    self.free_slot(owner.partition);
+                    self.apply(owner.partition, Event::SlotFreed(lane));
                 }
             }
         }
     }
 
-    fn free_slot(&mut self, id: LaneId) {
-        // Of a lane that is gone, the slots went with it.
-        let Some(entry) = self.lanes.get_mut(&id) else {
+    fn attempt_ended(&mut self, owner: Owner, finished: Finished) {
+        let Finished {
+            end,
+            ticket,
+            began,
+            took,
+        } = finished;
+        let metrics = &self.around.metrics;
+        metrics.attempt_duration().observe(took.as_secs_f64());
+        let responded = matches!(end.response, Response::Status { .. });
+        if responded
+            && let Some(pause) = &mut self.pause
+            && end.permit.began >= pause.since
+        {
+            pause.responded = true;
+        }
+        if let Some(owned) = self.partitions.get_mut(&owner.partition) {
+            owned.in_flight.remove(&end.offset);
+        }
+        if !end.slot_follows {
+            self.free_slot(owner.partition);
+        }
+        let facts = end.endpoint.log.as_ref().map(|logged| AttemptFacts {
+            number: end.command.attempt.saturating_add(1),
+            began,
+            took,
+            url: Arc::clone(&logged.url),
+            status: end.response.status(),
+            class: end.response.class(),
+        });
+        let open = end.slot_follows.then_some(ticket);
+        self.apply(owner.partition, Event::Ended(end));
+        if let Some(concluded) = self.concluded.take() {
+            self.note(open, facts, concluded);
+        }
+    }
+
+    /// Counts what an attempt came to, and notes it in the attempt log.
+    fn note(&mut self, open: Option<Ticket>, facts: Option<AttemptFacts>, concluded: Concluded) {
+        let Concluded {
+            outcome,
+            class,
+            command,
+            error,
+        } = concluded;
+        let metrics = &self.around.metrics;
+        metrics.attempts(outcome, class).inc();
+        let Some(command) = command else {
             return;
         };
-        entry.lane.ended(clock::instant());
-        let number = entry.partition;
-        self.count_out(1);
-        self.make_ready(id);
-        self.admit(number);
+        if outcome == AttemptOutcome::Delivered && command.attempt == 0 {
+            let took = clock::now().since(command.enqueued);
+            metrics.event_to_delivery().observe(took.as_secs_f64());
+        }
+        let (Some(facts), Some(notes)) = (facts, &mut self.around.notes) else {
+            return;
+        };
+        let entry = Entry::new(facts, command, outcome, error);
+        match open {
+            // One whose response's body is still open waits for that.
+            Some(ticket) => drop(self.unfinished_notes.insert(ticket, entry)),
+            None => notes.add(entry),
+        }
     }
 
-    fn attempt_ended(&mut self, end: AttemptEnd) {
-        failpoint::point("response.after");
-        let (lane, number, slot_follows) = (end.lane, end.taken.partition, end.slot_follows);
-        let partition = self.partitions.get_mut(&number);
-        let flight = partition.and_then(|partition| {
-            let ours = partition
-                .in_flight
-                .get(&end.taken.offset)
-                .is_some_and(|flight| flight.lane == lane);
-            if ours {
-                partition.in_flight.remove(&end.taken.offset)
-            } else {
-                None
+    /// Notes an attempt whose response's body has ended.
+    fn complete_note(&mut self, ticket: Ticket, excerpt: Excerpt) {
+        // Of an attempt that was cut meanwhile there is none.
+        if let (Some(mut entry), Some(notes)) = (
+            self.unfinished_notes.remove(&ticket),
+            &mut self.around.notes,
+        ) {
+            entry.excerpt = Some(excerpt);
+            notes.add(entry);
+        }
+    }
+
+    /// At the worker's end: bodies that are still open are not waited for.
+    fn last_notes(&mut self) {
+        if let Some(notes) = &mut self.around.notes {
+            self.unfinished_notes
+                .drain()
+                .for_each(|(_, entry)| notes.add(entry));
+            notes.hand_over();
+        }
+    }
+
+    fn write(&mut self, number: i32, outcome: Outcome) {
+        match &outcome {
+            Outcome::DeadLetter(command, info) => self.log_dead_letter(command, info),
+            Outcome::Disable(subscription) => tracing::warn!(
+                subscription = %subscription.id, subscriber = %subscription.subscriber,
+                "the endpoint responded 410 Gone; disabling the subscription",
+            ),
+            Outcome::Tier(..) | Outcome::Invalid(_) => {}
+        }
+        if let Some(owned) = self.partitions.get_mut(&number) {
+            owned.outcomes.push(outcome);
+        }
+    }
+
+    /// One line a second: an endpoint that refuses everything must not flood the log.
+    fn log_dead_letter(&mut self, command: &Command, info: &DeadLetterInfo) {
+        let Some(suppressed) = self.dead_letter_lines.pass(clock::instant()) else {
+            return;
+        };
+        tracing::warn!(
+            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
+            trace_id = command.trace_id(), reason = info.reason.as_str(), attempts = command.attempt, suppressed,
+            "dead letter: {}", info.error,
+        );
+    }
+
+    fn notice(&self, notice: Notice) {
+        let metrics = &self.around.metrics;
+        match notice {
+            Notice::BreakerOpened {
+                subscription,
+                subscriber,
+                class,
+                probe_at,
+            } => {
+                let probe_in = probe_at.saturating_duration_since(clock::instant());
+                tracing::warn!(
+                    %subscription, %subscriber, class = class.as_str(), ?probe_in,
+                    "breaker opened; commands are parked until the next probe",
+                );
+                metrics.breaker_open(&subscriber, &subscription, true);
             }
-        });
-        // Of a partition that was closed meanwhile there is no flight: its next owner does the work (**Owner only**).
-        if flight.is_some() {
-            self.conclude(end);
-        }
-        if let Some(partition) = self.partitions.get_mut(&number) {
-            partition.stopped_if_idle();
-        }
-        if !slot_follows {
-            self.free_slot(lane);
-        }
-    }
-
-    /// What time alone may have changed: a lane that was quick may hang by now, a subscription may be resumed.
-    fn look_around(&mut self) {
-        self.park_excess();
-        // Those that found too few requests left for them.
-        let waiting: Vec<LaneId> = self
-            .lanes
-            .iter()
-            .filter(|(_, entry)| entry.lane.queued() > 0 && entry.timed.is_none())
-            .map(|(&id, _)| id)
-            .collect();
-        waiting.into_iter().for_each(|id| self.make_ready(id));
-        let waiting: Vec<_> = self
-            .partitions
-            .iter()
-            .filter(|(_, partition)| !partition.pending.is_empty())
-            .map(|(&number, _)| number)
-            .collect();
-        for number in waiting {
-            self.admit(number);
-        }
-    }
-
-    /// If the fault was ours, as an answer shows, what it did to breakers does not count.
-    fn resume(&mut self, answered: bool) {
-        self.pause = None;
-        let now = clock::instant();
-        let all: Vec<LaneId> = self.lanes.keys().copied().collect();
-        for id in all {
-            if let Some(entry) = self.lanes.get_mut(&id) {
-                entry.silent = 0;
-                entry.last_end = None;
-                if answered {
-                    entry.lane.probe_soon(now);
-                }
+            Notice::BreakerClosed {
+                subscription,
+                subscriber,
+            } => {
+                tracing::info!(%subscription, %subscriber, "breaker closed");
+                metrics.breaker_open(&subscriber, &subscription, false);
             }
-            self.make_ready(id);
-        }
-    }
-
-    fn park_excess(&mut self) {
-        let now = clock::instant();
-        let mut excess = Vec::new();
-        for entry in self.lanes.values_mut() {
-            for taken in entry.lane.take_excess(now) {
-                excess.push((taken, entry.lane.turn(now)));
-            }
-        }
-        let wall = clock::now();
-        for (taken, turn) in excess {
-            self.park(taken, ParkReason::LaneFull, turn, wall);
+            Notice::BreakerMoved {
+                subscription,
+                subscriber,
+            } => metrics.breaker_open(&subscriber, &subscription, true),
+            Notice::BreakerForgotten {
+                subscription,
+                subscriber,
+            } => metrics.breaker_open(&subscriber, &subscription, false),
+            Notice::Overdue(subscription) => tracing::warn!(
+                %subscription,
+                "a command that others wait for is overdue; reading the retry topics again",
+            ),
         }
     }
 
     fn health(&self) -> Health {
-        /// One attempt without an answer may be chance.
-        const SILENT: u32 = 2;
         let now = clock::instant();
-        let lately = |at: Instant| now.saturating_duration_since(at) < LATELY;
-        // An endpoint that its breaker has known to be down for longer says nothing new.
-        let active = self
-            .lanes
-            .values()
-            .filter(|entry| entry.last_end.is_some_and(lately) && entry.opened.is_none_or(lately));
         let mut health = Health {
-            answered: self.pause.as_ref().is_some_and(|pause| pause.answered),
+            responded: self.pause.as_ref().is_some_and(|pause| pause.responded),
             can_probe: self.in_flight > 0 || !self.ready.is_empty(),
             ..Health::default()
         };
-        for entry in active {
-            health.active += 1;
-            health.failing += usize::from(entry.silent >= SILENT);
+        for owned in self.partitions.values() {
+            let (active, failing) = owned.machine.health(LATELY, now);
+            health.active += active;
+            health.failing += failing;
         }
         health
     }
 
     /// What was attempted since the last time.
-    fn attempts(&mut self) -> Vec<(Arc<str>, Tally)> {
+    fn attempts(&mut self) -> Vec<(Arc<str>, AttemptCounts)> {
         let mut all = std::mem::take(&mut self.of_gone);
-        all.extend(self.lanes.values_mut().filter_map(LaneEntry::take_tally));
+        for owned in self.partitions.values_mut() {
+            owned.machine.take_attempts(&mut all);
+        }
         all
     }
 
-    /// Has read ahead what has to be known.
-    fn ask(&mut self) {
-        let now = clock::instant();
-        for (&number, partition) in &mut self.partitions {
-            let mut about = Vec::new();
-            if matches!(partition.scan, Scan::Wanted) {
-                partition.scan = Scan::Running;
-                about.push(About::UnderWay(partition.window.position()));
-            }
-            if let Some(first) = partition.pending.front()
-                && let Some(from) = partition.crowd.ask(first.offset, now)
-            {
-                let lanes = partition.lanes.values().filter_map(|id| self.lanes.get(id));
-                let full = lanes
-                    .filter(|entry| entry.lane.is_backlogged())
-                    .map(|entry| Box::from(&*entry.name))
-                    .collect();
-                about.push(About::Others(from, full));
-            }
-            partition
-                .questions
-                .extend(about.into_iter().map(|about| Question {
-                    partition: number,
-                    epoch: partition.epoch,
-                    about,
-                }));
-        }
-    }
-
-    /// By partition, the queued commands that only the shortage of this worker holds up. What has come in and is not
-    /// routed is none of them: a partition admits all that it was given before it reports, up to the first command that
-    /// its own lane, or the window, has no room for.
-    fn runnable(&self, now: Instant) -> Map<i32, usize> {
-        let mut runnable = Map::default();
-        if self.pause.is_some() {
-            return runnable;
-        }
-        let most = most_alone(self.around.max_in_flight);
-        for entry in self.lanes.values() {
-            if entry.lane.queued() > 0 && matches!(entry.destination, Destination::Open(_)) {
-                *runnable.entry(entry.partition).or_default() += entry.lane.runnable(most, now);
-            }
-        }
-        runnable
-    }
-
     fn states(&mut self) -> Vec<PartitionState> {
-        self.ask();
         let now = clock::instant();
-        let runnable = self.runnable(now);
         let format = self.around.settings.window_format;
-        self.partitions
-            .iter_mut()
-            .map(|(&number, partition)| PartitionState {
-                partition: number,
-                snapshot: partition.window.snapshot(partition.place, format),
-                outcomes: std::mem::take(&mut partition.outcomes),
-                span: partition.window.span(),
-                questions: std::mem::take(&mut partition.questions),
-                stalled: partition
-                    .stalled_since
-                    .map(|since| now - since)
-                    .unwrap_or_default(),
-                oldest: partition
-                    .in_flight
-                    .values()
-                    .map(|flight| now - flight.started)
-                    .max()
-                    .unwrap_or_default(),
-                runnable: runnable.get(&number).copied().unwrap_or_default(),
-            })
-            .collect()
-    }
-
-    fn stop(&mut self, numbers: &[i32], done: &Sender<()>) {
-        for number in numbers {
-            let Some(partition) = self.partitions.get_mut(number) else {
-                continue;
-            };
-            partition.intake = Intake::Stopping(done.clone());
-            for incoming in partition.pending.drain(..) {
-                partition.load.sub(incoming.weight());
+        let most = most_alone(self.around.max_in_flight);
+        let paused = self.pause.is_some();
+        let each = self.partitions.iter_mut();
+        each.map(|(&partition, owned)| {
+            let ages = owned.in_flight.values().map(|flight| now - flight.started);
+            PartitionState {
+                partition,
+                snapshot: owned.machine.snapshot(owned.place, format),
+                span: owned.machine.span(),
+                stalled: owned.machine.stalled(now),
+                oldest: ages.max().unwrap_or_default(),
+                runnable: if paused {
+                    0
+                } else {
+                    owned.machine.runnable(most, now)
+                },
+                outcomes: std::mem::take(&mut owned.outcomes),
             }
-            partition.first_is_taken = false;
-            for id in partition.lanes.values() {
-                let Some(entry) = self.lanes.get_mut(id) else {
-                    continue;
-                };
-                for taken in entry.take_all() {
-                    partition.load.sub(taken.command.weight());
-                }
-            }
-            partition.stopped_if_idle();
-        }
+        })
+        .collect()
     }
 
     fn close(&mut self, number: i32) {
-        let Some(partition) = self.partitions.remove(&number) else {
+        let Some(mut owned) = self.partitions.remove(&number) else {
             return;
         };
-        for flight in partition.in_flight.values() {
+        for flight in owned.in_flight.values() {
             flight.abort.abort();
         }
-        for id in partition.lanes.values() {
-            if let Some(mut entry) = self.lanes.remove(id) {
-                self.of_gone.extend(entry.take_tally());
-                self.count_out(entry.lane.in_flight());
-                self.show_breaker(&entry, false);
-            }
+        owned.machine.take_attempts(&mut self.of_gone);
+        for (subscription, subscriber) in owned.machine.open_breakers() {
+            let metrics = &self.around.metrics;
+            metrics.breaker_open(subscriber, subscription, false);
+        }
+        self.count_out(owned.slots);
+    }
+
+    fn free_slot(&mut self, number: i32) {
+        if let Some(owned) = self.partitions.get_mut(&number) {
+            owned.slots -= 1;
+            self.count_out(1);
         }
     }
 
@@ -742,9 +724,7 @@ impl Worker {
             "every slot is counted in before it is counted out"
         );
         self.in_flight = self.in_flight.saturating_sub(slots);
-        self.around
-            .metrics
-            .in_flight()
-            .sub(i64::try_from(slots).unwrap_or(0));
+        let slots = i64::try_from(slots).unwrap_or(0);
+        self.around.metrics.in_flight().sub(slots);
     }
 }

@@ -149,18 +149,38 @@ impl ParkReason {
     }
 }
 
-/// What one attempt told.
+/// What came of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// The endpoint answered.
+pub enum Response {
+    /// The endpoint responded.
     Status {
         /// The status.
         status: u16,
         /// Its `Retry-After`, from now.
         retry_after: Option<Duration>,
     },
-    /// There was no answer.
-    Failed(Class),
+    /// There was no response.
+    None(Class),
+}
+
+impl Response {
+    /// The status, if there was a response.
+    #[must_use]
+    pub fn status(self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(status),
+            Self::None(_) => None,
+        }
+    }
+
+    /// Its class.
+    #[must_use]
+    pub fn class(self) -> Class {
+        match self {
+            Self::Status { status, .. } => Class::of_status(status),
+            Self::None(class) => class,
+        }
+    }
 }
 
 /// What to do about it.
@@ -168,12 +188,12 @@ pub enum Told {
 pub enum Verdict {
     /// Done.
     Delivered,
-    /// Try again, not before `retry_after`; `silence` asks the lane to leave the endpoint alone for that long.
+    /// Try again, not before `retry_after`; `hold_off` asks the lane to leave the endpoint alone for that long.
     Retry {
         /// At least this long.
         retry_after: Option<Duration>,
         /// For all of the subscription.
-        silence: Option<Duration>,
+        hold_off: Option<Duration>,
     },
     /// The same request can never succeed.
     Permanent,
@@ -185,15 +205,15 @@ pub enum Verdict {
 
 /// Applies the table above.
 #[must_use]
-pub fn judge(told: Told, rules: &StatusRules) -> Verdict {
+pub fn judge(response: Response, rules: &StatusRules) -> Verdict {
     const RETRY: Verdict = Verdict::Retry {
         retry_after: None,
-        silence: None,
+        hold_off: None,
     };
-    let (status, retry_after) = match told {
-        Told::Failed(Class::Egress) => return Verdict::EgressDenied,
-        Told::Failed(_) => return RETRY,
-        Told::Status {
+    let (status, retry_after) = match response {
+        Response::None(Class::Egress) => return Verdict::EgressDenied,
+        Response::None(_) => return RETRY,
+        Response::Status {
             status,
             retry_after,
         } => (status, retry_after),
@@ -204,7 +224,7 @@ pub fn judge(told: Told, rules: &StatusRules) -> Verdict {
         Some(StatusRule::Retry) => {
             return Verdict::Retry {
                 retry_after,
-                silence: None,
+                hold_off: None,
             };
         }
         None => {}
@@ -214,12 +234,12 @@ pub fn judge(told: Told, rules: &StatusRules) -> Verdict {
         410 => Verdict::Gone,
         429 | 503 => Verdict::Retry {
             retry_after,
-            silence: retry_after,
+            hold_off: retry_after,
         },
         _ if PERMANENT.contains(&status) => Verdict::Permanent,
         _ => Verdict::Retry {
             retry_after,
-            silence: None,
+            hold_off: None,
         },
     }
 }
@@ -230,7 +250,7 @@ mod tests {
 
     fn verdict(status: u16) -> Verdict {
         judge(
-            Told::Status {
+            Response::Status {
                 status,
                 retry_after: None,
             },
@@ -249,7 +269,7 @@ mod tests {
                 }
                 _ => Verdict::Retry {
                     retry_after: None,
-                    silence: None,
+                    hold_off: None,
                 },
             };
             assert_eq!(verdict(status), expected, "status {status}");
@@ -259,9 +279,9 @@ mod tests {
     #[test]
     fn an_overloaded_endpoint_is_left_alone_as_long_as_it_asks() {
         let wait = Some(Duration::from_secs(7));
-        for (status, silence) in [(429, wait), (503, wait), (500, None)] {
+        for (status, hold_off) in [(429, wait), (503, wait), (500, None)] {
             let verdict = judge(
-                Told::Status {
+                Response::Status {
                     status,
                     retry_after: wait,
                 },
@@ -271,7 +291,7 @@ mod tests {
                 verdict,
                 Verdict::Retry {
                     retry_after: wait,
-                    silence
+                    hold_off
                 },
                 "status {status}"
             );
@@ -280,7 +300,7 @@ mod tests {
 
     #[test]
     fn no_answer_is_tried_again_unless_the_egress_rules_forbid_the_endpoint() {
-        let failed = |class| judge(Told::Failed(class), &StatusRules::default());
+        let failed = |class| judge(Response::None(class), &StatusRules::default());
         assert_eq!(failed(Class::Egress), Verdict::EgressDenied);
         for class in [Class::Timeout, Class::Connect, Class::Tls, Class::Other] {
             assert!(matches!(failed(class), Verdict::Retry { .. }));

@@ -19,7 +19,7 @@ use url::Url;
 use crate::model::attempt::shown_url;
 use crate::model::command::Command;
 use crate::model::event::Event;
-use crate::model::outcome::Told;
+use crate::model::outcome::Response;
 
 /// The part that a span's process has in what it tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ pub fn release(command: &Command, at: Place<'_>, to: &str, waited: Duration) -> 
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
     /// What the endpoint said, or did not.
-    pub told: Told,
+    pub response: Response,
     /// Why there was no answer.
     pub error: Option<&'a str>,
     /// Whether the command is done with it.
@@ -163,13 +163,13 @@ pub fn attempt(command: &Command, url: &Url, reply: Reply<'_>) -> Facts {
     if let Some(port) = url.port_or_known_default() {
         facts.add("server.port", Value::Number(i64::from(port)));
     }
-    let error_type = match reply.told {
-        Told::Status { status, .. } => {
+    let error_type = match reply.response {
+        Response::Status { status, .. } => {
             let number = Value::Number(i64::from(status));
             facts.add("http.response.status_code", number);
             Value::Text(status.to_string().into())
         }
-        Told::Failed(class) => Value::Word(class.as_str()),
+        Response::None(class) => Value::Word(class.as_str()),
     };
     if !reply.delivered {
         facts.add("error.type", error_type);
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn nothing_that_may_be_a_credential_is_told_of_a_url() {
         let reply = Reply {
-            told: Told::Failed(Class::Timeout),
+            response: Response::None(Class::Timeout),
             error: None,
             delivered: false,
         };
@@ -209,13 +209,13 @@ mod tests {
 
     #[test]
     fn an_attempt_tells_its_number_and_what_came_of_it() {
-        let answered = |status| Told::Status {
+        let answered = |status| Response::Status {
             status,
             retry_after: None,
         };
         let mut command = sample();
         let good = Reply {
-            told: answered(200),
+            response: answered(200),
             error: None,
             delivered: true,
         };
@@ -227,7 +227,7 @@ mod tests {
 
         command.attempt = 2;
         let bad = Reply {
-            told: answered(503),
+            response: answered(503),
             error: None,
             delivered: false,
         };
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(value(&facts, "error.type"), Some("503".into()));
 
         let failed = Reply {
-            told: Told::Failed(Class::Tls),
+            response: Response::None(Class::Tls),
             error: Some("the tls handshake failed"),
             delivered: false,
         };

@@ -39,8 +39,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::delivery::shown;
-    use crate::delivery::tally::Tally;
+    use crate::delivery::partition::counts::AttemptCounts;
+    use crate::delivery::top_subscribers::SubscriberAttempts;
     use crate::lag::figures::Figures;
     use crate::lag::index::Waiting;
     use crate::lag::top::Told;
@@ -76,8 +76,9 @@ mod tests {
         told.figures.insert("acme".into(), waiting);
         told.finished.insert("acme".into(), 0);
         lag.lag(&told, &Figures::default(), &["5s".to_owned()]);
-        let mut told = shown::Told::default();
-        told.attempts.insert("acme".into(), Tally::default());
+        let mut told = SubscriberAttempts::default();
+        told.attempts
+            .insert("acme".into(), AttemptCounts::default());
         metrics.subscriber_attempts(&told);
         let mut lines = String::new();
         for family in registry.gather() {
@@ -155,10 +156,10 @@ mod tests {
     fn a_subscriber_that_is_shown_has_all_classes_and_one_that_is_gone_has_none() {
         let (registry, _, families) = all();
         let metrics = &families.delivery;
-        let mut tally = Tally::default();
-        tally.count(Class::Timeout, true);
-        let mut told = shown::Told::default();
-        told.attempts.insert("acme".into(), tally);
+        let mut counts = AttemptCounts::default();
+        counts.count(Class::Timeout, true);
+        let mut told = SubscriberAttempts::default();
+        told.attempts.insert("acme".into(), counts);
         metrics.subscriber_attempts(&told);
         metrics.subscriber_attempts(&told);
         let text = registry.render().unwrap();
@@ -168,9 +169,9 @@ mod tests {
             );
             assert!(text.contains(&line), "{line} is missing in:\n{text}");
         }
-        let told = shown::Told {
+        let told = SubscriberAttempts {
             gone: vec!["acme".into()],
-            ..shown::Told::default()
+            ..SubscriberAttempts::default()
         };
         metrics.subscriber_attempts(&told);
         assert!(!registry.render().unwrap().contains("acme"));

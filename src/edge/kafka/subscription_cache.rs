@@ -43,14 +43,17 @@ impl Table {
         self.index().get(id).cloned()
     }
 
-    /// The record of one subscription, as it came.
+    /// The record that this subscription was read from, as it came; `None` when it has changed since.
     #[must_use]
-    pub fn record(&self, id: &str) -> Option<Box<[u8]>> {
-        self.records
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .cloned()
+    pub fn record_of(&self, subscription: &Arc<Subscription>) -> Option<Box<[u8]>> {
+        // Records change under the index's lock.
+        let index = self.index();
+        let current = index.get(&subscription.id)?;
+        if !Arc::ptr_eq(current, subscription) {
+            return None;
+        }
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        records.get(&subscription.id).cloned()
     }
 
     /// Changes whenever a subscription does.
@@ -63,28 +66,26 @@ impl Table {
     pub fn apply(&self, key: Option<&[u8]>, value: Option<&[u8]>, invalid: &IntCounter) {
         let Some(value) = value else {
             let id = key.map(String::from_utf8_lossy).unwrap_or_default();
-            self.index
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&id);
+            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+            index.remove(&id);
             self.records
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&*id);
+            drop(index);
             self.changed();
             return;
         };
         match parse(key, value) {
             Ok(subscription) => {
                 let id = subscription.id.clone();
+                let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
                 self.records
                     .write()
                     .unwrap_or_else(PoisonError::into_inner)
                     .insert(id, value.into());
-                self.index
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(Arc::new(subscription));
+                index.insert(Arc::new(subscription));
+                drop(index);
                 self.changed();
             }
             Err(error) => {

@@ -640,7 +640,7 @@ mod tests {
 
     use super::*;
     use crate::config::{EgressSettings, Guarantee, Topics};
-    use crate::delivery::breaker::tests::RULES;
+    use crate::delivery::partition::breaker::tests::RULES;
     use crate::model::tiers::Tiers;
 
     fn settings() -> Settings {

@@ -23,8 +23,8 @@ pub struct Health {
     pub active: usize,
     /// Of these, had no answer since at least two attempts.
     pub failing: usize,
-    /// Whether an attempt that began during the pause was answered.
-    pub answered: bool,
+    /// Whether an attempt that began during the pause was responded.
+    pub responded: bool,
     /// Whether a probe can be sent, or is on its way.
     pub can_probe: bool,
 }
@@ -36,7 +36,7 @@ impl Health {
         Self {
             active: self.active + other.active,
             failing: self.failing + other.failing,
-            answered: self.answered || other.answered,
+            responded: self.responded || other.responded,
             can_probe: self.can_probe || other.can_probe,
         }
     }
@@ -61,7 +61,7 @@ pub enum Step {
 
 /// The state of one replica.
 #[derive(Debug, Default)]
-pub struct Systemic {
+pub struct Outage {
     paused: Option<Paused>,
 }
 
@@ -72,7 +72,7 @@ struct Paused {
     wait: Duration,
 }
 
-impl Systemic {
+impl Outage {
     /// Looks at the replica's health, a few times a second.
     pub fn observe(&mut self, health: Health, now: Instant) -> Step {
         let Some(paused) = &mut self.paused else {
@@ -87,7 +87,7 @@ impl Systemic {
             return Step::Pause;
         };
         // With nothing to probe with, only new commands can tell.
-        if health.answered || now >= paused.next_probe && !health.can_probe {
+        if health.responded || now >= paused.next_probe && !health.can_probe {
             let length = now.saturating_duration_since(paused.since);
             self.paused = None;
             return Step::Resume(length);
@@ -115,7 +115,7 @@ mod tests {
         Health {
             active,
             failing,
-            answered: false,
+            responded: false,
             can_probe: true,
         }
     }
@@ -131,44 +131,44 @@ mod tests {
             (10, 7, false),
             (10, 8, true),
         ] {
-            let step = Systemic::default().observe(health(active, failing), now);
+            let step = Outage::default().observe(health(active, failing), now);
             assert_eq!(step == Step::Pause, ours, "{failing} of {active}");
         }
     }
 
     #[test]
-    fn probes_come_ever_more_rarely_until_one_is_answered() {
+    fn probes_come_ever_more_rarely_until_one_is_responded() {
         let mut now = crate::edge::clock::instant();
         let begin = now;
-        let mut systemic = Systemic::default();
-        assert_eq!(systemic.observe(health(10, 10), now), Step::Pause);
+        let mut outage = Outage::default();
+        assert_eq!(outage.observe(health(10, 10), now), Step::Pause);
         let mut probes = Vec::new();
         while now < begin + Duration::from_secs(60) {
-            if systemic.observe(health(10, 10), now) == Step::Probe {
+            if outage.observe(health(10, 10), now) == Step::Probe {
                 probes.push((now - begin).as_secs());
             }
             now += Duration::from_millis(100);
         }
         assert_eq!(probes, [1, 3, 7, 15, 30, 45]);
-        let answered = Health {
-            answered: true,
+        let responded = Health {
+            responded: true,
             ..health(10, 9)
         };
-        assert_eq!(systemic.observe(answered, now), Step::Resume(now - begin));
-        assert!(!systemic.is_paused());
+        assert_eq!(outage.observe(responded, now), Step::Resume(now - begin));
+        assert!(!outage.is_paused());
     }
 
     #[test]
     fn with_nothing_to_probe_with_it_goes_on() {
         let now = crate::edge::clock::instant();
-        let mut systemic = Systemic::default();
-        systemic.observe(health(10, 10), now);
+        let mut outage = Outage::default();
+        outage.observe(health(10, 10), now);
         let empty = Health {
             can_probe: false,
             ..health(10, 10)
         };
-        assert_eq!(systemic.observe(empty, now), Step::Stay);
+        assert_eq!(outage.observe(empty, now), Step::Stay);
         let now = now + FIRST_PROBE;
-        assert!(matches!(systemic.observe(empty, now), Step::Resume(_)));
+        assert!(matches!(outage.observe(empty, now), Step::Resume(_)));
     }
 }

@@ -7,18 +7,20 @@
 //! - Whether anybody waits behind a backlog that holds its partition up. As long as nobody does, sending the backlog
 //!   round through the tiers would be work for nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::Message;
+use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedMessage, Headers};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
-use super::worker::Order;
+use super::messages::Message;
+use super::partition::effect::Question;
+use super::partition::event::{Found, LookAhead, UnderWay};
 use crate::config::Settings;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::cluster::ClusterId;
@@ -27,47 +29,17 @@ use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::log_reader::{ANSWER, Log, Range};
 use crate::edge::kafka::record::read_command;
 use crate::model::command::header;
-use crate::model::units::{EpochMs, Offset, Position};
-
-/// A command with a sequence that is not done, as far as its record tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) subject: Box<str>,
-    pub(super) sequence: i64,
-    pub(super) attempt: u32,
-    pub(super) due: EpochMs,
-    /// Where it is in `webhook-commands`; `None` is in a tier.
-    pub(super) released: Option<Offset>,
-}
+use crate::model::units::{Offset, Position};
 
 /// In the clients' names and logs.
 const PURPOSE: &str = "ahead";
 
-/// By subscription.
-pub(super) type UnderWay = HashMap<Box<str>, Vec<Found>>;
-
-/// What is asked for, of one ownership of a partition: an answer to a former owner is none.
+/// What is asked for, for one ownership of a partition: an answer to a former owner is dropped.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub(super) struct Asked {
     pub(super) partition: i32,
     pub(super) epoch: u64,
-    pub(super) about: About,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum About {
-    /// What is under way; in `webhook-commands`, all before this position is done.
-    UnderWay(Position),
-    /// The last command from this offset on that is for none of these subscriptions.
-    Others(Offset, HashSet<Box<str>>),
-}
-
-/// What was found.
-#[derive(Debug)]
-pub(super) enum Answer {
-    UnderWay(UnderWay),
-    /// Where it is, and up to where has been read.
-    Others(Option<Offset>, Position),
+    pub(super) question: Question,
 }
 
 /// Reads on a thread of its own and tells `worker`; tries again until that works or the worker has ended.
@@ -77,27 +49,30 @@ pub(super) enum Answer {
 pub(super) fn start(
     settings: &Arc<Settings>,
     cluster: &ClusterId,
-    question: Question,
-    worker: WeakUnboundedSender<Order>,
+    asked: Asked,
+    worker: WeakUnboundedSender<Message>,
 ) -> std::io::Result<()> {
     const BETWEEN_TRIES: Duration = Duration::from_secs(1);
     let (settings, cluster) = (Arc::clone(settings), cluster.clone());
-    let name = format!("ahead-{}", question.partition);
+    let name = format!("ahead-{}", asked.partition);
     let read = move || {
         let stop = || worker.strong_count() == 0;
         while !stop() {
-            match answer(&settings, &cluster, &question, &stop) {
+            match answer(&settings, &cluster, &asked, &stop) {
                 Ok(answer) => {
                     if let Some(worker) = worker.upgrade() {
                         // If it has just ended, nobody waits for the answer.
                         worker
-                            .send(Order::Answer(question.partition, question.epoch, answer))
+                            .send(Message::LookedAhead(asked.partition, asked.epoch, answer))
                             .ok();
                     }
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(partition = question.partition, "reading ahead: {error}");
+                    tracing::warn!(
+                        partition = asked.partition,
+                        "look-ahead failed, retrying: {error}"
+                    );
                     std::thread::sleep(BETWEEN_TRIES);
                 }
             }
@@ -109,14 +84,14 @@ pub(super) fn start(
 fn answer(
     settings: &Settings,
     cluster: &ClusterId,
-    question: &Question,
+    asked: &Asked,
     stop: &dyn Fn() -> bool,
-) -> Result<Answer, Failure> {
-    match &question.about {
-        About::UnderWay(from) => {
-            under_way(settings, cluster, question.partition, *from, stop).map(Answer::UnderWay)
+) -> Result<LookAhead, Failure> {
+    match &asked.question {
+        Question::UnderWay(from) => {
+            under_way(settings, cluster, asked.partition, *from, stop).map(LookAhead::UnderWay)
         }
-        About::Others(from, of) => others(settings, question.partition, *from, of, stop),
+        Question::Others(from, of) => others(settings, asked.partition, *from, of, stop),
     }
 }
 
@@ -126,7 +101,7 @@ fn others(
     from: Offset,
     of: &HashSet<Box<str>>,
     stop: &dyn Fn() -> bool,
-) -> Result<Answer, Failure> {
+) -> Result<LookAhead, Failure> {
     let mut last = None;
     let mut end = Position(from.0);
     let log = Log::open(settings, settings.topics.commands(), PURPOSE)?;
@@ -138,7 +113,7 @@ fn others(
             last = Some(offset);
         }
     })?;
-    Ok(Answer::Others(last, end))
+    Ok(LookAhead::Others(last, end))
 }
 
 fn subscription<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a str> {

@@ -67,7 +67,7 @@ impl Concurrency {
 
     /// There was an answer, whatever it was, to an attempt that began at `began` with `in_flight` in flight, itself
     /// included.
-    pub fn answered(&mut self, began: Instant, in_flight: usize, now: Instant) {
+    pub fn responded(&mut self, began: Instant, in_flight: usize, now: Instant) {
         let took = now.saturating_duration_since(began);
         if now.saturating_duration_since(self.since) >= MEMORY {
             self.measure_anew(now);
@@ -142,7 +142,7 @@ mod tests {
             let Reverse((at, began, in_flight)) = answers.pop().unwrap();
             *now = at;
             count += 1.0;
-            concurrency.answered(began, in_flight, *now);
+            concurrency.responded(began, in_flight, *now);
         }
         count / time.as_secs_f64()
     }
@@ -179,7 +179,7 @@ mod tests {
         for turn in 0..10_000_u64 {
             let began = now;
             now += Duration::from_micros(200 + (turn % 50) * 900);
-            concurrency.answered(began, 8, now);
+            concurrency.responded(began, 8, now);
             assert_eq!(concurrency.limit(), 8);
         }
     }

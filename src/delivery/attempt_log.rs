@@ -154,7 +154,7 @@ impl Notes {
 }
 
 /// The log's thread.
-pub(super) struct Journal {
+pub(super) struct AttemptLog {
     to: Sender<Vec<Entry>>,
     held: Arc<AtomicUsize>,
     metrics: DeliveryMetrics,
@@ -162,7 +162,7 @@ pub(super) struct Journal {
     thread: JoinHandle<()>,
 }
 
-impl Journal {
+impl AttemptLog {
     pub(super) fn start(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<Self, Failure> {
         let topic = context.settings.topics.attempts();
         let scribe = Scribe::new(&context.settings, &metrics.record_counters(), topic)?;

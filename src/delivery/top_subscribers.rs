@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::tally::Tally;
+use super::partition::counts::AttemptCounts;
 use crate::runtime::metrics::OTHER;
 
 /// How often it is looked at.
@@ -58,8 +58,8 @@ impl Rank {
 /// A subscriber that has had attempts lately.
 #[derive(Debug)]
 struct Known {
-    /// Not told yet.
-    untold: Tally,
+    /// Not report yet.
+    unreported: AttemptCounts,
     last: Instant,
     /// Of the last [`IDLE`] at least, and of twice that at most.
     now: Rank,
@@ -77,7 +77,7 @@ impl Known {
     }
 
     fn look(&mut self, now: Instant) {
-        let (attempts, failed) = (self.untold.attempts(), self.untold.failed());
+        let (attempts, failed) = (self.unreported.attempts(), self.unreported.failed());
         if attempts == 0 {
             return;
         }
@@ -89,7 +89,7 @@ impl Known {
 
 /// Who is shown, from second to second.
 #[derive(Debug)]
-pub struct Shown {
+pub struct TopSubscribers {
     most: usize,
     known: HashMap<Arc<str>, Known>,
     next: Instant,
@@ -99,14 +99,14 @@ pub struct Shown {
 
 /// What to tell of one second.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct SubscriberAttempts {
     /// Attempts of those that are shown and had any or are new, and of [`OTHER`].
-    pub attempts: BTreeMap<Arc<str>, Tally>,
+    pub attempts: BTreeMap<Arc<str>, AttemptCounts>,
     /// Whose series are to be removed, before anything is added.
     pub gone: Vec<Arc<str>>,
 }
 
-impl Shown {
+impl TopSubscribers {
     /// At most `most`, beside [`OTHER`].
     #[must_use]
     pub fn new(most: usize, now: Instant) -> Self {
@@ -119,19 +119,19 @@ impl Shown {
     }
 
     /// A subscriber's attempts.
-    pub fn count(&mut self, subscriber: Arc<str>, tally: &Tally, now: Instant) {
+    pub fn count(&mut self, subscriber: Arc<str>, counts: &AttemptCounts, now: Instant) {
         let known = self.known.entry(subscriber).or_insert_with(|| Known {
-            untold: Tally::default(),
+            unreported: AttemptCounts::default(),
             last: now,
             now: Rank::default(),
             before: Rank::default(),
             shown: None,
         });
-        known.untold.add(tally);
+        known.unreported.add(counts);
     }
 
     /// What to tell, once in [`EVERY`].
-    pub fn tell(&mut self, now: Instant) -> Option<Told> {
+    pub fn report(&mut self, now: Instant) -> Option<SubscriberAttempts> {
         if now < self.next {
             return None;
         }
@@ -143,34 +143,35 @@ impl Shown {
                 known.before = std::mem::take(&mut known.now);
             }
         }
-        let mut told = Told::default();
+        let mut report = SubscriberAttempts::default();
         self.known.retain(|name, known| {
             let stays = now.saturating_duration_since(known.last) < IDLE;
             if !stays && known.shown.is_some() {
-                told.gone.push(Arc::clone(name));
+                report.gone.push(Arc::clone(name));
             }
             stays
         });
-        self.choose(now, &mut told);
-        let mut other = Tally::default();
+        self.choose(now, &mut report);
+        let mut other = AttemptCounts::default();
         for (name, known) in &mut self.known {
-            let untold = known.untold.take();
+            let unreported = known.unreported.take();
             match known.shown {
-                None => other.add(&untold.unwrap_or_default()),
-                // One that is new is told of in any case.
-                Some(since) if since < now && untold.is_none() => {}
+                None => other.add(&unreported.unwrap_or_default()),
+                // One that is new is report of in any case.
+                Some(since) if since < now && unreported.is_none() => {}
                 Some(_) => drop(
-                    told.attempts
-                        .insert(Arc::clone(name), untold.unwrap_or_default()),
+                    report
+                        .attempts
+                        .insert(Arc::clone(name), unreported.unwrap_or_default()),
                 ),
             }
         }
-        told.attempts.insert(OTHER.into(), other);
-        Some(told)
+        report.attempts.insert(OTHER.into(), other);
+        Some(report)
     }
 
     /// Gives what places there are to those that come first, and takes places from those that make room.
-    fn choose(&mut self, now: Instant, told: &mut Told) {
+    fn choose(&mut self, now: Instant, report: &mut SubscriberAttempts) {
         // A subscriber may have the name of the rest: it counts there.
         let all = self.known.iter().filter(|(name, _)| &***name != OTHER);
         let (mut shown, mut others): (Vec<_>, Vec<_>) = all
@@ -202,7 +203,7 @@ impl Shown {
             if let Some(known) = self.known.get_mut(&name) {
                 known.shown = None;
             }
-            told.gone.push(name);
+            report.gone.push(name);
             enter.extend(others.next().map(|(_, name)| name));
         }
         for name in enter {
@@ -220,44 +221,44 @@ mod tests {
     use super::*;
     use crate::model::outcome::Class;
 
-    fn tally(good: u64, bad: u64) -> Tally {
-        let mut tally = Tally::default();
-        (0..good).for_each(|_| tally.count(Class::Success, false));
-        (0..bad).for_each(|_| tally.count(Class::ServerError, true));
-        tally
+    fn counts(good: u64, bad: u64) -> AttemptCounts {
+        let mut counts = AttemptCounts::default();
+        (0..good).for_each(|_| counts.count(Class::Success, false));
+        (0..bad).for_each(|_| counts.count(Class::ServerError, true));
+        counts
     }
 
     struct Scene {
-        shown: Shown,
+        shown: TopSubscribers,
         now: Instant,
         /// The series as Prometheus would see them.
-        series: BTreeMap<Arc<str>, Tally>,
+        series: BTreeMap<Arc<str>, AttemptCounts>,
     }
 
     impl Scene {
         fn new(most: usize) -> Self {
             let now = crate::edge::clock::instant();
             Self {
-                shown: Shown::new(most, now),
+                shown: TopSubscribers::new(most, now),
                 now,
                 series: BTreeMap::new(),
             }
         }
 
         /// A second with these attempts: good ones and bad ones.
-        fn second(&mut self, attempts: &[(&str, u64, u64)]) -> Told {
+        fn second(&mut self, attempts: &[(&str, u64, u64)]) -> SubscriberAttempts {
             for &(name, good, bad) in attempts {
-                self.shown.count(name.into(), &tally(good, bad), self.now);
+                self.shown.count(name.into(), &counts(good, bad), self.now);
             }
-            let told = self.shown.tell(self.now).expect("a second has passed");
+            let report = self.shown.report(self.now).expect("a second has passed");
             self.now += EVERY;
-            for name in &told.gone {
+            for name in &report.gone {
                 assert!(self.series.remove(name).is_some(), "{name} had series");
             }
-            for (name, tally) in &told.attempts {
-                self.series.entry(Arc::clone(name)).or_default().add(tally);
+            for (name, counts) in &report.attempts {
+                self.series.entry(Arc::clone(name)).or_default().add(counts);
             }
-            told
+            report
         }
 
         fn seconds(&mut self, length: Duration, attempts: &[(&str, u64, u64)]) {
@@ -277,19 +278,23 @@ mod tests {
         let mut scene = Scene::new(2);
         scene.second(&[("a", 500, 0), ("b", 900, 1), ("c", 0, 1), ("d", 2, 0)]);
         assert_eq!(scene.names(), ["b", "c"]);
-        assert_eq!(scene.series[OTHER], tally(502, 0));
-        assert_eq!(scene.series["b"], tally(900, 1));
+        assert_eq!(scene.series[OTHER], counts(502, 0));
+        assert_eq!(scene.series["b"], counts(900, 1));
     }
 
     #[test]
     fn one_that_begins_to_fail_gets_the_place_of_one_that_does_not_at_once() {
         let mut scene = Scene::new(2);
         scene.second(&[("a", 900, 0), ("b", 500, 0)]);
-        let told = scene.second(&[("a", 900, 0), ("b", 500, 0), ("c", 0, 1)]);
-        assert_eq!(told.gone, ["b".into()]);
+        let report = scene.second(&[("a", 900, 0), ("b", 500, 0), ("c", 0, 1)]);
+        assert_eq!(report.gone, ["b".into()]);
         assert_eq!(scene.names(), ["a", "c"]);
-        assert_eq!(scene.series["c"], tally(0, 1), "its first failure is told");
-        assert_eq!(scene.series[OTHER], tally(500, 0));
+        assert_eq!(
+            scene.series["c"],
+            counts(0, 1),
+            "its first failure is report"
+        );
+        assert_eq!(scene.series[OTHER], counts(500, 0));
     }
 
     #[test]
@@ -346,11 +351,11 @@ mod tests {
         scene.second(&[("a", 0, 1)]);
         scene.seconds(IDLE - EVERY, &[]);
         assert_eq!(scene.names(), ["a"]);
-        let told = scene.second(&[("b", 1, 0)]);
-        assert_eq!(told.gone, ["a".into()]);
+        let report = scene.second(&[("b", 1, 0)]);
+        assert_eq!(report.gone, ["a".into()]);
         assert_eq!(scene.names(), ["b"]);
         scene.second(&[("a", 7, 0)]);
-        assert_eq!(scene.series[OTHER], tally(7, 0));
+        assert_eq!(scene.series[OTHER], counts(7, 0));
     }
 
     #[test]
@@ -358,22 +363,22 @@ mod tests {
         let mut scene = Scene::new(2);
         scene.second(&[(OTHER, 0, 3), ("a", 1, 0)]);
         assert_eq!(scene.names(), ["a"]);
-        assert_eq!(scene.series[OTHER], tally(0, 3));
+        assert_eq!(scene.series[OTHER], counts(0, 3));
     }
 
     #[test]
     fn it_is_told_once_a_second() {
         let now = crate::edge::clock::instant();
-        let mut shown = Shown::new(1, now);
-        assert!(shown.tell(now).is_some());
-        shown.count("a".into(), &tally(1, 0), now);
-        assert_eq!(shown.tell(now + EVERY / 2), None);
-        shown.count("a".into(), &tally(1, 0), now);
-        let told = shown.tell(now + EVERY).unwrap();
-        assert_eq!(told.attempts["a"], tally(2, 0));
+        let mut shown = TopSubscribers::new(1, now);
+        assert!(shown.report(now).is_some());
+        shown.count("a".into(), &counts(1, 0), now);
+        assert_eq!(shown.report(now + EVERY / 2), None);
+        shown.count("a".into(), &counts(1, 0), now);
+        let report = shown.report(now + EVERY).unwrap();
+        assert_eq!(report.attempts["a"], counts(2, 0));
     }
 
-    /// Whatever comes: never more than so many, every attempt told once, and whose series goes was shown for a while,
+    /// Whatever comes: never more than so many, every attempt report once, and whose series goes was shown for a while,
     /// idle, or made room for one that fails.
     #[test]
     fn at_most_so_many_are_shown_nothing_is_lost_and_no_series_flaps() {
@@ -384,8 +389,8 @@ mod tests {
             let names: Vec<String> = (0..12).map(|number| format!("s{number}")).collect();
             let mut since: HashMap<Arc<str>, Instant> = HashMap::new();
             let mut failed: HashMap<Arc<str>, Instant> = HashMap::new();
-            let mut sum = Tally::default();
-            let mut told_sum = Tally::default();
+            let mut sum = AttemptCounts::default();
+            let mut told_sum = AttemptCounts::default();
             for _ in 0..4_000 {
                 let mut attempts: Vec<(&str, u64, u64)> = Vec::new();
                 for name in &names {
@@ -399,15 +404,15 @@ mod tests {
                 }
                 let now = scene.now;
                 for (name, good, bad) in &attempts {
-                    sum.add(&tally(*good, *bad));
+                    sum.add(&counts(*good, *bad));
                     if *bad > 0 {
                         failed.insert((*name).into(), now);
                     }
                 }
-                let told = scene.second(&attempts);
-                told.attempts.values().for_each(|one| told_sum.add(one));
-                for name in &told.gone {
-                    assert!(!told.attempts.contains_key(name), "{name}, seed {seed}");
+                let report = scene.second(&attempts);
+                report.attempts.values().for_each(|one| told_sum.add(one));
+                for name in &report.gone {
+                    assert!(!report.attempts.contains_key(name), "{name}, seed {seed}");
                     let stood = now - since.remove(name).unwrap();
                     let lately = failed.get(name).is_some_and(|at| now - *at < IDLE);
                     assert!(stood >= HOLD || !lately, "{name}, seed {seed}: {stood:?}");

@@ -79,7 +79,7 @@ pub enum Full {
 pub enum Cause {
     /// The endpoint does not keep up.
     Endpoint,
-    /// The rate limit is below what comes in, or the endpoint asked for silence.
+    /// The rate limit is below what comes in, or the endpoint asked to be left alone.
     Rate,
     /// The breaker is open.
     Breaker,
@@ -114,8 +114,8 @@ pub struct Report {
     pub permit: Permit,
     /// For the breaker.
     pub sign: Sign,
-    /// Whether there was an answer, whatever it was.
-    pub answered: bool,
+    /// Whether there was a response, whatever its status.
+    pub responded: bool,
 }
 
 /// One subscription's queue.
@@ -125,8 +125,8 @@ pub struct Lane<T> {
     queue: VecDeque<(T, usize)>,
     queued_bytes: usize,
     in_flight: usize,
-    /// The endpoint asked for silence until then.
-    silent_until: Option<Instant>,
+    /// The endpoint asked to be left alone until then.
+    held_off_until: Option<Instant>,
     bucket: Option<Bucket>,
     pace: Pace,
     breaker: Breaker,
@@ -144,7 +144,7 @@ impl<T> Lane<T> {
             queue: VecDeque::new(),
             queued_bytes: 0,
             in_flight: 0,
-            silent_until: None,
+            held_off_until: None,
             bucket: limits.rate.map(|rate| Bucket::full(rate, now)),
             pace: Pace::default(),
             breaker: Breaker::default(),
@@ -170,7 +170,9 @@ impl<T> Lane<T> {
         if let Gate::Open(probe_at) = self.breaker.gate(now) {
             return Some((Cause::Breaker, probe_at));
         }
-        let until = self.silent_until.filter(|&until| until > now + PATIENCE)?;
+        let until = self
+            .held_off_until
+            .filter(|&until| until > now + PATIENCE)?;
         Some((Cause::Rate, until))
     }
 
@@ -212,11 +214,11 @@ impl<T> Lane<T> {
         {
             return Next::Nothing;
         }
-        if let Some(until) = self.silent_until {
+        if let Some(until) = self.held_off_until {
             if now < until {
                 return Next::At(until);
             }
-            self.silent_until = None;
+            self.held_off_until = None;
         }
         let probe = match self.breaker.gate(now) {
             Gate::Closed => false,
@@ -253,7 +255,7 @@ impl<T> Lane<T> {
     /// of the others.
     #[must_use]
     pub fn runnable(&self, most: usize, now: Instant) -> usize {
-        if self.silent_until.is_some_and(|until| now < until) {
+        if self.held_off_until.is_some_and(|until| now < until) {
             return 0;
         }
         let allowed = match self.breaker.gate(now) {
@@ -269,16 +271,16 @@ impl<T> Lane<T> {
     }
 
     /// What an attempt told. Its slot is still taken until [`Lane::ended`].
-    pub fn learn(&mut self, report: Report, now: Instant, chance: f64) -> Option<Change> {
+    pub fn learn(&mut self, report: Report, now: Instant, jitter: f64) -> Option<Change> {
         let Report { permit, sign, .. } = report;
-        if report.answered {
+        if report.responded {
             self.concurrency
-                .answered(permit.began, permit.in_flight, now);
+                .responded(permit.began, permit.in_flight, now);
         } else {
             self.concurrency.failed(permit.began, now);
         }
         self.breaker
-            .ended(&self.limits.breaker, sign, permit.probe, now, chance)
+            .ended(&self.limits.breaker, sign, permit.probe, now, jitter)
     }
 
     /// An attempt's slot is free, whichever way it ended.
@@ -288,9 +290,12 @@ impl<T> Lane<T> {
         self.pace.ended(now);
     }
 
-    /// The endpoint asked for silence (429 or 503 with `Retry-After`).
-    pub fn silence(&mut self, until: Instant) {
-        self.silent_until = Some(self.silent_until.map_or(until, |before| before.max(until)));
+    /// The endpoint asked to be left alone (429 or 503 with `Retry-After`).
+    pub fn hold_off(&mut self, until: Instant) {
+        self.held_off_until = Some(
+            self.held_off_until
+                .map_or(until, |before| before.max(until)),
+        );
     }
 
     /// The trouble was not the endpoint's: see [`Breaker::probe_soon`].
@@ -486,7 +491,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::delivery::breaker::tests::RULES;
+    use crate::delivery::partition::breaker::tests::RULES;
 
     /// Enough for any lane.
     const SPARE: usize = usize::MAX;
@@ -663,8 +668,8 @@ mod tests {
         let mut lane = lane(8, None, now);
         lane.offer(1, 1, false, now).unwrap();
         let until = now + Duration::from_secs(9);
-        lane.silence(until);
-        lane.silence(now + Duration::from_secs(3));
+        lane.hold_off(until);
+        lane.hold_off(now + Duration::from_secs(3));
         assert_eq!(
             lane.next(SPARE, now),
             Next::At(until),
@@ -712,7 +717,7 @@ mod tests {
             let report = Report {
                 permit,
                 sign: Sign::Bad,
-                answered: true,
+                responded: true,
             };
             changed = lane.learn(report, now, 0.5);
             lane.ended(now);
@@ -734,7 +739,7 @@ mod tests {
         let report = Report {
             permit: probe,
             sign: Sign::Good,
-            answered: true,
+            responded: true,
         };
         assert_eq!(lane.learn(report, probe_at, 0.5), Some(Change::Closed));
         assert_eq!(sent(lane.next(SPARE, probe_at)), Some(8));
@@ -840,11 +845,11 @@ mod tests {
             assert_eq!(free.runnable(SPARE, now), left);
         }
         assert_eq!(free.runnable(3, now), 0, "another worker gives no more");
-        free.silence(now + HORIZON);
+        free.hold_off(now + HORIZON);
         assert_eq!(
             free.runnable(SPARE, now),
             0,
-            "the endpoint asked for silence"
+            "the endpoint asked to be left alone"
         );
         assert_eq!(free.runnable(SPARE, now + HORIZON), 3);
 
@@ -866,7 +871,7 @@ mod tests {
             let report = Report {
                 permit,
                 sign: Sign::Bad,
-                answered: true,
+                responded: true,
             };
             opened = dead.learn(report, now, 0.5).is_some();
             dead.ended(now);
@@ -904,15 +909,15 @@ mod tests {
             for (step, time) in steps {
                 match step {
                     0 | 1 => (0..30).for_each(|item| lane.push(item, 1, now)),
-                    2 => lane.silence(now + Duration::from_millis(time)),
+                    2 => lane.hold_off(now + Duration::from_millis(time)),
                     3 | 4 => {
                         now += Duration::from_millis(time);
                         for permit in permits.drain(..) {
-                            let (sign, answered) = match step {
+                            let (sign, responded) = match step {
                                 3 => (Sign::Good, true),
                                 _ => (Sign::Bad, false),
                             };
-                            lane.learn(Report { permit, sign, answered }, now, 0.5);
+                            lane.learn(Report { permit, sign, responded }, now, 0.5);
                             lane.ended(now);
                         }
                     }

@@ -52,14 +52,14 @@ pub struct UnderWay {
 
 /// The commands of one subscription that are not done, by subject and sequence.
 #[derive(Debug)]
-pub struct Book<T> {
+pub struct SubjectQueue<T> {
     subjects: HashMap<Box<str>, BTreeMap<i64, Place<T>>>,
     waiting: usize,
     /// While it is not known what is under way: what was done meanwhile.
     unknown: Option<HashSet<(Box<str>, i64)>>,
 }
 
-impl<T> Default for Book<T> {
+impl<T> Default for SubjectQueue<T> {
     fn default() -> Self {
         Self {
             subjects: HashMap::new(),
@@ -69,7 +69,7 @@ impl<T> Default for Book<T> {
     }
 }
 
-impl<T> Book<T> {
+impl<T> SubjectQueue<T> {
     /// Takes a command that came in: new, or back from a tier.
     pub fn arrive(&mut self, subject: &str, sequence: i64, item: T) -> Arrival<T> {
         let full = self.waiting >= WAITING;
@@ -243,8 +243,8 @@ mod tests {
 
     const DUE: EpochMs = EpochMs(1000);
 
-    fn known() -> Book<i64> {
-        let mut book = Book::default();
+    fn known() -> SubjectQueue<i64> {
+        let mut book = SubjectQueue::default();
         assert!(book.learn([]).is_empty());
         book
     }
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_new_owner_lets_nothing_through_until_it_knows_what_is_under_way() {
-        let mut book = Book::default();
+        let mut book = SubjectQueue::default();
         assert_eq!(book.arrive("a", 7, 7), Arrival::Waits);
         assert_eq!(book.arrive("b", 8, 8), Arrival::Waits);
         let under_way = UnderWay {
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn what_waits_behind_one_in_a_tier_can_be_taken_there_too() {
-        let mut book = Book::default();
+        let mut book = SubjectQueue::default();
         assert_eq!(book.arrive("a", 7, 7), Arrival::Waits);
         book.learn([UnderWay {
             subject: "a".into(),
@@ -374,7 +374,7 @@ mod tests {
     /// A partition's log, its tiers, and an owner of them, restarted now and then.
     #[derive(Default)]
     struct Model {
-        book: Book<i64>,
+        book: SubjectQueue<i64>,
         subject: HashMap<i64, String>,
         /// Taken and not committed: a restart brings them again, in order.
         open: BTreeMap<i64, i64>,
@@ -419,7 +419,7 @@ mod tests {
         }
 
         fn restart(&mut self) {
-            self.book = Book::default();
+            self.book = SubjectQueue::default();
             self.going.clear();
             for sequence in self.open.values().copied().collect::<Vec<_>>() {
                 self.route(sequence);

@@ -7,7 +7,7 @@
 //! A failure is an attempt that is to be tried again (no answer, 5xx, 404, …). An answer that refuses one request for
 //! good (400, …) shows an endpoint that works.
 //!
-//! Pure: the time and the chance for the jitter are arguments.
+//! Pure: the time and the jitter are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -112,7 +112,7 @@ impl Breaker {
         sign: Sign,
         was_probe: bool,
         now: Instant,
-        chance: f64,
+        jitter: f64,
     ) -> Option<Change> {
         match (&mut self.state, sign) {
             (State::Closed { .. }, Sign::None) => None,
@@ -129,7 +129,7 @@ impl Breaker {
                         || rules.rate > 0.0 && share.is_some_and(|share| share >= rules.rate));
                 opens.then(|| {
                     self.forget_old_trouble(now);
-                    self.open(rules, now, chance)
+                    self.open(rules, now, jitter)
                 })
             }
             (State::Probing, Sign::Good) if was_probe => {
@@ -139,7 +139,7 @@ impl Breaker {
             }
             (State::Probing, Sign::Bad) if was_probe => {
                 self.failed_probes = self.failed_probes.saturating_add(1);
-                Some(self.open(rules, now, chance))
+                Some(self.open(rules, now, jitter))
             }
             // The probe told nothing, so the next attempt is one.
             (State::Probing, Sign::None) if was_probe => {
@@ -171,8 +171,8 @@ impl Breaker {
         rules.probe.saturating_mul(doubled).min(rules.max_probe)
     }
 
-    fn open(&mut self, rules: &BreakerRules, now: Instant, chance: f64) -> Change {
-        let probe_at = now + jittered(self.wait(rules), chance).min(rules.max_probe);
+    fn open(&mut self, rules: &BreakerRules, now: Instant, jitter: f64) -> Change {
+        let probe_at = now + jittered(self.wait(rules), jitter).min(rules.max_probe);
         self.state = State::Open { probe_at };
         Change::Opened(probe_at)
     }
@@ -454,11 +454,11 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn the_wait_is_within_its_jitter(chance in 0.0..1.0_f64, failed in 0..12_u32) {
+        fn the_wait_is_within_its_jitter(jitter in 0.0..1.0_f64, failed in 0..12_u32) {
             let now = crate::edge::clock::instant();
             let mut breaker = Breaker { failed_probes: failed, ..Breaker::default() };
             let base = breaker.wait(&RULES);
-            let Change::Opened(at) = breaker.open(&RULES, now, chance) else { unreachable!() };
+            let Change::Opened(at) = breaker.open(&RULES, now, jitter) else { unreachable!() };
             prop_assert!(at - now >= base.mul_f64(0.79) && at - now <= base.mul_f64(1.21).min(RULES.max_probe));
         }
     }

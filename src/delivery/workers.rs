@@ -11,13 +11,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
-use tokio::sync::mpsc::{
-    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
-};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::journal::Journal;
+use super::attempt_log::AttemptLog;
+use super::messages::{Message, WorkerState};
 use super::metrics::DeliveryMetrics;
-use super::worker::{self, Order, Surroundings, WorkerState};
+use super::terms::Directory;
+use super::worker::{self, Surroundings};
 use crate::edge::egress::EgressPolicy;
 use crate::edge::http::{HttpClient, HttpOptions};
 use crate::edge::kafka::error::Failure;
@@ -27,14 +27,14 @@ use crate::runtime::context::RoleContext;
 const RESOLVERS: usize = 16;
 
 pub(super) struct WorkerHandle {
-    orders: UnboundedSender<Order>,
+    messages: UnboundedSender<Message>,
     thread: JoinHandle<()>,
     runtime: RuntimeMetrics,
 }
 
 impl WorkerHandle {
-    pub(super) fn send(&self, order: Order) {
-        if self.orders.send(order).is_err() {
+    pub(super) fn send(&self, message: Message) {
+        if self.messages.send(message).is_err() {
             // Its thread has panicked; asking for states tells the role so.
             tracing::error!("a delivery worker has ended");
         }
@@ -49,7 +49,7 @@ fn not_started(error: io::Error) -> Failure {
 /// beside the runtime's.
 fn work(
     surroundings: Surroundings,
-    inbox: UnboundedReceiver<Order>,
+    inbox: UnboundedReceiver<Message>,
     started: &Sender<io::Result<RuntimeMetrics>>,
 ) {
     let runtime = match Builder::new_current_thread()
@@ -102,7 +102,7 @@ pub(super) struct Workers {
     pub(super) all: Vec<WorkerHandle>,
     places: Places,
     /// While the log of attempts is on.
-    journal: Option<Journal>,
+    attempt_log: Option<AttemptLog>,
 }
 
 impl Workers {
@@ -112,8 +112,8 @@ impl Workers {
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
-        let journal = match settings.attempt_log {
-            true => Some(Journal::start(context, metrics)?),
+        let attempt_log = match settings.attempt_log {
+            true => Some(AttemptLog::start(context, metrics)?),
             false => None,
         };
         // One set of trust roots for all; each worker has its own connections.
@@ -122,18 +122,22 @@ impl Workers {
         for index in 0..count {
             let client = HttpClient::new(options.clone())
                 .map_err(|error| Failure::Internal(error.to_string()))?;
+            let (messages, inbox) = unbounded_channel();
             let surroundings = Surroundings {
                 settings: Arc::clone(settings),
                 cluster: cluster.clone(),
-                table: Arc::clone(&context.table),
                 metrics: metrics.clone(),
                 tracer: context.tracer.clone(),
-                policy: Arc::clone(&policy),
+                directory: Directory {
+                    table: Arc::clone(&context.table),
+                    policy: Arc::clone(&policy),
+                    settings: Arc::clone(settings),
+                },
                 client,
                 max_in_flight: settings.max_in_flight.div_ceil(count),
-                notes: journal.as_ref().map(Journal::notes),
+                own: messages.downgrade(),
+                notes: attempt_log.as_ref().map(AttemptLog::notes),
             };
-            let (orders, inbox) = unbounded_channel();
             let (started, starts) = channel();
             let thread = std::thread::Builder::new()
                 .name(format!("deliver-{index}"))
@@ -144,7 +148,7 @@ impl Workers {
                 .unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
                 .map_err(not_started)?;
             all.push(WorkerHandle {
-                orders,
+                messages,
                 thread,
                 runtime,
             });
@@ -153,7 +157,7 @@ impl Workers {
         Ok(Self {
             all,
             places,
-            journal,
+            attempt_log,
         })
     }
 
@@ -172,18 +176,13 @@ impl Workers {
         &self.all[self.places.of(partition)]
     }
 
-    /// A way to tell a partition's worker something that does not keep it alive.
-    pub(super) fn weakly(&self, partition: i32) -> WeakUnboundedSender<Order> {
-        self.of(partition).orders.downgrade()
-    }
-
     pub(super) fn owns(&self, worker: &WorkerHandle, partition: i32) -> bool {
         std::ptr::eq(self.of(partition), worker)
     }
 
     /// To every worker.
-    pub(super) fn tell(&self, order: impl Fn() -> Order) {
-        self.all.iter().for_each(|worker| worker.send(order()));
+    pub(super) fn send_all(&self, message: impl Fn() -> Message) {
+        self.all.iter().for_each(|worker| worker.send(message()));
     }
 
     /// For how long all threads together have been busy since they began: not waiting for anything. A thread that waits for
@@ -200,7 +199,7 @@ impl Workers {
             .iter()
             .map(|worker| {
                 let (reply, states) = channel();
-                worker.send(Order::Snapshot(reply));
+                worker.send(Message::Snapshot(reply));
                 states
             })
             .collect();
@@ -216,13 +215,13 @@ impl Workers {
 
     pub(super) fn end(self) {
         for worker in self.all {
-            drop(worker.orders);
+            drop(worker.messages);
             if worker.thread.join().is_err() {
                 tracing::error!("a delivery worker has panicked");
             }
         }
-        if let Some(journal) = self.journal {
-            journal.end();
+        if let Some(attempt_log) = self.attempt_log {
+            attempt_log.end();
         }
     }
 }

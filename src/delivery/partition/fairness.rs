@@ -17,7 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known of who waits in a partition.
 #[derive(Debug, Default)]
-pub struct Crowd {
+pub struct Fairness {
     /// Since when a backlog has been holding intake up.
     held_since: Option<Instant>,
     asking: bool,
@@ -27,7 +27,7 @@ pub struct Crowd {
     others_to: i64,
 }
 
-impl Crowd {
+impl Fairness {
     /// A command that its quick lane has no room for waits if `true`; else it is to be parked.
     pub fn waits(&mut self, offset: Offset, now: Instant) -> bool {
         if offset.0 < self.others_to {
@@ -38,7 +38,7 @@ impl Crowd {
     }
 
     /// All that had come in has been taken.
-    pub fn is_gone(&mut self) {
+    pub fn no_longer_held(&mut self) {
         self.held_since = None;
     }
 
@@ -73,34 +73,38 @@ mod tests {
     #[test]
     fn a_backlog_is_parked_only_as_far_as_somebody_waits_behind_it() {
         let mut now = crate::edge::clock::instant();
-        let mut crowd = Crowd::default();
-        assert!(crowd.waits(Offset(10), now));
-        assert_eq!(crowd.ask(Offset(10), now), None, "it may hold for a while");
+        let mut fairness = Fairness::default();
+        assert!(fairness.waits(Offset(10), now));
+        assert_eq!(
+            fairness.ask(Offset(10), now),
+            None,
+            "it may hold for a while"
+        );
         now += PATIENCE;
-        assert_eq!(crowd.ask(Offset(10), now), Some(Offset(10)));
-        assert_eq!(crowd.ask(Offset(10), now), None, "one look at a time");
-        crowd.learn(Some(Offset(500)), Position(1000));
-        assert!(!crowd.waits(Offset(499), now));
-        assert!(crowd.waits(Offset(501), now));
+        assert_eq!(fairness.ask(Offset(10), now), Some(Offset(10)));
+        assert_eq!(fairness.ask(Offset(10), now), None, "one look at a time");
+        fairness.learn(Some(Offset(500)), Position(1000));
+        assert!(!fairness.waits(Offset(499), now));
+        assert!(fairness.waits(Offset(501), now));
         now += PATIENCE;
         assert_eq!(
-            crowd.ask(Offset(501), now),
+            fairness.ask(Offset(501), now),
             Some(Offset(1000)),
             "each record is looked at once"
         );
-        crowd.learn(None, Position(2000));
-        assert!(crowd.waits(Offset(1999), now));
+        fairness.learn(None, Position(2000));
+        assert!(fairness.waits(Offset(1999), now));
     }
 
     #[test]
     fn a_partition_that_keeps_up_is_never_looked_into() {
         let mut now = crate::edge::clock::instant();
-        let mut crowd = Crowd::default();
+        let mut fairness = Fairness::default();
         for offset in 0..100 {
-            assert!(crowd.waits(Offset(offset), now));
+            assert!(fairness.waits(Offset(offset), now));
             now += PATIENCE / 2;
-            assert_eq!(crowd.ask(Offset(offset), now), None);
-            crowd.is_gone();
+            assert_eq!(fairness.ask(Offset(offset), now), None);
+            fairness.no_longer_held();
         }
     }
 }

@@ -5,12 +5,12 @@ use crate::model::outcome::Class;
 
 /// Attempts that ended, since it was last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct AttemptCounts {
     classes: [u64; Class::ALL.len()],
     failed: u64,
 }
 
-impl Tally {
+impl AttemptCounts {
     /// One attempt; whether it failed is for the subscription's status rules to say, not for its class.
     pub fn count(&mut self, class: Class, failed: bool) {
         self.classes[class as usize] += 1;
@@ -55,16 +55,16 @@ mod tests {
     #[test]
     fn each_attempt_counts_in_its_class_and_is_taken_once() {
         for class in Class::ALL {
-            let mut tally = Tally::default();
-            tally.count(class, true);
-            let counted: Vec<_> = tally.by_class().filter(|(_, count)| *count > 0).collect();
+            let mut counts = AttemptCounts::default();
+            counts.count(class, true);
+            let counted: Vec<_> = counts.by_class().filter(|(_, count)| *count > 0).collect();
             assert_eq!(counted, [(class, 1)]);
-            let mut sum = Tally::default();
-            sum.add(&tally);
-            sum.add(&tally);
+            let mut sum = AttemptCounts::default();
+            sum.add(&counts);
+            sum.add(&counts);
             assert_eq!((sum.attempts(), sum.failed()), (2, 2));
-            assert_eq!(tally.take().map(|taken| taken.attempts()), Some(1));
-            assert_eq!(tally.take(), None);
+            assert_eq!(counts.take().map(|taken| taken.attempts()), Some(1));
+            assert_eq!(counts.take(), None);
         }
     }
 }

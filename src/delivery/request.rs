@@ -1,5 +1,4 @@
-//! Where a subscription's commands go, made ready once so that each request costs little: checked URL, header
-//! template, keys.
+//! An endpoint and its requests: URL, header template and keys are prepared once, so that each request costs little.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -13,14 +12,15 @@ use http::header::{
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::lane::{Limits, Rate};
+use super::partition::env::Endpoint;
+use super::secrets;
 use super::signing::Signer;
 use crate::config::Settings;
-use crate::edge::egress::{EgressDenied, EgressPolicy};
-use crate::edge::http::{Address, Request};
-use crate::model::attempt::{Mask, shown_url};
+use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Rest, RetryAfter};
+use crate::model::attempt::{Excerpt, Mask, shown_url};
 use crate::model::command::{Command, ContentType};
-use crate::model::subscription::{SecretSource, State, StatusRules, Subscription};
+use crate::model::outcome::{Class, Response};
+use crate::model::subscription::{SecretSource, Subscription};
 use crate::model::units::EpochMs;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -30,25 +30,11 @@ const ATTEMPT: HeaderName = HeaderName::from_static("hookstream-attempt");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AGENT: &str = concat!("hookstream/", env!("CARGO_PKG_VERSION"));
 
-/// Whether a subscription takes commands now.
-#[derive(Clone)]
-pub(super) enum Destination {
-    /// It does.
-    Open(Rc<Target>),
-    /// It is paused, or cannot be signed for: its commands wait.
-    Waiting,
-    /// It is disabled: its commands become dead letters.
-    Disabled,
-    /// The egress rules forbid its URL.
-    Denied(EgressDenied),
-}
-
 /// All that an attempt needs beside its command.
 pub(super) struct Target {
     pub(super) subscription: Arc<Subscription>,
     pub(super) timeout: Duration,
     pub(super) schedule: Box<[Duration]>,
-    pub(super) rules: StatusRules,
     /// What the log of attempts needs, while it is on.
     pub(super) log: Option<Logged>,
     address: Arc<Address>,
@@ -96,57 +82,23 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
     written.map(Cow::Borrowed).chain(meant).chain(meant_in_path)
 }
 
-impl Destination {
-    pub(super) fn of(
-        subscription: &Arc<Subscription>,
-        policy: &EgressPolicy,
-        settings: &Settings,
-    ) -> Self {
-        match subscription.state {
-            State::Paused => return Self::Waiting,
-            State::Disabled => return Self::Disabled,
-            State::Active => {}
-        }
-        if let Err(denied) = policy.check_url(&subscription.url) {
-            return Self::Denied(denied);
-        }
-        match Target::new(subscription, settings) {
-            Ok(target) => Self::Open(Rc::new(target)),
-            Err(error) => {
-                tracing::error!(subscription = %subscription.id, "its commands wait: {error}");
-                Self::Waiting
-            }
-        }
-    }
-}
-
-impl Destination {
-    /// How long it may be used before it is made again although its subscription does not change: a secret may come
-    /// into a file, or be replaced there.
-    pub(super) fn holds_for(&self) -> Option<Duration> {
-        const MISSING_SECRET: Duration = Duration::from_secs(10);
-        const SECRET_FILE: Duration = Duration::from_secs(60);
-        match self {
-            Self::Waiting => Some(MISSING_SECRET),
-            Self::Open(target) if target.reads_files() => Some(SECRET_FILE),
-            Self::Open(_) | Self::Disabled | Self::Denied(_) => None,
-        }
-    }
-}
-
 impl Target {
-    fn reads_files(&self) -> bool {
+    /// Whether a secret of it may change without the subscription.
+    pub(super) fn reads_files(&self) -> bool {
         self.subscription
             .secrets
             .iter()
             .any(|source| matches!(source, SecretSource::File(_)))
     }
 
-    fn new(subscription: &Arc<Subscription>, settings: &Settings) -> Result<Self, String> {
+    pub(super) fn new(
+        subscription: &Arc<Subscription>,
+        settings: &Settings,
+    ) -> Result<Self, String> {
         let secrets: Vec<String> = subscription
             .secrets
             .iter()
-            .map(resolve)
+            .map(secrets::resolve)
             .collect::<Result<_, _>>()?;
         let signer =
             Signer::new(secrets.iter().map(String::as_str)).map_err(|error| error.to_string())?;
@@ -166,7 +118,6 @@ impl Target {
                 .clone()
                 .unwrap_or_else(|| settings.retry_schedule.clone())
                 .into(),
-            rules: subscription.on_status.clone(),
             log: settings
                 .attempt_log
                 .then(|| Logged::new(subscription, &secrets)),
@@ -230,6 +181,16 @@ impl Target {
     }
 }
 
+impl Endpoint for Rc<Target> {
+    fn subscription(&self) -> &Arc<Subscription> {
+        &self.subscription
+    }
+
+    fn schedule(&self) -> &[Duration] {
+        &self.schedule
+    }
+}
+
 /// All headers of a request, with what every request replaces for itself standing empty: the map of a request is a
 /// copy that never grows.
 fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) -> HeaderMap {
@@ -252,30 +213,57 @@ fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) 
     headers
 }
 
-/// What a lane may send for this subscription.
-pub(super) fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
-    Limits {
-        breaker: settings.breaker.with(&subscription.breaker),
-        max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
-        rate: subscription.rate_limit.as_ref().map(|limit| Rate {
-            per_second: limit.per_second,
-            burst: f64::from(limit.burst),
-        }),
+/// What a reply says, why there was no response, and the body that is still to come.
+pub(super) fn response_of(
+    reply: Reply,
+    now: EpochMs,
+) -> (Response, Option<Box<str>>, Option<Rest>) {
+    match reply {
+        Reply::Answered(Answer {
+            status,
+            retry_after,
+            rest,
+        }) => {
+            let retry_after = retry_after.map(|after| match after {
+                RetryAfter::Seconds(seconds) => Duration::from_secs(seconds),
+                RetryAfter::At(at) => at.since(now),
+            });
+            let response = Response::Status {
+                status,
+                retry_after,
+            };
+            (response, None, rest)
+        }
+        Reply::Failed(failure) => {
+            let class = match failure.class {
+                FailureClass::Timeout => Class::Timeout,
+                FailureClass::Connect => Class::Connect,
+                FailureClass::Tls => Class::Tls,
+                FailureClass::Egress => Class::Egress,
+                FailureClass::Other => Class::Other,
+            };
+            (Response::None(class), Some(failure.error.into()), None)
+        }
     }
 }
 
-/// # Errors
-/// Names where the secret should be, never what it is (**Secret**).
-fn resolve(source: &SecretSource) -> Result<String, String> {
-    match source {
-        SecretSource::Env(name) => std::env::var(name).map_err(|_| {
-            format!("the environment variable {name}, which holds its secret, is not set")
-        }),
-        SecretSource::File(path) => std::fs::read_to_string(path)
-            .map(|text| text.trim().to_owned())
-            .map_err(|error| format!("its secret cannot be read from {}: {error}", path.display())),
-        SecretSource::Literal(secret) => Ok(secret.expose().to_owned()),
-    }
+/// Reads the body of a response to its end, so that its connection can be used again, and keeps its beginning for the
+/// attempt log when that is on.
+pub(super) async fn read_rest(
+    rest: Rest,
+    deadline: tokio::time::Instant,
+    logged: Option<Rc<Target>>,
+) -> Option<Excerpt> {
+    let Some(shown) = logged.as_ref().and_then(|target| target.log.as_ref()) else {
+        rest.drain(deadline).await;
+        return None;
+    };
+    let (body, drained) = rest.read_snippet(deadline).await;
+    Some(Excerpt::new(
+        &body,
+        drained == Drained::Complete,
+        &shown.mask,
+    ))
 }
 
 #[cfg(test)]

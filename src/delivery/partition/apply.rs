@@ -1,0 +1,239 @@
+//! Events, one at a time.
+
+use super::effect::{Attempt, Effect, Effects, Question};
+use super::env::{Endpoint, Env, Standing, Subscriptions};
+use super::event::{AttemptEnd, Event, LaneId, LookAhead};
+use super::lane::Next;
+use super::state::{Intake, Knowledge, Partition, Step};
+use crate::model::outcome::ParkReason;
+use std::cmp::Reverse;
+
+impl<E: Endpoint> Partition<E> {
+    /// Takes an event in. What follows from it is appended to `effects`, to be done in that order.
+    pub fn apply<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        event: Event<E>,
+        env: &Env<'_, S>,
+        random: &mut fastrand::Rng,
+        effects: &mut Effects<E>,
+    ) {
+        let step = &mut Step {
+            env,
+            random,
+            effects,
+        };
+        match event {
+            Event::Taken(incoming) => {
+                if self.intake == Intake::Open {
+                    self.pending.extend(incoming);
+                    self.admit(step);
+                } else {
+                    // Its next owner reads it again.
+                    for one in incoming {
+                        step.effects.free(one.weight());
+                    }
+                }
+            }
+            Event::Turn { lane, spare } => self.turn(lane, spare, step),
+            Event::Ended(end) => self.attempt_ended(end, step),
+            Event::SlotFreed(lane) => self.free_slot(lane, step),
+            Event::Timer => self.timer(step),
+            Event::Tick => self.tick(step),
+            Event::LookedAhead(LookAhead::UnderWay(found)) => self.learn_under_way(found, step),
+            Event::LookedAhead(LookAhead::Others(last, end)) => {
+                self.fairness.learn(last, end);
+                self.admit(step);
+            }
+            Event::Resumed { responded } => self.resume(responded, step),
+            Event::Stop => self.stop(step),
+        }
+    }
+
+    /// Sends a lane's next command, if it may.
+    fn turn<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        spare: usize,
+        step: &mut Step<'_, S>,
+    ) {
+        if let Some(entry) = self.lanes.get_mut(&id) {
+            entry.ready = false;
+        }
+        if !self.refresh(id, step) {
+            return;
+        }
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        let Standing::Open(endpoint) = &entry.standing else {
+            return self.clear_lane(id, step);
+        };
+        match entry.lane.next(spare, step.env.now) {
+            Next::Send(taken, permit) => {
+                let attempt = Attempt {
+                    lane: id,
+                    offset: taken.offset,
+                    command: taken.command,
+                    endpoint: endpoint.clone(),
+                    permit,
+                };
+                self.in_flight += 1;
+                step.push(Effect::Send(attempt));
+                self.make_ready(id, step);
+            }
+            Next::At(at) if entry.timed.is_none_or(|timed| at < timed) => {
+                entry.timed = Some(at);
+                self.timers.push(Reverse((at, id)));
+                self.wake_at(at, step);
+            }
+            Next::At(_) | Next::Nothing => {}
+        }
+    }
+
+    fn attempt_ended<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        end: AttemptEnd<E>,
+        step: &mut Step<'_, S>,
+    ) {
+        debug_assert!(self.in_flight > 0, "an attempt ends once");
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let (lane, slot_follows) = (end.lane, end.slot_follows);
+        self.conclude(end, step);
+        self.drained_if_idle(step);
+        if !slot_follows {
+            self.free_slot(lane, step);
+        }
+    }
+
+    fn free_slot<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
+        // Of a lane that is gone, the slots went with it.
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        entry.lane.ended(step.env.now);
+        self.make_ready(id, step);
+        self.admit(step);
+    }
+
+    fn timer<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        self.wake_at = None;
+        let now = step.env.now;
+        while let Some(&Reverse((at, id))) = self.timers.peek() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            // One that was followed by an earlier one has had its turn.
+            if let Some(entry) = self.lanes.get_mut(&id)
+                && entry.timed == Some(at)
+            {
+                entry.timed = None;
+                self.make_ready(id, step);
+            }
+        }
+        while let Some(Reverse(first)) = self.due_soon.peek()
+            && first.due <= step.env.wall
+        {
+            let Some(Reverse(first)) = self.due_soon.pop() else {
+                break;
+            };
+            if let Some(taken) = self.route(first.taken, step) {
+                self.park(taken, ParkReason::LaneFull, None, step);
+            }
+        }
+        let lane = self.timers.peek().map(|Reverse((at, _))| *at);
+        let due = self
+            .due_soon
+            .peek()
+            .map(|Reverse(first)| now + first.due.since(step.env.wall));
+        if let Some(at) = lane.into_iter().chain(due).min() {
+            self.wake_at(at, step);
+        }
+    }
+
+    /// What time alone may have changed: a lane that was quick may hang by now, a subscription may be resumed.
+    fn tick<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        if self.intake != Intake::Open {
+            return;
+        }
+        self.park_excess(step);
+        // Those that found too few requests left for them.
+        let waiting: Vec<LaneId> = self
+            .lanes
+            .iter()
+            .filter(|(_, entry)| entry.lane.queued() > 0 && entry.timed.is_none())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in waiting {
+            self.make_ready(id, step);
+        }
+        if !self.pending.is_empty() {
+            self.admit(step);
+        }
+        self.ask(step);
+    }
+
+    /// Asks for what has to be known.
+    fn ask<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        if matches!(self.knowledge, Knowledge::Needed) {
+            self.knowledge = Knowledge::Asked;
+            let position = self.window.position();
+            step.push(Effect::LookAhead(Question::UnderWay(position)));
+        }
+        if let Some(first) = self.pending.front()
+            && let Some(from) = self.fairness.ask(first.offset, step.env.now)
+        {
+            let backlogged = self
+                .lanes
+                .values()
+                .filter(|entry| entry.lane.is_backlogged());
+            let except = backlogged.map(|entry| Box::from(&*entry.name)).collect();
+            step.push(Effect::LookAhead(Question::Others(from, except)));
+        }
+    }
+
+    fn park_excess<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        let now = step.env.now;
+        let mut excess = Vec::new();
+        for entry in self.lanes.values_mut() {
+            for taken in entry.lane.take_excess(now) {
+                excess.push((taken, entry.lane.turn(now)));
+            }
+        }
+        for (taken, rest) in excess {
+            self.park(taken, ParkReason::LaneFull, rest, step);
+        }
+    }
+
+    /// If the fault was on this side, as a response shows, what it did to breakers does not count.
+    fn resume<S: Subscriptions<Endpoint = E>>(&mut self, responded: bool, step: &mut Step<'_, S>) {
+        let all: Vec<LaneId> = self.lanes.keys().copied().collect();
+        for id in all {
+            if let Some(entry) = self.lanes.get_mut(&id) {
+                entry.unanswered = 0;
+                entry.last_end = None;
+                if responded {
+                    entry.lane.probe_soon(step.env.now);
+                }
+            }
+            self.make_ready(id, step);
+        }
+    }
+
+    fn stop<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        self.intake = Intake::Stopping;
+        for incoming in self.pending.drain(..) {
+            step.effects.free(incoming.weight());
+        }
+        self.first_is_taken = false;
+        for Reverse(due_soon) in self.due_soon.drain() {
+            step.effects.free(due_soon.taken.command.weight());
+        }
+        for entry in self.lanes.values_mut() {
+            for taken in entry.take_all() {
+                step.effects.free(taken.command.weight());
+            }
+        }
+        self.drained_if_idle(step);
+    }
+}

@@ -1,0 +1,95 @@
+//! What a partition says of itself, to its shell and to operators.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::counts::AttemptCounts;
+use super::env::{Endpoint, Standing};
+use super::state::{Intake, Partition};
+use crate::model::units::Position;
+use crate::model::window::{Format, Place, Snapshot};
+
+impl<E: Endpoint> Partition<E> {
+    /// What to commit, once the outcomes so far are durable.
+    #[must_use]
+    pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
+        self.window.snapshot(place, format)
+    }
+
+    /// From the committed position to the last offset taken.
+    #[must_use]
+    pub fn span(&self) -> u64 {
+        self.window.span()
+    }
+
+    /// The position that a snapshot has.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.window.position()
+    }
+
+    /// How long intake has been waiting for room.
+    #[must_use]
+    pub fn stalled(&self, now: Instant) -> Duration {
+        self.stalled_since
+            .map(|since| now.saturating_duration_since(since))
+            .unwrap_or_default()
+    }
+
+    /// Attempts in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Whether commands are started.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.intake == Intake::Open
+    }
+
+    /// Queued commands that only the shortage of their replica holds up, where a lane alone gets `most` requests. What has
+    /// come in and is not routed is none of them.
+    #[must_use]
+    pub fn runnable(&self, most: usize, now: Instant) -> usize {
+        let open = self
+            .lanes
+            .values()
+            .filter(|entry| entry.lane.queued() > 0 && matches!(entry.standing, Standing::Open(_)));
+        open.map(|entry| entry.lane.runnable(most, now)).sum()
+    }
+
+    /// Subscriptions that had an attempt end within `lately`, and how many of these have had no response to the last two or
+    /// more. A subscription whose breaker has been open for longer says nothing new.
+    #[must_use]
+    pub fn health(&self, lately: Duration, now: Instant) -> (usize, usize) {
+        /// One attempt without a response may be chance.
+        const UNANSWERED: u32 = 2;
+        let recent = |at: Instant| now.saturating_duration_since(at) < lately;
+        let active = self
+            .lanes
+            .values()
+            .filter(|entry| entry.last_end.is_some_and(recent) && entry.opened.is_none_or(recent));
+        active.fold((0, 0), |(active, failing), entry| {
+            let fails = usize::from(entry.unanswered >= UNANSWERED);
+            (active + 1, failing + fails)
+        })
+    }
+
+    /// Attempts by subscriber, which may stand there several times, since the last time.
+    pub fn take_attempts(&mut self, into: &mut Vec<(Arc<str>, AttemptCounts)>) {
+        into.append(&mut self.gone);
+        for entry in self.lanes.values_mut() {
+            if let Some(counts) = entry.counts.take() {
+                into.push((Arc::clone(&entry.subscriber), counts));
+            }
+        }
+    }
+
+    /// The subscriptions whose breakers are open, with their subscribers.
+    pub fn open_breakers(&self) -> impl Iterator<Item = (&Rc<str>, &Arc<str>)> {
+        let open = self.lanes.values().filter(|entry| entry.opened.is_some());
+        open.map(|entry| (&entry.name, &entry.subscriber))
+    }
+}

@@ -1,0 +1,406 @@
+//! Where a command goes when there is room for it: into its lane, back to a tier, or to the dead letters.
+
+use std::cmp::Reverse;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::counts::AttemptCounts;
+use super::effect::{Effect, Notice, Outcome};
+use super::env::{Endpoint, Standing, Subscriptions};
+use super::event::{Incoming, LaneId};
+use super::lane::{Cause as Slowness, Full, Lane};
+use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
+use crate::model::command::Cause;
+use crate::model::dead_letter::{DeadLetterInfo, Reason};
+use crate::model::outcome::ParkReason;
+use crate::model::tiers::LONGEST_PARK;
+use crate::model::units::EpochMs;
+
+/// A command may come before the subscription that it is for: the two travel through different topics. Younger than
+/// this, it waits for its subscription; older, its subscription counts as missing.
+const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
+/// What is due within this is waited for here; what is due later goes back to a tier.
+const DUE_SOON: Duration = Duration::from_secs(2);
+
+/// The reason of a parking, for the lane's.
+pub(super) fn reason(cause: Slowness) -> ParkReason {
+    match cause {
+        Slowness::Endpoint => ParkReason::LaneFull,
+        Slowness::Rate => ParkReason::Rate,
+        Slowness::Breaker => ParkReason::Breaker,
+    }
+}
+
+impl<E: Endpoint> Partition<E> {
+    /// Moves what is pending into the window and the lanes, as far as there is room.
+    pub(super) fn admit<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        loop {
+            let Some(first) = self.pending.front() else {
+                self.stalled_since = None;
+                self.fairness.no_longer_held();
+                return;
+            };
+            let offset = first.offset;
+            if !self.first_is_taken {
+                if !self.window.has_room(offset) {
+                    if self.make_room(step) {
+                        continue;
+                    }
+                    self.stalled_since.get_or_insert(step.env.now);
+                    return;
+                }
+                self.first_is_taken = self.window.take(offset);
+            }
+            let Some(incoming) = self.pending.pop_front() else {
+                return;
+            };
+            if !std::mem::take(&mut self.first_is_taken) {
+                // A former owner has finished it.
+                step.effects.free(incoming.weight());
+                continue;
+            }
+            let waits = match incoming.content {
+                Ok(command) => self.route(Taken { offset, command }, step),
+                Err(record) => {
+                    let weight = record.weight();
+                    self.settle(offset, weight, Some(Outcome::Invalid(record)), step);
+                    None
+                }
+            };
+            if let Some(taken) = waits {
+                self.pending.push_front(Incoming {
+                    offset,
+                    content: Ok(taken.command),
+                });
+                self.first_is_taken = true;
+                self.stalled_since.get_or_insert(step.env.now);
+                return;
+            }
+            self.stalled_since = None;
+        }
+    }
+
+    /// Routes a command whose offset is in the window; returns it when its lane is full for the moment.
+    pub(super) fn route<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        mut taken: Taken,
+        step: &mut Step<'_, S>,
+    ) -> Option<Taken> {
+        let (now, wall) = (step.env.now, step.env.wall);
+        if let Some(due) = taken.command.due.filter(|&due| due > wall) {
+            self.not_yet(taken, due, step);
+            return None;
+        }
+        let Some(id) = self.lane_of(&taken.command.subscription, step) else {
+            self.subscription_missing(taken, step);
+            return None;
+        };
+        let entry = self.lanes.get_mut(&id)?;
+        if entry.subjects.is_some() {
+            let offset = taken.offset.0;
+            taken.command.place_in_order(&self.rules.cluster, offset);
+        }
+        if !matches!(entry.standing, Standing::Open(_)) {
+            let standing = entry.standing.clone();
+            self.turn_away(taken, &standing, step);
+            return None;
+        }
+        let taken = self.take_turn(id, taken, step)?;
+        let entry = self.lanes.get_mut(&id)?;
+        if let Some((cause, until)) = entry.lane.closed(now) {
+            self.park(taken, reason(cause), Some(until - now), step);
+            return None;
+        }
+        let weight = taken.command.weight();
+        match entry.lane.offer(taken, weight, step.env.has_spare, now) {
+            Ok(()) => {
+                self.make_ready(id, step);
+                None
+            }
+            Err((taken, Full::Quick)) => {
+                if self.fairness.waits(taken.offset, now) {
+                    return Some(taken);
+                }
+                let rest = entry.lane.turn(now);
+                self.park(taken, ParkReason::LaneFull, rest, step);
+                None
+            }
+            Err((taken, Full::Slow(cause))) => {
+                let rest = entry.lane.turn(now);
+                self.park(taken, reason(cause), rest, step);
+                None
+            }
+        }
+    }
+
+    /// The window has no room: of the lanes that are slow, the one whose command waits longest is emptied. `false` when
+    /// there is none: then those that are quick will make room soon.
+    fn make_room<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) -> bool {
+        let now = step.env.now;
+        let oldest = self
+            .lanes
+            .iter()
+            .filter(|(_, entry)| entry.lane.slow(now).is_some())
+            .filter_map(|(&id, entry)| Some((entry.lane.first()?.offset, id)))
+            .min();
+        let Some((_, id)) = oldest else {
+            return false;
+        };
+        let rest = self
+            .lanes
+            .get_mut(&id)
+            .and_then(|entry| entry.lane.turn(now));
+        self.park_queue(id, ParkReason::LaneFull, rest, step);
+        true
+    }
+
+    /// A released command that is not due by this machine's clock (**Never early**).
+    fn not_yet<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        due: EpochMs,
+        step: &mut Step<'_, S>,
+    ) {
+        let rest = due.since(step.env.wall);
+        if rest > DUE_SOON {
+            let tier = self.rules.tiers.for_rest(rest);
+            return self.leave(taken, tier, step);
+        }
+        self.due_soon.push(Reverse(DueSoon { due, taken }));
+        self.wake_at(step.env.now + rest, step);
+    }
+
+    fn subscription_missing<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        step: &mut Step<'_, S>,
+    ) {
+        if step.env.wall.since(taken.command.enqueued) < SUBSCRIPTION_GRACE {
+            return self.park(taken, ParkReason::Paused, None, step);
+        }
+        let id = &taken.command.subscription;
+        let error = format!("the subscription {id} does not exist");
+        self.dead_letter(taken, Reason::SubscriptionMissing, None, error, step);
+    }
+
+    /// A command whose subscription does not accept any now.
+    fn turn_away<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        standing: &Standing<E>,
+        step: &mut Step<'_, S>,
+    ) {
+        match standing {
+            Standing::Open(_) | Standing::Waiting => {
+                self.park(taken, ParkReason::Paused, None, step);
+            }
+            Standing::Disabled => {
+                let id = &taken.command.subscription;
+                let error = format!("the subscription {id} is disabled");
+                self.dead_letter(taken, Reason::Disabled, None, error, step);
+            }
+            Standing::Denied(error) => {
+                let error = error.to_string();
+                self.dead_letter(taken, Reason::EgressDenied, None, error, step);
+            }
+        }
+    }
+
+    /// Moves a command to a tier without spending an attempt: for `rest`, or in proportion to its age.
+    pub(super) fn park<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        mut taken: Taken,
+        why: ParkReason,
+        rest: Option<Duration>,
+        step: &mut Step<'_, S>,
+    ) {
+        let (tiers, wall) = (&self.rules.tiers, step.env.wall);
+        let rest = rest.map_or_else(
+            || tiers.park_for(wall.since(taken.command.enqueued)),
+            |rest| rest.min(LONGEST_PARK),
+        );
+        let tier = tiers.for_rest(rest);
+        taken.command.due = Some(wall + rest);
+        taken.command.cause = Cause::Parked;
+        step.push(Effect::Parked(why));
+        self.leave(taken, tier, step);
+    }
+
+    /// A command goes to a tier, and those that wait behind it in its subject with it.
+    pub(super) fn leave<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        tier: usize,
+        step: &mut Step<'_, S>,
+    ) {
+        self.went_away(&taken, step);
+        self.write_to_tier(taken, tier, step);
+    }
+
+    /// The same for one whose order knows already.
+    pub(super) fn write_to_tier<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        tier: usize,
+        step: &mut Step<'_, S>,
+    ) {
+        let weight = taken.command.weight();
+        let outcome = Outcome::Tier(tier, taken.command);
+        self.settle(taken.offset, weight, Some(outcome), step);
+    }
+
+    pub(super) fn dead_letter<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        reason: Reason,
+        status: Option<u16>,
+        error: String,
+        step: &mut Step<'_, S>,
+    ) {
+        let now = step.env.wall;
+        let Taken { offset, command } = taken;
+        let info = DeadLetterInfo {
+            reason,
+            status,
+            error,
+            first_failure: command.first_failure.unwrap_or(now),
+            last_failure: now,
+        };
+        self.is_done(&command, step);
+        let weight = command.weight();
+        let outcome = Outcome::DeadLetter(command, Box::new(info));
+        self.settle(offset, weight, Some(outcome), step);
+    }
+
+    /// Parks all that a lane has queued.
+    pub(super) fn park_queue<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        why: ParkReason,
+        rest: Option<Duration>,
+        step: &mut Step<'_, S>,
+    ) {
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        let queue: Vec<_> = entry.lane.take_queue().collect();
+        for taken in queue {
+            self.park(taken, why, rest, step);
+        }
+    }
+
+    /// The lane of a subscription, its terms up to date; `None` when the subscription does not exist.
+    fn lane_of<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        subscription: &str,
+        step: &mut Step<'_, S>,
+    ) -> Option<LaneId> {
+        if let Some(&id) = self.by_subscription.get(subscription) {
+            return self.refresh(id, step).then_some(id);
+        }
+        let now = step.env.now;
+        let version = step.env.subscriptions.version();
+        let terms = step.env.subscriptions.terms(subscription)?;
+        let id = self.next_lane;
+        self.next_lane += 1;
+        let name: Rc<str> = Rc::from(subscription);
+        self.by_subscription.insert(Rc::clone(&name), id);
+        let entry = LaneEntry {
+            lane: Lane::new(terms.limits, now),
+            name,
+            subscriber: terms.subscriber,
+            counts: AttemptCounts::default(),
+            standing: terms.standing,
+            version,
+            valid_until: terms.valid_for.map(|time| now + time),
+            ready: false,
+            timed: None,
+            unanswered: 0,
+            last_end: None,
+            opened: None,
+            order: terms.order,
+            subjects: None,
+        };
+        self.lanes.insert(id, entry);
+        self.keep_order(id, terms.order, step);
+        Some(id)
+    }
+
+    /// Takes a changed subscription over into its lane; `false` when it does not exist any more.
+    pub(super) fn refresh<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        step: &mut Step<'_, S>,
+    ) -> bool {
+        let now = step.env.now;
+        let version = step.env.subscriptions.version();
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return false;
+        };
+        let holds = entry.valid_until.is_none_or(|until| now < until);
+        if entry.version == version && holds {
+            return true;
+        }
+        let Some(terms) = step.env.subscriptions.terms(&entry.name) else {
+            self.remove_lane(id, step);
+            return false;
+        };
+        entry.version = version;
+        entry.valid_until = terms.valid_for.map(|time| now + time);
+        entry.standing = terms.standing;
+        entry.lane.set_limits(terms.limits, now);
+        if entry.subscriber != terms.subscriber {
+            // What was attempted before was the other's, and so is the series of a breaker that is open.
+            let before = std::mem::replace(&mut entry.subscriber, terms.subscriber);
+            if let Some(counts) = entry.counts.take() {
+                self.gone.push((Arc::clone(&before), counts));
+            }
+            if entry.opened.is_some() {
+                let name = &entry.name;
+                step.push(Effect::Notice(Notice::BreakerForgotten {
+                    subscription: Rc::clone(name),
+                    subscriber: before,
+                }));
+                step.push(Effect::Notice(Notice::BreakerMoved {
+                    subscription: Rc::clone(name),
+                    subscriber: Arc::clone(&entry.subscriber),
+                }));
+            }
+        }
+        let is_open = matches!(entry.standing, Standing::Open(_));
+        self.keep_order(id, terms.order, step);
+        if !is_open {
+            self.clear_lane(id, step);
+        }
+        true
+    }
+
+    /// Sends what a lane has queued where its standing, in which it accepts none, says.
+    pub(super) fn clear_lane<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        step: &mut Step<'_, S>,
+    ) {
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        let standing = entry.standing.clone();
+        let all = entry.take_all();
+        for taken in all {
+            self.turn_away(taken, &standing, step);
+        }
+    }
+
+    /// The subscription is deleted. Attempts in flight end by themselves; what was queued has nowhere to go.
+    fn remove_lane<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
+        let Some(mut entry) = self.lanes.remove(&id) else {
+            return;
+        };
+        self.forget_lane(&mut entry, step);
+        self.by_subscription.remove(&entry.name);
+        for taken in entry.take_all() {
+            self.subscription_missing(taken, step);
+        }
+    }
+}

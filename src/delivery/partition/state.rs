@@ -1,0 +1,260 @@
+//! What the machine holds.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::counts::AttemptCounts;
+use super::effect::{Effect, Effects, Notice, Outcome};
+use super::env::{Endpoint, Env, Rules, Standing, Subscriptions};
+use super::event::{Incoming, LaneId, UnderWay};
+use super::fairness::Fairness;
+use super::lane::Lane;
+use super::order::SubjectQueue;
+use crate::model::command::Command;
+use crate::model::subscription::Order;
+use crate::model::units::{EpochMs, Offset};
+use crate::model::window::Window;
+
+/// Looked up several times for each delivery: seeded at random, and quicker than the standard library's.
+pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// A command whose offset is in the window.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) offset: Offset,
+    pub(super) command: Box<Command>,
+}
+
+/// A command that is due soon, and waits for that here: the earliest first.
+#[derive(Debug)]
+pub(super) struct DueSoon {
+    pub(super) due: EpochMs,
+    pub(super) taken: Taken,
+}
+
+impl PartialEq for DueSoon {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for DueSoon {}
+
+impl PartialOrd for DueSoon {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for DueSoon {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |one: &Self| (one.due, one.taken.offset);
+        key(self).cmp(&key(other))
+    }
+}
+
+/// Whether commands are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intake {
+    Open,
+    /// Nothing more is started, and something is in flight.
+    Stopping,
+    Stopped,
+}
+
+/// Whether it is known what is under way of ordered subscriptions.
+#[derive(Debug)]
+pub(super) enum Knowledge {
+    /// There may be no ordered subscription.
+    NotNeeded,
+    /// To be asked for at the next tick.
+    Needed,
+    /// The answer is awaited.
+    Asked,
+    /// What was found of subscriptions that have no lane yet.
+    Known(UnderWay),
+}
+
+/// A subscription's lane, and what is known of its endpoint.
+#[derive(Debug)]
+pub(super) struct LaneEntry<E> {
+    pub(super) lane: Lane<Taken>,
+    /// The subscription's id.
+    pub(super) name: Rc<str>,
+    pub(super) subscriber: Arc<str>,
+    /// Attempts since they were last taken.
+    pub(super) counts: AttemptCounts,
+    pub(super) standing: Standing<E>,
+    /// The version of the subscriptions of which `standing` is, when that was, and until when it holds.
+    pub(super) version: u64,
+    pub(super) valid_until: Option<Instant>,
+    /// Whether a turn has been asked for.
+    pub(super) ready: bool,
+    /// When a timer will ask for one.
+    pub(super) timed: Option<Instant>,
+    /// Attempts without a response since the last one with one, and when an attempt last ended.
+    pub(super) unanswered: u32,
+    pub(super) last_end: Option<Instant>,
+    /// Since when the breaker has been open.
+    pub(super) opened: Option<Instant>,
+    pub(super) order: Order,
+    /// When the subscription asks for order.
+    pub(super) subjects: Option<Box<SubjectQueue<Taken>>>,
+}
+
+impl<E> LaneEntry<E> {
+    /// Takes out what waits for its turn in its subject.
+    pub(super) fn take_waiting(&mut self) -> Vec<Taken> {
+        self.subjects
+            .as_mut()
+            .map(|subjects| subjects.take_waiting())
+            .unwrap_or_default()
+    }
+
+    /// Takes out all that is not in flight: what is queued, then what waits for its turn.
+    pub(super) fn take_all(&mut self) -> Vec<Taken> {
+        let mut all: Vec<Taken> = self.lane.take_queue().collect();
+        all.extend(self.take_waiting());
+        all
+    }
+}
+
+/// One ownership of a partition, from its assignment to its revocation.
+#[derive(Debug)]
+pub struct Partition<E> {
+    pub(super) rules: Arc<Rules>,
+    pub(super) window: Window,
+    /// Read and not routed: its lane, or the window, has no room.
+    pub(super) pending: VecDeque<Incoming>,
+    /// Whether the first of `pending` is in the window already.
+    pub(super) first_is_taken: bool,
+    pub(super) stalled_since: Option<Instant>,
+    pub(super) due_soon: BinaryHeap<Reverse<DueSoon>>,
+    pub(super) lanes: Map<LaneId, LaneEntry<E>>,
+    pub(super) by_subscription: Map<Rc<str>, LaneId>,
+    pub(super) next_lane: LaneId,
+    pub(super) timers: BinaryHeap<Reverse<(Instant, LaneId)>>,
+    /// The earliest time that was asked for and has not come.
+    pub(super) wake_at: Option<Instant>,
+    pub(super) in_flight: usize,
+    pub(super) intake: Intake,
+    pub(super) knowledge: Knowledge,
+    /// When something overdue was last looked for.
+    pub(super) looked_again: Option<Instant>,
+    pub(super) fairness: Fairness,
+    /// Attempts of lanes that are gone.
+    pub(super) gone: Vec<(Arc<str>, AttemptCounts)>,
+}
+
+/// One event's surroundings, and where its effects go.
+pub(super) struct Step<'a, S: Subscriptions> {
+    pub(super) env: &'a Env<'a, S>,
+    pub(super) random: &'a mut fastrand::Rng,
+    pub(super) effects: &'a mut Effects<S::Endpoint>,
+}
+
+impl<S: Subscriptions> Step<'_, S> {
+    pub(super) fn push(&mut self, effect: Effect<S::Endpoint>) {
+        self.effects.push(effect);
+    }
+}
+
+impl<E: Endpoint> Partition<E> {
+    /// A partition whose finished offsets are those of `window`.
+    #[must_use]
+    pub fn new(rules: Arc<Rules>, window: Window) -> Self {
+        Self {
+            rules,
+            window,
+            pending: VecDeque::new(),
+            first_is_taken: false,
+            stalled_since: None,
+            due_soon: BinaryHeap::new(),
+            lanes: Map::default(),
+            by_subscription: Map::default(),
+            next_lane: 0,
+            timers: BinaryHeap::new(),
+            wake_at: None,
+            in_flight: 0,
+            intake: Intake::Open,
+            knowledge: Knowledge::NotNeeded,
+            looked_again: None,
+            fairness: Fairness::default(),
+            gone: Vec::new(),
+        }
+    }
+
+    /// Asks for a turn for a lane that has something to send.
+    pub(super) fn make_ready<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        step: &mut Step<'_, S>,
+    ) {
+        if let Some(entry) = self.lanes.get_mut(&id)
+            && !entry.ready
+            && entry.lane.queued() > 0
+        {
+            entry.ready = true;
+            step.push(Effect::Ready(id));
+        }
+    }
+
+    /// Asks for a timer, unless an earlier one is set.
+    pub(super) fn wake_at<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        at: Instant,
+        step: &mut Step<'_, S>,
+    ) {
+        if self.wake_at.is_none_or(|set| at < set) {
+            self.wake_at = Some(at);
+            step.push(Effect::WakeAt(at));
+        }
+    }
+
+    /// Ends an offset, with what must be durable before the position passes it.
+    pub(super) fn settle<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        offset: Offset,
+        weight: usize,
+        outcome: Option<Outcome>,
+        step: &mut Step<'_, S>,
+    ) {
+        let was_open = self.window.finish(offset);
+        debug_assert!(was_open, "an offset ends once");
+        match outcome {
+            // It takes memory until it is durable.
+            Some(outcome) => step.push(Effect::Write(outcome)),
+            None => step.effects.free(weight),
+        }
+    }
+
+    pub(super) fn drained_if_idle<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        step: &mut Step<'_, S>,
+    ) {
+        if self.intake == Intake::Stopping && self.in_flight == 0 {
+            self.intake = Intake::Stopped;
+            step.push(Effect::Drained);
+        }
+    }
+
+    /// The lane is gone: its attempts still count, and a breaker that is open is not shown any more.
+    pub(super) fn forget_lane<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        entry: &mut LaneEntry<E>,
+        step: &mut Step<'_, S>,
+    ) {
+        if let Some(counts) = entry.counts.take() {
+            self.gone.push((Arc::clone(&entry.subscriber), counts));
+        }
+        if entry.opened.is_some() {
+            step.push(Effect::Notice(Notice::BreakerForgotten {
+                subscription: Rc::clone(&entry.name),
+                subscriber: Arc::clone(&entry.subscriber),
+            }));
+        }
+    }
+}

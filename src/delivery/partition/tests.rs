@@ -1,0 +1,735 @@
+//! The machine against a naive model: a log, retry topics and endpoints in memory, random interleavings of everything
+//! that can happen, and the invariants of the crate as assertions. A crash drops the machine at any step, with all that was
+//! not committed, and restores it from the last snapshot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::Partition;
+use super::effect::{Attempt, Effect, Effects, Outcome, Question};
+use super::env::{Endpoint, Env, Rules, Standing, Subscriptions, Terms};
+use super::event::{AttemptEnd, Event, Found, Incoming, LaneId, LookAhead, UnderWay};
+use super::lane::Limits;
+use crate::model::breaker_rules::BreakerRules;
+use crate::model::command::{Cause, Command, tests::sample};
+use crate::model::outcome::{Class, Response};
+use crate::model::subscription::{Order, Subscription, parse};
+use crate::model::tiers::Tiers;
+use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::window::{Format, METADATA_LIMIT, Place, Snapshot, Window};
+
+const SUBSCRIPTIONS: usize = 4;
+const SUBJECTS: usize = 3;
+/// Requests in flight over all lanes.
+const CAP: usize = 6;
+const SCHEDULE: [Duration; 3] = [
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(60),
+];
+
+/// An endpoint of the model: nothing but its subscription.
+#[derive(Clone, Debug)]
+struct Peer(Arc<Subscription>);
+
+impl Endpoint for Peer {
+    fn subscription(&self) -> &Arc<Subscription> {
+        &self.0
+    }
+
+    fn schedule(&self) -> &[Duration] {
+        &SCHEDULE
+    }
+}
+
+/// The subscriptions of the model.
+#[derive(Default)]
+struct Listed {
+    all: HashMap<String, Arc<Subscription>>,
+    version: u64,
+}
+
+impl Listed {
+    fn put(&mut self, number: usize, order: Order, state: &str) {
+        let id = format!("s{number}");
+        let order = match order {
+            Order::None => "none",
+            Order::PerSubject => "per_subject",
+            Order::Strict => "strict",
+        };
+        let record = serde_json::json!({
+            "id": id, "subscriber": format!("owner{number}"), "events": ["a"], "url": "https://example.com/",
+            "order": order, "state": state,
+        });
+        let text = record.to_string();
+        let parsed = parse(Some(id.as_bytes()), text.as_bytes()).unwrap();
+        self.all.insert(id, Arc::new(parsed));
+        self.version += 1;
+    }
+
+    fn remove(&mut self, number: usize) {
+        self.all.remove(&format!("s{number}"));
+        self.version += 1;
+    }
+}
+
+impl Subscriptions for Listed {
+    type Endpoint = Peer;
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn terms(&self, id: &str) -> Option<Terms<Peer>> {
+        let subscription = self.all.get(id)?;
+        let standing = match subscription.state {
+            crate::model::subscription::State::Active => {
+                Standing::Open(Peer(Arc::clone(subscription)))
+            }
+            crate::model::subscription::State::Paused => Standing::Waiting,
+            crate::model::subscription::State::Disabled => Standing::Disabled,
+        };
+        Some(Terms {
+            subscriber: Arc::from(&*subscription.subscriber),
+            standing,
+            limits: Limits {
+                max_in_flight: 3,
+                rate: None,
+                breaker: BreakerRules {
+                    failures: 4,
+                    rate: 0.5,
+                    window: Duration::from_secs(30),
+                    volume: 10,
+                    probe: Duration::from_secs(1),
+                    max_probe: Duration::from_secs(8),
+                },
+            },
+            order: subscription.order,
+            valid_for: None,
+        })
+    }
+}
+
+/// What is committed: it survives a crash.
+struct Durable {
+    /// `webhook-commands`; `None` is an offset without a record.
+    log: Vec<Option<Command>>,
+    /// The retry topics: what waits, with its tier.
+    tiers: Vec<(usize, Box<Command>)>,
+    dead: BTreeMap<Box<str>, usize>,
+    snapshot: Snapshot,
+}
+
+/// A command of the model, by its webhook id.
+#[derive(Default)]
+struct Known {
+    delivered: usize,
+    /// Attempts that ended, as far as outcomes were kept.
+    sent: bool,
+}
+
+struct Sim {
+    durable: Durable,
+    listed: Listed,
+    machine: Partition<Peer>,
+    effects: Effects<Peer>,
+    random: fastrand::Rng,
+    now: Instant,
+    wall: EpochMs,
+    /// The next offset to hand over.
+    read_to: usize,
+    ready: VecDeque<LaneId>,
+    timers: BTreeSet<Instant>,
+    in_flight: Vec<Attempt<Peer>>,
+    /// Lanes whose response's body is still open.
+    bodies: Vec<LaneId>,
+    outcomes: Vec<Outcome>,
+    questions: Vec<Question>,
+    /// Bytes that the machine holds, as its shell counts them.
+    load: usize,
+    known: BTreeMap<Box<str>, Known>,
+    crashed: bool,
+    paused: bool,
+    drained: bool,
+    next_id: usize,
+}
+
+fn place() -> Place {
+    Place::new("cluster", "webhook-commands", 0)
+}
+
+fn rules() -> Arc<Rules> {
+    let tiers = [5, 30, 60].map(Duration::from_secs).to_vec();
+    Arc::new(Rules {
+        cluster: "cluster".into(),
+        tiers: Tiers::new(tiers).unwrap(),
+    })
+}
+
+impl Sim {
+    fn new(seed: u64, orders: [Order; SUBSCRIPTIONS]) -> Self {
+        let mut listed = Listed::default();
+        for (number, order) in orders.into_iter().enumerate() {
+            listed.put(number, order, "active");
+        }
+        let window = Window::new(Position(0));
+        let snapshot = window.snapshot(place(), Format::V2);
+        Self {
+            durable: Durable {
+                log: Vec::new(),
+                tiers: Vec::new(),
+                dead: BTreeMap::new(),
+                snapshot,
+            },
+            listed,
+            machine: Partition::new(rules(), window),
+            effects: Effects::default(),
+            random: fastrand::Rng::with_seed(seed),
+            now: crate::edge::clock::instant(),
+            wall: EpochMs(1_700_000_000_000),
+            read_to: 0,
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            in_flight: Vec::new(),
+            bodies: Vec::new(),
+            outcomes: Vec::new(),
+            questions: Vec::new(),
+            load: 0,
+            known: BTreeMap::new(),
+            crashed: false,
+            paused: false,
+            drained: false,
+            next_id: 0,
+        }
+    }
+
+    fn produce(&mut self, subscription: usize, subject: Option<usize>) {
+        let id: Box<str> = format!("msg_{}", self.next_id).into();
+        self.next_id += 1;
+        self.known.insert(id.clone(), Known::default());
+        let command = Command {
+            webhook_id: id,
+            subscriber: format!("owner{subscription}").into(),
+            subscription: format!("s{subscription}").into(),
+            subject: subject.map(|subject| format!("subject{subject}").into()),
+            attempt: 0,
+            due: None,
+            enqueued: self.wall,
+            cause: Cause::New,
+            first_failure: None,
+            sequence: None,
+            cluster: None,
+            body: Bytes::from_static(b"{}"),
+            ..sample()
+        };
+        self.durable.log.push(Some(command));
+    }
+
+    fn apply(&mut self, event: Event<Peer>) {
+        let env = Env {
+            now: self.now,
+            wall: self.wall,
+            has_spare: true,
+            subscriptions: &self.listed,
+        };
+        self.machine
+            .apply(event, &env, &mut self.random, &mut self.effects);
+        self.load -= std::mem::take(&mut self.effects.freed_bytes);
+        self.effects.freed_commands = 0;
+        for effect in std::mem::take(&mut self.effects.list) {
+            match effect {
+                Effect::Ready(lane) => self.ready.push_back(lane),
+                Effect::Send(attempt) => self.sent(attempt),
+                Effect::Write(outcome) => self.outcomes.push(outcome),
+                Effect::WakeAt(at) => drop(self.timers.insert(at)),
+                Effect::LookAhead(question) => self.questions.push(question),
+                Effect::Drained => self.drained = true,
+                Effect::Parked(_) | Effect::Concluded(_) | Effect::Notice(_) => {}
+            }
+        }
+        let held: usize = self.outcomes.iter().filter_map(Outcome::weight).sum();
+        assert!(self.load >= held, "what is held for outcomes is counted");
+        let snapshot = self.machine.snapshot(place(), Format::V2);
+        assert!(
+            snapshot.metadata.len() <= METADATA_LIMIT,
+            "the window is always encodable"
+        );
+    }
+
+    fn sent(&mut self, attempt: Attempt<Peer>) {
+        let command = &attempt.command;
+        assert!(!self.paused, "nothing is sent during an outage");
+        assert!(
+            command.due.is_none_or(|due| due <= self.wall),
+            "**Never early**: {} is due at {:?}, now is {}",
+            command.webhook_id,
+            command.due,
+            self.wall
+        );
+        assert!(
+            self.in_flight
+                .iter()
+                .all(|other| other.command.webhook_id != command.webhook_id),
+            "**One lineage**: {} is in flight twice",
+            command.webhook_id
+        );
+        let known = self.known.get_mut(&command.webhook_id).unwrap();
+        assert!(
+            self.crashed || known.delivered == 0,
+            "{} was delivered and is sent again without a crash",
+            command.webhook_id
+        );
+        self.check_order(&attempt);
+        if let Some(known) = self.known.get_mut(&attempt.command.webhook_id) {
+            known.sent = true;
+        }
+        self.in_flight.push(attempt);
+        assert!(self.in_flight.len() <= CAP, "the cap on requests holds");
+        let lane = self.in_flight.last().unwrap().lane;
+        let same = self.in_flight.iter().filter(|one| one.lane == lane);
+        assert!(same.count() <= 3, "a lane's limit holds");
+    }
+
+    /// With order, nothing of a subject is sent while one ahead of it is not done (strict), or has had no attempt (per
+    /// subject). The place in the order is that of the first record in the log.
+    fn check_order(&self, attempt: &Attempt<Peer>) {
+        let order = attempt.endpoint.0.order;
+        let (Some(subject), Some(sequence)) = (&attempt.command.subject, attempt.command.sequence)
+        else {
+            return;
+        };
+        if order == Order::None || (order == Order::PerSubject && attempt.command.attempt > 0) {
+            return;
+        }
+        let ahead = self.durable.log.iter().enumerate().filter_map(|(at, one)| {
+            let one = one.as_ref()?;
+            let place = one.sequence.unwrap_or(at as i64);
+            let same = one.subject.as_ref() == Some(subject)
+                && one.subscription == attempt.command.subscription;
+            (same && place < sequence).then_some(&one.webhook_id)
+        });
+        for id in ahead {
+            let known = &self.known[id];
+            let done = known.delivered > 0
+                || self.durable.dead.contains_key(id)
+                || self.is_given_up(id)
+                || (order == Order::PerSubject && known.sent);
+            assert!(
+                done,
+                "order: {} of {subject} is sent before {id}",
+                attempt.command.webhook_id
+            );
+        }
+    }
+
+    fn is_given_up(&self, id: &str) -> bool {
+        self.outcomes.iter().any(|outcome| match outcome {
+            Outcome::DeadLetter(command, _) => &*command.webhook_id == id,
+            _ => false,
+        })
+    }
+
+    fn take(&mut self, most: usize) {
+        let mut incoming = Vec::new();
+        while incoming.len() < most && self.read_to < self.durable.log.len() {
+            let offset = Offset(self.read_to as i64);
+            if let Some(command) = &self.durable.log[self.read_to] {
+                let one = Incoming {
+                    offset,
+                    content: Ok(Box::new(command.clone())),
+                };
+                self.load += one.weight();
+                incoming.push(one);
+            }
+            self.read_to += 1;
+        }
+        if !incoming.is_empty() {
+            self.apply(Event::Taken(incoming));
+        }
+    }
+
+    fn dispatch(&mut self) {
+        // As the worker does it; a lane may ask again at once.
+        let mut turns = 0;
+        while !self.paused && self.in_flight.len() + self.bodies.len() < CAP && turns < 100 {
+            let Some(lane) = self.ready.pop_front() else {
+                return;
+            };
+            turns += 1;
+            let spare = CAP - self.in_flight.len() - self.bodies.len();
+            self.apply(Event::Turn { lane, spare });
+        }
+    }
+
+    fn end(&mut self, pick: usize, response: Response, slot_follows: bool) {
+        if self.in_flight.is_empty() {
+            return;
+        }
+        let attempt = self.in_flight.swap_remove(pick % self.in_flight.len());
+        if matches!(
+            response,
+            Response::Status {
+                status: 200..=299,
+                ..
+            }
+        ) {
+            let known = self.known.get_mut(&attempt.command.webhook_id).unwrap();
+            known.delivered += 1;
+        }
+        if slot_follows {
+            self.bodies.push(attempt.lane);
+        }
+        self.apply(Event::Ended(AttemptEnd {
+            lane: attempt.lane,
+            offset: attempt.offset,
+            command: attempt.command,
+            endpoint: attempt.endpoint,
+            permit: attempt.permit,
+            response,
+            error: None,
+            slot_follows,
+            keep_copy: false,
+        }));
+    }
+
+    fn advance(&mut self, time: Duration) {
+        self.now += time;
+        self.wall = self.wall + time;
+        while let Some(first) = self.timers.first().copied().filter(|at| *at <= self.now) {
+            self.timers.remove(&first);
+            self.apply(Event::Timer);
+        }
+        self.apply(Event::Tick);
+    }
+
+    /// Outcomes and position in one transaction.
+    fn commit(&mut self) {
+        for outcome in std::mem::take(&mut self.outcomes) {
+            self.load -= outcome.weight().unwrap_or(0);
+            match outcome {
+                Outcome::Tier(tier, command) => {
+                    assert!(
+                        command.due.is_some(),
+                        "what waits in a tier is due some time"
+                    );
+                    self.durable.tiers.push((tier, command));
+                }
+                Outcome::DeadLetter(command, _) => {
+                    *self.durable.dead.entry(command.webhook_id).or_default() += 1;
+                }
+                Outcome::Disable(decided_on) => {
+                    // As commit does: unless it has changed since.
+                    let current = self.listed.all.get(&*decided_on.id);
+                    if current.is_some_and(|current| Arc::ptr_eq(current, &decided_on)) {
+                        let number = decided_on.id[1..].parse().unwrap();
+                        self.listed.put(number, decided_on.order, "disabled");
+                    }
+                }
+                Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
+            }
+        }
+        self.durable.snapshot = self.machine.snapshot(place(), Format::V2);
+        self.check_lineage();
+    }
+
+    fn restored(&self) -> Window {
+        let Snapshot { position, metadata } = &self.durable.snapshot;
+        let (window, error) = Window::restore(*position, metadata, place());
+        assert_eq!(error, None);
+        window
+    }
+
+    /// **One lineage**, **Durable outcome**: what is not delivered is in exactly one place.
+    fn check_lineage(&self) {
+        let mut copies: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut window = self.restored();
+        let from = self.durable.snapshot.position.0 as usize;
+        for (offset, command) in self.durable.log.iter().enumerate().skip(from) {
+            if let Some(command) = command
+                && window.take(Offset(offset as i64))
+            {
+                *copies.entry(&command.webhook_id).or_default() += 1;
+            }
+        }
+        for (_, command) in &self.durable.tiers {
+            *copies.entry(&command.webhook_id).or_default() += 1;
+        }
+        for (id, count) in &self.durable.dead {
+            *copies.entry(id).or_default() += count;
+        }
+        for (id, known) in &self.known {
+            let count = copies.get(&**id).copied().unwrap_or(0);
+            assert!(count <= 1, "{id} has {count} live copies");
+            assert!(count == 1 || known.delivered > 0, "{id} is lost");
+        }
+    }
+
+    /// What is due goes back to the log.
+    fn release(&mut self) {
+        let wall = self.wall;
+        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.durable.tiers)
+            .into_iter()
+            .partition(|(_, command)| command.due.is_none_or(|due| due <= wall));
+        self.durable.tiers = rest;
+        for (_, command) in due {
+            self.durable.log.push(Some(*command));
+            // A transaction marker.
+            self.durable.log.push(None);
+        }
+    }
+
+    fn answer(&mut self) {
+        for question in std::mem::take(&mut self.questions) {
+            let found = match question {
+                Question::UnderWay(from) => LookAhead::UnderWay(self.under_way(from)),
+                Question::Others(from, except) => {
+                    let start = from.0 as usize;
+                    let rest = self.durable.log.iter().enumerate().skip(start);
+                    let others = rest.filter_map(|(at, one)| {
+                        let other = !except.contains(&one.as_ref()?.subscription);
+                        other.then_some(Offset(at as i64))
+                    });
+                    let end = Position(self.durable.log.len() as i64);
+                    LookAhead::Others(others.max(), end)
+                }
+            };
+            self.apply(Event::LookedAhead(found));
+        }
+    }
+
+    fn under_way(&self, from: Position) -> UnderWay {
+        let mut found = UnderWay::new();
+        let mut note = |command: &Command, released| {
+            if let (Some(subject), Some(sequence)) = (&command.subject, command.sequence) {
+                found
+                    .entry(command.subscription.clone())
+                    .or_default()
+                    .push(Found {
+                        subject: subject.clone(),
+                        sequence,
+                        attempt: command.attempt,
+                        due: command.due.unwrap_or(command.enqueued),
+                        released,
+                    });
+            }
+        };
+        for (_, command) in &self.durable.tiers {
+            note(command, None);
+        }
+        for (at, command) in self.durable.log.iter().enumerate().skip(from.0 as usize) {
+            if let Some(command) = command {
+                note(command, Some(Offset(at as i64)));
+            }
+        }
+        found
+    }
+
+    /// A new owner begins where the last commit was.
+    fn reopen(&mut self) {
+        self.machine = Partition::new(rules(), self.restored());
+        self.read_to = self.durable.snapshot.position.0 as usize;
+        self.ready.clear();
+        self.timers.clear();
+        self.in_flight.clear();
+        self.bodies.clear();
+        self.outcomes.clear();
+        self.questions.clear();
+        self.load = 0;
+        self.drained = false;
+    }
+
+    /// A revocation in order: what is in flight ends, and all is committed.
+    fn hand_over(&mut self) {
+        self.apply(Event::Stop);
+        while !self.in_flight.is_empty() {
+            self.end(0, ok(), false);
+        }
+        assert!(self.drained, "a stop without attempts in flight is drained");
+        self.commit();
+        assert_eq!(self.load, 0, "nothing is held after a stop and a commit");
+        self.reopen();
+    }
+
+    /// All endpoints work, and everything happens that is due: in the end nothing is left.
+    fn settle(&mut self) {
+        self.paused = false;
+        self.apply(Event::Resumed { responded: true });
+        for number in 0..SUBSCRIPTIONS {
+            let order = self.listed.all.get(&format!("s{number}"));
+            let order = order.map_or(Order::None, |subscription| subscription.order);
+            self.listed.put(number, order, "active");
+        }
+        for _ in 0..5_000 {
+            self.release();
+            self.take(64);
+            self.answer();
+            self.dispatch();
+            while let Some(lane) = self.bodies.pop() {
+                self.apply(Event::SlotFreed(lane));
+            }
+            while !self.in_flight.is_empty() {
+                self.end(0, ok(), false);
+            }
+            self.dispatch();
+            self.commit();
+            let is_done = self.durable.tiers.is_empty()
+                && self.read_to == self.durable.log.len()
+                && self.in_flight.is_empty()
+                && self.durable.snapshot.position.0 as usize
+                    >= self.durable.log.len().saturating_sub(1)
+                && self.load == 0;
+            if is_done {
+                break;
+            }
+            self.advance(Duration::from_millis(700));
+        }
+        self.check_lineage();
+        for (id, known) in &self.known {
+            assert!(
+                known.delivered > 0 || self.durable.dead.contains_key(id),
+                "{id} never comes to its end"
+            );
+        }
+        assert_eq!(self.load, 0, "nothing is held when all is done");
+    }
+}
+
+fn ok() -> Response {
+    Response::Status {
+        status: 200,
+        retry_after: None,
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Produce(usize, Option<usize>),
+    Hole,
+    Take(usize),
+    Dispatch,
+    End(usize, u8, bool),
+    FreeSlot,
+    Advance(u64),
+    Commit,
+    Release,
+    Answer,
+    Crash,
+    HandOver,
+    Pause,
+    Resume(bool),
+    Change(usize, Order, &'static str),
+    Delete(usize),
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![
+        2 => Just(Order::None),
+        1 => Just(Order::PerSubject),
+        1 => Just(Order::Strict)
+    ]
+}
+
+/// What happens while the subscriptions stay as they are.
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        12 => (0..SUBSCRIPTIONS, proptest::option::of(0..SUBJECTS)).prop_map(|(one, subject)| Action::Produce(one, subject)),
+        1 => Just(Action::Hole),
+        8 => (1..20_usize).prop_map(Action::Take),
+        10 => Just(Action::Dispatch),
+        14 => (any::<usize>(), 0..8_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
+        6 => Just(Action::FreeSlot),
+        8 => prop_oneof![1..500_u64, 500..5_000_u64, 5_000..100_000_u64].prop_map(Action::Advance),
+        6 => Just(Action::Commit),
+        5 => Just(Action::Release),
+        5 => Just(Action::Answer),
+        2 => Just(Action::Crash),
+        1 => Just(Action::HandOver),
+        1 => Just(Action::Pause),
+        2 => any::<bool>().prop_map(Action::Resume),
+    ]
+}
+
+/// And while they change. Without order: what it means while it changes is not defined.
+fn change() -> impl Strategy<Value = Action> {
+    let states = vec!["active", "paused", "disabled"];
+    let state = (0..SUBSCRIPTIONS, prop::sample::select(states));
+    prop_oneof![
+        30 => action(),
+        1 => state.prop_map(|(one, state)| Action::Change(one, Order::None, state)),
+        1 => (0..SUBSCRIPTIONS).prop_map(Action::Delete),
+    ]
+}
+
+fn response(how: u8) -> Response {
+    let status = |status, retry_after| Response::Status {
+        status,
+        retry_after,
+    };
+    match how {
+        0..=2 => ok(),
+        3 => status(503, Some(Duration::from_secs(7))),
+        4 => status(500, None),
+        5 => Response::None(Class::Timeout),
+        6 => status(400, None),
+        _ => status(410, None),
+    }
+}
+
+fn run(sim: &mut Sim, actions: Vec<Action>) {
+    for action in actions {
+        match action {
+            Action::Produce(subscription, subject) => sim.produce(subscription, subject),
+            Action::Hole => sim.durable.log.push(None),
+            Action::Take(most) => sim.take(most),
+            Action::Dispatch => sim.dispatch(),
+            Action::End(pick, how, slot) => sim.end(pick, response(how), slot),
+            Action::FreeSlot => {
+                if let Some(lane) = sim.bodies.pop() {
+                    sim.apply(Event::SlotFreed(lane));
+                }
+            }
+            Action::Advance(ms) => sim.advance(Duration::from_millis(ms)),
+            Action::Commit => sim.commit(),
+            Action::Release => sim.release(),
+            Action::Answer => sim.answer(),
+            Action::Crash => {
+                sim.crashed = true;
+                sim.reopen();
+            }
+            Action::HandOver => sim.hand_over(),
+            Action::Pause => sim.paused = true,
+            Action::Resume(responded) => {
+                sim.paused = false;
+                sim.apply(Event::Resumed { responded });
+            }
+            Action::Change(number, order, state) => sim.listed.put(number, order, state),
+            Action::Delete(number) => sim.listed.remove(number),
+        }
+    }
+    sim.settle();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn whatever_happens_every_command_comes_to_one_end(
+        seed in any::<u64>(),
+        orders in [order(), order(), order(), order()],
+        actions in proptest::collection::vec(action(), 0..160),
+    ) {
+        run(&mut Sim::new(seed, orders), actions);
+    }
+
+    #[test]
+    fn subscriptions_that_change_lose_and_double_nothing(
+        seed in any::<u64>(),
+        actions in proptest::collection::vec(change(), 0..160),
+    ) {
+        run(&mut Sim::new(seed, [Order::None; SUBSCRIPTIONS]), actions);
+    }
+}

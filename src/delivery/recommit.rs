@@ -1,0 +1,57 @@
+//! Commits that are repeated because an earlier one may overtake them.
+//!
+//! Pure.
+
+use std::time::{Duration, Instant};
+
+/// How long a commit whose answer was not seen may still be under way to the broker.
+const UNDER_WAY: Duration = Duration::from_secs(120);
+/// Until then everything is committed again so often.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// After a broken connection a commit may reach the broker late, behind later ones, and take them back: nothing tells
+/// the broker which is the later of two of one generation. If nothing moves after that, the next owner would do again what
+/// is done (**Durable outcome**, **One lineage**). So for a while all is committed again, though it has not changed.
+#[derive(Debug, Default)]
+pub(super) struct Recommit {
+    until: Option<Instant>,
+    next: Option<Instant>,
+}
+
+impl Recommit {
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.until = Some(now + UNDER_WAY);
+    }
+
+    /// Whether all is to be committed again now.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        if self.until.is_none_or(|until| now > until) {
+            *self = Self::default();
+            return false;
+        }
+        let due = self.next.is_none_or(|next| now >= next);
+        if due {
+            self.next = Some(now + AGAIN);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AGAIN, Recommit, UNDER_WAY};
+    use std::time::Duration;
+
+    #[test]
+    fn after_a_disturbance_all_is_committed_again_each_second_for_two_minutes() {
+        let began = crate::edge::clock::instant();
+        let mut recommit = Recommit::default();
+        assert!(!recommit.is_due(began), "nothing has happened");
+        recommit.begin(began);
+        assert!(recommit.is_due(began));
+        assert!(!recommit.is_due(began + Duration::from_millis(100)));
+        assert!(recommit.is_due(began + AGAIN));
+        assert!(recommit.is_due(began + UNDER_WAY));
+        assert!(!recommit.is_due(began + UNDER_WAY + AGAIN));
+    }
+}

@@ -1,0 +1,458 @@
+//! Delivery: commands become POSTs, and POSTs outcomes that are durable before the position passes them.
+//!
+//! This thread polls Kafka, runs the rebalances and commits: all that concerns the group happens here, in
+//! order. The partitions' windows and lanes live on `worker` threads; between the two go whole batches.
+//! Every 100 ms the workers tell each partition's state: its window, and the outcomes since the last time.
+//! Outcomes and positions are committed in one transaction; positions alone by a plain commit. After a failed
+//! transaction the outcomes are kept and written again with the next state: an abort repeats no POST.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use rdkafka::Message as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::busy::Busy;
+use super::messages::{Load, Message};
+use super::metrics::DeliveryMetrics;
+use super::outage::Outage;
+use super::partition::effect::Outcome;
+use super::partition::event::Incoming;
+use super::recommit::Recommit;
+use super::top_subscribers::TopSubscribers;
+use super::workers::Workers;
+use crate::config::Settings;
+use crate::edge::clock;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
+use crate::edge::kafka::producer::Producer;
+use crate::edge::kafka::record::read_command;
+use crate::model::units::Offset;
+use crate::model::window::{Place, ReadError, Snapshot, VERSION, Window};
+use crate::runtime::context::RoleContext;
+
+/// How often positions and outcomes are committed.
+const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// Records taken in one turn before anything else is looked at.
+const TURN: usize = 512;
+/// A partition may always hold this much, bytes, however many partitions share `--max-queued-bytes`.
+const LEAST_SHARE: usize = 256 * 1024;
+/// And so many commands, however many partitions share `--max-queued-commands`.
+const LEAST_COMMANDS: usize = 512;
+/// How long the last commit of partitions that are given up may take, tries included.
+const FINAL_COMMIT: Duration = Duration::from_secs(5);
+/// An attempt that is older has outlived its deadline, 60 s at most: `/livez` turns red a while later.
+const STALE: Duration = Duration::from_secs(120);
+
+/// Runs until told to stop, then drains.
+///
+/// # Errors
+/// [`Failure`] when the role cannot go on.
+pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failure> {
+    let settings = &context.settings;
+    let topics = needed_topics(settings);
+    if !context.wait_until_possible("deliver", &topics)? {
+        return Ok(());
+    }
+    let workers = Workers::start(context, metrics)?;
+    let group = format!("{}deliver", settings.group_prefix);
+    let topic = settings.topics.commands();
+    let producer = Producer::new(settings, &context.pulse(), "deliver", 0)?;
+    let prefetch = [("queued.max.messages.kbytes", "4096")];
+    let member = Member::join(
+        settings,
+        context.pulse(),
+        "deliver",
+        &group,
+        &[&topic],
+        &prefetch,
+    )?;
+    let mut delivery = Delivery {
+        context,
+        metrics,
+        member,
+        producer,
+        workers,
+        cluster: context.cluster()?,
+        topic: Arc::from(topic),
+        partitions: HashMap::new(),
+        kept: Vec::new(),
+        one_by_one: false,
+        next_commit: clock::instant(),
+        outage: Outage::default(),
+        recommit: Recommit::default(),
+        oldest: Duration::ZERO,
+        top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
+        busy: Busy::default(),
+    };
+    // What an earlier run within this process has told.
+    metrics.forget_subscriber_attempts();
+    metrics.systemic_failure().set(0);
+    context.ready();
+    let result = delivery.go();
+    if result.is_ok() {
+        context.draining();
+    }
+    let ended = match result {
+        Ok(()) => delivery.give_up_all(),
+        Err(failure) => {
+            // As when partitions are lost.
+            let list: Vec<i32> = delivery.partitions.keys().copied().collect();
+            delivery.forget(&list);
+            Err(failure)
+        }
+    };
+    delivery.end(ended)
+}
+
+fn needed_topics(settings: &Settings) -> Vec<String> {
+    let topics = &settings.topics;
+    let mut needed = vec![
+        topics.commands(),
+        topics.subscriptions(),
+        topics.dead_letters(),
+        topics.invalid_events(),
+    ];
+    needed.extend(
+        settings
+            .tiers
+            .delays()
+            .iter()
+            .map(|&delay| topics.retry(delay)),
+    );
+    if settings.attempt_log {
+        needed.push(topics.attempts());
+    }
+    needed
+}
+
+/// A partition as this thread sees it.
+pub(super) struct Owned {
+    pub(super) load: Arc<Load>,
+    pub(super) paused: bool,
+    /// What the broker has, as far as is known.
+    pub(super) committed: Option<Snapshot>,
+}
+
+pub(super) struct Delivery<'a> {
+    pub(super) context: &'a RoleContext,
+    pub(super) metrics: &'a DeliveryMetrics,
+    pub(super) member: Member,
+    pub(super) producer: Producer,
+    pub(super) workers: Workers,
+    pub(super) cluster: ClusterId,
+    pub(super) topic: Arc<str>,
+    pub(super) partitions: HashMap<i32, Owned>,
+    /// Outcomes of a transaction that failed, to be written with the next one.
+    pub(super) kept: Vec<(i32, Outcome)>,
+    /// Whether each outcome is to be acknowledged before the next is sent: then none is refused for its neighbours.
+    pub(super) one_by_one: bool,
+    pub(super) next_commit: Instant,
+    pub(super) outage: Outage,
+    /// Whether a commit may still be under way behind later ones.
+    pub(super) recommit: Recommit,
+    /// The age of the oldest attempt in flight.
+    pub(super) oldest: Duration,
+    /// Whose attempts have series of their own.
+    pub(super) top_subscribers: TopSubscribers,
+    /// How busy the workers are.
+    pub(super) busy: Busy,
+}
+
+impl Delivery<'_> {
+    fn go(&mut self) -> Result<(), Failure> {
+        while !self.context.stopping() {
+            // A commit that hangs keeps this from being reached, an attempt past every deadline from being called.
+            if self.oldest <= STALE {
+                self.context.beat();
+            }
+            let wait = self.next_commit.saturating_duration_since(clock::instant());
+            self.turn(wait)?;
+            self.flow()?;
+            if clock::instant() >= self.next_commit {
+                self.commit()?;
+                self.next_commit = clock::instant() + COMMIT_EVERY;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what there is, at most [`TURN`] records.
+    fn turn(&mut self, wait: Duration) -> Result<(), Failure> {
+        let mut taken: HashMap<i32, Vec<Incoming>> = HashMap::new();
+        let mut wait = wait;
+        for _ in 0..TURN {
+            match self.member.poll(wait)? {
+                Polled::Message(message) => {
+                    let incoming = Incoming {
+                        offset: Offset(message.offset()),
+                        content: read_command(&message)?,
+                    };
+                    taken.entry(message.partition()).or_default().push(incoming);
+                }
+                Polled::Assigned(partitions) => {
+                    self.hand_over(taken);
+                    return self.assigned(&partitions);
+                }
+                Polled::Gap(gap) => {
+                    self.hand_over(taken);
+                    self.gap(&gap);
+                    return Ok(());
+                }
+                Polled::Revoked { partitions, lost } => {
+                    self.hand_over(taken);
+                    return self.revoked(&partitions, lost);
+                }
+                Polled::Idle => break,
+            }
+            wait = Duration::ZERO;
+        }
+        self.hand_over(taken);
+        Ok(())
+    }
+
+    fn hand_over(&self, taken: HashMap<i32, Vec<Incoming>>) {
+        for (partition, incoming) in taken {
+            // What was still in the client's queue of a partition that was given up is not ours.
+            let Some(owned) = self.partitions.get(&partition) else {
+                continue;
+            };
+            for one in &incoming {
+                owned.load.add(one.weight());
+            }
+            self.workers
+                .of(partition)
+                .send(Message::Take(partition, incoming));
+        }
+    }
+
+    /// Bounds what waits in memory: a partition that holds more than its share is paused until half of that has gone,
+    /// and every one while the fault is ours. Pausing throws the client's prefetched records away, so the share is made
+    /// large against them.
+    fn flow(&mut self) -> Result<(), Failure> {
+        let among = self.partitions.len().max(1);
+        let bytes = (self.context.settings.max_queued_bytes / among).max(LEAST_SHARE);
+        let commands = (self.context.settings.max_queued_commands / among).max(LEAST_COMMANDS);
+        let all_paused = self.outage.is_paused();
+        for (&number, owned) in &mut self.partitions {
+            let (held, count) = (owned.load.bytes(), owned.load.commands());
+            owned.load.set_share(bytes);
+            let at = [TopicPartition {
+                topic: Arc::clone(&self.topic),
+                partition: number,
+            }];
+            if !owned.paused && (all_paused || held > bytes || count > commands) {
+                self.member.pause(&at)?;
+                owned.paused = true;
+            } else if owned.paused && !all_paused && held < bytes / 2 && count <= commands / 2 {
+                self.member.resume(&at)?;
+                owned.paused = false;
+            }
+        }
+        let loads = || self.partitions.values().map(|owned| &owned.load);
+        self.metrics
+            .queued_bytes()
+            .set(as_gauge(loads().map(|load| load.bytes()).sum()));
+        self.metrics
+            .queued_commands()
+            .set(as_gauge(loads().map(|load| load.commands()).sum()));
+        Ok(())
+    }
+
+    /// What was taken is delivered all the same; where the topic ends before it, the partition begins anew.
+    fn gap(&mut self, gap: &Gap) {
+        self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+        let number = gap.at.partition;
+        if gap.lost() == 0 && self.partitions.contains_key(&number) {
+            self.forget(&[number]);
+            self.open(number, Window::new(gap.to), None);
+        }
+    }
+
+    fn place(&self, number: i32) -> Place {
+        Place::new(self.cluster.as_str(), &self.topic, number)
+    }
+
+    fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
+        let load = Arc::new(Load::default());
+        let place = self.place(number);
+        self.workers.place(number).send(Message::Open {
+            partition: number,
+            place,
+            window,
+            load: Arc::clone(&load),
+        });
+        let owned = Owned {
+            load,
+            paused: false,
+            committed,
+        };
+        self.partitions.insert(number, owned);
+    }
+
+    fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        let committed = self.member.committed(partitions)?;
+        let mut positions = Vec::with_capacity(committed.len());
+        for found in committed {
+            let number = found.at.partition;
+            let position = found.position.unwrap_or_default();
+            let place = self.place(number);
+            let (window, error) = Window::restore(position, &found.metadata, place);
+            if let Some(ReadError::Newer(version)) = error {
+                return Err(Failure::Newer {
+                    place: format!("the commit metadata of {} {number}", self.topic),
+                    version: version.to_string(),
+                    known: VERSION.into(),
+                });
+            }
+            if let Some(error) = error {
+                self.metrics.foreign_commit_metadata().inc();
+                tracing::error!(
+                    topic = %self.topic, partition = number, position = position.0,
+                    metric = "hookstream_foreign_commit_metadata_total",
+                    "finished commands above the committed position may be delivered again: {error}",
+                );
+            }
+            let known = found.position.map(|position| Snapshot {
+                position,
+                metadata: found.metadata,
+            });
+            self.open(number, window, known);
+            positions.push((found.at, found.position));
+        }
+        self.member.take(&positions)?;
+        if !partitions.is_empty() {
+            tracing::info!(partitions = ?numbers(partitions), "partitions assigned");
+        }
+        Ok(())
+    }
+
+    fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), Failure> {
+        let list = numbers(partitions);
+        tracing::info!(partitions = ?list, lost, "partitions revoked");
+        if !lost {
+            self.drain(&list);
+            self.commit_finally()?;
+        }
+        self.forget(&list);
+        self.member.give_up(partitions)
+    }
+
+    /// Partitions are revoked in a later generation than they were taken in, and only in that one the last
+    /// transaction of theirs is accepted. What is committed already is committed once more to ask for it.
+    fn renew_generation(&self) -> Result<(), KafkaError> {
+        let anchor: Vec<Commit> = self
+            .partitions
+            .iter()
+            .filter_map(|(&partition, owned)| {
+                let Snapshot { position, metadata } = owned.committed.clone()?;
+                Some(Commit {
+                    at: TopicPartition {
+                        topic: Arc::clone(&self.topic),
+                        partition,
+                    },
+                    position,
+                    metadata,
+                })
+            })
+            .take(1)
+            .collect();
+        self.member.renew_generation(&anchor)
+    }
+
+    fn give_up_all(&mut self) -> Result<(), Failure> {
+        let list: Vec<i32> = self.partitions.keys().copied().collect();
+        self.drain(&list);
+        self.commit_finally()?;
+        self.forget(&list);
+        Ok(())
+    }
+
+    /// Lets attempts in flight end, up to the deadline. What is cut then is delivered again by the next owner.
+    fn drain(&self, partitions: &[i32]) {
+        let deadline = clock::instant() + self.context.settings.drain_deadline;
+        let mut waiting = Vec::new();
+        for worker in &self.workers.all {
+            let theirs: Vec<i32> = partitions
+                .iter()
+                .copied()
+                .filter(|&number| self.workers.owns(worker, number))
+                .collect();
+            if theirs.is_empty() {
+                continue;
+            }
+            let (done, ended) = channel();
+            let expected = theirs.len();
+            worker.send(Message::Stop(theirs, done));
+            waiting.push((ended, expected));
+        }
+        for (ended, expected) in waiting {
+            for _ in 0..expected {
+                let rest = deadline.saturating_duration_since(clock::instant());
+                if ended.recv_timeout(rest).is_err() {
+                    tracing::warn!(
+                        "the drain deadline has passed: attempts in flight are cut and will be repeated"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The group may be between two generations when partitions are given up, so this is tried for a while.
+    fn commit_finally(&mut self) -> Result<(), Failure> {
+        const PAUSE: Duration = Duration::from_millis(100);
+        let deadline = clock::instant() + FINAL_COMMIT;
+        loop {
+            match self.renew_generation() {
+                Ok(()) if self.commit()? => return Ok(()),
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!("the group does not take this member's commits: {error}");
+                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownMemberId) {
+                        break;
+                    }
+                }
+            }
+            if clock::instant() >= deadline {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        tracing::warn!(
+            "the last commit did not succeed: what it would have told is done again by the next owner"
+        );
+        Ok(())
+    }
+
+    fn forget(&mut self, list: &[i32]) {
+        let gone: HashSet<i32> = list.iter().copied().collect();
+        for worker in &self.workers.all {
+            worker.send(Message::Close(list.to_vec()));
+        }
+        self.workers.give_up(list);
+        self.partitions.retain(|number, _| !gone.contains(number));
+        self.kept.retain(|(number, _)| !gone.contains(number));
+        for number in list {
+            self.metrics.forget_partition(*number);
+        }
+    }
+
+    fn end(self, ended: Result<(), Failure>) -> Result<(), Failure> {
+        drop(self.producer);
+        let ended = self.member.leave(ended);
+        self.workers.end();
+        ended
+    }
+}
+
+fn as_gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn numbers(partitions: &[TopicPartition]) -> Vec<i32> {
+    partitions.iter().map(|at| at.partition).collect()
+}

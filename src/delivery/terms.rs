@@ -1,0 +1,82 @@
+//! The subscriptions as partitions look them up: from the cache, with endpoints made ready.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::partition::env::{Standing, Subscriptions, Terms};
+use super::partition::lane::{Limits, Rate};
+use super::request::Target;
+use crate::config::Settings;
+use crate::edge::egress::EgressPolicy;
+use crate::edge::kafka::subscription_cache::Table;
+use crate::model::subscription::{State, Subscription};
+
+/// Looks subscriptions up for one worker.
+pub(super) struct Directory {
+    /// The subscriptions.
+    pub(super) table: Arc<Table>,
+    /// What endpoints may be reached.
+    pub(super) policy: Arc<EgressPolicy>,
+    /// What holds where a subscription does not say.
+    pub(super) settings: Arc<Settings>,
+}
+
+impl Directory {
+    fn standing(&self, subscription: &Arc<Subscription>) -> Standing<Rc<Target>> {
+        match subscription.state {
+            State::Paused => return Standing::Waiting,
+            State::Disabled => return Standing::Disabled,
+            State::Active => {}
+        }
+        if let Err(denied) = self.policy.check_url(&subscription.url) {
+            return Standing::Denied(denied.to_string().into());
+        }
+        match Target::new(subscription, &self.settings) {
+            Ok(target) => Standing::Open(Rc::new(target)),
+            Err(error) => {
+                tracing::error!(subscription = %subscription.id, "cannot send, commands wait: {error}");
+                Standing::Waiting
+            }
+        }
+    }
+}
+
+impl Subscriptions for Directory {
+    type Endpoint = Rc<Target>;
+
+    fn version(&self) -> u64 {
+        self.table.version()
+    }
+
+    fn terms(&self, id: &str) -> Option<Terms<Rc<Target>>> {
+        const MISSING_SECRET: Duration = Duration::from_secs(10);
+        const SECRET_FILE: Duration = Duration::from_secs(60);
+        let subscription = self.table.get(id)?;
+        let standing = self.standing(&subscription);
+        let valid_for = match &standing {
+            Standing::Waiting => Some(MISSING_SECRET),
+            Standing::Open(target) if target.reads_files() => Some(SECRET_FILE),
+            Standing::Open(_) | Standing::Disabled | Standing::Denied(_) => None,
+        };
+        Some(Terms {
+            subscriber: Arc::from(&*subscription.subscriber),
+            standing,
+            limits: limits(&subscription, &self.settings),
+            order: subscription.order,
+            valid_for,
+        })
+    }
+}
+
+/// What a lane may send for this subscription.
+fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
+    Limits {
+        breaker: settings.breaker.with(&subscription.breaker),
+        max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
+        rate: subscription.rate_limit.as_ref().map(|limit| Rate {
+            per_second: limit.per_second,
+            burst: f64::from(limit.burst),
+        }),
+    }
+}
