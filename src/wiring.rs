@@ -216,6 +216,7 @@ impl Service {
             registry,
             metrics,
             health: process.health,
+            brokers: watchdog::brokers,
             routes: pages::routes(families.board),
         });
         // Until the runtime ends: while roles drain, probes that got no response would end the process.

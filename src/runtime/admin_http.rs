@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use super::health::{Health, State};
 use super::metrics::{Metrics, Registry};
 use crate::edge::clock;
-use crate::edge::kafka::watchdog::{self, Brokers};
+use crate::edge::kafka::watchdog::Brokers;
 
 /// Connections served at a time; more wait in the listener's queue.
 const CONNECTIONS: usize = 64;
@@ -66,6 +66,8 @@ pub struct Site {
     pub metrics: Metrics,
     /// Behind `/livez` and `/readyz`.
     pub health: Arc<Health>,
+    /// Whether brokers respond, at a time.
+    pub brokers: fn(Instant) -> Brokers,
     /// The pages of the roles.
     pub routes: Vec<Route>,
 }
@@ -152,7 +154,7 @@ impl Site {
             return render_page((route.page)(query));
         }
         let now = clock::instant();
-        let brokers = watchdog::brokers(now);
+        let brokers = (self.brokers)(now);
         match path {
             "/metrics" => match self.render(brokers) {
                 Ok(rendered) => text(
@@ -239,6 +241,7 @@ mod tests {
             metrics: Metrics::register(&registry),
             registry,
             health: Arc::new(health),
+            brokers: |_| Brokers::default(),
             routes: Vec::new(),
         }
     }
