@@ -159,6 +159,8 @@ struct Sim {
     paused: bool,
     drained: bool,
     next_id: usize,
+    /// Whether there is memory for more than a lane's usual queue.
+    has_spare: bool,
 }
 
 fn place() -> Place {
@@ -207,6 +209,7 @@ impl Sim {
             paused: false,
             drained: false,
             next_id: 0,
+            has_spare: true,
         }
     }
 
@@ -236,7 +239,7 @@ impl Sim {
         let env = Env {
             now: self.now,
             wall: self.wall,
-            has_spare: true,
+            has_spare: self.has_spare,
             subscriptions: &self.listed,
         };
         self.machine
@@ -738,7 +741,9 @@ proptest! {
     ) {
         let bursts = bursts.into_iter().map(Action::Burst);
         let actions = before.into_iter().chain(bursts).chain(after).collect();
-        run(&mut Sim::new(seed, [Order::None, Order::None, Order::Strict, Order::None]), actions);
+        let mut sim = Sim::new(seed, [Order::None, Order::None, Order::Strict, Order::None]);
+        sim.has_spare = false;
+        run(&mut sim, actions);
     }
 }
 
@@ -760,5 +765,34 @@ proptest! {
         actions in proptest::collection::vec(change(), 0..120),
     ) {
         run(&mut Sim::new(seed, [Order::None; SUBSCRIPTIONS]), actions);
+    }
+}
+
+/// **Isolated**: a backlog of one subscriber holds another one up for no longer than it takes to find out that somebody
+/// waits behind it.
+#[test]
+fn a_backlog_holds_nobody_behind_it_up_for_long() {
+    let mut sim = Sim::new(7, [Order::None; SUBSCRIPTIONS]);
+    sim.has_spare = false;
+    for _ in 0..3_000 {
+        sim.produce(0, None);
+    }
+    sim.produce(1, None);
+    let waits: Box<str> = "msg_3000".into();
+    let began = sim.now;
+    while !sim.known[&waits].sent {
+        sim.take(500);
+        sim.answer();
+        sim.dispatch();
+        // The endpoint is quick: two hundred a second.
+        while !sim.in_flight.is_empty() {
+            sim.end(0, ok(), false);
+        }
+        sim.commit();
+        sim.advance(Duration::from_millis(20));
+        assert!(
+            sim.now - began < Duration::from_secs(5),
+            "a subscriber with one command waits behind another one's backlog"
+        );
     }
 }
