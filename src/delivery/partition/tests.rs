@@ -774,19 +774,21 @@ proptest! {
 fn a_backlog_holds_nobody_behind_it_up_for_long() {
     let mut sim = Sim::new(7, [Order::None; SUBSCRIPTIONS]);
     sim.has_spare = false;
-    for _ in 0..3_000 {
+    for _ in 0..8_000 {
         sim.produce(0, None);
     }
     sim.produce(1, None);
-    let waits: Box<str> = "msg_3000".into();
+    let waits: Box<str> = "msg_8000".into();
     let began = sim.now;
     while !sim.known[&waits].sent {
         sim.take(500);
         sim.answer();
-        sim.dispatch();
-        // The endpoint is quick: two hundred a second.
-        while !sim.in_flight.is_empty() {
-            sim.end(0, ok(), false);
+        // The endpoint is quick: six hundred a second.
+        for _ in 0..4 {
+            sim.dispatch();
+            while !sim.in_flight.is_empty() {
+                sim.end(0, ok(), false);
+            }
         }
         sim.commit();
         sim.advance(Duration::from_millis(20));
