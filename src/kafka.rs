@@ -536,6 +536,9 @@ pub fn wait_for_topics(
 ) -> Result<Option<ClusterId>, Failure> {
     /// A whole try; the client goes on connecting between tries.
     const TRY: Duration = Duration::from_secs(2);
+    /// A topic that was created a moment ago is not known to every broker yet: so often it may be missing.
+    const APPEARS: usize = 15;
+    const BETWEEN: Duration = Duration::from_millis(200);
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client("creating a client", error))?;
@@ -543,12 +546,18 @@ pub fn wait_for_topics(
     settings
         .credentials
         .keep_current(&client, |client| client.client());
+    let mut missing_tries = 0;
     while !stop() {
         match client.fetch_metadata(None, TRY) {
             Ok(metadata) => {
                 let there: std::collections::HashSet<_> =
                     metadata.topics().iter().map(|topic| topic.name()).collect();
                 if let Some(missing) = wanted.iter().find(|topic| !there.contains(topic.as_str())) {
+                    missing_tries += 1;
+                    if missing_tries < APPEARS {
+                        std::thread::sleep(BETWEEN);
+                        continue;
+                    }
                     return Err(explain_missing(&client, missing));
                 }
                 match cluster::ask(client.client(), TRY) {

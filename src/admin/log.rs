@@ -337,8 +337,22 @@ fn is_moving(error: &KafkaError) -> bool {
     )
 }
 
-/// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one.
+/// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one. A
+/// topic that was created a moment ago is not known to every broker yet, so one that is missing is asked for again for a
+/// while.
 fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
+    const TRIES: usize = 15;
+    const PAUSE: Duration = Duration::from_millis(200);
+    for _ in 1..TRIES {
+        match partitions_now(consumer, topic) {
+            Err(Failure::TopicMissing(_)) => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+    partitions_now(consumer, topic)
+}
+
+fn partitions_now(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
     let what = || format!("describing the topic {topic}");
     let metadata = consumer
         .fetch_metadata(Some(topic), ANSWER)
