@@ -59,7 +59,7 @@ fn passes(
     for run in 0..=runs {
         let before = kafka.cpu()?;
         let running = world
-            .again(&format!("{}-{run}", world.events()))
+            .again(&format!("{}-{}-{run}", world.events(), role.0))
             .start(role.0, role.1)?;
         let (cost, seconds) = running.wait(done.0, done.1 as f64)?;
         let pass = Pass {
