@@ -97,7 +97,7 @@ fn one_line(value: &str) -> String {
     }
 }
 
-/// The reference for the README, as a Markdown table.
+/// The settings table of `docs/reference.md`, as Markdown.
 #[must_use]
 pub fn reference() -> String {
     let mut text = "| flag, key in the file | variable | default | what it does; what is allowed |\n|---|---|---|---|\n".to_owned();

@@ -1,5 +1,5 @@
 //! The table of settings: the one place from which flags, environment variables, keys of the file, the reference
-//! in the README and the checks come.
+//! in docs/reference.md and the checks come.
 
 /// One setting, as it can be typed.
 #[derive(Debug)]

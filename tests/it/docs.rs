@@ -1,4 +1,5 @@
-//! The guides are true where a program can tell: retentions, alerts, times, links and the arithmetic of sizing.
+//! The documents agree with the program: settings, metrics, retentions, alerts, times, links, paths and the arithmetic of
+//! sizing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,40 @@ fn settings() -> Settings {
         cores: 2,
     };
     Settings::check(&layers, &machine).unwrap()
+}
+
+// ---- reference.md ----
+
+#[test]
+fn the_reference_of_settings_is_the_programs() {
+    const BEGIN: &str = "<!-- settings:begin -->\n";
+    const END: &str = "<!-- settings:end -->";
+    const FILE: &str = "docs/reference.md";
+    let text = text(FILE);
+    let (before, rest) = text.split_once(BEGIN).unwrap();
+    let (reference, after) = rest.split_once(END).unwrap();
+    let current = hookstream::config::reference();
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        let renewed = format!("{before}{BEGIN}{current}{END}{after}");
+        std::fs::write(Path::new(ROOT).join(FILE), renewed).unwrap();
+        return;
+    }
+    assert_eq!(
+        reference, current,
+        "UPDATE_REFERENCE=1 cargo test --test it the_reference_of_settings renews it"
+    );
+}
+
+#[test]
+fn every_metric_is_explained() {
+    let golden = include_str!("../data/metrics.golden");
+    let reference = text("docs/reference.md");
+    for name in golden.lines().filter_map(|line| line.split(' ').next()) {
+        assert!(
+            reference.contains(&format!("`{name}")),
+            "{name} is not in docs/reference.md"
+        );
+    }
 }
 
 // ---- operations.md ----
@@ -128,7 +163,32 @@ fn receivers_are_told_how_long_the_schedule_can_last() {
 
 // ---- links ----
 
-/// As GitHub makes them.
+/// README, changelog and guides.
+fn documents() -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(Path::new(ROOT).join("docs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "md"))
+        .collect();
+    for name in ["README.md", "CHANGELOG.md"] {
+        files.push(Path::new(ROOT).join(name));
+    }
+    files
+}
+
+/// A document without its code blocks.
+fn prose(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut in_block = false;
+    let lines = text.lines().filter(|line| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_block ^= is_fence;
+        !in_block && !is_fence
+    });
+    lines.fold(String::new(), |text, line| text + line + "\n")
+}
+
+/// The anchors that GitHub makes from the headings.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     headings
@@ -144,16 +204,9 @@ fn anchors(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_link_between_the_documents_leads_somewhere() {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(Path::new(ROOT).join("docs"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|kind| kind == "md"))
-        .collect();
-    files.push(Path::new(ROOT).join("README.md"));
     let mut followed = 0;
-    for file in files {
-        let content = std::fs::read_to_string(&file).unwrap();
-        for link in content.split("](").skip(1) {
+    for file in documents() {
+        for link in prose(&file).split("](").skip(1) {
             let link = link.split(')').next().unwrap();
             if link.contains("://") {
                 continue;
@@ -165,13 +218,32 @@ fn every_link_between_the_documents_leads_somewhere() {
             };
             assert!(target.exists(), "{}: {link}", file.display());
             if !anchor.is_empty() {
-                let known = anchors(&std::fs::read_to_string(&target).unwrap());
+                let known = anchors(&prose(&target));
                 assert!(known.contains(anchor), "{}: {link}", file.display());
             }
             followed += 1;
         }
     }
-    assert!(followed > 10, "{followed} links");
+    assert!(followed > 50, "{followed} links");
+}
+
+#[test]
+fn every_file_that_the_documents_name_exists() {
+    const FOLDERS: [&str; 6] = ["deploy", "docs", "schemas", "scripts", "src", "tests"];
+    let mut found = 0;
+    for file in documents() {
+        for code in prose(&file).split('`').skip(1).step_by(2) {
+            let path = code.split_whitespace().next().unwrap_or_default();
+            let folder = path.split('/').next().unwrap();
+            if !path.contains('/') || !FOLDERS.contains(&folder) {
+                continue;
+            }
+            let exists = Path::new(ROOT).join(path).exists();
+            assert!(exists, "{}: {path}", file.display());
+            found += 1;
+        }
+    }
+    assert!(found > 20, "{found} paths");
 }
 
 // ---- sizing.md ----

@@ -342,7 +342,7 @@ fn panels_count_two_replicas_of_the_lag_role_once_and_a_name_is_no_pattern() {
     }
     let cases = [
         ("overview", "Pending commands", r#"{state="ready"}"#, 1309.0),
-        ("overview", "Dead letters open", "{}", 1309.0),
+        ("overview", "Open dead letters", "{}", 1309.0),
         (
             "overview",
             "Events waiting for fan-out",
@@ -355,8 +355,8 @@ fn panels_count_two_replicas_of_the_lag_role_once_and_a_name_is_no_pattern() {
             r#"{state="ready"}"#,
             600.0,
         ),
-        ("subscriber", "Growing or shrinking", "{}", 1.0),
-        ("subscriber", "Dead letters open", "{}", 600.0),
+        ("subscriber", "Backlog change", "{}", 1.0),
+        ("subscriber", "Open dead letters", "{}", 600.0),
     ];
     let cases = cases.map(|(name, title, labels, value)| {
         let dashboard = dashboard(name);

@@ -1,4 +1,4 @@
-//! The README is true: its tour is run, its reference is the program's, and its tables leave nothing out.
+//! The README is true and short: its tour runs as shown and prints what is shown.
 
 use std::process::Command;
 
@@ -16,7 +16,7 @@ fn tour(text: &str) -> String {
         .collect()
 }
 
-/// What the README says that the tour prints: the lines of the blocks that follow the scripts.
+/// The output of the tour as the README shows it: the lines of the blocks that follow the scripts.
 fn printed(text: &str) -> impl Iterator<Item = &str> {
     let scripts = text.split("<!-- tour -->\n```sh\n").skip(1);
     let behind = scripts.filter_map(|rest| rest.split_once("```").map(|(_, rest)| rest));
@@ -24,7 +24,7 @@ fn printed(text: &str) -> impl Iterator<Item = &str> {
     blocks.flat_map(|rest| rest.split("```").next().unwrap().lines())
 }
 
-/// A line without what is another one each time: times and signatures.
+/// A line without its times and signatures, which differ in each run.
 fn lasting(line: &str) -> String {
     let part = |part: &str| match part.parse::<jiff::Timestamp>() {
         Ok(_) => "TIME".to_owned(),
@@ -58,12 +58,15 @@ fn the_tour_of_the_readme_runs_as_it_stands() {
         .replace("18080", &ports[0])
         .replace("19400", &ports[1]);
     let script = tour(&text);
-    assert!(script.lines().count() > 20, "the tour is found:\n{script}");
+    assert!(
+        script.lines().count() > 20,
+        "the tour is incomplete:\n{script}"
+    );
     let binary = std::path::Path::new(env!("CARGO_BIN_EXE_hookstream"))
         .parent()
         .unwrap();
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
-    // Whatever happens, nothing that the tour starts outlives it.
+    // Nothing that the tour starts outlives it, even if it fails.
     let script = format!(
         "set -euo pipefail\ntrap 'jobs -p | xargs -r kill 2>/dev/null || true; scripts/kafka stop --dir {place}/hookstream-tour || true' EXIT\n{script}"
     );
@@ -83,18 +86,18 @@ fn the_tour_of_the_readme_runs_as_it_stands() {
         "{}\n{out}\n{err}\n{log}",
         output.status
     );
-    let told: Vec<String> = out.lines().chain(err.lines()).map(lasting).collect();
+    let output: Vec<String> = out.lines().chain(err.lines()).map(lasting).collect();
     let mut compared = 0;
     for line in printed(&text) {
-        // What is left out stands behind an ellipsis.
+        // An ellipsis stands for the rest of a line.
         let (start, is_cut) = match line.split_once('…') {
             Some((start, _)) => (start, true),
             None => (line, false),
         };
         let start = lasting(start);
-        let is_it = |told: &String| *told == start || is_cut && told.starts_with(&start);
+        let matches = |line: &String| *line == start || is_cut && line.starts_with(&start);
         assert!(
-            told.iter().any(is_it),
+            output.iter().any(matches),
             "{line:?} is not printed:\n{out}\n{err}"
         );
         compared += 1;
@@ -103,31 +106,14 @@ fn the_tour_of_the_readme_runs_as_it_stands() {
 }
 
 #[test]
-fn the_reference_of_settings_is_the_programs() {
-    const BEGIN: &str = "<!-- settings:begin -->\n";
-    const END: &str = "<!-- settings:end -->";
+fn the_readme_is_short_and_links_every_document() {
     let text = readme();
-    let (before, rest) = text.split_once(BEGIN).unwrap();
-    let (reference, after) = rest.split_once(END).unwrap();
-    let current = hookstream::config::reference();
-    if std::env::var_os("UPDATE_README").is_some() {
-        std::fs::write(README, format!("{before}{BEGIN}{current}{END}{after}")).unwrap();
-        return;
-    }
-    assert_eq!(
-        reference, current,
-        "UPDATE_README=1 cargo test the_reference_of_settings renews it"
-    );
-}
-
-#[test]
-fn every_metric_is_explained() {
-    let golden = include_str!("../data/metrics.golden");
-    let text = readme();
-    for name in golden.lines().filter_map(|line| line.split(' ').next()) {
-        assert!(
-            text.contains(&format!("`{name}")),
-            "{name} is not in the README"
-        );
+    let lines = text.lines().count();
+    assert!(lines <= 250, "{lines} lines: move details to docs/");
+    let docs = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs")).unwrap();
+    for file in docs {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let link = format!("](docs/{name})");
+        assert!(text.contains(&link), "the README does not link {name}");
     }
 }
