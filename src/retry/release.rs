@@ -1,5 +1,11 @@
 //! Release: moves what is due from the tiers back to `webhook-commands`, or to a lower tier.
+//!
+//! | file | kind | what |
+//! |---|---|---|
+//! | `machine` | P | which records are held, when they move and where to, when a partition is paused |
+//! | `role` | E | polls, pauses, resumes, produces |
 
+pub mod machine;
 mod role;
 
 pub use role::run;
