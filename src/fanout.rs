@@ -1,5 +1,11 @@
 //! Fan-out: one command per event and matching subscription, all of them or none.
+//!
+//! | file | kind | what |
+//! |---|---|---|
+//! | `batch` | P | which commands an event becomes, when a batch ends and what it commits, which events are set aside |
+//! | `role` | E | polls, produces, commits |
 
+mod batch;
 pub mod metrics;
 mod role;
 

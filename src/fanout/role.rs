@@ -1,17 +1,17 @@
-//! Fan-out: one command per event and matching subscription, all of them or none.
+//! The shell of fan-out: polls events, and produces and commits what [`Batch`] decides, over a [`Pipeline`].
 //!
-//! Events are transformed as they are polled, into the open batch of a [`Pipeline`]; the batch ends when the
-//! input pauses (so a lone event does not wait) or when it is large. Its commands, what was unreadable, and the
-//! positions of its events become visible in one transaction (**Complete**). After any failure, and when
-//! partitions move while a batch is open, batches that are not committed are given up and their events read again.
+//! The batch ends when the input pauses (so that a lone event does not wait) or when it is large. After any failure,
+//! and when partitions move while a batch is open, batches that are not committed are given up and their events read
+//! again.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
+use super::batch::{Batch, Counts, EventPartition, Limits, Next, TooLarge};
 use super::metrics::{EventResult, FanoutMetrics};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
@@ -20,36 +20,26 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
 use crate::edge::kafka::pipeline::Pipeline;
 use crate::edge::kafka::producer::{BatchError, Record};
-use crate::edge::kafka::record::{command_headers, invalid_headers, invalid_record};
+use crate::edge::kafka::record::{command_headers, each_header, invalid_headers, invalid_record};
 use crate::edge::otlp::{Open, Together};
-use crate::model::command::{Cause, ContentType, Envelope};
-use crate::model::event;
-use crate::model::event::Format;
+use crate::model::command::Cause;
 use crate::model::event::{Event, RawEvent};
 use crate::model::span;
-use crate::model::subscription::{Order, Subscription};
+use crate::model::subscription::Subscription;
 use crate::model::throttle::Throttle;
 use crate::model::units::{EpochMs, Offset, Position};
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::{Metrics, TransactionalRole};
 
-/// Events in a batch, at most.
-const BATCH_EVENTS: usize = 1000;
-/// Bytes of commands in a batch, at most, except that an event's commands stay together.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// How long a batch stays open under a steady load.
-const BATCH_TIME: Duration = Duration::from_millis(50);
 /// Producers used in turn: one produces while another commits, and one is at hand after a slow commit.
 const PRODUCERS: usize = 3;
-/// How often the ends of transactions that the client has passed are committed too.
-const PASSED_EVERY: Duration = Duration::from_secs(1);
 /// How long one wait for events lasts.
 const WAIT: Duration = Duration::from_millis(100);
 
 /// Runs until told to stop.
 ///
 /// # Errors
-/// [`Failure`] when the role cannot go on.
+/// [`Failure`] when the role cannot continue.
 pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure> {
     let settings = &context.settings;
     if !context.wait_until_possible("fanout", &needed_topics(settings))? {
@@ -67,13 +57,16 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         context,
         metrics,
         pipeline,
-        work: Work::new(settings),
-        owned: HashSet::new(),
-        passed: HashMap::new(),
-        next_passed: clock::instant(),
+        batch: Batch::new(limits(settings), clock::instant()),
+        spans: Together::default(),
+        matching: Vec::new(),
+        invalid_log: Throttle::new(Duration::from_secs(1)),
+        events: EventTopics::new(&settings.topics.events),
+        commands: settings.topics.commands(),
+        invalid: settings.topics.invalid_events(),
     };
     context.ready();
-    let ended = fanout.go(&member);
+    let ended = fanout.run(&member);
     context.draining();
     let ended = ended.and_then(|()| fanout.finish(&member));
     drop(fanout);
@@ -91,130 +84,63 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
     needed
 }
 
-/// What a batch is counted as when it is visible.
-#[derive(Default)]
-struct Tally {
-    results: [u64; 3],
-    commands: u64,
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        events: 1000,
+        bytes: 4 * 1024 * 1024,
+        time: Duration::from_millis(50),
+        event_bytes: settings.max_event_bytes,
+        body_bytes: settings.max_event_bytes + RECORD_OVERHEAD / 2,
+        batches: PRODUCERS + 2,
+    }
 }
 
-impl Tally {
-    const RESULTS: [EventResult; 3] = [
-        EventResult::FannedOut,
-        EventResult::Unmatched,
-        EventResult::Invalid,
-    ];
+/// The event topics, by number.
+struct EventTopics {
+    names: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, usize>,
+}
 
-    fn add(&mut self, result: EventResult) {
-        for (known, count) in Self::RESULTS.iter().zip(&mut self.results) {
-            *count += u64::from(*known == result);
+impl EventTopics {
+    fn new(topics: &[String]) -> Self {
+        let mut all = Self {
+            names: Vec::new(),
+            numbers: HashMap::new(),
+        };
+        for topic in topics {
+            all.number(topic);
+        }
+        all
+    }
+
+    fn number(&mut self, topic: &str) -> usize {
+        if let Some(&number) = self.numbers.get(topic) {
+            return number;
+        }
+        let name: Arc<str> = Arc::from(topic);
+        self.names.push(Arc::clone(&name));
+        self.numbers.insert(name, self.names.len() - 1);
+        self.names.len() - 1
+    }
+
+    fn event_partition(&mut self, topic: &str, partition: i32) -> EventPartition {
+        EventPartition {
+            topic: self.number(topic),
+            partition,
         }
     }
 
-    fn count(&self, metrics: &FanoutMetrics, common: &Metrics) {
-        for (result, count) in Self::RESULTS.into_iter().zip(self.results) {
-            metrics.events(result).inc_by(count);
-        }
-        common.commands(Cause::New).inc_by(self.commands);
-    }
-}
-
-/// What is in the open batch.
-#[derive(Default)]
-struct Batch {
-    tally: Tally,
-    events: usize,
-    bytes: usize,
-    /// Behind the last event of each partition.
-    positions: HashMap<TopicPartition, Position>,
-    began: Option<Instant>,
-    /// Of the events that are traced.
-    spans: Together,
-}
-
-impl Batch {
-    fn is_full(&self) -> bool {
-        self.events >= BATCH_EVENTS
-            || self.bytes >= BATCH_BYTES
-            || self
-                .began
-                .is_some_and(|began| clock::instant() - began >= BATCH_TIME)
-    }
-}
-
-/// Where recent events came from, by the number that their records carry as a tag.
-#[derive(Default)]
-struct Origins {
-    first: usize,
-    recent: VecDeque<(TopicPartition, Offset)>,
-}
-
-impl Origins {
-    /// More than all batches that can be under way hold together.
-    const KEPT: usize = BATCH_EVENTS * (PRODUCERS + 2);
-
-    fn add(&mut self, at: TopicPartition, offset: Offset) -> usize {
-        if self.recent.len() == Self::KEPT {
-            self.recent.pop_front();
-            self.first += 1;
-        }
-        self.recent.push_back((at, offset));
-        self.first + self.recent.len() - 1
+    fn event_partitions(&mut self, partitions: &[TopicPartition]) -> Vec<EventPartition> {
+        partitions
+            .iter()
+            .map(|at| self.event_partition(&at.topic, at.partition))
+            .collect()
     }
 
-    fn of(&self, tag: usize) -> Option<&(TopicPartition, Offset)> {
-        self.recent.get(tag.checked_sub(self.first)?)
-    }
-}
-
-/// The open batch, and what making its records needs.
-struct Work {
-    batch: Batch,
-    origins: Origins,
-    /// How many events are still to be written one by one, because one of them has a record that the broker refuses
-    /// for its size: it refuses all records that it gets together with that one.
-    suspects: usize,
-    /// Events of which the broker refused a record for its size: they are invalid.
-    oversized: HashSet<(TopicPartition, Offset)>,
-    found: Vec<Arc<Subscription>>,
-    /// Invalid events in the log.
-    told: Throttle,
-    topics: HashMap<String, Arc<str>>,
-    commands: String,
-    invalid: String,
-    max_event_bytes: usize,
-}
-
-impl Work {
-    fn new(settings: &Settings) -> Self {
-        Self {
-            batch: Batch::default(),
-            origins: Origins::default(),
-            suspects: 0,
-            oversized: HashSet::new(),
-            found: Vec::new(),
-            told: Throttle::new(Duration::from_secs(1)),
-            topics: settings
-                .topics
-                .events
-                .iter()
-                .map(|topic| (topic.clone(), Arc::from(topic.as_str())))
-                .collect(),
-            commands: settings.topics.commands(),
-            invalid: settings.topics.invalid_events(),
-            max_event_bytes: settings.max_event_bytes,
-        }
-    }
-
-    fn place(&mut self, message: &BorrowedMessage<'_>) -> TopicPartition {
-        if !self.topics.contains_key(message.topic()) {
-            self.topics
-                .insert(message.topic().to_owned(), Arc::from(message.topic()));
-        }
-        let topic = &self.topics[message.topic()];
+    fn topic_partition(&self, at: EventPartition) -> TopicPartition {
         TopicPartition {
-            topic: Arc::clone(topic),
-            partition: message.partition(),
+            topic: Arc::clone(&self.names[at.topic]),
+            partition: at.partition,
         }
     }
 }
@@ -223,30 +149,32 @@ struct Fanout<'a> {
     context: &'a RoleContext,
     metrics: &'a FanoutMetrics,
     pipeline: Pipeline,
-    work: Work,
-    owned: HashSet<TopicPartition>,
-    /// Positions that were committed although there is no record before them: see [`Member::passed`].
-    passed: HashMap<TopicPartition, Position>,
-    /// When to look for more of them.
-    next_passed: Instant,
+    batch: Batch,
+    /// Of the traced events in the open batch.
+    spans: Together,
+    /// The subscriptions that match an event; empty between two events.
+    matching: Vec<Arc<Subscription>>,
+    invalid_log: Throttle,
+    events: EventTopics,
+    commands: String,
+    invalid: String,
 }
 
 impl Fanout<'_> {
-    fn go(&mut self, member: &Member) -> Result<(), Failure> {
+    fn run(&mut self, member: &Member) -> Result<(), Failure> {
         while !self.context.stopping() {
             self.context.beat();
             let done = self.turn(member);
-            self.mend(member, done)?;
+            self.recover(member, done)?;
         }
         Ok(())
     }
 
-    /// Ends what is open, and leaves nothing under way.
+    /// Ends the open batch, and waits until no batch is under way.
     fn finish(&mut self, member: &Member) -> Result<(), Failure> {
-        let done = self.end_batch(member).and_then(|()| self.pipeline.settle());
-        if let Err(error) = done {
-            // What is not committed will be done by the next owner.
-            tracing::info!("the last batch is given up: {error}");
+        if let Err(error) = self.settle(member) {
+            // The next owner reads again what is not committed.
+            tracing::info!("last batch not committed: {error}");
             self.pipeline.recover()?;
         }
         Ok(())
@@ -254,16 +182,16 @@ impl Fanout<'_> {
 
     fn turn(&mut self, member: &Member) -> Result<(), BatchError> {
         self.pipeline.check()?;
-        // While a batch is open, an empty queue ends it; then there is time to wait.
-        let wait = if self.work.batch.began.is_some() {
+        let wait = if self.batch.is_open() {
             Duration::ZERO
         } else {
             WAIT
         };
         match member.poll(wait).map_err(BatchError::Failed)? {
             Polled::Message(message) => {
-                self.take(&message)?;
-                if self.work.suspects > 0 || self.work.batch.is_full() {
+                let now = clock::instant();
+                self.take(&message, now)?;
+                if self.batch.is_full(now) {
                     self.end_batch(member)
                 } else {
                     Ok(())
@@ -279,36 +207,36 @@ impl Fanout<'_> {
         }
     }
 
-    /// Ends the open batch, with the positions of its events. At rest, where nothing else is to be committed, the positions
-    /// behind the ends of transactions are: else the group would seem to be behind for as long as no event comes.
+    fn settle(&mut self, member: &Member) -> Result<(), BatchError> {
+        self.end_batch(member).and_then(|()| self.pipeline.settle())
+    }
+
+    /// Ends the open batch, and commits it with the positions of its events.
     fn end_batch(&mut self, member: &Member) -> Result<(), BatchError> {
         let passed = self.passed(member)?;
-        if self.work.batch.began.is_none() && passed.is_empty() {
+        let Some(ended) = self.batch.end(passed.into_iter()) else {
             return Ok(());
-        }
-        // All that the client has given is in this batch or in one before it, and commits stay in order.
-        self.work.batch.positions.extend(passed);
-        let batch = std::mem::take(&mut self.work.batch);
-        let commits: Vec<Commit> = batch
+        };
+        let commits: Vec<Commit> = ended
             .positions
-            .into_iter()
-            .map(|(at, position)| Commit {
-                at,
+            .iter()
+            .map(|(&at, &position)| Commit {
+                at: self.events.topic_partition(at),
                 position,
                 metadata: String::new(),
             })
             .collect();
         let (metrics, common) = (self.metrics.clone(), self.context.metrics.clone());
+        let (counts, spans) = (ended.counts, std::mem::take(&mut self.spans));
         let committed = Box::new(move || {
-            batch.tally.count(&metrics, &common);
-            batch.spans.end();
+            count(counts, &metrics, &common);
+            spans.end();
         });
         match self.context.settings.guarantee {
             Guarantee::ExactlyOnce => {
                 self.pipeline
                     .commit(commits, member.generation(), committed)?;
-                if self.work.suspects > 0 {
-                    self.work.suspects -= 1;
+                if ended.alone {
                     self.pipeline.settle()?;
                 }
                 Ok(())
@@ -321,17 +249,19 @@ impl Fanout<'_> {
         }
     }
 
-    /// What is news of [`Member::passed`], once in [`PASSED_EVERY`].
-    fn passed(&mut self, member: &Member) -> Result<Vec<(TopicPartition, Position)>, Failure> {
-        let now = clock::instant();
-        if now < self.next_passed {
+    /// The positions that [`Member::passed`] returns, if it is time to ask for them.
+    fn passed(&mut self, member: &Member) -> Result<Vec<(EventPartition, Position)>, Failure> {
+        if !self.batch.asks_for_passed(clock::instant()) {
             return Ok(Vec::new());
         }
-        self.next_passed = now + PASSED_EVERY;
-        let mut passed = member.passed()?;
-        passed
-            .retain(|(at, position)| self.passed.insert(at.clone(), *position) != Some(*position));
-        Ok(passed)
+        let passed = member.passed()?.into_iter();
+        let passed = passed.map(|(at, position)| {
+            (
+                self.events.event_partition(&at.topic, at.partition),
+                position,
+            )
+        });
+        Ok(passed.collect())
     }
 
     fn assigned(
@@ -339,11 +269,12 @@ impl Fanout<'_> {
         member: &Member,
         partitions: &[TopicPartition],
     ) -> Result<(), BatchError> {
-        // Those that stay are read on; what is under way for them is of the former generation, and may be refused.
-        let settled = self.end_batch(member).and_then(|()| self.pipeline.settle());
-        self.mend(member, settled)?;
+        // Partitions that stay are read on. Their batches under way are of the former generation, and may be refused.
+        let settled = self.settle(member);
+        self.recover(member, settled)?;
         member.take_committed(partitions)?;
-        self.owned.extend(partitions.iter().cloned());
+        let taken = self.events.event_partitions(partitions);
+        self.batch.assigned(taken.into_iter());
         log_partitions("partitions assigned", partitions);
         Ok(())
     }
@@ -354,89 +285,71 @@ impl Fanout<'_> {
         partitions: &[TopicPartition],
         lost: bool,
     ) -> Result<(), BatchError> {
-        log_partitions(
-            if lost {
-                "partitions lost"
-            } else {
-                "partitions revoked"
-            },
-            partitions,
-        );
-        for at in partitions {
-            self.owned.remove(at);
-        }
-        if lost {
-            self.start_again(member, &"partitions were lost")?;
+        let what = if lost {
+            "partitions lost"
         } else {
-            let settled = self.end_batch(member).and_then(|()| self.pipeline.settle());
-            self.mend(member, settled)?;
+            "partitions revoked"
+        };
+        log_partitions(what, partitions);
+        let given_up = self.events.event_partitions(partitions);
+        self.batch.revoking(&given_up);
+        if lost {
+            self.batch.give_up();
+            self.read_again(member, &what)?;
+        } else {
+            let settled = self.settle(member);
+            self.recover(member, settled)?;
         }
-        self.work
-            .oversized
-            .retain(|(at, _)| !partitions.contains(at));
-        self.passed.retain(|at, _| !partitions.contains(at));
+        self.batch.revoked(&given_up);
         Ok(member.give_up(partitions)?)
     }
 
-    /// After a failure: gives up what is not committed, and reads on from what is.
-    fn mend(&mut self, member: &Member, done: Result<(), BatchError>) -> Result<(), Failure> {
-        let error = match done {
-            Ok(()) => return Ok(()),
-            Err(BatchError::Failed(failure)) => return Err(failure),
-            Err(error) => error,
-        };
-        if let BatchError::TooLarge { tag } = error {
-            self.note_oversized(tag)?;
+    /// After a failure: gives up all batches that are not committed, and reads again from the committed positions.
+    fn recover(&mut self, member: &Member, done: Result<(), BatchError>) -> Result<(), Failure> {
+        let Err(error) = done else { return Ok(()) };
+        match self.batch.failed(error.end()) {
+            Next::ReadAgain => self.read_again(member, &error),
+            Next::TooLargeToSetAside(at, offset) => {
+                let at = self.events.topic_partition(at);
+                Err(Failure::Internal(format!(
+                    "the event at {} {} {offset} is too large even for {}: raise max.message.bytes there (see `hookstream topics check`)",
+                    at.topic, at.partition, self.invalid
+                )))
+            }
+            Next::UnknownEvent => Err(Failure::Internal(
+                "the broker refused a record of an unknown event".to_owned(),
+            )),
+            Next::Stop => Err(match error {
+                BatchError::Failed(failure) => failure,
+                error => Failure::Internal(error.to_string()),
+            }),
         }
-        self.start_again(member, &error)
     }
 
-    fn start_again(
+    fn read_again(
         &mut self,
         member: &Member,
         reason: &dyn std::fmt::Display,
     ) -> Result<(), Failure> {
         tracing::warn!("reading again from the committed positions: {reason}");
-        self.work.batch = Batch::default();
-        self.passed.clear();
+        self.spans = Together::default();
         self.pipeline.recover()?;
-        let owned: Vec<_> = self.owned.iter().cloned().collect();
+        let owned: Vec<_> = self
+            .batch
+            .owned()
+            .map(|at| self.events.topic_partition(at))
+            .collect();
         member.rewind(&owned)
     }
 
-    /// Of a batch of many events, any may be the one whose record is too large; of a batch of one, it is that one.
-    fn note_oversized(&mut self, tag: usize) -> Result<(), Failure> {
-        if self.work.suspects == 0 {
-            self.work.suspects = Origins::KEPT;
-            return Ok(());
-        }
-        self.work.suspects = 0;
-        let Some(origin) = self.work.origins.of(tag).cloned() else {
-            return Err(Failure::Internal(
-                "the broker refused a record whose event is not known".to_owned(),
-            ));
-        };
-        let (at, offset) = origin.clone();
-        if self.work.oversized.insert(origin) {
-            return Ok(());
-        }
-        Err(Failure::Internal(format!(
-            "the event at {} {} {offset} is too large even for {}: raise max.message.bytes there (`hookstream topics check` tells)",
-            at.topic, at.partition, self.work.invalid
-        )))
-    }
-
     /// Adds an event's records to the open batch.
-    fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), BatchError> {
-        let at = self.work.place(message);
+    fn take(&mut self, message: &BorrowedMessage<'_>, now: Instant) -> Result<(), BatchError> {
+        let at = self
+            .events
+            .event_partition(message.topic(), message.partition());
         let offset = Offset(message.offset());
-        let tag = self.work.origins.add(at.clone(), offset);
-        self.work.batch.began.get_or_insert_with(clock::instant);
-        self.work.batch.events += 1;
-        self.work.batch.positions.insert(at.clone(), offset.next());
-        let oversized =
-            !self.work.oversized.is_empty() && self.work.oversized.contains(&(at, offset));
-        let headers: Vec<(&str, &[u8])> = crate::edge::kafka::record::each_header(message)
+        let tag = self.batch.take(at, offset, now);
+        let headers: Vec<(&str, &[u8])> = each_header(message)
             .map(|(name, value)| (name, value.unwrap_or_default()))
             .collect();
         let raw = RawEvent {
@@ -445,128 +358,97 @@ impl Fanout<'_> {
             headers: &headers,
             timestamp: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
         };
-        let result = match event::read(&raw, self.work.max_event_bytes) {
-            Ok(_) if oversized => {
-                let error = "a command for this event would be larger than the broker's limit (max.message.bytes of the commands topic)";
-                self.refuse(message, error.to_owned(), tag)?
+        match self.batch.read(tag, &raw) {
+            Ok(event) => {
+                let mut matching = std::mem::take(&mut self.matching);
+                self.context.table.index().matching(&event, &mut matching);
+                let at = span::Place {
+                    topic: message.topic(),
+                    partition: message.partition(),
+                    offset: offset.0,
+                };
+                let written = self.fan_out(tag, &event, &matching, at);
+                matching.clear();
+                self.matching = matching;
+                written
             }
-            Ok(event) => self.fan_out(&event, tag)?,
-            Err(error) => self.refuse(message, error.to_string(), tag)?,
-        };
-        self.work.batch.tally.add(result);
-        Ok(())
+            Err(error) => self.set_aside(message, error, tag),
+        }
     }
 
-    fn refuse(
+    fn set_aside(
         &mut self,
         message: &BorrowedMessage<'_>,
         error: String,
         tag: usize,
-    ) -> Result<EventResult, BatchError> {
+    ) -> Result<(), BatchError> {
         let record = invalid_record(message, error);
         // An event topic that holds something else altogether must not flood the log.
-        if let Some(untold) = self.work.told.pass(clock::instant()) {
+        if let Some(suppressed) = self.invalid_log.pass(clock::instant()) {
             tracing::warn!(
                 topic = record.topic,
                 partition = record.partition,
                 offset = record.offset.0,
-                untold,
+                suppressed,
                 "invalid event: {}",
                 record.error,
             );
         }
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        self.work.batch.bytes += record.weight();
-        let headers = invalid_headers(&record);
+        self.batch.set_aside(&record);
         self.pipeline.send(Record {
-            topic: &self.work.invalid,
+            topic: &self.invalid,
             partition: None,
-            key,
-            value,
-            headers,
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            headers: invalid_headers(&record),
             tag,
-        })?;
-        Ok(EventResult::Invalid)
+        })
     }
 
-    fn fan_out(&mut self, event: &Event<'_>, tag: usize) -> Result<EventResult, BatchError> {
-        let mut found = std::mem::take(&mut self.work.found);
-        self.context.table.index().matching(event, &mut found);
+    fn fan_out(
+        &mut self,
+        tag: usize,
+        event: &Event<'_>,
+        matching: &[Arc<Subscription>],
+        at: span::Place<'_>,
+    ) -> Result<(), BatchError> {
         let span = self.context.tracer.of_event(event.traceparent());
         let own = span.as_ref().map(Open::traceparent);
         let traceparent = own.as_deref().or(event.traceparent());
-        let written = self.write_all(event, &found, traceparent, tag);
-        if let (Some(span), Some((at, offset))) = (span, self.work.origins.of(tag)) {
-            let at = span::Place {
-                topic: &at.topic,
-                partition: at.partition,
-                offset: offset.0,
-            };
-            let facts = span::fanout(event, at, found.len());
-            self.work.batch.spans.add(span, facts);
-        }
-        let result = if found.is_empty() {
-            EventResult::Unmatched
-        } else {
-            EventResult::FannedOut
-        };
-        found.clear();
-        self.work.found = found;
-        written.map(|()| result)
-    }
-
-    fn write_all(
-        &mut self,
-        event: &Event<'_>,
-        found: &[Arc<Subscription>],
-        traceparent: Option<&str>,
-        tag: usize,
-    ) -> Result<(), BatchError> {
-        let enqueued = clock::now();
-        let mut bodies: [Option<Vec<u8>>; 2] = [None, None];
-        if found.iter().any(|one| one.order != Order::None) {
+        let commands = self
+            .batch
+            .fan_out(tag, event, matching)
+            .map_err(|TooLarge { tag }| BatchError::TooLarge { tag })?;
+        if commands.keep_order() {
             self.pipeline.keep_order();
         }
-        for subscription in found {
-            let (slot, content_type) = match subscription.format {
-                Format::Standard => (0, ContentType::Json),
-                Format::CloudEvents => (1, ContentType::CloudEvents),
-            };
-            let body = bodies[slot].get_or_insert_with(|| event.body(subscription.format));
-            if body.len() > self.work.max_event_bytes + RECORD_OVERHEAD / 2 {
-                return Err(BatchError::TooLarge { tag });
-            }
-            let webhook_id = event::webhook_id(event.source(), event.id(), &subscription.id);
-            let envelope = Envelope {
-                webhook_id: &webhook_id,
-                subscription: &subscription.id,
-                event_id: event.id(),
-                event_type: event.event_type(),
-                event_time: event.time(),
-                subject: event.subject(),
-                content_type,
-                attempt: 0,
-                due: None,
-                enqueued,
-                cause: Cause::New,
-                first_failure: None,
-                sequence: None,
-                cluster: None,
-                traceparent,
-            };
-            self.work.batch.bytes += body.len();
+        for command in commands.each(traceparent, clock::now()) {
             self.pipeline.send(Record {
-                topic: &self.work.commands,
+                topic: &self.commands,
                 partition: None,
-                key: Some(subscription.subscriber.as_bytes()),
-                value: Some(body),
-                headers: command_headers(&envelope),
+                key: Some(command.subscriber().as_bytes()),
+                value: Some(command.body),
+                headers: command_headers(&command.envelope()),
                 tag,
             })?;
-            self.work.batch.tally.commands += 1;
+        }
+        if let Some(span) = span {
+            let facts = span::fanout(event, at, matching.len());
+            self.spans.add(span, facts);
         }
         Ok(())
     }
+}
+
+fn count(counts: Counts, metrics: &FanoutMetrics, common: &Metrics) {
+    for (result, count) in [
+        (EventResult::FannedOut, counts.fanned_out),
+        (EventResult::Unmatched, counts.unmatched),
+        (EventResult::Invalid, counts.invalid),
+    ] {
+        metrics.events(result).inc_by(count);
+    }
+    common.commands(Cause::New).inc_by(counts.commands);
 }
 
 fn log_partitions(what: &str, partitions: &[TopicPartition]) {
