@@ -43,7 +43,7 @@ check: ## format, lints, documentation, licences and advisories, portability, la
 
 demo: ## the whole story in a minute, with an embedded broker
 	@scripts/prerequisites build
-	cargo run --release --locked -- demo $(ARGS)
+	cargo run --profile demo --locked -- demo $(ARGS)
 
 kafka: ## a local real Kafka; prints its address and how to stop it
 	@scripts/prerequisites test
