@@ -378,18 +378,22 @@ impl World {
 
     /// The oldest batch is committed, unless `end` says otherwise or the broker refuses a record in it.
     fn commit(&mut self, end: TransactionEnd, visible: bool, pick: usize) {
-        let Some((ended, written)) = self.pending.pop_front() else {
-            return;
-        };
         let is_refused = |written: &Written| {
             let offset = usize::try_from(written.offset).unwrap();
             let entry = &self.logs[&written.at].entries[offset];
             written.subscription.is_some() && matches!(entry, Entry::Event { refused: true, .. })
         };
-        if written.iter().any(is_refused) {
-            let tag = written[pick % written.len()].tag;
+        // The broker refuses what it gets together with such a record, and names any of it.
+        let under_way = || self.pending.iter().flat_map(|(_, written)| written);
+        if under_way().any(is_refused) {
+            let named = under_way().nth(pick % under_way().count()).unwrap();
+            let (at, offset, tag) = (named.at, Offset(named.offset), named.tag);
+            assert_eq!(self.batch.origins.of(tag), Some((at, offset)));
             return self.failed(TransactionEnd::TooLarge { tag });
         }
+        let Some((ended, written)) = self.pending.pop_front() else {
+            return;
+        };
         if end == TransactionEnd::Committed || visible {
             self.check(&ended, &written);
             for (at, position) in &ended.positions {

@@ -217,7 +217,7 @@ impl Release<'_> {
             }
             (_, Err(BatchError::Failed(failure))) => Err(failure),
             (_, Err(BatchError::TooLarge { .. })) => Err(Failure::Internal(
-                "a waiting command is larger than the commands topic allows; `hookstream topics check` names the topic whose max.message.bytes is too small".to_owned(),
+                "a record of a retry topic is larger than the topic that it moves to allows: raise max.message.bytes of the topic that `hookstream topics check` names".to_owned(),
             )),
             (_, Err(error)) => Err(Failure::Internal(error.to_string())),
             (_, Ok(())) => {
