@@ -17,14 +17,17 @@ image: ## the container image; ROOTFS=1 writes it as an OCI archive and needs no
 	@$(if $(ROOTFS),$(if $(BIN),,scripts/prerequisites build;) scripts/prerequisites image)
 	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' scripts/image $(if $(ROOTFS),rootfs,build)
 
+test: export SKIPPED_CHECKS := $(CURDIR)/target/skipped-checks
 test: ## every test, the ones on a real Kafka included
 	@scripts/prerequisites test
+	@scripts/skipped begin
 	@scripts/kafka fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
+	@scripts/skipped report
 
 test-k8s: ## rolling updates, scaling, evictions and faults on a real Kubernetes, as root, 20 minutes; STEPS=roll,broker picks
 	@STEPS='$(STEPS)' scripts/k8s/test
@@ -40,7 +43,7 @@ check: ## format, lints, documentation, licences and advisories, portability, la
 
 demo: ## the whole story in a minute, with an embedded broker
 	@scripts/prerequisites build
-	cargo run --release --locked -- demo $(ARGS)
+	cargo run --profile demo --locked -- demo $(ARGS)
 
 kafka: ## a local real Kafka; prints its address and how to stop it
 	@scripts/prerequisites test

@@ -17,5 +17,6 @@ pub mod subscription;
 pub mod throttle;
 pub mod tiers;
 pub mod trace_context;
+pub mod transaction_end;
 pub mod units;
 pub mod window;

@@ -1,4 +1,4 @@
-//! The metrics of the release of retries.
+//! The metrics of release.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::runtime::metrics::{Counters, Registry, labels};
 labels!(
     /// Where release moved a record.
     Released {
-        /// It was due.
+        /// To `webhook-commands`: it was due.
         Commands = "commands",
-        /// The rest of its wait is in another tier.
+        /// To another tier, for the rest of its wait.
         Tier = "tier",
     }
 );
 
-/// The metrics of the release of retries; cheap to clone.
+/// The metrics of release; cheap to clone.
 #[derive(Clone)]
 pub struct ReleaseMetrics(Arc<All>);
 

@@ -35,7 +35,7 @@ func program(t *testing.T) string {
 		path = root("target/debug/hookstream")
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Skip("NOT CHECKED without target/debug/hookstream: cargo build makes it")
+		skip(t, "without target/debug/hookstream, which cargo build makes")
 	}
 	return path
 }

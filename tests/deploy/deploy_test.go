@@ -379,7 +379,7 @@ func deployedRules(t *testing.T) map[string]map[string]any {
 func TestPromtoolAcceptsTheRulesAsDeployed(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
-		t.Skip("NOT CHECKED without promtool (Debian's package prometheus)")
+		skip(t, "without promtool")
 	}
 	run := func(directory string, args ...string) (string, error) {
 		command := exec.Command(promtool, args...)
@@ -442,7 +442,7 @@ func TestAutoscalingAsksForMetricsThatThereAre(t *testing.T) {
 		}
 	}
 	if missing != nil {
-		t.Skip("the queries' syntax is NOT CHECKED without promtool (Debian's package prometheus)")
+		skip(t, "the syntax of the queries, without promtool")
 	}
 }
 
@@ -519,7 +519,7 @@ func TestTheProgramAcceptsTheSettings(t *testing.T) {
 		program = given
 	}
 	if _, err := os.Stat(program); err != nil {
-		t.Skip("NOT CHECKED without target/debug/hookstream: cargo build makes it")
+		skip(t, "without target/debug/hookstream, which cargo build makes")
 	}
 	// What the Strimzi component mounts. The program reads these files, and leaves their meaning to the Kafka client.
 	const mount = "/etc/hookstream/kafka/"

@@ -212,7 +212,7 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
         "nothing from elsewhere"
     );
     let port = process.http_port();
-    if crate::observe::have("chromium") {
+    if crate::skipped::have("chromium") {
         eventually_true("a browser shows the figures", LATER, || {
             browse(port, &["--dump-dom"]).contains("20 permanent-status")
         });

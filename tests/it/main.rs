@@ -35,6 +35,7 @@ mod scaling;
 mod scene;
 mod schemas;
 mod services;
+mod skipped;
 #[cfg(feature = "otlp")]
 mod spans;
 mod support;

@@ -10,23 +10,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, event, put, subscription, with};
+use crate::skipped::have;
 use crate::support::{Answer, Receiver, World, eventually, eventually_true};
-
-/// Whether a tool is there; a test without it looks at nothing, and says so, past what `cargo test` captures.
-pub fn have(tool: &str) -> bool {
-    let found = Command::new(tool)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok();
-    if !found {
-        let told =
-            format!("{tool} is missing (`scripts/prerequisites test` installs it): NOT CHECKED\n");
-        std::io::stderr().write_all(told.as_bytes()).unwrap();
-    }
-    found
-}
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::observe::have;
+use crate::skipped::have;
 
 const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
 const HOOKSTREAM: &str = env!("CARGO_BIN_EXE_hookstream");

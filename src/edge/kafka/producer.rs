@@ -29,6 +29,7 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::member::{Commit, commit_list};
 use crate::edge::kafka::wait::Pulse;
+use crate::model::transaction_end::TransactionEnd;
 
 /// One record to write.
 pub struct Record<'a> {
@@ -61,6 +62,34 @@ pub enum BatchError {
     /// Never by this process.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+impl BatchError {
+    /// How the batch's transaction ended.
+    #[must_use]
+    pub fn end(&self) -> TransactionEnd {
+        match self {
+            Self::TooLarge { tag } => TransactionEnd::TooLarge { tag: *tag },
+            Self::Failed(_) => TransactionEnd::Fatal,
+            Self::Aborted(error) => match error.rdkafka_error_code() {
+                Some(
+                    RDKafkaErrorCode::Fenced
+                    | RDKafkaErrorCode::ProducerFenced
+                    | RDKafkaErrorCode::InvalidProducerEpoch,
+                ) => TransactionEnd::Fenced,
+                _ => match error {
+                    KafkaError::Transaction(inner) if inner.txn_requires_abort() => {
+                        TransactionEnd::Aborted
+                    }
+                    // The broker may have done what the client has no response to.
+                    KafkaError::Transaction(_) | KafkaError::ConsumerCommit(_) => {
+                        TransactionEnd::Ambiguous
+                    }
+                    _ => TransactionEnd::Aborted,
+                },
+            },
+        }
+    }
 }
 
 /// What the delivery reports have told since the batch began.
@@ -441,5 +470,26 @@ impl Recipe {
                 "starting transactions: {error}; trying again"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_transaction_ended_follows_from_the_error() {
+        let aborted = |error| BatchError::Aborted(error).end();
+        let fenced = KafkaError::Global(RDKafkaErrorCode::Fenced);
+        assert_eq!(aborted(fenced), TransactionEnd::Fenced);
+        assert_eq!(aborted(KafkaError::Canceled), TransactionEnd::Aborted);
+        let undelivered = KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut);
+        assert_eq!(aborted(undelivered), TransactionEnd::Aborted);
+        let unanswered = KafkaError::ConsumerCommit(RDKafkaErrorCode::RequestTimedOut);
+        assert_eq!(aborted(unanswered), TransactionEnd::Ambiguous);
+        let refused = BatchError::TooLarge { tag: 7 };
+        assert_eq!(refused.end(), TransactionEnd::TooLarge { tag: 7 });
+        let failed = BatchError::from(Failure::Internal(String::new()));
+        assert_eq!(failed.end(), TransactionEnd::Fatal);
     }
 }

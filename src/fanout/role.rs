@@ -1,0 +1,462 @@
+//! The shell of fan-out: polls events, and produces and commits what [`Batch`] decides, over a [`Pipeline`].
+//!
+//! The batch ends when the input pauses (so that a lone event does not wait) or when it is large. After any failure,
+//! and when partitions move while a batch is open, batches that are not committed are given up and their events read
+//! again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::Message;
+use rdkafka::message::BorrowedMessage;
+
+use super::batch::{Batch, Counts, EventPartition, Limits, Next, TooLarge};
+use super::metrics::{EventResult, FanoutMetrics};
+use crate::config::{Guarantee, Settings};
+use crate::edge::clock;
+use crate::edge::kafka::client::RECORD_OVERHEAD;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
+use crate::edge::kafka::pipeline::Pipeline;
+use crate::edge::kafka::producer::{BatchError, Record};
+use crate::edge::kafka::record::{command_headers, each_header, invalid_headers, invalid_record};
+use crate::edge::otlp::{Open, Together};
+use crate::model::command::Cause;
+use crate::model::event::{Event, RawEvent};
+use crate::model::span;
+use crate::model::subscription::Subscription;
+use crate::model::throttle::Throttle;
+use crate::model::units::{EpochMs, Offset, Position};
+use crate::runtime::context::RoleContext;
+use crate::runtime::metrics::{Metrics, TransactionalRole};
+
+/// Producers used in turn: one produces while another commits, and one is at hand after a slow commit.
+const PRODUCERS: usize = 3;
+/// How long one wait for events lasts.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// [`Failure`] when the role cannot continue.
+pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure> {
+    let settings = &context.settings;
+    if !context.wait_until_possible("fanout", &needed_topics(settings))? {
+        return Ok(());
+    }
+    let common = context.metrics.clone();
+    let observe = move |committed, took| {
+        common.transaction(TransactionalRole::Fanout, committed, took);
+    };
+    let pipeline = Pipeline::new(settings, &context.pulse(), "fanout", PRODUCERS, observe)?;
+    let group = format!("{}fanout", settings.group_prefix);
+    let topics: Vec<&str> = settings.topics.events.iter().map(String::as_str).collect();
+    let member = Member::join(settings, context.pulse(), "fanout", &group, &topics, &[])?;
+    let mut fanout = Fanout {
+        context,
+        metrics,
+        pipeline,
+        batch: Batch::new(limits(settings), clock::instant()),
+        spans: Together::default(),
+        matching: Vec::new(),
+        invalid_log: Throttle::new(Duration::from_secs(1)),
+        events: EventTopics::new(&settings.topics.events),
+        commands: settings.topics.commands(),
+        invalid: settings.topics.invalid_events(),
+    };
+    context.ready();
+    let ended = fanout.run(&member);
+    context.draining();
+    let ended = ended.and_then(|()| fanout.finish(&member));
+    drop(fanout);
+    member.leave(ended)
+}
+
+fn needed_topics(settings: &Settings) -> Vec<String> {
+    let topics = &settings.topics;
+    let mut needed = topics.events.clone();
+    needed.extend([
+        topics.commands(),
+        topics.subscriptions(),
+        topics.invalid_events(),
+    ]);
+    needed
+}
+
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        events: 1000,
+        bytes: 4 * 1024 * 1024,
+        time: Duration::from_millis(50),
+        event_bytes: settings.max_event_bytes,
+        body_bytes: settings.max_event_bytes + RECORD_OVERHEAD / 2,
+        batches: PRODUCERS + 2,
+    }
+}
+
+/// The event topics, by number.
+struct EventTopics {
+    names: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, usize>,
+}
+
+impl EventTopics {
+    fn new(topics: &[String]) -> Self {
+        let mut all = Self {
+            names: Vec::new(),
+            numbers: HashMap::new(),
+        };
+        for topic in topics {
+            all.number(topic);
+        }
+        all
+    }
+
+    fn number(&mut self, topic: &str) -> usize {
+        if let Some(&number) = self.numbers.get(topic) {
+            return number;
+        }
+        let name: Arc<str> = Arc::from(topic);
+        self.names.push(Arc::clone(&name));
+        self.numbers.insert(name, self.names.len() - 1);
+        self.names.len() - 1
+    }
+
+    fn event_partition(&mut self, topic: &str, partition: i32) -> EventPartition {
+        EventPartition {
+            topic: self.number(topic),
+            partition,
+        }
+    }
+
+    fn event_partitions(&mut self, partitions: &[TopicPartition]) -> Vec<EventPartition> {
+        partitions
+            .iter()
+            .map(|at| self.event_partition(&at.topic, at.partition))
+            .collect()
+    }
+
+    fn topic_partition(&self, at: EventPartition) -> TopicPartition {
+        TopicPartition {
+            topic: Arc::clone(&self.names[at.topic]),
+            partition: at.partition,
+        }
+    }
+}
+
+struct Fanout<'a> {
+    context: &'a RoleContext,
+    metrics: &'a FanoutMetrics,
+    pipeline: Pipeline,
+    batch: Batch,
+    /// Of the traced events in the open batch.
+    spans: Together,
+    /// The subscriptions that match an event; empty between two events.
+    matching: Vec<Arc<Subscription>>,
+    invalid_log: Throttle,
+    events: EventTopics,
+    commands: String,
+    invalid: String,
+}
+
+impl Fanout<'_> {
+    fn run(&mut self, member: &Member) -> Result<(), Failure> {
+        while !self.context.stopping() {
+            self.context.beat();
+            let done = self.turn(member);
+            self.recover(member, done)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the open batch, and waits until no batch is under way.
+    fn finish(&mut self, member: &Member) -> Result<(), Failure> {
+        if let Err(error) = self.settle(member) {
+            // The next owner reads again what is not committed.
+            tracing::info!("last batch not committed: {error}");
+            self.pipeline.recover()?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, member: &Member) -> Result<(), BatchError> {
+        self.pipeline.check()?;
+        let wait = if self.batch.is_open() {
+            Duration::ZERO
+        } else {
+            WAIT
+        };
+        match member.poll(wait).map_err(BatchError::Failed)? {
+            Polled::Message(message) => {
+                let now = clock::instant();
+                self.take(&message, now)?;
+                if self.batch.is_full(now) {
+                    self.end_batch(member)
+                } else {
+                    Ok(())
+                }
+            }
+            Polled::Idle => self.end_batch(member),
+            Polled::Gap(gap) => {
+                self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+                Ok(())
+            }
+            Polled::Assigned(partitions) => self.assigned(member, &partitions),
+            Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost),
+        }
+    }
+
+    fn settle(&mut self, member: &Member) -> Result<(), BatchError> {
+        self.end_batch(member).and_then(|()| self.pipeline.settle())
+    }
+
+    /// Ends the open batch, and commits it with the positions of its events.
+    fn end_batch(&mut self, member: &Member) -> Result<(), BatchError> {
+        let passed = self.passed(member)?;
+        let Some(ended) = self.batch.end(passed.into_iter()) else {
+            return Ok(());
+        };
+        let commits: Vec<Commit> = ended
+            .positions
+            .iter()
+            .map(|(&at, &position)| Commit {
+                at: self.events.topic_partition(at),
+                position,
+                metadata: String::new(),
+            })
+            .collect();
+        let (metrics, common) = (self.metrics.clone(), self.context.metrics.clone());
+        let (counts, spans) = (ended.counts, std::mem::take(&mut self.spans));
+        let committed = Box::new(move || {
+            count(counts, &metrics, &common);
+            spans.end();
+        });
+        match self.context.settings.guarantee {
+            Guarantee::ExactlyOnce => {
+                self.pipeline
+                    .commit(commits, member.generation(), committed)?;
+                if ended.alone {
+                    self.pipeline.settle()?;
+                }
+                Ok(())
+            }
+            Guarantee::AtLeastOnce => {
+                self.pipeline.commit(Vec::new(), None, committed)?;
+                self.pipeline.settle()?;
+                member.commit(&commits).map_err(BatchError::Aborted)
+            }
+        }
+    }
+
+    /// The positions that [`Member::passed`] returns, if it is time to ask for them.
+    fn passed(&mut self, member: &Member) -> Result<Vec<(EventPartition, Position)>, Failure> {
+        if !self.batch.asks_for_passed(clock::instant()) {
+            return Ok(Vec::new());
+        }
+        let passed = member.passed()?.into_iter();
+        let passed = passed.map(|(at, position)| {
+            (
+                self.events.event_partition(&at.topic, at.partition),
+                position,
+            )
+        });
+        Ok(passed.collect())
+    }
+
+    fn assigned(
+        &mut self,
+        member: &Member,
+        partitions: &[TopicPartition],
+    ) -> Result<(), BatchError> {
+        // Partitions that stay are read on. Their batches under way are of the former generation, and may be refused.
+        let settled = self.settle(member);
+        self.recover(member, settled)?;
+        member.take_committed(partitions)?;
+        let taken = self.events.event_partitions(partitions);
+        self.batch.assigned(taken.into_iter());
+        log_partitions("partitions assigned", partitions);
+        Ok(())
+    }
+
+    fn revoked(
+        &mut self,
+        member: &Member,
+        partitions: &[TopicPartition],
+        lost: bool,
+    ) -> Result<(), BatchError> {
+        let what = if lost {
+            "partitions lost"
+        } else {
+            "partitions revoked"
+        };
+        log_partitions(what, partitions);
+        let given_up = self.events.event_partitions(partitions);
+        self.batch.revoking(&given_up);
+        if lost {
+            self.batch.give_up();
+            self.read_again(member, &what)?;
+        } else {
+            let settled = self.settle(member);
+            self.recover(member, settled)?;
+        }
+        self.batch.revoked(&given_up);
+        Ok(member.give_up(partitions)?)
+    }
+
+    /// After a failure: gives up all batches that are not committed, and reads again from the committed positions.
+    fn recover(&mut self, member: &Member, done: Result<(), BatchError>) -> Result<(), Failure> {
+        let Err(error) = done else { return Ok(()) };
+        match self.batch.failed(error.end()) {
+            Next::ReadAgain => self.read_again(member, &error),
+            Next::TooLargeToSetAside(at, offset) => {
+                let at = self.events.topic_partition(at);
+                Err(Failure::Internal(format!(
+                    "the event at {} {} {offset} is too large even for {}: raise max.message.bytes there (see `hookstream topics check`)",
+                    at.topic, at.partition, self.invalid
+                )))
+            }
+            Next::UnknownEvent => Err(Failure::Internal(
+                "the broker refused a record of an unknown event".to_owned(),
+            )),
+            Next::Stop => Err(match error {
+                BatchError::Failed(failure) => failure,
+                error => Failure::Internal(error.to_string()),
+            }),
+        }
+    }
+
+    fn read_again(
+        &mut self,
+        member: &Member,
+        reason: &dyn std::fmt::Display,
+    ) -> Result<(), Failure> {
+        tracing::warn!("reading again from the committed positions: {reason}");
+        self.spans = Together::default();
+        self.pipeline.recover()?;
+        let owned: Vec<_> = self
+            .batch
+            .owned()
+            .map(|at| self.events.topic_partition(at))
+            .collect();
+        member.rewind(&owned)
+    }
+
+    /// Adds an event's records to the open batch.
+    fn take(&mut self, message: &BorrowedMessage<'_>, now: Instant) -> Result<(), BatchError> {
+        let at = self
+            .events
+            .event_partition(message.topic(), message.partition());
+        let offset = Offset(message.offset());
+        let tag = self.batch.take(at, offset, now);
+        let headers: Vec<(&str, &[u8])> = each_header(message)
+            .map(|(name, value)| (name, value.unwrap_or_default()))
+            .collect();
+        let raw = RawEvent {
+            topic: message.topic(),
+            payload: message.payload(),
+            headers: &headers,
+            timestamp: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
+        };
+        match self.batch.read(tag, &raw) {
+            Ok(event) => {
+                let mut matching = std::mem::take(&mut self.matching);
+                self.context.table.index().matching(&event, &mut matching);
+                let at = span::Place {
+                    topic: message.topic(),
+                    partition: message.partition(),
+                    offset: offset.0,
+                };
+                let written = self.fan_out(tag, &event, &matching, at);
+                matching.clear();
+                self.matching = matching;
+                written
+            }
+            Err(error) => self.set_aside(message, error, tag),
+        }
+    }
+
+    fn set_aside(
+        &mut self,
+        message: &BorrowedMessage<'_>,
+        error: String,
+        tag: usize,
+    ) -> Result<(), BatchError> {
+        let record = invalid_record(message, error);
+        // An event topic that holds something else altogether must not flood the log.
+        if let Some(suppressed) = self.invalid_log.pass(clock::instant()) {
+            tracing::warn!(
+                topic = record.topic,
+                partition = record.partition,
+                offset = record.offset.0,
+                suppressed,
+                "invalid event: {}",
+                record.error,
+            );
+        }
+        self.batch.set_aside(&record);
+        self.pipeline.send(Record {
+            topic: &self.invalid,
+            partition: None,
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            headers: invalid_headers(&record),
+            tag,
+        })
+    }
+
+    fn fan_out(
+        &mut self,
+        tag: usize,
+        event: &Event<'_>,
+        matching: &[Arc<Subscription>],
+        at: span::Place<'_>,
+    ) -> Result<(), BatchError> {
+        let span = self.context.tracer.of_event(event.traceparent());
+        let own = span.as_ref().map(Open::traceparent);
+        let traceparent = own.as_deref().or(event.traceparent());
+        let commands = self
+            .batch
+            .fan_out(tag, event, matching)
+            .map_err(|TooLarge { tag }| BatchError::TooLarge { tag })?;
+        if commands.keep_order() {
+            self.pipeline.keep_order();
+        }
+        for command in commands.each(traceparent, clock::now()) {
+            self.pipeline.send(Record {
+                topic: &self.commands,
+                partition: None,
+                key: Some(command.subscriber().as_bytes()),
+                value: Some(command.body),
+                headers: command_headers(&command.envelope()),
+                tag,
+            })?;
+        }
+        if let Some(span) = span {
+            let facts = span::fanout(event, at, matching.len());
+            self.spans.add(span, facts);
+        }
+        Ok(())
+    }
+}
+
+fn count(counts: Counts, metrics: &FanoutMetrics, common: &Metrics) {
+    for (result, count) in [
+        (EventResult::FannedOut, counts.fanned_out),
+        (EventResult::Unmatched, counts.unmatched),
+        (EventResult::Invalid, counts.invalid),
+    ] {
+        metrics.events(result).inc_by(count);
+    }
+    common.commands(Cause::New).inc_by(counts.commands);
+}
+
+fn log_partitions(what: &str, partitions: &[TopicPartition]) {
+    if !partitions.is_empty() {
+        let list: Vec<String> = partitions
+            .iter()
+            .map(|at| format!("{} {}", at.topic, at.partition))
+            .collect();
+        tracing::info!("{what}: {}", list.join(", "));
+    }
+}
