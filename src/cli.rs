@@ -5,10 +5,10 @@
 
 pub mod dead_letters;
 pub mod demo;
+pub mod exit;
 pub mod interrupt;
 pub mod lag;
 mod logging;
-pub mod outcome;
 pub mod positions;
 pub mod print;
 pub mod progress;
@@ -25,8 +25,8 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use crate::config::table::SETTINGS;
 use crate::config::{self, EffectiveSetting, Layers, Machine, Settings};
 use crate::wiring::{self, Role, ServiceError};
-use outcome::{CliError, Exit, Output};
-use print::Row;
+use exit::{CliError, Exit};
+use print::{Output, Row};
 
 /// Events on Kafka become signed webhooks.
 #[derive(Parser, Debug)]

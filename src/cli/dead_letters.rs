@@ -11,8 +11,8 @@ use clap::{Args, Subcommand};
 use rdkafka::message::{BorrowedMessage, Message};
 use serde::Serialize;
 
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::exit::{CliError, Exit};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;

@@ -5,11 +5,12 @@
 //! should get is known, and what it got is taken down by the receivers, so the command ends with 0 only if the story
 //! came out right, and tests run it.
 
-mod cast;
+mod broker;
+mod events;
 mod ledger;
-mod orders;
 mod receivers;
-mod stage;
+mod sender;
+mod subscribers;
 mod view;
 
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit};
 use super::print;
 use crate::config::table::SETTINGS;
 use crate::config::{Guarantee, Layers, Settings, Source};
@@ -29,10 +30,11 @@ use crate::model::units::parse_duration;
 use crate::replay::{self, End, Plan};
 use crate::runtime::shutdown::Stop;
 use crate::wiring::{Role, Service, ServiceError};
-use cast::{CAST, Flow, Manner};
+use broker::{Broker, EMBEDDED};
+use events::Flow;
 use ledger::Ledger;
 use receivers::{Receivers, SharedLedger};
-use stage::{EMBEDDED, Stage};
+use subscribers::{Behavior, SUBSCRIBERS};
 use view::{View, latency};
 
 /// Between two looks at what has changed.
@@ -121,8 +123,8 @@ pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
         duration: args.duration,
     };
     let interrupt = Interrupt::watch()?;
-    let stage = Stage::set(settings, flow)?;
-    let source = stage
+    let broker = Broker::set(settings, flow)?;
+    let source = broker
         .settings
         .topics
         .events
@@ -131,22 +133,22 @@ pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
         .unwrap_or_default();
     let ledger = SharedLedger::new(Ledger::new(&source));
     let receivers = Receivers::start(&ledger)?;
-    stage.subscribe(&receivers, args.rate)?;
+    broker.subscribe(&receivers, args.rate)?;
     let service = Service::start(
-        &stage.settings,
+        &broker.settings,
         &[Role::Fanout, Role::Deliver, Role::Release],
     )?;
-    introduce(&stage, &service, args)?;
+    introduce(&broker, &service, args)?;
     let roles = Roles::watch(service)?;
-    let mut story = Story {
-        stage: &stage,
+    let mut story = Scenario {
+        broker: &broker,
         ledger,
         roles: &roles,
         interrupt,
         view: View::new(),
     };
     let told = story.tell(flow);
-    let Story { ledger, view, .. } = story;
+    let Scenario { ledger, view, .. } = story;
     let ended = roles.end();
     let ledger = ledger.lock();
     view.end(&ledger)?;
@@ -156,7 +158,7 @@ pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
         Err(error) => Err(error),
         Ok(()) => {
             ended?;
-            conclude(&stage, &ledger)
+            conclude(&broker, &ledger)
         }
     }
 }
@@ -193,17 +195,17 @@ impl Roles {
 }
 
 /// The story as it goes on.
-struct Story<'a> {
-    stage: &'a Stage,
+struct Scenario<'a> {
+    broker: &'a Broker,
     ledger: SharedLedger,
     roles: &'a Roles,
     interrupt: Interrupt,
     view: View,
 }
 
-impl Story<'_> {
+impl Scenario<'_> {
     fn tell(&mut self, flow: Flow) -> Result<(), CliError> {
-        let sending = orders::start(self.stage, &self.ledger, random(), flow, &self.roles.stop)?;
+        let sending = sender::start(self.broker, &self.ledger, random(), flow, &self.roles.stop)?;
         // The embedded broker lets a group wait for 3 s for more members.
         self.wait("the roles join their groups", |ledger| {
             ledger.requests() > 0 || sending.is_finished()
@@ -257,7 +259,8 @@ impl Story<'_> {
             STANDSTILL.as_secs()
         )];
         faults.extend(self.ledger.lock().faults());
-        if let Ok((tally, _)) = replay::preview(&self.stage.settings, &Plan::default(), &|| false) {
+        if let Ok((tally, _)) = replay::preview(&self.broker.settings, &Plan::default(), &|| false)
+        {
             faults.extend(tally.groups.iter().map(|((subscriber, reason), count)| {
                 format!(
                     "dead letters of {subscriber}: {}, {}",
@@ -270,9 +273,9 @@ impl Story<'_> {
     }
 
     fn plan(&self) -> Plan {
-        let subscriber = CAST
+        let subscriber = SUBSCRIBERS
             .iter()
-            .find(|subscriber| subscriber.manner == Manner::Strict);
+            .find(|subscriber| subscriber.behavior == Behavior::Strict);
         let filter = Filter {
             subscriber: subscriber.map(|subscriber| subscriber.name.to_owned()),
             reason: Some(Reason::PermanentStatus),
@@ -288,14 +291,14 @@ impl Story<'_> {
     /// Open dead letters, as `hookstream replay --dead-letters --dry-run` counts them.
     fn open(&self, plan: &Plan) -> Result<u64, CliError> {
         let (tally, _) =
-            replay::preview(&self.stage.settings, plan, &|| self.interrupt.is_raised())
+            replay::preview(&self.broker.settings, plan, &|| self.interrupt.is_raised())
                 .map_err(|failure| print::failed(&failure))?;
         Ok(tally.letters())
     }
 
     /// Waits until every webhook that strict has refused is a dead letter in Kafka, and tells how many are open.
     fn dead_letters(&mut self) -> Result<u64, CliError> {
-        let refused: usize = (0..CAST.len())
+        let refused: usize = (0..SUBSCRIBERS.len())
             .map(|index| self.ledger.lock().numbers(index).dead)
             .sum();
         let refused = u64::try_from(refused).unwrap_or(u64::MAX);
@@ -329,7 +332,7 @@ impl Story<'_> {
             pace: Some(pace),
             ..self.plan()
         };
-        let (settings, interrupt) = (self.stage.settings.clone(), self.interrupt.clone());
+        let (settings, interrupt) = (self.broker.settings.clone(), self.interrupt.clone());
         let replaying = std::thread::Builder::new()
             .name("replay".to_owned())
             .spawn(move || replay::run(&settings, &plan, &|| interrupt.is_raised(), &mut |_| {}))
@@ -383,9 +386,9 @@ fn wrong(faults: &[String]) -> CliError {
 }
 
 /// Says what will be shown.
-fn introduce(stage: &Stage, service: &Service, args: &DemoArgs) -> Result<(), CliError> {
-    let settings = &stage.settings;
-    let broker = if stage.is_embedded() {
+fn introduce(broker: &Broker, service: &Service, args: &DemoArgs) -> Result<(), CliError> {
+    let settings = &broker.settings;
+    let broker = if broker.is_embedded() {
         "embedded in this process, nothing to install (at-least-once)".to_owned()
     } else {
         let guarantee = match settings.guarantee {
@@ -397,7 +400,7 @@ fn introduce(stage: &Stage, service: &Service, args: &DemoArgs) -> Result<(), Cl
             settings.brokers, settings.topics.prefix
         )
     };
-    let parts: Vec<String> = CAST
+    let parts: Vec<String> = SUBSCRIBERS
         .iter()
         .map(|subscriber| format!("    {:<9}{}", subscriber.name, subscriber.part))
         .collect();
@@ -420,14 +423,14 @@ hookstream demo: events on Kafka become signed webhooks
 }
 
 /// Says what was shown, and how to do the same elsewhere.
-fn conclude(stage: &Stage, ledger: &Ledger) -> Result<Exit, CliError> {
-    let of = |manner: Manner| {
-        let index = CAST
+fn conclude(broker: &Broker, ledger: &Ledger) -> Result<Exit, CliError> {
+    let of = |behavior: Behavior| {
+        let index = SUBSCRIBERS
             .iter()
-            .position(|subscriber| subscriber.manner == manner);
+            .position(|subscriber| subscriber.behavior == behavior);
         ledger.numbers(index.unwrap_or_default())
     };
-    let median = |manner| of(manner).median.map_or_else(String::new, latency);
+    let median = |behavior| of(behavior).median.map_or_else(String::new, latency);
     print::line(&format!(
         "
 What you saw, all of it checked:
@@ -440,18 +443,18 @@ What you saw, all of it checked:
         ledger.orders(),
         ledger.webhooks(),
         ledger.requests(),
-        median(Manner::Slow),
-        median(Manner::Prompt),
-        of(Manner::Flaky).delivered,
-        of(Manner::Strict).delivered,
+        median(Behavior::Slow),
+        median(Behavior::Prompt),
+        of(Behavior::Flaky).delivered,
+        of(Behavior::Strict).delivered,
     ))?;
-    print::line(&next_steps(stage))?;
+    print::line(&next_steps(broker))?;
     Ok(Exit::Done)
 }
 
-fn next_steps(stage: &Stage) -> String {
-    let settings = &stage.settings;
-    if !stage.is_embedded() {
+fn next_steps(broker: &Broker) -> String {
+    let settings = &broker.settings;
+    if !broker.is_embedded() {
         let (brokers, prefix) = (&settings.brokers, &settings.topics.prefix);
         return format!(
             "\

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::outcome::{CliError, Exit};
+use super::exit::{CliError, Exit};
 
 /// Raised by the first SIGINT or SIGTERM of this process.
 #[derive(Clone, Debug, Default)]

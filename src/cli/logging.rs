@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-use super::outcome::{CliError, Exit};
+use super::exit::{CliError, Exit};
 use crate::config::Layers;
 use crate::config::table::SETTINGS;
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::positions::{self, Document, Imported, PositionsError};
 

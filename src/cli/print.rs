@@ -2,13 +2,25 @@
 
 use std::io::{self, Write};
 
+use clap::ValueEnum;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-
 use serde::Serialize;
 
-use super::outcome::{CliError, Exit, Output};
+use super::exit::{CliError, Exit};
 use crate::edge::kafka::error::Failure;
+
+/// How data is printed on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON document a line.
+    Jsonl,
+}
 
 /// Rows that are printed in any form.
 pub trait Row: Serialize {

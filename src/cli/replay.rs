@@ -15,9 +15,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::dead_letters::{FilterArgs, parse_time};
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::print::{self, Output, Row};
 use super::progress::bar;
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;

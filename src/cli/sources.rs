@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::outcome::{CliError, Exit};
+use super::exit::{CliError, Exit};
 use crate::config::table::{SETTINGS, Setting};
 use crate::config::{self, Layers, Settings, Source};
 use crate::edge::kafka::credentials;

@@ -14,8 +14,8 @@ use rdkafka::message::{Message, OwnedHeaders};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::exit::{CliError, Exit};
+use super::print::{self, Output, Row};
 use crate::config::{Guarantee, Settings};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::Log;

@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::exit::{CliError, Exit};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::kafka::topics as admin;
 use crate::edge::kafka::topics::{Cluster, Creation, Difference, TopicSpec, Wish};

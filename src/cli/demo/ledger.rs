@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::cast::{CAST, FLAKY_ACCEPTS, Manner, Order};
+use super::events::Event;
+use super::subscribers::{Behavior, FLAKY_ACCEPTS, SUBSCRIBERS};
 use crate::model::event;
 
 /// Deliveries over which a latency is taken.
@@ -66,7 +67,7 @@ struct Account {
 pub(super) struct Ledger {
     /// Source of the events, as the webhook ids have it.
     source: String,
-    accounts: [Account; CAST.len()],
+    accounts: [Account; SUBSCRIBERS.len()],
     mended: bool,
     orders: u32,
     requests: u64,
@@ -89,9 +90,9 @@ impl Ledger {
     }
 
     /// The order is about to be sent.
-    pub(super) fn expect(&mut self, order: &Order, now: Instant) {
+    pub(super) fn expect(&mut self, order: &Event, now: Instant) {
         self.orders += 1;
-        for (subscriber, account) in CAST.iter().zip(&mut self.accounts) {
+        for (subscriber, account) in SUBSCRIBERS.iter().zip(&mut self.accounts) {
             if subscriber.wants(order) {
                 let id = event::webhook_id(&self.source, &order.id, subscriber.name);
                 let webhook = Webhook {
@@ -113,7 +114,7 @@ impl Ledger {
 
     /// Takes a request of the subscriber at `index` down, and tells the status to answer with.
     pub(super) fn attempt(&mut self, index: usize, attempt: &Attempt<'_>) -> u16 {
-        let subscriber = &CAST[index];
+        let subscriber = &SUBSCRIBERS[index];
         self.requests += 1;
         let Some(webhook) = self.accounts[index].webhooks.get_mut(attempt.webhook_id) else {
             let id = attempt.webhook_id;
@@ -124,10 +125,10 @@ impl Ledger {
         let (count, id) = (webhook.attempts, attempt.webhook_id);
         let first = webhook.body.get_or_insert_with(|| attempt.body.clone());
         let same = first == attempt.body;
-        let status = match subscriber.manner {
-            Manner::Flaky if count == 1 => 503,
-            Manner::Flaky if count < FLAKY_ACCEPTS => 500,
-            Manner::Strict if !self.mended => 400,
+        let status = match subscriber.behavior {
+            Behavior::Flaky if count == 1 => 503,
+            Behavior::Flaky if count < FLAKY_ACCEPTS => 500,
+            Behavior::Strict if !self.mended => 400,
             _ => 200,
         };
         let name = subscriber.name;
@@ -140,7 +141,7 @@ impl Ledger {
             ));
         }
         // A replay counts from 1 again.
-        if subscriber.manner != Manner::Strict && attempt.number != Some(count) {
+        if subscriber.behavior != Behavior::Strict && attempt.number != Some(count) {
             let told = attempt.number.unwrap_or_default();
             self.mistake(format!(
                 "{name} got {id} for time {count}, called attempt {told}"
@@ -169,7 +170,7 @@ impl Ledger {
         if again {
             self.mistake(format!(
                 "{} got {webhook_id} again after it had accepted it",
-                CAST[index].name
+                SUBSCRIBERS[index].name
             ));
         }
     }
@@ -222,7 +223,7 @@ impl Ledger {
 
     /// Whether every webhook is where it stays until somebody does something: delivered, or dead.
     pub(super) fn is_settled(&self) -> bool {
-        (0..CAST.len()).all(|index| {
+        (0..SUBSCRIBERS.len()).all(|index| {
             let numbers = self.numbers(index);
             numbers.waiting == 0 && numbers.retrying == 0
         })
@@ -247,7 +248,7 @@ impl Ledger {
         if self.orders == 0 {
             faults.push("no order was sent".to_owned());
         }
-        for (subscriber, account) in CAST.iter().zip(&self.accounts) {
+        for (subscriber, account) in SUBSCRIBERS.iter().zip(&self.accounts) {
             let all = account.webhooks.len();
             let missing = account
                 .webhooks
@@ -260,10 +261,10 @@ impl Ledger {
                     subscriber.name
                 ));
             }
-            let attempts = match subscriber.manner {
-                Manner::Prompt | Manner::Slow => 1,
-                Manner::Flaky => FLAKY_ACCEPTS,
-                Manner::Strict => 2,
+            let attempts = match subscriber.behavior {
+                Behavior::Prompt | Behavior::Slow => 1,
+                Behavior::Flaky => FLAKY_ACCEPTS,
+                Behavior::Strict => 2,
             };
             let delivered = account
                 .webhooks
@@ -295,7 +296,8 @@ mod tests {
     use crate::edge::clock;
 
     fn index(name: &str) -> usize {
-        CAST.iter()
+        SUBSCRIBERS
+            .iter()
             .position(|subscriber| subscriber.name == name)
             .unwrap()
     }
@@ -305,10 +307,10 @@ mod tests {
         let mut ledger = Ledger::new("order-events");
         let number = (0..)
             .step_by(3)
-            .find(|number| Order::new("r", *number).total >= 100)
+            .find(|number| Event::new("r", *number).total >= 100)
             .unwrap();
         for number in number..number + 3 {
-            ledger.expect(&Order::new("r", number), clock::instant());
+            ledger.expect(&Event::new("r", number), clock::instant());
         }
         ledger
     }

@@ -19,9 +19,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use super::cast::{CAST, Manner, SLOWNESS};
 use super::ledger::{Attempt, Ledger};
-use crate::cli::outcome::{CliError, Exit};
+use super::subscribers::{Behavior, SLOWNESS, SUBSCRIBERS};
+use crate::cli::exit::{CliError, Exit};
 use crate::edge::clock;
 
 /// The largest body that a receiver reads, bytes.
@@ -54,7 +54,7 @@ pub(super) struct Receiver {
 
 /// All receivers; they end with this.
 pub(super) struct Receivers {
-    /// In the order of [`CAST`].
+    /// In the order of [`SUBSCRIBERS`].
     pub(super) all: Vec<Receiver>,
     /// Holds their tasks.
     _runtime: Runtime,
@@ -79,7 +79,7 @@ impl Receivers {
             .build()
             .map_err(|error| failed(&error.to_string()))?;
         let mut all = Vec::new();
-        for (index, subscriber) in CAST.iter().enumerate() {
+        for (index, subscriber) in SUBSCRIBERS.iter().enumerate() {
             let mut key = [0; 32];
             SystemRandom::new()
                 .fill(&mut key)
@@ -109,7 +109,7 @@ impl Receivers {
 }
 
 struct Endpoint {
-    /// In [`CAST`].
+    /// In [`SUBSCRIBERS`].
     index: usize,
     key: hmac::Key,
     ledger: SharedLedger,
@@ -160,7 +160,7 @@ impl Endpoint {
                 signature,
             },
         );
-        if CAST[self.index].manner == Manner::Slow {
+        if SUBSCRIBERS[self.index].behavior == Behavior::Slow {
             tokio::time::sleep(SLOWNESS).await;
         }
         self.ledger

@@ -7,9 +7,9 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::cast::CAST;
 use super::ledger::{Ledger, Numbers};
-use crate::cli::outcome::CliError;
+use super::subscribers::SUBSCRIBERS;
+use crate::cli::exit::CliError;
 use crate::cli::print;
 use crate::edge::clock;
 
@@ -17,7 +17,7 @@ use crate::edge::clock;
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 /// Title and blank line above the table, and the heading.
-const LINES: usize = CAST.len() + 3;
+const LINES: usize = SUBSCRIBERS.len() + 3;
 
 /// The view while the story goes on.
 pub(super) struct View {
@@ -114,7 +114,7 @@ fn table(ledger: &Ledger) -> String {
         "DEAD",
         "P50",
     ]);
-    for (index, subscriber) in CAST.iter().enumerate() {
+    for (index, subscriber) in SUBSCRIBERS.iter().enumerate() {
         let numbers = ledger.numbers(index);
         let counts = [
             numbers.delivered,
@@ -140,7 +140,7 @@ fn table(ledger: &Ledger) -> String {
 
 /// All subscribers on one line.
 fn summary(ledger: &Ledger) -> String {
-    let told: Vec<String> = CAST
+    let told: Vec<String> = SUBSCRIBERS
         .iter()
         .enumerate()
         .map(|(index, subscriber)| format!("{} {}", subscriber.name, counts(ledger.numbers(index))))

@@ -8,9 +8,10 @@ use rdkafka::message::OwnedHeaders;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-use super::cast::{CAST, Flow};
+use super::events::Flow;
 use super::receivers::Receivers;
-use crate::cli::outcome::{CliError, Exit};
+use super::subscribers::SUBSCRIBERS;
+use crate::cli::exit::{CliError, Exit};
 use crate::cli::print;
 use crate::config::{Guarantee, Settings};
 use crate::edge::kafka::error::Failure;
@@ -29,13 +30,13 @@ const PARTITIONS: i32 = 3;
 const EMBEDDED_EVENTS: u32 = 12_000;
 
 /// A broker with all topics.
-pub(super) struct Stage {
+pub(super) struct Broker {
     /// With the broker's address.
     pub(super) settings: Settings,
     embedded: Option<MockCluster<'static, DefaultProducerContext>>,
 }
 
-impl Stage {
+impl Broker {
     /// Starts the embedded broker or asks the real one, and makes the topics.
     ///
     /// # Errors
@@ -106,7 +107,7 @@ impl Stage {
     pub(super) fn subscribe(&self, receivers: &Receivers, rate: u32) -> Result<(), CliError> {
         let topic = self.settings.topics.subscriptions();
         let mut producer = self.producer()?;
-        for (tag, (subscriber, receiver)) in CAST.iter().zip(&receivers.all).enumerate() {
+        for (tag, (subscriber, receiver)) in SUBSCRIBERS.iter().zip(&receivers.all).enumerate() {
             let document = subscriber
                 .subscription(&receiver.url, &receiver.secret, rate)
                 .to_string();

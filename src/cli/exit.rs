@@ -1,6 +1,4 @@
-//! How a command ends and how it prints: exit codes, errors, output forms.
-
-use clap::ValueEnum;
+//! How a command ends: its exit code, and its error message.
 
 /// Exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,16 +37,4 @@ impl CliError {
             message: message.into(),
         }
     }
-}
-
-/// How data is printed on standard output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    #[default]
-    Table,
-    /// One JSON document.
-    Json,
-    /// One JSON document a line.
-    Jsonl,
 }

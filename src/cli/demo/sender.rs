@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rdkafka::message::OwnedHeaders;
 
-use super::cast::{Flow, Order};
+use super::broker::{Broker, refused};
+use super::events::{Event, Flow};
 use super::receivers::SharedLedger;
-use super::stage::{Stage, refused};
-use crate::cli::outcome::{CliError, Exit};
+use crate::cli::exit::{CliError, Exit};
 use crate::edge::clock;
 use crate::edge::kafka::producer::{Producer, Record};
 use crate::runtime::shutdown::Stop;
@@ -22,15 +22,15 @@ const TICK: Duration = Duration::from_millis(50);
 /// # Errors
 /// [`CliError`] when there is no producer or no thread.
 pub(super) fn start(
-    stage: &Stage,
+    broker: &Broker,
     ledger: &SharedLedger,
     run: String,
     flow: Flow,
     stop: &Arc<Stop>,
 ) -> Result<JoinHandle<Result<(), CliError>>, CliError> {
     let mut sender = Sender {
-        producer: stage.producer()?,
-        topic: stage
+        producer: broker.producer()?,
+        topic: broker
             .settings
             .topics
             .events
@@ -78,7 +78,7 @@ impl Sender {
     fn send_up_to(&mut self, due: u32) -> Result<(), CliError> {
         let what = "sending the sample orders";
         for number in self.sent..due {
-            let order = Order::new(&self.run, number);
+            let order = Event::new(&self.run, number);
             self.ledger.lock().expect(&order, clock::instant());
             let value = order.envelope(&clock::now().rfc3339()).to_string();
             let record = Record {
@@ -97,23 +97,5 @@ impl Sender {
         self.producer
             .finish(&[], None)
             .map_err(|error| refused(what, error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orders_flow_evenly_and_end() {
-        let flow = Flow {
-            per_second: 20,
-            duration: Duration::from_secs(8),
-        };
-        let due = |ms| flow.due(Duration::from_millis(ms));
-        assert_eq!(
-            [due(0), due(50), due(1000), due(8000), due(90_000)],
-            [0, 1, 20, 160, 160]
-        );
     }
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::events::Event;
+
 /// How a receiver answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum Behavior {
     /// 200 at once.
     Prompt,
     /// 200 after [`SLOWNESS`].
@@ -34,7 +36,7 @@ pub(super) struct Subscriber {
     pub(super) events: &'static str,
     /// It wants no smaller totals: a filter on content.
     pub(super) least_total: Option<u32>,
-    pub(super) manner: Manner,
+    pub(super) behavior: Behavior,
     /// What it does, for the table.
     pub(super) does: &'static str,
     /// What it does and why it is there, for the introduction.
@@ -42,12 +44,12 @@ pub(super) struct Subscriber {
 }
 
 /// All subscribers, in the order of the view.
-pub(super) const CAST: [Subscriber; 5] = [
+pub(super) const SUBSCRIBERS: [Subscriber; 5] = [
     Subscriber {
         name: "good",
         events: "order.*",
         least_total: None,
-        manner: Manner::Prompt,
+        behavior: Behavior::Prompt,
         does: "answers at once",
         part: "wants every event; its receiver answers at once",
     },
@@ -55,7 +57,7 @@ pub(super) const CAST: [Subscriber; 5] = [
         name: "large",
         events: "order.*",
         least_total: Some(100),
-        manner: Manner::Prompt,
+        behavior: Behavior::Prompt,
         does: "totals >= 100 only",
         part: "wants totals of 100 and more: a filter on content",
     },
@@ -63,7 +65,7 @@ pub(super) const CAST: [Subscriber; 5] = [
         name: "slow",
         events: "order.paid",
         least_total: None,
-        manner: Manner::Slow,
+        behavior: Behavior::Slow,
         does: "takes 400 ms",
         part: "wants order.paid; takes 400 ms for each, and delays nobody else",
     },
@@ -71,7 +73,7 @@ pub(super) const CAST: [Subscriber; 5] = [
         name: "flaky",
         events: "order.shipped",
         least_total: None,
-        manner: Manner::Flaky,
+        behavior: Behavior::Flaky,
         does: "503, 500, then 200",
         part: "wants order.shipped; fails twice, gets each again after 1 s and 2 s",
     },
@@ -79,7 +81,7 @@ pub(super) const CAST: [Subscriber; 5] = [
         name: "strict",
         events: "order.created",
         least_total: None,
-        manner: Manner::Strict,
+        behavior: Behavior::Strict,
         does: "400 until mended",
         part: "wants order.created; refuses all: dead letters, mended, replayed",
     },
@@ -87,7 +89,7 @@ pub(super) const CAST: [Subscriber; 5] = [
 
 impl Subscriber {
     /// Whether the order's event is for it: said again here, so that the program's own matching is checked.
-    pub(super) fn wants(&self, order: &Order) -> bool {
+    pub(super) fn wants(&self, order: &Event) -> bool {
         let named = self.events == "order.*" || self.events == order.event;
         named && self.least_total.is_none_or(|least| order.total >= least)
     }
@@ -104,74 +106,15 @@ impl Subscriber {
         if let Some(least) = self.least_total {
             document["filter"] = json!({"data.total": [{"numeric": [">=", least]}]});
         }
-        if self.manner == Manner::Flaky {
+        if self.behavior == Behavior::Flaky {
             // It fails the first two attempts of each webhook: a breaker would stop what works at the third.
             document["breaker"] = json!({"failures": 0, "rate": 0});
         }
-        if self.manner == Manner::Slow {
+        if self.behavior == Behavior::Slow {
             // A slow receiver keeps up when enough requests are under way at a time: half as many again as it needs.
             document["max_in_flight"] = json!((rate / 5).clamp(4, 64));
         }
         document
-    }
-}
-
-/// One event in the life of an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Order {
-    /// Of the event.
-    pub(super) id: String,
-    /// Type of the event.
-    pub(super) event: &'static str,
-    /// The order's number, in the whole demo the same for its three events.
-    pub(super) order: String,
-    /// In whole euros.
-    pub(super) total: u32,
-}
-
-impl Order {
-    /// The event of number `number` in the run called `run`.
-    pub(super) fn new(run: &str, number: u32) -> Self {
-        const STEPS: [&str; 3] = ["order.created", "order.paid", "order.shipped"];
-        let order = number / 3;
-        Self {
-            id: format!("{run}-{number}"),
-            event: STEPS[(number % 3) as usize],
-            order: format!("{run}-{order}"),
-            // Looks like chance, and half of them reach 100.
-            total: 5 + order.wrapping_mul(73) % 190,
-        }
-    }
-
-    /// The plain envelope. `time`: RFC 3339.
-    pub(super) fn envelope(&self, time: &str) -> Value {
-        json!({
-            "id": self.id,
-            "type": self.event,
-            "time": time,
-            "subject": self.order,
-            "data": {"order": self.order, "total": self.total, "currency": "EUR"},
-        })
-    }
-}
-
-/// How many orders, and how fast.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Flow {
-    pub(super) per_second: u32,
-    pub(super) duration: Duration,
-}
-
-impl Flow {
-    /// All orders.
-    pub(super) fn events(self) -> u32 {
-        self.due(self.duration).max(1)
-    }
-
-    /// Orders that are due after `elapsed`.
-    pub(super) fn due(self, elapsed: Duration) -> u32 {
-        let elapsed = elapsed.min(self.duration);
-        (elapsed.as_secs_f64() * f64::from(self.per_second)) as u32
     }
 }
 
@@ -182,7 +125,7 @@ mod tests {
     #[test]
     fn every_subscription_is_valid() {
         let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-        for subscriber in &CAST {
+        for subscriber in &SUBSCRIBERS {
             for rate in [1, 20, 200] {
                 let document = subscriber.subscription("http://127.0.0.1:8080/", secret, rate);
                 let bytes = serde_json::to_vec(&document).unwrap();
@@ -194,17 +137,11 @@ mod tests {
 
     #[test]
     fn the_filter_takes_some_orders_and_leaves_some() {
-        let large = &CAST[1];
+        let large = &SUBSCRIBERS[1];
         let taken = (0..300)
-            .map(|number| Order::new("r", number))
+            .map(|number| Event::new("r", number))
             .filter(|order| large.wants(order))
             .count();
         assert!((100..=200).contains(&taken), "{taken} of 300");
-    }
-
-    #[test]
-    fn an_orders_events_have_its_total() {
-        let totals: Vec<u32> = (3..6).map(|number| Order::new("r", number).total).collect();
-        assert_eq!(totals, [totals[0]; 3]);
     }
 }
