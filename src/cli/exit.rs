@@ -4,21 +4,21 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All was done.
+    /// Success.
     Done = 0,
-    /// Nothing, or not the thing asked for, was done.
+    /// Failure; nothing was done, or not what was requested.
     Failure = 1,
-    /// The command line or configuration is wrong.
+    /// Invalid command line or configuration.
     Usage = 2,
-    /// Some of it was done.
+    /// Partly done.
     Partial = 3,
-    /// No broker answers.
+    /// No broker is reachable.
     Unreachable = 4,
-    /// A signal ended it.
+    /// Ended by a signal.
     Interrupted = 130,
 }
 
-/// Why a command ended badly: one message for standard error, and the exit code.
+/// Why a command failed: a message for standard error, and the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct CliError {
@@ -29,7 +29,7 @@ pub struct CliError {
 }
 
 impl CliError {
-    /// An error with this code and message.
+    /// An error with this exit code and message.
     #[must_use]
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {

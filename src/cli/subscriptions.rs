@@ -51,7 +51,7 @@ pub struct ApplyArgs {
     /// File to read; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -59,7 +59,7 @@ pub struct ApplyArgs {
 /// The form of the output alone.
 #[derive(Args, Clone, Debug)]
 pub struct OutputArgs {
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -69,7 +69,7 @@ pub struct OutputArgs {
 pub struct ShowArgs {
     /// The subscription
     id: String,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -80,7 +80,7 @@ pub struct IdsArgs {
     /// The subscriptions
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }

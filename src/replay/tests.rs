@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_paced_batch_is_what_is_due_within_a_second() {
+fn a_paced_batch_covers_one_second() {
     let plan = |pace| Plan {
         pace,
         ..Plan::default()
@@ -13,7 +13,7 @@ fn a_paced_batch_is_what_is_due_within_a_second() {
 }
 
 #[test]
-fn only_what_another_cluster_replayed_lately_is_replayed_again() {
+fn only_recent_replays_on_another_cluster_are_repeated() {
     let fact = |cluster: Option<&str>, how, at| Settled {
         letter: Coordinates {
             partition: 0,
@@ -31,21 +31,21 @@ fn only_what_another_cluster_replayed_lately_is_replayed_again() {
         ..Plan::default()
     };
     let (replayed, discarded) = (Settlement::Replayed, Settlement::Discarded);
-    assert!(!plan.believes(&fact(Some("a"), replayed, 10), "b"));
-    for believed in [
+    assert!(!plan.accepts(&fact(Some("a"), replayed, 10), "b"));
+    for accepted in [
         fact(Some("a"), replayed, 9),
         fact(Some("a"), discarded, 10),
         fact(Some("b"), replayed, 10),
         fact(None, replayed, 10),
     ] {
-        assert!(plan.believes(&believed, "b"), "{believed:?}");
+        assert!(plan.accepts(&accepted, "b"), "{accepted:?}");
     }
     let fact = fact(Some("a"), replayed, 10);
-    assert!(Plan::default().believes(&fact, "b"));
+    assert!(Plan::default().accepts(&fact, "b"));
 }
 
 #[test]
-fn a_limit_is_reached_by_as_many_letters() {
+fn a_limit_is_reached_by_that_many_dead_letters() {
     let plan = Plan {
         limit: Some(3),
         ..Plan::default()
@@ -53,6 +53,6 @@ fn a_limit_is_reached_by_as_many_letters() {
     assert!(!plan.is_reached(2) && plan.is_reached(3));
     assert!(
         !Plan::default().is_reached(u64::MAX),
-        "no limit is never reached"
+        "without a limit it is never reached"
     );
 }
