@@ -4,38 +4,38 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// One event in the life of an order.
+/// One event of a sample order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Event {
-    /// Of the event.
+    /// The event id.
     pub(super) id: String,
-    /// Type of the event.
-    pub(super) event: &'static str,
-    /// The order's number, in the whole demo the same for its three events.
+    /// The event type.
+    pub(super) event_type: &'static str,
+    /// The order number, shared by its three events.
     pub(super) order: String,
     /// In whole euros.
     pub(super) total: u32,
 }
 
 impl Event {
-    /// The event of number `number` in the run called `run`.
+    /// Event `number` of the run named `run`.
     pub(super) fn new(run: &str, number: u32) -> Self {
-        const STEPS: [&str; 3] = ["order.created", "order.paid", "order.shipped"];
+        const TYPES: [&str; 3] = ["order.created", "order.paid", "order.shipped"];
         let order = number / 3;
         Self {
             id: format!("{run}-{number}"),
-            event: STEPS[(number % 3) as usize],
+            event_type: TYPES[(number % 3) as usize],
             order: format!("{run}-{order}"),
-            // Looks like chance, and half of them reach 100.
+            // Looks random; half of them reach 100.
             total: 5 + order.wrapping_mul(73) % 190,
         }
     }
 
-    /// The plain envelope. `time`: RFC 3339.
+    /// The plain envelope. `time` is RFC 3339.
     pub(super) fn envelope(&self, time: &str) -> Value {
         json!({
             "id": self.id,
-            "type": self.event,
+            "type": self.event_type,
             "time": time,
             "subject": self.order,
             "data": {"order": self.order, "total": self.total, "currency": "EUR"},
@@ -43,7 +43,7 @@ impl Event {
     }
 }
 
-/// How many orders, and how fast.
+/// The number and rate of events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flow {
     pub(super) per_second: u32,
@@ -51,12 +51,12 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// All orders.
+    /// The number of events.
     pub(super) fn events(self) -> u32 {
         self.due(self.duration).max(1)
     }
 
-    /// Orders that are due after `elapsed`.
+    /// Events due after `elapsed`.
     pub(super) fn due(self, elapsed: Duration) -> u32 {
         let elapsed = elapsed.min(self.duration);
         (elapsed.as_secs_f64() * f64::from(self.per_second)) as u32
@@ -68,13 +68,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_orders_events_have_its_total() {
+    fn the_events_of_an_order_have_its_total() {
         let totals: Vec<u32> = (3..6).map(|number| Event::new("r", number).total).collect();
         assert_eq!(totals, [totals[0]; 3]);
     }
 
     #[test]
-    fn orders_flow_evenly_and_end() {
+    fn events_are_due_evenly_until_the_end() {
         let flow = Flow {
             per_second: 20,
             duration: Duration::from_secs(8),

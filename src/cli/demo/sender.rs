@@ -1,4 +1,4 @@
-//! Sends the sample orders: evenly, on a thread of its own, each told to the ledger before it is sent.
+//! Sends the sample events at an even rate, on its own thread. Each is recorded in the ledger before it is sent.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,13 +14,13 @@ use crate::edge::clock;
 use crate::edge::kafka::producer::{Producer, Record};
 use crate::runtime::shutdown::Stop;
 
-/// How often orders that are due are sent.
+/// How often due events are sent.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Begins to send; ends when all are sent, or when told to stop.
+/// Starts sending; ends when all are sent or on shutdown.
 ///
 /// # Errors
-/// [`CliError`] when there is no producer or no thread.
+/// [`CliError`] when the producer or the thread cannot be created.
 pub(super) fn start(
     broker: &Broker,
     ledger: &SharedLedger,
@@ -43,10 +43,10 @@ pub(super) fn start(
     };
     let stop = Arc::clone(stop);
     std::thread::Builder::new()
-        .name("orders".to_owned())
+        .name("sender".to_owned())
         .spawn(move || {
             let all = flow.events();
-            // The first one is ahead of the others: latencies are to be those of roles that are at work.
+            // The first event goes ahead, so that the latencies do not include the start of the roles.
             sender.send_up_to(1)?;
             while sender.ledger.lock().requests() == 0 && !stop.is_told() {
                 stop.wait(TICK);
@@ -61,7 +61,7 @@ pub(super) fn start(
         .map_err(|error| {
             CliError::new(
                 Exit::Failure,
-                format!("starting the thread of the orders: {error}"),
+                format!("starting the sender thread: {error}"),
             )
         })
 }
@@ -76,15 +76,15 @@ struct Sender {
 
 impl Sender {
     fn send_up_to(&mut self, due: u32) -> Result<(), CliError> {
-        let what = "sending the sample orders";
+        let what = "sending the sample events";
         for number in self.sent..due {
-            let order = Event::new(&self.run, number);
-            self.ledger.lock().expect(&order, clock::instant());
-            let value = order.envelope(&clock::now().rfc3339()).to_string();
+            let event = Event::new(&self.run, number);
+            self.ledger.lock().expect(&event, clock::instant());
+            let value = event.envelope(&clock::now().rfc3339()).to_string();
             let record = Record {
                 topic: &self.topic,
                 partition: None,
-                key: Some(order.order.as_bytes()),
+                key: Some(event.order.as_bytes()),
                 value: Some(value.as_bytes()),
                 headers: OwnedHeaders::new(),
                 tag: number as usize,

@@ -1,7 +1,6 @@
-//! Who takes part in the demo: the subscribers, what each wants, how its receiver behaves, and the sample orders.
+//! The subscribers of the demo: their subscriptions and the behavior of their receivers. Pure.
 //!
-//! One table, so that the subscriptions written to Kafka, the receivers, what is expected of each and what the
-//! view says cannot differ. Pure: an order follows from its number alone.
+//! The subscriptions written to Kafka, the receivers, the expected webhooks and the texts all come from one table.
 
 use std::time::Duration;
 
@@ -9,38 +8,38 @@ use serde_json::{Value, json};
 
 use super::events::Event;
 
-/// How a receiver answers.
+/// How a receiver responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Behavior {
-    /// 200 at once.
+    /// 200 immediately.
     Prompt,
-    /// 200 after [`SLOWNESS`].
+    /// 200 after [`SLOW_RESPONSE`].
     Slow,
-    /// Each webhook twice 5xx, then 200.
+    /// 5xx twice for each webhook, then 200.
     Flaky,
-    /// 400, until it is mended.
+    /// 400 until it is fixed.
     Strict,
 }
 
-/// What the slow receiver takes for each request.
-pub(super) const SLOWNESS: Duration = Duration::from_millis(400);
+/// The response time of the slow receiver.
+pub(super) const SLOW_RESPONSE: Duration = Duration::from_millis(400);
 
 /// The attempt at which the flaky receiver accepts.
 pub(super) const FLAKY_ACCEPTS: u32 = 3;
 
-/// A subscriber with its one subscription, both of this name.
+/// A subscriber with one subscription of the same name.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) name: &'static str,
-    /// Type pattern of the events that it wants.
+    /// The type pattern of its subscription.
     pub(super) events: &'static str,
-    /// It wants no smaller totals: a filter on content.
+    /// The least order total, as a content filter.
     pub(super) least_total: Option<u32>,
     pub(super) behavior: Behavior,
-    /// What it does, for the table.
-    pub(super) does: &'static str,
-    /// What it does and why it is there, for the introduction.
-    pub(super) part: &'static str,
+    /// Its behavior, for the table.
+    pub(super) summary: &'static str,
+    /// Its subscription and behavior, for the introduction.
+    pub(super) introduction: &'static str,
 }
 
 /// All subscribers, in the order of the view.
@@ -50,51 +49,51 @@ pub(super) const SUBSCRIBERS: [Subscriber; 5] = [
         events: "order.*",
         least_total: None,
         behavior: Behavior::Prompt,
-        does: "answers at once",
-        part: "wants every event; its receiver answers at once",
+        summary: "responds immediately",
+        introduction: "gets every event; its receiver responds immediately",
     },
     Subscriber {
         name: "large",
         events: "order.*",
         least_total: Some(100),
         behavior: Behavior::Prompt,
-        does: "totals >= 100 only",
-        part: "wants totals of 100 and more: a filter on content",
+        summary: "totals >= 100 only",
+        introduction: "gets totals of 100 and more: a content filter",
     },
     Subscriber {
         name: "slow",
         events: "order.paid",
         least_total: None,
         behavior: Behavior::Slow,
-        does: "takes 400 ms",
-        part: "wants order.paid; takes 400 ms for each, and delays nobody else",
+        summary: "takes 400 ms",
+        introduction: "gets order.paid; takes 400 ms for each, and delays no other",
     },
     Subscriber {
         name: "flaky",
         events: "order.shipped",
         least_total: None,
         behavior: Behavior::Flaky,
-        does: "503, 500, then 200",
-        part: "wants order.shipped; fails twice, gets each again after 1 s and 2 s",
+        summary: "503, 500, then 200",
+        introduction: "gets order.shipped; fails twice, retried after 1 s and 2 s",
     },
     Subscriber {
         name: "strict",
         events: "order.created",
         least_total: None,
         behavior: Behavior::Strict,
-        does: "400 until mended",
-        part: "wants order.created; refuses all: dead letters, mended, replayed",
+        summary: "400 until fixed",
+        introduction: "gets order.created; refuses all: dead letters, fixed, replayed",
     },
 ];
 
 impl Subscriber {
-    /// Whether the order's event is for it: said again here, so that the program's own matching is checked.
-    pub(super) fn wants(&self, order: &Event) -> bool {
-        let named = self.events == "order.*" || self.events == order.event;
-        named && self.least_total.is_none_or(|least| order.total >= least)
+    /// Whether the event is for it; independent of the program's matching, which this verifies.
+    pub(super) fn matches(&self, event: &Event) -> bool {
+        let named = self.events == "order.*" || self.events == event.event_type;
+        named && self.least_total.is_none_or(|least| event.total >= least)
     }
 
-    /// Its subscription. `rate`: orders a second, of which a third is for the slow one.
+    /// Its subscription. `rate`: events per second, of which a third is for the slow one.
     pub(super) fn subscription(&self, url: &str, secret: &str, rate: u32) -> Value {
         let mut document = json!({
             "id": self.name,
@@ -107,11 +106,11 @@ impl Subscriber {
             document["filter"] = json!({"data.total": [{"numeric": [">=", least]}]});
         }
         if self.behavior == Behavior::Flaky {
-            // It fails the first two attempts of each webhook: a breaker would stop what works at the third.
+            // No breaker: it would open on the failures of the first two attempts.
             document["breaker"] = json!({"failures": 0, "rate": 0});
         }
         if self.behavior == Behavior::Slow {
-            // A slow receiver keeps up when enough requests are under way at a time: half as many again as it needs.
+            // Concurrency for the rate at this response time, and half as much again.
             document["max_in_flight"] = json!((rate / 5).clamp(4, 64));
         }
         document
@@ -136,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_takes_some_orders_and_leaves_some() {
+    fn the_filter_matches_some_events_and_not_others() {
         let large = &SUBSCRIBERS[1];
-        let taken = (0..300)
+        let matched = (0..300)
             .map(|number| Event::new("r", number))
-            .filter(|order| large.wants(order))
+            .filter(|event| large.matches(event))
             .count();
-        assert!((100..=200).contains(&taken), "{taken} of 300");
+        assert!((100..=200).contains(&matched), "{matched} of 300");
     }
 }
