@@ -26,7 +26,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How often to look for new partitions and for the first offsets.
 const GROWTH: Duration = Duration::from_secs(5);
 /// Timeout of requests to the brokers.
-const ANSWER: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Figures that could not be refreshed for this long are removed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -204,7 +204,7 @@ impl Reader {
         for (number, topic) in self.topics.iter().enumerate() {
             let metadata = self
                 .ends
-                .fetch_metadata(Some(topic), ANSWER)
+                .fetch_metadata(Some(topic), TIMEOUT)
                 .map_err(|error| {
                     Failure::from_client("reading the metadata of the event topics", error)
                 })?;
@@ -237,7 +237,7 @@ impl Reader {
         }
         let found = self
             .positions
-            .committed_offsets(asked, ANSWER)
+            .committed_offsets(asked, TIMEOUT)
             .map_err(failed)?;
         let mut positions = BTreeMap::new();
         for &(topic, partition) in self.lows.keys() {
@@ -266,7 +266,10 @@ impl Reader {
                 .map_err(failed)?;
         }
         // A query by time, with its special values for first and end: one request per broker instead of per partition.
-        let found = self.ends.offsets_for_times(asked, ANSWER).map_err(failed)?;
+        let found = self
+            .ends
+            .offsets_for_times(asked, TIMEOUT)
+            .map_err(failed)?;
         let mut offsets = BTreeMap::new();
         for &(topic, partition) in of {
             let Some(element) = found.find_partition(&self.topics[topic], partition) else {

@@ -20,7 +20,7 @@ use crate::model::units::{EpochMs, Offset, Position, format_duration};
 use crate::model::window::{Place as WindowPlace, ReadError, Window};
 
 /// Timeout of requests to the brokers.
-const ANSWER: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look for new partitions, and, except in the commands topic, for records deleted by retention.
 const GROWTH: Duration = Duration::from_secs(5);
 
@@ -96,7 +96,7 @@ impl Reader {
             });
         }
         let idle = client(settings, &group("lag"), "read_committed")?;
-        let Some(cluster) = cluster::ask(idle.client(), ANSWER) else {
+        let Some(cluster) = cluster::ask(idle.client(), TIMEOUT) else {
             let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
             return Err(Failure::from_client("asking for the cluster's id", error));
         };
@@ -132,7 +132,7 @@ impl Reader {
         for (number, source) in self.sources.iter().enumerate() {
             let metadata = self
                 .idle
-                .fetch_metadata(Some(&source.topic), ANSWER)
+                .fetch_metadata(Some(&source.topic), TIMEOUT)
                 .map_err(|error| {
                     Failure::from_client("reading the metadata of the topics", error)
                 })?;
@@ -177,7 +177,7 @@ impl Reader {
             if mine.is_empty() {
                 continue;
             }
-            let answer = client.committed_offsets(asked, ANSWER).map_err(failed)?;
+            let answer = client.committed_offsets(asked, TIMEOUT).map_err(failed)?;
             for &&(source, partition) in &mine {
                 let element = answer.find_partition(&self.sources[source].topic, partition);
                 let Some(element) = element else {
@@ -237,7 +237,7 @@ impl Reader {
                 .map_err(failed)?;
         }
         // A query by time, with its special values for first and end: one request per broker instead of per partition.
-        let answer = client.offsets_for_times(asked, ANSWER).map_err(failed)?;
+        let answer = client.offsets_for_times(asked, TIMEOUT).map_err(failed)?;
         let mut found = Vec::with_capacity(all.len());
         for (source, partition) in all {
             let element = answer.find_partition(&self.sources[source].topic, partition);

@@ -128,7 +128,7 @@ fn take_record(index: &mut Index, kind: Kind, message: &BorrowedMessage<'_>) {
         Kind::Tier(tier) => Place::Tier(tier, message.partition()),
         Kind::DeadLetters => return take_dead_letter_record(index, message),
     };
-    // What is no command is moved to the invalid events by the role that meets it; until then it is nobody's.
+    // A record that is not a command is ignored; the role that reads it moves it to the invalid events.
     let subscriber = message.key().and_then(|key| std::str::from_utf8(key).ok());
     let mut subscription = None;
     let mut enqueued = None;
