@@ -1,14 +1,14 @@
-//! What operators type: the commands, and how their settings come together.
+//! The command line: the commands and their settings.
 //!
-//! Settings are global flags made from the table in `config/table.rs`; they may stand before or behind the command.
-//! Data goes to standard output, everything else to standard error.
+//! Settings are global flags, generated from the table in `config/table.rs`; they may precede or follow the command. Data
+//! goes to standard output, everything else to standard error.
 
 pub mod dead_letters;
 pub mod demo;
+pub mod exit;
 pub mod interrupt;
 pub mod lag;
 mod logging;
-pub mod outcome;
 pub mod positions;
 pub mod print;
 pub mod progress;
@@ -25,8 +25,8 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use crate::config::table::SETTINGS;
 use crate::config::{self, EffectiveSetting, Layers, Machine, Settings};
 use crate::wiring::{self, Role, ServiceError};
-use outcome::{CliError, Exit, Output};
-use print::Row;
+use exit::{CliError, Exit};
+use print::{Output, Row};
 
 /// Events on Kafka become signed webhooks.
 #[derive(Parser, Debug)]
@@ -42,46 +42,46 @@ enum Command {
     Fanout,
     /// Send commands to their endpoints
     Deliver,
-    /// Move what is due from the retry tiers back to the commands
+    /// Move due retries from the retry tiers back to the commands topic
     Release,
-    /// Count how much waits for whom: the role, or --once or --watch for the terminal
+    /// Show pending commands per subscriber: runs the lag role, or prints with --once or --watch
     Lag(lag::LagArgs),
-    /// All roles in one process
+    /// Run all roles in one process
     Run,
-    /// Show the whole story on sample data, with an embedded broker or the one of --brokers
+    /// Run a demonstration with sample data, on an embedded broker or the one of --brokers
     Demo(demo::DemoArgs),
     /// Send dead letters again, each exactly once
     Replay(replay::ReplayArgs),
-    /// Look at dead letters
+    /// List and show dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
-    /// Tell the life of one event: every record about it, in order
+    /// Show the timeline of one event: every record about it, in order
     Trace(trace::TraceArgs),
     /// Manage subscriptions
     #[command(subcommand)]
     Subscriptions(subscriptions::Command),
-    /// Make and check the topics
+    /// Create and check the topics
     #[command(subcommand)]
     Topics(topics::Command),
-    /// Move the groups' positions to a mirrored cluster
+    /// Move the committed offsets of the groups to a mirrored cluster
     #[command(subcommand)]
     Positions(positions::Command),
-    /// Print the settings in force and where each comes from
+    /// Print the effective settings and their sources
     Config {
-        /// Form of the output
+        /// Output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Print a completion script
+    /// Print a shell completion script
     Completions {
-        /// For which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page, in roff
+    /// Print the manual pages in roff format
     Man,
 }
 
-/// Version, and commit where the build was told of one.
+/// The version, with the commit if the build knows it.
 fn version() -> String {
     let version = env!("CARGO_PKG_VERSION");
     match option_env!("HOOKSTREAM_COMMIT") {
@@ -90,7 +90,7 @@ fn version() -> String {
     }
 }
 
-/// The whole command line, settings included.
+/// The command line with all settings.
 #[must_use]
 pub fn command() -> clap::Command {
     let mut command = Cli::command().next_help_heading("Settings");
@@ -104,7 +104,7 @@ pub fn command() -> clap::Command {
             .global(true)
             .help(help);
         command = command.arg(if setting.is_switch() {
-            // A flag must be able to switch off what the environment or the file has switched on.
+            // A flag can also turn off what the environment or the file turns on.
             arg.value_name("true|false")
                 .action(ArgAction::Set)
                 .num_args(0..=1)
@@ -124,24 +124,24 @@ pub fn command() -> clap::Command {
                 .value_name("KEY=VALUE")
                 .global(true)
                 .action(ArgAction::Append)
-                .help("Any librdkafka property, as for TLS and SASL; may be repeated"),
+                .help("librdkafka property, for example for TLS or SASL; may be repeated"),
         )
         .arg(
             Arg::new("config")
                 .long("config")
                 .value_name("FILE")
                 .global(true)
-                .help("A TOML file with settings, keys as the flags without dashes, and a table [x] of properties"),
+                .help("TOML file of settings, with the flag names without leading dashes as keys, and a table [x] of librdkafka properties"),
         )
 }
 
-/// Runs a command line to its end and tells how it ended; messages go to standard error.
+/// Runs a command line and returns its exit code; messages go to standard error.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
-            // Help and version are printed as data; a closed pipe is no reason to fail.
+            // Help and version are data; a closed pipe is not an error.
             error.print().ok();
             return if error.use_stderr() {
                 Exit::Usage
@@ -164,7 +164,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         .map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
     match cli.command {
         Command::Completions { shell } => {
-            // Not straight to standard output: the generator panics when a pipe is closed.
+            // Not directly to standard output: the generator panics on a closed pipe.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut command(), "hookstream", &mut script);
             return print_text(&script);
@@ -206,7 +206,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
     }
 }
 
-/// Where global flags end up: in the matches of the innermost command.
+/// The matches of the innermost command, which hold the global flags.
 fn deepest(matches: &ArgMatches) -> &ArgMatches {
     let mut innermost = matches;
     while let Some((_, inner)) = innermost.subcommand() {
@@ -232,7 +232,7 @@ fn unknown_variables() -> Vec<String> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     config::unknown_variables(names)
         .into_iter()
-        .map(|name| format!("{name} in the environment is no setting and is ignored"))
+        .map(|name| format!("unknown setting {name} in the environment, ignored"))
         .collect()
 }
 
@@ -241,11 +241,7 @@ fn check(layers: &Layers, machine: &Machine) -> Result<Settings, CliError> {
         [one] => CliError::new(Exit::Usage, one.clone()),
         many => CliError::new(
             Exit::Usage,
-            format!(
-                "{} settings are wrong:\n  {}",
-                many.len(),
-                many.join("\n  ")
-            ),
+            format!("{} invalid settings:\n  {}", many.len(), many.join("\n  ")),
         ),
     })
 }
@@ -261,13 +257,13 @@ impl Row for EffectiveSetting {
     }
 }
 
-/// Prints what is in force, also when some of it is wrong, and then what is wrong with it.
+/// Prints the effective settings, even if some are invalid, and then the errors.
 fn print_config(layers: &Layers, machine: &Machine, output: Output) -> Result<Exit, CliError> {
     print::rows(output, &config::effective(layers, machine))?;
     check(layers, machine).map(|_| Exit::Done)
 }
 
-/// One page for each command, each behind the one that it belongs to.
+/// One page per command, each after its parent's.
 fn manual() -> Result<Exit, CliError> {
     let mut pages = Vec::new();
     manual_page(command(), "hookstream", &mut pages).map_err(|error| {
@@ -311,12 +307,12 @@ mod tests {
     use crate::config::Source;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         command().debug_assert();
     }
 
     #[test]
-    fn settings_may_stand_before_and_behind_the_command() {
+    fn settings_may_precede_or_follow_the_command() {
         for line in [
             ["hookstream", "--brokers", "b:1", "fanout"],
             ["hookstream", "fanout", "--brokers", "b:1"],
@@ -329,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_is_true_without_a_value_and_can_be_switched_off() {
+    fn a_switch_is_true_without_a_value_and_can_be_turned_off() {
         let switches = |line: &[&str]| {
             let line = [&["hookstream", "deliver", "--brokers", "b:1"], line].concat();
             let matches = command().try_get_matches_from(line).unwrap();
@@ -343,7 +339,7 @@ mod tests {
             switches(&["--attempt-log=false", "--egress-allow-http=true"]),
             Ok((false, true))
         );
-        // What follows without an equals sign is no value of it.
+        // A value needs an equals sign.
         assert_eq!(
             switches(&["--attempt-log", "--timeout", "5s"]),
             Ok((true, false))

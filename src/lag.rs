@@ -1,11 +1,10 @@
-//! The lag role: exact figures per subscriber, without a database and without joining a group, also while delivery is
-//! down.
+//! The lag role: the exact backlog per subscriber, without a database or a group membership, even while delivery is down.
 //!
-//! It reads the commands, the tiers and the dead letters into an index of who waits for what, and each second subtracts
-//! what the groups' positions and the windows' finished offsets say is done. Each replica is complete: it reads all
-//! partitions, so that any one of them answers any question, and a second one is only for when the first is away. Shared
-//! partitions would make every answer wait for all replicas, and a replica that is away would be missing in the sums;
-//! and one core reads more than a second of what a cluster of deliverers sends in that second.
+//! It reads the commands, the retry tiers and the dead letters into an index of pending records, and once a second
+//! subtracts what the groups' committed offsets and the windows' finished offsets show as done. Each replica reads all
+//! partitions, so each can answer any query, and a second one is needed only for availability. With partitions shared
+//! among replicas, every query would need all of them, and a missing replica would falsify the sums. One core reads
+//! faster than a cluster of deliverers sends.
 
 mod events;
 pub mod figures;
@@ -14,6 +13,7 @@ pub mod metrics;
 pub mod pages;
 pub mod progress;
 mod reader;
+mod source;
 pub mod top;
 
 use std::time::{Duration, Instant};
@@ -26,33 +26,34 @@ use crate::runtime::context::RoleContext;
 use figures::{Board, Figures};
 use metrics::LagMetrics;
 use reader::Reader;
-use top::Top;
+use top::TopSubscribers;
 
-/// How often positions are read and figures told.
+/// How often committed offsets are read and figures published.
 const EVERY: Duration = Duration::from_secs(1);
-/// And at least so many times as long as telling them took: ten million commands are not walked over all the time.
-const SHARE: u32 = 50;
-/// But at least so often.
+/// The least interval between figures, as a multiple of the time that the last ones took: an index of ten million
+/// commands is not scanned continuously.
+const INTERVAL_FACTOR: u32 = 50;
+/// The longest interval between figures.
 const AT_LEAST: Duration = Duration::from_secs(15);
-/// A reader that has failed for so long is made anew.
+/// A reader that has failed for this long is replaced.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How soon a terminal asks again whether everything was read.
+/// How often `--once` and `--watch` check whether everything is read.
 const AGAIN: Duration = Duration::from_millis(200);
-/// A terminal is told of what has failed for so long.
+/// `--once` and `--watch` fail after this long.
 const SHORT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long to wait when there is nothing to read.
+/// How long to sleep when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// Runs until told to stop.
+/// Runs until shutdown.
 ///
 /// # Errors
-/// [`Failure`] when the role cannot go on.
+/// [`Failure`] when the role cannot continue.
 pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result<(), Failure> {
     let settings = &context.settings;
     if !context.wait_until_possible("lag", &needed_topics(settings))? {
         return Ok(());
     }
-    let mut top = Top::new(settings.lag_top);
+    let mut top = TopSubscribers::new(settings.lag_top);
     let mut reader: Option<Reader> = None;
     let mut next = clock::instant();
     let mut failing_since: Option<Instant> = None;
@@ -60,7 +61,7 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
     context.ready();
     while !context.stopping() {
         context.beat();
-        let told = match &mut reader {
+        let turned = match &mut reader {
             Some(reader) => turn(context, reader, &mut next).map(|due| {
                 if due {
                     publish(reader, &mut top, &mut next, metrics, board);
@@ -68,12 +69,12 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
             }),
             None => Reader::new(settings).map(|made| reader = Some(made)),
         };
-        match told {
+        match turned {
             Ok(()) => failing_since = None,
-            Err(failure) if is_lasting(&failure) => return Err(failure),
-            // Brokers come and go, coordinators move: the figures stay what they were, and say of when they are.
+            Err(failure) if is_permanent(&failure) => return Err(failure),
+            // Brokers restart and coordinators move: the last figures stay published, with the time that they are from.
             Err(failure) => {
-                tracing::warn!("the lag is not read: {failure}; trying again");
+                tracing::warn!("reading the backlog failed, retrying: {failure}");
                 let since = *failing_since.get_or_insert_with(clock::instant);
                 if clock::instant() - since >= PATIENCE {
                     reader = None;
@@ -87,8 +88,8 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
     Ok(())
 }
 
-/// Whether trying again does not help.
-fn is_lasting(failure: &Failure) -> bool {
+/// Whether a retry cannot help.
+fn is_permanent(failure: &Failure) -> bool {
     matches!(failure, Failure::Denied { .. } | Failure::TopicMissing(_))
 }
 
@@ -100,7 +101,7 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
     needed
 }
 
-/// Reads what there is; whether new figures are due.
+/// Reads available records; returns whether new figures are due.
 fn turn(context: &RoleContext, reader: &mut Reader, next: &mut Instant) -> Result<bool, Failure> {
     if !reader.turn()? {
         context.pause(IDLE);
@@ -114,28 +115,28 @@ fn turn(context: &RoleContext, reader: &mut Reader, next: &mut Instant) -> Resul
 
 fn publish(
     reader: &mut Reader,
-    top: &mut Top,
+    top: &mut TopSubscribers,
     next: &mut Instant,
     metrics: &LagMetrics,
     board: &Board,
 ) {
     let began = clock::instant();
     let (sums, figures) = reader.figures();
-    let told = top.update(&sums, clock::instant());
-    metrics.lag(&told, &figures, reader.tiers());
+    let series = top.update(&sums, clock::instant());
+    metrics.lag(&series, &figures, reader.tiers());
     board.put(figures);
     let took = clock::instant() - began;
-    *next = began + (took * SHARE).clamp(EVERY, AT_LEAST);
+    *next = began + (took * INTERVAL_FACTOR).clamp(EVERY, AT_LEAST);
 }
 
-/// Figures of one moment after the other, for a terminal.
+/// Successive figures for a terminal.
 pub struct Watcher {
     reader: Reader,
     next: Instant,
 }
 
 impl Watcher {
-    /// Begins to read.
+    /// Starts reading.
     ///
     /// # Errors
     /// [`Failure`] when there is no broker, or a topic is missing or denied.
@@ -146,11 +147,10 @@ impl Watcher {
         })
     }
 
-    /// The next figures, of a moment after this call and after `every` has passed since the last ones; `None` when told
-    /// to stop before.
+    /// The next figures, at least `every` after the last ones and no older than this call; `None` if stopped first.
     ///
     /// # Errors
-    /// [`Failure`] for what waiting does not mend.
+    /// [`Failure`] for errors that do not go away by waiting.
     pub fn next(
         &mut self,
         every: Duration,
@@ -166,8 +166,8 @@ impl Watcher {
                 let since = *since.get_or_insert_with(clock::now);
                 match self.reader.tick() {
                     Ok(()) => failing_since = None,
-                    Err(failure) if is_lasting(&failure) => return Err(failure),
-                    // A leader or a coordinator moves, or a topic is quite new.
+                    Err(failure) if is_permanent(&failure) => return Err(failure),
+                    // A leader or a coordinator is moving, or a topic was just created.
                     Err(failure) => {
                         let began = *failing_since.get_or_insert(now);
                         if now - began >= SHORT_PATIENCE {

@@ -1,12 +1,12 @@
-//! Moves the groups' positions to a mirrored cluster, exactly.
+//! Moves the committed offsets of the groups to a mirrored cluster, exactly.
 //!
-//! A mirror gives records other offsets. MirrorMaker 2 translates a group's position to an offset at or before the
-//! right one, and copies commit metadata, whose offsets mean nothing on the other cluster. Without more, a failover
-//! repeats what lies between, and every retry that had left a tier from there.
+//! On a mirror, records have other offsets. MirrorMaker 2 translates a committed offset to one at or before the exact one,
+//! and copies commit metadata, whose offsets are invalid on the target. By itself, a failover would repeat the records in
+//! between, and all retries that had been released from them.
 //!
-//! So a planned failover describes the positions by records: [`export`] on the source, when every role has stopped,
-//! and [`import`] on the target, when the mirror has copied everything. An import commits nothing unless it has found
-//! the records of every partition, so it also shows that the mirror is complete.
+//! A planned failover therefore describes positions by records: [`export`] on the source after all roles have stopped,
+//! [`import`] on the target after the mirror has copied everything. An import commits nothing unless it finds the records
+//! of every partition, so it also verifies that the mirror is complete.
 
 pub mod trail;
 
@@ -31,27 +31,27 @@ use trail::{Fingerprint, Trail};
 
 const PURPOSE: &str = "positions";
 
-/// Version of the exported document.
+/// The version of the exported document.
 pub const VERSION: u32 = 1;
 
-/// How far before the records that are needed a reading begins, offsets: markers of transactions take offsets too.
+/// How many offsets before the expected start to begin reading: transaction markers take offsets too.
 const SLACK: i64 = 10_000;
 
-/// The positions of all groups, by records.
+/// The positions of all groups, described by records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
     /// [`VERSION`].
     pub version: u32,
-    /// The cluster that it was exported from.
+    /// The source cluster.
     pub cluster: String,
-    /// Each partition that a group has committed a position of.
+    /// The partitions with a committed offset.
     pub partitions: Vec<Exported>,
 }
 
-/// One partition's position, by records.
+/// The position in one partition, described by records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exported {
-    /// The role whose group it is.
+    /// The role of the group.
     pub role: GroupRole,
     /// The topic.
     pub topic: String,
@@ -70,14 +70,14 @@ pub enum GroupRole {
     Fanout,
     /// Reads commands.
     Deliver,
-    /// Reads the tiers.
+    /// Reads the retry tiers.
     Release,
 }
 
 impl GroupRole {
     const ALL: [Self; 3] = [Self::Fanout, Self::Deliver, Self::Release];
 
-    /// As in the group's name.
+    /// The name, as in the group id.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -102,15 +102,13 @@ impl GroupRole {
     }
 }
 
-/// Why positions were not exported or imported.
+/// Why an export or import failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PositionsError {
-    /// A replica runs.
-    #[error(
-        "the group {0} has members: stop every replica first, or positions move while they are read"
-    )]
+    /// A replica is running.
+    #[error("group {0} has members: stop all replicas first, so that its positions do not move")]
     Running(String),
-    /// Metadata that cannot be read.
+    /// The commit metadata is unreadable.
     #[error("the position of {topic} {partition}: {error}")]
     Metadata {
         /// The topic.
@@ -120,31 +118,31 @@ pub enum PositionsError {
         /// What is wrong with it.
         error: crate::model::window::ReadError,
     },
-    /// The document is of the cluster that it is to be imported to.
+    /// The document is from the target cluster itself.
     #[error(
-        "the positions were exported from this cluster ({0}), where they need no import: --brokers must name the other one"
+        "the positions were exported from this cluster ({0}): set --brokers to the other cluster"
     )]
     SameCluster(String),
-    /// A document of a later program.
+    /// The document has a later version.
     #[error(
-        "the document has version {0}, and this program reads version {VERSION}: use the newer program"
+        "the document has version {0}, but this program reads version {VERSION}: use a newer program"
     )]
     Newer(u32),
     /// Records are missing.
     #[error(
-        "nothing was committed: these partitions do not hold the records of the exported positions: {}; the mirror has not copied everything yet, or wrote some records twice",
+        "nothing was committed: these partitions lack the records of the exported positions: {}; the mirror has not copied everything yet, or duplicated records",
         .0.join(", ")
     )]
     NotThere(Vec<String>),
-    /// Told to stop.
+    /// Interrupted.
     #[error("interrupted; nothing was committed")]
     Interrupted,
-    /// The edge to Kafka.
+    /// A Kafka failure.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
 
-/// One position as it was, or would be, committed.
+/// One position that was, or would be, committed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Imported {
     /// The group.
@@ -153,29 +151,29 @@ pub struct Imported {
     pub topic: String,
     /// The partition.
     pub partition: i32,
-    /// The position that the group had, as the mirror translated it.
+    /// The previous committed offset, as translated by the mirror.
     pub before: Option<i64>,
     /// The exact position.
     pub position: i64,
-    /// Records from the position to the end at the time of the export.
+    /// Records from the position to the end of the partition at the export.
     pub records: usize,
-    /// Those of them that are finished and will not be delivered again.
+    /// How many of them are finished and will not be delivered again.
     pub finished: usize,
 }
 
 type Client = BaseConsumer<LoggedConsumer>;
 
-/// A partition that a group has a position in.
-struct Held {
+/// A partition with a committed offset.
+struct CommittedPartition {
     range: Range,
     position: i64,
     metadata: String,
 }
 
-/// Describes where all groups are. Waits for open transactions of processes that were killed.
+/// Exports the positions of all groups. Waits for open transactions of killed processes.
 ///
 /// # Errors
-/// [`PositionsError`]; nothing is changed.
+/// [`PositionsError`]; nothing is written.
 pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, PositionsError> {
     let mut partitions = Vec::new();
     let mut cluster = None;
@@ -189,12 +187,15 @@ pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, 
             };
             let ends = log.settled_ends(stop)?;
             let committed = committed(&client, role, settings, &topic, &ends)?;
-            for held in committed {
-                let range = held.range;
+            for committed_partition in committed {
+                let range = committed_partition.range;
                 let place = Place::new(cluster.as_str(), &topic, range.partition);
-                let (window, error) =
-                    Window::restore(Position(held.position), &held.metadata, place);
-                // Only delivery keeps windows; the others commit no metadata.
+                let (window, error) = Window::restore(
+                    Position(committed_partition.position),
+                    &committed_partition.metadata,
+                    place,
+                );
+                // Only delivery has windows; the others commit no metadata.
                 if let Some(error) = error {
                     return Err(PositionsError::Metadata {
                         topic,
@@ -220,12 +221,11 @@ pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, 
     })
 }
 
-/// Finds the records of every position of `document`, and commits the positions that they have on this cluster unless
-/// `dry_run`.
+/// Finds the records of every position of `document` on this cluster, and commits the positions unless `dry_run`.
 ///
 /// # Errors
-/// [`PositionsError`]; nothing is committed unless all are found. A commit that fails leaves the groups before it in
-/// the document's order committed: the import can be repeated.
+/// [`PositionsError`]; nothing is committed unless all are found. If a commit fails, earlier groups are already committed;
+/// the import can be repeated.
 pub fn import(
     settings: &Settings,
     document: &Document,
@@ -269,12 +269,14 @@ pub fn import(
                     .into());
                 }
                 let mut known = before.iter();
-                let known = known.find(|held| held.range.partition == range.partition);
+                let known = known.find(|committed_partition| {
+                    committed_partition.range.partition == range.partition
+                });
                 imported.push(Imported {
                     group: role.group(settings),
                     topic: topic.clone(),
                     partition: range.partition,
-                    before: known.map(|held| held.position),
+                    before: known.map(|committed_partition| committed_partition.position),
                     position: snapshot.position.0,
                     records: exported.trail.records,
                     finished,
@@ -317,7 +319,7 @@ fn commit(client: &Client, group: &str, list: &[Commit]) -> Result<(), Failure> 
     if list.is_empty() {
         return Ok(());
     }
-    // Without being a member: a broker takes that only while the group has none.
+    // Without membership: a broker accepts that only while the group has no members.
     let list = commit_list(list).map_err(failed)?;
     settled(|| client.commit(&list, CommitMode::Sync)).map_err(failed)
 }
@@ -329,9 +331,8 @@ fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
 }
 
 fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
-    let found = settled(|| client.fetch_group_list(Some(group), ANSWER)).map_err(|error| {
-        Failure::from_client(format!("asking for the members of {group}"), error)
-    })?;
+    let found = settled(|| client.fetch_group_list(Some(group), ANSWER))
+        .map_err(|error| Failure::from_client(format!("listing the members of {group}"), error))?;
     match found
         .groups()
         .iter()
@@ -342,15 +343,15 @@ fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
     }
 }
 
-/// Of the partitions, those with a position.
+/// The partitions with a committed offset.
 fn committed(
     client: &Client,
     role: GroupRole,
     settings: &Settings,
     topic: &str,
     ranges: &[Range],
-) -> Result<Vec<Held>, Failure> {
-    /// A transaction of a killed process holds positions for this long at most.
+) -> Result<Vec<CommittedPartition>, Failure> {
+    /// Longer than the open transaction of a killed process can block the committed offsets.
     const PATIENCE: Duration = Duration::from_secs(60);
     let failed = |error| {
         let group = role.group(settings);
@@ -368,7 +369,7 @@ fn committed(
         };
         element.error().map_err(failed)?;
         if let rdkafka::Offset::Offset(position) = element.offset() {
-            all.push(Held {
+            all.push(CommittedPartition {
                 range: *range,
                 position,
                 metadata: element.metadata().to_owned(),
@@ -378,7 +379,7 @@ fn committed(
     Ok(all)
 }
 
-/// A partition's records from about `from` on: where each lies, and what it is.
+/// The offsets and fingerprints of a partition's records from about `from` on.
 fn records(
     log: &Log,
     range: Range,
@@ -402,7 +403,7 @@ fn records(
     }
 }
 
-/// `None` for a partition that never had a record.
+/// The records around the position; `None` for a partition that never had a record.
 fn trail_of(
     log: &Log,
     range: Range,

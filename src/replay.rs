@@ -1,20 +1,20 @@
 //! Replay: open dead letters become commands again, each exactly once.
 //!
-//! A letter's new command and the fact `replayed` are one transaction, so a replay that is killed leaves each
-//! letter either open or replayed, and the next run takes the open ones. Two replays at once are kept apart by
-//! one transactional id for all of them, and by the order of the first steps, which must not change:
+//! The new command and the record `replayed` of a dead letter are written in one transaction, so a killed replay leaves
+//! each dead letter either open or replayed, and the next run takes the open ones. Concurrent replays are excluded by a
+//! shared transactional id and by the order of the first steps, which must not change:
 //!
-//! 1. initialise transactions: this fences a running replay, and its open transaction is aborted (or, if it
-//!    was being committed, is committed) before the call returns;
-//! 2. take the ends, and wait until nothing that was committed before is hidden ([`Log::settled_ends`]): from
-//!    here on every fact of an earlier replay is visible, and none can come;
-//! 3. fold the facts, then send what is open.
+//! 1. initialise transactions: this fences a running replay; its open transaction is aborted, or its commit completed,
+//!    before the call returns;
+//! 2. query the end offsets, and wait until they are stable ([`Log::settled_ends`]): from here on all records of earlier
+//!    replays are visible, and no more can follow;
+//! 3. read the settling records, then send the dead letters that are open.
 //!
-//! After a failure the run ends instead of making a new producer: another replay may have begun meanwhile, and
-//! then this one's fold would be out of date. In `at_least_once` there are no transactions: the commands are
-//! acknowledged before their facts are written, so a kill between sends up to one batch twice.
+//! A run ends after a failure instead of creating a new producer: another replay may have started meanwhile, and the
+//! settled state of this one would be out of date. In `at_least_once` there are no transactions: the commands are
+//! acknowledged before their settling records are written, so a kill in between sends up to one batch twice.
 //!
-//! Memory: the identities of settled letters, and one batch.
+//! Memory: the identities of settled dead letters, and one batch.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -37,46 +37,46 @@ use crate::model::dead_letter::{
 };
 use crate::model::units::{EpochMs, Offset};
 
-/// Letters in one transaction.
+/// Dead letters in one transaction.
 pub const MAX_BATCH: usize = 200;
 
-/// Bodies in one transaction, bytes; a batch ends with the letter that reaches it.
+/// Bytes of bodies in one transaction; a batch ends with the dead letter that reaches it.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 const PURPOSE: &str = "replay";
 
-/// What is to be replayed, and how fast.
+/// What to replay, and how fast.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Which letters.
+    /// Selects dead letters.
     pub filter: Filter,
-    /// At most so many letters.
+    /// Maximum number of dead letters.
     pub limit: Option<u64>,
-    /// Time from one letter to the next, on average over a batch.
+    /// Time between two dead letters, averaged over a batch.
     pub pace: Option<Duration>,
-    /// Letters that were replayed on another cluster at this time or later count as open.
+    /// Dead letters replayed on another cluster at or after this time count as open.
     pub again_since: Option<EpochMs>,
 }
 
 impl Plan {
-    /// Whether a fact settles its letter.
+    /// Whether a record settles its dead letter.
     ///
-    /// A mirror that lost its source may have copied the fact and not the command. Facts of this cluster always count,
-    /// so that a run can be repeated.
-    fn believes(&self, fact: &Settled, cluster: &str) -> bool {
+    /// A mirror that lost its source may have the settling record without the command. The records of this cluster always
+    /// settle, so that a run can be repeated.
+    fn accepts(&self, fact: &Settled, cluster: &str) -> bool {
         let elsewhere = fact
             .cluster
             .as_deref()
             .is_some_and(|other| other != cluster);
-        let lately = self.again_since.is_some_and(|since| fact.at >= since);
-        !(elsewhere && lately && fact.how == Settlement::Replayed)
+        let recent = self.again_since.is_some_and(|since| fact.at >= since);
+        !(elsewhere && recent && fact.how == Settlement::Replayed)
     }
 
     fn is_reached(&self, letters: u64) -> bool {
         self.limit.is_some_and(|limit| letters >= limit)
     }
 
-    /// With a pace, a batch is what is due within a second, so that letters flow evenly.
+    /// With a pace, a batch covers one second, for an even rate.
     fn batch(&self) -> usize {
         let due = |pace: Duration| (1.0 / pace.as_secs_f64().max(1e-9)) as usize;
         self.pace
@@ -84,26 +84,26 @@ impl Plan {
     }
 }
 
-/// Letters counted.
+/// A number of dead letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// How many.
+    /// The number of dead letters.
     pub letters: u64,
-    /// Size of their bodies.
+    /// The size of their bodies.
     pub bytes: u64,
 }
 
-/// Letters counted by subscriber and reason.
+/// Dead letters counted by subscriber and reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct DeadLetterCounts {
     /// By subscriber and reason.
     pub groups: BTreeMap<(String, Reason), Count>,
-    /// Records that are no facts, and were left alone.
+    /// Unreadable records, which were skipped.
     pub unreadable: u64,
 }
 
-impl Tally {
-    /// All letters.
+impl DeadLetterCounts {
+    /// The total number of dead letters.
     #[must_use]
     pub fn letters(&self) -> u64 {
         self.groups.values().map(|count| count.letters).sum()
@@ -119,36 +119,36 @@ impl Tally {
     }
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether the facts are folded and letters are being sent.
+    /// Whether the settling records are read and dead letters are being sent.
     pub sending: bool,
-    /// Offsets passed in this reading.
+    /// Offsets read in this pass.
     pub read: u64,
-    /// Offsets to pass in this reading.
+    /// Offsets to read in this pass.
     pub of: u64,
-    /// Letters replayed, durably.
+    /// Dead letters durably replayed.
     pub replayed: u64,
-    /// A transaction is being committed.
+    /// Whether a transaction is being committed.
     pub committing: bool,
 }
 
-/// Why a run ended before its end.
+/// Why a run failed.
 #[derive(Debug, Error)]
 pub enum ReplayError {
-    /// Another process began to replay.
-    #[error("another replay took over; this one stopped and undid its open transaction")]
+    /// Another replay started.
+    #[error("another replay took over; this one stopped and aborted its open transaction")]
     TakenOver,
-    /// One letter's command is refused for its size.
+    /// The command of a dead letter is too large.
     #[error(
-        "the dead letter {0} is larger than the broker's limit for commands; raise max.message.bytes of the commands topic (see `hookstream topics check`)"
+        "dead letter {0} exceeds the size limit of the commands topic; raise its max.message.bytes (see `hookstream topics check`)"
     )]
     TooLarge(Coordinates),
-    /// The batch was not committed, or it is not known whether it was.
-    #[error("a batch of letters was not committed")]
+    /// The batch was not committed, or the result is unknown.
+    #[error("a batch of dead letters was not committed")]
     NotCommitted(#[source] rdkafka::error::KafkaError),
-    /// Something else.
+    /// Any other failure.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
@@ -156,68 +156,68 @@ pub enum ReplayError {
 /// How a run ended.
 #[derive(Debug)]
 pub enum End {
-    /// All letters that were open at the start and match were taken, or the limit was reached.
+    /// All matching dead letters that were open at the start are replayed, or the limit is reached.
     Complete,
-    /// It was told to stop.
+    /// It was stopped.
     Stopped,
-    /// It could not go on.
+    /// It failed.
     Failed(ReplayError),
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
-    /// Letters that are replayed, durably.
-    pub replayed: Tally,
+    /// Dead letters durably replayed.
+    pub replayed: DeadLetterCounts,
     /// How it ended.
     pub end: End,
 }
 
-/// Counts what a replay would take, and touches nothing.
+/// DeadLetterCounts what a replay would send, without sending it.
 ///
 /// # Errors
-/// [`Failure`] when the log cannot be read.
+/// [`Failure`] when the dead-letter topic cannot be read.
 pub fn preview(
     settings: &Settings,
     plan: &Plan,
     stop: &dyn Fn() -> bool,
-) -> Result<(Tally, Reading), Failure> {
+) -> Result<(DeadLetterCounts, Reading), Failure> {
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     let ends = log.stable_ends()?;
-    let (open, _) = fold(&log, plan, &ends, stop, &mut |_| {})?;
-    let mut tally = Tally::default();
+    let (open, _) = read_settled(&log, plan, &ends, stop, &mut |_| {})?;
+    let mut counts = DeadLetterCounts::default();
     let reading = log.read::<Failure>(&ends, stop, |message| {
         match decode(message) {
             Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
-                tally.add(&letter, message.payload_len());
+                counts.add(&letter, message.payload_len());
             }
             Ok(_) => {}
-            Err(_) => tally.unreadable += 1,
+            Err(_) => counts.unreadable += 1,
         }
-        Ok(if plan.is_reached(tally.letters()) {
+        Ok(if plan.is_reached(counts.letters()) {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         })
     })?;
-    // Reaching the limit stops the reading, but not short of what was asked.
-    let reading = if plan.is_reached(tally.letters()) {
+    // Stopping at the limit is a complete preview.
+    let reading = if plan.is_reached(counts.letters()) {
         Reading::Complete
     } else {
         reading
     };
-    Ok((tally, reading))
+    Ok((counts, reading))
 }
 
-/// Replays. `stop` is looked at between letters: the batch that is being written is finished first.
+/// Replays. `stop` is checked between dead letters; the current batch is completed first.
 pub fn run(
     settings: &Settings,
     plan: &Plan,
     stop: &dyn Fn() -> bool,
-    tell: &mut dyn FnMut(Progress),
+    report: &mut dyn FnMut(Progress),
 ) -> Report {
-    let mut replayed = Tally::default();
-    let end = match replay(settings, plan, stop, tell, &mut replayed) {
+    let mut replayed = DeadLetterCounts::default();
+    let end = match replay(settings, plan, stop, report, &mut replayed) {
         Ok(Reading::Complete) => End::Complete,
         Ok(Reading::Stopped) => End::Stopped,
         Err(error) => End::Failed(error),
@@ -229,23 +229,23 @@ fn replay(
     settings: &Settings,
     plan: &Plan,
     stop: &dyn Fn() -> bool,
-    tell: &mut dyn FnMut(Progress),
-    replayed: &mut Tally,
+    report: &mut dyn FnMut(Progress),
+    replayed: &mut DeadLetterCounts,
 ) -> Result<Reading, ReplayError> {
-    // Before the producer, which waits for brokers and topics instead of naming what is wrong.
+    // Before the producer, which would wait for brokers and topics instead of failing.
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     drop(Log::open(settings, settings.topics.commands(), PURPOSE)?);
     let producer = Producer::sole(settings, PURPOSE)?;
     let mut sender = Sender::new(settings, log.cluster()?, plan, producer, replayed);
-    let result = sender.run(&log, stop, tell);
+    let result = sender.run(&log, stop, report);
     if result.is_err() {
         sender.producer.abandon();
     }
     result
 }
 
-/// The first pass: what is settled.
-fn fold(
+/// The first pass: reads the settling records.
+fn read_settled(
     log: &Log,
     plan: &Plan,
     ends: &[Range],
@@ -259,7 +259,7 @@ fn fold(
         count += 1;
         read(count);
         if let Some(settled) = settled(message)?
-            && plan.believes(&settled, cluster.as_str())
+            && plan.accepts(&settled, cluster.as_str())
         {
             open.settle(&settled, place(message));
         }
@@ -268,10 +268,10 @@ fn fold(
     Ok((open, reading))
 }
 
-/// The settling fact that the record states, if it does.
+/// Decodes a settling record; `None` for other records.
 ///
 /// # Errors
-/// [`Failure::Newer`] for a fact of a later program: skipped, it might be a letter that is sent a second time.
+/// [`Failure::Newer`] for a record of a later version: skipping it might send a dead letter twice.
 pub fn settled(message: &BorrowedMessage<'_>) -> Result<Option<Settled>, Failure> {
     let headers = header_pairs(message);
     if Kind::of(&headers).is_ok_and(|kind| kind == Kind::DeadLettered) {
@@ -283,26 +283,23 @@ pub fn settled(message: &BorrowedMessage<'_>) -> Result<Option<Settled>, Failure
             Ok(Fact::DeadLettered(_)) => None,
             Err(FactError::Newer(version)) => {
                 return Err(Failure::Newer {
-                    place: format!("the dead letters' record {}", place(message)),
+                    place: format!("record {} of the dead-letter topic", place(message)),
                     version,
                     known: crate::model::command::VERSION,
                 });
             }
             Err(error) => {
-                tracing::warn!(
-                    "the record {} of the dead letters is no fact: {error}",
-                    place(message)
-                );
+                tracing::warn!(record = %place(message), "unreadable record in the dead-letter topic: {error}");
                 None
             }
         },
     )
 }
 
-/// The letter that the record states, if it does.
+/// Decodes a dead letter; `None` for other records.
 ///
 /// # Errors
-/// The record is no fact.
+/// The record is unreadable.
 pub fn decode<M: Message>(message: &M) -> Result<Option<Box<DeadLetter>>, FactError> {
     let headers = header_pairs(message);
     if Kind::of(&headers)? != Kind::DeadLettered {
@@ -314,7 +311,7 @@ pub fn decode<M: Message>(message: &M) -> Result<Option<Box<DeadLetter>>, FactEr
     }
 }
 
-/// Where a record lies.
+/// The coordinates of a record.
 #[must_use]
 pub fn place<M: Message>(message: &M) -> Coordinates {
     Coordinates {
@@ -323,13 +320,13 @@ pub fn place<M: Message>(message: &M) -> Coordinates {
     }
 }
 
-/// A letter that is to be sent, with its record.
-struct Letter {
+/// A dead letter to send, with its record.
+struct Pending {
     letter: Box<DeadLetter>,
     record: OwnedMessage,
 }
 
-/// The second pass: sends what is open.
+/// The second pass: sends the open dead letters.
 struct Sender<'a> {
     guarantee: Guarantee,
     cluster: ClusterId,
@@ -337,9 +334,9 @@ struct Sender<'a> {
     dead_letters: String,
     plan: &'a Plan,
     producer: Producer,
-    batch: Vec<Letter>,
+    batch: Vec<Pending>,
     bytes: usize,
-    replayed: &'a mut Tally,
+    replayed: &'a mut DeadLetterCounts,
 }
 
 impl<'a> Sender<'a> {
@@ -348,7 +345,7 @@ impl<'a> Sender<'a> {
         cluster: ClusterId,
         plan: &'a Plan,
         producer: Producer,
-        replayed: &'a mut Tally,
+        replayed: &'a mut DeadLetterCounts,
     ) -> Self {
         Self {
             guarantee: settings.guarantee,
@@ -367,7 +364,7 @@ impl<'a> Sender<'a> {
         &mut self,
         log: &Log,
         stop: &dyn Fn() -> bool,
-        tell: &mut dyn FnMut(Progress),
+        report: &mut dyn FnMut(Progress),
     ) -> Result<Reading, ReplayError> {
         let ends = log.settled_ends(stop)?;
         let mut progress = Progress {
@@ -377,20 +374,20 @@ impl<'a> Sender<'a> {
                 .sum(),
             ..Progress::default()
         };
-        let (open, folded) = fold(log, self.plan, &ends, stop, &mut |read| {
-            tell(Progress { read, ..progress })
+        let (open, first_pass) = read_settled(log, self.plan, &ends, stop, &mut |read| {
+            report(Progress { read, ..progress })
         })?;
-        // A fold that was cut short would show replayed letters as open.
-        if folded == Reading::Stopped || stop() {
+        // After an incomplete first pass, replayed dead letters would seem open.
+        if first_pass == Reading::Stopped || stop() {
             return Ok(Reading::Stopped);
         }
         progress.sending = true;
         let reading = log.read::<ReplayError>(&ends, stop, |message| {
             progress.read += 1;
-            tell(progress);
+            report(progress);
             self.take(message, &open);
             if self.is_full() {
-                self.flush(&mut progress, stop, tell)?;
+                self.flush(&mut progress, stop, report)?;
             }
             let reached = self
                 .plan
@@ -404,7 +401,7 @@ impl<'a> Sender<'a> {
         if stop() {
             return Ok(Reading::Stopped);
         }
-        self.flush(&mut progress, stop, tell)?;
+        self.flush(&mut progress, stop, report)?;
         let reached = self.plan.is_reached(self.replayed.letters());
         Ok(if reached { Reading::Complete } else { reading })
     }
@@ -413,17 +410,14 @@ impl<'a> Sender<'a> {
         match decode(message) {
             Ok(Some(letter)) if open.is_open(&letter) && self.plan.filter.matches(&letter) => {
                 self.bytes += message.payload_len();
-                self.batch.push(Letter {
+                self.batch.push(Pending {
                     letter,
                     record: message.detach(),
                 });
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(
-                    "the record {} of the dead letters is no fact: {error}",
-                    place(message)
-                );
+                tracing::warn!(record = %place(message), "unreadable record in the dead-letter topic: {error}");
                 self.replayed.unreadable += 1;
             }
         }
@@ -433,19 +427,19 @@ impl<'a> Sender<'a> {
         self.batch.len() >= self.plan.batch() || self.bytes >= MAX_BATCH_BYTES
     }
 
-    /// Writes the batch; when it returns, the letters in it are replayed durably.
+    /// Writes the batch; on success its dead letters are durably replayed.
     fn flush(
         &mut self,
         progress: &mut Progress,
         stop: &dyn Fn() -> bool,
-        tell: &mut dyn FnMut(Progress),
+        report: &mut dyn FnMut(Progress),
     ) -> Result<(), ReplayError> {
         let batch = std::mem::take(&mut self.batch);
         self.bytes = 0;
         if batch.is_empty() {
             return Ok(());
         }
-        tell(Progress {
+        report(Progress {
             committing: true,
             ..*progress
         });
@@ -458,9 +452,9 @@ impl<'a> Sender<'a> {
             );
         }
         progress.replayed += batch.len() as u64;
-        tell(*progress);
+        report(*progress);
         if let Some(pace) = self.plan.pace {
-            rest(
+            pause(
                 pace.saturating_mul(u32::try_from(batch.len()).unwrap_or(u32::MAX)),
                 stop,
             );
@@ -468,7 +462,7 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    fn write(&mut self, batch: &[Letter]) -> Result<(), BatchError> {
+    fn write(&mut self, batch: &[Pending]) -> Result<(), BatchError> {
         for (tag, letter) in batch.iter().enumerate() {
             let pairs = header_pairs(&letter.record);
             let headers = dead_letter::replay_headers(&pairs);
@@ -491,7 +485,7 @@ impl<'a> Sender<'a> {
             })?;
         }
         if self.guarantee == Guarantee::AtLeastOnce {
-            // A fact without its command would lose the letter; a command without its fact only repeats it.
+            // A settling record without its command would lose the dead letter; the reverse only repeats it.
             self.producer.acknowledged()?;
         }
         let now = clock::now();
@@ -505,7 +499,7 @@ impl<'a> Sender<'a> {
                 topic: &self.dead_letters,
                 partition: Some(letter.letter.at.partition),
                 key: letter.record.key(),
-                // Empty, not absent: the topic must survive being compacted by mistake.
+                // Empty, not absent: a tombstone would delete records if the topic were compacted by mistake.
                 value: Some(&[]),
                 headers,
                 tag,
@@ -514,7 +508,7 @@ impl<'a> Sender<'a> {
         self.producer.finish(&[], None)
     }
 
-    fn explain(&self, error: BatchError, batch: &[Letter]) -> ReplayError {
+    fn explain(&self, error: BatchError, batch: &[Pending]) -> ReplayError {
         match error {
             _ if self.producer.is_fenced() => ReplayError::TakenOver,
             BatchError::Failed(Failure::Fenced { .. }) => ReplayError::TakenOver,
@@ -522,83 +516,21 @@ impl<'a> Sender<'a> {
             BatchError::Aborted(error) => ReplayError::NotCommitted(error),
             BatchError::TooLarge { tag } => match batch.get(tag) {
                 Some(letter) => ReplayError::TooLarge(letter.letter.at),
-                None => {
-                    Failure::Internal(format!("a record was refused for its size, numbered {tag}"))
-                        .into()
-                }
+                None => Failure::Internal(format!("record {tag} of the batch is too large")).into(),
             },
         }
     }
 }
 
-/// Waits, but not longer than `stop` allows.
-fn rest(time: Duration, stop: &dyn Fn() -> bool) {
-    /// Between two looks at `stop`.
-    const LOOK: Duration = Duration::from_millis(50);
+/// Sleeps until `time` has passed or `stop` is set.
+fn pause(time: Duration, stop: &dyn Fn() -> bool) {
+    /// How often `stop` is checked.
+    const CHECK: Duration = Duration::from_millis(50);
     let begun = clock::instant();
     while !stop() && begun.elapsed() < time {
-        std::thread::sleep(LOOK.min(time.saturating_sub(begun.elapsed())));
+        std::thread::sleep(CHECK.min(time.saturating_sub(begun.elapsed())));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_paced_batch_is_what_is_due_within_a_second() {
-        let plan = |pace| Plan {
-            pace,
-            ..Plan::default()
-        };
-        assert_eq!(plan(None).batch(), MAX_BATCH);
-        assert_eq!(plan(Some(Duration::from_millis(20))).batch(), 50);
-        assert_eq!(plan(Some(Duration::from_secs(60))).batch(), 1);
-        assert_eq!(plan(Some(Duration::from_nanos(1))).batch(), MAX_BATCH);
-    }
-
-    #[test]
-    fn only_what_another_cluster_replayed_lately_is_replayed_again() {
-        let fact = |cluster: Option<&str>, how, at| Settled {
-            letter: Coordinates {
-                partition: 0,
-                offset: Offset(1),
-            },
-            cluster: cluster.map(str::to_owned),
-            moment: None,
-            how,
-            at: EpochMs(at),
-            webhook_id: "msg_1".to_owned(),
-            subscription: "s".to_owned(),
-        };
-        let plan = Plan {
-            again_since: Some(EpochMs(10)),
-            ..Plan::default()
-        };
-        let (replayed, discarded) = (Settlement::Replayed, Settlement::Discarded);
-        assert!(!plan.believes(&fact(Some("a"), replayed, 10), "b"));
-        for believed in [
-            fact(Some("a"), replayed, 9),
-            fact(Some("a"), discarded, 10),
-            fact(Some("b"), replayed, 10),
-            fact(None, replayed, 10),
-        ] {
-            assert!(plan.believes(&believed, "b"), "{believed:?}");
-        }
-        let fact = fact(Some("a"), replayed, 10);
-        assert!(Plan::default().believes(&fact, "b"));
-    }
-
-    #[test]
-    fn a_limit_is_reached_by_as_many_letters() {
-        let plan = Plan {
-            limit: Some(3),
-            ..Plan::default()
-        };
-        assert!(!plan.is_reached(2) && plan.is_reached(3));
-        assert!(
-            !Plan::default().is_reached(u64::MAX),
-            "no limit is never reached"
-        );
-    }
-}
+mod tests;

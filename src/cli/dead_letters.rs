@@ -1,7 +1,7 @@
-//! `hookstream dead-letters list|show`: what was given up, and what became of it.
+//! `hookstream dead-letters list|show`: dead letters and their state.
 //!
-//! Both read the log of facts twice, as a replay does: first what is settled, then the letters. The field names
-//! of the JSON forms are an interface, described in `schemas/dead-letter.schema.json`.
+//! Both read the dead-letter topic twice, as a replay does: first the settling records, then the dead letters. The field
+//! names of the JSON formats are a stable interface, described in `schemas/dead-letter.schema.json`.
 
 use std::ops::ControlFlow;
 
@@ -11,51 +11,51 @@ use clap::{Args, Subcommand};
 use rdkafka::message::{BorrowedMessage, Message};
 use serde::Serialize;
 
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::exit::{CliError, Exit};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range, header_pairs};
 use crate::model::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
 use crate::model::subscription::TypePattern;
-use crate::model::units::{EpochMs, Offset, parse_duration};
+use crate::model::units::{EpochMs, Offset, counted, parse_duration};
 use crate::replay;
 
-/// Letters that `list` prints when nothing else is said.
+/// The number of dead letters that `list` prints by default.
 const DEFAULT_LIMIT: u64 = 1000;
 
-/// Which letters are meant.
+/// Selects dead letters.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FilterArgs {
-    /// Only letters of this subscriber
+    /// Only dead letters of this subscriber
     #[arg(long, value_name = "NAME")]
     pub subscriber: Option<String>,
-    /// Only letters of this subscription
+    /// Only dead letters of this subscription
     #[arg(long, value_name = "ID")]
     pub subscription: Option<String>,
-    /// Only events of this type; * stands for one segment, ** for any number
+    /// Only events of this type; * matches one segment, ** any number
     #[arg(long, value_name = "PATTERN", value_parser = TypePattern::parse)]
     pub event_type: Option<TypePattern>,
-    /// Only letters given up for this reason
+    /// Only dead letters with this reason
     #[arg(long, value_name = "REASON", value_parser = parse_reason)]
     pub reason: Option<Reason>,
-    /// Only letters whose last response had this status
+    /// Only dead letters with this last response status
     #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..=999))]
     pub status: Option<u16>,
-    /// Only letters that last failed at this time or later: RFC 3339, or a duration ago such as 2h
+    /// Only last failures at or after this time: RFC 3339, or a duration before now such as 2h
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub since: Option<EpochMs>,
-    /// Only letters that last failed before this time: RFC 3339, or a duration ago such as 2h
+    /// Only last failures before this time: RFC 3339, or a duration before now such as 2h
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub until: Option<EpochMs>,
 }
 
 impl FilterArgs {
-    /// The filter that was typed.
+    /// Checks the arguments and returns the filter.
     ///
     /// # Errors
-    /// [`CliError`]: nothing can be in the range of time.
+    /// [`CliError`]: the time range is empty.
     pub fn filter(&self) -> Result<Filter, CliError> {
         check_range(self.since, self.until)?;
         let Self {
@@ -87,7 +87,7 @@ pub(super) fn parse_time(text: &str) -> Result<EpochMs, String> {
     time_at(text, clock::now())
 }
 
-/// Refuses a range of time in which nothing can be.
+/// Refuses an empty time range.
 pub(super) fn check_range(since: Option<EpochMs>, until: Option<EpochMs>) -> Result<(), CliError> {
     range_at(since, until, clock::now()).map_err(|wrong| CliError::new(Exit::Usage, wrong))
 }
@@ -95,12 +95,12 @@ pub(super) fn check_range(since: Option<EpochMs>, until: Option<EpochMs>) -> Res
 fn range_at(since: Option<EpochMs>, until: Option<EpochMs>, now: EpochMs) -> Result<(), String> {
     match (since, until) {
         (Some(since), Some(until)) if until <= since => Err(format!(
-            "--until, which is {}, must be later than --since, which is {}",
+            "--until ({}) must be later than --since ({})",
             until.rfc3339(),
             since.rfc3339()
         )),
         (Some(since), _) if since > now => Err(format!(
-            "--since, which is {}, is in the future: it is {} now",
+            "--since ({}) is in the future; the current time is {}",
             since.rfc3339(),
             now.rfc3339()
         )),
@@ -108,14 +108,14 @@ fn range_at(since: Option<EpochMs>, until: Option<EpochMs>, now: EpochMs) -> Res
     }
 }
 
-/// Reads a time, or a duration before `now`.
+/// Parses a time, or a duration before `now`.
 fn time_at(text: &str, now: EpochMs) -> Result<EpochMs, String> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(EpochMs(time.as_millisecond()));
     }
     parse_duration(text).map(|ago| now - ago).map_err(|_| {
         format!(
-            "{text:?} is neither a time such as 2026-05-01T12:00:00Z nor a duration ago such as 2h"
+            "{text:?} is not a time such as 2026-05-01T12:00:00Z or a duration before now such as 2h"
         )
     })
 }
@@ -123,9 +123,9 @@ fn time_at(text: &str, now: EpochMs) -> Result<EpochMs, String> {
 /// `hookstream dead-letters`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// List dead letters, the oldest failure first (as jsonl: in the order of their partitions)
+    /// List dead letters, sorted by last failure (jsonl: in topic order)
     List(ListArgs),
-    /// Show one dead letter whole: headers, body, what became of it
+    /// Show one dead letter with its headers, body and state
     Show(ShowArgs),
 }
 
@@ -134,16 +134,16 @@ pub enum Command {
 pub struct ListArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Only open letters (the default)
+    /// Only open dead letters (the default)
     #[arg(long, conflicts_with = "all")]
     open: bool,
-    /// Letters that were replayed or discarded too
+    /// Include replayed and discarded dead letters
     #[arg(long)]
     all: bool,
-    /// At most so many letters; 0 is all
+    /// Maximum number of dead letters; 0 is unlimited
     #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT)]
     limit: u64,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -151,10 +151,10 @@ pub struct ListArgs {
 /// `hookstream dead-letters show`.
 #[derive(Args, Clone, Debug)]
 pub struct ShowArgs {
-    /// The letter's place, PARTITION:OFFSET as in 3:1042, or a webhook id (then its latest letter)
+    /// The place of the dead letter, such as 3:1042, or a webhook id for its latest dead letter
     #[arg(value_name = "PARTITION:OFFSET|WEBHOOK_ID")]
     letter: String,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -162,7 +162,7 @@ pub struct ShowArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: the log cannot be read, or there is no such letter.
+/// [`CliError`]: the topic cannot be read, or there is no such dead letter.
 pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     match command {
         Command::List(args) => list(settings, args),
@@ -170,7 +170,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     }
 }
 
-/// A letter as it is printed.
+/// A dead letter as listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listed {
     /// `partition:offset`.
@@ -179,19 +179,19 @@ pub struct Listed {
     pub state: &'static str,
     /// When it was replayed or discarded.
     pub settled_at: Option<String>,
-    /// Its subscriber.
+    /// The subscriber.
     pub subscriber: String,
-    /// Its subscription.
+    /// The subscription id.
     pub subscription: String,
     /// The webhook id.
     pub webhook_id: String,
-    /// The event's id.
+    /// The event id.
     pub event_id: String,
-    /// The event's type.
+    /// The event type.
     pub event_type: String,
-    /// Why it was given up.
+    /// The reason.
     pub reason: Reason,
-    /// The last response's status.
+    /// The status of the last response.
     pub status: Option<u16>,
     /// The last error.
     pub error: String,
@@ -199,11 +199,11 @@ pub struct Listed {
     pub attempts: u32,
     /// When the first command was written.
     pub enqueued_at: Option<String>,
-    /// The first failure.
+    /// When the first attempt failed.
     pub first_failure_at: String,
-    /// The last failure.
+    /// When the last attempt failed.
     pub last_failure_at: String,
-    /// Size of the body.
+    /// The size of the body.
     pub body_bytes: usize,
 }
 
@@ -263,13 +263,13 @@ impl Row for Listed {
     }
 }
 
-/// A letter as it is shown whole.
+/// A dead letter with headers and body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Shown {
-    /// All that a list tells.
+pub struct Detailed {
+    /// The fields of the list.
     #[serde(flatten)]
     pub listed: Listed,
-    /// All headers of the record, in order.
+    /// The headers of the record, in order.
     pub headers: Vec<HeaderText>,
     /// The body, if it is UTF-8.
     pub body: Option<String>,
@@ -311,7 +311,7 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
         let row = Listed::new(&letter, state, message.payload_len());
         listed += 1;
         if args.output == Output::Jsonl {
-            // Printed at once, so that a long list needs no memory.
+            // Printed immediately, so that a long list needs no memory.
             print::document(Output::Jsonl, &row)?;
         } else {
             kept.push((letter.info.last_failure, letter.at, row));
@@ -325,13 +325,14 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     }
     if more {
         print::note(&format!(
-            "there are more; these are {} of them (--limit 0 prints all)",
+            "only the first {} dead letters are listed; use --limit 0 for all",
             args.limit
         ));
     }
     if unreadable > 0 {
         print::note(&format!(
-            "records that are no facts about dead letters, and were left out: {unreadable}"
+            "skipped {}",
+            counted(unreadable, "unreadable record")
         ));
     }
     if listed == 0 {
@@ -364,13 +365,13 @@ fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     let (log, ends) = open(settings)?;
     let place = args.letter.parse::<Coordinates>().ok();
-    // A letter's facts lie in its own partition.
+    // A dead letter and the records that settle it are in the same partition.
     let ends: Vec<Range> = ends
         .into_iter()
         .filter(|range| place.is_none_or(|at| at.partition == range.partition))
         .collect();
     let settled = fold(&log, &ends)?;
-    let mut found: Vec<(EpochMs, Shown)> = Vec::new();
+    let mut found: Vec<(EpochMs, Detailed)> = Vec::new();
     let wanted =
         |letter: &DeadLetter| place.map_or(letter.webhook_id == args.letter, |at| letter.at == at);
     log.read::<CliError>(&from(&ends, place), &|| false, |message| {
@@ -379,7 +380,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
         {
             found.push((
                 letter.info.last_failure,
-                shown(&letter, settled.state(&letter), message),
+                detailed(&letter, settled.state(&letter), message),
             ));
         }
         let beyond = place.is_some_and(|at| message.offset() >= at.offset.0);
@@ -393,7 +394,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     let Some((_, latest)) = found.pop() else {
         return Err(CliError::new(
             Exit::Failure,
-            format!("there is no dead letter {:?}", args.letter),
+            format!("dead letter {:?} not found", args.letter),
         ));
     };
     if !found.is_empty() {
@@ -402,7 +403,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
             .map(|(_, other)| other.listed.place.as_str())
             .collect();
         print::note(&format!(
-            "this is the latest letter of that webhook; earlier ones: {}",
+            "this is the latest dead letter of the webhook; earlier ones: {}",
             others.join(", ")
         ));
     }
@@ -414,7 +415,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// Skips what lies before a known place.
+/// Skips the records before a known place.
 fn from(ends: &[Range], place: Option<Coordinates>) -> Vec<Range> {
     let start = place.map_or(Offset(0), |at| at.offset).0;
     ends.iter()
@@ -425,11 +426,11 @@ fn from(ends: &[Range], place: Option<Coordinates>) -> Vec<Range> {
         .collect()
 }
 
-fn shown(letter: &DeadLetter, state: State, message: &BorrowedMessage<'_>) -> Shown {
+fn detailed(letter: &DeadLetter, state: State, message: &BorrowedMessage<'_>) -> Detailed {
     let body = message.payload().unwrap_or_default();
     let text = std::str::from_utf8(body).ok().map(str::to_owned);
     let headers = header_pairs(message).into_iter();
-    Shown {
+    Detailed {
         listed: Listed::new(letter, state, body.len()),
         headers: headers
             .map(|(name, value)| HeaderText {
@@ -442,7 +443,7 @@ fn shown(letter: &DeadLetter, state: State, message: &BorrowedMessage<'_>) -> Sh
     }
 }
 
-fn describe(letter: &Shown) -> String {
+fn describe(letter: &Detailed) -> String {
     let Listed {
         place,
         state,
@@ -461,7 +462,7 @@ fn describe(letter: &Shown) -> String {
         format!("{place}  {state}{settled}"),
         format!("{reason}: {error}"),
         format!("subscriber {}", letter.listed.subscriber),
-        format!("failed first at {first_failure_at}, last at {last_failure_at}"),
+        format!("first failure {first_failure_at}, last failure {last_failure_at}"),
         String::new(),
     ];
     lines.extend(
@@ -483,7 +484,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_in_which_nothing_can_be_is_refused() {
+    fn an_empty_time_range_is_refused() {
         let range = |since: Option<i64>, until: Option<i64>| {
             range_at(since.map(EpochMs), until.map(EpochMs), EpochMs(3000))
         };
@@ -496,19 +497,19 @@ mod tests {
         ] {
             assert_eq!(range(fine.0, fine.1), Ok(()), "{fine:?}");
         }
-        let told = range(Some(2000), Some(1000)).unwrap_err();
+        let error = range(Some(2000), Some(1000)).unwrap_err();
         assert!(
-            told.contains("--until, which is 1970-01-01T00:00:01Z")
-                && told.contains("--since, which is 1970-01-01T00:00:02Z"),
-            "{told}"
+            error.contains("--until (1970-01-01T00:00:01Z)")
+                && error.contains("--since (1970-01-01T00:00:02Z)"),
+            "{error}"
         );
         assert!(range(Some(2000), Some(2000)).is_err());
-        let told = range(Some(4000), Some(5000)).unwrap_err();
-        assert!(told.contains("in the future"), "{told}");
+        let error = range(Some(4000), Some(5000)).unwrap_err();
+        assert!(error.contains("in the future"), "{error}");
     }
 
     #[test]
-    fn a_time_is_a_date_or_a_duration_ago() {
+    fn a_time_is_a_timestamp_or_a_duration_before_now() {
         let now = EpochMs(1_700_000_000_000);
         assert_eq!(time_at("2023-11-14T22:13:20Z", EpochMs(0)), Ok(now));
         assert_eq!(time_at("2023-11-14T23:13:20+01:00", EpochMs(0)), Ok(now));

@@ -1,15 +1,15 @@
-//! `hookstream demo`: the whole story in one command, on sample data, in this process.
+//! `hookstream demo`: a demonstration with sample data in one process.
 //!
-//! A broker (embedded, or the real one of `--brokers`), sample receivers, sample orders, and all roles as
-//! `hookstream run` has them: nothing of the program is replaced by something made for the demo. What every receiver
-//! should get is known, and what it got is taken down by the receivers, so the command ends with 0 only if the story
-//! came out right, and tests run it.
+//! It runs a broker (embedded, or the one of `--brokers`), sample receivers, sample events, and the same roles as
+//! `hookstream run`; no part of the program is replaced for the demo. The expected webhooks are known and the receivers
+//! record what they get, so the exit code is 0 only if every delivery was correct. Tests run it.
 
-mod cast;
+mod broker;
+mod events;
 mod ledger;
-mod orders;
 mod receivers;
-mod stage;
+mod sender;
+mod subscribers;
 mod view;
 
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit};
 use super::print;
 use crate::config::table::SETTINGS;
 use crate::config::{Guarantee, Layers, Settings, Source};
@@ -29,28 +29,29 @@ use crate::model::units::parse_duration;
 use crate::replay::{self, End, Plan};
 use crate::runtime::shutdown::Stop;
 use crate::wiring::{Role, Service, ServiceError};
-use cast::{CAST, Flow, Manner};
+use broker::{Broker, EMBEDDED};
+use events::Flow;
 use ledger::Ledger;
 use receivers::{Receivers, SharedLedger};
-use stage::{EMBEDDED, Stage};
+use subscribers::{Behavior, SUBSCRIBERS};
 use view::{View, latency};
 
-/// Between two looks at what has changed.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the state is checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The story has gone wrong when nothing changes for this long.
-const STANDSTILL: Duration = Duration::from_secs(30);
+/// The demo fails when nothing changes for this long.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the replay takes.
-const REPLAY: Duration = Duration::from_secs(3);
+const REPLAY_DURATION: Duration = Duration::from_secs(3);
 
 /// `hookstream demo`.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// How long orders flow, 1s to 10m; the story then takes some 10 seconds to its end
+    /// How long to send orders, 1s to 10m; the demo ends about 10 seconds later
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration)]
     duration: Duration,
-    /// Orders a second
+    /// Orders per second
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
     rate: u32,
 }
@@ -61,11 +62,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     if allowed.contains(&duration) {
         Ok(duration)
     } else {
-        Err("allowed: 1s to 10m".to_owned())
+        Err("must be 1s to 10m".to_owned())
     }
 }
 
-/// Sets what the demo needs where nothing is given.
+/// Sets the defaults of the demo.
 pub fn prepare(layers: &mut Layers) {
     let common = [
         ("http-listen", "127.0.0.1:0"),
@@ -75,7 +76,7 @@ pub fn prepare(layers: &mut Layers) {
         ("egress-allow-http", "true"),
         ("egress-allow-cidr", "127.0.0.0/8"),
         ("egress-ports", "any"),
-        // Dead letters are part of the story, and the view tells of them.
+        // Dead letters are expected, and the view shows them.
         (
             "log",
             "warn,hookstream::delivery::worker=error,librdkafka=error",
@@ -84,14 +85,14 @@ pub fn prepare(layers: &mut Layers) {
     for (name, value) in common {
         layers.give(name, Source::Default, value);
     }
-    // Each hop waits for at most this when nothing comes.
+    // The maximum wait of a fetch, for low latency.
     layers.give_property("fetch.wait.max.ms=20", Source::Default);
     if given(layers, "brokers").is_none() {
         layers.give("brokers", Source::Default, EMBEDDED);
         layers.give("guarantee", Source::Default, "at-least-once");
         return;
     }
-    // A real Kafka may be somebody's: topics and groups of our own.
+    // A real Kafka may be in use: the demo has its own topics and groups.
     let prefix = given(layers, "topic-prefix").unwrap_or_else(|| format!("demo-{}-", random()));
     layers.give("events", Source::Default, format!("{prefix}order-events"));
     layers.give("group-prefix", Source::Default, prefix.clone());
@@ -104,7 +105,7 @@ fn random() -> String {
         .collect()
 }
 
-/// What somebody has typed for the setting.
+/// The value of the setting, unless it is the default.
 fn given(layers: &Layers, name: &str) -> Option<String> {
     let setting = SETTINGS.iter().find(|setting| setting.name == name)?;
     let (value, source) = layers.effective(setting)?;
@@ -114,15 +115,15 @@ fn given(layers: &Layers, name: &str) -> Option<String> {
 /// Runs the demo.
 ///
 /// # Errors
-/// [`CliError`] says what failed, or what in the story did not come out right.
+/// [`CliError`]: a part failed, or a delivery was wrong.
 pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
     let flow = Flow {
         per_second: args.rate,
         duration: args.duration,
     };
     let interrupt = Interrupt::watch()?;
-    let stage = Stage::set(settings, flow)?;
-    let source = stage
+    let broker = Broker::start(settings, flow)?;
+    let source = broker
         .settings
         .topics
         .events
@@ -131,37 +132,37 @@ pub fn run(settings: Settings, args: &DemoArgs) -> Result<Exit, CliError> {
         .unwrap_or_default();
     let ledger = SharedLedger::new(Ledger::new(&source));
     let receivers = Receivers::start(&ledger)?;
-    stage.subscribe(&receivers, args.rate)?;
+    broker.subscribe(&receivers, args.rate)?;
     let service = Service::start(
-        &stage.settings,
+        &broker.settings,
         &[Role::Fanout, Role::Deliver, Role::Release],
     )?;
-    introduce(&stage, &service, args)?;
+    introduce(&broker, &service, args)?;
     let roles = Roles::watch(service)?;
-    let mut story = Story {
-        stage: &stage,
+    let mut scenario = Scenario {
+        broker: &broker,
         ledger,
         roles: &roles,
         interrupt,
         view: View::new(),
     };
-    let told = story.tell(flow);
-    let Story { ledger, view, .. } = story;
+    let result = scenario.run(flow);
+    let Scenario { ledger, view, .. } = scenario;
     let ended = roles.end();
     let ledger = ledger.lock();
     view.end(&ledger)?;
-    match told {
-        // What ended the roles is the cause of what went wrong in the story.
+    match result {
+        // A failed role is the cause of the error.
         Err(error) if error.exit == Exit::Failure => ended.and(Err(error)),
         Err(error) => Err(error),
         Ok(()) => {
             ended?;
-            conclude(&stage, &ledger)
+            conclude(&broker, &ledger)
         }
     }
 }
 
-/// The roles at work, on threads of their own.
+/// The running roles, on their own threads.
 struct Roles {
     stop: Arc<Stop>,
     ended: JoinHandle<Result<(), ServiceError>>,
@@ -182,7 +183,7 @@ impl Roles {
         let lost = |_| {
             Err(CliError::new(
                 Exit::Failure,
-                "the thread that watches the roles has panicked",
+                "the thread of the roles panicked",
             ))
         };
         match self.ended.join() {
@@ -192,37 +193,34 @@ impl Roles {
     }
 }
 
-/// The story as it goes on.
-struct Story<'a> {
-    stage: &'a Stage,
+/// The running demonstration.
+struct Scenario<'a> {
+    broker: &'a Broker,
     ledger: SharedLedger,
     roles: &'a Roles,
     interrupt: Interrupt,
     view: View,
 }
 
-impl Story<'_> {
-    fn tell(&mut self, flow: Flow) -> Result<(), CliError> {
-        let sending = orders::start(self.stage, &self.ledger, random(), flow, &self.roles.stop)?;
+impl Scenario<'_> {
+    fn run(&mut self, flow: Flow) -> Result<(), CliError> {
+        let sending = sender::start(self.broker, &self.ledger, random(), flow, &self.roles.stop)?;
         // The embedded broker lets a group wait for 3 s for more members.
-        self.wait("the roles join their groups", |ledger| {
+        self.wait("roles joining their groups", |ledger| {
             ledger.requests() > 0 || sending.is_finished()
         })?;
-        self.wait("orders flow", |_| sending.is_finished())?;
-        sending.join().unwrap_or_else(|_| {
-            Err(CliError::new(
-                Exit::Failure,
-                "the thread of the orders has panicked",
-            ))
-        })?;
-        self.wait("no more orders, retries end", Ledger::is_settled)?;
+        self.wait("sending orders", |_| sending.is_finished())?;
+        sending
+            .join()
+            .unwrap_or_else(|_| Err(CliError::new(Exit::Failure, "the sender thread panicked")))?;
+        self.wait("all orders sent, waiting for retries", Ledger::is_settled)?;
         let dead = self.dead_letters()?;
-        self.ledger.lock().mend();
+        self.ledger.lock().fix_strict();
         self.replay(dead)?;
         self.check_none_left()
     }
 
-    /// Shows the view until `done`; an error when the roles end, nothing changes any more, or a signal comes.
+    /// Updates the view until `done`; fails when a role ends, nothing changes for too long, or a signal is received.
     fn wait(&mut self, doing: &str, done: impl Fn(&Ledger) -> bool) -> Result<(), CliError> {
         let (mut seen, mut since) = ((0, 0), clock::instant());
         loop {
@@ -241,24 +239,25 @@ impl Story<'_> {
                 return Err(interrupted());
             }
             if self.roles.stop.is_told() {
-                return Err(wrong(&["a role ended in the middle of it".to_owned()]));
+                return Err(wrong(&["a role ended early".to_owned()]));
             }
-            if since.elapsed() > STANDSTILL {
-                return Err(self.stands_still(doing));
+            if since.elapsed() > STALL_TIMEOUT {
+                return Err(self.stalled(doing));
             }
-            self.roles.stop.wait(LOOK);
+            self.roles.stop.wait(CHECK_INTERVAL);
         }
     }
 
-    /// Why the story does not go on, as far as the dead letters tell.
-    fn stands_still(&self, doing: &str) -> CliError {
+    /// The error for a stalled demo, with the open dead letters.
+    fn stalled(&self, doing: &str) -> CliError {
         let mut faults = vec![format!(
-            "nothing has changed for {} s ({doing})",
-            STANDSTILL.as_secs()
+            "no progress for {} s ({doing})",
+            STALL_TIMEOUT.as_secs()
         )];
         faults.extend(self.ledger.lock().faults());
-        if let Ok((tally, _)) = replay::preview(&self.stage.settings, &Plan::default(), &|| false) {
-            faults.extend(tally.groups.iter().map(|((subscriber, reason), count)| {
+        if let Ok((counts, _)) = replay::preview(&self.broker.settings, &Plan::default(), &|| false)
+        {
+            faults.extend(counts.groups.iter().map(|((subscriber, reason), count)| {
                 format!(
                     "dead letters of {subscriber}: {}, {}",
                     count.letters,
@@ -270,9 +269,9 @@ impl Story<'_> {
     }
 
     fn plan(&self) -> Plan {
-        let subscriber = CAST
+        let subscriber = SUBSCRIBERS
             .iter()
-            .find(|subscriber| subscriber.manner == Manner::Strict);
+            .find(|subscriber| subscriber.behavior == Behavior::Strict);
         let filter = Filter {
             subscriber: subscriber.map(|subscriber| subscriber.name.to_owned()),
             reason: Some(Reason::PermanentStatus),
@@ -285,23 +284,23 @@ impl Story<'_> {
         }
     }
 
-    /// Open dead letters, as `hookstream replay --dead-letters --dry-run` counts them.
+    /// Open dead letters, counted as by `hookstream replay --dead-letters --dry-run`.
     fn open(&self, plan: &Plan) -> Result<u64, CliError> {
-        let (tally, _) =
-            replay::preview(&self.stage.settings, plan, &|| self.interrupt.is_raised())
+        let (counts, _) =
+            replay::preview(&self.broker.settings, plan, &|| self.interrupt.is_raised())
                 .map_err(|failure| print::failed(&failure))?;
-        Ok(tally.letters())
+        Ok(counts.letters())
     }
 
-    /// Waits until every webhook that strict has refused is a dead letter in Kafka, and tells how many are open.
+    /// Waits until every webhook that strict refused is a dead letter in Kafka; returns how many are open.
     fn dead_letters(&mut self) -> Result<u64, CliError> {
-        let refused: usize = (0..CAST.len())
+        let refused: usize = (0..SUBSCRIBERS.len())
             .map(|index| self.ledger.lock().numbers(index).dead)
             .sum();
         let refused = u64::try_from(refused).unwrap_or(u64::MAX);
         let plan = self.plan();
         let begun = clock::instant();
-        // Delivery commits its outcomes every 100 ms: an answer is a little earlier than its dead letter.
+        // Delivery commits outcomes every 100 ms: a response precedes its dead letter.
         loop {
             let open = self.open(&plan)?;
             if open >= refused {
@@ -311,46 +310,46 @@ impl Story<'_> {
                 return Err(interrupted());
             }
             if self.roles.stop.is_told() {
-                return Err(wrong(&["a role ended in the middle of it".to_owned()]));
+                return Err(wrong(&["a role ended early".to_owned()]));
             }
-            if begun.elapsed() > STANDSTILL {
+            if begun.elapsed() > STALL_TIMEOUT {
                 return Err(wrong(&[format!(
-                    "strict has refused {refused} webhooks, and {open} dead letters are open"
+                    "strict refused {refused} webhooks, but {open} dead letters are open"
                 )]));
             }
-            self.roles.stop.wait(LOOK);
+            self.roles.stop.wait(CHECK_INTERVAL);
         }
     }
 
-    /// Replays at a pace that can be seen, and waits until all is delivered.
+    /// Replays at a visible pace, and waits until everything is delivered.
     fn replay(&mut self, dead: u64) -> Result<(), CliError> {
-        let pace = REPLAY.div_f64(dead.max(1) as f64);
+        let pace = REPLAY_DURATION.div_f64(dead.max(1) as f64);
         let plan = Plan {
             pace: Some(pace),
             ..self.plan()
         };
-        let (settings, interrupt) = (self.stage.settings.clone(), self.interrupt.clone());
+        let (settings, interrupt) = (self.broker.settings.clone(), self.interrupt.clone());
         let replaying = std::thread::Builder::new()
             .name("replay".to_owned())
             .spawn(move || replay::run(&settings, &plan, &|| interrupt.is_raised(), &mut |_| {}))
             .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))?;
-        let doing = "strict is mended, its dead letters are replayed";
+        let doing = "strict is fixed, replaying its dead letters";
         self.wait(doing, |_| replaying.is_finished())?;
         let Ok(report) = replaying.join() else {
-            return Err(wrong(&["the thread of the replay has panicked".to_owned()]));
+            return Err(wrong(&["the replay thread panicked".to_owned()]));
         };
         let replayed = report.replayed.letters();
         match report.end {
             End::Failed(error) => Err(wrong(&[format!("replaying the dead letters: {error}")])),
             End::Stopped => Err(interrupted()),
             End::Complete if replayed != dead => Err(wrong(&[format!(
-                "of {dead} dead letters {replayed} were replayed"
+                "{replayed} of {dead} dead letters were replayed"
             )])),
             End::Complete => self.wait(doing, Ledger::is_complete),
         }
     }
 
-    /// A second replay must find nothing.
+    /// Checks that no dead letters are left.
     fn check_none_left(&self) -> Result<(), CliError> {
         let left = self.open(&Plan::default())?;
         let mut faults = self.ledger.lock().faults();
@@ -366,26 +365,20 @@ impl Story<'_> {
 }
 
 fn interrupted() -> CliError {
-    CliError::new(
-        Exit::Interrupted,
-        "interrupted: the roles have ended in order",
-    )
+    CliError::new(Exit::Interrupted, "interrupted; all roles have shut down")
 }
 
 fn wrong(faults: &[String]) -> CliError {
     CliError::new(
         Exit::Failure,
-        format!(
-            "the story did not come out right:\n  {}",
-            faults.join("\n  ")
-        ),
+        format!("the demo found errors:\n  {}", faults.join("\n  ")),
     )
 }
 
-/// Says what will be shown.
-fn introduce(stage: &Stage, service: &Service, args: &DemoArgs) -> Result<(), CliError> {
-    let settings = &stage.settings;
-    let broker = if stage.is_embedded() {
+/// Prints the introduction.
+fn introduce(broker: &Broker, service: &Service, args: &DemoArgs) -> Result<(), CliError> {
+    let settings = &broker.settings;
+    let broker = if broker.is_embedded() {
         "embedded in this process, nothing to install (at-least-once)".to_owned()
     } else {
         let guarantee = match settings.guarantee {
@@ -397,16 +390,16 @@ fn introduce(stage: &Stage, service: &Service, args: &DemoArgs) -> Result<(), Cl
             settings.brokers, settings.topics.prefix
         )
     };
-    let parts: Vec<String> = CAST
+    let introductions: Vec<String> = SUBSCRIBERS
         .iter()
-        .map(|subscriber| format!("    {:<9}{}", subscriber.name, subscriber.part))
+        .map(|subscriber| format!("    {:<9}{}", subscriber.name, subscriber.introduction))
         .collect();
     print::line(&format!(
         "\
 hookstream demo: events on Kafka become signed webhooks
 
   Kafka      {broker}
-  events     {} a second for {} on {}: orders created, paid, shipped
+  events     {} per second for {} on {}: orders created, paid, shipped
   webhooks   to five subscribers on this machine:
 {}
   metrics    http://{}/metrics
@@ -414,48 +407,48 @@ hookstream demo: events on Kafka become signed webhooks
         args.rate,
         humantime::format_duration(args.duration),
         settings.topics.events.join(","),
-        parts.join("\n"),
+        introductions.join("\n"),
         service.http,
     ))
 }
 
-/// Says what was shown, and how to do the same elsewhere.
-fn conclude(stage: &Stage, ledger: &Ledger) -> Result<Exit, CliError> {
-    let of = |manner: Manner| {
-        let index = CAST
+/// Prints the summary and the next steps.
+fn conclude(broker: &Broker, ledger: &Ledger) -> Result<Exit, CliError> {
+    let of = |behavior: Behavior| {
+        let index = SUBSCRIBERS
             .iter()
-            .position(|subscriber| subscriber.manner == manner);
+            .position(|subscriber| subscriber.behavior == behavior);
         ledger.numbers(index.unwrap_or_default())
     };
-    let median = |manner| of(manner).median.map_or_else(String::new, latency);
+    let median = |behavior| of(behavior).median.map_or_else(String::new, latency);
     print::line(&format!(
         "
-What you saw, all of it checked:
-  ok  {} events became {} webhooks, exactly those that were wanted, once each
-  ok  {} requests, each with a good signature (Standard Webhooks, HMAC-SHA256)
-  ok  slow ({}) delayed nobody: good has its webhooks in {}
-  ok  flaky took {} at the third attempt each: same webhook id, same body
-  ok  strict refused {}: dead letters, replayed when it was mended, none left
+Results, all verified:
+  ok  {} events became {} webhooks, each delivered once to the right subscriber
+  ok  {} requests, each with a valid signature (Standard Webhooks, HMAC-SHA256)
+  ok  slow ({}) delayed no other subscriber: good got its webhooks in {}
+  ok  flaky accepted {} at the third attempt each: same webhook id, same body
+  ok  strict refused {}: dead letters, replayed after the fix, none left
 ",
         ledger.orders(),
         ledger.webhooks(),
         ledger.requests(),
-        median(Manner::Slow),
-        median(Manner::Prompt),
-        of(Manner::Flaky).delivered,
-        of(Manner::Strict).delivered,
+        median(Behavior::Slow),
+        median(Behavior::Prompt),
+        of(Behavior::Flaky).delivered,
+        of(Behavior::Strict).delivered,
     ))?;
-    print::line(&next_steps(stage))?;
+    print::line(&next_steps(broker))?;
     Ok(Exit::Done)
 }
 
-fn next_steps(stage: &Stage) -> String {
-    let settings = &stage.settings;
-    if !stage.is_embedded() {
+fn next_steps(broker: &Broker) -> String {
+    let settings = &broker.settings;
+    if !broker.is_embedded() {
         let (brokers, prefix) = (&settings.brokers, &settings.topics.prefix);
         return format!(
             "\
-Nothing was deleted. To look around, and to clean up:
+Nothing was deleted. To inspect the dead letters, and to clean up:
   hookstream dead-letters list --all --brokers {brokers} --topic-prefix {prefix}
   kafka-topics.sh --bootstrap-server {brokers} --delete --topic '{prefix}.*'"
         );
@@ -463,11 +456,11 @@ Nothing was deleted. To look around, and to clean up:
     "\
 The same on a real Kafka, exactly-once:
   export HOOKSTREAM_BROKERS=HOST:PORT
-  hookstream demo                         this story, on topics of its own
-  hookstream topics create --with-events  then yours: the topics,
-  hookstream subscriptions apply -f FILE  who wants what, and where;
-  hookstream run                          all roles in one process,
-  hookstream replay --dead-letters        and what had failed, once more"
+  hookstream demo                         this demo, on its own topics
+  hookstream topics create --with-events  create your topics
+  hookstream subscriptions apply -f FILE  create your subscriptions
+  hookstream run                          run all roles in one process
+  hookstream replay --dead-letters        send dead letters again"
         .to_owned()
 }
 
@@ -490,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_given_plays_on_the_embedded_broker_without_transactions() {
+    fn by_default_it_runs_on_the_embedded_broker_without_transactions() {
         let settings = prepared(&[]);
         assert_eq!(settings.brokers, EMBEDDED);
         assert_eq!(settings.guarantee, Guarantee::AtLeastOnce);
@@ -498,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_real_kafka_all_names_are_the_demos_own() {
+    fn on_a_real_kafka_it_has_its_own_names() {
         let settings = prepared(&[("brokers", "kafka:9092")]);
         let prefix = &settings.topics.prefix;
         assert!(prefix.starts_with("demo-"), "{prefix}");
@@ -508,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_goes_before_what_the_demo_prefers() {
+    fn given_settings_override_those_of_the_demo() {
         let settings = prepared(&[
             ("brokers", "kafka:9092"),
             ("topic-prefix", "mine-"),

@@ -1,21 +1,21 @@
-//! SIGINT and SIGTERM as a flag, for commands that end in order instead of dying in the middle.
+//! SIGINT and SIGTERM as a flag, for commands that stop in an orderly way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::outcome::{CliError, Exit};
+use super::exit::{CliError, Exit};
 
-/// Raised by the first SIGINT or SIGTERM of this process.
+/// Set by the first SIGINT or SIGTERM.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Takes the two signals over.
+    /// Installs handlers for both signals.
     ///
     /// # Errors
-    /// The system refuses to hand signals over.
+    /// The system refuses the handlers.
     pub fn watch() -> Result<Self, CliError> {
         let refused =
             |error| CliError::new(Exit::Failure, format!("cannot listen for signals: {error}"));
@@ -42,7 +42,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Whether a signal came.
+    /// Whether a signal was received.
     #[must_use]
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Acquire)

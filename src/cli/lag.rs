@@ -1,4 +1,4 @@
-//! `hookstream lag`: the role; `--once`, the figures of one moment; `--watch`, a table that is drawn again and again.
+//! `hookstream lag`: runs the role, prints the current figures with `--once`, or a refreshed table with `--watch`.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::lag;
@@ -17,12 +17,12 @@ use crate::lag::figures::{Figures, Query, Sort, Subscriber};
 use crate::model::units::{counted, format_duration};
 use crate::wiring::{self, Role};
 
-/// How often the table is drawn.
+/// How often the table is redrawn.
 const REDRAW: Duration = Duration::from_secs(2);
-/// Subscribers that `--watch` shows when nothing else is said.
-const SHOWN: usize = 20;
+/// The number of subscribers that `--watch` shows by default.
+const WATCH_TOP: usize = 20;
 
-/// What subscribers are sorted by.
+/// The sort key of subscribers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SortBy {
     /// The most pending commands first.
@@ -50,17 +50,17 @@ impl From<SortBy> for Sort {
 /// `hookstream lag`.
 #[derive(Args, Clone, Debug)]
 pub struct LagArgs {
-    /// Print the figures of this moment and end
+    /// Print the current figures and exit
     #[arg(long, group = "moment")]
     pub once: bool,
-    /// Draw a table every two seconds until interrupted
+    /// Redraw a table every two seconds until interrupted
     #[arg(long, group = "moment")]
     pub watch: bool,
-    /// Serve the page beside /lag; it is always served
+    /// Serve the page as well as /lag; it is always served
     #[arg(long, hide = true)]
     pub http: bool,
-    /// Form of the output of --once
-    // What is required is not asked for where something conflicts with it.
+    /// Output format of --once
+    // clap ignores `requires` if there is a conflict.
     #[arg(
         short,
         long,
@@ -70,21 +70,21 @@ pub struct LagArgs {
         conflicts_with = "watch"
     )]
     pub output: Output,
-    /// In which order
+    /// Sort order
     #[arg(long, value_enum, default_value_t, requires = "moment")]
     pub sort: SortBy,
-    /// At most so many subscribers
+    /// Maximum number of subscribers
     #[arg(long, value_name = "N", requires = "moment")]
     pub top: Option<usize>,
-    /// Only subscribers whose name contains this
+    /// Only subscribers whose name contains this text
     #[arg(long, value_name = "TEXT", requires = "moment")]
     pub subscriber: Option<String>,
 }
 
-/// Runs it.
+/// Runs the command.
 ///
 /// # Errors
-/// [`CliError`] says what failed.
+/// [`CliError`]: the topics cannot be read, or the role failed.
 pub fn run(settings: &Settings, args: &LagArgs) -> Result<Exit, CliError> {
     let query = Query {
         sort: args.sort.into(),
@@ -156,7 +156,7 @@ fn once(settings: &Settings, query: &Query, output: Output) -> Result<Exit, CliE
     let interrupted = Interrupt::watch()?;
     let mut watcher = lag::Watcher::new(settings)?;
     let figures = watcher.next(Duration::ZERO, &|| interrupted.is_raised())?;
-    // The process ends, and each client would first wait for the answer to its last fetch.
+    // Not dropped: each client would first wait for the response to its last fetch.
     std::mem::forget(watcher);
     let Some(figures) = figures else {
         return Ok(Exit::Interrupted);
@@ -177,16 +177,16 @@ fn once(settings: &Settings, query: &Query, output: Output) -> Result<Exit, CliE
     Ok(Exit::Done)
 }
 
-/// The sums of what is asked for; and, where a name was given that nobody has, that.
+/// The sums of the selected subscribers, and a note if no name matches.
 fn summary(asked: &Figures, query: &Query) -> String {
-    let nobody = match &query.subscriber {
+    let no_match = match &query.subscriber {
         Some(part) if asked.total.is_empty() => {
-            format!("nothing is pending or dead of a subscriber whose name contains {part:?}; ")
+            format!("no pending commands or dead letters match {part:?}; ")
         }
         _ => String::new(),
     };
     format!(
-        "{nobody}{} ready, {} waiting, {}; as of {}",
+        "{no_match}{} ready, {} waiting, {}; as of {}",
         asked.total.ready,
         asked.total.waiting,
         counted(asked.total.dead_letters, "dead letter"),
@@ -194,18 +194,18 @@ fn summary(asked: &Figures, query: &Query) -> String {
     )
 }
 
-/// What each subscriber had the last time: pending and finished.
+/// The previous figures of each subscriber: pending and finished.
 type Before = (Instant, HashMap<String, (u64, u64)>);
 
 #[derive(Serialize)]
-struct Moving {
+struct WatchRow {
     line: Line,
     trend: String,
     done: String,
     drained: String,
 }
 
-impl Row for Moving {
+impl Row for WatchRow {
     const HEADINGS: &'static [&'static str] = &[
         "SUBSCRIBER",
         "READY",
@@ -224,7 +224,7 @@ impl Row for Moving {
     }
 }
 
-impl Moving {
+impl WatchRow {
     fn of(one: &Subscriber, before: Option<&Before>, now: Instant) -> Self {
         let rates = before.and_then(|(at, all)| {
             let (pending, finished) = *all.get(&one.name)?;
@@ -256,7 +256,7 @@ impl Moving {
     }
 }
 
-/// What draws a table over the last one; nothing where the output is kept.
+/// Clears the screen if standard output is a terminal.
 fn clear() -> &'static str {
     if std::io::stdout().is_terminal() {
         "\x1b[H\x1b[2J"
@@ -268,7 +268,7 @@ fn clear() -> &'static str {
 fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
     let interrupted = Interrupt::watch()?;
     let query = Query {
-        top: query.top.or(Some(SHOWN)),
+        top: query.top.or(Some(WATCH_TOP)),
         ..query.clone()
     };
     let mut watcher = lag::Watcher::new(settings)?;
@@ -276,14 +276,14 @@ fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
     while let Some(figures) = watcher.next(REDRAW, &|| interrupted.is_raised())? {
         let now = clock::instant();
         let asked = query.apply(&figures);
-        let mut rows: Vec<Moving> = asked
+        let mut rows: Vec<WatchRow> = asked
             .subscribers
             .iter()
-            .map(|one| Moving::of(one, before.as_ref(), now))
+            .map(|one| WatchRow::of(one, before.as_ref(), now))
             .collect();
         let today = figures.as_of.as_deref().and_then(|time| time.get(..11));
         for row in &mut rows {
-            // A line that is broken is hard to read: the date of today says nothing.
+            // Without today's date the line fits more terminals.
             if let Some(time) = today.and_then(|today| row.line.next_due.strip_prefix(today)) {
                 row.line.next_due = time.to_owned();
             }
@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_nobody_has_is_told_so() {
+    fn a_name_without_a_match_is_reported() {
         let query = Query {
             subscriber: Some("nobody".to_owned()),
             ..Query::default()
@@ -318,17 +318,15 @@ mod tests {
             summary(&figures, &query),
             "0 ready, 0 waiting, 1 dead letter; as of never"
         );
-        let told = summary(&Figures::default(), &query);
+        let text = summary(&Figures::default(), &query);
         assert!(
-            told.starts_with(
-                "nothing is pending or dead of a subscriber whose name contains \"nobody\"; 0 ready"
-            ),
-            "{told}"
+            text.starts_with("no pending commands or dead letters match \"nobody\"; 0 ready"),
+            "{text}"
         );
     }
 
     #[test]
-    fn a_row_tells_whether_it_grows_what_is_done_and_when_it_will_be_empty() {
+    fn a_row_shows_the_trend_the_rate_and_the_time_to_empty() {
         let one = |ready, finished| Subscriber {
             name: "acme".to_owned(),
             ready,
@@ -336,16 +334,16 @@ mod tests {
             ..Subscriber::default()
         };
         let now = clock::instant();
-        let moving = |pending, finished| {
+        let rates = |pending, finished| {
             let all = HashMap::from([("acme".to_owned(), (pending, finished))]);
             let before: Before = (now, all);
-            let told = Moving::of(&one(100, 50), Some(&before), now + Duration::from_secs(2));
-            [told.trend, told.done, told.drained]
+            let row = WatchRow::of(&one(100, 50), Some(&before), now + Duration::from_secs(2));
+            [row.trend, row.done, row.drained]
         };
-        assert_eq!(moving(200, 10), ["▼ 50/s", "20/s", "2s"]);
-        assert_eq!(moving(80, 50), ["▲ 10/s", "0/s", ""]);
-        assert_eq!(moving(100, 40), ["=", "5/s", ""]);
-        let first = Moving::of(&one(100, 50), None, now);
+        assert_eq!(rates(200, 10), ["▼ 50/s", "20/s", "2s"]);
+        assert_eq!(rates(80, 50), ["▲ 10/s", "0/s", ""]);
+        assert_eq!(rates(100, 40), ["=", "5/s", ""]);
+        let first = WatchRow::of(&one(100, 50), None, now);
         assert_eq!([first.trend, first.done, first.drained], ["", "", ""]);
     }
 }

@@ -1,17 +1,17 @@
-//! The log on standard error: text for people, JSON for machines.
+//! The log on standard error, as text or JSON.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-use super::outcome::{CliError, Exit};
+use super::exit::{CliError, Exit};
 use crate::config::Layers;
 use crate::config::table::SETTINGS;
 
-/// Starts the log as the settings say.
+/// Starts the log according to the settings.
 ///
 /// # Errors
-/// A log was started before, or its filter is wrong; settings are checked before this.
+/// The log is already started, or the filter is invalid; the settings are checked before.
 pub(super) fn start(layers: &Layers) -> Result<(), CliError> {
     let wrong =
         |error: &dyn std::fmt::Display| CliError::new(Exit::Usage, format!("--log: {error}"));
@@ -23,7 +23,7 @@ pub(super) fn start(layers: &Layers) -> Result<(), CliError> {
     };
     let filter = EnvFilter::try_new(value("log")).map_err(|error| wrong(&error))?;
     let log = tracing_subscriber::fmt()
-        // Told on standard error, with a panic where that is closed: a log that nobody reads must not end the process.
+        // It would report its own errors on standard error and panic if that is closed; logging must not end the process.
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -5,31 +5,31 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::positions::{self, Document, Imported, PositionsError};
 
 /// `hookstream positions`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Print where the groups are, as JSON, in a form that holds on a mirrored cluster; stop every role first
+    /// Print the committed offsets of the groups as JSON, in a form valid on a mirrored cluster; stop all roles first
     Export,
-    /// Commit exported positions on a mirrored cluster; commits nothing unless the mirror is complete
+    /// Commit exported offsets on a mirrored cluster, if the mirror is complete
     Import(ImportArgs),
 }
 
 /// `hookstream positions import`.
 #[derive(Args, Clone, Debug)]
 pub struct ImportArgs {
-    /// What `hookstream positions export` printed; - is standard input
+    /// Output of `hookstream positions export`; - is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Print what would be committed, and touch nothing
+    /// Print what would be committed, without committing
     #[arg(long)]
     dry_run: bool,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -62,7 +62,7 @@ impl Row for Imported {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: a group has members, the mirror is not complete, or the broker does not answer or denies.
+/// [`CliError`]: a group has members, the mirror is incomplete, or the broker is unreachable or denies access.
 pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     let interrupt = Interrupt::watch()?;
     let stop = || interrupt.is_raised();
@@ -82,7 +82,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
 }
 
 fn read(args: &ImportArgs) -> Result<Document, CliError> {
-    let shown = args.file.display();
+    let name = args.file.display();
     let text = match args.file.as_os_str() == "-" {
         true => {
             let mut text = String::new();
@@ -90,11 +90,11 @@ fn read(args: &ImportArgs) -> Result<Document, CliError> {
         }
         false => std::fs::read_to_string(&args.file),
     };
-    let text = text.map_err(|error| CliError::new(Exit::Usage, format!("{shown}: {error}")))?;
+    let text = text.map_err(|error| CliError::new(Exit::Usage, format!("{name}: {error}")))?;
     serde_json::from_str(&text).map_err(|error| {
         CliError::new(
             Exit::Usage,
-            format!("{shown} is not what `hookstream positions export` prints: {error}"),
+            format!("{name} is not the output of `hookstream positions export`: {error}"),
         )
     })
 }

@@ -2,26 +2,38 @@
 
 use std::io::{self, Write};
 
+use clap::ValueEnum;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-
 use serde::Serialize;
 
-use super::outcome::{CliError, Exit, Output};
+use super::exit::{CliError, Exit};
 use crate::edge::kafka::error::Failure;
 
-/// Rows that are printed in any form.
+/// The format of data on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON document per line.
+    Jsonl,
+}
+
+/// Rows that can be printed in any format.
 pub trait Row: Serialize {
-    /// Headings of the table.
+    /// The headings of the table.
     const HEADINGS: &'static [&'static str];
-    /// One cell for each heading.
+    /// One cell per heading.
     fn cells(&self) -> Vec<String>;
 }
 
 /// Prints rows.
 ///
 /// # Errors
-/// Standard output cannot be written; a closed pipe is not an error, since the reader has seen enough.
+/// Standard output cannot be written. A closed pipe is not an error.
 pub fn rows<R: Row>(output: Output, rows: &[R]) -> Result<(), CliError> {
     match output {
         Output::Table => table(rows),
@@ -30,7 +42,7 @@ pub fn rows<R: Row>(output: Output, rows: &[R]) -> Result<(), CliError> {
     }
 }
 
-/// Prints one document: indented as `json`, on one line as `jsonl`.
+/// Prints one document, indented or on one line.
 ///
 /// # Errors
 /// As [`rows`].
@@ -45,7 +57,7 @@ pub fn document(output: Output, value: &impl Serialize) -> Result<(), CliError> 
     )
 }
 
-/// Prints rows as a table; nothing when there are none.
+/// Prints rows as a table, if there are any.
 ///
 /// # Errors
 /// As [`rows`].
@@ -57,7 +69,7 @@ pub fn table<R: Row>(rows: &[R]) -> Result<(), CliError> {
     }
 }
 
-/// Draws rows as a table.
+/// Formats rows as a table.
 #[must_use]
 pub fn draw<R: Row>(rows: &[R]) -> String {
     let mut table = Table::new();
@@ -82,13 +94,13 @@ pub fn line(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Prints one line on standard error, where nobody minds if it is lost.
+/// Prints one line on standard error and ignores errors.
 pub fn note(text: &str) {
-    // Not `eprintln`, which panics where standard error is closed.
+    // Not `eprintln`, which panics if standard error is closed.
     writeln!(std::io::stderr(), "{text}").ok();
 }
 
-/// Turns a failure of the Kafka edge into a message with its exit code.
+/// Converts a Kafka failure to an error with its exit code.
 #[must_use]
 pub fn failed(failure: &Failure) -> CliError {
     let exit = if failure.is_unreachable() {

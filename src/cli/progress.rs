@@ -1,10 +1,10 @@
-//! How far a command is: a bar on standard error, where somebody looks at it.
+//! A progress bar on standard error.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar; hidden unless standard error is a terminal.
+/// A progress bar, hidden unless standard error is a terminal.
 #[must_use]
 pub fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {

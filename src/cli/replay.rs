@@ -1,8 +1,8 @@
-//! `hookstream replay --dead-letters`: ask, send, and say how far it got.
+//! `hookstream replay --dead-letters`: confirmation, replay, report.
 //!
-//! The replay itself runs on a thread of its own, because committing a transaction may block for as long as no
-//! broker answers; this thread keeps an eye on it, so that an interrupt or a dead broker still ends the command.
-//! Leaving such a commit behind is safe: a letter is then either replayed or open, and the next run finds out.
+//! The replay runs on its own thread, because the commit of a transaction may block while no broker is reachable. The main
+//! thread supervises it, so that an interrupt or a dead broker still ends the command. Abandoning a commit is safe: the
+//! dead letters are then either replayed or open, and the next run takes the open ones.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
@@ -15,21 +15,21 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::dead_letters::{FilterArgs, parse_time};
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::print::{self, Output, Row};
 use super::progress::bar;
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::log_reader::Reading;
 use crate::model::dead_letter::Reason;
 use crate::model::units::{EpochMs, counted};
-use crate::replay::{self, End, Plan, Progress, ReplayError, Report, Tally};
+use crate::replay::{self, DeadLetterCounts, End, Plan, Progress, ReplayError, Report};
 
-/// A commit, or the first contact, that takes longer than this is taken for a broker that does not answer.
+/// After this long without a response to a commit or to the first request, the broker counts as unreachable.
 const UNANSWERED: Duration = Duration::from_secs(60);
 
-/// After an interrupt the batch in hand may take this long to be committed.
+/// How long the current batch may take to commit after an interrupt.
 const LAST_BATCH: Duration = Duration::from_secs(20);
 
 /// `hookstream replay`.
@@ -40,28 +40,28 @@ pub struct ReplayArgs {
     dead_letters: bool,
     #[command(flatten)]
     filter: FilterArgs,
-    /// At most so many letters
+    /// Maximum number of dead letters
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// At most so many letters a second (50, 50/s) or a minute (30/m)
+    /// Maximum rate of dead letters per second (50, 50/s) or minute (30/m)
     #[arg(long, value_name = "N/s", value_parser = parse_rate)]
     rate: Option<Rate>,
-    /// Replay letters too that were replayed on another cluster at this time or later: after an unplanned failover, when
-    /// the mirror may lack their commands. RFC 3339, or a duration ago such as 2h
+    /// Also replay dead letters that were replayed on another cluster at or after this time: after an unplanned failover,
+    /// the mirror may lack their commands. RFC 3339, or a duration before now such as 2h
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     again_since: Option<EpochMs>,
-    /// Print what would go, by subscriber and reason, and touch nothing
+    /// Print what would be replayed, by subscriber and reason, without replaying it
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// The time from one letter to the next.
+/// The time between two dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rate(Duration);
 
@@ -72,14 +72,14 @@ fn parse_rate(text: &str) -> Result<Rate, String> {
         "m" => Duration::from_secs(60),
         _ => {
             return Err(format!(
-                "{text:?} is not a rate; write letters a second or minute, as in 50/s or 30/m"
+                "{text:?} is not a rate; use a number per second or minute, such as 50/s or 30/m"
             ));
         }
     };
     match number.parse::<u32>() {
         Ok(number) if number > 0 => Ok(Rate(per / number)),
         _ => Err(format!(
-            "{text:?} is not a rate; write a whole number above 0, as in 50/s or 30/m"
+            "{text:?} is not a rate; use a whole number above 0, such as 50/s or 30/m"
         )),
     }
 }
@@ -87,18 +87,18 @@ fn parse_rate(text: &str) -> Result<Rate, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`] with the exit code of how it ended.
+/// [`CliError`]: the replay failed or was interrupted.
 pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
     if !args.dead_letters {
         return Err(CliError::new(
             Exit::Usage,
-            "say what to replay: --dead-letters replays open dead letters",
+            "specify what to replay: --dead-letters replays open dead letters",
         ));
     }
     let filter = args.filter.filter()?;
     let asks = !args.dry_run && !args.yes;
     if asks && !std::io::stdin().is_terminal() {
-        let message = "replay asks before it sends, but standard input is no terminal; add --yes, or --dry-run to look only";
+        let message = "replay needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview";
         return Err(CliError::new(Exit::Usage, message));
     }
     let interrupt = Interrupt::watch()?;
@@ -113,7 +113,7 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
             let interrupt = interrupt.clone();
             move || interrupt.is_raised()
         };
-        let (tally, reading) =
+        let (counts, reading) =
             replay::preview(settings, &plan, &look).map_err(|failure| print::failed(&failure))?;
         if reading == Reading::Stopped {
             return Err(CliError::new(
@@ -122,10 +122,10 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
             ));
         }
         if args.dry_run {
-            print_tally(args.output, &tally, true, true)?;
+            print_counts(args.output, &counts, true, true)?;
             return Ok(Exit::Done);
         }
-        if !is_wanted(&tally, &interrupt)? {
+        if !is_confirmed(&counts, &interrupt)? {
             return Ok(if interrupt.is_raised() {
                 Exit::Interrupted
             } else {
@@ -137,23 +137,23 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
     conclude(args.output, &report, settings.guarantee)
 }
 
-/// Shows what would go and asks.
-fn is_wanted(tally: &Tally, interrupt: &Interrupt) -> Result<bool, CliError> {
-    if tally.letters() == 0 {
-        print::note("no open dead letters match; nothing to replay");
+/// Shows what would be replayed and asks for confirmation.
+fn is_confirmed(counts: &DeadLetterCounts, interrupt: &Interrupt) -> Result<bool, CliError> {
+    if counts.letters() == 0 {
+        print::note("no open dead letters match");
         return Ok(false);
     }
-    print::note(&print::draw(&groups(tally)));
+    print::note(&print::draw(&groups(counts)));
     print::note(&format!(
         "Replay {}? [y/N]",
-        counted(tally.letters(), "dead letter")
+        counted(counts.letters(), "dead letter")
     ));
-    // Signals are taken over by now, and reading a line does not end with one: so it is read elsewhere.
+    // Signals have handlers by now and do not interrupt the reading of a line, so another thread reads it.
     let (answer, answered) = mpsc::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = std::io::stdin().lock().read_line(&mut line);
-        // The other end is gone only when nobody wants the answer any more.
+        // Fails only if the command no longer waits for the answer.
         answer.send(read.map(|_| line)).ok();
     });
     loop {
@@ -168,7 +168,7 @@ fn is_wanted(tally: &Tally, interrupt: &Interrupt) -> Result<bool, CliError> {
             Ok(Err(error)) => {
                 return Err(CliError::new(
                     Exit::Failure,
-                    format!("cannot read the answer: {error}"),
+                    format!("reading the answer: {error}"),
                 ));
             }
             Err(RecvTimeoutError::Timeout) if !interrupt.is_raised() => {}
@@ -177,7 +177,7 @@ fn is_wanted(tally: &Tally, interrupt: &Interrupt) -> Result<bool, CliError> {
     }
 }
 
-/// Runs the replay on its own thread until it ends, or must be given up.
+/// Runs the replay on its own thread until it ends or is abandoned.
 fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<Report, CliError> {
     let progress = Arc::new(Mutex::new(Progress::default()));
     let (done, ended) = mpsc::channel();
@@ -185,9 +185,15 @@ fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<R
         let (settings, progress, interrupt) =
             (settings.clone(), Arc::clone(&progress), interrupt.clone());
         move || {
-            let mut tell = |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now;
-            let report = replay::run(&settings, &plan, &|| interrupt.is_raised(), &mut tell);
-            // Nobody listens when the command has given up waiting.
+            let mut report_progress =
+                |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            let report = replay::run(
+                &settings,
+                &plan,
+                &|| interrupt.is_raised(),
+                &mut report_progress,
+            );
+            // Fails only if the command no longer waits for it.
             done.send(report).ok();
         }
     };
@@ -204,7 +210,7 @@ fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<R
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(CliError::new(
                     Exit::Failure,
-                    "the replay's thread ended without a report",
+                    "the replay thread ended without a report",
                 ));
             }
         }
@@ -217,7 +223,7 @@ fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<R
     }
 }
 
-/// Notices a broker that does not answer.
+/// Detects an unreachable broker.
 struct Watch {
     seen: Progress,
     since: std::time::Instant,
@@ -242,13 +248,13 @@ impl Watch {
             self.interrupted.get_or_insert_with(clock::instant);
         }
         let known = format!(
-            "{} replayed for certain; run again to go on, none is sent twice",
-            counted(now.replayed, "letter")
+            "{} certainly replayed; run again to continue, without duplicates",
+            counted(now.replayed, "dead letter")
         );
         if self.interrupted.is_some_and(|at| at.elapsed() > LAST_BATCH) {
             return Some(CliError::new(
                 Exit::Interrupted,
-                format!("interrupted in the middle of a batch: {known}"),
+                format!("interrupted during a batch: {known}"),
             ));
         }
         let unanswered = now.committing || now == Progress::default();
@@ -257,7 +263,7 @@ impl Watch {
             let seconds = waited.as_secs();
             CliError::new(
                 Exit::Unreachable,
-                format!("the broker has not answered for {seconds} s: {known}"),
+                format!("no response from the broker for {seconds} s: {known}"),
             )
         })
     }
@@ -269,14 +275,14 @@ fn show(bar: &ProgressBar, now: Progress) {
     bar.set_message(if now.sending {
         format!("replayed {}", now.replayed)
     } else {
-        "reading the log".to_owned()
+        "reading the dead letters".to_owned()
     });
 }
 
-/// Says how it ended, with data on standard output.
+/// Prints the result.
 fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exit, CliError> {
     let letters = report.replayed.letters();
-    print_tally(
+    print_counts(
         output,
         &report.replayed,
         false,
@@ -290,8 +296,8 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
         End::Stopped => Err(CliError::new(
             Exit::Interrupted,
             format!(
-                "interrupted after {}; run again to go on with the rest",
-                counted(letters, "letter")
+                "interrupted after {}; run again to continue",
+                counted(letters, "dead letter")
             ),
         )),
         End::Failed(error) => Err(explain(error, letters, guarantee)),
@@ -318,18 +324,23 @@ fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError 
         _ => Exit::Failure,
     };
     let rest = match guarantee {
-        Guarantee::ExactlyOnce => "a second run takes what is still open, none twice",
+        Guarantee::ExactlyOnce => {
+            "run again for the dead letters that are still open; none is sent twice"
+        }
         Guarantee::AtLeastOnce => {
-            "a second run takes what is still open, and may send the last batch again"
+            "run again for the dead letters that are still open; the last batch may be sent again"
         }
     };
     CliError::new(
         exit,
-        format!("{message}; replayed {}, {rest}", counted(letters, "letter")),
+        format!(
+            "{message}; replayed {}; {rest}",
+            counted(letters, "dead letter")
+        ),
     )
 }
 
-/// Letters of one subscriber with one reason.
+/// The dead letters of one subscriber with one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Group {
     subscriber: String,
@@ -339,7 +350,7 @@ struct Group {
 }
 
 impl Row for Group {
-    const HEADINGS: &'static [&'static str] = &["SUBSCRIBER", "REASON", "LETTERS", "BYTES"];
+    const HEADINGS: &'static [&'static str] = &["SUBSCRIBER", "REASON", "COUNT", "BYTES"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -361,31 +372,31 @@ struct Summary {
     groups: Vec<Group>,
 }
 
-fn groups(tally: &Tally) -> Vec<Group> {
+fn groups(counts: &DeadLetterCounts) -> Vec<Group> {
     let group = |((subscriber, reason), count): (&(String, Reason), &replay::Count)| Group {
         subscriber: subscriber.clone(),
         reason: *reason,
         letters: count.letters,
         bytes: count.bytes,
     };
-    tally.groups.iter().map(group).collect()
+    counts.groups.iter().map(group).collect()
 }
 
-fn print_tally(
+fn print_counts(
     output: Output,
-    tally: &Tally,
+    counts: &DeadLetterCounts,
     dry_run: bool,
     complete: bool,
 ) -> Result<(), CliError> {
-    let groups = groups(tally);
-    if tally.unreadable > 0 {
+    let groups = groups(counts);
+    if counts.unreadable > 0 {
         print::note(&format!(
-            "records that are no facts about dead letters, and were left alone: {}",
-            tally.unreadable
+            "skipped {}",
+            counted(counts.unreadable, "unreadable record")
         ));
     }
     if dry_run && groups.is_empty() {
-        print::note("no open dead letters match; nothing would be replayed");
+        print::note("no open dead letters match");
     }
     if output != Output::Json {
         return print::rows(output, &groups);
@@ -394,7 +405,7 @@ fn print_tally(
     for group in &groups {
         *by_reason.entry(group.reason.as_str()).or_default() += group.letters;
     }
-    let (letters, unreadable) = (tally.letters(), tally.unreadable);
+    let (letters, unreadable) = (counts.letters(), counts.unreadable);
     print::document(
         output,
         &Summary {
@@ -413,7 +424,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_letters_a_second_or_a_minute() {
+    fn a_rate_is_per_second_or_per_minute() {
         assert_eq!(parse_rate("50/s"), Ok(Rate(Duration::from_millis(20))));
         assert_eq!(parse_rate("50"), Ok(Rate(Duration::from_millis(20))));
         assert_eq!(parse_rate("30/m"), Ok(Rate(Duration::from_secs(2))));
@@ -423,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_that_was_taken_over_fails_even_after_some_letters() {
+    fn a_replay_that_was_taken_over_fails_even_after_some_dead_letters() {
         assert_eq!(
             explain(&ReplayError::TakenOver, 5, Guarantee::ExactlyOnce).exit,
             Exit::Failure

@@ -1,5 +1,5 @@
-//! Where settings come from: flags, environment, files and a service binding, read together, at start and again whenever
-//! somebody wants to know whether a credential has changed.
+//! Collects the settings from flags, environment, files and a service binding, at start and again to detect changed
+//! credentials.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,12 +9,12 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::outcome::{CliError, Exit};
+use super::exit::{CliError, Exit};
 use crate::config::table::{SETTINGS, Setting};
 use crate::config::{self, Layers, Settings, Source};
 use crate::edge::kafka::credentials;
 
-/// Gathers what was given. What is wrong with it is kept for [`Settings::check`].
+/// Collects the settings. Errors are kept for [`Settings::check`].
 pub(super) fn layers(matches: &ArgMatches) -> Layers {
     let mut layers = Layers::new();
     for setting in SETTINGS {
@@ -47,10 +47,10 @@ pub(super) fn layers(matches: &ArgMatches) -> Layers {
     layers
 }
 
-/// Lets the running clients follow the files that `matches` name.
+/// Updates the running clients when the files that `matches` name change.
 ///
 /// # Errors
-/// [`CliError`] when what they hold makes no client, or there can be no thread.
+/// [`CliError`] when the files contain an invalid connection, or the thread cannot be started.
 pub(super) fn follow(
     matches: &ArgMatches,
     layers: &Layers,
@@ -59,7 +59,7 @@ pub(super) fn follow(
     if !layers.has_files() {
         return Ok(());
     }
-    // Whatever is wrong was said by the check.
+    // The check has reported any error.
     let Ok(current) = layers.connection() else {
         return Ok(());
     };
@@ -67,11 +67,15 @@ pub(super) fn follow(
         .map_err(|failure| CliError::new(Exit::Usage, failure.to_string()))?;
     let matches = matches.clone();
     let read = move || self::layers(&matches).connection();
-    credentials::watch(&settings.credentials, current, Box::new(read))
-        .map_err(|error| CliError::new(Exit::Failure, format!("starting a thread: {error}")))
+    credentials::watch(&settings.credentials, current, Box::new(read)).map_err(|error| {
+        CliError::new(
+            Exit::Failure,
+            format!("starting the credentials thread: {error}"),
+        )
+    })
 }
 
-/// A setting's variable, or the file that its other variable names.
+/// Takes a setting from its variable, or from the file that its `_FILE` variable names.
 fn give_environment(layers: &mut Layers, setting: &Setting) {
     let (name, file) = (setting.variable(), setting.file_variable());
     match value_or_file(layers, &name, &file) {
@@ -96,7 +100,7 @@ fn give_properties(layers: &mut Layers) {
 
 enum Found {
     Value(String),
-    /// The path, and what the file holds.
+    /// The path and content of a file.
     File(String, String),
 }
 
@@ -106,7 +110,7 @@ fn value_or_file(layers: &mut Layers, name: &str, file: &str) -> Option<Found> {
     match (value, path) {
         (Some(_), Some(_)) => {
             layers.refuse(format!(
-                "{name} and {file} are both in the environment: allowed: one of them"
+                "{name} and {file} are both in the environment: set only one of them"
             ));
             None
         }
@@ -137,8 +141,8 @@ fn give_binding(layers: &mut Layers) {
     }
 }
 
-/// The files of a directory, by name. Kubernetes makes each a link through `..data`, which leads to the directory of one
-/// version of the Secret and is replaced as a whole: all are read from where it leads now, or from nowhere.
+/// The files of a directory, by name. In a Kubernetes volume each is a link through `..data`, a link to the directory of
+/// one version of the Secret that is replaced atomically: all files are read from its current target.
 fn read_binding(place: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
     let version = place.join("..data");
     let place = match std::fs::canonicalize(&version) {
@@ -153,7 +157,7 @@ fn read_binding(place: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
             continue;
         };
         let path = entry.path();
-        // Not the entry's own kind: a link is what it leads to.
+        // The metadata of the target, not of the link.
         let is_file = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
         if is_file && !name.starts_with('.') {
             let content = std::fs::read(&path).map_err(|error| format!("{name}: {error}"))?;
@@ -167,22 +171,22 @@ fn reason(error: std::io::Error) -> String {
     error.to_string()
 }
 
-/// What librdkafka itself has against a property. Asked for before any client is made, because the error of a client
-/// shows the value, and a mistyped `sasl.password` is no less of a secret.
+/// Why librdkafka refuses a property. Checked before a client is created, since the error of a client shows the value, and
+/// the value of a mistyped `sasl.password` is secret too.
 fn wrong_property(key: &str, value: &str) -> Option<String> {
     let mut one = ClientConfig::new();
     one.set(key, value);
     // The client passes both on as C strings, and panics on a NUL.
     if key.contains('\0') || value.contains('\0') {
-        return Some("there must be no NUL in it".to_owned());
+        return Some("must not contain NUL".to_owned());
     }
     match one.create_native_config() {
         Ok(_) => None,
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
-            Some("librdkafka has no such property".to_owned())
+            Some("unknown librdkafka property".to_owned())
         }
         Err(KafkaError::ClientConfig(_, what, ..)) if !config::is_secret(key) => Some(what),
-        Err(_) => Some("librdkafka does not take this value".to_owned()),
+        Err(_) => Some("librdkafka refuses this value".to_owned()),
     }
 }
 
@@ -202,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_property_is_judged_by_librdkafka_without_telling_secrets() {
+    fn a_property_is_checked_by_librdkafka_without_revealing_secrets() {
         assert_eq!(wrong_property("sasl.password", "hunter2"), None);
         assert_eq!(wrong_property("socket.keepalive.enable", "true"), None);
         let typo = wrong_property("sasl.passwrod", "hunter2").unwrap();
@@ -213,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_is_read_from_one_version_through_its_links() {
+    fn a_binding_is_read_from_one_version_of_the_secret() {
         let place = tempfile::tempdir().unwrap();
         let place = place.path();
         let version = |name: &str, user: &str| {

@@ -1,39 +1,40 @@
-//! `hookstream topics create|check`: make the topics, and name what differs with the command that mends it.
+//! `hookstream topics create|check`: creates the topics, and lists differences with the command that fixes each.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::exit::{CliError, Exit};
+use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::kafka::topics as admin;
 use crate::edge::kafka::topics::{Cluster, Creation, Difference, TopicSpec, Wish};
+use crate::model::units::counted;
 
 /// `hookstream topics`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Create the topics that are missing; existing ones are left alone
+    /// Create missing topics; existing ones are not changed
     Create(CreateArgs),
-    /// Name every difference between the topics and what they should be
+    /// List every difference between the actual and the expected topic settings
     Check(CheckArgs),
 }
 
 /// `hookstream topics create`.
 #[derive(Args, Clone, Debug)]
 pub struct CreateArgs {
-    /// Partitions of commands, retry tiers and dead letters [default: as many as there are, or 12]
+    /// Partitions of the commands, retry tier and dead-letter topics [default: as many as exist, or 12]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=100_000))]
     partitions: Option<i32>,
-    /// Copies of each partition [default: 3, or one for each broker when there are fewer]
+    /// Replication factor [default: 3, or the number of brokers if there are fewer]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=32_767))]
     replication_factor: Option<i32>,
-    /// Create missing event topics too
+    /// Also create missing event topics
     #[arg(id = "with-events", long)]
     events: bool,
-    /// Print what would be created, and touch nothing
+    /// Print what would be created, without creating it
     #[arg(long)]
     dry_run: bool,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -41,10 +42,10 @@ pub struct CreateArgs {
 /// `hookstream topics check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// Copies of each partition that are wanted [default: 3, or one for each broker when there are fewer]
+    /// Expected replication factor [default: 3, or the number of brokers if there are fewer]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=32_767))]
     replication_factor: Option<i32>,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -52,14 +53,12 @@ pub struct CheckArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: the broker does not answer or denies, or a topic could not be created.
+/// [`CliError`]: the broker is unreachable or denies access, or a topic could not be created.
 pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| {
-            CliError::new(Exit::Failure, format!("cannot start a runtime: {error}"))
-        })?;
+        .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))?;
     runtime.block_on(async {
         match command {
             Command::Create(args) => create(settings, args).await,
@@ -69,7 +68,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
 }
 
 impl Row for Difference {
-    const HEADINGS: &'static [&'static str] = &["TOPIC", "SETTING", "FOUND", "WANTED", "MENDED BY"];
+    const HEADINGS: &'static [&'static str] = &["TOPIC", "SETTING", "FOUND", "EXPECTED", "FIX"];
 
     fn cells(&self) -> Vec<String> {
         [
@@ -84,15 +83,15 @@ impl Row for Difference {
     }
 }
 
-/// What became of one topic.
+/// The result for one topic.
 #[derive(Serialize)]
-struct Outcome {
+struct TopicResult {
     #[serde(flatten)]
     creation: Creation,
     result: &'static str,
 }
 
-impl Row for Outcome {
+impl Row for TopicResult {
     const HEADINGS: &'static [&'static str] =
         &["TOPIC", "RESULT", "PARTITIONS", "REPLICATION", "CONFIG"];
 
@@ -133,13 +132,13 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
     } else {
         make(settings, &creations).await?
     };
-    let mut outcomes: Vec<_> = creations
+    let mut rows: Vec<_> = creations
         .into_iter()
         .zip(results)
-        .map(|(creation, result)| Outcome { creation, result })
+        .map(|(creation, result)| TopicResult { creation, result })
         .collect();
-    outcomes.extend(specs.iter().filter_map(|spec| existing(spec, &cluster)));
-    print::rows(args.output, &outcomes)?;
+    rows.extend(specs.iter().filter_map(|spec| existing(spec, &cluster)));
+    print::rows(args.output, &rows)?;
     report_differences(settings, &specs, &cluster, wish);
     match failures.as_slice() {
         [] => Ok(Exit::Done),
@@ -174,7 +173,7 @@ async fn make(
             None => {
                 results.push("failed");
                 failures.push(format!(
-                    "the broker did not answer for the topic {}",
+                    "the broker returned no result for the topic {}",
                     creation.topic
                 ));
             }
@@ -183,7 +182,7 @@ async fn make(
     Ok((results, failures))
 }
 
-fn existing(spec: &TopicSpec, cluster: &Cluster) -> Option<Outcome> {
+fn existing(spec: &TopicSpec, cluster: &Cluster) -> Option<TopicResult> {
     let found = cluster.topics.get(&spec.name)?;
     let creation = Creation {
         topic: spec.name.clone(),
@@ -191,13 +190,13 @@ fn existing(spec: &TopicSpec, cluster: &Cluster) -> Option<Outcome> {
         replication_factor: found.replication,
         config: std::collections::BTreeMap::new(),
     };
-    Some(Outcome {
+    Some(TopicResult {
         creation,
         result: "exists",
     })
 }
 
-/// What exists is left alone, but not passed over in silence.
+/// Reports differences of existing topics, which are not changed.
 fn report_differences(settings: &Settings, specs: &[TopicSpec], cluster: &Cluster, wish: Wish) {
     for found in admin::differences(settings, specs, cluster, wish) {
         if found.setting != "existence" {
@@ -209,7 +208,7 @@ fn report_differences(settings: &Settings, specs: &[TopicSpec], cluster: &Cluste
                 mend,
             } = found;
             print::note(&format!(
-                "{topic}: {setting} is {found}, should be {wanted}; mended by: {mend}"
+                "{topic}: {setting} is {found}, expected {wanted}; fix: {mend}"
             ));
         }
     }
@@ -227,9 +226,10 @@ async fn check(settings: &Settings, args: &CheckArgs) -> Result<Exit, CliError> 
     let differences = admin::differences(settings, &specs, &cluster, wish);
     print::rows(args.output, &differences)?;
     if differences.is_empty() {
-        print::note(&format!("all {} topics are as they should be", specs.len()));
+        print::note(&format!("all {} topics are correct", specs.len()));
         return Ok(Exit::Done);
     }
-    print::note(&format!("settings that differ: {}", differences.len()));
+    let count = counted(differences.len() as u64, "difference");
+    print::note(&format!("{count} found"));
     Ok(Exit::Failure)
 }

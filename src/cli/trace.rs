@@ -1,6 +1,6 @@
-//! `hookstream trace WEBHOOK_ID|EVENT_ID`: the life of one event, as the topics tell it.
+//! `hookstream trace WEBHOOK_ID|EVENT_ID`: the timeline of one event, from the records in the topics.
 //!
-//! The field names of the JSON forms are an interface, described in `schemas/attempt.schema.json` (`$defs/step`).
+//! The field names of the JSON forms are a stable interface, described in `schemas/attempt.schema.json` (`$defs/step`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,38 +12,36 @@ use clap::Args;
 use serde::Serialize;
 
 use super::dead_letters::{check_range, parse_time};
+use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
-use super::outcome::{CliError, Exit, Output};
-use super::print::{self, Row};
+use super::print::{self, Output, Row};
 use super::progress::bar;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::log_reader::Reading;
 use crate::model::units::{EpochMs, counted};
-use crate::timeline as trace;
-use crate::timeline::story::{Step, What};
-use crate::timeline::{Progress, Search};
+use crate::timeline::{self, Detail, Progress, Search, Step, Timeline};
 
 /// `hookstream trace`.
 #[derive(Args, Clone, Debug)]
 pub struct TraceArgs {
-    /// The id of the event, or of one of its webhooks
+    /// Event id or webhook id
     #[arg(value_name = "WEBHOOK_ID|EVENT_ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
-    /// Search records of this time or later: RFC 3339, or a duration ago such as 2h
+    /// Start of the time range: RFC 3339, or a duration before now such as 2h
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "24h")]
     since: EpochMs,
-    /// Search records before this time: RFC 3339, or a duration ago such as 2h [default: all up to now]
+    /// End of the time range, exclusive: RFC 3339, or a duration before now such as 2h [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     until: Option<EpochMs>,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// One record as it is printed.
+/// One step as printed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Told {
+struct StepRow {
     time: String,
     topic: String,
     partition: i32,
@@ -66,15 +64,15 @@ struct Told {
     error: Option<String>,
 }
 
-impl Told {
+impl StepRow {
     fn of(step: Step) -> Self {
-        let what = step.what.sentence(EpochMs::rfc3339);
-        let name = step.what.name();
+        let what = step.detail.summary(EpochMs::rfc3339);
+        let name = step.detail.name();
         let (webhook_id, subscription) = step
             .webhook
             .map(|webhook| (webhook.id, webhook.subscription))
             .unzip();
-        let told = Self {
+        let row = Self {
             time: step.time.rfc3339(),
             topic: step.topic.to_string(),
             partition: step.at.partition,
@@ -96,18 +94,18 @@ impl Told {
             letter: None,
             error: None,
         };
-        match step.what {
-            What::Event { .. } => told,
-            What::Invalid { error } | What::Unreadable { error } => Self {
+        match step.detail {
+            Detail::Event { .. } => row,
+            Detail::Invalid { error } | Detail::Unreadable { error } => Self {
                 error: Some(error),
-                ..told
+                ..row
             },
-            What::Command { cause, attempts } => Self {
+            Detail::Command { cause, attempts } => Self {
                 cause: Some(cause.as_str()),
                 attempts: Some(attempts),
-                ..told
+                ..row
             },
-            What::Waits {
+            Detail::Waits {
                 cause,
                 attempts,
                 due,
@@ -116,9 +114,9 @@ impl Told {
                 cause: Some(cause.as_str()),
                 attempts: Some(attempts),
                 due: due.map(EpochMs::rfc3339),
-                ..told
+                ..row
             },
-            What::DeadLetter {
+            Detail::DeadLetter {
                 reason,
                 attempts,
                 status,
@@ -128,13 +126,13 @@ impl Told {
                 attempts: Some(attempts),
                 status,
                 error: Some(error),
-                ..told
+                ..row
             },
-            What::Settled { letter, .. } => Self {
+            Detail::Settled { letter, .. } => Self {
                 letter: Some(letter.to_string()),
-                ..told
+                ..row
             },
-            What::Attempt {
+            Detail::Attempt {
                 number,
                 status,
                 class,
@@ -148,13 +146,13 @@ impl Told {
                 outcome: Some(outcome),
                 duration_ms: Some(duration_ms),
                 error,
-                ..told
+                ..row
             },
         }
     }
 }
 
-impl Row for Told {
+impl Row for StepRow {
     const HEADINGS: &'static [&'static str] = &["TIME", "TOPIC", "PLACE", "SUBSCRIPTION", "WHAT"];
 
     fn cells(&self) -> Vec<String> {
@@ -180,35 +178,35 @@ pub fn run(settings: &Settings, args: &TraceArgs) -> Result<Exit, CliError> {
         until: args.until,
     };
     let began = clock::now();
-    let life = supervise(settings, &search)?;
-    let told: Vec<Told> = life.steps.into_iter().map(Told::of).collect();
-    print::rows(args.output, &told)?;
-    if life.reading == Reading::Stopped {
+    let found = supervise(settings, &search)?;
+    let rows: Vec<StepRow> = found.steps.into_iter().map(StepRow::of).collect();
+    print::rows(args.output, &rows)?;
+    if found.reading == Reading::Stopped {
         return Err(CliError::new(
             Exit::Interrupted,
-            "interrupted before everything was read; there may be more",
+            "interrupted before the end of the topics; the timeline may be incomplete",
         ));
     }
-    if told.is_empty() {
+    if rows.is_empty() {
         return Err(CliError::new(
             Exit::Failure,
             format!(
-                "no record about {:?} from {} to {}; --since 7d looks further back, as far as the topics reach",
+                "no records for {:?} from {} to {}; search further back with --since, for example --since 7d",
                 args.id,
                 args.since.rfc3339(),
                 args.until.unwrap_or(began).rfc3339(),
             ),
         ));
     }
-    summarise(&told);
+    summarise(&rows);
     Ok(Exit::Done)
 }
 
-/// Says which webhooks these are.
-fn summarise(told: &[Told]) {
-    let webhooks: BTreeSet<_> = told
+/// Prints the number of records and the webhooks they belong to.
+fn summarise(rows: &[StepRow]) {
+    let webhooks: BTreeSet<_> = rows
         .iter()
-        .filter_map(|one| Some((one.subscription.as_ref()?, one.webhook_id.as_ref()?)))
+        .filter_map(|row| Some((row.subscription.as_ref()?, row.webhook_id.as_ref()?)))
         .collect();
     let list: Vec<String> = webhooks
         .into_iter()
@@ -216,17 +214,17 @@ fn summarise(told: &[Told]) {
         .collect();
     let which = if !list.is_empty() {
         list.join(", ")
-    } else if told.iter().all(|one| one.step == "invalid") {
-        "no command: it could not be read as an event".to_owned()
+    } else if rows.iter().all(|row| row.step == "invalid") {
+        "no command: the event is invalid".to_owned()
     } else {
-        "no command: no subscription matched, or fan-out has not come to it".to_owned()
+        "no command: no subscription matched, or fan-out has not reached the event yet".to_owned()
     };
-    let records = counted(told.len() as u64, "record");
+    let records = counted(rows.len() as u64, "record");
     print::note(&format!("{records}; {which}"));
 }
 
-/// Runs the search on a thread of its own, and shows how far it is.
-fn supervise(settings: &Settings, search: &Search) -> Result<trace::Life, CliError> {
+/// Runs the search on its own thread and shows its progress.
+fn supervise(settings: &Settings, search: &Search) -> Result<Timeline, CliError> {
     let interrupt = Interrupt::watch()?;
     let progress = Arc::new(Progress::default());
     let (done, ended) = mpsc::channel();
@@ -235,23 +233,23 @@ fn supervise(settings: &Settings, search: &Search) -> Result<trace::Life, CliErr
         let (progress, interrupt) = (Arc::clone(&progress), interrupt.clone());
         std::thread::spawn(move || {
             let stop = || interrupt.is_raised();
-            let life = trace::run(&settings, &search, &stop, &progress);
-            // Somebody waits for it as long as there is a command.
-            done.send(life).ok();
+            let timeline = timeline::run(&settings, &search, &stop, &progress);
+            // Fails only when the command has already ended.
+            done.send(timeline).ok();
         });
     }
     let bar = bar();
     loop {
         match ended.recv_timeout(Duration::from_millis(100)) {
-            Ok(life) => {
+            Ok(timeline) => {
                 bar.finish_and_clear();
-                return life.map_err(|failure| print::failed(&failure));
+                return timeline.map_err(|failure| print::failed(&failure));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(CliError::new(
                     Exit::Failure,
-                    "the search's thread ended without a result",
+                    "the search thread ended without a result",
                 ));
             }
         }

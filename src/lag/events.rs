@@ -1,10 +1,10 @@
-//! How many event records wait for fan-out: for each partition of the event topics, from the position that the fan-out
-//! group has committed to the last stable offset.
+//! The lag of fan-out: for each partition of the event topics, the offsets from the one that the fan-out group has
+//! committed to the last stable offset.
 //!
-//! It runs on a thread with clients of its own: an event topic that is missing, or a partition without a leader, delays
-//! its answers, and must not delay the other figures. No record is read. Once a second the positions of all partitions
-//! are asked for in one request, and their ends in one request for each broker. Figures that cannot be renewed are
-//! removed after a while: a scaler must not act on them.
+//! It has its own thread and clients, so that a missing event topic or a partition without a leader does not delay the
+//! other figures. It reads no records: once a second it queries the committed offsets in one request, and the end offsets
+//! in one request per broker. Figures that cannot be refreshed are removed after a while, so that an autoscaler does not
+//! act on stale ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,32 +16,32 @@ use rdkafka::consumer::Consumer;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::metrics::LagMetrics;
-use super::reader::{Client, client};
+use super::source::{Client, client};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 
-/// How often the figures are renewed.
+/// How often the figures are refreshed.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often the topics are asked for partitions that were added, and for where their records begin.
+/// How often to look for new partitions and for the first offsets.
 const GROWTH: Duration = Duration::from_secs(5);
-/// How long an answer of the brokers may take.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Figures that could not be renewed for so long are removed.
+/// Timeout of requests to the brokers.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Figures that could not be refreshed for this long are removed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A topic by its number in the settings, and a partition of it.
+/// The number of a topic in the settings, and a partition of it.
 type At = (usize, i32);
 
-/// Ends the thread when it is dropped.
+/// Stops the thread when dropped.
 pub(super) struct Watch {
     _open: Sender<()>,
 }
 
-/// Begins to export the figures.
+/// Starts exporting the figures.
 ///
 /// # Errors
-/// [`Failure`] when there can be no thread.
+/// [`Failure`] when the thread cannot be started.
 pub(super) fn watch(settings: &Arc<Settings>, metrics: &LagMetrics) -> Result<Watch, Failure> {
     let (open, closed) = channel();
     let (settings, metrics) = (Arc::clone(settings), metrics.clone());
@@ -53,7 +53,7 @@ pub(super) fn watch(settings: &Arc<Settings>, metrics: &LagMetrics) -> Result<Wa
 }
 
 fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
-    let mut shown = Shown::new(&settings.topics.events);
+    let mut exported = Series::new(&settings.topics.events);
     let mut reader: Option<Reader> = None;
     let mut failing = Failing::default();
     loop {
@@ -67,14 +67,14 @@ fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
         match read {
             Ok(behind) => {
                 failing = Failing::default();
-                shown.show(metrics, behind);
+                exported.replace(metrics, behind);
             }
             Err(failure) => {
                 if failing.is_news() {
-                    tracing::warn!("reading how much waits for fan-out: {failure}; trying again");
+                    tracing::warn!("reading the event lag failed, retrying: {failure}");
                 }
-                if failing.is_lasting(now) {
-                    shown.show(metrics, BTreeMap::new());
+                if failing.is_stale(now) {
+                    exported.replace(metrics, BTreeMap::new());
                     reader = None;
                 }
             }
@@ -84,11 +84,11 @@ fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    // The role may begin again within the process.
-    shown.show(metrics, BTreeMap::new());
+    // The role may be restarted within the process.
+    exported.replace(metrics, BTreeMap::new());
 }
 
-/// For how long the figures could not be renewed.
+/// Since when the figures could not be refreshed.
 #[derive(Default)]
 struct Failing {
     since: Option<Instant>,
@@ -100,34 +100,34 @@ impl Failing {
         !std::mem::replace(&mut self.logged, true)
     }
 
-    /// Whether it is time to remove the figures and to begin with new clients; not again before as much time has passed.
-    fn is_lasting(&mut self, now: Instant) -> bool {
+    /// Whether to remove the figures and to create new clients; then not again for [`PATIENCE`].
+    fn is_stale(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
-        let lasting = now.saturating_duration_since(since) >= PATIENCE;
-        if lasting {
+        let stale = now.saturating_duration_since(since) >= PATIENCE;
+        if stale {
             *self = Self::default();
         }
-        lasting
+        stale
     }
 }
 
-/// The series that there are.
-struct Shown<'a> {
+/// The exported series.
+struct Series<'a> {
     topics: &'a [String],
-    series: BTreeSet<At>,
+    partitions: BTreeSet<At>,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> Series<'a> {
     fn new(topics: &'a [String]) -> Self {
         Self {
             topics,
-            series: BTreeSet::new(),
+            partitions: BTreeSet::new(),
         }
     }
 
-    /// Exports these, and removes all others.
-    fn show(&mut self, metrics: &LagMetrics, behind: BTreeMap<At, u64>) {
-        for (topic, partition) in &self.series {
+    /// Exports these figures, and removes all others.
+    fn replace(&mut self, metrics: &LagMetrics, behind: BTreeMap<At, u64>) {
+        for (topic, partition) in &self.partitions {
             if !behind.contains_key(&(*topic, *partition)) {
                 metrics.forget_event_lag(&self.topics[*topic], *partition);
             }
@@ -135,12 +135,12 @@ impl<'a> Shown<'a> {
         for ((topic, partition), behind) in &behind {
             metrics.event_lag(&self.topics[*topic], *partition, *behind);
         }
-        self.series = behind.into_keys().collect();
+        self.partitions = behind.into_keys().collect();
     }
 }
 
-/// How many offsets of a partition wait: fan-out goes on at its position; where there is none, or the partition does not
-/// hold it any more, at the first record.
+/// The lag of a partition. Fan-out continues at its committed offset; without one, or if it is out of range, at the first
+/// record.
 fn behind(position: Option<i64>, low: i64, end: i64) -> u64 {
     let held = position.filter(|position| (low..=end).contains(position));
     u64::try_from(end - held.unwrap_or(low)).unwrap_or(0)
@@ -148,14 +148,14 @@ fn behind(position: Option<i64>, low: i64, end: i64) -> u64 {
 
 struct Reader {
     topics: Vec<String>,
-    /// Reads the group's positions: as uncommitted, or an answer would wait for a transaction that is about to move them.
+    /// Reads the committed offsets, as uncommitted: else a request would wait for a transaction that is about to move them.
     positions: Client,
-    /// Reads the ends: as committed, so that they are the last stable offsets.
+    /// Reads the end offsets, as committed, so that they are the last stable offsets.
     ends: Client,
-    /// Where the records of each partition begin.
+    /// The first offset of each partition.
     lows: BTreeMap<At, i64>,
     grown: Option<Instant>,
-    /// Topics that do not exist, which is logged once.
+    /// Missing topics, which are logged once.
     missing: BTreeSet<usize>,
 }
 
@@ -172,13 +172,13 @@ impl Reader {
         })
     }
 
-    /// How many offsets wait in each partition.
+    /// The lag of each partition.
     fn read(&mut self, now: Instant) -> Result<BTreeMap<At, u64>, Failure> {
-        // Serves their log and error events, which would pile up otherwise.
+        // Handles the clients' log and error events, which would pile up otherwise.
         for client in [&self.positions, &self.ends] {
             while client.poll(Duration::ZERO).is_some() {}
         }
-        // After an error the topics are looked at anew: one may have been deleted.
+        // After an error the topics are queried again: one may have been deleted.
         let grown = match self.grown.take().filter(|grown| now - *grown < GROWTH) {
             Some(grown) => grown,
             None => {
@@ -186,7 +186,7 @@ impl Reader {
                 now
             }
         };
-        // Positions first: fan-out may move on meanwhile, but never beyond an end that is asked for later.
+        // Committed offsets first: fan-out may advance meanwhile, but not beyond an end offset that is queried later.
         let positions = self.committed()?;
         let all: Vec<At> = self.lows.keys().copied().collect();
         let ends = self.offsets(&all, Offset::End)?;
@@ -198,14 +198,16 @@ impl Reader {
         Ok(each.collect())
     }
 
-    /// Learns which partitions there are, and where each begins.
+    /// Finds new partitions and the first offsets.
     fn grow(&mut self) -> Result<(), Failure> {
         let mut all: Vec<At> = Vec::new();
         for (number, topic) in self.topics.iter().enumerate() {
             let metadata = self
                 .ends
-                .fetch_metadata(Some(topic), ANSWER)
-                .map_err(|error| Failure::from_client("reading the event topics", error))?;
+                .fetch_metadata(Some(topic), TIMEOUT)
+                .map_err(|error| {
+                    Failure::from_client("reading the metadata of the event topics", error)
+                })?;
             let partitions = metadata
                 .topics()
                 .iter()
@@ -215,19 +217,17 @@ impl Reader {
             if all.len() > before {
                 self.missing.remove(&number);
             } else if self.missing.insert(number) {
-                tracing::warn!(
-                    topic,
-                    "the event topic does not exist: nothing waits for fan-out in it"
-                );
+                tracing::warn!(topic, "event topic does not exist, its lag is not exported");
             }
         }
         self.lows = self.offsets(&all, Offset::Beginning)?;
         Ok(())
     }
 
-    /// What the fan-out group has committed.
+    /// The committed offsets of the fan-out group.
     fn committed(&self) -> Result<BTreeMap<At, i64>, Failure> {
-        let failed = |error| Failure::from_client("reading the positions of fan-out", error);
+        let failed =
+            |error| Failure::from_client("reading the committed offsets of fan-out", error);
         if self.lows.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -237,14 +237,14 @@ impl Reader {
         }
         let found = self
             .positions
-            .committed_offsets(asked, ANSWER)
+            .committed_offsets(asked, TIMEOUT)
             .map_err(failed)?;
         let mut positions = BTreeMap::new();
         for &(topic, partition) in self.lows.keys() {
             let Some(element) = found.find_partition(&self.topics[topic], partition) else {
                 continue;
             };
-            // Not the same as no position, after which the whole partition would count.
+            // An error is not a missing offset, after which the whole partition would count.
             element.error().map_err(failed)?;
             if let Offset::Offset(position) = element.offset() {
                 positions.insert((topic, partition), position);
@@ -253,9 +253,9 @@ impl Reader {
         Ok(positions)
     }
 
-    /// The first offset of each partition, or its last stable one.
+    /// The first offset of each partition, or the last stable one.
     fn offsets(&self, of: &[At], which: Offset) -> Result<BTreeMap<At, i64>, Failure> {
-        let failed = |error| Failure::from_client("reading where the event topics end", error);
+        let failed = |error| Failure::from_client("reading the offsets of the event topics", error);
         if of.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -265,8 +265,11 @@ impl Reader {
                 .add_partition_offset(&self.topics[*topic], *partition, which)
                 .map_err(failed)?;
         }
-        // By time, in which the first and the last are special: one request to each broker, not one for each partition.
-        let found = self.ends.offsets_for_times(asked, ANSWER).map_err(failed)?;
+        // A query by time, with its special values for first and end: one request per broker instead of per partition.
+        let found = self
+            .ends
+            .offsets_for_times(asked, TIMEOUT)
+            .map_err(failed)?;
         let mut offsets = BTreeMap::new();
         for &(topic, partition) in of {
             let Some(element) = found.find_partition(&self.topics[topic], partition) else {
@@ -287,34 +290,34 @@ mod tests {
     use crate::runtime::metrics::Registry;
 
     #[test]
-    fn what_waits_is_counted_from_where_fan_out_goes_on() {
+    fn the_lag_counts_from_the_offset_at_which_fan_out_continues() {
         assert_eq!(behind(Some(7), 0, 10), 3);
         assert_eq!(behind(Some(10), 0, 10), 0);
-        assert_eq!(behind(None, 4, 10), 6, "it begins with the first record");
-        assert_eq!(behind(Some(2), 4, 10), 6, "retention has overtaken it");
-        assert_eq!(behind(Some(20), 0, 5), 5, "the topic was made anew");
+        assert_eq!(behind(None, 4, 10), 6, "it starts at the first record");
+        assert_eq!(behind(Some(2), 4, 10), 6, "retention deleted the records");
+        assert_eq!(behind(Some(20), 0, 5), 5, "the topic was recreated");
         assert_eq!(behind(None, 0, 0), 0);
     }
 
     #[test]
-    fn figures_that_are_not_renewed_are_removed_after_a_while_and_the_log_says_so_once() {
+    fn stale_figures_are_removed_after_a_while_and_the_failure_is_logged_once() {
         let begin = clock::instant();
         let mut failing = Failing::default();
         assert!(failing.is_news());
-        assert!(!failing.is_lasting(begin));
+        assert!(!failing.is_stale(begin));
         assert!(!failing.is_news());
-        assert!(!failing.is_lasting(begin + PATIENCE / 2));
-        assert!(failing.is_lasting(begin + PATIENCE));
-        assert!(failing.is_news(), "now and then again");
+        assert!(!failing.is_stale(begin + PATIENCE / 2));
+        assert!(failing.is_stale(begin + PATIENCE));
+        assert!(failing.is_news(), "logged again after the removal");
     }
 
     #[test]
-    fn a_partition_of_which_nothing_is_known_any_more_has_no_series() {
+    fn a_partition_without_a_figure_has_no_series() {
         let registry = Registry::new();
         let metrics = LagMetrics::register(&registry);
         let topics = ["orders".to_owned(), "bills".to_owned()];
-        let mut shown = Shown::new(&topics);
-        shown.show(&metrics, BTreeMap::from([((0, 0), 5), ((1, 2), 7)]));
+        let mut exported = Series::new(&topics);
+        exported.replace(&metrics, BTreeMap::from([((0, 0), 5), ((1, 2), 7)]));
         let text = registry.render().unwrap();
         for line in [
             r#"hookstream_event_lag{partition="0",topic="orders"} 5"#,
@@ -322,7 +325,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }
-        shown.show(&metrics, BTreeMap::from([((1, 2), 0)]));
+        exported.replace(&metrics, BTreeMap::from([((1, 2), 0)]));
         let text = registry.render().unwrap();
         assert!(!text.contains("orders"), "{text}");
         assert!(text.contains(r#"topic="bills"} 0"#), "{text}");

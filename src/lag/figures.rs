@@ -1,4 +1,4 @@
-//! What `/lag`, `hookstream lag --once` and the page tell: the figures of one moment, and which of them are asked for.
+//! The backlog as `/lag`, the page and `hookstream lag --once` report it, and the query that selects and sorts it. Pure.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -10,42 +10,42 @@ use super::index::{Index, Waiting};
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
-/// What is known of one moment.
+/// The backlog at one point in time.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Figures {
-    /// When every topic was last read to its end and the positions were read, RFC 3339. What happened since is not in.
+    /// Time of the last complete reading of all topics and committed offsets, RFC 3339. Later changes are not included.
     pub as_of: Option<String>,
-    /// The same in seconds since the epoch; 0 before the first time.
+    /// The same in seconds since the epoch; 0 before the first complete reading.
     pub as_of_seconds: f64,
-    /// Offsets that are known to lie behind what was read; 0 when the figures are exact as of `as_of`.
+    /// Offsets known to be unread; 0 when the figures are exact as of `as_of`.
     pub behind: u64,
-    /// Sums over all subscribers; where some are asked for by name, over those.
+    /// Sums over all subscribers, or over those that match the query's name.
     pub total: Totals,
-    /// Those of whom something is pending or dead.
+    /// Subscribers with pending commands or open dead letters.
     pub subscribers: Vec<Subscriber>,
-    /// Of the commands topic.
+    /// Partitions of the commands topic.
     pub partitions: Vec<Partition>,
 }
 
 /// Sums.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Totals {
-    /// In the commands topic.
+    /// Commands in the commands topic.
     pub ready: u64,
-    /// In the tiers.
+    /// Commands in the retry tiers.
     pub waiting: u64,
     /// Open dead letters.
     pub dead_letters: u64,
 }
 
 impl Totals {
-    /// Whether there is nothing.
+    /// Whether all sums are zero.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ready == 0 && self.waiting == 0 && self.dead_letters == 0
     }
 
-    /// Adds them up.
+    /// The sums over `subscribers`.
     #[must_use]
     pub fn of(subscribers: &[Subscriber]) -> Self {
         let sum = |figure: fn(&Subscriber) -> u64| subscribers.iter().map(figure).sum();
@@ -60,27 +60,27 @@ impl Totals {
 /// One subscriber, or one of its subscriptions.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Subscriber {
-    /// Whose they are; of a subscription, its id.
+    /// The subscriber, or the subscription id.
     pub name: String,
-    /// In the commands topic, in flight included.
+    /// Commands in the commands topic, including those in flight.
     pub ready: u64,
-    /// In the tiers.
+    /// Commands in the retry tiers.
     pub waiting: u64,
-    /// The same by the tier's delay.
+    /// The same by the delay of the tier.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tiers: BTreeMap<String, u64>,
-    /// Commands that delivery has finished since the lag role began to read, whatever came of them; not those that were
-    /// deleted unfinished.
+    /// Commands that delivery has finished, with any outcome, since the lag role started; without those deleted
+    /// unfinished.
     pub finished: u64,
-    /// When the oldest pending command's first copy was written, RFC 3339.
+    /// When the oldest pending command was first written, RFC 3339.
     pub oldest: Option<String>,
-    /// Seconds from then to `as_of`, or to now while there is none.
+    /// Seconds from then to `as_of`, or to now without one.
     pub age_seconds: Option<u64>,
-    /// When the next one in a tier is due, RFC 3339.
+    /// When the next retry is due, RFC 3339.
     pub next_due: Option<String>,
     /// Open dead letters by reason.
     pub dead_letters: BTreeMap<String, u64>,
-    /// Each subscription; empty for a subscription itself.
+    /// The subscriptions of a subscriber.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriptions: Vec<Subscriber>,
 }
@@ -88,17 +88,17 @@ pub struct Subscriber {
 /// One partition of the commands topic.
 #[derive(Clone, Debug, Serialize)]
 pub struct Partition {
-    /// Its number.
+    /// The partition number.
     pub partition: i32,
-    /// What the delivery group has committed.
+    /// The committed offset of the delivery group.
     pub position: Option<i64>,
-    /// From the position to the last offset that delivery has taken.
+    /// Offsets from the committed one to the last one that delivery has taken.
     pub window: u64,
     /// Unfinished offsets of the window.
     pub unfinished: usize,
-    /// Commands that wait in it.
+    /// Pending commands.
     pub pending: u64,
-    /// For how long nothing was finished though something is pending, seconds.
+    /// Seconds since the last finished command while commands are pending.
     pub stalled_seconds: u64,
 }
 
@@ -130,7 +130,7 @@ impl Subscriber {
         }
     }
 
-    /// Ready and waiting.
+    /// Ready and waiting commands.
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.ready + self.waiting
@@ -143,58 +143,58 @@ impl Subscriber {
     }
 }
 
-/// What is pending for all of a subscriber, and for each of its subscriptions.
+/// The backlog of a subscriber, and of each of its subscriptions.
 pub type Sums = (Waiting, BTreeMap<Box<str>, Waiting>);
 
-/// What is pending, by subscriber and by subscription.
+/// The backlog by subscriber and subscription.
 #[derive(Debug, Default)]
-pub struct Tally {
-    /// Of each subscriber: all in all, and each subscription.
+pub struct Backlog {
+    /// By subscriber.
     pub subscribers: BTreeMap<Box<str>, Sums>,
-    /// How many commands are pending in each partition.
+    /// Pending commands by partition.
     pub partitions: BTreeMap<i32, u64>,
 }
 
-impl Tally {
-    /// Walks over the index once; `windows` are those of the commands' partitions.
+impl Backlog {
+    /// Scans the index once; `windows` are those of the commands topic's partitions.
     #[must_use]
     pub fn of(index: &Index, windows: &BTreeMap<i32, Window>) -> Self {
-        let counts = index.tally(|partition| {
+        let counts = index.count(|partition| {
             let window = windows.get(&partition);
             move |offset: Offset| window.is_some_and(|window| window.is_finished(offset))
         });
-        let mut tally = Self {
+        let mut backlog = Self {
             partitions: counts.partitions,
             ..Self::default()
         };
         for (entry, waiting) in counts.subscriptions {
             let (subscriber, subscription) = index.names(entry);
-            let (sum, each) = tally.subscribers.entry(subscriber.into()).or_default();
+            let (sum, each) = backlog.subscribers.entry(subscriber.into()).or_default();
             sum.add(&waiting);
             each.insert(subscription.into(), waiting);
         }
-        tally
+        backlog
     }
 
-    /// The figures in the form in which they are told: of subscribers of whom something is pending or dead. `tiers` are
-    /// the names of the tiers; ages are those at `at`, in seconds since the epoch.
+    /// The figures of all subscribers with pending commands or open dead letters. `tiers` are the labels of the tiers;
+    /// ages are as of `at`, seconds since the epoch.
     #[must_use]
-    pub fn told(&self, tiers: &[String], at: u32) -> Vec<Subscriber> {
+    pub fn figures(&self, tiers: &[String], at: u32) -> Vec<Subscriber> {
         let all = self.subscribers.iter();
         let some = all.filter(|(_, (sum, _))| !sum.is_empty());
         let each = some.map(|(name, (sum, subscriptions))| {
-            let mut told = Subscriber::of(name, sum, tiers, at);
+            let mut figures = Subscriber::of(name, sum, tiers, at);
             let inner = subscriptions.iter().filter(|(_, one)| !one.is_empty());
-            told.subscriptions = inner
+            figures.subscriptions = inner
                 .map(|(id, waiting)| Subscriber::of(id, waiting, tiers, at))
                 .collect();
-            told
+            figures
         });
         each.collect()
     }
 }
 
-/// By what subscribers are sorted.
+/// The sort key of subscribers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
     /// The most pending commands first.
@@ -211,7 +211,7 @@ pub enum Sort {
 impl FromStr for Sort {
     type Err = ();
 
-    /// Upper and lower case are alike.
+    /// Ignores case.
     fn from_str(text: &str) -> Result<Self, ()> {
         let known = [
             ("lag", Self::Lag),
@@ -226,43 +226,47 @@ impl FromStr for Sort {
     }
 }
 
-/// Which figures are asked for.
+/// A query for figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
-    /// In which order.
+    /// The sort key.
     pub sort: Sort,
-    /// At most so many subscribers.
+    /// The most subscribers to return.
     pub top: Option<usize>,
-    /// Only those whose name contains this.
+    /// Only subscribers whose name contains this text.
     pub subscriber: Option<String>,
 }
 
 impl Query {
-    /// Reads `sort=lag|age|dead|name`, `top=N` and `subscriber=TEXT`.
+    /// Parses `sort=lag|age|dead|name`, `top=N` and `subscriber=TEXT`.
     ///
     /// # Errors
-    /// One sentence that names the parameter and what it may be.
+    /// A message with the parameter and its allowed values.
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "sort" => {
-                    parsed.sort = value.parse().map_err(|()| {
-                        format!("sort={value} is unknown; must be lag, age, dead or name")
-                    })?;
+                    parsed.sort = value
+                        .parse()
+                        .map_err(|()| format!("sort={value}: must be lag, age, dead or name"))?;
                 }
                 "top" => {
                     let top = value.parse();
-                    parsed.top = Some(top.map_err(|_| format!("top={value} is no number"))?);
+                    parsed.top = Some(top.map_err(|_| format!("top={value}: must be a number"))?);
                 }
                 "subscriber" => parsed.subscriber = Some(value.into_owned()),
-                _ => return Err(format!("{name} is none of sort, top and subscriber")),
+                _ => {
+                    return Err(format!(
+                        "unknown parameter {name}: must be sort, top or subscriber"
+                    ));
+                }
             }
         }
         Ok(parsed)
     }
 
-    /// The figures that are asked for; sums are those of the subscribers with that name, also of those that `top` cuts.
+    /// Selects and sorts. The sums include the subscribers that `top` cuts off.
     #[must_use]
     pub fn apply(&self, figures: &Figures) -> Figures {
         let mut asked = figures.clone();
@@ -284,7 +288,7 @@ impl Query {
     }
 }
 
-/// Where the role leaves its figures for whoever asks.
+/// The latest figures, shared with the HTTP server.
 #[derive(Debug, Default)]
 pub struct Board(Mutex<Option<Arc<Figures>>>);
 
@@ -294,7 +298,7 @@ impl Board {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(figures));
     }
 
-    /// The last figures; `None` where the role does not run, or has not read anything yet.
+    /// The latest figures; `None` if the role does not run or has not read anything yet.
     #[must_use]
     pub fn get(&self) -> Option<Arc<Figures>> {
         self.0
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_of_those_asked_for_by_name_and_a_cut_does_not_change_them() {
+    fn sums_follow_the_name_and_not_the_limit() {
         let all = Figures {
             total: Totals::of(&figures().subscribers),
             ..figures()
@@ -356,13 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_query_says_what_it_may_be() {
+    fn a_wrong_query_is_refused_with_the_allowed_values() {
         assert!(
             Query::parse("sort=size")
                 .unwrap_err()
                 .contains("lag, age, dead")
         );
-        assert!(Query::parse("top=many").unwrap_err().contains("no number"));
+        assert!(Query::parse("top=many").unwrap_err().contains("a number"));
         assert!(Query::parse("page=2").unwrap_err().contains("page"));
     }
 }

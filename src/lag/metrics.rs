@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::figures::Figures;
-use super::top::Told;
+use super::top::Series;
 use crate::runtime::metrics::Registry;
 
 /// The metrics of the lag role; cheap to clone.
@@ -30,47 +30,47 @@ impl std::fmt::Debug for LagMetrics {
 }
 
 impl LagMetrics {
-    /// Registers the family in `registry`, at zero.
+    /// Registers the metrics in `registry`, at zero.
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         Self(Arc::new(All {
             subscriber_lag: registry.add(IntGaugeVec::new(
-                Opts::new("hookstream_subscriber_lag", "Pending commands: ready in the commands topic, or waiting in a tier. By the lag role; the same in each replica."),
+                Opts::new("hookstream_subscriber_lag", "Pending commands: ready in the commands topic, or waiting in a retry tier. Exported by the lag role; the same in each replica."),
                 &["subscriber", "state"],
             )),
             subscriber_oldest: registry.add(GaugeVec::new(
-                Opts::new("hookstream_subscriber_oldest_timestamp_seconds", "When the oldest pending command was first written, seconds since the epoch; no series when nothing is pending."),
+                Opts::new("hookstream_subscriber_oldest_timestamp_seconds", "Time when the oldest pending command was first written, seconds since the epoch; no series if nothing is pending."),
                 &["subscriber"],
             )),
             subscriber_dead_letters: registry.add(IntGaugeVec::new(
-                Opts::new("hookstream_subscriber_dead_letters", "Dead letters that are neither replayed nor discarded."),
+                Opts::new("hookstream_subscriber_dead_letters", "Open dead letters: neither replayed nor discarded."),
                 &["subscriber"],
             )),
             subscriber_waiting: registry.add(IntGaugeVec::new(
-                Opts::new("hookstream_subscriber_waiting", "Commands that wait in a tier, by its delay; no series where none does."),
+                Opts::new("hookstream_subscriber_waiting", "Commands waiting in a retry tier, by its delay; no series without any."),
                 &["subscriber", "tier"],
             )),
             subscriber_finished: registry.add(IntCounterVec::new(
-                Opts::new("hookstream_subscriber_finished_total", "Commands that delivery has finished, whatever came of them, since the subscriber has series of its own."),
+                Opts::new("hookstream_subscriber_finished_total", "Commands that delivery finished, with any outcome, since the subscriber got its own metric series."),
                 &["subscriber"],
             )),
             lag_as_of: registry.add(Gauge::new(
                 "hookstream_lag_as_of_timestamp_seconds",
-                "Of when the lag role's figures are, seconds since the epoch; 0 before the first.",
+                "Time of the lag role's figures, seconds since the epoch; 0 before the first.",
             )),
-            lag_behind: registry.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has still to read; 0 when its figures are exact."),
+            lag_behind: registry.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has not read yet; 0 when its figures are exact."),
             event_lag: registry.add(IntGaugeVec::new(
-                Opts::new("hookstream_event_lag", "Offsets of an event topic that wait for fan-out, from its committed position to the last stable offset. By the lag role; the same in each replica."),
+                Opts::new("hookstream_event_lag", "Offsets of an event topic not yet processed by fan-out, from its committed offset to the last stable offset. Exported by the lag role; the same in each replica."),
                 &["topic", "partition"],
             )),
         }))
     }
 
-    /// The lag role's figures; `tiers` are the names of the tiers.
-    pub fn lag(&self, told: &Told, figures: &Figures, tiers: &[String]) {
+    /// Publishes the figures; `tiers` are the tier labels.
+    pub fn lag(&self, series: &Series, figures: &Figures, tiers: &[String]) {
         let inner = &self.0;
-        for name in &told.gone {
-            // A series that is not there is as good as removed.
+        for name in &series.removed {
+            // An error means that there is no such series.
             for state in ["ready", "waiting"] {
                 inner
                     .subscriber_lag
@@ -94,7 +94,7 @@ impl LagMetrics {
                 .ok();
         }
         let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        for (name, waiting) in &told.figures {
+        for (name, waiting) in &series.figures {
             let lag = &inner.subscriber_lag;
             lag.with_label_values(&[&**name, "ready"])
                 .set(count(waiting.ready));
@@ -122,7 +122,7 @@ impl LagMetrics {
                 None => drop(inner.subscriber_oldest.remove_label_values(&[&**name])),
             }
         }
-        for (name, &finished) in &told.finished {
+        for (name, &finished) in &series.finished {
             let counter = inner.subscriber_finished.with_label_values(&[&**name]);
             counter.inc_by(finished);
         }
@@ -130,7 +130,7 @@ impl LagMetrics {
         inner.lag_behind.set(count(figures.behind));
     }
 
-    /// Offsets of a partition of an event topic that wait for fan-out.
+    /// Sets the offsets of an event topic partition that fan-out has not processed.
     pub fn event_lag(&self, topic: &str, partition: i32, behind: u64) {
         self.0
             .event_lag
@@ -138,9 +138,9 @@ impl LagMetrics {
             .set(i64::try_from(behind).unwrap_or(i64::MAX));
     }
 
-    /// Removes the series of a partition of an event topic of which nothing is known any more.
+    /// Removes the series of an event topic partition whose figure is unknown.
     pub fn forget_event_lag(&self, topic: &str, partition: i32) {
-        // A partition that was never observed has no series to remove.
+        // An error means that there is no such series.
         self.0
             .event_lag
             .remove_label_values(&[topic, &partition.to_string()])

@@ -1,4 +1,4 @@
-//! What the lag role serves over HTTP: `/lag` as JSON, and the page for people.
+//! The HTTP pages of the lag role: `/lag` as JSON, and the page for browsers.
 
 use std::sync::Arc;
 
@@ -22,9 +22,9 @@ pub fn routes(board: Arc<Board>) -> Vec<Route> {
     ]
 }
 
-/// The page for people: it asks `/lag`, and nothing else.
+/// The page for browsers, which fetches only `/lag`.
 fn page() -> Page {
-    /// Nothing from elsewhere, and nothing sent elsewhere.
+    /// No resources from other hosts, and no requests to them.
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
     Page {
         status: StatusCode::OK,
@@ -34,17 +34,18 @@ fn page() -> Page {
     }
 }
 
-/// The figures of the lag role, as far as they are asked for.
+/// The figures that match the query.
 fn lag(board: &Board, query: Option<&str>) -> Page {
-    let asked = match Query::parse(query.unwrap_or_default()) {
-        Ok(asked) => asked,
+    let query = match Query::parse(query.unwrap_or_default()) {
+        Ok(query) => query,
         Err(mistake) => return plain(StatusCode::BAD_REQUEST, format!("{mistake}\n")),
     };
     let Some(figures) = board.get() else {
-        let reason = "the lag role does not run in this process, or has not read anything yet\n";
+        let reason =
+            "no figures: the lag role does not run in this process, or has not read anything yet\n";
         return plain(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
     };
-    match serde_json::to_string(&asked.apply(&figures)) {
+    match serde_json::to_string(&query.apply(&figures)) {
         Ok(body) => Page {
             status: StatusCode::OK,
             content_type: "application/json",

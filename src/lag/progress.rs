@@ -1,52 +1,52 @@
-//! How far a partition was read, and whether that was to its end at a given moment.
+//! How far a partition is read, and whether the end offset of a given time was reached. Pure.
 //!
-//! Pure. The client tells the end of a partition once, when its reader comes there, and says nothing when its connection
-//! hangs or its leader has moved. So the brokers are asked for the ends now and then ([`Progress::ask`]), by another
-//! client, and the figures are as of the moment of the last asking whose ends were all reached. Ends cannot simply be
-//! compared with positions: the last offsets of a partition may be markers of transactions, which no reader is shown.
-//! Nor is it known which end the client has told: so whether one was reached is said at the next asking, if not before.
+//! The client reports the end of a partition once, when it gets there, and nothing when its connection hangs or the leader
+//! moves. Therefore another client queries the end offsets regularly ([`Progress::ask`]), and the figures are as of the
+//! last query whose end offsets were all reached. An end offset cannot simply be compared with the last record read: the
+//! last offsets of a partition may be transaction markers, which readers do not see. Nor does the client say which end
+//! offset it reached, so that may be decided only at the next query.
 
 /// One partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// What lies before it was never read, or is dropped: it is done.
+    /// Records before it are done: never read, or dropped.
     pub floor: i64,
-    /// Behind the last record read.
+    /// The offset after the last record read.
     next: i64,
-    /// The last stable offset as it was last told; `None` before the first time.
+    /// The last stable offset at the last query; `None` before the first.
     end: Option<i64>,
-    /// The client has told the end, and nothing has come since.
+    /// The client reported the end, and no record since.
     at_end: bool,
-    /// The client has told anything since the ends were last asked for.
+    /// The client reported a record or the end since the last query.
     heard: bool,
     view: View,
 }
 
-/// What is known of the way to `end`, where the records do not tell.
+/// Whether `end` was reached, where the records alone do not show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum View {
-    /// The client was there.
+    /// The client reached it.
     Reached,
-    /// The client came to an end shortly before this one was asked for: to this one, or to one before. In the second case
-    /// it tells more within milliseconds; so if it is silent until the next asking, it was this one.
+    /// The client reached an end shortly before the query: this one, or an earlier one. In the latter case more records
+    /// follow within milliseconds; so if none follow before the next query, it was this one.
     Unclear,
-    /// It was not read to there, as far as is known.
-    Wanted,
+    /// It was not reached, as far as known.
+    Behind,
 }
 
-/// What an answer about a partition's end says of the partition.
+/// The result of a query for the end offset of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// The end that was asked for before was reached.
+    /// The end offset of the previous query was reached.
     Reached,
-    /// It was not, as far as is known; or there was no asking before.
+    /// It was not, as far as known; or this is the first query.
     Behind,
-    /// It ends earlier than it did: it was made anew or cut, and is to be read again.
-    MadeAnew,
+    /// The end offset decreased: the partition was recreated or truncated, and must be read again.
+    Recreated,
 }
 
 impl Progress {
-    /// A partition that is read from `from` on.
+    /// A partition read from `from` on.
     #[must_use]
     pub fn new(from: i64) -> Self {
         Self {
@@ -55,11 +55,11 @@ impl Progress {
             end: None,
             at_end: false,
             heard: false,
-            view: View::Wanted,
+            view: View::Behind,
         }
     }
 
-    /// The same partition, read again from `from` on: to the end that was told last, as far as one was.
+    /// The same partition read again from `from` on, with the same known end offset.
     #[must_use]
     pub fn again(self, from: i64) -> Self {
         Self {
@@ -75,41 +75,41 @@ impl Progress {
         self.at_end = false;
     }
 
-    /// The client has come to the end.
+    /// The client reported the end.
     pub fn end(&mut self) {
         self.heard = true;
         self.at_end = true;
         self.view = View::Reached;
     }
 
-    /// Whether the end that was told last was reached.
+    /// Whether the end offset of the last query was reached.
     #[must_use]
     pub fn is_reached(&self) -> bool {
         self.end
             .is_some_and(|end| self.view == View::Reached || self.next >= end)
     }
 
-    /// Whether the end that was told last lies before `position`.
+    /// Whether the end offset of the last query is before `position`.
     #[must_use]
     pub fn is_before(&self, position: i64) -> bool {
         self.end.is_some_and(|end| end < position)
     }
 
-    /// The brokers were asked: the partition ends at `end`.
+    /// Takes the end offset that the brokers returned.
     pub fn ask(&mut self, end: i64) -> Asked {
         let reached = self.is_reached();
         let before = self.end.replace(end);
         if before.is_some_and(|before| end < before) {
-            return Asked::MadeAnew;
+            return Asked::Recreated;
         }
         let heard = std::mem::take(&mut self.heard);
         let moved = before != Some(end);
         self.view = match self.view {
             View::Unclear if self.at_end && !moved => View::Reached,
             view if self.at_end && !moved => view,
-            // One that says nothing though the end has moved hangs, or is about to speak.
+            // A client that reports nothing though the end moved hangs, or is about to report.
             _ if self.at_end && heard => View::Unclear,
-            _ => View::Wanted,
+            _ => View::Behind,
         };
         let settled = !moved && self.is_reached();
         if reached || settled {
@@ -119,11 +119,10 @@ impl Progress {
         }
     }
 
-    /// How many offsets are known to lie between what was read and the end, near enough. What is unclear is not known: it
-    /// may be a marker, one of which there is behind each transaction.
+    /// About how many offsets are known to be unread; 0 while unclear, since they may be the markers of transactions.
     #[must_use]
     pub fn behind(&self) -> u64 {
-        if self.view != View::Wanted {
+        if self.view != View::Behind {
             return 0;
         }
         let behind = self.end.unwrap_or(self.next) - self.next;
@@ -138,7 +137,7 @@ mod tests {
     #[test]
     fn a_partition_is_reached_when_its_last_record_was_read() {
         let mut progress = Progress::new(5);
-        assert!(!progress.is_reached(), "nothing is known of its end");
+        assert!(!progress.is_reached(), "its end is unknown");
         progress.ask(8);
         assert_eq!((progress.is_reached(), progress.behind()), (false, 3));
         progress.record(6);
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn markers_at_the_end_are_passed_when_the_client_says_so() {
+    fn markers_at_the_end_are_passed_when_the_client_reports_the_end() {
         let mut progress = Progress::new(0);
         progress.ask(3);
         progress.record(1);
@@ -158,11 +157,11 @@ mod tests {
         progress.end();
         assert!(progress.is_reached());
         progress.ask(3);
-        assert!(progress.is_reached(), "an end that stays is told once");
+        assert!(progress.is_reached(), "an unchanged end is reported once");
     }
 
     #[test]
-    fn a_reader_that_says_nothing_while_the_end_moves_is_behind() {
+    fn a_silent_client_is_behind_when_the_end_moves() {
         let mut progress = Progress::new(0);
         progress.ask(0);
         progress.end();
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_under_load_reaches_the_end_of_the_last_asking_without_coming_to_the_present_one() {
+    fn under_load_the_end_of_the_last_query_is_reached_though_the_current_one_is_not() {
         let mut progress = Progress::new(0);
         for round in 1..10 {
             progress.ask(round * 100);
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_came_to_an_end_has_not_reached_the_next_before_it_reads_on() {
+    fn a_client_at_one_end_has_not_reached_the_next() {
         let mut progress = Progress::new(0);
         progress.ask(2);
         progress.record(0);
@@ -207,11 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_was_told_before_it_was_asked_for_was_reached_if_nothing_follows() {
+    fn an_end_reported_before_the_query_was_reached_if_nothing_follows() {
         let mut progress = Progress::new(0);
         progress.ask(0);
         progress.record(0);
-        // Behind the record there is a marker: nothing more will be told.
+        // A marker follows the record: the client reports nothing more.
         progress.end();
         progress.ask(2);
         assert!(!progress.is_reached(), "it may have been an earlier end");
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn transactions_now_and_then_keep_no_asking_from_being_reached() {
+    fn occasional_transactions_do_not_keep_a_query_from_being_reached() {
         let mut progress = Progress::new(0);
         progress.ask(0);
         for (round, moves) in (0..100).zip([true, false, false, true, true].iter().cycle()) {
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_stays_behind_when_the_end_stays_too() {
+    fn a_hanging_client_stays_behind_when_the_end_does_not_move() {
         let mut progress = Progress::new(0);
         progress.ask(0);
         progress.end();
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_again_is_behind_up_to_the_end_that_is_known() {
+    fn a_partition_read_again_is_behind_up_to_its_known_end() {
         let mut progress = Progress::new(0);
         progress.ask(10);
         progress.record(9);
@@ -261,9 +260,9 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_ends_earlier_than_before_was_made_anew() {
+    fn a_partition_whose_end_decreases_was_recreated() {
         let mut progress = Progress::new(0);
-        assert_eq!(progress.ask(10), Asked::Behind, "nothing was asked before");
-        assert_eq!(progress.ask(3), Asked::MadeAnew);
+        assert_eq!(progress.ask(10), Asked::Behind, "the first query");
+        assert_eq!(progress.ask(3), Asked::Recreated);
     }
 }

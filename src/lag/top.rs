@@ -1,7 +1,9 @@
-//! Which subscribers get series of their own: those that wait the most and the longest, with hysteresis.
+//! Selects the subscribers with their own metric series: those with the largest and the oldest backlog and the most dead
+//! letters. Pure.
 //!
-//! Pure. A thousand subscribers must not flood Prometheus, and one at the border must not come and go with each scrape:
-//! who is shown stays until clearly out of the ranks, and one that drains to nothing reports 0 for a while before it goes.
+//! The limit protects Prometheus from thousands of series. Hysteresis keeps a subscriber near the limit from coming and
+//! going between scrapes: a selected one stays until it falls clearly behind, and one whose backlog is empty reports 0 for
+//! a while before it is removed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -9,82 +11,81 @@ use std::time::{Duration, Instant};
 use super::index::Waiting;
 use crate::runtime::metrics::OTHER;
 
-/// How far, in hundredths of K, one that is shown may fall behind before it goes.
+/// A selected subscriber stays while it ranks within this percentage of the limit.
 const MARGIN_PERCENT: usize = 125;
-/// For how long one that has nothing any more is told of with zeros.
+/// How long a subscriber with an empty backlog still reports zeros.
 const ZEROS: Duration = Duration::from_secs(2 * 60);
 
-/// Who is shown, from round to round.
+/// The selected subscribers, from one update to the next.
 #[derive(Debug)]
-pub struct Top {
+pub struct TopSubscribers {
     most: usize,
-    /// And since when there has been nothing, if there is nothing.
-    shown: HashMap<Box<str>, Option<Instant>>,
-    /// What each had finished in the last round.
+    /// Each with the time since when its backlog is empty, if it is.
+    selected: HashMap<Box<str>, Option<Instant>>,
+    /// The finished count of each at the last update.
     finished: HashMap<Box<str>, u64>,
 }
 
-/// What to tell in one round.
+/// The series after one update.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// Each subscriber with its figures, [`OTHER`] included.
+pub struct Series {
+    /// The figures of each selected subscriber, and of all others as [`OTHER`].
     pub figures: BTreeMap<Box<str>, Waiting>,
-    /// How many commands of each of them but [`OTHER`] were finished since the last round in which it was told of.
+    /// Commands finished since the last update, by subscriber, without [`OTHER`].
     pub finished: BTreeMap<Box<str>, u64>,
-    /// Whose series are to be removed.
-    pub gone: Vec<Box<str>>,
+    /// Subscribers whose series are to be removed.
+    pub removed: Vec<Box<str>>,
 }
 
-impl Top {
-    /// At most `most` by each rank: pending commands, age, dead letters.
+impl TopSubscribers {
+    /// Selects at most `most` by each of pending commands, age and dead letters.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self {
             most,
-            shown: HashMap::new(),
+            selected: HashMap::new(),
             finished: HashMap::new(),
         }
     }
 
-    /// The next round.
-    pub fn update(&mut self, all: &BTreeMap<Box<str>, Waiting>, now: Instant) -> Told {
+    /// Selects again, from the figures of all subscribers.
+    pub fn update(&mut self, all: &BTreeMap<Box<str>, Waiting>, now: Instant) -> Series {
         let enter = self.ranks(all, self.most);
         let stay = self.ranks(all, self.most * MARGIN_PERCENT / 100);
-        let mut told = Told::default();
-        let before = std::mem::take(&mut self.shown);
+        let mut series = Series::default();
+        let before = std::mem::take(&mut self.selected);
         for (name, quiet) in before {
             let is_quiet = all.get(&name).is_none_or(Waiting::is_empty);
             let quiet = is_quiet.then(|| quiet.unwrap_or(now));
             if stay.contains(&*name) || quiet.is_some_and(|since| now - since < ZEROS) {
-                self.shown.insert(name, quiet);
+                self.selected.insert(name, quiet);
             } else {
-                told.gone.push(name);
+                series.removed.push(name);
             }
         }
         for name in enter {
-            if !self.shown.contains_key(name) {
-                told.gone.retain(|gone| **gone != *name);
-                self.shown.insert(name.into(), None);
+            if !self.selected.contains_key(name) {
+                series.removed.retain(|removed| **removed != *name);
+                self.selected.insert(name.into(), None);
             }
         }
         let before = std::mem::take(&mut self.finished);
-        for name in self.shown.keys() {
+        for name in self.selected.keys() {
             let figures = all.get(name).cloned().unwrap_or_default();
-            // One that is told of for the first time begins with nothing, as every counter does; and a reader that was
-            // made anew begins to count anew.
+            // The first update of a counter adds nothing, and a replaced reader counts from zero.
             let was = before.get(name).unwrap_or(&figures.finished);
             let finished = figures.finished.saturating_sub(*was);
-            told.finished.insert(name.clone(), finished);
+            series.finished.insert(name.clone(), finished);
             self.finished.insert(name.clone(), figures.finished);
-            told.figures.insert(name.clone(), figures);
+            series.figures.insert(name.clone(), figures);
         }
         let mut other = Waiting::default();
         let rest = all
             .iter()
-            .filter(|(name, _)| !self.shown.contains_key(*name));
+            .filter(|(name, _)| !self.selected.contains_key(*name));
         rest.for_each(|(_, waiting)| other.add(waiting));
-        told.figures.insert(OTHER.into(), other);
-        told
+        series.figures.insert(OTHER.into(), other);
+        series
     }
 
     fn ranks<'a>(&self, all: &'a BTreeMap<Box<str>, Waiting>, most: usize) -> HashSet<&'a str> {
@@ -95,7 +96,7 @@ impl Top {
                 .map(|(name, waiting)| (key(waiting), &**name))
                 .filter(|(value, name)| *value > 0 && *name != OTHER)
                 .collect();
-            // The greatest first; of equals, always the same.
+            // The greatest first; ties by name.
             ranked.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
             chosen.extend(ranked.into_iter().take(most).map(|(_, name)| name));
         };
@@ -128,39 +129,39 @@ mod tests {
         each.collect()
     }
 
-    /// A round at no time in particular.
-    fn round(top: &mut Top, figures: &[(&str, u64)]) -> Told {
+    /// An update at an arbitrary time.
+    fn update(top: &mut TopSubscribers, figures: &[(&str, u64)]) -> Series {
         top.update(&all(figures), crate::edge::clock::instant())
     }
 
     #[test]
-    fn the_rest_is_summed_up_and_nothing_is_lost() {
-        let mut top = Top::new(2);
-        let told = round(&mut top, &[("a", 10), ("b", 30), ("c", 20), ("d", 5)]);
-        let names: Vec<&str> = told.figures.keys().map(|name| &**name).collect();
+    fn the_others_are_summed_up_and_none_is_lost() {
+        let mut top = TopSubscribers::new(2);
+        let series = update(&mut top, &[("a", 10), ("b", 30), ("c", 20), ("d", 5)]);
+        let names: Vec<&str> = series.figures.keys().map(|name| &**name).collect();
         assert_eq!(names, ["_other", "b", "c"]);
-        assert_eq!(told.figures[OTHER].ready, 15);
-        let sum: u64 = told.figures.values().map(|one| one.ready).sum();
+        assert_eq!(series.figures[OTHER].ready, 15);
+        let sum: u64 = series.figures.values().map(|one| one.ready).sum();
         assert_eq!(sum, 65);
     }
 
     #[test]
-    fn one_at_the_border_does_not_come_and_go() {
-        let mut top = Top::new(4);
+    fn a_subscriber_near_the_limit_does_not_come_and_go() {
+        let mut top = TopSubscribers::new(4);
         let figures = [("a", 9), ("b", 8), ("c", 7), ("d", 6), ("e", 5)];
-        round(&mut top, &figures);
+        update(&mut top, &figures);
         let figures = [("a", 9), ("b", 8), ("c", 7), ("d", 5), ("e", 6)];
-        let told = round(&mut top, &figures);
+        let series = update(&mut top, &figures);
         assert!(
-            told.figures.contains_key("d"),
-            "it is the fifth, within the margin"
+            series.figures.contains_key("d"),
+            "the fifth, within the margin"
         );
-        assert!(told.figures.contains_key("e"));
-        assert!(told.gone.is_empty());
+        assert!(series.figures.contains_key("e"));
+        assert!(series.removed.is_empty());
     }
 
     #[test]
-    fn what_was_finished_is_told_from_round_to_round() {
+    fn finished_commands_are_counted_between_updates() {
         let figures = |ready, finished| {
             let waiting = Waiting {
                 ready,
@@ -169,52 +170,53 @@ mod tests {
             };
             BTreeMap::from([("a".into(), waiting)])
         };
-        let mut top = Top::new(2);
+        let mut top = TopSubscribers::new(2);
         let now = crate::edge::clock::instant();
-        let mut told = |ready, finished| top.update(&figures(ready, finished), now).finished["a"];
-        assert_eq!(told(9, 1_000_000), 0, "what was before is no rate");
-        assert_eq!(told(5, 1_000_004), 4);
-        assert_eq!(told(0, 1_000_009), 5, "also when nothing is left");
-        assert_eq!(told(3, 0), 0, "the reader was made anew");
-        assert_eq!(told(3, 2), 2);
+        let mut finished =
+            |ready, finished| top.update(&figures(ready, finished), now).finished["a"];
+        assert_eq!(finished(9, 1_000_000), 0, "the first update counts nothing");
+        assert_eq!(finished(5, 1_000_004), 4);
+        assert_eq!(finished(0, 1_000_009), 5, "also with an empty backlog");
+        assert_eq!(finished(3, 0), 0, "the reader was replaced");
+        assert_eq!(finished(3, 2), 2);
     }
 
     #[test]
-    fn a_subscriber_with_the_name_of_the_rest_counts_there() {
-        let mut top = Top::new(2);
+    fn a_subscriber_named_other_counts_among_the_others() {
+        let mut top = TopSubscribers::new(2);
         let figures = [("a", 1), (OTHER, 90), ("b", 2), ("c", 3)];
         for _ in 0..2 {
-            let told = round(&mut top, &figures);
-            assert_eq!(told.figures[OTHER].ready, 91);
-            assert_eq!(told.figures.len(), 3, "two have series of their own");
-            assert!(!told.finished.contains_key(OTHER));
+            let series = update(&mut top, &figures);
+            assert_eq!(series.figures[OTHER].ready, 91);
+            assert_eq!(series.figures.len(), 3, "two have their own series");
+            assert!(!series.finished.contains_key(OTHER));
         }
     }
 
     #[test]
-    fn one_that_has_drained_tells_zero_before_it_goes() {
-        let mut top = Top::new(2);
+    fn a_drained_subscriber_reports_zero_before_it_is_removed() {
+        let mut top = TopSubscribers::new(2);
         let mut now = crate::edge::clock::instant();
         top.update(&all(&[("a", 1)]), now);
-        // However far the rounds are apart.
+        // At any interval between updates.
         for seconds in [1, 15, 104] {
             now += Duration::from_secs(seconds);
-            let told = top.update(&all(&[]), now);
-            assert_eq!(told.figures.get("a"), Some(&Waiting::default()));
+            let series = top.update(&all(&[]), now);
+            assert_eq!(series.figures.get("a"), Some(&Waiting::default()));
         }
         now += Duration::from_secs(2);
-        let told = top.update(&all(&[]), now);
-        assert_eq!(told.gone, ["a".into()]);
-        assert!(!told.figures.contains_key("a"));
+        let series = top.update(&all(&[]), now);
+        assert_eq!(series.removed, ["a".into()]);
+        assert!(!series.figures.contains_key("a"));
     }
 
     #[test]
-    fn one_that_has_something_again_tells_zero_for_as_long_the_next_time() {
-        let mut top = Top::new(2);
+    fn a_subscriber_that_drains_again_reports_zero_for_the_full_time() {
+        let mut top = TopSubscribers::new(2);
         let now = crate::edge::clock::instant();
         let mut at = |seconds, figures: &[(&str, u64)]| {
-            let told = top.update(&all(figures), now + Duration::from_secs(seconds));
-            told.gone.len()
+            let series = top.update(&all(figures), now + Duration::from_secs(seconds));
+            series.removed.len()
         };
         assert_eq!(at(0, &[("a", 1)]), 0);
         assert_eq!(at(1, &[]), 0);

@@ -1,5 +1,5 @@
-//! A position in a partition by the records around it, which a mirror copies, instead of by an offset, which it does
-//! not. Pure.
+//! Describes a position in a partition by the records around it, which a mirror copies, instead of by an offset, which it
+//! does not. Pure.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use crate::model::units::{Offset, Position};
 use crate::model::window::Window;
 
-/// What a record is, whatever its offset and timestamp: a digest of key, headers and value.
+/// The identity of a record apart from its offset and timestamp: a digest of key, headers and value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// Of a record.
+    /// The fingerprint of a record.
     #[must_use]
     pub fn of(key: Option<&[u8]>, headers: &[(&str, &[u8])], value: Option<&[u8]>) -> Self {
         let mut hash = Context::new(&SHA256);
         let mut part = |bytes: Option<&[u8]>| {
-            // Each part is preceded by its length, so that parts cannot run together.
+            // Prefixed with its length, so that the boundaries of parts count.
             let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
             hash.update(&length.to_be_bytes());
             hash.update(bytes.unwrap_or_default());
@@ -45,18 +45,18 @@ impl Fingerprint {
 pub struct Trail {
     /// The last record before the position; `None` when there is none.
     pub before: Option<String>,
-    /// How many records lie between the position and the end.
+    /// The number of records from the position to the end.
     pub records: usize,
-    /// A digest over them.
+    /// A digest of these records.
     pub digest: String,
-    /// How many of them, from the position on, delivery has taken.
+    /// How many of them delivery has taken, from the position on.
     pub taken: usize,
-    /// Which of those taken are unfinished, counted from the position; the others are finished.
+    /// The indexes of the taken records that are unfinished; the others are finished.
     pub unfinished: Vec<usize>,
 }
 
 impl Trail {
-    /// The trail of `window`, whose position all but the last of `records` may lie before.
+    /// The trail of `window` in `records`, which include the last record before its position.
     #[must_use]
     pub fn new(records: &[(Offset, Fingerprint)], window: &Window) -> Self {
         let position = window.position();
@@ -77,14 +77,14 @@ impl Trail {
         }
     }
 
-    /// The window that the trail's has become where its records are these, and how many records behind its position
-    /// are finished. `low` is the partition's first offset; later records than the trail's may follow.
+    /// Finds the trail in the `records` of a mirror; returns the window there, and how many records after its position are
+    /// finished. `low` is the first offset of the partition; later records may follow those of the trail.
     #[must_use]
     pub fn find(&self, records: &[(Offset, Fingerprint)], low: i64) -> Option<(Window, usize)> {
         let last = records.len().checked_sub(self.records)?;
-        // From the end on: that is where it is, unless somebody has written to the target already.
+        // Backwards: the trail is at the end, unless the target already has later records.
         let start = (0..=last).rev().find(|&start| {
-            // Without one before it on the source, retention may have deleted what the mirror still has.
+            // Without a record before the position on the source, retention may have deleted one that the mirror still has.
             let follows = self.before.as_ref().is_none_or(|before| {
                 let index = start.checked_sub(1);
                 index.is_some_and(|index| records[index].1.text() == *before)
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Records that differ, unless their number says otherwise.
+    /// A record; equal numbers give equal records.
     fn record(number: u8) -> Fingerprint {
         Fingerprint::of(
             Some(b"acme"),
@@ -134,7 +134,7 @@ mod tests {
         )
     }
 
-    /// Lays records out with gaps, as transactions leave them.
+    /// Assigns offsets with gaps, as transactions leave them.
     fn lay(numbers: &[u8], gaps: &[i64], from: i64) -> Vec<(Offset, Fingerprint)> {
         let mut offset = from;
         let mut all = Vec::new();
@@ -147,8 +147,8 @@ mod tests {
     }
 
     proptest! {
-        /// A window over a partition with gaps, exported and found again in a mirror of it with none, finishes the same
-        /// records, also when some look alike and others were written to the mirror since.
+        /// A window of a partition with gaps, exported and found in a mirror without gaps, has the same finished records,
+        /// even if some records are equal and later ones follow on the mirror.
         #[test]
         fn a_window_moves_to_a_mirror_by_its_records(
             numbers in proptest::collection::vec(0_u8..60, 0..60),
@@ -202,14 +202,14 @@ mod tests {
             let lost = lost.index(count);
             let mut mirror = source;
             mirror.remove(lost);
-            // Of what lies before the position only the last record counts.
+            // Before the position only the last record matters.
             let needed = lost + 1 >= at;
             prop_assert_eq!(trail.find(&mirror, 0).is_none(), needed);
         }
     }
 
     #[test]
-    fn a_record_is_told_by_each_of_its_parts() {
+    fn a_fingerprint_depends_on_every_part_of_a_record() {
         let plain = Fingerprint::of(Some(b"k"), &[("a", b"bc")], Some(b"v"));
         for other in [
             Fingerprint::of(None, &[("a", b"bc")], Some(b"v")),

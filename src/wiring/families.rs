@@ -43,7 +43,7 @@ mod tests {
     use crate::delivery::top_subscribers::SubscriberAttempts;
     use crate::lag::figures::Figures;
     use crate::lag::index::Waiting;
-    use crate::lag::top::Told;
+    use crate::lag::top::Series;
     use crate::model::outcome::Class;
     use crate::runtime::metrics::Metrics;
 
@@ -67,19 +67,20 @@ mod tests {
         common.role_restarts("fanout").reset();
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
-        let mut told = Told::default();
+        let mut series = Series::default();
         let waiting = Waiting {
             oldest: Some(0),
             tiers: [(0, 1)].into(),
             ..Waiting::default()
         };
-        told.figures.insert("acme".into(), waiting);
-        told.finished.insert("acme".into(), 0);
-        lag.lag(&told, &Figures::default(), &["5s".to_owned()]);
-        let mut told = SubscriberAttempts::default();
-        told.attempts
+        series.figures.insert("acme".into(), waiting);
+        series.finished.insert("acme".into(), 0);
+        lag.lag(&series, &Figures::default(), &["5s".to_owned()]);
+        let mut report = SubscriberAttempts::default();
+        report
+            .attempts
             .insert("acme".into(), AttemptCounts::default());
-        metrics.subscriber_attempts(&told);
+        metrics.subscriber_attempts(&report);
         let mut lines = String::new();
         for family in registry.gather() {
             let labels: BTreeSet<&str> = family

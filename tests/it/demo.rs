@@ -1,4 +1,4 @@
-//! `hookstream demo` as somebody who tries it runs it: its exit code is the verdict on the whole story.
+//! `hookstream demo` as a newcomer runs it; its exit code shows whether every delivery was correct.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use crate::support::{Isolation, Output, Process, SOON, World, run_to_end};
 fn assert_right(output: &Output) {
     assert_eq!(output.code, 0, "{}\n{}", output.stdout, output.stderr);
     for line in [
-        "no more orders",
-        "strict is mended",
+        "all orders sent",
+        "strict is fixed",
         "ok  160 events became",
-        "each with a good signature",
-        "flaky took 53 at the third attempt each: same webhook id, same body",
-        "strict refused 54: dead letters, replayed when it was mended, none left",
+        "each with a valid signature",
+        "flaky accepted 53 at the third attempt each: same webhook id, same body",
+        "strict refused 54: dead letters, replayed after the fix, none left",
     ] {
         assert!(
             output.stdout.contains(line),
@@ -29,7 +29,7 @@ fn assert_right(output: &Output) {
 }
 
 #[test]
-fn the_demo_tells_its_story_with_nothing_installed() {
+fn the_demo_runs_with_nothing_installed() {
     let output = run_to_end(&["demo", "--duration", "8s"], "");
     assert_right(&output);
     assert!(output.stdout.contains("embedded in this process"));
@@ -37,7 +37,7 @@ fn the_demo_tells_its_story_with_nothing_installed() {
 }
 
 #[test]
-fn the_demo_tells_its_story_on_a_real_kafka() {
+fn the_demo_runs_on_a_real_kafka() {
     let world = World::new("demo");
     let output = run_to_end(
         &[
@@ -66,21 +66,21 @@ fn the_demo_tells_its_story_on_a_real_kafka() {
 }
 
 #[test]
-fn an_interrupted_demo_ends_in_order() {
+fn an_interrupted_demo_shuts_down_in_order() {
     let mut demo = Process::spawn(&["demo", "--duration", "5m"]);
-    crate::support::eventually_true("orders flow", SOON, || {
+    crate::support::eventually_true("orders are sent", SOON, || {
         demo.stdout()
             .iter()
-            .any(|line| line.contains("orders flow"))
+            .any(|line| line.contains("sending orders"))
     });
     demo.signal("INT");
     assert_eq!(demo.wait_exit(Duration::from_secs(15)).code(), Some(130));
 }
 
 #[test]
-fn what_the_embedded_broker_cannot_do_is_refused() {
+fn settings_unsupported_by_the_embedded_broker_are_refused() {
     for (flags, part) in [
-        (["--guarantee", "exactly-once"], "no transactions"),
+        (["--guarantee", "exactly-once"], "support transactions"),
         (["--rate", "0"], "--rate"),
         (["--duration", "11m"], "1s to 10m"),
     ] {

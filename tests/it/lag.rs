@@ -259,7 +259,7 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
     );
     let nobody = world.run(&["lag", "--once", "--subscriber", "nobody"], "");
     assert_eq!((nobody.code, nobody.stdout.as_str()), (0, ""));
-    for part in ["name contains \"nobody\"", "0 ready, 0 waiting, 0 dead"] {
+    for part in ["match \"nobody\"", "0 ready, 0 waiting, 0 dead"] {
         assert!(nobody.stderr.contains(part), "{}", nobody.stderr);
     }
 }

@@ -122,13 +122,13 @@ fn a_life_is_told_in_order_by_the_events_id_and_by_the_webhooks() {
     for part in [
         "TIME",
         "new command",
-        "attempt 1 answered 500 in ",
+        "attempt 1: status 500 after ",
         "retry 1 due ",
         "released for attempt 2",
         "dead letter after 2 attempts, attempts-exhausted: the endpoint answered 500",
         "replayed",
-        "new command by replay",
-        "answered 200",
+        "new command from a replay",
+        "attempt 1: status 200 after ",
     ] {
         assert!(table.stdout.contains(part), "{part} in\n{}", table.stdout);
     }
@@ -179,7 +179,7 @@ fn what_is_not_found_is_told_with_the_range_that_was_searched() {
     let nothing = world.run(&["trace", "e9"], "");
     assert_eq!((nothing.code, nothing.stdout.as_str()), (1, ""));
     assert!(
-        nothing.stderr.contains("no record about \"e9\" from "),
+        nothing.stderr.contains("no records for \"e9\" from "),
         "{}",
         nothing.stderr
     );
@@ -225,7 +225,7 @@ fn an_event_that_could_not_be_read_is_found_by_the_id_that_stands_in_it() {
     assert!(
         output
             .stderr
-            .contains("1 record; no command: it could not be read as an event"),
+            .contains("1 record; no command: the event is invalid"),
         "{}",
         output.stderr
     );

@@ -1,57 +1,58 @@
-//! What each receiver should get and what it got: the numbers of the view, and the verdict at the end.
+//! The expected and the received webhooks of each receiver, for the view and for the final check. Pure: times are
+//! arguments.
 //!
-//! Kept from the outside, by the one who sends the orders and by the receivers, not from the program's own counters:
-//! so the verdict is about what really arrived. Pure: times are arguments.
+//! The sender and the receivers fill it, not the program's own counters, so the check covers what really arrived.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::cast::{CAST, FLAKY_ACCEPTS, Manner, Order};
+use super::events::Event;
+use super::subscribers::{Behavior, FLAKY_ACCEPTS, SUBSCRIBERS};
 use crate::model::event;
 
-/// Deliveries over which a latency is taken.
+/// Deliveries included in the median latency.
 const RECENT: usize = 200;
 
-/// Mistakes that are kept word by word; more are counted only.
-const MISTAKES: usize = 10;
+/// Errors that are kept as text; further ones are only counted.
+const MAX_ERRORS: usize = 10;
 
-/// One webhook, as its receiver knows it.
+/// One webhook from its receiver's view.
 #[derive(Debug)]
 struct Webhook {
     ordered: Instant,
     attempts: u32,
-    /// Of the first attempt.
+    /// The body of the first attempt.
     body: Option<Bytes>,
     last_status: Option<u16>,
     delivered: u32,
 }
 
-/// One subscriber's numbers.
+/// The numbers of one subscriber.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Numbers {
-    /// Webhooks that it shall get in the end.
+    /// Webhooks that it must get.
     pub(super) expected: usize,
-    /// It has accepted.
+    /// Accepted webhooks.
     pub(super) delivered: usize,
-    /// No attempt has been answered yet.
+    /// Webhooks without a response yet.
     pub(super) waiting: usize,
-    /// Refused, to be tried again.
+    /// Failed webhooks that will be retried.
     pub(super) retrying: usize,
-    /// Refused for good.
+    /// Webhooks that are dead letters.
     pub(super) dead: usize,
-    /// From order to acceptance, of recent ones.
+    /// The median latency from sending to acceptance, of recent ones.
     pub(super) median: Option<Duration>,
 }
 
-/// One request, as it came.
+/// One received request.
 pub(super) struct Attempt<'a> {
     pub(super) webhook_id: &'a str,
-    /// What the request says of itself.
+    /// The attempt number in its header.
     pub(super) number: Option<u32>,
     pub(super) body: &'a Bytes,
-    /// Why the signature is no good.
+    /// Why the signature is invalid.
     pub(super) signature: Result<(), &'static str>,
 }
 
@@ -64,36 +65,36 @@ struct Account {
 /// The accounts of all subscribers.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// Source of the events, as the webhook ids have it.
+    /// The source of the events, as in the webhook ids.
     source: String,
-    accounts: [Account; CAST.len()],
-    mended: bool,
+    accounts: [Account; SUBSCRIBERS.len()],
+    fixed: bool,
     orders: u32,
     requests: u64,
-    mistakes: Vec<String>,
-    further_mistakes: u32,
+    errors: Vec<String>,
+    further_errors: u32,
 }
 
 impl Ledger {
-    /// Nothing is expected yet.
+    /// An empty ledger.
     pub(super) fn new(source: &str) -> Self {
         Self {
             source: source.to_owned(),
             accounts: Default::default(),
-            mended: false,
+            fixed: false,
             orders: 0,
             requests: 0,
-            mistakes: Vec::new(),
-            further_mistakes: 0,
+            errors: Vec::new(),
+            further_errors: 0,
         }
     }
 
-    /// The order is about to be sent.
-    pub(super) fn expect(&mut self, order: &Order, now: Instant) {
+    /// Records an event that is about to be sent.
+    pub(super) fn expect(&mut self, event: &Event, now: Instant) {
         self.orders += 1;
-        for (subscriber, account) in CAST.iter().zip(&mut self.accounts) {
-            if subscriber.wants(order) {
-                let id = event::webhook_id(&self.source, &order.id, subscriber.name);
+        for (subscriber, account) in SUBSCRIBERS.iter().zip(&mut self.accounts) {
+            if subscriber.matches(event) {
+                let id = event::webhook_id(&self.source, &event.id, subscriber.name);
                 let webhook = Webhook {
                     ordered: now,
                     attempts: 0,
@@ -106,51 +107,54 @@ impl Ledger {
         }
     }
 
-    /// The strict receiver accepts from now on.
-    pub(super) fn mend(&mut self) {
-        self.mended = true;
+    /// Makes the strict receiver accept from now on.
+    pub(super) fn fix_strict(&mut self) {
+        self.fixed = true;
     }
 
-    /// Takes a request of the subscriber at `index` down, and tells the status to answer with.
+    /// Records a request to the subscriber at `index`; returns the response status.
     pub(super) fn attempt(&mut self, index: usize, attempt: &Attempt<'_>) -> u16 {
-        let subscriber = &CAST[index];
+        let subscriber = &SUBSCRIBERS[index];
         self.requests += 1;
         let Some(webhook) = self.accounts[index].webhooks.get_mut(attempt.webhook_id) else {
             let id = attempt.webhook_id;
-            self.mistake(format!("{} got {id}, which is not for it", subscriber.name));
+            self.error(format!(
+                "{} got {id}, which is for another subscriber",
+                subscriber.name
+            ));
             return 200;
         };
         webhook.attempts += 1;
         let (count, id) = (webhook.attempts, attempt.webhook_id);
         let first = webhook.body.get_or_insert_with(|| attempt.body.clone());
         let same = first == attempt.body;
-        let status = match subscriber.manner {
-            Manner::Flaky if count == 1 => 503,
-            Manner::Flaky if count < FLAKY_ACCEPTS => 500,
-            Manner::Strict if !self.mended => 400,
+        let status = match subscriber.behavior {
+            Behavior::Flaky if count == 1 => 503,
+            Behavior::Flaky if count < FLAKY_ACCEPTS => 500,
+            Behavior::Strict if !self.fixed => 400,
             _ => 200,
         };
         let name = subscriber.name;
         if let Err(reason) = attempt.signature {
-            self.mistake(format!("{name} could not verify {id}: {reason}"));
+            self.error(format!("{name} could not verify {id}: {reason}"));
         }
         if !same {
-            self.mistake(format!(
-                "{name} got {id} with another body at attempt {count}"
+            self.error(format!(
+                "{name} got {id} with a different body at attempt {count}"
             ));
         }
         // A replay counts from 1 again.
-        if subscriber.manner != Manner::Strict && attempt.number != Some(count) {
-            let told = attempt.number.unwrap_or_default();
-            self.mistake(format!(
-                "{name} got {id} for time {count}, called attempt {told}"
+        if subscriber.behavior != Behavior::Strict && attempt.number != Some(count) {
+            let number = attempt.number.unwrap_or_default();
+            self.error(format!(
+                "{name} got {id} {count} times, but the request says attempt {number}"
             ));
         }
         status
     }
 
-    /// The request is answered.
-    pub(super) fn answered(&mut self, index: usize, webhook_id: &str, status: u16, now: Instant) {
+    /// Records that the response was sent.
+    pub(super) fn responded(&mut self, index: usize, webhook_id: &str, status: u16, now: Instant) {
         let account = &mut self.accounts[index];
         let Some(webhook) = account.webhooks.get_mut(webhook_id) else {
             return;
@@ -167,22 +171,22 @@ impl Ledger {
         }
         account.recent.push_back(took);
         if again {
-            self.mistake(format!(
-                "{} got {webhook_id} again after it had accepted it",
-                CAST[index].name
+            self.error(format!(
+                "{} got {webhook_id} again after accepting it",
+                SUBSCRIBERS[index].name
             ));
         }
     }
 
-    fn mistake(&mut self, text: String) {
-        if self.mistakes.len() < MISTAKES {
-            self.mistakes.push(text);
+    fn error(&mut self, text: String) {
+        if self.errors.len() < MAX_ERRORS {
+            self.errors.push(text);
         } else {
-            self.further_mistakes += 1;
+            self.further_errors += 1;
         }
     }
 
-    /// Of the subscriber at `index`.
+    /// The numbers of the subscriber at `index`.
     pub(super) fn numbers(&self, index: usize) -> Numbers {
         let account = &self.accounts[index];
         let mut numbers = Numbers {
@@ -202,7 +206,7 @@ impl Ledger {
         numbers
     }
 
-    /// Orders sent.
+    /// Events sent.
     pub(super) fn orders(&self) -> u32 {
         self.orders
     }
@@ -212,7 +216,7 @@ impl Ledger {
         self.requests
     }
 
-    /// Webhooks that shall be delivered in the end, to all.
+    /// Webhooks expected by all subscribers.
     pub(super) fn webhooks(&self) -> usize {
         self.accounts
             .iter()
@@ -220,9 +224,9 @@ impl Ledger {
             .sum()
     }
 
-    /// Whether every webhook is where it stays until somebody does something: delivered, or dead.
+    /// Whether every webhook is delivered or a dead letter.
     pub(super) fn is_settled(&self) -> bool {
-        (0..CAST.len()).all(|index| {
+        (0..SUBSCRIBERS.len()).all(|index| {
             let numbers = self.numbers(index);
             numbers.waiting == 0 && numbers.retrying == 0
         })
@@ -238,16 +242,16 @@ impl Ledger {
         })
     }
 
-    /// All that did not come out as it should; to be asked at the end.
+    /// All errors, at the end of the demo.
     pub(super) fn faults(&self) -> Vec<String> {
-        let mut faults = self.mistakes.clone();
-        if self.further_mistakes > 0 {
-            faults.push(format!("and {} more such", self.further_mistakes));
+        let mut faults = self.errors.clone();
+        if self.further_errors > 0 {
+            faults.push(format!("and {} more errors", self.further_errors));
         }
         if self.orders == 0 {
-            faults.push("no order was sent".to_owned());
+            faults.push("no event was sent".to_owned());
         }
-        for (subscriber, account) in CAST.iter().zip(&self.accounts) {
+        for (subscriber, account) in SUBSCRIBERS.iter().zip(&self.accounts) {
             let all = account.webhooks.len();
             let missing = account
                 .webhooks
@@ -260,10 +264,10 @@ impl Ledger {
                     subscriber.name
                 ));
             }
-            let attempts = match subscriber.manner {
-                Manner::Prompt | Manner::Slow => 1,
-                Manner::Flaky => FLAKY_ACCEPTS,
-                Manner::Strict => 2,
+            let attempts = match subscriber.behavior {
+                Behavior::Prompt | Behavior::Slow => 1,
+                Behavior::Flaky => FLAKY_ACCEPTS,
+                Behavior::Strict => 2,
             };
             let delivered = account
                 .webhooks
@@ -274,7 +278,7 @@ impl Ledger {
                 .count();
             if other > 0 {
                 faults.push(format!(
-                    "{} got {other} of {all} webhooks by another number of requests than {attempts}",
+                    "{} got {other} of {all} webhooks with a number of requests other than {attempts}",
                     subscriber.name
                 ));
             }
@@ -295,7 +299,8 @@ mod tests {
     use crate::edge::clock;
 
     fn index(name: &str) -> usize {
-        CAST.iter()
+        SUBSCRIBERS
+            .iter()
             .position(|subscriber| subscriber.name == name)
             .unwrap()
     }
@@ -305,10 +310,10 @@ mod tests {
         let mut ledger = Ledger::new("order-events");
         let number = (0..)
             .step_by(3)
-            .find(|number| Order::new("r", *number).total >= 100)
+            .find(|number| Event::new("r", *number).total >= 100)
             .unwrap();
         for number in number..number + 3 {
-            ledger.expect(&Order::new("r", number), clock::instant());
+            ledger.expect(&Event::new("r", number), clock::instant());
         }
         ledger
     }
@@ -325,12 +330,12 @@ mod tests {
                 signature: Ok(()),
             };
             let status = ledger.attempt(index, &attempt);
-            ledger.answered(index, &id, status, clock::instant());
+            ledger.responded(index, &id, status, clock::instant());
         }
     }
 
-    /// The story up to where the strict one is mended.
-    fn told_until_mended() -> Ledger {
+    /// A ledger at the point where the strict receiver is fixed.
+    fn ledger_until_fixed() -> Ledger {
         let mut ledger = ledger();
         for name in ["good", "large", "slow", "flaky", "strict"] {
             send_all(&mut ledger, name, 1, b"{}");
@@ -345,11 +350,11 @@ mod tests {
     }
 
     #[test]
-    fn the_story_comes_out_right() {
-        let mut ledger = told_until_mended();
+    fn a_correct_run_has_no_errors() {
+        let mut ledger = ledger_until_fixed();
         assert!(ledger.is_settled() && !ledger.is_complete());
         assert_eq!(ledger.numbers(index("strict")).dead, 1);
-        ledger.mend();
+        ledger.fix_strict();
         send_all(&mut ledger, "strict", 1, b"{}");
         assert!(ledger.is_complete());
         assert_eq!(ledger.faults(), Vec::<String>::new());
@@ -357,15 +362,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
-        let faults = told_until_mended().faults();
+    fn missing_webhooks_are_reported() {
+        let faults = ledger_until_fixed().faults();
         assert_eq!(faults, ["strict did not get 1 of 1 webhooks"]);
     }
 
     #[test]
-    fn a_repeated_delivery_another_body_and_a_bad_signature_are_faults() {
-        let mut ledger = told_until_mended();
-        ledger.mend();
+    fn a_repeated_delivery_a_different_body_and_an_invalid_signature_are_errors() {
+        let mut ledger = ledger_until_fixed();
+        ledger.fix_strict();
         send_all(&mut ledger, "strict", 1, b"{ }");
         send_all(&mut ledger, "slow", 2, b"{}");
         let body = Bytes::new();
@@ -378,10 +383,10 @@ mod tests {
         assert_eq!(ledger.attempt(index("good"), &attempt), 200);
         let faults = ledger.faults().join("\n");
         for part in [
-            "another body",
+            "different body",
             "again after",
-            "not for it",
-            "another number of requests",
+            "for another subscriber",
+            "number of requests other than",
         ] {
             assert!(faults.contains(part), "{part} is missing in {faults}");
         }

@@ -1,6 +1,6 @@
-//! The sample receivers: small HTTP servers on this machine that verify what they get, as a subscriber would.
+//! The sample receivers: small HTTP servers that verify requests as a subscriber would.
 //!
-//! The signature is checked here by the text of Standard Webhooks 1.0, not by the code that signs.
+//! Signature verification follows the text of Standard Webhooks 1.0 and shares no code with the signer.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,18 +19,18 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use super::cast::{CAST, Manner, SLOWNESS};
 use super::ledger::{Attempt, Ledger};
-use crate::cli::outcome::{CliError, Exit};
+use super::subscribers::{Behavior, SLOW_RESPONSE, SUBSCRIBERS};
+use crate::cli::exit::{CliError, Exit};
 use crate::edge::clock;
 
-/// The largest body that a receiver reads, bytes.
+/// The maximum body size, bytes.
 const LARGEST_BODY: usize = 1024 * 1024;
 
 /// How far a request's timestamp may be from now, as the specification advises.
 const TOLERANCE: Duration = Duration::from_secs(300);
 
-/// The ledger, shared by the receivers, the one who orders, and the view.
+/// The ledger, shared by the receivers, the sender and the view.
 #[derive(Clone)]
 pub(super) struct SharedLedger(Arc<Mutex<Ledger>>);
 
@@ -46,25 +46,25 @@ impl SharedLedger {
 
 /// A running receiver of one subscriber.
 pub(super) struct Receiver {
-    /// Where it listens.
+    /// Its URL.
     pub(super) url: String,
-    /// What it verifies with, `whsec_…`.
+    /// Its secret, `whsec_…`.
     pub(super) secret: String,
 }
 
-/// All receivers; they end with this.
+/// All receivers; they stop when this is dropped.
 pub(super) struct Receivers {
-    /// In the order of [`CAST`].
+    /// In the order of [`SUBSCRIBERS`].
     pub(super) all: Vec<Receiver>,
-    /// Holds their tasks.
+    /// Runs their tasks.
     _runtime: Runtime,
 }
 
 impl Receivers {
-    /// Starts one receiver for each subscriber, on a free port of this machine.
+    /// Starts one receiver per subscriber, each on a free local port.
     ///
     /// # Errors
-    /// [`CliError`] when no port can be had.
+    /// [`CliError`] when no port is available.
     pub(super) fn start(ledger: &SharedLedger) -> Result<Self, CliError> {
         let failed = |what: &str| {
             CliError::new(
@@ -79,7 +79,7 @@ impl Receivers {
             .build()
             .map_err(|error| failed(&error.to_string()))?;
         let mut all = Vec::new();
-        for (index, subscriber) in CAST.iter().enumerate() {
+        for (index, subscriber) in SUBSCRIBERS.iter().enumerate() {
             let mut key = [0; 32];
             SystemRandom::new()
                 .fill(&mut key)
@@ -109,7 +109,7 @@ impl Receivers {
 }
 
 struct Endpoint {
-    /// In [`CAST`].
+    /// The index in [`SUBSCRIBERS`].
     index: usize,
     key: hmac::Key,
     ledger: SharedLedger,
@@ -118,7 +118,7 @@ struct Endpoint {
 async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many open files, as a rule.
+            // Usually too many open files.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
@@ -133,7 +133,7 @@ async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>) {
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
             if let Err(error) = served {
-                tracing::debug!("a sample receiver's connection ended: {error}");
+                tracing::debug!("connection of a sample receiver ended: {error}");
             }
         });
     }
@@ -160,12 +160,12 @@ impl Endpoint {
                 signature,
             },
         );
-        if CAST[self.index].manner == Manner::Slow {
-            tokio::time::sleep(SLOWNESS).await;
+        if SUBSCRIBERS[self.index].behavior == Behavior::Slow {
+            tokio::time::sleep(SLOW_RESPONSE).await;
         }
         self.ledger
             .lock()
-            .answered(self.index, &id, status, clock::instant());
+            .responded(self.index, &id, status, clock::instant());
         respond(status)
     }
 }
@@ -185,21 +185,21 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Standard Webhooks 1.0, "Verifying webhooks": one `v1` signature of several must fit, and the time be recent.
+/// Standard Webhooks 1.0, "Verifying webhooks": one of the `v1` signatures must match, and the timestamp be recent.
 fn verify(
     key: &hmac::Key,
     headers: &HeaderMap,
     body: &[u8],
     now_seconds: i64,
 ) -> Result<(), &'static str> {
-    let id = text(headers, "webhook-id").ok_or("it has no webhook-id")?;
-    let timestamp = text(headers, "webhook-timestamp").ok_or("it has no webhook-timestamp")?;
-    let signatures = text(headers, "webhook-signature").ok_or("it has no webhook-signature")?;
+    let id = text(headers, "webhook-id").ok_or("missing webhook-id")?;
+    let timestamp = text(headers, "webhook-timestamp").ok_or("missing webhook-timestamp")?;
+    let signatures = text(headers, "webhook-signature").ok_or("missing webhook-signature")?;
     let seconds: i64 = timestamp
         .parse()
-        .map_err(|_| "its webhook-timestamp is no number")?;
+        .map_err(|_| "webhook-timestamp is not a number")?;
     if seconds.abs_diff(now_seconds) > TOLERANCE.as_secs() {
-        return Err("its webhook-timestamp is not recent");
+        return Err("webhook-timestamp is not recent");
     }
     let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
     let fits = signatures
@@ -209,7 +209,7 @@ fn verify(
     if fits {
         Ok(())
     } else {
-        Err("no signature fits")
+        Err("no signature matches")
     }
 }
 
@@ -219,7 +219,7 @@ mod tests {
     use crate::delivery::signing::Signer;
 
     #[test]
-    fn a_signature_fits_its_own_body_key_and_time_only() {
+    fn a_signature_is_valid_only_for_its_body_key_and_time() {
         let key = [7; 32];
         let secret = format!("whsec_{}", STANDARD.encode(key));
         let signature = Signer::new([secret.as_str()])

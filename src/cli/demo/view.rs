@@ -1,4 +1,4 @@
-//! What the demo shows: a table redrawn in place on a terminal, else a line every two seconds.
+//! The progress of the demo: a table redrawn in place on a terminal, else a line every two seconds.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,26 +7,26 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::cast::CAST;
 use super::ledger::{Ledger, Numbers};
-use crate::cli::outcome::CliError;
+use super::subscribers::SUBSCRIBERS;
+use crate::cli::exit::CliError;
 use crate::cli::print;
 use crate::edge::clock;
 
-/// Between two lines when standard output is no terminal.
+/// The interval between lines if standard output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// Title and blank line above the table, and the heading.
-const LINES: usize = CAST.len() + 3;
+/// The title, a blank line, the heading and the rows.
+const LINES: usize = SUBSCRIBERS.len() + 3;
 
-/// The view while the story goes on.
+/// The view of a running demo.
 pub(super) struct View {
     begun: Instant,
     surface: Surface,
 }
 
 enum Surface {
-    /// One bar a line: indicatif cuts each at the terminal's width and redraws in place.
+    /// One bar per line, which indicatif truncates to the terminal width and redraws in place.
     Terminal {
         all: MultiProgress,
         lines: Vec<ProgressBar>,
@@ -57,7 +57,7 @@ impl View {
         Self { begun, surface }
     }
 
-    /// Shows where things stand. `doing`: what goes on now.
+    /// Shows the current numbers. `doing` is the current step.
     ///
     /// # Errors
     /// Standard output cannot be written.
@@ -77,7 +77,7 @@ impl View {
             }
             Surface::Plain { next, last } => {
                 let now = clock::instant();
-                // Each thing that goes on is told at once.
+                // A new step is printed immediately.
                 if now < *next && last == doing {
                     return Ok(());
                 }
@@ -88,33 +88,33 @@ impl View {
         }
     }
 
-    /// Leaves the last numbers standing.
+    /// Prints the final numbers.
     ///
     /// # Errors
     /// Standard output cannot be written.
     pub(super) fn end(self, ledger: &Ledger) -> Result<(), CliError> {
         if let Surface::Terminal { all, lines } = &self.surface {
             lines.iter().for_each(ProgressBar::finish_and_clear);
-            // A terminal that is gone is noticed by the next line.
+            // An error shows in the next line printed.
             all.clear().ok();
         }
         print::line(&format!("\n{}", table(ledger)))
     }
 }
 
-/// All subscribers, a row each.
+/// All subscribers, one per row.
 fn table(ledger: &Ledger) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([
         "SUBSCRIBER",
-        "WHAT IT DOES",
+        "BEHAVIOR",
         "DELIVERED",
         "WAITING",
         "RETRYING",
         "DEAD",
         "P50",
     ]);
-    for (index, subscriber) in CAST.iter().enumerate() {
+    for (index, subscriber) in SUBSCRIBERS.iter().enumerate() {
         let numbers = ledger.numbers(index);
         let counts = [
             numbers.delivered,
@@ -122,7 +122,7 @@ fn table(ledger: &Ledger) -> String {
             numbers.retrying,
             numbers.dead,
         ];
-        let mut row = vec![subscriber.name.to_owned(), subscriber.does.to_owned()];
+        let mut row = vec![subscriber.name.to_owned(), subscriber.summary.to_owned()];
         row.extend(counts.map(|count| count.to_string()));
         row.push(numbers.median.map_or_else(|| "-".to_owned(), latency));
         table.add_row(row);
@@ -140,15 +140,15 @@ fn table(ledger: &Ledger) -> String {
 
 /// All subscribers on one line.
 fn summary(ledger: &Ledger) -> String {
-    let told: Vec<String> = CAST
+    let parts: Vec<String> = SUBSCRIBERS
         .iter()
         .enumerate()
         .map(|(index, subscriber)| format!("{} {}", subscriber.name, counts(ledger.numbers(index))))
         .collect();
-    format!("events {} | {}", ledger.orders(), told.join(" | "))
+    format!("events {} | {}", ledger.orders(), parts.join(" | "))
 }
 
-/// `12, 3 waiting`: what is zero goes without saying.
+/// `12, 3 waiting`: without zero counts.
 fn counts(numbers: Numbers) -> String {
     let mut text = numbers.delivered.to_string();
     for (count, what) in [
@@ -163,7 +163,7 @@ fn counts(numbers: Numbers) -> String {
     text
 }
 
-/// A latency for people: whole milliseconds, or seconds with one digit.
+/// Formats a latency in whole milliseconds, or seconds with one decimal.
 pub(super) fn latency(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())
@@ -177,14 +177,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_fits_its_lines_and_a_usual_terminal() {
+    fn the_table_fits_its_lines_and_a_standard_terminal() {
         let drawn = table(&Ledger::new("order-events"));
         assert_eq!(drawn.lines().count() + 2, LINES, "{drawn}");
         assert!(drawn.lines().all(|line| line.len() < 80), "{drawn}");
     }
 
     #[test]
-    fn what_is_zero_goes_without_saying() {
+    fn zero_counts_are_omitted() {
         let numbers = Numbers {
             delivered: 12,
             waiting: 3,

@@ -1,4 +1,4 @@
-//! Sends the sample orders: evenly, on a thread of its own, each told to the ledger before it is sent.
+//! Sends the sample events at an even rate, on its own thread. Each is recorded in the ledger before it is sent.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use rdkafka::message::OwnedHeaders;
 
-use super::cast::{Flow, Order};
+use super::broker::{Broker, refused};
+use super::events::{Event, Flow};
 use super::receivers::SharedLedger;
-use super::stage::{Stage, refused};
-use crate::cli::outcome::{CliError, Exit};
+use crate::cli::exit::{CliError, Exit};
 use crate::edge::clock;
 use crate::edge::kafka::producer::{Producer, Record};
 use crate::runtime::shutdown::Stop;
 
-/// How often orders that are due are sent.
+/// How often due events are sent.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Begins to send; ends when all are sent, or when told to stop.
+/// Starts sending; ends when all are sent or on shutdown.
 ///
 /// # Errors
-/// [`CliError`] when there is no producer or no thread.
+/// [`CliError`] when the producer or the thread cannot be created.
 pub(super) fn start(
-    stage: &Stage,
+    broker: &Broker,
     ledger: &SharedLedger,
     run: String,
     flow: Flow,
     stop: &Arc<Stop>,
 ) -> Result<JoinHandle<Result<(), CliError>>, CliError> {
     let mut sender = Sender {
-        producer: stage.producer()?,
-        topic: stage
+        producer: broker.producer()?,
+        topic: broker
             .settings
             .topics
             .events
@@ -43,10 +43,10 @@ pub(super) fn start(
     };
     let stop = Arc::clone(stop);
     std::thread::Builder::new()
-        .name("orders".to_owned())
+        .name("sender".to_owned())
         .spawn(move || {
             let all = flow.events();
-            // The first one is ahead of the others: latencies are to be those of roles that are at work.
+            // The first event goes ahead, so that the latencies do not include the start of the roles.
             sender.send_up_to(1)?;
             while sender.ledger.lock().requests() == 0 && !stop.is_told() {
                 stop.wait(TICK);
@@ -61,7 +61,7 @@ pub(super) fn start(
         .map_err(|error| {
             CliError::new(
                 Exit::Failure,
-                format!("starting the thread of the orders: {error}"),
+                format!("starting the sender thread: {error}"),
             )
         })
 }
@@ -76,15 +76,15 @@ struct Sender {
 
 impl Sender {
     fn send_up_to(&mut self, due: u32) -> Result<(), CliError> {
-        let what = "sending the sample orders";
+        let what = "sending the sample events";
         for number in self.sent..due {
-            let order = Order::new(&self.run, number);
-            self.ledger.lock().expect(&order, clock::instant());
-            let value = order.envelope(&clock::now().rfc3339()).to_string();
+            let event = Event::new(&self.run, number);
+            self.ledger.lock().expect(&event, clock::instant());
+            let value = event.envelope(&clock::now().rfc3339()).to_string();
             let record = Record {
                 topic: &self.topic,
                 partition: None,
-                key: Some(order.order.as_bytes()),
+                key: Some(event.order.as_bytes()),
                 value: Some(value.as_bytes()),
                 headers: OwnedHeaders::new(),
                 tag: number as usize,
@@ -97,23 +97,5 @@ impl Sender {
         self.producer
             .finish(&[], None)
             .map_err(|error| refused(what, error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orders_flow_evenly_and_end() {
-        let flow = Flow {
-            per_second: 20,
-            duration: Duration::from_secs(8),
-        };
-        let due = |ms| flow.due(Duration::from_millis(ms));
-        assert_eq!(
-            [due(0), due(50), due(1000), due(8000), due(90_000)],
-            [0, 1, 20, 160, 160]
-        );
     }
 }

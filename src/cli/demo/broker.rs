@@ -1,16 +1,17 @@
-//! Where the demo plays: an embedded broker, or a real Kafka with topics of the demo's own.
+//! The broker of the demo: embedded, or a real Kafka with the demo's own topics.
 //!
-//! The embedded broker is librdkafka's mock cluster: it lives in this process, keeps about 5 MiB a partition in
-//! memory, and has no transactions and no CreateTopics, so the guarantee is at-least-once and topics are made by a
-//! call of its own. On a real Kafka nothing is deleted: the topics stay to be looked at.
+//! The embedded broker is librdkafka's mock cluster. It runs in this process, keeps about 5 MiB per partition in memory,
+//! and supports neither transactions nor CreateTopics, so the guarantee is at-least-once and a separate call creates the
+//! topics. On a real Kafka the topics are not deleted, so that they can be inspected.
 
 use rdkafka::message::OwnedHeaders;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-use super::cast::{CAST, Flow};
+use super::events::Flow;
 use super::receivers::Receivers;
-use crate::cli::outcome::{CliError, Exit};
+use super::subscribers::SUBSCRIBERS;
+use crate::cli::exit::{CliError, Exit};
 use crate::cli::print;
 use crate::config::{Guarantee, Settings};
 use crate::edge::kafka::error::Failure;
@@ -18,29 +19,29 @@ use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::topics as admin;
 use crate::edge::kafka::topics::{Partitions, Wish};
 
-/// Stands for the brokers when none are given.
+/// Placeholder address of the embedded broker.
 pub(super) const EMBEDDED: &str = "embedded:9092";
 
-/// Partitions of the demo's topics: more than one, so that keys spread.
+/// Partitions of the demo topics: more than one, to spread the keys.
 const PARTITIONS: i32 = 3;
 
-/// Events that the embedded broker holds: of a third of them the dead letters lie in one partition, and what exceeds
-/// its 5 MiB would be dropped silently.
+/// Maximum events on the embedded broker: a third of them become dead letters in one partition, and the broker silently
+/// drops records beyond its 5 MiB.
 const EMBEDDED_EVENTS: u32 = 12_000;
 
 /// A broker with all topics.
-pub(super) struct Stage {
-    /// With the broker's address.
+pub(super) struct Broker {
+    /// The settings with the address of the broker.
     pub(super) settings: Settings,
     embedded: Option<MockCluster<'static, DefaultProducerContext>>,
 }
 
-impl Stage {
-    /// Starts the embedded broker or asks the real one, and makes the topics.
+impl Broker {
+    /// Starts the embedded broker or connects to the real one, and creates the topics.
     ///
     /// # Errors
-    /// [`CliError`]: no broker answers, it denies, or the embedded one cannot do what is asked for.
-    pub(super) fn set(mut settings: Settings, flow: Flow) -> Result<Self, CliError> {
+    /// [`CliError`]: the broker is unreachable or denies access, or the embedded one does not support the settings.
+    pub(super) fn start(mut settings: Settings, flow: Flow) -> Result<Self, CliError> {
         if settings.brokers != EMBEDDED {
             create_topics(&settings)?;
             return Ok(Self {
@@ -49,12 +50,12 @@ impl Stage {
             });
         }
         if settings.guarantee != Guarantee::AtLeastOnce {
-            let message = "the embedded broker has no transactions: leave --guarantee out, or name a real Kafka with --brokers";
+            let message = "the embedded broker does not support transactions: omit --guarantee, or set --brokers to a real Kafka";
             return Err(CliError::new(Exit::Usage, message));
         }
         if flow.events() > EMBEDDED_EVENTS {
             let message = format!(
-                "the embedded broker holds {EMBEDDED_EVENTS} events (--rate times --duration); name a real Kafka with --brokers for more"
+                "the embedded broker is limited to {EMBEDDED_EVENTS} events (--rate times --duration); for more, set --brokers to a real Kafka"
             );
             return Err(CliError::new(Exit::Usage, message));
         }
@@ -82,15 +83,15 @@ impl Stage {
         })
     }
 
-    /// Whether the broker ends with this process.
+    /// Whether the broker runs in this process.
     pub(super) fn is_embedded(&self) -> bool {
         self.embedded.is_some()
     }
 
-    /// A producer for records that each stand for themselves.
+    /// A producer for independent records.
     ///
     /// # Errors
-    /// [`CliError`] when there can be none.
+    /// [`CliError`] when it cannot be created.
     pub(super) fn producer(&self) -> Result<Producer, CliError> {
         let plain = Settings {
             guarantee: Guarantee::AtLeastOnce,
@@ -99,14 +100,14 @@ impl Stage {
         Producer::sole(&plain, "demo").map_err(|failure| print::failed(&failure))
     }
 
-    /// Writes the subscriptions. `rate`: orders a second.
+    /// Writes the subscriptions. `rate`: events per second.
     ///
     /// # Errors
-    /// [`CliError`] when the broker does not take them.
+    /// [`CliError`] when the broker does not accept them.
     pub(super) fn subscribe(&self, receivers: &Receivers, rate: u32) -> Result<(), CliError> {
         let topic = self.settings.topics.subscriptions();
         let mut producer = self.producer()?;
-        for (tag, (subscriber, receiver)) in CAST.iter().zip(&receivers.all).enumerate() {
+        for (tag, (subscriber, receiver)) in SUBSCRIBERS.iter().zip(&receivers.all).enumerate() {
             let document = subscriber
                 .subscription(&receiver.url, &receiver.secret, rate)
                 .to_string();
@@ -128,14 +129,14 @@ impl Stage {
     }
 }
 
-/// A batch that the broker did not take, as a message.
+/// Converts a failed batch to an error.
 pub(super) fn refused(what: &str, error: BatchError) -> CliError {
     match error {
         BatchError::Failed(failure) => print::failed(&failure),
         BatchError::Aborted(error) => print::failed(&Failure::from_client(what, error)),
         BatchError::TooLarge { .. } => CliError::new(
             Exit::Failure,
-            format!("{what}: a record is larger than the broker's limit"),
+            format!("{what}: a record exceeds the broker's size limit"),
         ),
     }
 }
@@ -144,9 +145,7 @@ fn create_topics(settings: &Settings) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| {
-            CliError::new(Exit::Failure, format!("cannot start a runtime: {error}"))
-        })?;
+        .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))?;
     let wish = Wish {
         partitions: Some(PARTITIONS),
         replication: None,

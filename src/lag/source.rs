@@ -1,0 +1,204 @@
+//! One topic that the lag role reads: its client, its partitions, and the decoding of its records.
+//!
+//! The protocol cannot fetch records without their bodies, but bodies are never copied: a row is made from the key and
+//! three headers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use super::index::{Index, Place};
+use super::progress::Progress;
+use crate::config::Settings;
+use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::credentials::keep_current;
+use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
+use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::kafka::log_reader::header_pairs;
+use crate::edge::kafka::record::each_header;
+use crate::model::command::header;
+use crate::model::dead_letter::{Coordinates, Fact};
+use crate::model::units::{EpochMs, Offset};
+
+/// How long to poll while records are unread.
+const MORE: Duration = Duration::from_millis(10);
+/// Records read in one turn.
+const TURN: usize = 10_000;
+
+/// Small fetches without a pause. Records are small, decoding is faster than fetching, and the allocator keeps the memory
+/// of a burst of large fetches.
+const FETCHING: [(&str, &str); 3] = [
+    ("queued.min.messages", "2000"),
+    ("fetch.message.max.bytes", "65536"),
+    ("fetch.queue.backoff.ms", "1"),
+];
+
+pub(super) type Client = Arc<BaseConsumer<LoggedConsumer>>;
+
+/// The kind of a topic's records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Commands,
+    Tier(usize),
+    DeadLetters,
+}
+
+/// One topic. Each has its own client, since a client reports the end of a partition without the topic.
+pub(super) struct Source {
+    pub(super) topic: String,
+    pub(super) kind: Kind,
+    pub(super) client: Client,
+    pub(super) partitions: BTreeMap<i32, Progress>,
+}
+
+impl Source {
+    /// Starts or restarts reading a partition at `from`, or at its first record.
+    pub(super) fn read_from(
+        &mut self,
+        index: &mut Index,
+        partition: i32,
+        from: Option<i64>,
+    ) -> Result<(), Failure> {
+        let failed = |error| Failure::from_client(format!("reading {}", self.topic), error);
+        let before = self.partitions.get(&partition).copied();
+        if before.is_some() {
+            let mut list = TopicPartitionList::new();
+            list.add_partition(&self.topic, partition);
+            self.client.incremental_unassign(&list).map_err(failed)?;
+            match self.place(partition) {
+                Some(place) => index.forget(place),
+                None => index.forget_dead_letters(partition, Offset(i64::MAX)),
+            }
+        }
+        let start = from.map_or(rdkafka::Offset::Beginning, rdkafka::Offset::Offset);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, start)
+            .map_err(failed)?;
+        self.client.incremental_assign(&list).map_err(failed)?;
+        let from = from.unwrap_or(0);
+        let progress = before.map_or_else(|| Progress::new(from), |before| before.again(from));
+        self.partitions.insert(partition, progress);
+        Ok(())
+    }
+
+    /// The place of the commands of a partition; `None` for dead letters.
+    pub(super) fn place(&self, partition: i32) -> Option<Place> {
+        match self.kind {
+            Kind::Commands => Some(Place::Commands(partition)),
+            Kind::Tier(tier) => Some(Place::Tier(tier, partition)),
+            Kind::DeadLetters => None,
+        }
+    }
+
+    /// Reads available records, at most [`TURN`]; returns whether there were any. Polls with a short timeout while records
+    /// are unread, since a client that is polled too rarely stops fetching.
+    pub(super) fn turn(&mut self, index: &mut Index) -> Result<bool, Failure> {
+        let more = !self.partitions.values().all(Progress::is_reached);
+        let mut patience = if more { MORE } else { Duration::ZERO };
+        for count in 0..TURN {
+            match self.client.poll(std::mem::take(&mut patience)) {
+                None => return Ok(count > 0),
+                Some(Ok(message)) => {
+                    if let Some(progress) = self.partitions.get_mut(&message.partition()) {
+                        progress.record(message.offset());
+                    }
+                    take_record(index, self.kind, &message);
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    if let Some(progress) = self.partitions.get_mut(&partition) {
+                        progress.end();
+                    }
+                }
+                Some(Err(error)) => tolerate(error)?,
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn take_record(index: &mut Index, kind: Kind, message: &BorrowedMessage<'_>) {
+    let place = match kind {
+        Kind::Commands => Place::Commands(message.partition()),
+        Kind::Tier(tier) => Place::Tier(tier, message.partition()),
+        Kind::DeadLetters => return take_dead_letter_record(index, message),
+    };
+    // A record that is not a command is ignored; the role that reads it moves it to the invalid events.
+    let subscriber = message.key().and_then(|key| std::str::from_utf8(key).ok());
+    let mut subscription = None;
+    let mut enqueued = None;
+    let mut due = None;
+    for (name, value) in each_header(message) {
+        let text = || value.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        match name {
+            header::SUBSCRIPTION => subscription = text(),
+            header::ENQUEUED => enqueued = text().and_then(|text| text.parse().ok()),
+            header::DUE => due = text().and_then(|text| text.parse().ok()),
+            _ => {}
+        }
+    }
+    if let (Some(subscriber), Some(subscription), Some(enqueued)) =
+        (subscriber, subscription, enqueued)
+    {
+        let entry = index.entry(subscriber, subscription);
+        let offset = Offset(message.offset());
+        index.add(place, offset, entry, EpochMs(enqueued), due.map(EpochMs));
+    }
+}
+
+fn take_dead_letter_record(index: &mut Index, message: &BorrowedMessage<'_>) {
+    let at = Coordinates {
+        partition: message.partition(),
+        offset: Offset(message.offset()),
+    };
+    match Fact::decode(at, message.key(), &header_pairs(message)) {
+        Ok(Fact::DeadLettered(dead_letter)) => {
+            let entry = index.entry(&dead_letter.subscriber, &dead_letter.subscription);
+            index.dead_lettered(&dead_letter, entry);
+        }
+        Ok(Fact::Settled(settled)) => index.settled(&settled, at),
+        Err(error) => {
+            tracing::warn!(record = %at, "unreadable record in the dead-letter topic: {error}")
+        }
+    }
+}
+
+fn tolerate(error: KafkaError) -> Result<(), Failure> {
+    let is_fatal = is_denied(&error)
+        || matches!(error, KafkaError::MessageConsumptionFatal(_))
+        || error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
+    if is_fatal {
+        return Err(Failure::from_client("reading the backlog", error));
+    }
+    if !is_unreachable(&error) {
+        tracing::warn!("reading the backlog: {error}");
+    }
+    Ok(())
+}
+
+/// A client that does not join the group.
+///
+/// # Errors
+/// [`Failure`] when the client cannot be created because of its settings.
+pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
+    let mut config = consumer_config(settings, "lag", group);
+    for (key, value) in FETCHING {
+        if !settings.properties.iter().any(|(known, _)| known == key) {
+            config.set(key, value);
+        }
+    }
+    config
+        .set("isolation.level", isolation)
+        .set("enable.partition.eof", "true");
+    let client: BaseConsumer<LoggedConsumer> = config
+        .create_with_context(LoggedConsumer(LogContext::new("lag")))
+        .map_err(|error| Failure::from_client("creating a reader", error))?;
+    let client = Arc::new(client);
+    keep_current(&settings.credentials, &client, |client| client.client());
+    Ok(client)
+}

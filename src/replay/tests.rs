@@ -1,0 +1,58 @@
+use super::*;
+
+#[test]
+fn a_paced_batch_covers_one_second() {
+    let plan = |pace| Plan {
+        pace,
+        ..Plan::default()
+    };
+    assert_eq!(plan(None).batch(), MAX_BATCH);
+    assert_eq!(plan(Some(Duration::from_millis(20))).batch(), 50);
+    assert_eq!(plan(Some(Duration::from_secs(60))).batch(), 1);
+    assert_eq!(plan(Some(Duration::from_nanos(1))).batch(), MAX_BATCH);
+}
+
+#[test]
+fn only_recent_replays_on_another_cluster_are_repeated() {
+    let fact = |cluster: Option<&str>, how, at| Settled {
+        letter: Coordinates {
+            partition: 0,
+            offset: Offset(1),
+        },
+        cluster: cluster.map(str::to_owned),
+        moment: None,
+        how,
+        at: EpochMs(at),
+        webhook_id: "msg_1".to_owned(),
+        subscription: "s".to_owned(),
+    };
+    let plan = Plan {
+        again_since: Some(EpochMs(10)),
+        ..Plan::default()
+    };
+    let (replayed, discarded) = (Settlement::Replayed, Settlement::Discarded);
+    assert!(!plan.accepts(&fact(Some("a"), replayed, 10), "b"));
+    for accepted in [
+        fact(Some("a"), replayed, 9),
+        fact(Some("a"), discarded, 10),
+        fact(Some("b"), replayed, 10),
+        fact(None, replayed, 10),
+    ] {
+        assert!(plan.accepts(&accepted, "b"), "{accepted:?}");
+    }
+    let fact = fact(Some("a"), replayed, 10);
+    assert!(Plan::default().accepts(&fact, "b"));
+}
+
+#[test]
+fn a_limit_is_reached_by_that_many_dead_letters() {
+    let plan = Plan {
+        limit: Some(3),
+        ..Plan::default()
+    };
+    assert!(!plan.is_reached(2) && plan.is_reached(3));
+    assert!(
+        !Plan::default().is_reached(u64::MAX),
+        "without a limit it is never reached"
+    );
+}

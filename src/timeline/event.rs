@@ -1,0 +1,125 @@
+//! Recognises the record of the event itself, which carries no webhook id. Pure.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::step::{Detail, RecordView, Step, Webhook};
+use crate::model::event;
+use crate::model::event::{RawEvent, webhook_id};
+
+/// Matches the events that a search is about.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EventMatcher {
+    /// The id searched for: an event id or a webhook id.
+    id: String,
+    /// The event ids and webhooks found so far. Two sources may use the same event id, so an event matches only if it
+    /// yields one of these webhook ids.
+    found: Vec<(String, Webhook)>,
+}
+
+impl EventMatcher {
+    /// A matcher for `id` and for the webhooks in `steps`.
+    #[must_use]
+    pub(super) fn of(id: &str, steps: &[Step]) -> Self {
+        let mut found: Vec<(String, Webhook)> = Vec::new();
+        for step in steps {
+            // A settling record does not carry the event id.
+            if let Some(webhook) = step.webhook.clone().filter(|_| !step.event_id.is_empty()) {
+                let pair = (step.event_id.clone(), webhook);
+                if !found.contains(&pair) {
+                    found.push(pair);
+                }
+            }
+        }
+        Self {
+            id: id.to_owned(),
+            found,
+        }
+    }
+
+    /// The webhook ids found so far.
+    #[must_use]
+    pub(super) fn webhooks(&self) -> HashSet<String> {
+        let ids = self.found.iter().map(|(_, webhook)| webhook.id.clone());
+        ids.collect()
+    }
+
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        let found = self.found.iter().map(|(event, _)| event.as_str());
+        std::iter::once(self.id.as_str()).chain(found)
+    }
+
+    /// Whether the record may be a match: a cheap filter without false negatives.
+    #[must_use]
+    pub(super) fn may_be(&self, value: Option<&[u8]>, headers: &[(&str, &[u8])]) -> bool {
+        let in_header = |id: &str| in_header(id, headers);
+        // An event is UTF-8. A backslash may stand for any character of an id.
+        let text = value.and_then(|value| std::str::from_utf8(value).ok());
+        let in_value = |id: &str| text.is_some_and(|text| text.contains(id));
+        self.ids().any(|id| in_header(id) || in_value(id))
+            || text.is_some_and(|text| text.contains('\\'))
+    }
+
+    /// Decodes an event; `None` if it does not match.
+    #[must_use]
+    pub(super) fn event(&self, raw: &RecordView<'_>) -> Option<Step> {
+        let read = event::read(
+            &RawEvent {
+                topic: raw.topic,
+                payload: raw.value,
+                headers: raw.headers,
+                timestamp: raw.time,
+            },
+            usize::MAX,
+        );
+        let event = read.ok()?;
+        let is_of = |(_, webhook): &(String, Webhook)| {
+            webhook_id(event.source(), event.id(), &webhook.subscription) == webhook.id
+        };
+        if event.id() != self.id && !self.found.iter().any(is_of) {
+            return None;
+        }
+        Some(self.step(
+            raw,
+            event.id(),
+            Detail::Event {
+                event_type: event.event_type().to_owned(),
+            },
+        ))
+    }
+
+    /// The step for a record that could not be read as an event, if its value contains the quoted id or its headers carry it
+    /// as a CloudEvent in binary mode.
+    #[must_use]
+    pub(super) fn invalid(&self, raw: &RecordView<'_>) -> Option<Step> {
+        let value = String::from_utf8_lossy(raw.value.unwrap_or_default());
+        if !in_header(&self.id, raw.headers) && !value.contains(&format!("\"{}\"", self.id)) {
+            return None;
+        }
+        let error = raw
+            .headers
+            .iter()
+            .find(|(name, _)| *name == "hookstream-error");
+        let error = error.map_or_else(String::new, |(_, text)| {
+            String::from_utf8_lossy(text).into_owned()
+        });
+        Some(self.step(raw, &self.id, Detail::Invalid { error }))
+    }
+
+    fn step(&self, raw: &RecordView<'_>, event_id: &str, detail: Detail) -> Step {
+        Step {
+            topic: Arc::clone(raw.topic),
+            at: raw.at,
+            time: raw.time,
+            webhook: None,
+            event_id: event_id.to_owned(),
+            detail,
+        }
+    }
+}
+
+/// Whether the headers carry the id as a CloudEvent in binary mode.
+fn in_header(id: &str, headers: &[(&str, &[u8])]) -> bool {
+    let mut named = headers.iter().filter(|(name, _)| *name == "ce_id");
+    named.any(|(_, value)| *value == id.as_bytes())
+}
