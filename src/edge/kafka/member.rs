@@ -9,69 +9,47 @@
 //! still there to be waited for (`health`, and another client that is asked in its place).
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rdkafka::Message as _;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{
-    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol,
+    BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata, RebalanceProtocol,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
-use rdkafka::types::RDKafkaRespErr;
-
-use crate::edge::kafka::member::sequence_guard::{Turn, Wanted};
-use health::ClientHealth;
 
 use super::bootstrap;
-use super::watchdog::{bounded, was_unreachable_within};
+use super::watchdog::bounded;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
+use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::wait::Pulse;
 use crate::model::throttle::Throttle;
 use crate::model::units::Position;
+use committed::CommittedReader;
+use context::{Event, MemberContext, unassign};
+use health::ClientHealth;
+use partition::plain;
+use read_positions::ReadPositions;
+use sequence_guard::{Arrival, SequenceGuard};
 
+mod committed;
+mod context;
+mod gap;
 mod health;
+mod partition;
+mod read_positions;
 mod sequence_guard;
 
-/// One partition of one topic.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TopicPartition {
-    /// The topic's name.
-    pub topic: Arc<str>,
-    /// The partition's number.
-    pub partition: i32,
-}
-
-/// A position to commit, with the metadata that goes with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Commit {
-    /// Where.
-    pub at: TopicPartition,
-    /// The next record to read after a restart.
-    pub position: Position,
-    /// At most 4,096 characters at the broker; empty where a position says all.
-    pub metadata: String,
-}
-
-/// What a group has committed for a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Where.
-    pub at: TopicPartition,
-    /// `None` when the group has never committed here.
-    pub position: Option<Position>,
-    /// As it was committed.
-    pub metadata: String,
-}
+pub use committed::Committed;
+pub use gap::Gap;
+pub use partition::{Commit, TopicPartition, commit_list};
 
 /// What one poll brought.
 pub enum Polled<'a> {
@@ -92,154 +70,6 @@ pub enum Polled<'a> {
     Idle,
 }
 
-/// A hole in what was read, or an end of the topic that lies before what was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// Where.
-    pub at: TopicPartition,
-    /// What was to be read next.
-    pub from: Position,
-    /// The earliest record that the broker has: reading goes on there.
-    pub to: Position,
-}
-
-impl Gap {
-    /// The gap between the position `from` and a log that holds what lies from `low` up to `high`, if there is one.
-    fn find(at: &TopicPartition, from: Position, low: i64, high: i64) -> Option<Self> {
-        let outside = from.0 < low || from.0 > high;
-        outside.then(|| Self {
-            at: at.clone(),
-            from,
-            to: Position(low),
-        })
-    }
-
-    /// How many offsets are lost; 0 when the topic ends before the position, so that it was truncated or made again.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        u64::try_from(self.to.0 - self.from.0).unwrap_or(0)
-    }
-
-    /// Tells of it: lost records by their exact range.
-    pub fn log(&self) {
-        let (topic, partition, from, to) =
-            (&self.at.topic, self.at.partition, self.from.0, self.to.0);
-        if self.lost() > 0 {
-            tracing::error!(
-                topic = %topic, partition, from, to,
-                "LOST: the offsets from {from} to {} of {topic} {partition} were deleted before they were read: retention has overtaken this group, or an operator deleted them; reading goes on at {to}",
-                to - 1,
-            );
-        } else {
-            tracing::error!(
-                topic = %topic, partition, from, to,
-                "{topic} {partition} ends before the position {from} of this group: it was truncated or made again; all that it holds is read, from {to}, and may be done a second time",
-            );
-        }
-    }
-}
-
-enum Event {
-    Assign(Vec<TopicPartition>),
-    Revoke {
-        partitions: Vec<TopicPartition>,
-        lost: bool,
-    },
-    Gap(Gap),
-}
-
-/// Takes note of rebalances.
-pub struct MemberContext {
-    log: LogContext,
-    events: Mutex<VecDeque<Event>>,
-    closing: AtomicBool,
-    health: ClientHealth,
-}
-
-impl ClientContext for MemberContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        if crate::edge::kafka::error::is_unreachable(&error) {
-            self.health.disturb();
-        }
-        self.log.error(error, reason);
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.health.read(statistics);
-    }
-}
-
-impl ConsumerContext for MemberContext {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        code: RDKafkaRespErr,
-        partitions: &mut TopicPartitionList,
-    ) {
-        let assigning = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if self.closing.load(Ordering::Relaxed) {
-            // The final commit is done; all that is left is to let go.
-            if !assigning && let Err(error) = unassign(consumer, partitions) {
-                tracing::debug!(
-                    client = self.log.purpose,
-                    "giving partitions up while closing: {error}"
-                );
-            }
-            return;
-        }
-        let listed = list(partitions);
-        let event = if assigning {
-            Event::Assign(listed)
-        } else {
-            Event::Revoke {
-                partitions: listed,
-                lost: consumer.assignment_lost(),
-            }
-        };
-        self.events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(event);
-    }
-}
-
-fn list(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
-    let mut topics: HashMap<String, Arc<str>> = HashMap::new();
-    partitions
-        .elements()
-        .iter()
-        .map(|element| {
-            let topic = topics
-                .entry(element.topic().to_owned())
-                .or_insert_with(|| Arc::from(element.topic()));
-            TopicPartition {
-                topic: Arc::clone(topic),
-                partition: element.partition(),
-            }
-        })
-        .collect()
-}
-
-fn unassign(
-    consumer: &BaseConsumer<MemberContext>,
-    partitions: &TopicPartitionList,
-) -> Result<(), KafkaError> {
-    match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
-        _ => consumer.unassign(),
-    }
-}
-
-/// Where reading began, and the position that the client told at that time: until that changes, nothing was read.
-struct Began {
-    at: Position,
-    told: Option<Position>,
-}
-
 /// A member of one consumer group; to be used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
@@ -250,9 +80,8 @@ pub struct Member {
     /// The generation in which the partitions were taken. Never read afresh at commit time: after an
     /// eviction that would name no generation at all, which a broker accepts from anybody.
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
-    /// Where each partition's reading last began.
-    began: RefCell<HashMap<TopicPartition, Began>>,
-    wanted: RefCell<Wanted>,
+    read_positions: RefCell<ReadPositions>,
+    sequence: RefCell<SequenceGuard>,
     repeats: RefCell<Throttle>,
     /// A position was out of range, and it is not yet known which.
     out_of_range: Cell<bool>,
@@ -272,7 +101,7 @@ impl Member {
         topics: &[&str],
         extra: &[(&str, &str)],
     ) -> Result<Self, Failure> {
-        let mut config = crate::edge::kafka::client::consumer_config(settings, purpose, group);
+        let mut config = consumer_config(settings, purpose, group);
         // What is not there any more must be told, not skipped: see `Gap`.
         config.set("auto.offset.reset", "error");
         config.set("statistics.interval.ms", "3000");
@@ -308,8 +137,8 @@ impl Member {
             pulse,
             group: group.to_owned(),
             metadata: RefCell::default(),
-            began: RefCell::default(),
-            wanted: RefCell::default(),
+            read_positions: RefCell::default(),
+            sequence: RefCell::default(),
             repeats: RefCell::new(Throttle::new(Duration::from_secs(1))),
             out_of_range: Cell::new(false),
         })
@@ -342,15 +171,15 @@ impl Member {
                 failpoint::point("poll.after");
                 let (topic, partition, offset) =
                     (message.topic(), message.partition(), message.offset());
-                let turn = self.wanted.borrow_mut().take(topic, partition, offset);
-                match turn {
-                    Turn::New => Ok(Polled::Message(message)),
-                    Turn::Again => {
+                let arrival = self.sequence.borrow_mut().take(topic, partition, offset);
+                match arrival {
+                    Arrival::New => Ok(Polled::Message(message)),
+                    Arrival::Repeated => {
                         self.tell_repeat(topic, partition, offset);
                         Ok(Polled::Idle)
                     }
                     // What was given may be committed by now: the next owner must not read on behind this.
-                    Turn::LeftOut => Err(Failure::Internal(format!(
+                    Arrival::Skipped => Err(Failure::Internal(format!(
                         "the client gave {topic} {partition}:{offset} after later records: nothing more is committed; this is a defect of the client, and a restart reads from the committed positions"
                     ))),
                 }
@@ -371,14 +200,7 @@ impl Member {
     }
 
     fn next_event(&self) -> Option<Polled<'static>> {
-        let event = self
-            .consumer
-            .context()
-            .events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()?;
-        Some(match event {
+        Some(match self.consumer.context().next_event()? {
             Event::Assign(partitions) => Polled::Assigned(partitions),
             Event::Revoke { partitions, lost } => Polled::Revoked { partitions, lost },
             Event::Gap(gap) => Polled::Gap(gap),
@@ -400,12 +222,12 @@ impl Member {
                 self.out_of_range.set(true);
                 Ok(Polled::Idle)
             }
-            _ if crate::edge::kafka::error::is_denied(&error) => Err(Failure::from_client(
+            _ if is_denied(&error) => Err(Failure::from_client(
                 format!("reading as group {}", self.group),
                 error,
             )),
             // The client tells of that by itself.
-            _ if crate::edge::kafka::error::is_unreachable(&error) => Ok(Polled::Idle),
+            _ if is_unreachable(&error) => Ok(Polled::Idle),
             _ => {
                 tracing::warn!(group = self.group, "reading: {error}");
                 Ok(Polled::Idle)
@@ -417,7 +239,7 @@ impl Member {
     fn look_for_gaps(&self) -> Result<(), Failure> {
         const ANSWER: Duration = Duration::from_secs(5);
         let mut found = Vec::new();
-        let positions = self.reading_at()?;
+        let positions = self.read_positions.borrow().current(&self.consumer)?;
         for (at, from) in &positions {
             let ends = self
                 .consumer
@@ -441,7 +263,7 @@ impl Member {
         for gap in found {
             gap.log();
             self.start_at(gap.at.clone(), gap.to)?;
-            self.note(Event::Gap(gap));
+            self.consumer.context().push_event(Event::Gap(gap));
         }
         Ok(())
     }
@@ -459,77 +281,25 @@ impl Member {
     /// # Errors
     /// [`Failure`] when the client refuses, which it does not while it is sound.
     pub fn passed(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
-        let reading_at = self.reading_at()?;
-        let mut wanted = self.wanted.borrow_mut();
+        let reading_at = self.read_positions.borrow().current(&self.consumer)?;
+        let mut sequence = self.sequence.borrow_mut();
         let passed = reading_at.into_iter().filter(|(at, position)| {
-            let next = wanted.next(&at.topic, at.partition);
+            let next = sequence.next(&at.topic, at.partition);
             next.is_some_and(|next| position.0 > next)
         });
         Ok(passed.collect())
     }
 
-    /// What is to be read next, of each partition.
-    fn reading_at(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
-        let began = self.began.borrow();
-        let told = self.told_positions()?;
-        let each = began.iter().filter_map(|(at, began)| {
-            let told = *told.get(at)?;
-            // Nothing has come since it began there.
-            let now = if told == began.told {
-                Some(began.at)
-            } else {
-                told
-            };
-            Some((at.clone(), now?))
-        });
-        Ok(each.collect())
-    }
-
-    /// Behind the last record that the client gave, of each assigned partition.
-    fn told_positions(&self) -> Result<HashMap<TopicPartition, Option<Position>>, Failure> {
-        let positions = self
-            .consumer
-            .position()
-            .map_err(|error| Failure::from_client("asking for positions", error))?;
-        let each = positions.elements().into_iter().map(|element| {
-            let at = TopicPartition {
-                topic: Arc::from(element.topic()),
-                partition: element.partition(),
-            };
-            let position = match element.offset() {
-                rdkafka::Offset::Offset(offset) => Some(Position(offset)),
-                _ => None,
-            };
-            (at, position)
-        });
-        Ok(each.collect())
-    }
-
-    /// Reading of `positions` begins anew; the client tells no new position before the first record.
-    fn begins(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
-        let told = self.told_positions()?;
-        let mut began = self.began.borrow_mut();
+    /// Records that reading starts at `positions`.
+    fn started(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
+        let mut sequence = self.sequence.borrow_mut();
         for (at, position) in positions {
-            let start = Began {
-                at: position.unwrap_or_default(),
-                told: told.get(at).copied().flatten(),
-            };
-            self.wanted
-                .borrow_mut()
-                .start(&at.topic, at.partition, start.at.0);
-            began.insert(at.clone(), start);
+            let start = position.unwrap_or_default();
+            sequence.start(&at.topic, at.partition, start.0);
         }
-        Ok(())
-    }
-
-    fn note(&self, event: Event) {
-        let mut events = self
-            .consumer
-            .context()
-            .events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        events.push_back(event);
+        self.read_positions
+            .borrow_mut()
+            .start(&self.consumer, positions)
     }
 
     /// A leader change looks like a missing topic for a moment; only what the metadata lacks is missing.
@@ -547,102 +317,19 @@ impl Member {
             .map(Failure::TopicMissing)
     }
 
-    /// What the group has committed for `partitions`; waits while a transaction that holds them is open, and while no
-    /// broker answers. Soon after no broker answered, a coordinator that has just begun may tell old positions for a
-    /// moment (seen once, of Kafka 4.0.2 after all brokers had been killed): then two readings have to agree.
+    /// What the group has committed for `partitions`: see [`CommittedReader::read`].
     ///
     /// # Errors
-    /// [`Failure`] when permission is denied; when the process is told to stop before there is an answer; and when
-    /// another client got one, and this one still does not.
+    /// As [`CommittedReader::read`].
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
-        const TRY: Duration = Duration::from_secs(5);
-        /// After this, longer than a request of ours can take, another client is asked, and again as much later.
-        const ANSWERED: Duration = Duration::from_secs(15);
-        /// Of so many tries the last says what the matter is. A transaction of ours ends within
-        /// [`crate::edge::kafka::client::TRANSACTION_TIMEOUT`], and ten seconds that a broker may take to notice.
-        const HANGING: usize = 6;
-        /// For so long after no broker answered a reading is made again, so much later.
-        const UNSETTLED: Duration = Duration::from_secs(60);
-        const AGAIN: Duration = Duration::from_secs(1);
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        if failpoint::fails("forgotten") {
-            return Err(Failure::Forgotten(self.purpose));
-        }
-        let wanted = plain(partitions);
-        let mut tries = 0;
-        let mut asked = clock::instant();
-        let mut another_has_read = false;
-        let mut before = None;
-        loop {
-            tries += 1;
-            let read = || {
-                failpoint::point("committed-read.before");
-                self.consumer.committed_offsets(wanted.clone(), TRY)
-            };
-            match bounded("reading committed offsets", read) {
-                Ok(found) => {
-                    failpoint::point("committed-read.after");
-                    let found = read_committed(partitions, &found)?;
-                    if !was_unreachable_within(UNSETTLED)
-                        || before.as_ref() == Some(&found)
-                        || !(self.pulse)()
-                    {
-                        return Ok(found);
-                    }
-                    before = Some(found);
-                    std::thread::sleep(AGAIN);
-                }
-                Err(error) if crate::edge::kafka::error::is_denied(&error) || !(self.pulse)() => {
-                    return Err(Failure::from_client(
-                        format!("reading the committed offsets of {}", self.group),
-                        error,
-                    ));
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        group = self.group,
-                        "reading committed offsets: {error}; trying again"
-                    );
-                    if another_has_read {
-                        return Err(Failure::Forgotten(self.purpose));
-                    }
-                    if clock::instant().saturating_duration_since(asked) >= ANSWERED {
-                        another_has_read = self.another_reads(&wanted, "read_committed", TRY);
-                        asked = clock::instant();
-                    }
-                    if tries % HANGING == 0 && self.another_reads(&wanted, "read_uncommitted", TRY)
-                    {
-                        tracing::error!(
-                            group = self.group,
-                            "the positions of this group hang in a transaction that should have ended long ago: a broker has lost its end; see the runbook, HangingTransaction; waiting"
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether a client that is no member reads what the group has committed: if it does as `read_committed`, no open
-    /// transaction and no missing broker keeps this one from it.
-    fn another_reads(
-        &self,
-        wanted: &TopicPartitionList,
-        isolation: &str,
-        timeout: Duration,
-    ) -> bool {
-        let mut config =
-            crate::edge::kafka::client::consumer_config(&self.settings, self.purpose, &self.group);
-        config.set("isolation.level", isolation);
-        let context = LoggedConsumer(LogContext::new(self.purpose));
-        let another: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
-        let Ok(client) = another else { return false };
-        let read = || client.committed_offsets(wanted.clone(), timeout);
-        let reads = bounded("reading committed offsets by another client", read).is_ok();
-        // Dropping it can block while no coordinator answers.
-        std::thread::spawn(move || drop(client));
-        reads
+        let reader = CommittedReader {
+            consumer: &self.consumer,
+            settings: &self.settings,
+            purpose: self.purpose,
+            group: &self.group,
+            pulse: &self.pulse,
+        };
+        reader.read(partitions)
     }
 
     /// Takes `partitions`, reading from the positions given, or from the earliest record.
@@ -665,7 +352,7 @@ impl Member {
         };
         taken.map_err(|error| Failure::from_client("taking partitions", error))?;
         failpoint::point("assigned.after");
-        self.begins(partitions)?;
+        self.started(partitions)?;
         let fresh = partitions.iter().filter(|(_, position)| position.is_none());
         let fresh = fresh.count();
         if fresh > 0 {
@@ -791,7 +478,7 @@ impl Member {
         let mut last = KafkaError::Seek("no try was made".to_owned());
         for _ in 0..TRIES {
             match self.try_seek(wanted.clone()) {
-                Ok(()) => return self.begins(positions),
+                Ok(()) => return self.started(positions),
                 Err(error) => last = error,
             }
             std::thread::sleep(STARTING);
@@ -874,62 +561,4 @@ impl Member {
         });
         closed.recv_timeout(deadline).is_ok()
     }
-}
-
-fn plain(partitions: &[TopicPartition]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for at in partitions {
-        list.add_partition(&at.topic, at.partition);
-    }
-    list
-}
-
-/// As the client wants commits.
-///
-/// # Errors
-/// The client's error for an offset it cannot hold.
-pub fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(commits.len());
-    for commit in commits {
-        let mut element = list.add_partition(&commit.at.topic, commit.at.partition);
-        element.set_offset(rdkafka::Offset::Offset(commit.position.0))?;
-        if !commit.metadata.is_empty() {
-            element.set_metadata(&commit.metadata);
-        }
-    }
-    Ok(list)
-}
-
-fn read_committed(
-    partitions: &[TopicPartition],
-    found: &TopicPartitionList,
-) -> Result<Vec<Committed>, Failure> {
-    partitions
-        .iter()
-        .map(|at| {
-            let Some(element) = found.find_partition(&at.topic, at.partition) else {
-                return Ok(Committed {
-                    at: at.clone(),
-                    position: None,
-                    metadata: String::new(),
-                });
-            };
-            element.error().map_err(|error| {
-                Failure::from_client(
-                    format!("the offset of {} {}", at.topic, at.partition),
-                    error,
-                )
-            })?;
-            let position = match element.offset() {
-                rdkafka::Offset::Offset(offset) => Some(Position(offset)),
-                _ => None,
-            };
-            // The client panics on metadata that is not UTF-8, but brokers keep it as a string.
-            Ok(Committed {
-                at: at.clone(),
-                position,
-                metadata: element.metadata().to_owned(),
-            })
-        })
-        .collect()
 }
