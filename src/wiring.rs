@@ -70,7 +70,7 @@ impl Role {
     fn run(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
         loop {
             match self.run_once(context, families) {
-                Err(failure @ Failure::Forgotten(_)) if !context.stopping() => {
+                Err(failure @ Failure::Stuck(_)) if !context.stopping() => {
                     tracing::warn!(role = self.name(), "{failure}: the role begins anew");
                     context.metrics.role_restarts(self.name()).inc();
                 }

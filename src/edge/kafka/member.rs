@@ -1,12 +1,12 @@
-//! A member of a consumer group whose rebalances are ordinary events of the polling loop.
+//! A member of a consumer group whose rebalances are ordinary events of the poll loop.
 //!
-//! librdkafka tells of a rebalance in a callback inside `poll`; here the callback only takes note, and
-//! [`Member::poll`] returns it as [`Polled::Assigned`] or [`Polled::Revoked`]. The role then drains and
-//! commits, and answers with [`Member::take`] or [`Member::give_up`]; until it does, the group waits for it.
-//! So everything that touches a partition happens on one thread, in order (**Owner only**).
+//! librdkafka reports a rebalance in a callback inside `poll`. Here the callback only queues it, and [`Member::poll`]
+//! returns it as [`Polled::Assigned`] or [`Polled::Revoked`]. The role then drains, commits, and responds with
+//! [`Member::take`] or [`Member::give_up`]; the group waits until it does. So everything that touches a partition
+//! happens on one thread, in order (**Owner only**).
 //!
-//! The client is not taken at its word in two things: whether it gives each record once (`wanted`), and whether it is
-//! still there to be waited for (`health`, and another client that is asked in its place).
+//! Two properties of the client are verified rather than trusted: that it returns each record once (`sequence_guard`),
+//! and that it is not stuck (`health`, and a second client that reads committed offsets in its place).
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,48 +51,48 @@ pub use committed::Committed;
 pub use gap::Gap;
 pub use partition::{Commit, TopicPartition, commit_list};
 
-/// What one poll brought.
+/// The result of one poll.
 pub enum Polled<'a> {
     /// A record.
     Message(BorrowedMessage<'a>),
-    /// These partitions are to be taken: answer with [`Member::take`], also when there are none.
+    /// Partitions were assigned; the list may be empty. Respond with [`Member::take`].
     Assigned(Vec<TopicPartition>),
-    /// These partitions are to be given up: answer with [`Member::give_up`].
+    /// Partitions were revoked. Respond with [`Member::give_up`].
     Revoked {
         /// Which.
         partitions: Vec<TopicPartition>,
-        /// They are gone already: another member may own them, so nothing may be committed.
+        /// The partitions are lost: another member may own them already, so nothing may be committed.
         lost: bool,
     },
-    /// The broker has no record at the position that was read from; reading has gone on elsewhere.
+    /// The broker had no record at the read position; reading resumed elsewhere.
     Gap(Gap),
     /// Nothing within the time allowed.
     Idle,
 }
 
-/// A member of one consumer group; to be used from one thread.
+/// A member of one consumer group; used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
     settings: Settings,
     purpose: &'static str,
     pulse: Pulse,
     group: String,
-    /// The generation in which the partitions were taken. Never read afresh at commit time: after an
-    /// eviction that would name no generation at all, which a broker accepts from anybody.
+    /// The generation in which the partitions were taken. Never refreshed at commit time: after an eviction it would
+    /// be empty, and a broker accepts an empty generation from anybody.
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
     read_positions: RefCell<ReadPositions>,
     sequence: RefCell<SequenceGuard>,
     repeats: RefCell<Throttle>,
-    /// A position was out of range, and it is not yet known which.
+    /// A position is out of range; the gap has not been located yet.
     out_of_range: Cell<bool>,
 }
 
 impl Member {
-    /// Joins `group` for `topics`. `extra` properties are for this role's way of reading; `pulse` is felt while a
-    /// broker is waited for.
+    /// Joins `group` for `topics`. `extra` are properties of this role; `pulse` is called while the member waits for a
+    /// broker.
     ///
     /// # Errors
-    /// [`Failure`] when the client cannot be made, which is a matter of settings.
+    /// [`Failure`] when the settings do not allow a client to be created.
     pub fn join(
         settings: &Settings,
         pulse: Pulse,
@@ -102,14 +102,14 @@ impl Member {
         extra: &[(&str, &str)],
     ) -> Result<Self, Failure> {
         let mut config = consumer_config(settings, purpose, group);
-        // What is not there any more must be told, not skipped: see `Gap`.
+        // Deleted records must be reported, not skipped: see `Gap`.
         config.set("auto.offset.reset", "error");
         config.set("statistics.interval.ms", "3000");
         let timeout = config
             .get("socket.timeout.ms")
             .and_then(|ms| ms.parse().ok());
         for (key, value) in extra {
-            // What the operator says goes before what suits this role.
+            // The operator's properties take precedence.
             if !settings.properties.iter().any(|(given, _)| given == key) {
                 config.set(*key, *value);
             }
@@ -118,7 +118,7 @@ impl Member {
             log: LogContext::new(purpose),
             events: Mutex::default(),
             closing: AtomicBool::new(false),
-            // The client refuses a property that is no number, and has a minute where none is set.
+            // The client rejects a value that is no number; its own default is one minute.
             health: ClientHealth::new(timeout.unwrap_or(60_000)),
         };
         let consumer: BaseConsumer<MemberContext> =
@@ -144,14 +144,15 @@ impl Member {
         })
     }
 
-    /// Waits at most `timeout`, rounded up to a millisecond, for the next event. Must be called at least every few minutes.
+    /// Waits for the next event for at most `timeout`, rounded up to a millisecond. Must be called at least every few
+    /// minutes.
     ///
     /// # Errors
-    /// [`Failure`] for what waiting does not mend: a topic that is gone, a permission, a fatal client error, a client
-    /// that is silent for good.
+    /// [`Failure`] for what waiting does not fix: a missing topic, a denied permission, a fatal client error, a stuck
+    /// client.
     pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
-        if self.consumer.context().health.is_forgotten() {
-            return Err(Failure::Forgotten(self.purpose));
+        if self.consumer.context().health.is_stuck() {
+            return Err(Failure::Stuck(self.purpose));
         }
         if let Some(event) = self.next_event() {
             return Ok(event);
@@ -163,7 +164,7 @@ impl Member {
             }
         }
         failpoint::point("poll.before");
-        // The client waits for whole milliseconds; the binding spins through what is left.
+        // The client waits for whole milliseconds; the binding would busy-loop through the remainder.
         let whole = timeout.as_nanos().div_ceil(1_000_000);
         let whole = Duration::from_millis(u64::try_from(whole).unwrap_or(u64::MAX));
         match self.consumer.poll(whole) {
@@ -175,12 +176,12 @@ impl Member {
                 match arrival {
                     Arrival::New => Ok(Polled::Message(message)),
                     Arrival::Repeated => {
-                        self.tell_repeat(topic, partition, offset);
+                        self.log_repeat(topic, partition, offset);
                         Ok(Polled::Idle)
                     }
-                    // What was given may be committed by now: the next owner must not read on behind this.
+                    // Later records may be committed by now: the next owner must not continue behind this one.
                     Arrival::Skipped => Err(Failure::Internal(format!(
-                        "the client gave {topic} {partition}:{offset} after later records: nothing more is committed; this is a defect of the client, and a restart reads from the committed positions"
+                        "the Kafka client returned {topic} {partition}:{offset} after later records, which is a client bug; stopping without a commit, restart to resume at the committed offsets"
                     ))),
                 }
             }
@@ -189,12 +190,15 @@ impl Member {
         }
     }
 
-    fn tell_repeat(&self, topic: &str, partition: i32, offset: i64) {
-        if let Some(untold) = self.repeats.borrow_mut().pass(clock::instant()) {
+    fn log_repeat(&self, topic: &str, partition: i32, offset: i64) {
+        if let Some(suppressed) = self.repeats.borrow_mut().pass(clock::instant()) {
             tracing::warn!(
                 group = self.group,
-                untold,
-                "the client gave {topic} {partition}:{offset} a second time: it is not taken again"
+                topic,
+                partition,
+                offset,
+                suppressed,
+                "duplicate record from the Kafka client ignored"
             );
         }
     }
@@ -226,16 +230,16 @@ impl Member {
                 format!("reading as group {}", self.group),
                 error,
             )),
-            // The client tells of that by itself.
+            // The client logs this itself.
             _ if is_unreachable(&error) => Ok(Polled::Idle),
             _ => {
-                tracing::warn!(group = self.group, "reading: {error}");
+                tracing::warn!(group = self.group, "poll failed: {error}");
                 Ok(Polled::Idle)
             }
         }
     }
 
-    /// Compares every position with what the broker has, and reads on from its earliest record where there is none.
+    /// Compares every position with the range of the log, and resumes at the earliest record where it is outside.
     fn look_for_gaps(&self) -> Result<(), Failure> {
         const ANSWER: Duration = Duration::from_secs(5);
         let mut found = Vec::new();
@@ -246,16 +250,16 @@ impl Member {
                 .fetch_watermarks(&at.topic, at.partition, ANSWER);
             match ends {
                 Ok((low, high)) => found.extend(Gap::find(at, *from, low, high)),
-                // Asked again at the next poll.
+                // Retried at the next poll.
                 Err(error) => {
-                    tracing::warn!(group = self.group, "looking for a gap: {error}");
+                    tracing::warn!(group = self.group, "offset gap check failed: {error}");
                     return Ok(());
                 }
             }
         }
         self.out_of_range.set(false);
         if found.is_empty() {
-            // What the broker said has changed meanwhile; the client has stopped a partition all the same.
+            // The log has changed since the error, but the client has stopped a partition.
             return positions
                 .into_iter()
                 .try_for_each(|(at, from)| self.start_at(at, from));
@@ -268,18 +272,18 @@ impl Member {
         Ok(())
     }
 
-    /// The client has stopped this partition, so it cannot be sought; the group is not asked.
+    /// Reassigns one partition: the client has stopped it, so seeking fails. The group is not involved.
     fn start_at(&self, at: TopicPartition, position: Position) -> Result<(), Failure> {
         self.give_up(std::slice::from_ref(&at))?;
         self.take(&[(at, Some(position))])
     }
 
-    /// Of each partition in which the client has passed offsets that hold no record for its reader, such as the marker at
-    /// the end of a transaction, since the last record that it gave: where it is. When all that it gave is done, that
-    /// position may be committed. This asks no broker.
+    /// The positions of partitions in which the client has skipped offsets without a record, such as transaction
+    /// markers, since the last record that it returned. Once all returned records are done, such a position may be
+    /// committed. Sends no request to a broker.
     ///
     /// # Errors
-    /// [`Failure`] when the client refuses, which it does not while it is sound.
+    /// [`Failure`] when the client fails, which a healthy client does not.
     pub fn passed(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
         let reading_at = self.read_positions.borrow().current(&self.consumer)?;
         let mut sequence = self.sequence.borrow_mut();
@@ -290,7 +294,7 @@ impl Member {
         Ok(passed.collect())
     }
 
-    /// Records that reading starts at `positions`.
+    /// Notes that reading starts at `positions`.
     fn started(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
         let mut sequence = self.sequence.borrow_mut();
         for (at, position) in positions {
@@ -302,7 +306,7 @@ impl Member {
             .start(&self.consumer, positions)
     }
 
-    /// A leader change looks like a missing topic for a moment; only what the metadata lacks is missing.
+    /// A leader change briefly looks like a missing topic; only a topic absent from the metadata is missing.
     fn missing_topic(&self) -> Option<Failure> {
         let subscribed = self.consumer.subscription().ok()?;
         let metadata = self
@@ -317,10 +321,11 @@ impl Member {
             .map(Failure::TopicMissing)
     }
 
-    /// What the group has committed for `partitions`: see [`CommittedReader::read`].
+    /// The committed offsets of `partitions`. Waits while an open transaction holds them, and while no broker is
+    /// reachable.
     ///
     /// # Errors
-    /// As [`CommittedReader::read`].
+    /// [`Failure`] when permission is denied, when the process is stopping, or when the client is stuck.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         let reader = CommittedReader {
             consumer: &self.consumer,
@@ -332,10 +337,10 @@ impl Member {
         reader.read(partitions)
     }
 
-    /// Takes `partitions`, reading from the positions given, or from the earliest record.
+    /// Takes `partitions` and reads from the given positions, or from the earliest record.
     ///
     /// # Errors
-    /// [`Failure`] when the client refuses, which it does not while it is sound.
+    /// [`Failure`] when the client fails, which a healthy client does not.
     pub fn take(&self, partitions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
         let mut assigned = TopicPartitionList::new();
         for (at, position) in partitions {
@@ -359,12 +364,12 @@ impl Member {
             tracing::info!(
                 group = self.group,
                 partitions = fresh,
-                "in some partitions nothing is committed, since nothing was read there yet, or it has expired: whatever they hold is read"
+                "no committed offset; starting at the earliest record"
             );
         }
         self.metadata
             .replace(self.consumer.group_metadata().map(Arc::new));
-        // A partition that was paused before it was revoked is still paused.
+        // A partition stays paused across a revocation.
         if !partitions.is_empty() {
             self.consumer
                 .resume(&assigned)
@@ -373,7 +378,7 @@ impl Member {
         Ok(())
     }
 
-    /// Takes `partitions`, reading from what the group has committed.
+    /// Takes `partitions` and reads from their committed offsets.
     ///
     /// # Errors
     /// As [`Member::committed`] and [`Member::take`].
@@ -381,10 +386,10 @@ impl Member {
         self.take(&self.positions(partitions)?)
     }
 
-    /// Reads `partitions` again from what the group has committed.
+    /// Seeks `partitions` back to their committed offsets.
     ///
     /// # Errors
-    /// As [`Member::committed`]; and when a partition cannot be sought within 10 s.
+    /// As [`Member::committed`]; and when seeking a partition takes longer than 10 s.
     pub fn rewind(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
         self.seek(&self.positions(partitions)?)
     }
@@ -400,13 +405,13 @@ impl Member {
             .collect())
     }
 
-    /// Gives `partitions` up; everything about them must be committed or dropped by now.
+    /// Gives up `partitions`; all their work must be committed or dropped by now.
     ///
     /// # Errors
-    /// [`Failure`] when the client refuses, which it does not while it is sound.
+    /// [`Failure`] when the client fails, which a healthy client does not.
     pub fn give_up(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
         unassign(&self.consumer, &plain(partitions))
-            .map_err(|error| Failure::from_client("giving partitions up", error))
+            .map_err(|error| Failure::from_client("giving up partitions", error))
     }
 
     /// The generation in which the current partitions were taken.
@@ -415,13 +420,13 @@ impl Member {
         self.metadata.borrow().clone()
     }
 
-    /// Takes the group's present generation over, if this process is a member of it. The broker is asked by
-    /// committing `anchor`, which must be what is committed already: it refuses that from a member that it has
-    /// evicted, and no later generation can have begun without a rebalance that this thread knows of. Without an
-    /// anchor nothing changes.
+    /// Adopts the current generation of the group, if this process is a member of it. Membership is verified by
+    /// committing `anchor`, which must equal what is already committed: the broker rejects the commit of an evicted
+    /// member, and no later generation can start without a rebalance that this thread sees. Does nothing without an
+    /// anchor.
     ///
     /// # Errors
-    /// The broker's refusal: this process is no member any more, or not yet again.
+    /// The broker's rejection: this process is not a member.
     pub fn renew_generation(&self, anchor: &[Commit]) -> Result<(), KafkaError> {
         if anchor.is_empty() {
             return Ok(());
@@ -432,10 +437,10 @@ impl Member {
         Ok(())
     }
 
-    /// Commits, and waits for the broker's answer.
+    /// Commits and waits for the response.
     ///
     /// # Errors
-    /// The client's error: whether to try again is for the caller to say.
+    /// The client's error; the caller decides whether to retry.
     pub fn commit(&self, commits: &[Commit]) -> Result<(), KafkaError> {
         if commits.is_empty() {
             return Ok(());
@@ -450,22 +455,22 @@ impl Member {
         Ok(())
     }
 
-    /// Whether a connection broke, or an answer did not come in time, since this was last asked. The client may then have
-    /// sent a commit twice, and the first copy may still be under way.
+    /// Whether a connection broke or a request timed out since the last call. The client may then have sent a commit
+    /// twice, and the first copy may still be in flight.
     #[must_use]
     pub fn was_disturbed(&self) -> bool {
         self.consumer.context().health.was_disturbed()
     }
 
-    /// Goes back to `positions`, dropping what was read ahead.
+    /// Seeks back to `positions` and drops prefetched records.
     fn seek(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
         if positions.is_empty() {
             return Ok(());
         }
-        /// A partition that was taken a moment ago cannot be sought until the client has started it.
+        /// A partition that was just assigned cannot be sought until the client has started fetching it.
         const STARTING: Duration = Duration::from_millis(50);
         const TRIES: usize = 200;
-        let failed = |error| Failure::from_client("going back to the committed positions", error);
+        let failed = |error| Failure::from_client("seeking to the committed offsets", error);
         let mut wanted = TopicPartitionList::with_capacity(positions.len());
         for (at, position) in positions {
             let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
@@ -475,7 +480,7 @@ impl Member {
                 .add_partition_offset(&at.topic, at.partition, offset)
                 .map_err(failed)?;
         }
-        let mut last = KafkaError::Seek("no try was made".to_owned());
+        let mut last = KafkaError::Seek("not attempted".to_owned());
         for _ in 0..TRIES {
             match self.try_seek(wanted.clone()) {
                 Ok(()) => return self.started(positions),
@@ -496,52 +501,52 @@ impl Member {
             .try_for_each(|element| element.error())
     }
 
-    /// Stops fetching `partitions`. What was fetched and not polled is thrown away: for long waits only.
+    /// Pauses fetching of `partitions`. Prefetched records are discarded, so use this for long waits only.
     ///
     /// # Errors
-    /// [`Failure`] when the client refuses.
+    /// [`Failure`] when the client fails.
     pub fn pause(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
         self.consumer
             .pause(&plain(partitions))
             .map_err(|error| Failure::from_client("pausing partitions", error))
     }
 
-    /// Fetches `partitions` again.
+    /// Resumes fetching of `partitions`.
     ///
     /// # Errors
-    /// [`Failure`] when the client refuses.
+    /// [`Failure`] when the client fails.
     pub fn resume(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
         self.consumer
             .resume(&plain(partitions))
             .map_err(|error| Failure::from_client("resuming partitions", error))
     }
 
-    /// Leaves the group at the end of a role that `ended` so.
+    /// Leaves the group when the role has ended with the result `ended`.
     ///
     /// # Errors
-    /// What it ended with. A role whose client was forgotten does not begin anew within this process when the client does
-    /// not let go: the broker may count it as a member still, and a rebalance waits for each member for minutes.
+    /// The result of the role. A role with a stuck client is not restarted within this process if the client does not
+    /// close: the broker may still count it as a member, and a rebalance waits minutes for each member.
     pub fn leave(self, ended: Result<(), Failure>) -> Result<(), Failure> {
-        /// For the last requests to the coordinator.
+        /// Time for the last requests to the coordinator.
         const CLOSE: Duration = Duration::from_secs(5);
         let purpose = self.purpose;
         if self.close(CLOSE) {
             return ended;
         }
         tracing::warn!(
-            "leaving the group took too long; the broker will notice by the session timeout"
+            "group not left in time; the broker evicts this member after the session timeout"
         );
         match ended {
-            Err(forgotten @ Failure::Forgotten(_)) => Err(Failure::Internal(format!(
-                "{forgotten}, and does not leave the group of {purpose} either: only the end of the process makes it"
+            Err(stuck @ Failure::Stuck(_)) => Err(Failure::Internal(format!(
+                "{stuck}, and its client did not leave the group of {purpose} in time; exiting to release the membership"
             ))),
             ended => ended,
         }
     }
 
-    /// Closing can block without limit when the coordinator does not answer (rdkafka 453, 611), so it happens on a
-    /// thread of its own; after `deadline` this returns `false` and leaves the thread behind: it leaves when it can, or
-    /// ends with the process.
+    /// Closing can block forever when the coordinator does not respond (rdkafka 453, 611), so it runs on its own thread.
+    /// After `deadline` this returns `false` and leaves the thread behind; it finishes when it can, or ends with the
+    /// process.
     fn close(self, deadline: Duration) -> bool {
         self.consumer
             .context()
@@ -551,12 +556,12 @@ impl Member {
         let mut consumer = self.consumer;
         std::thread::spawn(move || {
             failpoint::point("close.before");
-            // Whoever watches the client lets go of it within a moment.
+            // Watching threads release the client within a moment.
             while let Err(still) = Arc::try_unwrap(consumer) {
                 consumer = still;
                 std::thread::sleep(Duration::from_millis(5));
             }
-            // The receiver is gone when the deadline has passed; then nobody waits for this.
+            // After the deadline the receiver is gone, and nobody waits for this.
             done.send(()).ok();
         });
         closed.recv_timeout(deadline).is_ok()

@@ -1,4 +1,4 @@
-//! Reads the committed offsets of the group, and waits for them where that is right.
+//! Reads the committed offsets of the group, and decides how long to wait for them.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ use crate::edge::kafka::wait::Pulse;
 use crate::edge::kafka::watchdog::{bounded, was_unreachable_within};
 use crate::model::units::Position;
 
-/// What a group has committed for a partition.
+/// The committed offset of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// Where.
+    /// The partition.
     pub at: TopicPartition,
-    /// `None` when the group has never committed here.
+    /// `None` when the group has no committed offset.
     pub position: Option<Position>,
-    /// As it was committed.
+    /// The commit metadata.
     pub metadata: String,
 }
 
@@ -38,33 +38,33 @@ pub(super) struct CommittedReader<'a> {
 }
 
 impl CommittedReader<'_> {
-    /// What the group has committed for `partitions`; waits while a transaction that holds them is open, and while no
-    /// broker answers. Soon after no broker answered, a coordinator that has just begun may tell old positions for a
-    /// moment (seen once, of Kafka 4.0.2 after all brokers had been killed): then two readings have to agree.
+    /// Reads the committed offsets of `partitions`. Waits while an open transaction holds them, and while no broker is
+    /// reachable. Shortly after an outage of all brokers, a coordinator that has just started may return old positions
+    /// (seen once, with Kafka 4.0.2 after all brokers were killed); two readings then have to agree.
     ///
     /// # Errors
-    /// [`Failure`] when permission is denied; when the process is told to stop before there is an answer; and when
-    /// another client got one, and this one still does not.
+    /// [`Failure`] when permission is denied; when the process is stopping; and when a second client gets a response
+    /// and this one still does not.
     pub(super) fn read(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         const TRY: Duration = Duration::from_secs(5);
-        /// After this, longer than a request of ours can take, another client is asked, and again as much later.
-        const ANSWERED: Duration = Duration::from_secs(15);
-        /// Of so many tries the last says what the matter is. A transaction of ours ends within
-        /// [`TRANSACTION_TIMEOUT`], and ten seconds that a broker may take to notice.
-        const HANGING: usize = 6;
-        /// For so long after no broker answered a reading is made again, so much later.
+        /// Longer than one of our requests can take: after this a second client tries, and again after as much time.
+        const SECOND_CLIENT: Duration = Duration::from_secs(15);
+        /// Every so many tries a hanging transaction is diagnosed. Our own transactions end within the transaction
+        /// timeout, plus up to ten seconds until a broker notices.
+        const DIAGNOSE_EVERY: usize = 6;
+        /// For this long after an outage of all brokers a reading is repeated, after this delay.
         const UNSETTLED: Duration = Duration::from_secs(60);
-        const AGAIN: Duration = Duration::from_secs(1);
+        const REPEAT: Duration = Duration::from_secs(1);
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         if failpoint::fails("forgotten") {
-            return Err(Failure::Forgotten(self.purpose));
+            return Err(Failure::Stuck(self.purpose));
         }
         let wanted = plain(partitions);
         let mut tries = 0;
         let mut asked = clock::instant();
-        let mut another_has_read = false;
+        let mut second_has_read = false;
         let mut before = None;
         loop {
             tries += 1;
@@ -83,7 +83,7 @@ impl CommittedReader<'_> {
                         return Ok(found);
                     }
                     before = Some(found);
-                    std::thread::sleep(AGAIN);
+                    std::thread::sleep(REPEAT);
                 }
                 Err(error) if is_denied(&error) || !(self.pulse)() => {
                     return Err(Failure::from_client(
@@ -94,20 +94,21 @@ impl CommittedReader<'_> {
                 Err(error) => {
                     tracing::warn!(
                         group = self.group,
-                        "reading committed offsets: {error}; trying again"
+                        "reading committed offsets failed, retrying: {error}"
                     );
-                    if another_has_read {
-                        return Err(Failure::Forgotten(self.purpose));
+                    if second_has_read {
+                        return Err(Failure::Stuck(self.purpose));
                     }
-                    if clock::instant().saturating_duration_since(asked) >= ANSWERED {
-                        another_has_read = self.another_reads(&wanted, "read_committed", TRY);
+                    if clock::instant().saturating_duration_since(asked) >= SECOND_CLIENT {
+                        second_has_read = self.second_client_reads(&wanted, "read_committed", TRY);
                         asked = clock::instant();
                     }
-                    if tries % HANGING == 0 && self.another_reads(&wanted, "read_uncommitted", TRY)
+                    if tries % DIAGNOSE_EVERY == 0
+                        && self.second_client_reads(&wanted, "read_uncommitted", TRY)
                     {
                         tracing::error!(
                             group = self.group,
-                            "the positions of this group hang in a transaction that should have ended long ago: a broker has lost its end; see the runbook, HangingTransaction; waiting"
+                            "committed offsets blocked by a hanging transaction, whose end a broker has lost; waiting, see HangingTransaction in the runbook"
                         );
                     }
                 }
@@ -115,9 +116,9 @@ impl CommittedReader<'_> {
         }
     }
 
-    /// Whether a client that is no member reads what the group has committed: if it does as `read_committed`, no open
-    /// transaction and no missing broker keeps this one from it.
-    fn another_reads(
+    /// Whether a client that is not a member can read the committed offsets. If it can with `read_committed`, neither
+    /// an open transaction nor an unreachable broker blocks this one.
+    fn second_client_reads(
         &self,
         wanted: &TopicPartitionList,
         isolation: &str,
@@ -126,11 +127,11 @@ impl CommittedReader<'_> {
         let mut config = consumer_config(self.settings, self.purpose, self.group);
         config.set("isolation.level", isolation);
         let context = LoggedConsumer(LogContext::new(self.purpose));
-        let another: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
-        let Ok(client) = another else { return false };
+        let second: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
+        let Ok(client) = second else { return false };
         let read = || client.committed_offsets(wanted.clone(), timeout);
-        let reads = bounded("reading committed offsets by another client", read).is_ok();
-        // Dropping it can block while no coordinator answers.
+        let reads = bounded("reading committed offsets with a second client", read).is_ok();
+        // Dropping a client can block while no coordinator responds.
         std::thread::spawn(move || drop(client));
         reads
     }
@@ -152,7 +153,10 @@ fn read_committed(
             };
             element.error().map_err(|error| {
                 Failure::from_client(
-                    format!("the offset of {} {}", at.topic, at.partition),
+                    format!(
+                        "reading the committed offset of {} {}",
+                        at.topic, at.partition
+                    ),
                     error,
                 )
             })?;
@@ -160,7 +164,7 @@ fn read_committed(
                 rdkafka::Offset::Offset(offset) => Some(Position(offset)),
                 _ => None,
             };
-            // The client panics on metadata that is not UTF-8, but brokers keep it as a string.
+            // The client panics on metadata that is not UTF-8, but brokers store it as a string.
             Ok(Committed {
                 at: at.clone(),
                 position,

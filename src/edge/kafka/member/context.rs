@@ -26,7 +26,7 @@ pub(super) enum Event {
     Gap(Gap),
 }
 
-/// Takes note of rebalances.
+/// Queues rebalances and gaps for the poll loop.
 pub(super) struct MemberContext {
     pub(super) log: LogContext,
     pub(super) events: Mutex<VecDeque<Event>>,
@@ -76,11 +76,11 @@ impl ConsumerContext for MemberContext {
     ) {
         let assigning = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(Ordering::Relaxed) {
-            // The final commit is done; all that is left is to let go.
+            // The final commit is done; only the assignment remains to be released.
             if !assigning && let Err(error) = unassign(consumer, partitions) {
                 tracing::debug!(
                     client = self.log.purpose,
-                    "giving partitions up while closing: {error}"
+                    "unassigning partitions on close failed: {error}"
                 );
             }
             return;

@@ -17,14 +17,14 @@ pub struct TopicPartition {
     pub partition: i32,
 }
 
-/// A position to commit, with the metadata that goes with it.
+/// A position to commit, with its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// Where.
+    /// The partition.
     pub at: TopicPartition,
     /// The next record to read after a restart.
     pub position: Position,
-    /// At most 4,096 characters at the broker; empty where a position says all.
+    /// At most 4,096 characters; empty where the position suffices.
     pub metadata: String,
 }
 
@@ -53,10 +53,10 @@ pub(super) fn plain(partitions: &[TopicPartition]) -> TopicPartitionList {
     list
 }
 
-/// As the client wants commits.
+/// Commits in the client's form.
 ///
 /// # Errors
-/// The client's error for an offset it cannot hold.
+/// The client's error for an offset out of its range.
 pub fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::with_capacity(commits.len());
     for commit in commits {
