@@ -272,7 +272,7 @@ fn a_scram_password_is_rotated_while_events_flow() {
     });
     assert_each_once(&world, &receiver, &process, published);
     assert!(process.exited().is_none(), "the process went on");
-    assert_eq!(lines(&process, "the role begins anew"), 0);
+    assert_eq!(lines(&process, "role restarted"), 0);
     assert_silent(&process, &["first-secret", "second-secret", "third-secret"]);
     process.sigterm();
     assert!(process.wait_exit(ALL).success());
