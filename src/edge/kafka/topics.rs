@@ -30,10 +30,10 @@ pub use compare::{
 };
 pub use plan::{Partitions, Rule, TopicSpec, topics};
 
-/// Asks the cluster about its brokers and these topics.
+/// Describes the brokers and these topics of the cluster.
 ///
 /// # Errors
-/// [`Failure`] when no broker answers within 10 s, or describing is denied.
+/// [`Failure`] when no broker responds within 10 s, or permission is denied.
 pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
     let mut cluster = metadata(settings, specs)?;
     let admin = client(settings)?;
@@ -80,7 +80,7 @@ fn options() -> AdminOptions {
         .operation_timeout(Some(ANSWER))
 }
 
-/// By name, one by one: a topic that may not be described would otherwise look like a missing one.
+/// Describes each topic by name: otherwise a topic without the permission to describe would look like a missing one.
 fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, "topics")
         .create_with_context(LoggedConsumer(LogContext::new("topics")))
@@ -123,7 +123,7 @@ fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure
     Ok(cluster)
 }
 
-/// Creates the topics; those that somebody else has created meanwhile are left alone. Returns one result a topic.
+/// Creates the topics; topics that exist by now are left unchanged. Returns one result per topic.
 ///
 /// # Errors
 /// [`Failure`] when the request as a whole fails; a topic's own failure is in its result.
@@ -137,7 +137,7 @@ pub async fn create(
     let admin = client(settings)?;
     let topics: Vec<_> = creations.iter().map(new_topic).collect();
     let mut answers = admin.create_topics(&topics, &options()).await;
-    // The client drops the bootstrap server that it asked when it learns who the brokers are: by now it knows.
+    // The client drops the bootstrap server once it has learned the brokers, which may cancel the first request.
     let dropped = |error: &KafkaError| {
         error.rdkafka_error_code() == Some(RDKafkaErrorCode::DestroyBroker)
             || matches!(error, KafkaError::AdminOp(RDKafkaErrorCode::DestroyBroker))

@@ -9,45 +9,45 @@ use crate::config::Settings;
 use crate::config::table::{SETTINGS, Setting};
 use crate::model::units::format_duration;
 
-/// How many partitions commands, tiers and dead letters get when nothing else is said: twelve divides well
-/// among two, three, four and six replicas.
+/// Default partition count of commands, tiers and dead letters: twelve divides evenly among two, three, four and six
+/// replicas.
 pub const DEFAULT_PARTITIONS: i32 = 12;
 
-/// Copies of each partition when nothing else is said, as far as there are brokers.
+/// Default replication factor, if there are enough brokers.
 pub const DEFAULT_REPLICATION: i32 = 3;
 
-/// One topic as it is.
+/// An existing topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Number of partitions.
     pub partitions: i32,
-    /// Copies of each partition, the fewest of any.
+    /// The lowest replication factor of its partitions.
     pub replication: i32,
-    /// Settings, defaults included.
+    /// Settings, including defaults.
     pub config: HashMap<String, String>,
 }
 
-/// A cluster, as far as it matters.
+/// The part of a cluster that is compared.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     /// Number of brokers.
     pub brokers: i32,
-    /// The topics that exist, of those asked for.
+    /// Those of the planned topics that exist.
     pub topics: BTreeMap<String, Found>,
 }
 
-/// What the operator asked for, beside the settings.
+/// What the operator requested on the command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wish {
     /// Partitions of commands, tiers and dead letters.
     pub partitions: Option<i32>,
-    /// Copies of each partition.
+    /// The replication factor.
     pub replication: Option<i32>,
 }
 
 impl Cluster {
-    /// The number of partitions that commands, tiers and dead letters should have: what was asked for, or the
-    /// most that any of them has (partitions are never taken away), or the default.
+    /// The partition count of commands, tiers and dead letters: the requested number, or the highest of any of them
+    /// (partitions are never removed), or the default.
     #[must_use]
     pub fn common_partitions(&self, specs: &[TopicSpec], wish: Wish) -> i32 {
         let common = specs
@@ -63,7 +63,7 @@ impl Cluster {
         }
     }
 
-    /// Copies of each partition: what was asked for, or three, or one for each broker when there are fewer.
+    /// The replication factor: the requested one, or three, or the number of brokers if there are fewer.
     #[must_use]
     pub fn replication(&self, wish: Wish) -> i32 {
         wish.replication
@@ -71,22 +71,22 @@ impl Cluster {
     }
 }
 
-/// Where a topic differs from what it should be.
+/// A difference between a topic and its plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The topic.
     pub topic: String,
-    /// The setting; `existence`, `partitions` and `replication.factor` are used as if they were settings.
+    /// The setting; `existence`, `partitions` and `replication.factor` count as settings.
     pub setting: String,
-    /// What it is.
+    /// The actual value.
     pub found: String,
-    /// What it should be.
+    /// The required value.
     pub wanted: String,
-    /// The command that mends it.
+    /// The command that fixes it. The name of the JSON field is `mend`.
     pub mend: String,
 }
 
-/// Compares a cluster with the wanted topics.
+/// Compares a cluster with the plan.
 #[must_use]
 pub fn differences(
     settings: &Settings,
@@ -107,9 +107,9 @@ pub fn differences(
         .collect()
 }
 
-/// The command that makes what is missing, also in a shell where nothing of this one's environment or file is at hand:
-/// it repeats what decides names and settings, as far as it is not the default. Properties are left out, since some are
-/// secrets; where they are needed it fails without them, and makes nothing that is wrong.
+/// The command that creates a missing topic, complete enough for a shell without this process's environment or file: it
+/// repeats every non-default setting that determines names and configuration. Properties are omitted, since some are
+/// secrets; where they are needed, the command fails without side effects.
 fn create_command(settings: &Settings, wish: Wish, spec: &TopicSpec) -> String {
     let topics = &settings.topics;
     let tiers: Vec<_> = settings
@@ -144,7 +144,7 @@ fn create_command(settings: &Settings, wish: Wish, spec: &TopicSpec) -> String {
     command
 }
 
-/// Bytes in the largest unit in which they are a whole number.
+/// A size in the largest unit that divides it.
 fn size_text(bytes: usize) -> String {
     let units = [(1024 * 1024, "MiB"), (1024, "KiB")];
     let unit = units.iter().find(|(unit, _)| bytes.is_multiple_of(*unit));
@@ -154,7 +154,7 @@ fn size_text(bytes: usize) -> String {
     )
 }
 
-/// A word for a shell.
+/// Quotes a word for a shell, if needed.
 pub(super) fn quoted(word: &str) -> String {
     let is_plain = |letter: char| {
         letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-' | ':' | ',' | '/')
@@ -169,7 +169,7 @@ pub(super) fn quoted(word: &str) -> String {
 struct Judge<'a> {
     settings: &'a Settings,
     wish: Wish,
-    /// For a shell.
+    /// Quoted for a shell.
     brokers: &'a str,
     partitions: i32,
     replication: i32,
@@ -264,20 +264,20 @@ impl Judge<'_> {
     }
 }
 
-/// One topic to be created.
+/// A topic to create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Creation {
     /// Its name.
     pub topic: String,
     /// Its partitions.
     pub partitions: i32,
-    /// Copies of each partition.
+    /// The replication factor.
     pub replication_factor: i32,
-    /// Settings that differ from the broker's defaults, or may.
+    /// Settings that differ, or may differ, from the broker's defaults.
     pub config: BTreeMap<String, String>,
 }
 
-/// The topics that are missing, as they would be created; event topics only if `events`.
+/// The missing topics, as they would be created; event topics only if `events`.
 #[must_use]
 pub fn creations(
     specs: &[TopicSpec],

@@ -11,26 +11,26 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// over a holiday.
 const WORK_RETENTION: Duration = DAY.saturating_mul(14);
 
-/// A letter and the facts about it: time for an operator to notice, mend and replay.
+/// A dead letter and its facts: time for an operator to notice, fix the cause and replay.
 const LETTER_RETENTION: Duration = DAY.saturating_mul(90);
 
 /// Invalid events are evidence for a producer's developer.
 const INVALID_RETENTION: Duration = DAY.saturating_mul(30);
 
-/// What was sent and answered, for those who ask about the last days.
+/// Requests and responses, for questions about the last days.
 const ATTEMPT_RETENTION: Duration = DAY.saturating_mul(3);
 
-/// A tier keeps a record for at least this many times its delay, should a tier be longer than a day.
+/// A tier retains records for at least this many times its delay, which matters for tiers longer than a day.
 const TIER_DELAYS_KEPT: u32 = 14;
 
-/// What a setting of a topic must be.
+/// A rule for the value of a topic setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// This text.
+    /// Exactly this text.
     Exactly(&'static str),
-    /// This number or more; −1 means without limit, and satisfies too.
+    /// This number or more, or −1 (unlimited).
     AtLeast(i64),
-    /// This number when the topic is made; the operator's business afterwards.
+    /// This number on creation; the operator may change it later.
     AtFirst(i64),
 }
 
@@ -66,22 +66,22 @@ impl Rule {
 pub enum Partitions {
     /// As many as `webhook-commands`: commands, tiers, dead letters.
     Common,
-    /// One when it is created: the table of subscriptions is small, and read whole by every replica.
+    /// One on creation: the subscriptions topic is small, and every replica reads all of it.
     One,
-    /// The common number when it is created, any number afterwards.
+    /// The common number on creation, any number afterwards.
     Any,
 }
 
-/// One topic as it should be.
+/// The plan of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
     /// Its name.
     pub name: String,
     /// How many partitions.
     pub partitions: Partitions,
-    /// Its settings; empty for topics that are not ours.
+    /// Rules for its settings; empty for event topics.
     pub rules: Vec<(&'static str, Rule)>,
-    /// Whether it is hookstream's own.
+    /// Whether it is one of hookstream's own topics.
     pub own: bool,
 }
 
@@ -107,8 +107,8 @@ pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
     ];
     for delay in settings.tiers.delays() {
         let mut rules = kept(WORK_RETENTION.max(delay.saturating_mul(TIER_DELAYS_KEPT)));
-        // A tier waits by the broker's clock: it is the same for all writers, and it never runs backwards
-        // along a partition, so the head is always the first to be due.
+        // Tiers use the broker's clock: it is the same for all writers and never runs backwards within a partition,
+        // so the head of a partition is always due first.
         rules.push(("message.timestamp.type", Rule::Exactly("LogAppendTime")));
         all.push(own(names.retry(*delay), Partitions::Common, copy, rules));
     }
@@ -162,7 +162,7 @@ fn own(
     }
 }
 
-/// Kept for a time, whatever the size: a size limit would drop work silently in a backlog.
+/// Retention by time only: a size limit would silently drop work of a backlog.
 fn kept(retention: Duration) -> Vec<(&'static str, Rule)> {
     let ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
     vec![
