@@ -217,7 +217,7 @@ impl Envelope<'_> {
     }
 }
 
-/// A record on `webhook-commands` or a tier that is no command.
+/// Why a record on `webhook-commands` or a tier is not a valid command.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InvalidCommand {
     /// No key: no subscriber owns it.
@@ -226,8 +226,8 @@ pub enum InvalidCommand {
     /// No value: there is nothing to send.
     #[error("the record has no value, which must be the body to send")]
     NoBody,
-    /// Of a later program.
-    #[error("the record has version {0}, and this program reads version {VERSION}")]
+    /// Written by a newer program.
+    #[error("the record has version {0}, but this program supports only version {VERSION}")]
     Newer(String),
     /// A header that every command has is missing.
     #[error("the header {0} is missing")]
@@ -237,9 +237,9 @@ pub enum InvalidCommand {
     Unreadable {
         /// The header.
         name: &'static str,
-        /// What it says, at most 100 characters.
+        /// Its value, at most 100 characters.
         value: String,
-        /// What it should be.
+        /// What is expected.
         wanted: &'static str,
     },
 }
@@ -353,7 +353,7 @@ impl Command {
         })
     }
 
-    /// What this command weighs in memory, bytes, near enough for a cap.
+    /// The approximate memory of this command, bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
         /// Fixed fields, headers' allocations and the queue entry.

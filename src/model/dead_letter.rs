@@ -1,14 +1,14 @@
-//! Dead letters as a log of facts: what was given up, and what an operator did about it.
+//! Dead letters as a log of facts: the commands that were given up, and what operators did about them.
 //!
-//! The topic never changes a record. A letter is a fact (`dead-lettered`), and so is what later settles it
-//! (`replayed`, `discarded`); the open letters are the fold of both. Facts are told apart by the header `hs-fact`,
-//! and a settling fact lies in its letter's own partition, so that one partition can be folded without the others.
+//! Records are never changed. A dead letter is a fact (`dead-lettered`), and so is what later settles it (`replayed`,
+//! `discarded`); the open dead letters are the fold of both. The header `hs-fact` distinguishes facts, and a settling
+//! fact is in the same partition as its dead letter, so that each partition can be folded on its own.
 //!
-//! A settling fact names its letter by what the letter says: webhook id, subscription, attempts and last failure,
-//! since a webhook id may be dead-lettered again after its replay. That holds on a mirrored cluster too, where the
-//! letter has another offset. The coordinates beside it, and the cluster that they are of, are for people, and for
-//! facts of hookstream 0.1.0, which have nothing else: those settle a letter only if its webhook id and subscription
-//! agree. Pure: headers come and go as plain pairs, times are arguments.
+//! A settling fact identifies its dead letter by content: webhook id, subscription, attempts and last failure, since a
+//! webhook id may be dead-lettered again after its replay. This also works on a mirrored cluster, where the dead letter
+//! has another offset. The coordinates and the cluster id beside it are for operators, and for facts of hookstream 0.1.0,
+//! which have nothing else: those settle a dead letter only if webhook id and subscription match. Pure: headers are plain
+//! pairs, times are arguments.
 
 mod fact;
 mod filter;

@@ -41,7 +41,7 @@ const BYTES: usize = 3068;
 /// cluster and has the same room, so that what one version holds fits the other.
 const HEADER: usize = 40;
 const ROOM: usize = BYTES - HEADER;
-/// Offsets that a bitmap can tell of.
+/// The number of offsets that a bitmap covers.
 const BITMAP_SPAN: i64 = (ROOM * 8) as i64;
 
 /// The latest version of the format of commit metadata that this program reads.
@@ -102,23 +102,24 @@ pub struct Snapshot {
     pub metadata: String,
 }
 
-/// Why metadata was not used. What it told of is then delivered again: receivers dedupe by webhook id.
+/// Why commit metadata was ignored. The finished commands that it named are delivered again; receivers deduplicate by
+/// webhook id.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ReadError {
-    /// Not ours, or cut.
-    #[error("the commit metadata was not written by hookstream, or is damaged")]
+    /// Not written by hookstream, or truncated.
+    #[error("the commit metadata was not written by hookstream, or is corrupt")]
     Foreign,
-    /// Of a later program.
+    /// Written by a newer program.
     #[error(
-        "the commit metadata has version {0}, and this program reads up to version {VERSION}; do not run older replicas beside newer ones"
+        "the commit metadata has version {0}, but this program supports only up to version {VERSION}; do not run older replicas beside newer ones"
     )]
     Newer(u8),
-    /// Of another topic, partition or position: an operator moved the offset, or the topic was made anew.
+    /// Written for another topic, partition or position: an operator moved the offset, or the topic was recreated.
     #[error("the commit metadata belongs to another topic, partition or position")]
     Stale,
-    /// Of another cluster, whose offsets mean nothing here: a mirror copied it.
+    /// Copied by a mirror from another cluster, whose offsets are meaningless here.
     #[error(
-        "the commit metadata was written on another Kafka cluster, and its offsets mean nothing on this one; after a planned failover, run `hookstream positions import` before delivery starts"
+        "the commit metadata was written on another Kafka cluster, whose offsets are not valid here; after a planned failover, run `hookstream positions import` before delivery starts"
     )]
     OtherCluster,
 }
@@ -135,7 +136,7 @@ impl Window {
         }
     }
 
-    /// A window as its last owner committed it. What cannot be used of `metadata` is told, and reads as empty.
+    /// A window as its last owner committed it. Unusable `metadata` reads as empty, with the reason.
     #[must_use]
     pub fn restore(position: Position, metadata: &str, place: Place) -> (Self, Option<ReadError>) {
         let mut window = Self::new(position);
@@ -154,7 +155,7 @@ impl Window {
         }
     }
 
-    /// Whether `offset`, which is behind all that were taken, could be taken, whatever ends first.
+    /// Whether `offset`, which is behind all taken ones, can be taken, whatever finishes first.
     #[must_use]
     pub fn has_room(&self, offset: Offset) -> bool {
         let Some((&first, _)) = self.open.first_key_value() else {
@@ -184,7 +185,7 @@ impl Window {
         true
     }
 
-    /// Ends an offset that was taken. `false` when it is not open, which is a mistake of the caller's.
+    /// Finishes an offset that was taken. `false` if it is not open, which is a bug of the caller.
     pub fn finish(&mut self, offset: Offset) -> bool {
         let is_first = self
             .open
@@ -224,13 +225,13 @@ impl Window {
         )
     }
 
-    /// From the position to the last offset taken: what a commit has to tell of.
+    /// The span from the position to the last offset taken, which a commit has to describe.
     #[must_use]
     pub fn span(&self) -> u64 {
         u64::try_from(self.end - self.position().0).unwrap_or(0)
     }
 
-    /// What to commit now for the partition at `place`.
+    /// The commit for the partition at `place`.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
         let position = self.position();
@@ -254,8 +255,8 @@ impl Window {
         })
     }
 
-    /// What a former owner left unfinished below `offset` and has not come again is gone from the topic
-    /// (retention): there is nothing left to deliver.
+    /// Unfinished offsets of a former owner below `offset` that were not read again were deleted by retention: there is
+    /// nothing left to deliver.
     fn forget_missing(&mut self, offset: i64) {
         let missing: Vec<_> = self
             .open

@@ -94,7 +94,7 @@ impl FromStr for Coordinates {
         parsed
             .filter(|at| at.partition >= 0 && at.offset.0 >= 0)
             .ok_or_else(|| {
-                format!("{text:?} is not a letter's place; write partition:offset, as in 3:1042")
+                format!("{text:?} is not the position of a dead letter; must be partition:offset, such as 3:1042")
             })
     }
 }
@@ -264,10 +264,10 @@ pub enum Fact {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FactError {
     /// A required header is not there.
-    #[error("header {0} is missing")]
+    #[error("the header {0} is missing")]
     Missing(&'static str),
     /// A header's value cannot be read.
-    #[error("header {header} has the unreadable value {value:?}")]
+    #[error("the header {header} has the invalid value {value:?}")]
     Value {
         /// Its name.
         header: &'static str,
@@ -275,7 +275,9 @@ pub enum FactError {
         value: String,
     },
     /// Of a later program.
-    #[error("it has version {0}, and this program reads version {VERSION}: use the newer program")]
+    #[error(
+        "the record has version {0}, but this program supports only version {VERSION}; upgrade this program"
+    )]
     Newer(String),
     /// The key is not there or not UTF-8.
     #[error("the key, a subscriber, is missing or not UTF-8")]

@@ -67,7 +67,10 @@ impl FromStr for Reason {
             .find(|reason| reason.as_str() == text)
             .ok_or_else(|| {
                 let known: Vec<_> = Self::ALL.iter().map(|reason| reason.as_str()).collect();
-                format!("{text:?} is not a reason; one of {}", known.join(", "))
+                format!(
+                    "unknown reason {text:?}; must be one of {}",
+                    known.join(", ")
+                )
             })
     }
 }

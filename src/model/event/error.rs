@@ -8,7 +8,7 @@ pub const MAX_TIME_BYTES: usize = 64;
 /// that a receiver that uses it can read every body.
 pub const MAX_DEPTH: usize = 127;
 
-/// Why a record is not an event. Each is one sentence, fit for the header `hookstream-error`.
+/// Why a record is not a valid event. Each message is suitable for the header `hookstream-error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
     /// No value, or one of no bytes.
@@ -42,20 +42,20 @@ pub enum InvalidEvent {
     #[error("the event nests arrays and objects deeper than {MAX_DEPTH} levels")]
     TooDeep,
     /// CloudEvents' batch format: several events in one record would share an offset and a fate.
-    #[error("the content type {0:?} is a batch; send one event a record")]
+    #[error("the content type {0:?} is a batch; send one event per record")]
     Batch(String),
     /// CloudEvents in another format than JSON.
     #[error(
         "the content type {0:?} is not supported; structured CloudEvents must be application/cloudevents+json"
     )]
     UnsupportedFormat(String),
-    /// The data of a binary mode event is something else than JSON.
+    /// The data of a binary mode event is not JSON.
     #[error("the content type {0:?} is not JSON; the data of an event must be JSON")]
     DataNotJson(String),
-    /// CloudEvents' `data_base64`, in a plain event too: its payload would be dropped in silence.
+    /// CloudEvents' `data_base64`, also in a plain event: the payload would be dropped silently.
     #[error("data_base64 is not supported; the data of an event must be JSON in data")]
     DataBase64,
-    /// A required member is not there.
+    /// A required member is missing.
     #[error("{0} is missing")]
     Missing(&'static str),
     /// A required member is the empty string.
@@ -66,7 +66,7 @@ pub enum InvalidEvent {
     WrongType {
         /// The member.
         name: &'static str,
-        /// What it is instead.
+        /// The actual type.
         found: &'static str,
     },
     /// A member is longer than headers should carry.
