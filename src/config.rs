@@ -1,8 +1,8 @@
-//! Settings: as typed ([`Layers`]), then checked ([`Settings`]).
+//! Settings: as given ([`Layers`]), then validated ([`Settings`]).
 //!
-//! A flag goes before an environment variable, that before a key in the file, that before the service binding, that
-//! before the default. All that is wrong is told at once, each by its name, its value, where that came from and what is allowed, so that a rollout
-//! does not find one mistake per restart. Pure: `cli.rs` reads the flags, the environment and the file.
+//! Precedence, highest first: flag, environment variable, key in the file, service binding, default. All problems are
+//! reported at once, each with name, value, source and allowed values, so that a rollout does not fail once per mistake.
+//! Pure: the CLI reads the flags, the environment and the files.
 
 mod binding;
 pub mod credentials;

@@ -1,11 +1,10 @@
-//! Wiring: which threads a process has, how a failure of one ends the others, and in what order they stop.
+//! Wiring: the threads of a process, how the failure of one stops the others, and the order of shutdown.
 //!
-//! Each role runs on a thread of its own and gets all that it needs as a [`RoleContext`]. The first role that
-//! fails, or a signal, stops all; a role that does not stop in time does not keep the process alive. When they have
-//! ended, the spans of what they did last are exported, within the same deadline and at most three seconds. The process
-//! then exits, and its supervisor starts it again. Only for a client that is known to stay silent, which a new
-//! one fixes, a role begins anew within the process; and all of them do, after an orderly stop, when certificates or
-//! other settings of the connection have changed on disk.
+//! Each role runs on its own thread and gets its dependencies as a [`RoleContext`]. The first role that fails, or a
+//! signal, stops all; a role that does not stop in time does not keep the process alive. After the roles, the remaining
+//! spans are exported, within the same deadline and at most three seconds. The process then exits and its supervisor
+//! restarts it. There are two exceptions: a role with a stuck client restarts within the process, since a new client
+//! fixes it; and all roles restart, after an orderly stop, when connection settings have changed on disk.
 
 mod families;
 mod signals;
@@ -35,21 +34,21 @@ use crate::runtime::shutdown::Stop;
 use families::Families;
 use signals::Signals;
 
-/// What a process can be.
+/// The roles of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Events to commands.
+    /// Turns events into commands.
     Fanout,
-    /// Commands to requests.
+    /// Turns commands into requests.
     Deliver,
-    /// What is due, back to commands.
+    /// Moves due retries back to the commands topic.
     Release,
-    /// How much waits for whom.
+    /// Measures the backlog per subscriber.
     Lag,
 }
 
 impl Role {
-    /// Every role, as `hookstream run` has them.
+    /// All roles, as in `hookstream run`.
     pub const ALL: [Self; 4] = [Self::Fanout, Self::Deliver, Self::Release, Self::Lag];
 
     /// The role's name on the command line, in logs and in `/readyz`.
@@ -70,8 +69,8 @@ impl Role {
     fn run(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
         loop {
             match self.run_once(context, families) {
-                Err(failure @ Failure::Forgotten(_)) if !context.stopping() => {
-                    tracing::warn!(role = self.name(), "{failure}: the role begins anew");
+                Err(failure @ Failure::Stuck(_)) if !context.stopping() => {
+                    tracing::warn!(role = self.name(), "role restarted: {failure}");
                     context.metrics.role_restarts(self.name()).inc();
                 }
                 ended => return ended,
@@ -89,49 +88,49 @@ impl Role {
     }
 }
 
-/// Why a service did not start, or ended badly.
+/// Why a service did not start, or failed.
 #[derive(Debug, Error)]
 pub enum ServiceError {
     /// The HTTP server cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The HTTP server cannot be started.
-    #[error("starting the HTTP server: {0}")]
+    #[error("cannot start the HTTP server: {0}")]
     Http(io::Error),
-    /// The export of spans cannot be started.
+    /// The span export cannot be started.
     #[error(transparent)]
     Spans(#[from] SetupError),
     /// A thread cannot be started.
-    #[error("starting the thread of {name}: {source}")]
+    #[error("cannot start the thread {name}: {source}")]
     Thread {
-        /// Of what.
+        /// The thread's name.
         name: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Signals cannot be handled.
-    #[error("handling signals: {0}")]
+    #[error("cannot handle signals: {0}")]
     Signals(io::Error),
     /// A role cannot continue.
     #[error("{role}: {failure}")]
     Role {
         /// The role.
         role: &'static str,
-        /// Why not.
+        /// The cause.
         failure: Box<Failure>,
     },
     /// A role did not stop in time.
     #[error(
-        "a role did not end in time: the client library hangs, or a broker does not answer; what was under way is done again after the restart"
+        "a role did not stop in time: the Kafka client hangs or a broker is unreachable; unfinished work is repeated after the restart"
     )]
     Stuck,
 }
 
-/// What a running service is: its threads, and how to end it.
+/// A running service.
 pub struct Service {
-    /// Where its HTTP server listens.
+    /// The address of its HTTP server.
     pub http: SocketAddr,
-    /// What it counts.
+    /// Its metrics.
     pub metrics: Metrics,
     stop: Arc<Stop>,
     ended: Receiver<(&'static str, Result<(), Failure>)>,
@@ -219,7 +218,7 @@ impl Service {
             brokers: watchdog::brokers,
             routes: pages::routes(families.board),
         });
-        // Until the runtime ends: while roles drain, probes that got no response would end the process.
+        // Serves until the runtime ends: failing probes would kill the process while its roles drain.
         let never = std::future::pending();
         service
             .runtime
@@ -240,10 +239,10 @@ impl Service {
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                     .unwrap_or_else(|_| {
                         Err(Failure::Internal(format!(
-                            "{name} has panicked; the log above says where"
+                            "{name} panicked, see the log above"
                         )))
                     });
-                // The receiver is gone only when the process is ending anyway.
+                // The receiver is dropped only when the process is exiting.
                 over.send((name, result)).ok();
             })
             .map_err(|source| ServiceError::Thread { name, source })?;
@@ -251,19 +250,18 @@ impl Service {
         Ok(())
     }
 
-    /// What stops all roles when told, from another thread than the one in [`Service::wait`].
+    /// A handle to stop all roles from another thread than the one in [`Service::wait`].
     #[must_use]
     pub fn stop_handle(&self) -> Arc<Stop> {
         Arc::clone(&self.stop)
     }
 
-    /// Tells all roles to stop; [`Service::wait`] then waits for that.
+    /// Tells all roles to stop; [`Service::wait`] then waits for them.
     pub fn stop(&self) {
         self.stop.tell();
     }
 
-    /// Waits until every role has ended: because of [`Service::stop`], of a signal, of a failure of one, or because new
-    /// clients are due.
+    /// Waits until every role has ended, after [`Service::stop`], a signal, a failure, or a change of connection settings.
     ///
     /// # Errors
     /// [`ServiceError`] with the first failure, or when a role does not end in time.
@@ -288,7 +286,7 @@ impl Service {
                             failure: Box::new(failure),
                         });
                     }
-                    // One role that ends, ends all: a process does the whole of its work or none.
+                    // One role that ends stops all: a process does all of its work or none.
                     self.stop.tell();
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -311,11 +309,11 @@ impl Service {
     }
 }
 
-/// Beyond the drain deadline: the last commit and leaving the group.
+/// Time beyond the drain deadline, for the last commit and leaving the group.
 const GRACE: Duration = Duration::from_secs(15);
-/// For the export of what the roles told last.
+/// Time for exporting the last spans.
 const LAST_SPANS: Duration = Duration::from_secs(3);
-/// A role whose loop has not gone round for this long is not alive. Longer than a commit may take while brokers change.
+/// A role without a heartbeat for this long is not alive. Longer than a commit may take during a broker failover.
 const LIVENESS: Duration = Duration::from_secs(90);
 
 #[allow(
@@ -329,7 +327,7 @@ fn give_up(why: String) {
     std::process::exit(1);
 }
 
-/// Runs `roles` until a signal or a failure ends them; with new clients whenever the settings of the connection change.
+/// Runs `roles` until a signal or a failure ends them, and restarts them when connection settings change.
 ///
 /// # Errors
 /// [`ServiceError`] says what failed.
@@ -341,7 +339,7 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<(), ServiceError> {
     let signals = Signals::handle().map_err(ServiceError::Signals)?;
     settings.credentials.renew();
     let mut settings = settings.clone();
-    // One for all services, so that a probe between two of them waits, and is not refused.
+    // Shared by all services, so that a probe between two of them waits instead of being refused.
     let listener = admin_http::bind(settings.http_listen)?;
     loop {
         let listener = listener.try_clone().map_err(ServiceError::Http)?;

@@ -1,12 +1,12 @@
 //! A service binding of type `kafka` (servicebinding.io, workload projection): a directory with one file per key,
 //! mounted from a Secret, with the keys that Strimzi's access operator writes.
 //!
-//! Pure: the caller reads the files. Certificates become properties with the PEM text itself, not with a path, so that a
-//! certificate and its key always come from one version of the Secret.
+//! Pure: the caller reads the files. Certificates are passed as PEM text, not as paths, so that a certificate and its key
+//! always come from the same version of the Secret.
 
 use std::collections::BTreeMap;
 
-/// What a binding gives. It holds secrets, and therefore has no `Debug`.
+/// The contents of a binding. No `Debug`, since it holds secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Binding {
     /// The bootstrap servers.
@@ -16,10 +16,10 @@ pub(super) struct Binding {
 }
 
 const PROTOCOLS: &[&str] = &["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
-/// Those that need no more than a user and a password.
+/// Mechanisms that need only a user and a password.
 const MECHANISMS: &[&str] = &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 
-/// Each property group: where one of them is given, the binding's value of another would contradict it.
+/// Groups of properties that exclude one another: if one is given, the binding's first of the group is ignored.
 const ALTERNATIVES: &[&[&str]] = &[
     &["sasl.mechanism", "sasl.mechanisms"],
     &["ssl.ca.pem", "ssl.ca.location"],
@@ -31,7 +31,7 @@ const ALTERNATIVES: &[&[&str]] = &[
     &["ssl.key.pem", "ssl.key.location", "ssl.keystore.location"],
 ];
 
-/// Whether the property `given` replaces the binding's property `own`.
+/// Whether the property `given` overrides the binding's property `own`.
 #[must_use]
 pub(super) fn replaces(given: &str, own: &str) -> bool {
     given == own
@@ -41,11 +41,11 @@ pub(super) fn replaces(given: &str, own: &str) -> bool {
 }
 
 impl Binding {
-    /// Reads the files of the directory `place`, by their names. Other keys, such as `sasl.jaas.config`, are for other
-    /// programs.
+    /// Reads the files of the directory `place`, by name. Other keys, such as `sasl.jaas.config`, are meant for other
+    /// programs and ignored.
     ///
     /// # Errors
-    /// A line for each mistake, with directory, key and what is allowed; never a secret value.
+    /// One line per problem, with directory, key and allowed values; never a secret value.
     pub(super) fn read(
         place: &str,
         files: &BTreeMap<String, Vec<u8>>,
@@ -74,7 +74,7 @@ impl Reader<'_> {
         self.one_of(&["type"], &["kafka"])?;
         let brokers = self.required(
             &["bootstrapServers", "bootstrap-servers", "bootstrap.servers"],
-            "host:port, comma separated",
+            "host:port, comma-separated",
         );
         let protocol = self.one_of(&["securityProtocol", "security.protocol"], PROTOCOLS)?;
         let mut properties = BTreeMap::from([("security.protocol", protocol.to_owned())]);
@@ -87,14 +87,15 @@ impl Reader<'_> {
             properties.insert("sasl.password", password?);
         }
         if protocol.ends_with("SSL") {
-            // Without it the system's certificate authorities hold.
+            // Without it, the system's certificate authorities apply.
             if let Some(authorities) = self.optional("ssl.truststore.crt") {
                 properties.insert("ssl.ca.pem", authorities);
             }
             let pair = ["ssl.keystore.crt", "ssl.keystore.key"];
             if pair.iter().any(|key| self.files.contains_key(*key)) {
-                let [certificate, key] =
-                    pair.map(|key| self.required(&[key], "PEM; certificate and key come together"));
+                let [certificate, key] = pair.map(|key| {
+                    self.required(&[key], "PEM; certificate and key must both be present")
+                });
                 properties.insert("ssl.certificate.pem", certificate?);
                 properties.insert("ssl.key.pem", key?);
             }
@@ -105,7 +106,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The content of the first of `keys` that is there, without the newline at its end.
+    /// The first of `keys` that exists, with its content without the trailing newline.
     fn find(&mut self, keys: &[&str]) -> Option<(String, String)> {
         let (key, bytes) = keys.iter().find_map(|key| self.files.get_key_value(*key))?;
         let Ok(text) = std::str::from_utf8(bytes) else {
@@ -136,30 +137,30 @@ impl Reader<'_> {
         };
         let place = self.place;
         self.mistakes.push(format!(
-            "--kafka-binding {place}: {problem}: allowed: {allowed}"
+            "--kafka-binding {place}: {problem}; allowed: {allowed}"
         ));
         None
     }
 
-    /// One of a few words, in upper case or lower case, as it is written here.
+    /// One of a fixed set of words, in any case; returned as spelled in `allowed`.
     fn one_of(&mut self, keys: &[&str], allowed: &[&'static str]) -> Option<&'static str> {
         let listed = allowed.join(", ");
         let text = self.required(keys, &listed)?;
         let known = allowed.iter().find(|one| one.eq_ignore_ascii_case(&text));
         if known.is_none() {
             let place = self.place;
-            // The key is there, or there would be no text.
+            // One of the keys exists, since there is a text.
             let key = keys.iter().find(|key| self.files.contains_key(**key));
             let key = key.unwrap_or(&"");
             self.mistakes.push(format!(
-                "--kafka-binding {place}: {key} is {text:?}: allowed: {listed}"
+                "--kafka-binding {place}: {key} is {text:?}; allowed: {listed}"
             ));
         }
         known.copied()
     }
 }
 
-/// `text` without one newline at its end, as editors and `kubectl create secret --from-file` leave it.
+/// `text` without one trailing newline, which editors and `kubectl create secret --from-file` leave.
 pub(super) fn without_newline(text: &str) -> &str {
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.strip_suffix('\r').unwrap_or(text)
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_access_operator_writes_for_a_scram_user_is_read() {
+    fn the_secret_of_a_scram_user_by_the_access_operator_is_read() {
         let binding = Binding::read("/b", &files(SCRAM)).ok().unwrap();
         assert_eq!(binding.brokers, "b:9093");
         let expected = [
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_certificate_comes_with_its_key() {
+    fn a_client_certificate_requires_its_key() {
         let mut given = vec![
             ("type", "kafka"),
             ("bootstrapServers", "b:1"),
@@ -260,7 +261,7 @@ mod tests {
         assert_eq!(
             mistakes(&given),
             [
-                "--kafka-binding /b: ssl.keystore.key is missing: allowed: PEM; certificate and key come together"
+                "--kafka-binding /b: ssl.keystore.key is missing; allowed: PEM; certificate and key must both be present"
             ]
         );
         given.push(("ssl.keystore.key", "KEY"));
@@ -271,20 +272,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_unknown_is_named_with_what_is_allowed() {
+    fn missing_and_unknown_keys_are_reported_with_the_allowed_values() {
         assert_eq!(
             mistakes(&[]),
-            ["--kafka-binding /b: type is missing: allowed: kafka"]
+            ["--kafka-binding /b: type is missing; allowed: kafka"]
         );
         assert_eq!(
             mistakes(&[("type", "postgresql")]),
-            ["--kafka-binding /b: type is \"postgresql\": allowed: kafka"]
+            ["--kafka-binding /b: type is \"postgresql\"; allowed: kafka"]
         );
         assert_eq!(
             mistakes(&[("type", "kafka"), ("securityProtocol", "TLS")]),
             [
-                "--kafka-binding /b: bootstrapServers or bootstrap-servers or bootstrap.servers is missing: allowed: host:port, comma separated",
-                "--kafka-binding /b: securityProtocol is \"TLS\": allowed: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL",
+                "--kafka-binding /b: bootstrapServers or bootstrap-servers or bootstrap.servers is missing; allowed: host:port, comma-separated",
+                "--kafka-binding /b: securityProtocol is \"TLS\"; allowed: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL",
             ]
         );
         let sasl = [
@@ -297,15 +298,15 @@ mod tests {
         assert_eq!(
             mistakes(&sasl),
             [
-                "--kafka-binding /b: saslMechanism is \"OAUTHBEARER\": allowed: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512",
-                "--kafka-binding /b: username or user is missing: allowed: a user name",
-                "--kafka-binding /b: password is empty: allowed: a password",
+                "--kafka-binding /b: saslMechanism is \"OAUTHBEARER\"; allowed: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512",
+                "--kafka-binding /b: username or user is missing; allowed: a user name",
+                "--kafka-binding /b: password is empty; allowed: a password",
             ]
         );
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_not_shown() {
+    fn values_that_are_not_utf8_are_not_quoted() {
         let mut given = files(SCRAM);
         given.insert("password".to_owned(), vec![0xff, b'h']);
         let mistakes = Binding::read("/b", &given).err().unwrap();
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn another_form_of_a_property_replaces_the_bindings() {
+    fn an_alternative_property_overrides_the_bindings() {
         assert!(replaces("ssl.ca.location", "ssl.ca.pem"));
         assert!(replaces("ssl.keystore.location", "ssl.key.pem"));
         assert!(replaces("sasl.mechanisms", "sasl.mechanism"));

@@ -1,6 +1,6 @@
-//! The part of the connection's settings that may change while the process runs.
+//! The part of the connection settings that may change while the process runs.
 //!
-//! Clients register here for each new login; whoever watches the files (`edge::kafka::credentials`) puts changes in.
+//! Clients register here to receive new logins; the file watcher (`edge::kafka::credentials`) publishes them.
 
 use std::ffi::CString;
 use std::fmt;
@@ -9,26 +9,26 @@ use std::time::Instant;
 
 use super::files::Connection;
 
-/// What may change while the process runs. Clones share it. The default never changes.
+/// The credentials in use, shared by all clones. The default value never changes.
 #[derive(Clone, Default)]
 pub struct Credentials(Arc<Mutex<State>>);
 
-/// Gives a client a login; `false` when the client is gone.
+/// Passes a login to a client; returns `false` once the client is gone.
 pub(crate) type GiveLogin = Box<dyn Fn(&Login) -> bool + Send>;
 
 #[derive(Default)]
 struct State {
-    /// What replaces the user and password in the settings.
+    /// Replaces the user and password of the settings.
     login: Option<Login>,
-    /// One for each client.
+    /// One per client.
     clients: Vec<GiveLogin>,
-    /// What new clients are to be made with, and when.
+    /// The connection for new clients, and when to create them.
     renewal: Option<(Connection, Instant)>,
-    /// Whether somebody makes new clients when it is time.
+    /// Whether a role replaces its clients when a renewal is due.
     renews: bool,
 }
 
-/// A user and a password. No `Debug`: it is a secret.
+/// A user and a password. No `Debug`, since it is a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Login {
     pub(crate) user: CString,
@@ -36,10 +36,10 @@ pub(crate) struct Login {
 }
 
 impl Login {
-    /// Of mechanisms that librdkafka takes a new login for.
+    /// The login of a connection, if librdkafka can change the login of its mechanism at run time.
     pub(crate) fn of(connection: &Connection) -> Option<Self> {
         let property = |name: &str| connection.properties.get(name);
-        // The first spelling is an alias; librdkafka takes what is set last, which is the second.
+        // `sasl.mechanism` is an alias; librdkafka uses the one set last, which is `sasl.mechanisms`.
         let mechanism = property("sasl.mechanisms").or_else(|| property("sasl.mechanism"))?;
         let takes = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"].contains(&mechanism.as_str());
         let text = |name| CString::new(property(name)?.as_str()).ok();
@@ -62,21 +62,21 @@ impl Credentials {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The newest login, if it is another one than the settings have.
+    /// The latest login, if it differs from the settings.
     pub(crate) fn login(&self) -> Option<Login> {
         self.state().login.clone()
     }
 
-    /// Gives a client every new login until `give` returns `false`.
+    /// Passes every new login to a client, until `give` returns `false`.
     pub(crate) fn register(&self, give: GiveLogin) {
         let mut state = self.state();
-        // The client may have been made with a login that is no longer the newest.
+        // The client may have been created with an outdated login.
         if state.login.as_ref().is_none_or(&give) {
             state.clients.push(give);
         }
     }
 
-    /// Gives all clients a new login. Returns how many there are.
+    /// Passes a new login to all clients and returns their number.
     pub(crate) fn replace_login(&self, login: Login) -> usize {
         let mut state = self.state();
         state.clients.retain(|give| give(&login));
@@ -84,50 +84,50 @@ impl Credentials {
         state.clients.len()
     }
 
-    /// From now on, somebody asks [`Credentials::due`].
+    /// Declares that a role polls [`Credentials::due`] from now on.
     pub(crate) fn renew(&self) {
         self.state().renews = true;
     }
 
-    /// Whether somebody makes new clients when it is time.
+    /// Whether a role polls [`Credentials::due`].
     pub(crate) fn renews(&self) -> bool {
         self.state().renews
     }
 
-    /// New clients are to be made with `connection` at `at`. A second change does not put off the first.
+    /// Schedules new clients with `connection` at `at`. A later change does not postpone an earlier one.
     pub(crate) fn schedule_renewal(&self, connection: Connection, at: Instant) {
         let mut state = self.state();
         let at = state.renewal.take().map_or(at, |(_, earlier)| earlier);
         state.renewal = Some((connection, at));
     }
 
-    /// Changes what new clients are to be made with, if they are to be.
+    /// Updates the connection of a scheduled renewal, if there is one.
     pub(crate) fn update_renewal(&self, connection: &Connection) {
         if let Some((renewal, _)) = &mut self.state().renewal {
             *renewal = connection.clone();
         }
     }
 
-    /// How many clients are registered.
+    /// The number of registered clients.
     #[cfg(test)]
     pub(crate) fn clients(&self) -> usize {
         self.state().clients.len()
     }
 
-    /// What new clients are to be made with, and when.
+    /// The scheduled renewal.
     #[cfg(test)]
     pub(crate) fn renewal(&self) -> Option<(Connection, Instant)> {
         self.state().renewal.clone()
     }
 
-    /// Whether it is time to make new clients.
+    /// Whether a renewal is due.
     #[must_use]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         let due = self.state().renewal.as_ref().map(|(_, at)| *at);
         due.is_some_and(|at| now >= at)
     }
 
-    /// What new clients are to be made with, once, when it is time.
+    /// The connection for new clients, returned once when the renewal is due.
     pub(crate) fn due(&self, now: Instant) -> Option<Connection> {
         if !self.is_due(now) {
             return None;

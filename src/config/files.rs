@@ -1,7 +1,7 @@
-//! Values that stand in files: of a setting (`HOOKSTREAM_<FLAG>_FILE`), of a property (`@FILE`), or of a whole service
-//! binding. What such a file holds may be a secret, wherever it is used, so no message quotes it.
+//! Values read from files: a setting (`HOOKSTREAM_<FLAG>_FILE`), a property (`@FILE`), or a whole service binding. Any
+//! such file may hold a secret, so no message quotes its content.
 //!
-//! Pure: the caller reads the files, and reads them again to learn what has changed ([`Connection`]).
+//! Pure: the caller reads the files, and reads them again to detect changes ([`Connection`]).
 
 use std::collections::BTreeMap;
 
@@ -10,18 +10,18 @@ use super::layers::{Given, Layers, Source};
 use super::secrets::is_secret;
 use super::table::{SETTINGS, Setting};
 
-/// How clients reach the brokers, as far as files may change it. It holds secrets, and therefore has no `Debug`.
+/// The connection settings that files may change. No `Debug`, since it holds secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Connection {
     /// The bootstrap servers.
     pub brokers: String,
-    /// librdkafka properties in force.
+    /// Effective librdkafka properties.
     pub properties: BTreeMap<String, String>,
-    /// What the files hold that librdkafka reads by itself, by property.
+    /// Contents of the files that librdkafka reads itself, by property.
     pub certificates: BTreeMap<String, Vec<u8>>,
 }
 
-/// Properties that name a file which librdkafka reads when a client is made.
+/// Properties that name a file that librdkafka reads when a client is created.
 const CERTIFICATES: &[&str] = &[
     "ssl.ca.location",
     "ssl.certificate.location",
@@ -33,7 +33,7 @@ const CERTIFICATES: &[&str] = &[
 impl Setting {
     /// The environment variable that names a file with the value.
     ///
-    /// A setting's own variable goes before it: `HOOKSTREAM_CA_FILE` is `--ca-file`, not the file of a `--ca`.
+    /// A setting's own variable takes precedence: `HOOKSTREAM_CA_FILE` is `--ca-file`, not the file of a `--ca`.
     #[must_use]
     pub fn file_variable(&self) -> String {
         format!("{}_FILE", self.variable())
@@ -49,18 +49,18 @@ pub(super) fn is_file_variable(name: &str) -> bool {
 }
 
 impl Layers {
-    /// Whether anything stands in a file, so that it may change.
+    /// Whether any value comes from a file and may change.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.has_files
     }
 
-    /// Something is wrong with what was given.
+    /// Adds a problem found by the caller.
     pub fn refuse(&mut self, mistake: impl Into<String>) {
         self.mistakes.push(mistake.into());
     }
 
-    /// A setting's value from the file that its variable in the environment names.
+    /// Adds a setting's value from the file that its environment variable names.
     pub fn give_from_file(&mut self, setting: &Setting, content: &str) {
         self.has_files = true;
         let given = Given {
@@ -71,13 +71,14 @@ impl Layers {
             .insert((setting.name.to_owned(), Source::Environment), given);
     }
 
-    /// Whether the value from `source` stands in a file of its own.
+    /// Whether the value from `source` comes from its own file.
     pub(super) fn is_from_file(&self, setting: &Setting, source: Source) -> bool {
         let given = self.given.get(&(setting.name.to_owned(), source));
         given.is_some_and(|given| given.is_from_file)
     }
 
-    /// The file that `HOOKSTREAM_X_FILE` names: one `key=value` per line; empty lines and lines with `#` are skipped.
+    /// Adds the properties of the file that `HOOKSTREAM_X_FILE` names: one `key=value` per line; empty lines and lines
+    /// that start with `#` are skipped.
     pub fn give_property_lines(&mut self, path: &str, text: &str) {
         self.has_files = true;
         let lines = text.lines().map(str::trim);
@@ -85,9 +86,9 @@ impl Layers {
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
             .collect();
         if lines.is_empty() {
-            // A file that is being replaced must not count as one that gives nothing.
+            // A file that is being replaced must not count as one without properties.
             self.refuse(format!(
-                "HOOKSTREAM_X_FILE {path} is empty: allowed: lines of key=value"
+                "HOOKSTREAM_X_FILE {path} is empty; must contain lines of key=value"
             ));
         }
         for line in lines {
@@ -95,7 +96,7 @@ impl Layers {
         }
     }
 
-    /// Replaces `@FILE` by what the file holds, and `@@` by a literal `@`, in the values of all properties in force.
+    /// Replaces `@FILE` with the content of the file, and a leading `@@` with a literal `@`, in all effective properties.
     pub fn resolve_properties(&mut self, read: impl Fn(&str) -> Result<String, String>) {
         let in_force: Vec<_> = self
             .properties()
@@ -124,7 +125,7 @@ impl Layers {
         }
     }
 
-    /// What a service binding gives, for whatever nothing else gives. `files` are those of the directory `place`.
+    /// Adds a service binding, which has the lowest precedence. `files` are those of the directory `place`.
     pub fn give_binding(&mut self, place: &str, files: &BTreeMap<String, Vec<u8>>) {
         self.has_files = true;
         let binding = match Binding::read(place, files) {
@@ -144,7 +145,7 @@ impl Layers {
         }
     }
 
-    /// Keeps what stands in the certificate files that properties in force name. `read` returns nothing for a directory.
+    /// Keeps the contents of the certificate files that effective properties name. `read` returns `None` for a directory.
     pub fn keep_certificates(&mut self, read: impl Fn(&str) -> Result<Option<Vec<u8>>, String>) {
         let named: Vec<_> = self
             .properties()
@@ -169,10 +170,10 @@ impl Layers {
         }
     }
 
-    /// How clients reach the brokers.
+    /// The connection settings.
     ///
     /// # Errors
-    /// A line for each mistake in anything that was given.
+    /// One line per problem in any setting.
     pub fn connection(&self) -> Result<Connection, Vec<String>> {
         if !self.mistakes.is_empty() {
             return Err(self.mistakes.clone());
@@ -190,13 +191,13 @@ impl Layers {
     }
 }
 
-/// Whoever does not know of `@FILE` may have written a password that begins so: what cannot be told from a password is
-/// not quoted.
+/// A user who does not know `@FILE` may have a password that starts with `@`, so text that may be a password is not
+/// quoted.
 fn reference_mistake(key: &str, source: Source, path: &str, reason: &str) -> String {
     let source = source.name();
     if is_secret(key) && !path.contains('/') {
         return format!(
-            "-X {key} ({source}): the file that the value names: {reason}; a value that begins with @ is written with @@"
+            "-X {key} ({source}): cannot read the file named by the value: {reason}; write @@ for a value that starts with @"
         );
     }
     format!("-X {key} ({source}): {path}: {reason}")
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_from_a_file_loses_one_newline_and_has_the_rank_of_the_environment() {
+    fn a_value_from_a_file_loses_one_newline_and_ranks_as_the_environment() {
         let mut layers = layers();
         layers.give("timeout", Source::File, "9s");
         layers.give_from_file(setting("timeout"), "3s\n");
@@ -276,14 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_from_a_file_is_not_quoted() {
+    fn an_invalid_value_from_a_file_is_not_quoted() {
         let mut layers = layers();
         layers.give_from_file(setting("timeout"), "hunter2");
         let mistakes = Settings::check(&layers, &machine()).unwrap_err();
         assert_eq!(
             mistakes,
             [
-                "--timeout, from the file of HOOKSTREAM_TIMEOUT_FILE, is wrong: allowed: 100ms to 60s"
+                "--timeout: invalid value in the file of HOOKSTREAM_TIMEOUT_FILE; allowed: 100ms to 60s"
             ]
         );
         let printed = serde_json::to_string(&effective(&layers, &machine())).unwrap();
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_property_comes_from_the_file_behind_its_at_sign() {
+    fn a_property_is_read_from_the_file_after_its_at_sign() {
         let mut layers = layers();
         layers.give_property("sasl.password=@/etc/kafka/password", Source::Flag);
         layers.give_property("sasl.username=@@me", Source::Environment);
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_named_unless_its_name_may_be_the_secret() {
+    fn an_unreadable_file_is_named_unless_its_name_may_be_the_secret() {
         let mut layers = layers();
         for property in [
             "sasl.password=@hunter2",
@@ -334,14 +335,14 @@ mod tests {
             mistakes,
             [
                 "-X client.rack (flag): zone: no such file",
-                "-X sasl.password (flag): the file that the value names: no such file; a value that begins with @ is written with @@",
+                "-X sasl.password (flag): cannot read the file named by the value: no such file; write @@ for a value that starts with @",
                 "-X ssl.key.password (flag): /etc/key: the file is empty",
             ]
         );
     }
 
     #[test]
-    fn a_file_of_properties_has_one_a_line() {
+    fn a_property_file_has_one_property_per_line() {
         let mut layers = layers();
         layers.give_property_lines(
             "/x",
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_gives_what_nothing_else_gives() {
+    fn a_binding_has_the_lowest_precedence() {
         let mut layers = Layers::new();
         layers.give_binding("/b", &binding());
         let settings = Settings::check(&layers, &machine()).unwrap();
@@ -370,7 +371,7 @@ mod tests {
             settings
                 .properties
                 .contains(&("sasl.password".to_owned(), "@hunter2".to_owned())),
-            "an @ in a binding is a letter like others"
+            "@ has no special meaning in a binding"
         );
         let rows = effective(&layers, &machine());
         let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
@@ -399,18 +400,18 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_binding_is_the_only_mistake() {
+    fn an_invalid_binding_is_the_only_mistake_reported() {
         let mut layers = Layers::new();
         layers.give("kafka-binding", Source::Flag, "/b");
         layers.give_binding("/b", &BTreeMap::new());
         assert_eq!(
             Settings::check(&layers, &machine()).unwrap_err(),
-            ["--kafka-binding /b: type is missing: allowed: kafka"]
+            ["--kafka-binding /b: type is missing; allowed: kafka"]
         );
     }
 
     #[test]
-    fn a_connection_is_another_one_when_a_certificate_file_has_other_content() {
+    fn a_connection_changes_with_the_content_of_its_certificate_files() {
         let connection = |content: &str| {
             let mut layers = layers();
             layers.give_property("ssl.ca.location=/ca", Source::Flag);

@@ -1,26 +1,26 @@
-//! Settings as they are typed, by source, before they are checked.
+//! Settings as given, by source, before validation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::table::{SETTINGS, Setting};
 
-/// Where a value comes from, the strongest first.
+/// The source of a value, highest precedence first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// On the command line.
+    /// The command line.
     Flag,
-    /// In the environment.
+    /// The environment.
     Environment,
-    /// In the file given with `--config`.
+    /// The file given with `--config`.
     File,
-    /// In the service binding given with `--kafka-binding`.
+    /// The service binding given with `--kafka-binding`.
     Binding,
     /// The default.
     Default,
 }
 
 impl Source {
-    /// One word.
+    /// The name used in messages and in `hookstream config`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -33,17 +33,17 @@ impl Source {
     }
 }
 
-/// What was typed, by source: names of settings to text, and librdkafka properties.
+/// Settings and librdkafka properties as given, by source.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     pub(super) given: BTreeMap<(String, Source), Given>,
     pub(super) properties: BTreeMap<(String, Source), String>,
-    /// What stands in the files that properties name, by property.
+    /// Contents of the files that properties name, by property.
     pub(super) certificates: BTreeMap<String, Vec<u8>>,
-    /// Properties that are none: what was meant may be a secret one, so their values are not shown.
+    /// Unknown properties. The intended property may be a secret, so their values are never shown.
     pub(super) refused: BTreeSet<String>,
     pub(super) mistakes: Vec<String>,
-    /// Some of it stands in files that may change.
+    /// Whether any value comes from a file that may change.
     pub(super) has_files: bool,
 }
 
@@ -51,18 +51,18 @@ pub struct Layers {
 #[derive(Clone, Debug)]
 pub(super) struct Given {
     pub(super) text: String,
-    /// It stands in a file of its own, which may hold a secret by mistake: it is not quoted.
+    /// The value comes from its own file, which may hold a secret by mistake, so messages do not quote it.
     pub(super) is_from_file: bool,
 }
 
 impl Layers {
-    /// Nothing is given.
+    /// No settings given.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A setting's value, as typed.
+    /// Adds a setting's value as given.
     pub fn give(&mut self, name: &str, source: Source, value: impl Into<String>) {
         let given = Given {
             text: value.into(),
@@ -71,30 +71,30 @@ impl Layers {
         self.given.insert((name.to_owned(), source), given);
     }
 
-    /// A `key=value` for librdkafka.
+    /// Adds a `key=value` property for librdkafka.
     pub fn give_property(&mut self, text: &str, source: Source) {
         match text.split_once('=') {
             Some((key, value)) if !key.trim().is_empty() => {
                 self.properties
                     .insert((key.trim().to_owned(), source), value.trim().to_owned());
             }
-            // What stands there may be a secret with its key forgotten.
+            // The text may be a secret without its key, so it is not quoted.
             _ => self
                 .mistakes
-                .push(format!("-X ({}): allowed: key=value", source.name())),
+                .push(format!("-X ({}): not a key=value pair", source.name())),
         }
     }
 
-    /// The file's text: TOML, keys as the flags, properties in a table `[x]`.
+    /// Adds the settings of a TOML file: keys are named as the flags, properties are in the table `[x]`.
     pub fn give_file(&mut self, text: &str, path: &str) {
         self.has_files = true;
         let table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
-                // The error's own text quotes the line, which may hold a password.
+                // The error's `Display` quotes the line, which may contain a password.
                 let place = line_of(text, error.span().map_or(0, |span| span.start));
                 self.mistakes.push(format!(
-                    "{path} is not TOML: line {place}: {}",
+                    "{path} is not valid TOML: line {place}: {}",
                     error.message()
                 ));
                 return;
@@ -107,12 +107,12 @@ impl Layers {
                 match as_text(&value) {
                     Some(text) => self.give(&key, Source::File, text),
                     None => self.mistakes.push(format!(
-                        "{key} in {path} is a table; allowed: a value or a list of values"
+                        "{key} in {path} is a table; must be a value or a list of values"
                     )),
                 }
             } else {
                 self.mistakes.push(format!(
-                    "{key} in {path} is no setting; `hookstream config` lists them"
+                    "unknown setting {key} in {path}; run `hookstream config` to list all settings"
                 ));
             }
         }
@@ -123,11 +123,11 @@ impl Layers {
             toml::Value::Table(properties) => self.give_file_table("", properties),
             _ => self
                 .mistakes
-                .push("x in the file: allowed: a table of librdkafka properties".to_owned()),
+                .push("x in the file must be a table of librdkafka properties".to_owned()),
         }
     }
 
-    /// A key with dots and without quotes is a table in a table to TOML, and the same property to librdkafka.
+    /// TOML reads an unquoted key with dots as nested tables; librdkafka has one property of that name.
     fn give_file_table(&mut self, prefix: &str, table: toml::Table) {
         for (key, value) in table {
             let key = format!("{prefix}{key}");
@@ -137,14 +137,14 @@ impl Layers {
                 self.properties.insert((key, Source::File), value);
             } else {
                 self.mistakes
-                    .push(format!("x.{key} in the file: allowed: a value"));
+                    .push(format!("x.{key} in the file must be a value"));
             }
         }
     }
 
-    /// Keeps what `judge` says against a property in force, by its key and value.
+    /// Validates every effective property: `judge` returns what is wrong with a key and value.
     ///
-    /// Must come before anything is printed: the value of a refused property is treated as a secret.
+    /// Must run before anything is printed: the value of a rejected property is treated as a secret.
     pub fn judge_properties(&mut self, judge: impl Fn(&str, &str) -> Option<String>) {
         let judged: Vec<_> = self
             .properties()
@@ -163,7 +163,7 @@ impl Layers {
         }
     }
 
-    /// The value in force, and where it comes from; `None` when nothing is given and there is no default.
+    /// The effective value and its source; `None` when neither a value nor a default exists.
     #[must_use]
     pub fn effective(&self, setting: &Setting) -> Option<(&str, Source)> {
         let given = self
@@ -177,7 +177,7 @@ impl Layers {
         }
     }
 
-    /// The librdkafka properties in force, and where each comes from.
+    /// The effective librdkafka properties with their sources.
     #[must_use]
     pub fn properties(&self) -> BTreeMap<&str, (&str, Source)> {
         let mut all = BTreeMap::new();
@@ -188,7 +188,7 @@ impl Layers {
     }
 }
 
-/// Counted from 1.
+/// The line number of a byte offset, from 1.
 fn line_of(text: &str, at: usize) -> usize {
     let before = text.bytes().take(at);
     1 + before.filter(|&byte| byte == b'\n').count()

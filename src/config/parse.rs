@@ -1,4 +1,4 @@
-//! From text to checked values: the ranges of the table, in code.
+//! Parses and validates settings: the ranges of the table, in code.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -17,15 +17,15 @@ use crate::model::window::Format as WindowFormat;
 
 const MIB: usize = 1024 * 1024;
 
-/// Reads settings and gathers what is wrong with them.
+/// Reads settings and collects all problems.
 pub(super) struct Reader<'a> {
     layers: &'a Layers,
     pub(super) mistakes: Vec<String>,
-    /// Settings with a value that is not allowed.
+    /// Settings with an invalid value.
     wrong: BTreeSet<&'static str>,
 }
 
-/// Settings with a value that is not allowed.
+/// Settings with an invalid value.
 pub(super) fn wrong(layers: &Layers, machine: &Machine) -> BTreeSet<&'static str> {
     let mut reader = Reader::new(layers);
     drop(reader.settings(machine));
@@ -41,7 +41,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `None` when something is wrong.
+    /// `None` if any setting is invalid.
     pub(super) fn settings(&mut self, machine: &Machine) -> Option<Settings> {
         let brokers = self.required("brokers", |text| {
             list(text, broker)
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
         let (probe, max_probe) = (probe?, max_probe?);
         if max_probe < probe {
             self.mistakes.push(format!(
-                "--breaker-max-probe {} is shorter than --breaker-probe {}, the first time between probes: make it as long at least",
+                "--breaker-max-probe {} is shorter than --breaker-probe {}; must be at least as long",
                 format_duration(max_probe),
                 format_duration(probe),
             ));
@@ -184,19 +184,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The host name stands in when nothing is given, and was not checked with the table's range.
+    /// The host name is the default instance name, and is not checked against the table's range before this.
     fn can_name(&mut self, instance: &str) -> bool {
         let can = name(instance).is_some();
         if !can {
             self.mistakes.push(format!(
-                "--instance is required, since the host name {instance:?} cannot be one: allowed: {}",
+                "--instance is required: the host name {instance:?} is not a valid instance name; allowed: {}",
                 setting("instance").map_or("", |setting| setting.range)
             ));
         }
         can
     }
 
-    /// Events and own topics must not mix: a topic that is both read and written would feed itself.
+    /// Event topics and own topics must not overlap: a topic that is both read and written would loop.
     fn separate(&mut self, topics: Topics, tiers: &Tiers) -> Option<Topics> {
         let mut own = vec![
             topics.subscriptions(),
@@ -210,18 +210,18 @@ impl<'a> Reader<'a> {
         for (index, topic) in topics.events.iter().enumerate() {
             if own.contains(topic) {
                 self.mistakes.push(format!(
-                    "--events names {topic}, a topic that hookstream writes: choose another one, or another --topic-prefix"
+                    "--events contains {topic}, which hookstream writes itself; use another topic or another --topic-prefix"
                 ));
             }
             if topics.events[..index].contains(topic) {
                 self.mistakes
-                    .push(format!("--events: {topic} is named twice"));
+                    .push(format!("--events contains {topic} twice"));
             }
         }
         (self.mistakes.len() == before).then_some(topics)
     }
 
-    /// `Some(None)` when no collector is named.
+    /// `Some(None)` when no collector is configured.
     fn otlp(&mut self) -> Option<Option<OtlpSettings>> {
         let sample = self.read("trace-sample", |text| {
             text.parse()
@@ -234,14 +234,14 @@ impl<'a> Reader<'a> {
         };
         if may_hold_credentials(text) {
             self.mistakes.push(format!(
-                "--otlp-endpoint ({}): there must be no user, query or fragment in it: credentials go into the headers of OTEL_EXPORTER_OTLP_HEADERS",
+                "--otlp-endpoint ({}): must not contain user info, a query or a fragment; set credentials in OTEL_EXPORTER_OTLP_HEADERS",
                 source.name()
             ));
             return None;
         }
         if !cfg!(feature = "otlp") {
             self.mistakes.push(format!(
-                "--otlp-endpoint ({}): this program was built without the export of spans: build it with --features otlp",
+                "--otlp-endpoint ({}): this build cannot export spans; rebuild with --features otlp",
                 source.name()
             ));
             return None;
@@ -279,22 +279,25 @@ impl<'a> Reader<'a> {
             self.wrong.insert(name);
             let what = match source {
                 Source::Environment if self.layers.is_from_file(setting, source) => {
-                    format!(", from the file of {}, is wrong", setting.file_variable())
+                    format!(": invalid value in the file of {}", setting.file_variable())
                 }
                 Source::Environment => {
-                    format!(" is {value:?} (environment {})", setting.variable())
+                    format!(
+                        ": invalid value {value:?} (environment {})",
+                        setting.variable()
+                    )
                 }
                 Source::Binding => {
                     let place = self
                         .layers
                         .effective(binding)
                         .map_or("", |(place, _)| place);
-                    format!(" is {value:?} (binding {place})")
+                    format!(": invalid value {value:?} (binding {place})")
                 }
-                other => format!(" is {value:?} ({})", other.name()),
+                other => format!(": invalid value {value:?} ({})", other.name()),
             };
             self.mistakes
-                .push(format!("--{name}{what}: allowed: {}", setting.range));
+                .push(format!("--{name}{what}; allowed: {}", setting.range));
         }
         parsed
     }
@@ -318,10 +321,10 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
         if self.layers.effective(setting).is_none() {
-            // What is wrong with a binding is a mistake of its own.
+            // A problem in the binding is reported separately.
             if self.layers.effective(binding).is_none() {
                 self.mistakes.push(format!(
-                    "--{name} is required (or {}, or {name} in the file, or --kafka-binding): {}",
+                    "--{name} is required (or {}, {name} in the file, or --kafka-binding); allowed: {}",
                     setting.variable(),
                     setting.range
                 ));
@@ -338,7 +341,7 @@ fn setting(name: &str) -> Option<&'static Setting> {
     found
 }
 
-/// Comma separated; blanks around parts and empty text are fine, empty parts are not.
+/// Parses a comma-separated list. Blanks around items and an empty text are allowed; empty items are not.
 fn list<'t, T>(text: &'t str, parse: impl Fn(&'t str) -> Option<T>) -> Option<Vec<T>> {
     if text.trim().is_empty() {
         return Some(Vec::new());
@@ -353,7 +356,7 @@ fn name(text: &str) -> Option<String> {
     topic(text).filter(|text| text.len() <= 100)
 }
 
-/// `host`, `host:port` or `[IPv6]:port`, as librdkafka has it also behind a protocol.
+/// `host`, `host:port` or `[IPv6]:port`, optionally with a protocol prefix as in librdkafka.
 fn broker(text: &str) -> Option<&str> {
     const PROTOCOLS: [&str; 4] = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
     let address = match text.split_once("://") {
@@ -375,7 +378,7 @@ fn broker(text: &str) -> Option<&str> {
     (!host.is_empty() && host.chars().all(letter) && is_port(port)).then_some(text)
 }
 
-/// The whole URL of a collector's base URL.
+/// The traces URL for the base URL of a collector.
 fn collector(text: &str) -> Option<String> {
     const PATH: &str = "/v1/traces";
     let url = url::Url::parse(text).ok()?;
@@ -386,7 +389,7 @@ fn collector(text: &str) -> Option<String> {
     Some(format!("{}{PATH}", base.strip_suffix(PATH).unwrap_or(base)))
 }
 
-/// Nothing, or a colon and a number.
+/// Empty, or a colon and a port number.
 fn is_port(text: &str) -> bool {
     let port = text
         .strip_prefix(':')
@@ -394,7 +397,7 @@ fn is_port(text: &str) -> bool {
     text.is_empty() || port.is_some()
 }
 
-/// To the library a word without a level is a module, so that a mistyped level would silence everything.
+/// The library takes a word without a level as a module name, so a mistyped level would silence the whole log.
 fn log_filter(text: &str) -> Option<()> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let sound = |part: &str| {
@@ -417,7 +420,7 @@ fn time(text: &str, least: Duration, most: Duration) -> Option<Duration> {
     parse_duration(text)
         .ok()
         .filter(|time| (least..=most).contains(time))
-        // Names of topics and records know milliseconds.
+        // Topic names and records have a resolution of 1 ms.
         .filter(|time| time.subsec_nanos() % 1_000_000 == 0)
 }
 
@@ -431,7 +434,7 @@ fn number<N: FromStr + PartialOrd>(text: &str, least: N, most: N) -> Option<N> {
         .filter(|number| (least..=most).contains(number))
 }
 
-/// Bytes, or with a unit: `64MiB`, `1 GiB`, `512k`.
+/// A number of bytes, optionally with a unit: `64MiB`, `1 GiB`, `512k`.
 fn size(text: &str, least: usize, most: usize) -> Option<usize> {
     let digits = text
         .find(|letter: char| !letter.is_ascii_digit())
@@ -451,10 +454,10 @@ fn size(text: &str, least: usize, most: usize) -> Option<usize> {
 }
 
 impl Settings {
-    /// Checks everything.
+    /// Validates all settings.
     ///
     /// # Errors
-    /// A line for each mistake.
+    /// One line per problem.
     pub fn check(layers: &Layers, machine: &Machine) -> Result<Self, Vec<String>> {
         let mut reader = Reader::new(layers);
         let settings = reader.settings(machine);

@@ -9,10 +9,10 @@ use super::secrets::{REDACTED, is_secret, may_hold_credentials};
 use super::settings::Machine;
 use super::table::{SETTINGS, Setting};
 
-/// Of the names of environment variables, those that look like a setting and are none: mistyped, as a rule.
+/// Environment variables that look like settings but match none, usually typos.
 ///
-/// They cannot be refused: Kubernetes makes `HOOKSTREAM_SERVICE_HOST`, `HOOKSTREAM_PORT_9400_TCP_ADDR` and the like for
-/// a Service that is called hookstream. Those are not even worth a warning.
+/// They cannot be rejected: Kubernetes sets `HOOKSTREAM_SERVICE_HOST`, `HOOKSTREAM_PORT_9400_TCP_ADDR` and the like for
+/// a Service named hookstream. Those do not even deserve a warning.
 #[must_use]
 pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let known = |name: &str| {
@@ -41,11 +41,11 @@ pub struct EffectiveSetting {
     pub name: String,
     /// Its value; [`REDACTED`] for a secret.
     pub value: String,
-    /// Where it comes from.
+    /// Its source.
     pub source: &'static str,
 }
 
-/// All settings in force, secrets redacted (**Secret**).
+/// All effective settings, with secrets redacted (**Secret**).
 #[must_use]
 pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
     let row = |name: &str, value: &str, source: Source| EffectiveSetting {
@@ -89,7 +89,7 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
     rows
 }
 
-/// A certificate is many lines: its first stands for it.
+/// The first line of a value; certificates have many.
 fn one_line(value: &str) -> String {
     match value.split_once('\n') {
         Some((first, _)) => format!("{first}…"),
@@ -100,7 +100,7 @@ fn one_line(value: &str) -> String {
 /// The settings table of `docs/reference.md`, as Markdown.
 #[must_use]
 pub fn reference() -> String {
-    let mut text = "| flag, key in the file | variable | default | what it does; what is allowed |\n|---|---|---|---|\n".to_owned();
+    let mut text = "| flag, key in the file | variable | default | description; allowed values |\n|---|---|---|---|\n".to_owned();
     for setting in SETTINGS {
         let default = if setting.default.is_empty() {
             String::new()
@@ -122,8 +122,10 @@ pub fn reference() -> String {
         // Writing to a string does not fail.
         writeln!(text, "{line}").ok();
     }
-    text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeated, in the variable separated by `;`. A value `@FILE` is what the file holds, `@@` at the beginning a literal `@` |\n");
-    text.push_str("| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these |\n");
-    text.push_str("|  | `HOOKSTREAM_…_FILE` |  | A file with the value of any of these variables except `HOOKSTREAM_CONFIG`; one newline at its end is dropped; for `HOOKSTREAM_X`: one property a line |\n");
+    text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeat the flag, or separate properties by `;` in the variable. The value `@FILE` is read from that file; a leading `@@` is a literal `@` |\n");
+    text.push_str(
+        "| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these settings |\n",
+    );
+    text.push_str("|  | `HOOKSTREAM_…_FILE` |  | A file with the value of any of these variables except `HOOKSTREAM_CONFIG`; one trailing newline is dropped; for `HOOKSTREAM_X`, one property per line |\n");
     text
 }

@@ -1,6 +1,6 @@
-//! Which settings and properties hold credentials, and are not shown.
+//! Which settings and properties hold credentials and must not be printed.
 
-/// What stands for a secret when settings are printed.
+/// Printed in place of a secret.
 pub const REDACTED: &str = "***";
 
 /// Whether a librdkafka property holds a credential.
@@ -12,7 +12,7 @@ pub fn is_secret(property: &str) -> bool {
         || property == "sasl.oauthbearer.config"
 }
 
-/// Whether a URL has a part where credentials are put. Such a one is refused, and must not be shown then either.
+/// Whether a URL has a part that may hold credentials. Such a URL is rejected, and not printed.
 pub(super) fn may_hold_credentials(url: &str) -> bool {
     url.contains(['@', '?', '#'])
 }

@@ -1,4 +1,4 @@
-//! Settings, checked.
+//! Validated settings.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::model::tiers::Tiers;
 use crate::model::units::format_duration;
 use crate::model::window::Format as WindowFormat;
 
-/// How the work of one event or attempt becomes visible.
+/// The delivery guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guarantee {
     /// Transactions: from event to command, and from attempt to retry or dead letter.
@@ -22,50 +22,50 @@ pub enum Guarantee {
     AtLeastOnce,
 }
 
-/// Every setting, checked. Built once at start; see the table of settings for units, defaults and ranges.
+/// All settings, validated. Built once at startup; see the table of settings for units, defaults and ranges.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Bootstrap servers, `host:port`, comma separated.
+    /// Bootstrap servers, `host:port`, comma-separated.
     pub brokers: String,
     /// librdkafka properties given with `-X`, in order.
     pub properties: Vec<(String, String)>,
-    /// What of the brokers and properties may change while the process runs; shared by all clones.
+    /// The part of the connection settings that may change while the process runs; shared by all clones.
     pub credentials: Credentials,
     /// Names of all topics.
     pub topics: Topics,
     /// Prefix of all consumer groups.
     pub group_prefix: String,
-    /// What a crash may do.
+    /// What a crash may duplicate.
     pub guarantee: Guarantee,
     /// Unique and stable per replica; names the transactional ids.
     pub instance: String,
-    /// Where `/metrics`, `/livez` and `/readyz` are served.
+    /// Listen address of `/metrics`, `/livez` and `/readyz`.
     pub http_listen: SocketAddr,
     /// Retry tiers.
     pub tiers: Tiers,
     /// Delays after the first, second, … failed attempt, before jitter.
     pub retry_schedule: Vec<Duration>,
-    /// One deadline over connect, headers and body of an attempt.
+    /// Timeout of a whole attempt: connect, headers and body.
     pub timeout: Duration,
-    /// For attempts in flight at shutdown and revocation.
+    /// How long to wait for attempts in flight at shutdown and revocation.
     pub drain_deadline: Duration,
-    /// Whether each attempt is recorded in the log of attempts.
+    /// Whether each attempt is recorded in the attempt log.
     pub attempt_log: bool,
     /// The format of the commit metadata that delivery writes.
     pub window_format: WindowFormat,
-    /// How many subscribers get series of their own, by each rank.
+    /// How many subscribers get their own metric series, per ranking.
     pub lag_top: usize,
-    /// A call into the Kafka client that takes longer, though brokers answer, ends the process.
+    /// The process exits if a call into the Kafka client takes longer while brokers are reachable.
     pub hang_deadline: Duration,
-    /// Where spans go, if anywhere.
+    /// Where spans are exported to, if configured.
     pub otlp: Option<OtlpSettings>,
-    /// What endpoints may be reached.
+    /// Which endpoints may be reached.
     pub egress: EgressSettings,
-    /// Further trusted certificate authorities, PEM.
+    /// Additional trusted certificate authorities, PEM.
     pub ca_file: Option<PathBuf>,
-    /// Larger events are invalid, bytes.
+    /// Maximum size of an event, bytes; larger events are invalid.
     pub max_event_bytes: usize,
-    /// Threads that send, each with its own connections; a partition belongs to one.
+    /// Delivery threads, each with its own connections; each partition is assigned to one.
     pub workers: usize,
     /// Requests in flight per replica, over all subscriptions.
     pub max_in_flight: usize,
@@ -73,21 +73,21 @@ pub struct Settings {
     pub max_queued_bytes: usize,
     /// Commands held in memory per replica.
     pub max_queued_commands: usize,
-    /// When to stop sending to an endpoint, where its subscription does not say.
+    /// Circuit breaker rules for subscriptions that do not override them.
     pub breaker: BreakerRules,
 }
 
-/// What the machine says: defaults that no table can hold.
+/// Defaults that depend on the machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Its name.
+    /// The host name.
     pub host_name: String,
-    /// Its cores.
+    /// The number of cores.
     pub cores: usize,
 }
 
 impl Settings {
-    /// The same with another way to the brokers.
+    /// The same settings with another connection.
     #[must_use]
     pub fn with_connection(&self, connection: Connection) -> Self {
         Self {
@@ -98,25 +98,25 @@ impl Settings {
     }
 }
 
-/// Where spans go.
+/// Span export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OtlpSettings {
-    /// The whole URL, without credentials.
+    /// The full URL, without credentials.
     pub endpoint: String,
-    /// Of the events that come without a trace, the share that begins one.
+    /// Sampling ratio of events without a trace context.
     pub sample: f64,
 }
 
-/// Egress rules as set by the operator.
+/// The operator's egress rules.
 #[derive(Clone, Debug, Default)]
 pub struct EgressSettings {
-    /// Plain `http` URLs are allowed too.
+    /// Whether plain `http` URLs are allowed.
     pub allow_http: bool,
-    /// Networks that are allowed although they are not public.
+    /// Non-public networks that are allowed.
     pub allow_cidrs: Vec<IpNet>,
-    /// Networks that are denied although they are public; wins over `allow_cidrs`.
+    /// Networks that are denied; takes precedence over `allow_cidrs`.
     pub deny_cidrs: Vec<IpNet>,
-    /// Ports that may be dialled; empty means any.
+    /// Allowed ports; empty means any.
     pub ports: Vec<u16>,
 }
 
@@ -125,37 +125,37 @@ pub struct EgressSettings {
 pub struct Topics {
     /// Event topics.
     pub events: Vec<String>,
-    /// Prefix of all own topics, with its separator, as in `webhook-`.
+    /// Prefix of hookstream's own topics, including the separator, such as `webhook-`.
     pub prefix: String,
 }
 
 impl Topics {
-    /// Compacted; key is the subscription's id.
+    /// Subscriptions; compacted, keyed by subscription id.
     #[must_use]
     pub fn subscriptions(&self) -> String {
         format!("{}subscriptions", self.prefix)
     }
-    /// Keyed by subscriber.
+    /// Commands; keyed by subscriber.
     #[must_use]
     pub fn commands(&self) -> String {
         format!("{}commands", self.prefix)
     }
-    /// Of one tier.
+    /// The retry topic of one tier.
     #[must_use]
     pub fn retry(&self, delay: Duration) -> String {
         format!("{}retry-{}", self.prefix, format_duration(delay))
     }
-    /// The log of facts.
+    /// Dead letters and the facts about them.
     #[must_use]
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
     }
-    /// The log of attempts, if it is on.
+    /// The attempt log, if enabled.
     #[must_use]
     pub fn attempts(&self) -> String {
         format!("{}attempts", self.prefix)
     }
-    /// Events that could not be read.
+    /// Records that are not valid events.
     #[must_use]
     pub fn invalid_events(&self) -> String {
         format!("{}invalid-events", self.prefix)

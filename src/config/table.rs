@@ -1,23 +1,22 @@
-//! The table of settings: the one place from which flags, environment variables, keys of the file, the reference
-//! in docs/reference.md and the checks come.
+//! The table of settings: the single source of flags, environment variables, file keys, the reference and the checks.
 
-/// One setting, as it can be typed.
+/// One setting.
 #[derive(Debug)]
 pub struct Setting {
     /// The flag without its dashes, and the key in the file.
     pub name: &'static str,
-    /// What stands for the value in help; empty for a switch.
+    /// Placeholder of the value in the help; empty for a switch.
     pub value: &'static str,
-    /// What holds if nothing is given; empty when it is computed or required.
+    /// The default; empty if it is computed or the setting is required.
     pub default: &'static str,
     /// What it does.
     pub help: &'static str,
-    /// What it may be, in a message after "allowed:".
+    /// The allowed values, as printed after "allowed:".
     pub range: &'static str,
 }
 
 impl Setting {
-    /// Whether it is on or off, and needs no value on the command line.
+    /// Whether it is a boolean that needs no value on the command line.
     #[must_use]
     pub fn is_switch(&self) -> bool {
         self.value.is_empty()
@@ -39,45 +38,45 @@ macro_rules! settings {
 }
 
 settings! {
-    "brokers" "HOST:PORT,…" "" "Kafka's bootstrap servers (required, unless --kafka-binding gives them)" "host:port, comma separated";
-    "kafka-binding" "DIR" "" "A mounted service binding (servicebinding.io) of type kafka: the brokers and the properties for TLS and SASL that nothing else gives" "a directory with one file per key";
-    "events" "TOPIC,…" "order-events" "Event topics" "topic names, comma separated";
-    "topic-prefix" "PREFIX" "webhook-" "Prefix of all own topics" "letters, digits, '.', '_' and '-', at most 100";
+    "brokers" "HOST:PORT,…" "" "Kafka bootstrap servers (required unless --kafka-binding provides them)" "host:port, comma-separated";
+    "kafka-binding" "DIR" "" "Directory of a mounted service binding (servicebinding.io) of type kafka; provides the brokers and the TLS and SASL properties that are not set elsewhere" "a directory with one file per key";
+    "events" "TOPIC,…" "order-events" "Event topics to read" "topic names, comma-separated";
+    "topic-prefix" "PREFIX" "webhook-" "Prefix of hookstream's own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";
-    "guarantee" "GUARANTEE" "exactly-once" "From event to command, and from attempt to retry or dead letter" "exactly-once or at-least-once";
-    "instance" "NAME" "" "Unique and stable per replica; names the transactional ids (default: the host name)" "letters, digits, '.', '_' and '-', at most 100";
-    "http-listen" "ADDRESS" "0.0.0.0:9400" "Where /metrics, /livez and /readyz are served" "ADDRESS:PORT; port 0 lets the system choose";
-    "tiers" "TIME,…" "5s,30s,2m,10m,1h,6h" "Retry tiers, each a topic with this delay" "1 to 16 different times from 10ms to 7d";
-    "retry-schedule" "TIME,…" "5s,5m,30m,2h,5h,10h,10h" "Delays after the first, second, … failed attempt, before ±20 % jitter" "0 to 20 times up to 24h";
-    "timeout" "TIME" "15s" "One deadline for a whole attempt: connect, headers and body" "100ms to 60s";
-    "drain-deadline" "TIME" "10s" "For attempts in flight at shutdown and when partitions move" "0s to 5m";
-    "hang-deadline" "TIME" "30s" "A call into the Kafka client that takes longer though brokers answer ends the process" "5s to 1h";
-    "max-event-bytes" "SIZE" "1MiB" "Larger events are invalid" "1KiB to 16MiB";
-    "max-in-flight" "N" "1024" "Requests in flight per replica" "1 to 65536";
-    "max-queued-bytes" "SIZE" "64MiB" "Commands held in memory per replica" "1MiB to 16GiB";
-    "max-queued-commands" "N" "100000" "Commands held in memory per replica" "512 to 100000000";
-    "attempt-log" "" "false" "Each attempt is recorded in the topic attempts, for people" "true or false";
-    "window-format" "N" "2" "Format of the commit metadata that delivery writes; 1 only while replicas of hookstream 0.1.0 run beside this version or are about to" "1 or 2";
-    "lag-top" "N" "200" "Subscribers with series of their own, by lag, by age and by dead letters, and in each replica of delivery by attempts; the rest is _other" "1 to 10000";
-    "breaker-failures" "N" "5" "A subscription's breaker opens after so many failures in a row" "0 (never) to 100000";
-    "breaker-rate" "SHARE" "0.5" "It opens too when this share of the attempts in its window failed" "0 (never) to 1";
-    "breaker-window" "TIME" "30s" "The sliding window for --breaker-rate" "1s to 1h";
-    "breaker-volume" "N" "20" "Attempts that the window must hold before --breaker-rate counts" "1 to 100000";
-    "breaker-probe" "TIME" "5s" "From opening to the first probe; doubles with each that fails, ±20 %" "10ms to 10m";
-    "breaker-max-probe" "TIME" "10m" "The longest time between probes" "10ms to 10m, --breaker-probe at least";
-    "workers" "N" "" "Threads that send; a partition belongs to one (default: the number of cores)" "1 to 64";
-    "egress-allow-http" "" "false" "Endpoints may be plain http" "true or false";
-    "egress-allow-cidr" "CIDR,…" "" "Networks that endpoints may be in although they are not public" "networks as 10.0.0.0/8, comma separated";
-    "egress-deny-cidr" "CIDR,…" "" "Networks that endpoints may not be in; wins over --egress-allow-cidr" "networks as 10.0.0.0/8, comma separated";
-    "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may have" "ports, comma separated, or any";
-    "otlp-endpoint" "URL" "" "Where spans go: an OpenTelemetry collector, by OTLP over HTTP; nowhere if not given" "http://HOST:PORT or https, /v1/traces is added; credentials go into OTEL_EXPORTER_OTLP_HEADERS";
-    "trace-sample" "SHARE" "0" "Of the events that come without a trace, the share that begins one; a trace that comes with an event is told if its publisher records it" "0 to 1";
-    "ca-file" "FILE" "" "Further certificate authorities to trust, PEM" "a readable file";
-    "log" "FILTER" "info" "Level, or filter by module as in hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
-    "log-format" "FORMAT" "text" "Form of the log on standard error" "text or json";
+    "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from event to command, and from attempt to retry or dead letter" "exactly-once or at-least-once";
+    "instance" "NAME" "" "Name of this replica, unique and stable; used in transactional ids (default: the host name)" "letters, digits, '.', '_' and '-', at most 100";
+    "http-listen" "ADDRESS" "0.0.0.0:9400" "Listen address of /metrics, /livez and /readyz" "ADDRESS:PORT; port 0 picks a free port";
+    "tiers" "TIME,…" "5s,30s,2m,10m,1h,6h" "Delays of the retry tiers, one topic per tier" "1 to 16 distinct durations from 10ms to 7d";
+    "retry-schedule" "TIME,…" "5s,5m,30m,2h,5h,10h,10h" "Delays after the first, second, … failed attempt, before ±20 % jitter" "0 to 20 durations up to 24h";
+    "timeout" "TIME" "15s" "Timeout of a whole attempt: connect, headers and body" "100ms to 60s";
+    "drain-deadline" "TIME" "10s" "How long to wait for attempts in flight at shutdown and when partitions are revoked" "0s to 5m";
+    "hang-deadline" "TIME" "30s" "Exit if a call into the Kafka client takes longer while brokers are reachable" "5s to 1h";
+    "max-event-bytes" "SIZE" "1MiB" "Maximum size of an event; larger events are invalid" "1KiB to 16MiB";
+    "max-in-flight" "N" "1024" "Maximum requests in flight per replica" "1 to 65536";
+    "max-queued-bytes" "SIZE" "64MiB" "Maximum bytes of commands in memory per replica" "1MiB to 16GiB";
+    "max-queued-commands" "N" "100000" "Maximum number of commands in memory per replica" "512 to 100000000";
+    "attempt-log" "" "false" "Record each attempt in the attempts topic" "true or false";
+    "window-format" "N" "2" "Format version of the commit metadata; use 1 only while replicas of hookstream 0.1.0 run beside this version, or before a rollback to 0.1.0" "1 or 2";
+    "lag-top" "N" "200" "Number of subscribers with their own metric series: by lag, by age and by dead letters, and per delivery replica by attempts; all others are summed as _other" "1 to 10000";
+    "breaker-failures" "N" "5" "Consecutive failures that open a subscription's circuit breaker" "0 (never) to 100000";
+    "breaker-rate" "RATIO" "0.5" "Failure ratio within --breaker-window that opens the breaker" "0 (never) to 1";
+    "breaker-window" "TIME" "30s" "Sliding window of --breaker-rate" "1s to 1h";
+    "breaker-volume" "N" "20" "Minimum attempts in the window before --breaker-rate applies" "1 to 100000";
+    "breaker-probe" "TIME" "5s" "Delay from opening to the first probe; doubles after each failed probe, ±20 % jitter" "10ms to 10m";
+    "breaker-max-probe" "TIME" "10m" "Maximum delay between probes" "10ms to 10m, at least --breaker-probe";
+    "workers" "N" "" "Delivery threads; each partition is assigned to one (default: the number of cores)" "1 to 64";
+    "egress-allow-http" "" "false" "Allow plain http endpoints" "true or false";
+    "egress-allow-cidr" "CIDR,…" "" "Non-public networks that endpoints may be in" "CIDR blocks such as 10.0.0.0/8, comma-separated";
+    "egress-deny-cidr" "CIDR,…" "" "Networks that endpoints must not be in; takes precedence over --egress-allow-cidr" "CIDR blocks such as 10.0.0.0/8, comma-separated";
+    "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may use" "ports, comma-separated, or any";
+    "otlp-endpoint" "URL" "" "URL of an OpenTelemetry collector (OTLP over HTTP); no spans are exported if unset" "http://HOST:PORT or https://HOST:PORT, /v1/traces is appended; set credentials in OTEL_EXPORTER_OTLP_HEADERS";
+    "trace-sample" "RATIO" "0" "Sampling ratio for events without a trace context; events with one follow the sampled flag of their publisher" "0 to 1";
+    "ca-file" "FILE" "" "Additional certificate authorities to trust, PEM" "a readable file";
+    "log" "FILTER" "info" "Log level, or a filter by module such as hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
+    "log-format" "FORMAT" "text" "Format of the log on standard error" "text or json";
 }
 
-/// librdkafka properties that hookstream sets itself, each with the way to what is wanted.
+/// librdkafka properties that hookstream sets itself, each with the reason or the setting to use instead.
 pub const OWNED_PROPERTIES: &[(&str, &str)] = &[
     ("bootstrap.servers", "use --brokers"),
     ("metadata.broker.list", "use --brokers"),
@@ -95,43 +94,46 @@ pub const OWNED_PROPERTIES: &[(&str, &str)] = &[
     ),
     (
         "enable.auto.commit",
-        "positions are committed with what became of their records",
+        "offsets are committed together with the outcome of their records",
     ),
     (
         "enable.auto.offset.store",
-        "positions are committed with what became of their records",
+        "offsets are committed together with the outcome of their records",
     ),
     ("isolation.level", "only committed records are read"),
     (
         "statistics.interval.ms",
-        "the client's statistics tell when it is silent for good",
+        "the statistics detect a stuck consumer",
     ),
     (
         "auto.offset.reset",
-        "a group without a position begins at the earliest record",
+        "a group without a committed offset starts at the earliest record",
     ),
     (
         "partition.assignment.strategy",
-        "only partitions that move stop during a rebalance",
+        "only partitions that move pause during a rebalance",
     ),
-    (
-        "group.protocol",
-        "the classic protocol is the one that is tested",
-    ),
+    ("group.protocol", "only the classic protocol is tested"),
     (
         "group.instance.id",
         "static membership leaves partitions idle after a clean stop",
     ),
     (
         "partitioner",
-        "a subscriber's partition must be the same for every writer",
+        "every writer must map a subscriber to the same partition",
     ),
     ("allow.auto.create.topics", "use hookstream topics create"),
     ("message.max.bytes", "use --max-event-bytes"),
-    ("enable.partition.eof", "hookstream needs its own value"),
-    ("fetch.queue.backoff.ms", "hookstream needs its own value"),
+    (
+        "enable.partition.eof",
+        "hookstream depends on its own value",
+    ),
+    (
+        "fetch.queue.backoff.ms",
+        "hookstream depends on its own value",
+    ),
     (
         "log.connection.close",
-        "hookstream logs lost connections once, with the role",
+        "hookstream logs each lost connection once, with the role",
     ),
 ];

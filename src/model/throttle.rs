@@ -1,4 +1,4 @@
-//! One log line at a time: what comes a thousand times a second must not flood the log, nor go untold.
+//! Rate limit of log lines: frequent events must not flood the log, but the number of suppressed lines is reported.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub struct Throttle {
     between: Duration,
     last: Option<Instant>,
-    untold: u64,
+    suppressed: u64,
 }
 
 impl Throttle {
@@ -17,7 +17,7 @@ impl Throttle {
         Self {
             between,
             last: None,
-            untold: 0,
+            suppressed: 0,
         }
     }
 
@@ -27,11 +27,11 @@ impl Throttle {
             .last
             .is_some_and(|last| now.saturating_duration_since(last) < self.between)
         {
-            self.untold += 1;
+            self.suppressed += 1;
             return None;
         }
         self.last = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
             .filter_map(|ms| {
                 throttle
                     .pass(start + Duration::from_millis(ms))
-                    .map(|untold| (ms, untold))
+                    .map(|suppressed| (ms, suppressed))
             })
             .collect();
         assert_eq!(told, [(0, 0), (1000, 3), (3000, 1)]);

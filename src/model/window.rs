@@ -41,7 +41,7 @@ const BYTES: usize = 3068;
 /// cluster and has the same room, so that what one version holds fits the other.
 const HEADER: usize = 40;
 const ROOM: usize = BYTES - HEADER;
-/// Offsets that a bitmap can tell of.
+/// The number of offsets that a bitmap covers.
 const BITMAP_SPAN: i64 = (ROOM * 8) as i64;
 
 /// The latest version of the format of commit metadata that this program reads.
@@ -102,23 +102,24 @@ pub struct Snapshot {
     pub metadata: String,
 }
 
-/// Why metadata was not used. What it told of is then delivered again: receivers dedupe by webhook id.
+/// Why commit metadata was ignored. The finished commands that it named are delivered again; receivers deduplicate by
+/// webhook id.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ReadError {
-    /// Not ours, or cut.
-    #[error("the commit metadata was not written by hookstream, or is damaged")]
+    /// Not written by hookstream, or truncated.
+    #[error("the commit metadata was not written by hookstream, or is corrupt")]
     Foreign,
-    /// Of a later program.
+    /// Written by a newer program.
     #[error(
-        "the commit metadata has version {0}, and this program reads up to version {VERSION}; do not run older replicas beside newer ones"
+        "the commit metadata has version {0}, but this program supports only up to version {VERSION}; do not run older replicas beside newer ones"
     )]
     Newer(u8),
-    /// Of another topic, partition or position: an operator moved the offset, or the topic was made anew.
+    /// Written for another topic, partition or position: an operator moved the offset, or the topic was recreated.
     #[error("the commit metadata belongs to another topic, partition or position")]
     Stale,
-    /// Of another cluster, whose offsets mean nothing here: a mirror copied it.
+    /// Copied by a mirror from another cluster, whose offsets are meaningless here.
     #[error(
-        "the commit metadata was written on another Kafka cluster, and its offsets mean nothing on this one; after a planned failover, run `hookstream positions import` before delivery starts"
+        "the commit metadata was written on another Kafka cluster, whose offsets are not valid here; after a planned failover, run `hookstream positions import` before delivery starts"
     )]
     OtherCluster,
 }
@@ -135,7 +136,7 @@ impl Window {
         }
     }
 
-    /// A window as its last owner committed it. What cannot be used of `metadata` is told, and reads as empty.
+    /// A window as its last owner committed it. Unusable `metadata` reads as empty, with the reason.
     #[must_use]
     pub fn restore(position: Position, metadata: &str, place: Place) -> (Self, Option<ReadError>) {
         let mut window = Self::new(position);
@@ -154,7 +155,7 @@ impl Window {
         }
     }
 
-    /// Whether `offset`, which is behind all that were taken, could be taken, whatever ends first.
+    /// Whether `offset`, which is behind all taken ones, can be taken, whatever finishes first.
     #[must_use]
     pub fn has_room(&self, offset: Offset) -> bool {
         let Some((&first, _)) = self.open.first_key_value() else {
@@ -184,7 +185,7 @@ impl Window {
         true
     }
 
-    /// Ends an offset that was taken. `false` when it is not open, which is a mistake of the caller's.
+    /// Finishes an offset that was taken. `false` if it is not open, which is a bug of the caller.
     pub fn finish(&mut self, offset: Offset) -> bool {
         let is_first = self
             .open
@@ -224,13 +225,13 @@ impl Window {
         )
     }
 
-    /// From the position to the last offset taken: what a commit has to tell of.
+    /// The span from the position to the last offset taken, which a commit has to describe.
     #[must_use]
     pub fn span(&self) -> u64 {
         u64::try_from(self.end - self.position().0).unwrap_or(0)
     }
 
-    /// What to commit now for the partition at `place`.
+    /// The commit for the partition at `place`.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
         let position = self.position();
@@ -254,8 +255,8 @@ impl Window {
         })
     }
 
-    /// What a former owner left unfinished below `offset` and has not come again is gone from the topic
-    /// (retention): there is nothing left to deliver.
+    /// Unfinished offsets of a former owner below `offset` that were not read again were deleted by retention: there is
+    /// nothing left to deliver.
     fn forget_missing(&mut self, offset: i64) {
         let missing: Vec<_> = self
             .open
@@ -425,292 +426,5 @@ fn read_varint(data: &mut &[u8]) -> Option<u64> {
     }
     None
 }
-
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const TOPIC: &str = "webhook-commands";
-    const FORMATS: [Format; 2] = [Format::V1, Format::V2];
-
-    fn at(partition: i32) -> Place {
-        Place::new("cluster-a", TOPIC, partition)
-    }
-
-    /// The plainest thing that could be right: what was taken and what has ended, as sets.
-    #[derive(Default)]
-    struct Model {
-        taken: BTreeSet<i64>,
-        finished: BTreeSet<i64>,
-        next: i64,
-    }
-
-    impl Model {
-        fn open(&self) -> Vec<i64> {
-            self.taken.difference(&self.finished).copied().collect()
-        }
-
-        fn position(&self) -> i64 {
-            self.open().first().copied().unwrap_or(self.next)
-        }
-    }
-
-    /// Restores from `window`'s snapshot and tells which of `offsets` a new owner has to do.
-    fn left_to_do(window: &Window, offsets: &BTreeSet<i64>, format: Format) -> Vec<i64> {
-        let snapshot = window.snapshot(at(3), format);
-        let (mut restored, error) = Window::restore(snapshot.position, &snapshot.metadata, at(3));
-        assert_eq!(error, None, "own metadata must be readable");
-        offsets
-            .range(snapshot.position.0..)
-            .copied()
-            .filter(|&offset| restored.take(Offset(offset)))
-            .collect()
-    }
-
-    #[derive(Clone, Debug)]
-    enum Action {
-        Take {
-            skipped: i64,
-        },
-        Finish(usize),
-        /// The former owner writes this format, the next one whichever comes then.
-        Restart(Format),
-    }
-
-    fn format() -> impl Strategy<Value = Format> {
-        prop::sample::select(FORMATS.to_vec())
-    }
-
-    fn action() -> impl Strategy<Value = Action> {
-        prop_oneof![
-            5 => (0..3_i64).prop_map(|skipped| Action::Take { skipped }),
-            5 => any::<usize>().prop_map(Action::Finish),
-            1 => format().prop_map(Action::Restart),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn a_window_and_its_restarts_agree_with_plain_sets(start in 0..1000_i64, actions in proptest::collection::vec(action(), 0..300)) {
-            let mut window = Window::new(Position(start));
-            let mut model = Model { next: start, ..Model::default() };
-            for action in actions {
-                match action {
-                    Action::Take { skipped } => {
-                        let offset = model.next + skipped;
-                        prop_assert!(window.has_room(Offset(offset)));
-                        prop_assert!(window.take(Offset(offset)));
-                        model.taken.insert(offset);
-                        model.next = offset + 1;
-                    }
-                    Action::Finish(pick) => {
-                        let open = model.open();
-                        if !open.is_empty() {
-                            let offset = open[pick % open.len()];
-                            prop_assert!(window.finish(Offset(offset)));
-                            prop_assert!(!window.finish(Offset(offset)), "an offset ends once");
-                            model.finished.insert(offset);
-                        }
-                    }
-                    Action::Restart(format) => {
-                        let snapshot = window.snapshot(at(3), format);
-                        let (restored, error) = Window::restore(snapshot.position, &snapshot.metadata, at(3));
-                        prop_assert_eq!(error, None);
-                        window = restored;
-                        for &offset in model.taken.range(snapshot.position.0..) {
-                            prop_assert_eq!(window.take(Offset(offset)), !model.finished.contains(&offset));
-                        }
-                    }
-                }
-                prop_assert_eq!(window.position().0, model.position());
-                prop_assert_eq!(window.unfinished(), model.open().len());
-                for format in FORMATS {
-                    prop_assert_eq!(left_to_do(&window, &model.taken, format), model.open());
-                }
-            }
-        }
-
-        #[test]
-        fn what_fits_when_it_is_taken_fits_however_it_ends(
-            strides in proptest::collection::vec(1..40_i64, 5_000),
-            seed in any::<u64>(),
-        ) {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let mut window = Window::new(Position(0));
-            let mut open = Vec::new();
-            let mut offset = 0;
-            for stride in strides {
-                offset += stride;
-                while !window.has_room(Offset(offset)) {
-                    let ended = open.swap_remove(random.usize(..open.len()));
-                    window.finish(Offset(ended));
-                }
-                window.take(Offset(offset));
-                open.push(offset);
-                if random.u8(..) < 40 {
-                    let ended = open.swap_remove(random.usize(..open.len()));
-                    window.finish(Offset(ended));
-                }
-            }
-            while !open.is_empty() {
-                for format in FORMATS {
-                    prop_assert!(window.snapshot(at(0), format).metadata.len() <= METADATA_LIMIT);
-                }
-                for _ in 0..open.len().min(97) {
-                    window.finish(Offset(open.swap_remove(random.usize(..open.len()))));
-                }
-            }
-        }
-
-        #[test]
-        fn foreign_metadata_reads_as_empty(metadata in "\\PC{0,200}") {
-            let (window, error) = Window::restore(Position(7), &metadata, at(0));
-            prop_assert_eq!(window.position(), Position(7));
-            prop_assert_eq!(error.is_some(), !metadata.is_empty());
-        }
-
-        #[test]
-        fn one_damaged_character_is_noticed(index in any::<prop::sample::Index>(), by in 1..64_u8, format in format()) {
-            const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-            let mut window = Window::new(Position(5));
-            for offset in 5..300 {
-                window.take(Offset(offset));
-            }
-            for offset in (6..300).step_by(3) {
-                window.finish(Offset(offset));
-            }
-            let snapshot = window.snapshot(at(1), format);
-            let mut bytes = snapshot.metadata.into_bytes();
-            let index = index.index(bytes.len());
-            let old = ALPHABET.iter().position(|&letter| letter == bytes[index]).unwrap();
-            bytes[index] = ALPHABET[(old + by as usize) % 64];
-            let (_, error) = Window::restore(snapshot.position, &String::from_utf8(bytes).unwrap(), at(1));
-            prop_assert!(error.is_some());
-        }
-    }
-
-    #[test]
-    fn a_handful_of_hanging_attempts_never_stops_intake() {
-        let mut window = Window::new(Position(0));
-        for offset in 0..2_000_000 {
-            assert!(
-                window.has_room(Offset(offset)),
-                "offset {offset} did not fit"
-            );
-            window.take(Offset(offset));
-            if offset % 250_000 != 0 {
-                window.finish(Offset(offset));
-            }
-        }
-        assert_eq!(window.unfinished(), 8);
-        assert_eq!(window.span(), 2_000_000);
-        assert!(window.snapshot(at(0), Format::V2).metadata.len() < 100);
-    }
-
-    #[test]
-    fn a_window_full_of_unfinished_offsets_has_no_room_for_more() {
-        let mut window = Window::new(Position(0));
-        let mut offset = 0;
-        while window.has_room(Offset(offset)) {
-            window.take(Offset(offset));
-            offset += 1;
-        }
-        assert_eq!(offset, BITMAP_SPAN, "a bitmap tells of any mix in its span");
-        window.finish(Offset(1));
-        assert!(
-            !window.has_room(Offset(offset)),
-            "only the first offset's end makes room"
-        );
-        window.finish(Offset(0));
-        assert!(window.has_room(Offset(offset)));
-    }
-
-    #[test]
-    fn metadata_of_another_place_or_position_is_stale() {
-        let mut window = Window::new(Position(10));
-        window.take(Offset(10));
-        window.take(Offset(11));
-        window.finish(Offset(11));
-        for format in FORMATS {
-            let Snapshot { position, metadata } = window.snapshot(at(0), format);
-            let error = |position, place| Window::restore(position, &metadata, place).1;
-            let elsewhere = Place::new("cluster-a", "other", 0);
-            assert_eq!(error(position, at(0)), None);
-            assert_eq!(error(position, at(1)), Some(ReadError::Stale));
-            assert_eq!(error(position, elsewhere), Some(ReadError::Stale));
-            assert_eq!(error(Position(9), at(0)), Some(ReadError::Stale));
-        }
-    }
-
-    #[test]
-    fn metadata_of_another_cluster_reads_as_empty_though_topic_partition_and_position_agree() {
-        let mut window = Window::new(Position(10));
-        window.take(Offset(10));
-        window.take(Offset(11));
-        window.finish(Offset(11));
-        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
-        let mirrored = Place::new("cluster-b", TOPIC, 0);
-        for position in [position, Position(3)] {
-            let (restored, error) = Window::restore(position, &metadata, mirrored);
-            assert_eq!(error, Some(ReadError::OtherCluster));
-            assert_eq!((restored.position(), restored.span()), (position, 0));
-        }
-        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V1);
-        let (_, error) = Window::restore(position, &metadata, mirrored);
-        assert_eq!(error, None, "version 1 names no cluster");
-    }
-
-    #[test]
-    fn a_newer_version_is_told_apart_from_damage() {
-        let mut bytes = vec![VERSION + 1, 0, 0, 0, 0];
-        bytes.extend_from_slice(&[0; 17]);
-        let crc = crc32fast::hash(&bytes[5..]);
-        bytes[1..5].copy_from_slice(&crc.to_be_bytes());
-        let (_, error) = Window::restore(Position(0), &STANDARD_NO_PAD.encode(bytes), at(0));
-        assert_eq!(error, Some(ReadError::Newer(3)));
-    }
-
-    #[test]
-    fn the_formats_stay_as_they_are() {
-        let mut window = Window::new(Position(100));
-        for offset in 100..110 {
-            window.take(Offset(offset));
-        }
-        for offset in [101, 103, 104, 109] {
-            window.finish(Offset(offset));
-        }
-        assert_eq!(
-            window.snapshot(at(7), Format::V1).metadata,
-            "AV8J+cDRHzojv67wTgAAAAAAAABkARoC"
-        );
-        assert_eq!(
-            window.snapshot(at(7), Format::V2).metadata,
-            "AgaliWPRHzojv67wTgHXzZCOyhdzAAAAAAAAAGQBGgI"
-        );
-    }
-
-    #[test]
-    fn what_retention_has_removed_is_not_waited_for() {
-        let mut window = Window::new(Position(0));
-        for offset in 0..10 {
-            window.take(Offset(offset));
-        }
-        for offset in [1, 5, 9] {
-            window.finish(Offset(offset));
-        }
-        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
-        let (mut restored, _) = Window::restore(position, &metadata, at(0));
-        assert!(restored.take(Offset(8)), "8 was left unfinished");
-        assert_eq!(restored.position(), Position(8), "0 to 7 are no more");
-        assert!(
-            !restored.take(Offset(9)),
-            "9 was finished by the former owner"
-        );
-        restored.finish(Offset(8));
-        assert_eq!(restored.position(), Position(10));
-    }
-}
+mod tests;

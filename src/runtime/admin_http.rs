@@ -1,5 +1,4 @@
-//! What a process serves over HTTP: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes, and the pages of its
-//! roles.
+//! The admin HTTP server: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes, and the pages of the roles.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,9 +20,9 @@ use super::metrics::{Metrics, Registry};
 use crate::edge::clock;
 use crate::edge::kafka::watchdog::Brokers;
 
-/// Connections served at a time; more wait in the listener's queue.
+/// Maximum concurrent connections; more wait in the listener's queue.
 const CONNECTIONS: usize = 64;
-/// How long a client may take to send a request's headers.
+/// Timeout for the headers of a request.
 const HEADERS: Duration = Duration::from_secs(10);
 
 /// The HTTP server cannot listen.
@@ -34,37 +33,37 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-/// What a page responds.
+/// The response of a page.
 #[derive(Debug)]
 pub struct Page {
     /// The status.
     pub status: StatusCode,
     /// `Content-Type`.
     pub content_type: &'static str,
-    /// `Content-Security-Policy`, for what a browser runs.
+    /// `Content-Security-Policy`, for pages with scripts.
     pub policy: Option<&'static str>,
     /// The body.
     pub body: String,
 }
 
-/// What a page responds to a query.
+/// Renders a page for a query.
 pub type Handler = Box<dyn Fn(Option<&str>) -> Page + Send + Sync>;
 
-/// A page of a role: its path, and what it responds to a query.
+/// A page of a role.
 pub struct Route {
-    /// Begins with `/`.
+    /// The path, starting with `/`.
     pub path: &'static str,
     /// Called for each request, with the query.
     pub page: Handler,
 }
 
-/// All that is served.
+/// Everything that the server serves.
 pub struct Site {
-    /// Behind `/metrics`.
+    /// Rendered at `/metrics`.
     pub registry: Registry,
-    /// Behind `/metrics`: those that are set when they are asked for.
+    /// Metrics that are updated on each scrape.
     pub metrics: Metrics,
-    /// Behind `/livez` and `/readyz`.
+    /// Rendered at `/livez` and `/readyz`.
     pub health: Arc<Health>,
     /// Whether brokers respond, at a time.
     pub brokers: fn(Instant) -> Brokers,
@@ -72,10 +71,10 @@ pub struct Site {
     pub routes: Vec<Route>,
 }
 
-/// Listens on `address`, for [`serve`] in any runtime, and logs where: with port 0 the system chooses.
+/// Listens on `address`, for [`serve`] in any runtime, and logs the actual address.
 ///
 /// # Errors
-/// [`BindError`] names the address and the flag, as when another process uses the port.
+/// [`BindError`] names the address and the flag, for example when the port is in use.
 pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
     let listen = || {
         let listener = std::net::TcpListener::bind(address)?;
@@ -107,8 +106,8 @@ pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Too many open files, as a rule: taking a breath is all there is to do.
-                tracing::warn!("accepting an HTTP connection: {error}");
+                // Usually too many open files; all that helps is to wait.
+                tracing::warn!("accepting an HTTP connection failed: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -126,7 +125,7 @@ pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
             if let Err(error) = served {
-                tracing::debug!("an HTTP connection ended: {error}");
+                tracing::debug!("HTTP connection failed: {error}");
             }
             drop(slot);
         });
@@ -143,7 +142,7 @@ impl Site {
             let mut refused = text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "text/plain",
-                "only GET and HEAD\n".to_owned(),
+                "use GET or HEAD\n".to_owned(),
             );
             refused
                 .headers_mut()
@@ -173,7 +172,7 @@ impl Site {
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "there is /, /lag, /metrics, /livez and /readyz\n".to_owned(),
+                "not found; available: /, /lag, /metrics, /livez, /readyz\n".to_owned(),
             ),
         }
     }
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_and_methods_are_refused() {
+    fn other_paths_and_methods_are_rejected() {
         assert_eq!(status("/", health(&[])), StatusCode::NOT_FOUND);
         let refused = site(health(&[])).respond(&Method::POST, "/metrics", None);
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
@@ -315,7 +314,7 @@ mod tests {
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// A server on a port of its own; it ends when the sender says so.
+    /// A server on a free port; stops on a message from the sender.
     async fn server() -> (
         SocketAddr,
         tokio::sync::oneshot::Sender<()>,
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_answers_over_tcp() {
+    async fn a_server_responds_over_tcp() {
         let (address, stop, serving) = server().await;
         let get = |method: &str, path: &str| {
             format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -369,13 +368,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clients_that_hold_every_connection_do_not_keep_it_from_stopping() {
+    async fn clients_that_hold_all_connections_do_not_prevent_shutdown() {
         let (address, stop, serving) = server().await;
         let mut held = Vec::new();
         for _ in 0..=CONNECTIONS {
             held.push(tokio::net::TcpStream::connect(address).await.unwrap());
         }
-        // All but the last were accepted once the last that fits is answered; the server then waits for a slot.
+        // Once the last that fits gets a response, all slots are taken and the server waits for one.
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let last = &mut held[CONNECTIONS - 1];
         last.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_told_with_its_address_and_flag() {
+    fn a_port_in_use_is_reported_with_address_and_flag() {
         let first = bind(LOOPBACK).unwrap();
         let address = first.local_addr().unwrap();
         let error = bind(address).unwrap_err();

@@ -1,4 +1,4 @@
-//! What a role needs from the process that it runs in.
+//! The dependencies of a role.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,36 +15,36 @@ use crate::edge::kafka::subscription_cache::Table;
 use crate::edge::kafka::wait::{Pulse, wait_for_topics};
 use crate::edge::otlp::Tracer;
 
-/// What all roles of a process share; cheap to clone.
+/// The state shared by all roles of a process; cheap to clone.
 #[derive(Clone)]
 pub struct Process {
-    /// The settings, checked.
+    /// The validated settings.
     pub settings: Arc<Settings>,
-    /// What every role counts.
+    /// The metrics common to all roles.
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<Table>,
-    /// Begins spans.
+    /// Starts spans.
     pub tracer: Tracer,
     /// The state of every role.
     pub health: Arc<Health>,
-    /// How the process is told to stop.
+    /// The stop signal.
     pub stop: Arc<Stop>,
-    /// Whether `table` has been read to its end once.
+    /// Whether the subscriptions were loaded completely once.
     pub subscriptions_loaded: Arc<AtomicBool>,
-    /// Known after [`RoleContext::wait_until_possible`] of any role.
+    /// Set by the first [`RoleContext::wait_until_possible`] of any role.
     pub cluster: Arc<OnceLock<ClusterId>>,
 }
 
-/// What a role needs of the process that it runs in.
+/// The dependencies of one role.
 pub struct RoleContext {
-    /// The settings, checked.
+    /// The validated settings.
     pub settings: Arc<Settings>,
-    /// Where it counts.
+    /// The metrics common to all roles.
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<Table>,
-    /// Where it tells of traces.
+    /// Starts spans.
     pub tracer: Tracer,
     role: &'static str,
     process: Process,
@@ -73,35 +73,35 @@ impl RoleContext {
     /// [`Failure::Internal`] before [`RoleContext::wait_until_possible`] has succeeded.
     pub fn cluster(&self) -> Result<ClusterId, Failure> {
         let known = self.process.cluster.get().cloned();
-        known.ok_or_else(|| Failure::Internal("the cluster's id is not known yet".to_owned()))
+        known.ok_or_else(|| Failure::Internal("the cluster id is not known yet".to_owned()))
     }
 
-    /// All roles of a process, also one that begins anew, work on one cluster.
+    /// All roles of a process, including restarted ones, must work on the same cluster.
     fn check_cluster(&self, found: ClusterId) -> Result<(), Failure> {
         let known = self.process.cluster.get_or_init(|| found.clone());
         if *known == found {
             return Ok(());
         }
         Err(Failure::Internal(format!(
-            "{} was the cluster {:?} and is the cluster {:?} now: restart this process",
+            "the cluster at {} changed from {:?} to {:?}; restart this process",
             self.settings.brokers,
             known.as_str(),
             found.as_str(),
         )))
     }
 
-    /// Whether the role is to stop.
+    /// Whether the role must stop.
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.process.stop.is_told()
     }
 
-    /// The role's loop goes round: without this for a while, `/livez` turns red.
+    /// Reports a heartbeat of the role; `/livez` fails without one for a while.
     pub fn beat(&self) {
         self.process.health.beat(self.role);
     }
 
-    /// A beat, and whether to go on, for a thread that waits within the client library.
+    /// A callback for threads that wait within the client library: reports a heartbeat and returns whether to continue.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
         let (health, stop, role) = (
@@ -115,23 +115,23 @@ impl RoleContext {
         })
     }
 
-    /// The role does its work now.
+    /// Marks the role as ready.
     pub fn ready(&self) {
         tracing::info!(role = self.role, "ready");
         self.set(State::Ready);
     }
 
-    /// Waits for at most `time`, less when told to stop.
+    /// Waits for `time`, or until told to stop.
     pub fn pause(&self, time: Duration) {
         self.process.stop.wait(time);
     }
 
-    /// The role finishes what it has begun.
+    /// Marks the role as draining.
     pub fn draining(&self) {
         self.set(State::Draining);
     }
 
-    /// The role cannot continue.
+    /// Marks the role as failed.
     pub fn failed(&self) {
         self.set(State::Failed);
     }
@@ -140,8 +140,8 @@ impl RoleContext {
         self.process.health.set(self.role, state);
     }
 
-    /// Waits for a broker, checks that `topics` exist, and waits until the subscriptions are read if the role
-    /// needs them. `Ok(false)` when told to stop meanwhile.
+    /// Waits for a broker, checks that `topics` exist, and waits until the subscriptions are loaded if the role needs
+    /// them. `Ok(false)` when told to stop meanwhile.
     ///
     /// # Errors
     /// [`Failure`] names what is missing or denied.
@@ -150,15 +150,15 @@ impl RoleContext {
         purpose: &'static str,
         topics: &[String],
     ) -> Result<bool, Failure> {
-        let mut told: Option<std::time::Instant> = None;
+        let mut logged: Option<std::time::Instant> = None;
         let mut waiting = |reason: &str| {
-            /// How often the log repeats that there is no broker.
+            /// How often the log repeats the reason.
             const REMIND: Duration = Duration::from_secs(10);
             self.beat();
             self.set(State::Waiting(reason.to_owned()));
             let now = clock::instant();
-            if told.is_none_or(|before| now - before >= REMIND) {
-                told = Some(now);
+            if logged.is_none_or(|before| now - before >= REMIND) {
+                logged = Some(now);
                 tracing::warn!(role = purpose, "{reason}");
             }
         };
@@ -173,7 +173,7 @@ impl RoleContext {
             return Ok(false);
         };
         self.check_cluster(cluster)?;
-        self.set(State::Starting("reading the subscriptions".to_owned()));
+        self.set(State::Starting("loading subscriptions".to_owned()));
         while self.needs_subscriptions && !self.process.subscriptions_loaded.load(Ordering::Acquire)
         {
             if self.stopping() {

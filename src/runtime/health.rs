@@ -1,7 +1,7 @@
 //! The state of every role of a process, for `/livez` and `/readyz`.
 //!
-//! Ready means that every role of the process does its work. Alive means that every role's loop goes round: a role that
-//! waits for a broker is alive, one that hangs in the client library is not, and is to be restarted.
+//! Ready means that every role of the process does its work. Alive means that every role sends heartbeats: a role that
+//! waits for a broker is alive; one that hangs in the client library is not, and must be restarted.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,15 +13,15 @@ use crate::edge::kafka::watchdog::Brokers;
 /// What a role is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It gets ready; why not yet.
+    /// Starting, with the reason it is not ready.
     Starting(String),
-    /// It waits for a broker; for which.
+    /// Waiting for a broker, with the reason.
     Waiting(String),
-    /// It does its work.
+    /// Working.
     Ready,
-    /// It finishes what it has begun.
+    /// Finishing its work in progress.
     Draining,
-    /// It cannot go on.
+    /// Failed permanently.
     Failed,
 }
 
@@ -47,8 +47,8 @@ impl State {
 #[derive(Debug)]
 struct RoleHealth {
     state: State,
-    beat: Instant,
-    /// Without a beat for longer than this, the role is not alive.
+    heartbeat: Instant,
+    /// Without a heartbeat for longer than this, the role is not alive.
     bound: Duration,
 }
 
@@ -67,14 +67,14 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts on `role`, which is alive as long as it beats at least every `bound`.
+    /// Adds `role`, which is alive as long as it sends a heartbeat at least every `bound`.
     pub fn register(&self, role: &'static str, bound: Duration) {
         let state = State::Waiting("starting".to_owned());
         self.roles().insert(
             role,
             RoleHealth {
                 state,
-                beat: clock::instant(),
+                heartbeat: clock::instant(),
                 bound,
             },
         );
@@ -84,18 +84,18 @@ impl Health {
     pub fn set(&self, role: &str, state: State) {
         if let Some(known) = self.roles().get_mut(role) {
             known.state = state;
-            known.beat = clock::instant();
+            known.heartbeat = clock::instant();
         }
     }
 
-    /// The loop of `role` goes round.
+    /// Records a heartbeat of `role`.
     pub fn beat(&self, role: &str) {
         if let Some(known) = self.roles().get_mut(role) {
-            known.beat = clock::instant();
+            known.heartbeat = clock::instant();
         }
     }
 
-    /// The state of each role: none does its work while no broker answers.
+    /// The state of each role; none is ready while no broker is reachable.
     pub(super) fn states(&self, brokers: Brokers) -> Vec<(&'static str, State)> {
         let roles = self.roles();
         let each = roles.iter().map(|(name, role)| {
@@ -129,15 +129,15 @@ impl Health {
         (ready, serde_json::json!({"status": status, "roles": told}))
     }
 
-    /// Whether all roles were heard of within their bounds at `now`, and which were not. The time in which no broker
-    /// answered does not count: a loop may wait for one within the client library, and a restart would not help.
+    /// Whether all roles sent a heartbeat within their bounds before `now`, and which did not. Time without a reachable
+    /// broker does not count: a role may wait for one within the client library, and a restart would not help.
     #[must_use]
     pub fn liveness(&self, now: Instant, brokers: Brokers) -> (bool, serde_json::Value) {
         let stale: serde_json::Map<_, _> = self
             .roles()
             .iter()
             .filter_map(|(name, role)| {
-                let since = brokers.unreachable.map_or(role.beat, |at| at.max(role.beat));
+                let since = brokers.unreachable.map_or(role.heartbeat, |at| at.max(role.heartbeat));
                 let silent = now.saturating_duration_since(since);
                 let dead = silent > role.bound || role.state == State::Failed;
                 dead.then(|| {

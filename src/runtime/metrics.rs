@@ -1,7 +1,7 @@
-//! The registry behind `/metrics`, and the metrics of what every role does.
+//! The metrics registry, and the metrics common to all roles.
 //!
-//! Each stage registers a family of its own, declared once, with help and unit. Labels are closed sets, and their handles
-//! are resolved when a family is registered: counting on the hot path is one atomic addition. Names are an interface
+//! Each stage registers its own family, declared once, with help and unit. Labels are closed sets, and their handles are
+//! resolved at registration: counting on the hot path is one atomic addition. Names are an interface
 //! (`tests/data/metrics.golden` shows a rename in review).
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use prometheus::{
 use crate::edge::otlp::SpanCounters;
 use crate::model::command::Cause;
 
-/// Under this name the rest is summed up. A subscriber of this name counts there.
+/// The label of the sum over all other subscribers. A subscriber of this name is included in it.
 pub const OTHER: &str = "_other";
 
 /// A closed set of label values.
@@ -44,9 +44,9 @@ pub(crate) use labels;
 labels!(
     /// How a transaction ended.
     TransactionResult {
-        /// It is visible.
+        /// Committed and visible.
         Committed = "committed",
-        /// It is not.
+        /// Aborted.
         Aborted = "aborted",
     }
 );
@@ -64,11 +64,11 @@ labels!(
 );
 
 labels!(
-    /// What became of a span.
+    /// The result of a span.
     SpanResult {
-        /// The collector took it.
+        /// Accepted by the collector.
         Exported = "exported",
-        /// The collector refused it, or did not answer.
+        /// Rejected by the collector, or no response.
         Failed = "failed",
         /// The queue was full.
         Dropped = "dropped",
@@ -82,7 +82,7 @@ impl Label for Cause {
     }
 }
 
-/// The place of a label's value among all.
+/// The index of a label value.
 pub(crate) fn index<L: Label>(label: L) -> usize {
     L::ALL
         .iter()
@@ -111,7 +111,7 @@ impl Registry {
         Self::default()
     }
 
-    /// Names, labels and buckets are constants of the families, which the golden test goes over: they are all valid.
+    /// Names, labels and buckets are constants, and the golden test covers them all, so registration does not fail.
     #[allow(clippy::expect_used, reason = "see above")]
     pub(crate) fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let collector = made.expect("the constants of a family are valid");
@@ -151,10 +151,10 @@ impl Registry {
         self.0.gather()
     }
 
-    /// All of it in the text format 0.0.4.
+    /// All metrics in the text format 0.0.4.
     ///
     /// # Errors
-    /// The library's, which it has none of for what is registered here.
+    /// The library's error, which does not occur for the metrics registered here.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.gather(), &mut text)?;
@@ -166,7 +166,7 @@ const TRANSACTION_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// What every role counts; cheap to clone.
+/// The metrics common to all roles; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics(Arc<All>);
 
@@ -237,7 +237,7 @@ impl Metrics {
                 &["role"],
             )),
             role_restarts: registry.add(IntCounterVec::new(
-                Opts::new("hookstream_role_restarts_total", "Times that a role began anew within the process, because its Kafka client had become silent for good."),
+                Opts::new("hookstream_role_restarts_total", "Restarts of a role within the process because its Kafka client was stuck."),
                 &["role"],
             )),
             transactions: TransactionalRole::ALL
@@ -251,13 +251,13 @@ impl Metrics {
         }))
     }
 
-    /// Subscription records that are not used.
+    /// Invalid subscription records, which are ignored.
     #[must_use]
     pub fn invalid_subscriptions(&self) -> &IntCounter {
         &self.0.invalid_subscriptions
     }
 
-    /// A group met a gap in `topic`.
+    /// Counts offsets of `topic` that were deleted before a group read them.
     pub fn lost_offsets(&self, topic: &str, count: u64) {
         self.0
             .lost_offsets
@@ -282,25 +282,25 @@ impl Metrics {
         }
     }
 
-    /// Whether a broker has answered.
+    /// Whether brokers are reachable.
     #[must_use]
     pub fn broker_up(&self) -> &IntGauge {
         &self.0.broker_up
     }
 
-    /// Whether a role does its work.
+    /// Whether a role is ready.
     #[must_use]
     pub fn role_ready(&self, role: &str) -> IntGauge {
         self.0.role_ready.with_label_values(&[role])
     }
 
-    /// Times that a role began anew within the process.
+    /// Restarts of a role within the process.
     #[must_use]
     pub fn role_restarts(&self, role: &str) -> IntCounter {
         self.0.role_restarts.with_label_values(&[role])
     }
 
-    /// The end of a batch: whether it is visible, and how long that took.
+    /// Counts the end of a batch: its result and duration.
     pub fn transaction(&self, role: TransactionalRole, committed: bool, took: Duration) {
         let result = if committed {
             TransactionResult::Committed

@@ -1,10 +1,10 @@
-//! How a process is told to stop.
+//! The stop signal of a process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Told once; seen by every thread.
+/// Set once; seen by every thread.
 #[derive(Debug, Default)]
 pub struct Stop {
     told: AtomicBool,
@@ -13,20 +13,20 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Tells everybody to stop.
+    /// Tells all threads to stop.
     pub fn tell(&self) {
         self.told.store(true, Ordering::Release);
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
     }
 
-    /// Whether everybody was told to.
+    /// Whether the threads must stop.
     #[must_use]
     pub fn is_told(&self) -> bool {
         self.told.load(Ordering::Acquire)
     }
 
-    /// Waits for at most `time`, less when told to stop.
+    /// Waits for `time`, or until told to stop.
     pub fn wait(&self, time: Duration) {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_told() {

@@ -9,7 +9,7 @@ use crate::lag::metrics::LagMetrics;
 use crate::retry::metrics::ReleaseMetrics;
 use crate::runtime::metrics::Registry;
 
-/// The metrics of each role, and where the lag role leaves its figures.
+/// The metrics of each role, and the board on which the lag role publishes its figures.
 #[derive(Clone)]
 pub(super) struct Families {
     pub(super) fanout: FanoutMetrics,
@@ -20,7 +20,7 @@ pub(super) struct Families {
 }
 
 impl Families {
-    /// All of them in every process, whichever roles it runs: a dashboard finds a series at 0, not a gap.
+    /// Registers all families in every process, whatever its roles, so that dashboards find series at 0 instead of gaps.
     pub(super) fn register(registry: &Registry) -> Self {
         Self {
             fanout: FanoutMetrics::register(registry),
@@ -54,7 +54,7 @@ mod tests {
         (registry, metrics, families)
     }
 
-    /// A line a metric: name, type, labels, help.
+    /// One line per metric: name, type, labels, help.
     fn listing() -> String {
         let (registry, common, families) = all();
         let (metrics, lag) = (&families.delivery, &families.lag);
@@ -113,7 +113,7 @@ mod tests {
         let golden = std::fs::read_to_string(path).unwrap();
         assert_eq!(
             now, golden,
-            "a metric changed; names are an interface. UPDATE_GOLDEN=1 cargo test golden renews the file"
+            "a metric changed, and names are an interface; UPDATE_GOLDEN=1 cargo test golden updates the file"
         );
     }
 
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_that_is_shown_has_all_classes_and_one_that_is_gone_has_none() {
+    fn a_top_subscriber_has_all_classes_and_a_removed_one_has_none() {
         let (registry, _, families) = all();
         let metrics = &families.delivery;
         let mut counts = AttemptCounts::default();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_without_workers_exports_no_share_of_their_time() {
+    fn a_role_without_workers_exports_no_busy_ratio() {
         let (registry, _, families) = all();
         let metrics = &families.delivery;
         assert!(!registry.render().unwrap().contains("worker_busy_ratio"));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_is_gone_has_no_series() {
+    fn a_revoked_partition_has_no_series() {
         let (registry, _, families) = all();
         let metrics = &families.delivery;
         metrics.window(7, 12);

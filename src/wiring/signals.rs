@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT stop whichever service is running, for as long as the process lives: also one that comes while one
-//! service has ended and the next has not begun.
+//! SIGTERM and SIGINT stop the running service, for the whole life of the process, including the time between the end of
+//! one service and the start of the next.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::runtime::shutdown::Stop;
 
-/// Handles signals on a thread of its own.
+/// Handles signals on its own thread.
 pub(super) struct Signals(Arc<Mutex<State>>);
 
 #[derive(Default)]
@@ -18,10 +18,10 @@ struct State {
 }
 
 impl Signals {
-    /// Begins to handle them.
+    /// Starts handling signals.
     ///
     /// # Errors
-    /// The system's, when the signals cannot be handled.
+    /// The system's error when the signals cannot be handled.
     pub(super) fn handle() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -37,7 +37,7 @@ impl Signals {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!("{name}: finishing what is under way");
+            tracing::info!("{name} received, draining");
             let mut state = told.lock().unwrap_or_else(PoisonError::into_inner);
             state.came = true;
             if let Some(running) = state.running.take() {
@@ -50,7 +50,7 @@ impl Signals {
         Ok(Self(state))
     }
 
-    /// Lets a signal stop this service, at once if one has come already.
+    /// Stops `service` on a signal, immediately if one was received already.
     pub(super) fn stop(&self, service: Arc<Stop>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.came {
@@ -59,7 +59,7 @@ impl Signals {
         state.running = Some(service);
     }
 
-    /// Whether one has come.
+    /// Whether a signal was received.
     pub(super) fn came(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).came
     }

@@ -79,5 +79,5 @@ fn a_client_that_is_silent_and_does_not_leave_its_group_ends_the_process() {
     let status = process.wait_exit(LATER);
     let told = process.stderr().join("\n");
     assert_eq!(status.code(), Some(1), "{told}");
-    assert!(told.contains("does not leave the group"), "{told}");
+    assert!(told.contains("did not leave the group"), "{told}");
 }

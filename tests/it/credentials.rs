@@ -272,7 +272,7 @@ fn a_scram_password_is_rotated_while_events_flow() {
     });
     assert_each_once(&world, &receiver, &process, published);
     assert!(process.exited().is_none(), "the process went on");
-    assert_eq!(lines(&process, "the role begins anew"), 0);
+    assert_eq!(lines(&process, "role restarted"), 0);
     assert_silent(&process, &["first-secret", "second-secret", "third-secret"]);
     process.sigterm();
     assert!(process.wait_exit(ALL).success());
@@ -556,7 +556,7 @@ fn what_is_wrong_with_files_is_named_at_once() {
         "HOOKSTREAM_TIMEOUT and HOOKSTREAM_TIMEOUT_FILE are both in the environment".to_owned(),
         "HOOKSTREAM_WORKERS_FILE /nonexistent/workers: No such file".to_owned(),
         "-X sasl.password (flag): /nonexistent/password: No such file".to_owned(),
-        format!("--kafka-binding {place}: securityProtocol is \"TLS\": allowed: PLAINTEXT, SSL"),
+        format!("--kafka-binding {place}: securityProtocol is \"TLS\"; allowed: PLAINTEXT, SSL"),
         format!("--kafka-binding {place}: bootstrapServers or"),
     ] {
         assert!(output.stderr.contains(&part), "{part}: {}", output.stderr);

@@ -191,7 +191,7 @@ fn a_collector_that_does_not_answer_delays_neither_delivery_nor_the_end() {
     produce(&world, "e2", None);
     receiver.wait_for(2, LATER);
     process.sigterm();
-    let told = process.wait_for_line("the last spans were not exported in time", LATER);
+    let told = process.wait_for_line("last spans not exported in time", LATER);
     assert!(process.wait_exit(SOON).success(), "{told}");
 }
 
@@ -206,7 +206,7 @@ fn spans_that_a_collector_refuses_are_counted_and_told_of() {
     eventually_true("both spans are counted", LATER, || {
         process.metric(r#"hookstream_spans_total{result="failed"}"#) == Some(2.0)
     });
-    process.wait_for_line("spans are not exported", Duration::from_secs(1));
+    process.wait_for_line("span export failed", Duration::from_secs(1));
 }
 
 #[test]

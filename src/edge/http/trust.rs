@@ -1,7 +1,7 @@
-//! Whose certificates are believed: the system's authorities and those of the operator's file.
+//! Trusted certificate authorities: the system's and those of the operator's file.
 //!
-//! The system's are found as rustls-native-certs does, so `SSL_CERT_FILE` and `SSL_CERT_DIR` work as with
-//! other programs. TLS 1.2 and 1.3 with ring.
+//! The system's are loaded with rustls-native-certs, so `SSL_CERT_FILE` and `SSL_CERT_DIR` work as in other programs.
+//! TLS 1.2 and 1.3 with ring.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,47 +11,47 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 
-/// Why no client could be built.
+/// Why a client cannot be built.
 #[derive(Debug, Error)]
 pub enum HttpSetupError {
     /// The file of certificate authorities is not PEM or not readable.
-    #[error("the certificate authorities in {path} could not be read")]
+    #[error("cannot read the certificate authorities in {path}")]
     CaFile {
-        /// As set.
+        /// The path.
         path: PathBuf,
-        /// Of reading or of PEM.
+        /// The I/O or PEM error.
         source: rustls::pki_types::pem::Error,
     },
     /// One of its certificates cannot be used.
-    #[error("certificate {position} in {path} is no certificate authority that can be used")]
+    #[error("certificate {position} in {path} is not a usable certificate authority")]
     CaCertificate {
-        /// As set.
+        /// The path.
         path: PathBuf,
-        /// Counted from 1.
+        /// The number of the certificate, from 1.
         position: usize,
-        /// Says what is wrong with it.
+        /// The reason.
         source: rustls::Error,
     },
     /// The file holds no certificate.
-    #[error("there is no certificate in {path}")]
+    #[error("{path} contains no certificate")]
     CaFileEmpty {
-        /// As set.
+        /// The path.
         path: PathBuf,
     },
     /// Every https endpoint would fail.
     #[error(
-        "no certificate authority was found on this system; install ca-certificates or set --ca-file"
+        "no certificate authorities found on this system; install ca-certificates or set --ca-file"
     )]
     NoRoots,
     /// The TLS library has no protocol version in common with us.
-    #[error("tls could not be set up")]
+    #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
     /// It holds a control character.
-    #[error("the user agent is not a header value")]
+    #[error("the user agent is not a valid header value")]
     UserAgent,
 }
 
-/// Without any authority it fails, or warns if `http` is allowed: then there may be no https endpoint at all.
+/// Fails without any authority; only warns if `http` is allowed, since there may be no https endpoint then.
 pub(crate) fn client_config(
     ca_file: Option<&Path>,
     allow_http: bool,
@@ -60,7 +60,7 @@ pub(crate) fn client_config(
     let system = rustls_native_certs::load_native_certs();
     let (_, unusable) = roots.add_parsable_certificates(system.certs);
     if unusable > 0 || !system.errors.is_empty() {
-        tracing::debug!(unusable, errors = ?system.errors, "some certificate authorities of the system were left out");
+        tracing::debug!(unusable, errors = ?system.errors, "some certificate authorities of the system ignored");
     }
     if let Some(path) = ca_file {
         add_file(&mut roots, path)?;
@@ -68,7 +68,7 @@ pub(crate) fn client_config(
     match (roots.is_empty(), allow_http) {
         (true, false) => return Err(HttpSetupError::NoRoots),
         (true, true) => {
-            tracing::warn!("no certificate authority was found: every https endpoint will fail")
+            tracing::warn!("no certificate authorities found, every https endpoint will fail")
         }
         (false, _) => {}
     }

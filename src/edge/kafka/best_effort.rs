@@ -1,7 +1,7 @@
-//! A producer for what may be lost: it never makes anybody wait, and counts what it could not write.
+//! A best-effort producer: it never blocks, and counts the records that it could not write.
 //!
-//! Its records are no part of any guarantee, so it is idempotent and has no transactions, and a client of its own,
-//! apart from the one that writes outcomes: whatever happens to it, delivery goes on.
+//! Its records are not part of any guarantee, so it uses no transactions, and has a client separate from the one that
+//! writes outcomes: whatever happens to it, delivery continues.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,28 +24,28 @@ use crate::edge::kafka::log::LogContext;
 use crate::model::throttle::Throttle;
 use crate::model::units::EpochMs;
 
-/// What the client holds that is not acknowledged, KiB: past it, [`Scribe::write`] gives records back.
+/// Limit of unacknowledged records in the client, KiB: beyond it, [`Scribe::write`] refuses records.
 const QUEUE_KIB: u32 = 16 * 1024;
-/// A record that the broker has not acknowledged by then is dropped.
+/// A record that is not acknowledged within this time is dropped.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// How long a batch gathers: nobody waits for it, and large ones cost Kafka less.
+/// How long a batch accumulates: nothing waits for it, and large batches are cheaper for Kafka.
 const LINGER: Duration = Duration::from_millis(500);
-/// But no longer than until it is so large, bytes: the batches of 64 partitions have room in [`QUEUE_KIB`], and the
-/// client does not send earlier for want of it.
+/// Limit of a batch, bytes: the batches of 64 partitions fit [`QUEUE_KIB`], so that the client does not send early for
+/// lack of room.
 const BATCH_BYTES: usize = 256 * 1024;
-/// After a client that cannot go on, until the next one.
+/// Minimum time between replacements of a failed client.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
-/// What the client has to tell comes in portions: of so many records, or a line of its log. So many are taken at a time.
-const PORTIONS: usize = 64;
-/// What became of the records that are given up is told at once; no longer is waited for it.
+/// Events served per call; each is a batch of delivery reports or a log line.
+const EVENTS: usize = 64;
+/// Limit of the wait for the delivery reports of purged records, which arrive at once.
 const LAST_REPORTS: Duration = Duration::from_millis(500);
-/// One log line in this time.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Minimum time between log lines.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// One record to write.
 #[derive(Clone, Copy)]
 pub struct Note<'a> {
-    /// Its partition is the key's.
+    /// The key, which determines the partition.
     pub key: &'a [u8],
     /// The value.
     pub value: &'a [u8],
@@ -53,23 +53,23 @@ pub struct Note<'a> {
     pub at: EpochMs,
 }
 
-/// Counts what was not written. The client does not report what was, which would cost at each record.
+/// Counts records that were not written. Reports of written records are disabled, since each would cost CPU.
 struct Counts {
     log: LogContext,
     counters: RecordCounters,
-    /// Of those that the client had taken.
+    /// Records that the client accepted and then dropped.
     lost: AtomicU64,
-    told: Mutex<Throttle>,
+    throttle: Mutex<Throttle>,
 }
 
 impl Counts {
     fn dropped(&self, error: &KafkaError) {
         self.counters.dropped.inc();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(untold) = told.pass(clock::instant()) {
+        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = throttle.pass(clock::instant()) {
             tracing::warn!(
-                untold,
-                "a record of the log of attempts was not written: {error}; delivery goes on"
+                suppressed,
+                "attempt log record dropped, delivery continues: {error}"
             );
         }
     }
@@ -96,16 +96,16 @@ impl ProducerContext for Counts {
     }
 }
 
-/// What became of records.
+/// Counts records by outcome.
 #[derive(Clone, Debug)]
 pub struct RecordCounters {
-    /// The broker has them.
+    /// Acknowledged by the broker.
     pub written: IntCounter,
-    /// There was no room for them, or the broker did not take them.
+    /// Not written, for lack of room or because the broker did not accept them.
     pub dropped: IntCounter,
 }
 
-/// Writes to one topic.
+/// A best-effort producer for one topic.
 pub struct Scribe {
     settings: Arc<Settings>,
     counters: RecordCounters,
@@ -114,19 +114,19 @@ pub struct Scribe {
     renewed: Instant,
 }
 
-/// A client, and what became of the records that it was given.
+/// A client, with counts of the records that it was given.
 struct Client {
     producer: Arc<BaseProducer<Counts>>,
     taken: u64,
-    /// Of those, counted.
+    /// Of those, counted as written.
     written: u64,
 }
 
 impl Scribe {
-    /// For `topic`.
+    /// A producer for `topic`.
     ///
     /// # Errors
-    /// [`Failure`] when the client cannot be made.
+    /// [`Failure`] when the client cannot be created.
     pub fn new(
         settings: &Arc<Settings>,
         counters: &RecordCounters,
@@ -141,8 +141,8 @@ impl Scribe {
         })
     }
 
-    /// Hands one record to the client, which then has it or has counted it as dropped. Never waits. False: the client
-    /// has no room; serve it, and try again.
+    /// Passes one record to the client, which queues it or counts it as dropped. Never blocks. Returns `false` if the
+    /// client has no room: serve it and try again.
     #[must_use]
     pub fn write(&mut self, note: Note<'_>) -> bool {
         let record = BaseRecord::to(&self.topic)
@@ -161,10 +161,10 @@ impl Scribe {
         true
     }
 
-    /// Serves what the client has to tell; does not wait for any. A client that cannot go on is replaced.
+    /// Serves the client's events without waiting, and replaces a failed client.
     pub fn serve(&mut self) {
-        for _ in 0..PORTIONS {
-            // Given time, the binding would spin through the last millisecond of it.
+        for _ in 0..EVENTS {
+            // With a timeout, the binding would busy-loop through its last millisecond.
             self.client.producer.poll(Duration::ZERO);
         }
         self.client.count(&self.counters, self.client.held());
@@ -174,18 +174,20 @@ impl Scribe {
         }
         if let Some((_, reason)) = self.client.producer.client().fatal_error() {
             self.renewed = now;
-            tracing::warn!("the producer of the log of attempts is made anew: {reason}");
+            tracing::warn!("attempt log producer failed, creating a new one: {reason}");
             match Client::new(&self.settings, &self.counters) {
                 Ok(client) => {
                     std::mem::replace(&mut self.client, client)
                         .close(&self.counters, Duration::ZERO);
                 }
-                Err(failure) => tracing::warn!("the log of attempts: {failure}"),
+                Err(failure) => {
+                    tracing::warn!("creating the attempt log producer failed: {failure}")
+                }
             }
         }
     }
 
-    /// Writes what is left, for at most `patience`.
+    /// Writes the remaining records for at most `patience`.
     pub fn close(self, patience: Duration) {
         self.client.close(&self.counters, patience);
     }
@@ -198,7 +200,7 @@ impl Client {
             log: LogContext::new(PURPOSE),
             counters: counters.clone(),
             lost: AtomicU64::new(0),
-            told: Mutex::new(Throttle::new(TELL_EVERY)),
+            throttle: Mutex::new(Throttle::new(LOG_EVERY)),
         };
         let mut config = producer_config(settings, PURPOSE);
         config
@@ -207,10 +209,9 @@ impl Client {
             .set("queue.buffering.max.kbytes", QUEUE_KIB.to_string())
             .set("message.timeout.ms", GIVE_UP.as_millis().to_string())
             .set("delivery.report.only.error", "true");
-        let producer: BaseProducer<Counts> =
-            config.create_with_context(context).map_err(|error| {
-                Failure::from_client("creating the producer of the log of attempts", error)
-            })?;
+        let producer: BaseProducer<Counts> = config
+            .create_with_context(context)
+            .map_err(|error| Failure::from_client("creating the attempt log producer", error))?;
         let producer = Arc::new(producer);
         bootstrap::keep(settings, &producer, |producer| producer.client())?;
         Ok(Self {
@@ -220,7 +221,7 @@ impl Client {
         })
     }
 
-    /// How many records the client may hold: what it has to tell counts too.
+    /// The number of records in the client; pending events count too.
     fn held(&self) -> u64 {
         u64::try_from(self.producer.in_flight_count()).unwrap_or(0)
     }
@@ -232,13 +233,13 @@ impl Client {
         self.written = written;
     }
 
-    /// Writes what is left, for at most `patience`; the rest is dropped and counted.
+    /// Writes the remaining records for at most `patience`, then drops and counts the rest.
     fn close(mut self, counters: &RecordCounters, patience: Duration) {
-        // It fails when time is up.
+        // Fails on timeout.
         self.producer.flush(patience).ok();
         self.producer
             .purge(PurgeConfig::default().queue().inflight());
-        // What was given up is told by now, or when the client is dropped.
+        // Purged records are reported by now, or when the client is dropped.
         let held = match self.producer.flush(LAST_REPORTS) {
             Ok(()) => 0,
             Err(_) => self.held(),
@@ -247,7 +248,7 @@ impl Client {
     }
 }
 
-/// What was taken, is not lost and is not held any more. Too small for a moment where more counts as held than is.
+/// Records accepted, not lost and no longer held. Briefly too low, since `held` may count events too.
 fn written(taken: u64, lost: u64, held: u64) -> u64 {
     taken.saturating_sub(lost).saturating_sub(held)
 }
@@ -258,15 +259,15 @@ mod tests {
     use crate::config::{Layers, Machine, Source};
 
     #[test]
-    fn what_is_neither_lost_nor_held_was_written() {
+    fn records_neither_lost_nor_held_count_as_written() {
         assert_eq!(written(0, 0, 0), 0);
         assert_eq!(written(10, 0, 10), 0);
         assert_eq!(written(10, 3, 2), 5);
-        assert_eq!(written(10, 10, 3), 0, "a line of the log counts as held");
+        assert_eq!(written(10, 10, 3), 0, "a log event counts as held");
     }
 
     #[test]
-    fn without_a_broker_each_record_is_dropped_at_the_end_and_none_is_written() {
+    fn without_a_broker_all_records_are_dropped_on_close() {
         let mut layers = Layers::new();
         layers.give("brokers", Source::Flag, "127.0.0.1:1");
         let machine = Machine {

@@ -1,10 +1,10 @@
-//! Gives a client that has lost every broker its bootstrap servers back.
+//! Restores the bootstrap servers of a client that has lost all brokers.
 //!
-//! A broker that is starting may answer for its topics while it counts itself, and every other, as not yet alive:
-//! metadata with topics and no brokers. librdkafka (2.10 to 2.15 at least, issue 5301) then drops every broker that it
-//! knows, the bootstrap servers too, and never connects again: a consumer is silent for good, a commit waits for ever,
-//! and no error tells. Adding the servers once more is what its own re-bootstrap does, and changes nothing for a client
-//! that is well. Each client is watched by a thread of its own, since the thread that uses it may be the one that waits.
+//! A starting broker may return metadata with topics but no brokers, because it does not consider any broker alive yet.
+//! librdkafka (2.10 to 2.15 at least, issue 5301) then drops every broker it knows, including the bootstrap servers, and
+//! never reconnects: consumers and commits hang without an error. Adding the servers again is what librdkafka's own
+//! re-bootstrap does, and has no effect on a healthy client. Each client has its own watching thread, since the thread
+//! that uses the client may be blocked.
 
 use std::ffi::CString;
 use std::sync::{Arc, Weak};
@@ -18,19 +18,18 @@ use super::watchdog;
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
 
-/// How often a client is asked which brokers it knows.
+/// How often a client is probed.
 const EVERY: Duration = Duration::from_secs(5);
-/// How long it may take to answer.
-const ANSWER: Duration = Duration::from_secs(1);
-/// After so many times without a connection the servers are added. Not at once, and not for a slow answer: a server that
-/// is added is dropped again with the next metadata, and what was asked of it at that moment may be lost.
-const SILENT: usize = 2;
+/// Timeout of a probe.
+const RESPONSE: Duration = Duration::from_secs(1);
+/// Probes without a connection before the servers are added. Not on the first, and not for a slow response: an added
+/// server is dropped again with the next metadata, and a request to it at that moment may be lost.
+const DISCONNECTED_PROBES: usize = 2;
 
-/// Watches `client` for as long as it is in use, and lets it have new credentials; `inner` leads to the part that is
-/// asked.
+/// Watches `client` while it is in use, and passes new credentials to it; `inner` returns the client to probe.
 ///
 /// # Errors
-/// [`Failure`] when there can be no thread, or no C string of the list of servers.
+/// [`Failure`] when the thread cannot be started, or the list of servers is not a C string.
 pub(super) fn keep<T, C>(
     settings: &Settings,
     client: &Arc<T>,
@@ -41,26 +40,26 @@ where
     C: ClientContext + 'static,
 {
     let servers = CString::new(settings.brokers.as_str())
-        .map_err(|error| Failure::Internal(format!("the list of brokers: {error}")))?;
+        .map_err(|error| Failure::Internal(format!("invalid list of brokers: {error}")))?;
     let topic = settings.topics.commands();
     keep_current(&settings.credentials, client, inner);
     let watched: Weak<T> = Arc::downgrade(client);
     let watch = move || {
-        let mut silent = 0;
+        let mut disconnected = 0;
         while let Some(client) = watched.upgrade() {
             let client_inner = inner(&client);
-            let told = ask(client_inner, &topic);
-            if told == Told::Brokers {
+            let found = probe(client_inner, &topic);
+            if found == Probe::Brokers {
                 watchdog::reachable();
             } else {
                 watchdog::unreachable();
             }
-            silent = if told == Told::NoConnection {
-                silent + 1
+            disconnected = if found == Probe::NoConnection {
+                disconnected + 1
             } else {
                 0
             };
-            if told == Told::NoBrokers || silent >= SILENT {
+            if found == Probe::NoBrokers || disconnected >= DISCONNECTED_PROBES {
                 add(client_inner, &servers);
             }
             drop(client);
@@ -70,36 +69,36 @@ where
     std::thread::Builder::new()
         .name("bootstrap".to_owned())
         .spawn(watch)
-        .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
+        .map_err(|error| Failure::Internal(format!("cannot start a thread: {error}")))?;
     Ok(())
 }
 
-/// What came of asking.
+/// The result of a probe.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Probe {
     Brokers,
-    /// An answer that names none.
+    /// A response without brokers.
     NoBrokers,
-    /// There is no connection to ask over: all brokers are away, or none is known.
+    /// No connection: all brokers are unreachable, or none is known.
     NoConnection,
-    /// A broker that is busy, or starts.
-    Nothing,
+    /// No response: a broker is busy or starting.
+    NoResponse,
 }
 
-fn ask<C: ClientContext>(client: &Client<C>, topic: &str) -> Told {
-    match client.fetch_metadata(Some(topic), ANSWER) {
-        Ok(metadata) if metadata.brokers().is_empty() => Told::NoBrokers,
-        Ok(_) => Told::Brokers,
+fn probe<C: ClientContext>(client: &Client<C>, topic: &str) -> Probe {
+    match client.fetch_metadata(Some(topic), RESPONSE) {
+        Ok(metadata) if metadata.brokers().is_empty() => Probe::NoBrokers,
+        Ok(_) => Probe::Brokers,
         Err(error) => match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown) => {
-                Told::NoConnection
+                Probe::NoConnection
             }
-            _ => Told::Nothing,
+            _ => Probe::NoResponse,
         },
     }
 }
 
-/// Those that the client knows already stay as they are.
+/// Adds the servers; those that the client already knows stay unchanged.
 #[allow(unsafe_code, reason = "rust-rdkafka has no safe call for this")]
 fn add<C: ClientContext>(client: &Client<C>, servers: &CString) {
     // SAFETY: both pointers are valid for the call, since the client and the string are borrowed; librdkafka copies
@@ -108,6 +107,6 @@ fn add<C: ClientContext>(client: &Client<C>, servers: &CString) {
         unsafe { rdkafka::bindings::rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
     tracing::debug!(
         added,
-        "a client knows no broker: its bootstrap servers are added again"
+        "client knows no broker, bootstrap servers added again"
     );
 }

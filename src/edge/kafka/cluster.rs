@@ -1,15 +1,15 @@
 //! Which Kafka cluster a process works on.
 //!
-//! An offset means something on one cluster only: a mirror copies records, headers and commit metadata unchanged and
-//! gives the records other offsets. So whatever hookstream stores beside an offset also names the cluster, and is not
-//! compared as a number on another one.
+//! Offsets are only meaningful on one cluster: a mirror copies records, headers and commit metadata unchanged, but its
+//! records have other offsets. So hookstream stores the cluster id beside each offset, and does not compare offsets
+//! across clusters.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::client::{Client, ClientContext};
 
-/// The id of a Kafka cluster, as its brokers give it.
+/// The id of a Kafka cluster, as reported by its brokers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterId(Arc<str>);
 
@@ -20,25 +20,25 @@ impl ClusterId {
         Self(Arc::from(id))
     }
 
-    /// As the brokers give it; empty for brokers that give none.
+    /// The id; empty if the brokers report none.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Asks the brokers; `None` when none responds in time. Brokers that respond and give no id (before Kafka 0.10.1) count
-/// as one cluster, whose id is empty.
+/// Reads the cluster id; `None` when no broker responds in time. Brokers without an id (before Kafka 0.10.1) count as one
+/// cluster with an empty id.
 pub fn ask<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Option<ClusterId> {
     if let Some(id) = client.fetch_cluster_id(timeout) {
         return Some(ClusterId::new(&id));
     }
-    // The client gives no reason: brokers that respond to this have no id.
+    // The client reports no reason: brokers that respond to this request have no id.
     client.fetch_metadata(None, timeout).ok()?;
     let id = client.fetch_cluster_id(Duration::ZERO).unwrap_or_default();
     if id.is_empty() {
         tracing::warn!(
-            "the brokers give no cluster id: offsets of another cluster cannot be recognized"
+            "brokers report no cluster id, offsets of other clusters cannot be detected"
         );
     }
     Some(ClusterId::new(&id))

@@ -1,11 +1,10 @@
-//! Credentials that change on disk, and the clients that must use the new ones.
+//! Credential rotation: credentials that change on disk, and the clients that must use them.
 //!
-//! One thread reads the files again every few seconds: notices of changes do not work through every kind of mount. A new
-//! user or password of PLAIN and SCRAM is given to the running clients; the connections that exist stay until a broker
-//! closes them or asks for new authentication (KIP-368). librdkafka reads certificates only when a client is made, so
-//! anything else that changes makes the service finish what is in flight, commit, and begin again with new clients
-//! ([`Credentials`]), after a random time, so that replicas do not all do it at once. Whatever cannot be read, or
-//! does not make a client, changes nothing.
+//! One thread rereads the files every few seconds, since change notifications do not work with every kind of mount. A new
+//! user or password of PLAIN and SCRAM is passed to the running clients; existing connections stay until a broker closes
+//! them or requests reauthentication (KIP-368). librdkafka reads certificates only when a client is created, so any other
+//! change makes the service drain, commit and restart with new clients ([`Credentials`]), after a random delay, so that
+//! replicas do not restart all at once. Settings that are unreadable or yield no client change nothing.
 
 use std::ffi::CStr;
 use std::sync::{Arc, Weak};
@@ -20,15 +19,15 @@ use crate::config::credentials::{Credentials, Login};
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 
-/// How often the files are read.
+/// How often the files are reread.
 const EVERY: Duration = Duration::from_secs(3);
-/// New clients are made within this time after a change.
+/// Maximum delay of the restart after a change.
 const JITTER: Duration = Duration::from_secs(20);
 
-/// Reads everything again that says how clients reach the brokers.
+/// Rereads all connection settings.
 pub type Read = Box<dyn Fn() -> Result<Connection, Vec<String>> + Send + Sync>;
 
-/// The same but for user and password.
+/// The connection without user and password.
 fn without_login(connection: &Connection) -> Connection {
     let mut rest = connection.clone();
     rest.properties.remove("sasl.username");
@@ -36,7 +35,7 @@ fn without_login(connection: &Connection) -> Connection {
     rest
 }
 
-/// Puts the newest user and password in place of those that the process began with.
+/// Replaces the user and password that the process started with by the latest.
 pub(super) fn apply(credentials: &Credentials, config: &mut ClientConfig) {
     if let Some(login) = credentials.login() {
         config.set("sasl.username", login.user.to_string_lossy());
@@ -44,7 +43,7 @@ pub(super) fn apply(credentials: &Credentials, config: &mut ClientConfig) {
     }
 }
 
-/// Lets `client` have every new user and password for as long as it is in use.
+/// Passes every new user and password to `client` while it is in use.
 pub(crate) fn keep_current<T, C>(
     credentials: &Credentials,
     client: &Arc<T>,
@@ -60,7 +59,7 @@ pub(crate) fn keep_current<T, C>(
         };
         set_login(inner(&client), &login.user, &login.password);
         if let Some(last) = Arc::into_inner(client) {
-            // Its owner let go meanwhile: closing may wait for a broker, and nothing else may wait for that.
+            // The owner dropped it meanwhile; closing may block, so it happens on another thread.
             std::thread::spawn(move || drop(last));
         }
         true
@@ -68,10 +67,10 @@ pub(crate) fn keep_current<T, C>(
     credentials.register(Box::new(give));
 }
 
-/// Reads the files every few seconds until the process ends; `current` is what the settings were made from.
+/// Rereads the files every few seconds until the process ends; `current` is the connection of the settings.
 ///
 /// # Errors
-/// When there can be no thread.
+/// When the thread cannot be started.
 pub fn watch(credentials: &Credentials, current: Connection, read: Read) -> std::io::Result<()> {
     let mut watch = Watch {
         credentials: credentials.clone(),
@@ -90,12 +89,12 @@ pub fn watch(credentials: &Credentials, current: Connection, read: Read) -> std:
         .map(drop)
 }
 
-/// What the files said when they could last be read.
+/// The state of the watch.
 struct Watch {
     credentials: Credentials,
     read: Read,
     current: Connection,
-    /// What is wrong at present, so that it is logged once.
+    /// The current problem, so that it is logged once.
     problem: Option<String>,
 }
 
@@ -111,7 +110,7 @@ impl Watch {
             Err(problem) => {
                 if self.problem.as_ref() != Some(&problem) {
                     tracing::warn!(
-                        "changed connection settings are not used, the previous ones stay in force: {problem}"
+                        "changed connection settings rejected, keeping the previous ones: {problem}"
                     );
                     self.problem = Some(problem);
                 }
@@ -158,7 +157,7 @@ impl Watch {
     }
 }
 
-/// Names of what is not the same, never values.
+/// The names of changed settings, never their values.
 fn changed(before: &Connection, after: &Connection) -> Vec<String> {
     let mut names = Vec::new();
     if before.brokers != after.brokers {
@@ -180,10 +179,10 @@ fn changed(before: &Connection, after: &Connection) -> Vec<String> {
     names
 }
 
-/// Makes a client, which reads certificates and keys, and compares the two; it does not connect.
+/// Creates a client, which loads and matches certificates and keys, without connecting.
 ///
 /// # Errors
-/// [`Failure`] says what the client refuses, without secret values.
+/// [`Failure`] with the client's reason, without secret values.
 pub fn try_connection(connection: &Connection) -> Result<(), Failure> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &connection.brokers);
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_or_makes_no_client_changes_nothing() {
+    fn unreadable_or_unusable_settings_change_nothing() {
         let (mut watch, files) = watch(&scram("me", "old"));
         let credentials = watch.credentials.clone();
         credentials.renew();
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_but_a_login_needs_new_clients_at_a_random_time() {
+    fn any_change_but_a_login_needs_new_clients_at_a_random_time() {
         let (mut watch, files) = watch(&scram("me", "old"));
         let credentials = watch.credentials.clone();
         credentials.renew();
@@ -369,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_makes_no_new_clients_goes_on_with_the_old_ones() {
+    fn a_command_that_does_not_renew_clients_keeps_the_old_ones() {
         let (mut watch, files) = watch(&scram("me", "old"));
         let mut moved = scram("me", "old");
         moved.brokers = "127.0.0.1:2".to_owned();
@@ -379,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_is_named_without_values() {
+    fn changed_settings_are_named_without_values() {
         let mut after = scram("me", "hunter2");
         after.brokers = "b:2".to_owned();
         after

@@ -1,89 +1,89 @@
-//! Why a role cannot continue, and what an error of the Kafka client means for it.
+//! Why a role cannot continue, and how errors of the Kafka client are classified.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use thiserror::Error;
 
-/// Why a role cannot go on. All but [`Failure::Forgotten`], after which the role begins anew in the process, end the
-/// process: a supervisor starts it again.
+/// Why a role cannot continue. [`Failure::Stuck`] restarts the role within the process; all others end the process, and
+/// its supervisor restarts it.
 #[derive(Debug, Error)]
 pub enum Failure {
     /// A topic that this role needs does not exist.
     #[error(
-        "the topic {0} does not exist; `hookstream topics create` with the same settings makes hookstream's own topics, with `--attempt-log` that of the log of attempts, and with `--with-events` the event topics"
+        "the topic {0} does not exist; run `hookstream topics create` with the same settings, with `--attempt-log` for the attempts topic and `--with-events` for event topics"
     )]
     TopicMissing(String),
-    /// The broker refused.
+    /// The broker denied permission.
     #[error(
         "the broker denies {what}: {source}; grant this client READ, WRITE and DESCRIBE on hookstream's topics, READ on its groups and WRITE on its transactional ids"
     )]
     Denied {
-        /// What was asked for.
+        /// The operation.
         what: String,
-        /// What the broker said.
+        /// The broker's error.
         source: KafkaError,
     },
-    /// A broker does not accept the client's credentials, or one does not accept the other's certificate.
+    /// A broker rejects the client's credentials, or one side rejects the other's certificate.
     #[error(
         "{what} failed: connection not authenticated: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
     )]
     Refused {
-        /// What was asked for.
+        /// The operation.
         what: String,
-        /// What the client said.
+        /// The client's reason.
         reason: String,
     },
-    /// Another process uses the same transactional id, or this one was away for too long.
+    /// Another process uses the same transactional id, or this one was suspended for too long.
     #[error(
-        "{what} was fenced: another process runs with the same --instance, or this one was stopped for longer than the transaction timeout: {source}"
+        "{what} was fenced: another process runs with the same --instance, or this one was suspended for longer than the transaction timeout: {source}"
     )]
     Fenced {
-        /// Which producer.
+        /// The producer.
         what: String,
-        /// What the client said.
+        /// The client's error.
         source: KafkaError,
     },
-    /// Anything else that the client cannot recover from.
+    /// Any other error that the client cannot recover from.
     #[error("{what} failed: {source}")]
     Client {
-        /// What was asked for.
+        /// The operation.
         what: String,
-        /// What the client said.
+        /// The client's error.
         source: KafkaError,
     },
-    /// The client waits for good for an answer that it has lost; a new one does not.
-    #[error("{0} has lost an answer of the group's coordinator and waits for it for good")]
-    Forgotten(&'static str),
-    /// A record or a commit of a later program.
+    /// The client lost a response and waits for it forever; a new client does not.
+    #[error("{0}: consumer stuck waiting for the group coordinator")]
+    Stuck(&'static str),
+    /// A record or commit written by a newer program.
     #[error(
-        "{place} was written by a newer hookstream (version {version} of its format; this program reads version {known}): nothing was changed; run the newer program in every replica"
+        "{place} was written by a newer hookstream (version {version} of the format; this program supports version {known}); nothing was changed, upgrade every replica"
     )]
     Newer {
         /// Topic, partition and offset.
         place: String,
         /// The version found.
         version: String,
-        /// The version that this program reads.
+        /// The version that this program supports.
         known: u32,
     },
-    /// A thread of the role ended without saying why.
+    /// An internal error, such as a thread that ended unexpectedly.
     #[error("{0}")]
     Internal(String),
 }
 
 impl Failure {
-    /// Whether it says that no broker answers, so that waiting may help.
+    /// Whether no broker is reachable, so that waiting may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Client { source, .. } if is_unreachable(source))
     }
 
-    /// Sorts a client error by its code.
+    /// Classifies a client error by its code.
     #[must_use]
     pub fn from_client(what: impl Into<String>, source: KafkaError) -> Self {
-        // The client quotes the value of a property that it refuses, which may be a credential (**Secret**).
+        // The client quotes the value of a rejected property, which may be a credential (**Secret**).
         let source = match source {
             KafkaError::ClientConfig(code, _, property, _) => {
-                KafkaError::ClientConfig(code, "refused".to_owned(), property, "***".to_owned())
+                KafkaError::ClientConfig(code, "rejected".to_owned(), property, "***".to_owned())
             }
             other => other,
         };
@@ -105,7 +105,7 @@ impl Failure {
     }
 }
 
-/// Whether the error says that no broker answers, so that waiting may help.
+/// Whether no broker is reachable, so that waiting may help.
 #[must_use]
 pub fn is_unreachable(error: &KafkaError) -> bool {
     matches!(
@@ -123,9 +123,8 @@ pub fn is_unreachable(error: &KafkaError) -> bool {
     ) || is_refused(error)
 }
 
-/// Whether the error says that a broker does not accept this client: a wrong password, or a certificate that one of the
-/// two does not trust; or that the connection broke while the two found out. Waiting may help, since both sides are
-/// changed one after the other when credentials rotate.
+/// Whether authentication failed: a wrong password, a certificate that one side does not trust, or a connection that broke
+/// during the handshake. Waiting may help: during a rotation of credentials, the two sides change one after the other.
 #[must_use]
 pub fn is_refused(error: &KafkaError) -> bool {
     matches!(
@@ -134,7 +133,7 @@ pub fn is_refused(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether the error is a matter of permissions.
+/// Whether permission was denied.
 #[must_use]
 pub fn is_denied(error: &KafkaError) -> bool {
     matches!(
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_property_is_named_without_its_value() {
+    fn a_rejected_property_is_named_without_its_value() {
         let mut config = ClientConfig::new();
         config.set("sasl.passwrod", "hunter2");
         let made: Result<BaseConsumer, _> = config.create();

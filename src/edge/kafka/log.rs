@@ -1,4 +1,4 @@
-//! The client library's own log, written to this program's.
+//! Forwards the client library's log to this program's log.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,27 +11,27 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::error::{Failure, is_refused, is_unreachable};
 
-/// Hands librdkafka's own log to `tracing`, with the client's purpose.
+/// Forwards librdkafka's log to `tracing`, with the client's purpose.
 pub struct LogContext {
     pub(super) purpose: &'static str,
-    /// When it was last told that no broker answers, seconds since the epoch.
-    told: AtomicI64,
-    /// What a broker said last, where it does not accept this client.
+    /// When an unreachable broker was last logged, seconds since the epoch.
+    logged: AtomicI64,
+    /// The last authentication error, if authentication failed last.
     refusal: Mutex<Option<String>>,
 }
 
 impl LogContext {
-    /// For the client that is used for `purpose`.
+    /// The context of a client for `purpose`.
     #[must_use]
     pub fn new(purpose: &'static str) -> Self {
         Self {
             purpose,
-            told: AtomicI64::new(0),
+            logged: AtomicI64::new(0),
             refusal: Mutex::default(),
         }
     }
 
-    /// Why a broker does not accept this client, if that was what it did last. The client says so once, not each time.
+    /// Why authentication failed, if it failed last. The client reports it once, not per attempt.
     pub(super) fn refusal(&self) -> Option<String> {
         let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
         refusal.clone()
@@ -42,20 +42,20 @@ impl LogContext {
         if is_refused(error) {
             *refusal = Some(reason.to_owned());
         } else if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            // It got no further than to connect, or failed at something else.
+            // It failed earlier, while connecting, or for another reason.
             *refusal = None;
         }
     }
 
-    /// A broker that is away makes every connection complain several times a second: one line says it all.
-    fn may_tell(&self) -> bool {
+    /// Rate limit: with an unreachable broker, every connection reports an error several times a second.
+    fn may_log(&self) -> bool {
         const SECONDS_BETWEEN: i64 = 10;
         let now = crate::edge::clock::now().seconds();
-        let told = self.told.load(Ordering::Relaxed);
-        now - told >= SECONDS_BETWEEN
+        let logged = self.logged.load(Ordering::Relaxed);
+        now - logged >= SECONDS_BETWEEN
             && self
-                .told
-                .compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed)
+                .logged
+                .compare_exchange(logged, now, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
     }
 }
@@ -68,20 +68,20 @@ impl ClientContext for LogContext {
     fn error(&self, error: KafkaError, reason: &str) {
         let client = self.purpose;
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            // Asked for, and told to the reader as an event of its own.
+            // Requested, and returned to the reader as an event.
             return;
         }
         self.note(&error, reason);
         if is_refused(&error) {
-            if self.may_tell() {
+            if self.may_log() {
                 tracing::warn!(client, "connection not authenticated: {reason}");
             }
         } else if !is_unreachable(&error) {
             tracing::warn!(client, "{error}: {reason}");
-        } else if self.may_tell() {
-            tracing::warn!(client, "a broker does not answer: {reason}");
+        } else if self.may_log() {
+            tracing::warn!(client, "broker unreachable: {reason}");
         } else {
-            tracing::debug!(client, "a broker does not answer: {reason}");
+            tracing::debug!(client, "broker unreachable: {reason}");
         }
     }
 }
@@ -92,10 +92,10 @@ pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, 
         | RDKafkaLogLevel::Alert
         | RDKafkaLogLevel::Critical
         | RDKafkaLogLevel::Error => {
-            // The same trouble reaches the role as an error, which is logged with what it means.
+            // The role receives the same problem as an error, and logs it with its meaning.
             tracing::debug!(target: "librdkafka", client = purpose, facility, "{message}");
         }
-        // The client tries again by itself; and a property of `-X` goes to producers and consumers alike.
+        // The client retries by itself; and a property from `-X` is passed to producers and consumers alike.
         RDKafkaLogLevel::Warning if matches!(facility, "GETPID" | "CONFWARN") => {
             tracing::debug!(target: "librdkafka", client = purpose, facility, "{message}");
         }
@@ -111,17 +111,16 @@ pub(crate) fn log_client(purpose: &str, level: RDKafkaLogLevel, facility: &str, 
     }
 }
 
-/// Serves the log and error events of a client that nobody polls.
+/// Serves the log and error events of a client that is not polled otherwise.
 pub(super) fn serve<C: rdkafka::consumer::ConsumerContext>(client: &BaseConsumer<C>) {
-    /// Each call serves one; more than these are not worth the time.
+    /// Each call serves one event; this bounds the time.
     const EVENTS: usize = 100;
     for _ in 0..EVENTS {
         drop(client.poll(Duration::ZERO));
     }
 }
 
-/// What the error of `client` means, with what a broker said that does not accept it: a call ends with no more than that
-/// no broker answers.
+/// Classifies an error of `client`. An authentication failure surfaces as an unreachable broker, so its reason is added.
 pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
     client: &BaseConsumer<C>,
     log: &LogContext,

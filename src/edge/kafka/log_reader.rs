@@ -1,9 +1,9 @@
-//! Reading a topic once, from its beginning to an end that was fixed beforehand, without joining a group.
+//! Reads a topic once, from its beginning to a fixed end, without joining a group.
 //!
-//! Operators' commands fold logs: dead letters, and the table of subscriptions. Two traps are met here, once:
-//! a partition's last offsets may be transaction markers that no reader ever sees, so its end is known by
-//! the client's end-of-partition event; and a read-committed reader ends at the *last stable* offset, behind
-//! which committed records may lie that an unrelated open transaction still hides (see [`Log::settled_ends`]).
+//! Operators' commands fold logs: dead letters and subscriptions. Two pitfalls are handled here. The last offsets of a
+//! partition may be transaction markers that no reader sees, so its end is detected by the client's end-of-partition
+//! event. And a read-committed reader ends at the *last stable offset*, behind which an unrelated open transaction may
+//! hide committed records (see [`Log::settled_ends`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +24,14 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::model::units::EpochMs;
 
-/// How long one question to the broker may take.
+/// Timeout of one request to the broker.
 pub const ANSWER: Duration = Duration::from_secs(10);
 
-/// A reader that hears nothing from any broker for this long gives up.
+/// A reader without a response from any broker for this long fails.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How long open transactions may hide records before a reader that must see them gives up. Longer than any
-/// transaction of hookstream's, shorter than an operator's patience.
+/// How long open transactions may hide records before a reader that must see them fails. Longer than any transaction of
+/// hookstream.
 const HIDDEN: Duration = Duration::from_secs(90);
 
 /// How far to read one partition.
@@ -45,19 +45,19 @@ pub struct Range {
     pub end: i64,
 }
 
-/// Whether a reading came to its end.
+/// How a read ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// Every record up to the ends was seen.
+    /// All records up to the ends were visited.
     Complete,
-    /// It was told to stop.
+    /// Stopped early.
     Stopped,
 }
 
-/// What a visitor of records wants next.
+/// What the visitor returns: continue, stop, or fail.
 pub type Visit<E> = Result<std::ops::ControlFlow<()>, E>;
 
-/// Logs, except for the ends of partitions: the client reports them as errors, and here they are wanted.
+/// A logging context that ignores ends of partitions, which the client reports as errors.
 struct Reader(LogContext);
 
 impl ClientContext for Reader {
@@ -74,7 +74,7 @@ impl ClientContext for Reader {
 
 impl ConsumerContext for Reader {}
 
-/// A topic to be read.
+/// A topic opened for reading.
 pub struct Log {
     topic: String,
     committed: Arc<BaseConsumer<Reader>>,
@@ -83,16 +83,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// Connects, and makes sure that the topic is there.
+    /// Connects and checks that the topic exists.
     ///
     /// # Errors
-    /// [`Failure`] when no broker answers within 10 s, the topic is missing, or reading is denied.
+    /// [`Failure`] when no broker responds within 10 s, the topic is missing, or permission is denied.
     pub fn open(
         settings: &Settings,
         topic: String,
         purpose: &'static str,
     ) -> Result<Self, Failure> {
-        // The client wants a group's name, but never joins: partitions are assigned by hand.
+        // The client requires a group name, but never joins: partitions are assigned manually.
         let group = format!("{}operator", settings.group_prefix);
         let mut config = consumer_config(settings, purpose, &group);
         config.set("enable.partition.eof", "true");
@@ -123,7 +123,7 @@ impl Log {
     pub fn cluster(&self) -> Result<ClusterId, Failure> {
         cluster::ask(self.committed.client(), ANSWER).ok_or_else(|| {
             let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
-            Failure::from_client("asking for the cluster's id", error)
+            Failure::from_client("reading the cluster id", error)
         })
     }
 
@@ -136,21 +136,21 @@ impl Log {
     /// The last stable offsets: what a read-committed reader sees now.
     ///
     /// # Errors
-    /// [`Failure`] when the broker does not answer.
+    /// [`Failure`] when the broker does not respond.
     pub fn stable_ends(&self) -> Result<Vec<Range>, Failure> {
         self.ends(&self.committed)
     }
 
-    /// Ends behind which nothing lies that was committed before this call.
+    /// The high watermarks, once they are stable: nothing committed before this call lies behind them.
     ///
-    /// The last stable offset would not do: a fact that was committed a moment ago stays invisible as long as
-    /// an *unrelated* transaction, begun earlier in the same partition, is open. So the high watermarks are
-    /// taken, and then the stable offsets are waited for to reach them.
+    /// The last stable offset does not suffice: a record that was just committed stays invisible while an *unrelated*,
+    /// older transaction in the same partition is open. So this reads the high watermarks, then waits until the last
+    /// stable offsets reach them.
     ///
     /// # Errors
-    /// [`Failure`] when the broker does not answer, or a transaction stays open for more than 90 s.
+    /// [`Failure`] when the broker does not respond, or a transaction stays open for more than 90 s.
     pub fn settled_ends(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Range>, Failure> {
-        /// Between two looks at the stable offsets.
+        /// Delay between reads of the stable offsets.
         const PAUSE: Duration = Duration::from_millis(100);
         let wanted = self.ends(&self.all)?;
         let begun = clock::instant();
@@ -193,7 +193,7 @@ impl Log {
     /// # Errors
     /// [`Failure`] when the broker does not answer.
     pub fn since(&self, ranges: &[Range], at: EpochMs) -> Result<Vec<Range>, Failure> {
-        let failure = |error| self.failure("looking for a time in", error);
+        let failure = |error| self.failure("looking up a time in", error);
         let mut asked = TopicPartitionList::new();
         for range in ranges {
             let time = Offset::Offset(at.0.max(0));
@@ -203,7 +203,7 @@ impl Log {
         }
         let found = settled(|| {
             let found = self.committed.offsets_for_times(asked.clone(), ANSWER)?;
-            // Each partition has an error of its own, without which it would look empty.
+            // Errors are per partition; a failed partition would otherwise look empty.
             let mut elements = found.elements().into_iter();
             elements.try_for_each(|element| element.error())?;
             Ok(found)
@@ -223,7 +223,7 @@ impl Log {
     /// Visits every committed record below the ends, partition by partition in offset order, partitions mixed.
     ///
     /// # Errors
-    /// What `visit` returns; a [`Failure`] when the broker denies reading or is silent for 30 s.
+    /// The error of `visit`; a [`Failure`] when permission is denied or no broker responds for 30 s.
     pub fn read<E: From<Failure>>(
         &self,
         ranges: &[Range],
@@ -237,7 +237,7 @@ impl Log {
             .collect();
         self.assign(&open)?;
         let result = self.read_assigned(&mut open, stop, &mut visit);
-        // The next reading assigns anew; what was fetched ahead is of no use.
+        // The next read assigns again; prefetched records are useless.
         self.committed
             .unassign()
             .map_err(|error| self.failure("leaving", error))?;
@@ -286,7 +286,7 @@ impl Log {
                 Some(Err(error)) if !is_unreachable(&error) => {
                     return Err(self.failure("reading", error).into());
                 }
-                // Connections come and go; only a long silence is a fault.
+                // Connections come and go; only a long outage is an error.
                 Some(Err(error)) => self.silent_since(heard, error)?,
                 None => {
                     let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
@@ -310,8 +310,8 @@ impl Log {
     }
 }
 
-/// Asks again while a partition has no leader yet, or a group no coordinator, or another than the client knows of: as
-/// after the topic was created, or a broker was restarted.
+/// Retries while a partition has no leader, a group has no coordinator, or either has just moved, as after the creation of
+/// a topic or the restart of a broker.
 pub(crate) fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     const TRIES: usize = 50;
     const PAUSE: Duration = Duration::from_millis(200);
@@ -338,9 +338,8 @@ fn is_moving(error: &KafkaError) -> bool {
     )
 }
 
-/// The topic's partitions, by asking for it by name: a topic that may not be described is told from a missing one. A
-/// topic that was created a moment ago is not known to every broker yet, so one that is missing is asked for again for a
-/// while.
+/// The topic's partitions, requested by name, which distinguishes a denied topic from a missing one. A topic that was just
+/// created is not known to every broker yet, so a missing one is retried for a while.
 fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
     const TRIES: usize = 15;
     const PAUSE: Duration = Duration::from_millis(200);

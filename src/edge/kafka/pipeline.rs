@@ -1,9 +1,9 @@
-//! Consume, transform, produce: batches over several producers used in turn.
+//! Consume, transform, produce: batches over several producers in turn.
 //!
-//! The next batch is produced while the last one commits; commits stay in order, so the group's position
-//! never passes a batch whose predecessor was aborted (**Complete**). Two batches may reach the log in any order,
-//! unless [`Pipeline::keep_order`] is asked for. After any failure all batches that are
-//! not committed are given up, the producers renewed, and the caller reads again from the committed positions.
+//! The next batch is produced while the last one commits. Commits stay in order, so the committed offset of the group
+//! never passes a batch whose predecessor was aborted (**Complete**). Batches may reach the log in any order unless
+//! [`Pipeline::keep_order`] is called. After a failure, all uncommitted batches are abandoned, the producers renewed, and
+//! the caller reads again from the committed offsets.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -1,9 +1,8 @@
-//! A producer that knows when all that it was given is acknowledged, and what was not.
+//! A producer of batches that tracks acknowledgements.
 //!
-//! With transactions ([`Guarantee::ExactlyOnce`]) a batch and the offsets that it came from become visible
-//! together; without, the caller commits offsets after [`Producer::finish`] said that all is acknowledged.
-//! After an abort the client is thrown away and made anew: librdkafka lacks KIP-890, so a delayed EndTxn
-//! could end a later transaction; the epoch bump of a new client fences such stragglers.
+//! With transactions ([`Guarantee::ExactlyOnce`]) a batch and the offsets of its inputs become visible together. Without,
+//! the caller commits offsets after [`Producer::finish`] has returned. After an abort the client is replaced: librdkafka
+//! lacks KIP-890, so a delayed EndTxn could end a later transaction; the epoch bump of a new client fences it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -33,9 +32,9 @@ use crate::model::transaction_end::TransactionEnd;
 
 /// One record to write.
 pub struct Record<'a> {
-    /// To which topic.
+    /// The topic.
     pub topic: &'a str,
-    /// To which partition; by the key's hash when `None`.
+    /// The partition; by the key's hash when `None`.
     pub partition: Option<i32>,
     /// The key, if the record has one.
     pub key: Option<&'a [u8]>,
@@ -43,23 +42,23 @@ pub struct Record<'a> {
     pub value: Option<&'a [u8]>,
     /// Headers, in order.
     pub headers: OwnedHeaders,
-    /// Which of the batch's inputs this record comes from: named when the record is refused.
+    /// The input of the batch that this record comes from; reported when the record is rejected.
     pub tag: usize,
 }
 
-/// Why a batch did not become visible. The caller reads its inputs again.
+/// Why a batch did not become visible. The caller reads the inputs again.
 #[derive(Debug, Error)]
 pub enum BatchError {
-    /// The broker or the client refuses one record for its size; no retry will mend that.
+    /// The broker or the client rejected a record for its size; retrying does not help.
     #[error("a record is larger than the broker's limit")]
     TooLarge {
         /// The input that the record comes from.
         tag: usize,
     },
-    /// Not now: the transaction was aborted, or its end is unknown.
-    #[error("the batch was not committed: {0}")]
+    /// Retriable: the transaction was aborted, or its outcome is unknown.
+    #[error("batch not committed: {0}")]
     Aborted(KafkaError),
-    /// Never by this process.
+    /// Permanent for this process.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
@@ -92,7 +91,7 @@ impl BatchError {
     }
 }
 
-/// What the delivery reports have told since the batch began.
+/// The delivery reports of the current batch.
 #[derive(Default)]
 struct Deliveries {
     outstanding: AtomicUsize,
@@ -109,14 +108,14 @@ impl Deliveries {
                 .get_or_insert((tag, error));
         }
         if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Under the lock, so that a waiter cannot miss it between its check and its wait.
+            // Under the lock, so that a waiter cannot miss the notification between its check and its wait.
             drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
             self.none_left.notify_all();
         }
     }
 
-    /// Waits until every record was acknowledged or refused. Ends because the client's own
-    /// `message.timeout.ms` bounds how long a record can be neither.
+    /// Waits until every record is acknowledged or rejected. Terminates because `message.timeout.ms` bounds how long a
+    /// record is neither.
     fn wait(&self) -> Result<(), (usize, KafkaError)> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding.load(Ordering::Acquire) > 0 {
@@ -157,7 +156,7 @@ impl ProducerContext for DeliveryContext {
     }
 }
 
-/// How to make the client again.
+/// How to create the client.
 struct Recipe {
     settings: Settings,
     pulse: Pulse,
@@ -171,17 +170,17 @@ pub struct Producer {
     client: Arc<ThreadedProducer<DeliveryContext>>,
     deliveries: Arc<Deliveries>,
     begun: bool,
-    /// When this producer was fenced lately.
+    /// When this producer was recently fenced.
     fenced: Vec<Instant>,
 }
 
 impl Producer {
-    /// A producer for `purpose`. With transactions, `slot` tells this process's producers apart, and the
-    /// predecessor with the same `--instance` is fenced, its open transaction aborted.
+    /// A producer for `purpose`. With transactions, `slot` distinguishes the producers of this process; a predecessor
+    /// with the same `--instance` is fenced and its open transaction aborted.
     ///
     /// # Errors
-    /// [`Failure`] when the client cannot be made or the coordinator refuses. While no broker answers it waits, and
-    /// feels the `pulse`.
+    /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable,
+    /// and calls `pulse` meanwhile.
     pub fn new(
         settings: &Settings,
         pulse: &Pulse,
@@ -195,11 +194,11 @@ impl Producer {
         Self::with_id(settings, Pulse::clone(pulse), purpose, id)
     }
 
-    /// A producer for `purpose` of which there is one in all processes, whatever their `--instance`: a new one
-    /// fences any other and aborts its open transaction.
+    /// A producer for `purpose` that is unique across all processes, whatever their `--instance`: a new one fences any
+    /// other and aborts its open transaction.
     ///
     /// # Errors
-    /// [`Failure`] when the client cannot be made or the coordinator refuses. Waits while no broker answers.
+    /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable.
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         let id = format!("{}{purpose}", settings.group_prefix);
         Self::with_id(settings, Arc::new(|| true), purpose, id)
@@ -231,7 +230,7 @@ impl Producer {
         })
     }
 
-    /// Whether another producer has taken this one's transactional id over: nothing can be written any more.
+    /// Whether another producer has taken over the transactional id, so that this one can no longer write.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         let fatal = self.client.client().fatal_error();
@@ -243,10 +242,10 @@ impl Producer {
         })
     }
 
-    /// Gives the current batch up, and the producer with it.
+    /// Abandons the current batch and the producer.
     pub fn abandon(self) {
         if self.recipe.transactional_id.is_some() && self.begun && !self.is_fenced() {
-            // Only spares readers the wait for the transaction timeout.
+            // Only saves readers the wait for the transaction timeout.
             self.abort();
         }
     }
@@ -255,16 +254,16 @@ impl Producer {
         const PATIENCE: Duration = Duration::from_secs(5);
         let abort = || self.client.abort_transaction(PATIENCE);
         if let Err(error) = bounded("aborting a transaction", abort) {
-            tracing::debug!(client = self.recipe.purpose, "aborting: {error}");
+            tracing::debug!(client = self.recipe.purpose, "abort failed: {error}");
         }
     }
 
     /// Adds a record to the batch; waits while the client's queue is full.
     ///
     /// # Errors
-    /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
+    /// [`BatchError`]; the batch must then be abandoned with [`Producer::renew`].
     pub fn send(&mut self, record: Record<'_>) -> Result<(), BatchError> {
-        /// How long a full queue is left to drain before the next try.
+        /// Delay between tries while the queue is full.
         const BACK_PRESSURE: Duration = Duration::from_millis(2);
         self.begin()?;
         let tag = record.tag;
@@ -296,10 +295,10 @@ impl Producer {
         Ok(())
     }
 
-    /// Waits until all of the batch is acknowledged.
+    /// Waits until the whole batch is acknowledged.
     ///
     /// # Errors
-    /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
+    /// [`BatchError`]; the batch must then be abandoned with [`Producer::renew`].
     pub fn acknowledged(&self) -> Result<(), BatchError> {
         let wait = || {
             failpoint::point("acknowledged.before");
@@ -308,17 +307,17 @@ impl Producer {
         bounded("waiting for acknowledgements", wait).map_err(|(tag, error)| self.sort(tag, error))
     }
 
-    /// Ends the batch. With transactions, `commits` become visible with it, in the name of `generation`;
-    /// without, they are left to the caller.
+    /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
+    /// caller commits them.
     ///
     /// # Errors
-    /// [`BatchError`]; the batch must then be given up with [`Producer::renew`].
+    /// [`BatchError`]; the batch must then be abandoned with [`Producer::renew`].
     pub fn finish(
         &mut self,
         commits: &[Commit],
         generation: Option<&ConsumerGroupMetadata>,
     ) -> Result<(), BatchError> {
-        /// The client may ignore this (librdkafka 5456, 5511); the watchdog of the process may not.
+        /// The client may ignore this timeout (librdkafka 5456, 5511); the watchdog then ends the process.
         const OFFSETS: Duration = Duration::from_secs(10);
         if self.recipe.transactional_id.is_none() {
             self.acknowledged()?;
@@ -329,10 +328,10 @@ impl Producer {
         self.acknowledged()?;
         failpoint::point("acknowledged.after");
         if !commits.is_empty() {
-            // Without it the batch would become visible and its inputs be read again.
+            // Otherwise the batch would become visible and its inputs would be read again.
             let Some(generation) = generation else {
                 return Err(Failure::Internal(
-                    "positions to commit, and no group to commit them for".to_owned(),
+                    "offsets to commit without a consumer group".to_owned(),
                 )
                 .into());
             };
@@ -348,7 +347,7 @@ impl Producer {
         }
         let commit = || {
             failpoint::point("end-txn.before");
-            // Other time limits than none "risk internal state desynchronization" (librdkafka's manual).
+            // Any timeout "risk[s] internal state desynchronization" (librdkafka's manual).
             self.client.commit_transaction(Timeout::Never)
         };
         bounded("committing a transaction", commit).map_err(|error| self.sort(0, error))?;
@@ -357,17 +356,17 @@ impl Producer {
         Ok(())
     }
 
-    /// Gives the current batch up, and makes a new client in place of this one. When it returns, the fate
-    /// of the last transaction is settled at the broker: the committed offsets tell which it was.
+    /// Abandons the current batch and replaces the client. On return, the outcome of the last transaction is final at the
+    /// broker, and the committed offsets show it.
     ///
     /// # Errors
-    /// [`Failure`] when a new client cannot be made.
+    /// [`Failure`] when a new client cannot be created.
     pub fn renew(&mut self) -> Result<(), Failure> {
         if self.is_fenced() {
             self.note_fencing()?;
         }
         if self.recipe.transactional_id.is_some() && self.begun {
-            // Spares readers the wait for the transaction timeout; the new client's epoch makes sure.
+            // Saves readers the wait for the transaction timeout; the new client's epoch guarantees the abort.
             self.abort();
         }
         let (client, deliveries) = self.recipe.make()?;
@@ -377,17 +376,17 @@ impl Producer {
         Ok(())
     }
 
-    /// Being fenced once is what happens to a process that was stopped for a while, and a new client mends it. Again
-    /// and again, it means that two processes fence each other: then the one with less patience ends.
+    /// A process that was suspended for a while is fenced once, and a new client fixes that. Repeated fencing means that
+    /// two processes fence each other; the one with the lower limit exits.
     fn note_fencing(&mut self) -> Result<(), Failure> {
-        const LATELY: Duration = Duration::from_secs(60);
+        const RECENT: Duration = Duration::from_secs(60);
         let now = clock::instant();
-        self.fenced.retain(|&before| now - before < LATELY);
+        self.fenced.retain(|&before| now - before < RECENT);
         self.fenced.push(now);
-        if self.fenced.len() < patience() {
+        if self.fenced.len() < fencing_limit() {
             tracing::warn!(
                 client = self.recipe.purpose,
-                "fenced: another process runs with the same --instance, or this one was held up for longer than the transaction timeout; going on with a new producer"
+                "producer fenced and replaced: another process runs with the same --instance, or this one was suspended for longer than the transaction timeout"
             );
             return Ok(());
         }
@@ -408,11 +407,11 @@ impl Producer {
     }
 }
 
-/// How often within a minute this process lets itself be fenced. Two that fence each other are fenced equally often; if
-/// they were equally patient, both would end.
-fn patience() -> usize {
-    static PATIENCE: OnceLock<usize> = OnceLock::new();
-    *PATIENCE.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
+/// How often this process tolerates fencing within a minute. Two processes that fence each other are fenced equally
+/// often; with equal limits, both would exit.
+fn fencing_limit() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
 }
 
 impl Recipe {
@@ -429,8 +428,8 @@ impl Recipe {
             None => {
                 let mut config =
                     crate::edge::kafka::client::producer_config(&self.settings, self.purpose);
-                // With transactions their time-out bounds it; else a minute is how long a connection that the network
-                // forgot keeps outcomes from being written.
+                // With transactions, their timeout is the bound. Otherwise a dead connection would block writing for
+                // the default of one minute.
                 super::client::default(&mut config, "socket.timeout.ms", "12000");
                 config
             }
@@ -467,7 +466,7 @@ impl Recipe {
             }
             tracing::warn!(
                 client = self.purpose,
-                "starting transactions: {error}; trying again"
+                "starting transactions failed, retrying: {error}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Records of hookstream's own topics: headers to write, commands to read, and what could not be read.
+//! Records of hookstream's own topics: headers, commands, and invalid records.
 
 use bytes::Bytes;
 use rdkafka::Message;
@@ -19,7 +19,7 @@ pub fn command_headers(envelope: &Envelope<'_>) -> OwnedHeaders {
     headers.unwrap_or_default()
 }
 
-/// All of `message`, which could not be read because of `error`.
+/// The whole of `message`, which is invalid because of `error`.
 #[must_use]
 pub fn invalid_record(message: &BorrowedMessage<'_>, error: String) -> InvalidRecord {
     InvalidRecord {
@@ -35,7 +35,7 @@ pub fn invalid_record(message: &BorrowedMessage<'_>, error: String) -> InvalidRe
     }
 }
 
-/// The headers of the record that sets an invalid one aside.
+/// The headers of the record on the invalid-events topic.
 #[must_use]
 pub fn invalid_headers(record: &InvalidRecord) -> OwnedHeaders {
     let all = record.headers.iter().fold(
@@ -66,10 +66,10 @@ pub fn each_header<'a>(
     })
 }
 
-/// Reads a command; of what is none, all is kept.
+/// Reads a command; the inner error is the whole record, for `webhook-invalid-events`.
 ///
 /// # Errors
-/// The whole record, for `webhook-invalid-events`.
+/// [`Failure::Newer`] for a record of a newer program.
 pub fn read_command(
     message: &BorrowedMessage<'_>,
 ) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Failure> {

@@ -1,7 +1,7 @@
-//! The subscriptions as the compacted topic tells them, kept in memory by a reader that joins no group.
+//! The subscription cache: the compacted topic in memory, kept current by a reader that joins no group.
 //!
-//! Fan-out looks matching subscriptions up in its index, delivery one by its id. A record that is invalid is
-//! kept out with a log line and a metric; the previous valid one of that id stays in force.
+//! Fan-out looks up matching subscriptions in the index, delivery looks up one by its id. An invalid record is ignored
+//! with a log line and a metric; the last valid record of that id stays in effect.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,13 +26,13 @@ use crate::model::subscription::{Subscription, parse};
 #[derive(Default)]
 pub struct Table {
     index: RwLock<Index>,
-    /// The records as they came, for changing one without losing fields that this version does not know.
+    /// The raw records, so that one can be changed without losing fields unknown to this version.
     records: RwLock<HashMap<Box<str>, Box<[u8]>>>,
     version: AtomicU64,
 }
 
 impl Table {
-    /// The index, for a batch of look-ups. Held for long, it keeps changes from being applied.
+    /// The index, for a batch of lookups. The guard blocks updates while it is held.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,7 +62,7 @@ impl Table {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Applies one record; `invalid` counts those that are not used. Public for tests and for readers of other sources.
+    /// Applies one record; `invalid` counts ignored ones. Public for tests and for readers of other sources.
     pub fn apply(&self, key: Option<&[u8]>, value: Option<&[u8]>, invalid: &IntCounter) {
         let Some(value) = value else {
             let id = key.map(String::from_utf8_lossy).unwrap_or_default();
@@ -91,7 +91,7 @@ impl Table {
             Err(error) => {
                 invalid.inc();
                 let id = key.map(String::from_utf8_lossy).unwrap_or_default();
-                tracing::error!(subscription = %id, "an invalid subscription record is not used; what was valid before stays in force: {error}");
+                tracing::error!(subscription = %id, "invalid subscription record ignored, the last valid one stays in effect: {error}");
             }
         }
     }
@@ -101,11 +101,11 @@ impl Table {
     }
 }
 
-/// Reads the topic from its beginning and then follows it, until `stop` says so. `ready` is told once, when
-/// the end is reached for the first time.
+/// Reads the topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is
+/// reached for the first time.
 ///
 /// # Errors
-/// [`Failure`] when the topic is gone, permission is denied, or the client fails for good.
+/// [`Failure`] when the topic is missing, permission is denied, or the client fails permanently.
 pub fn follow(
     settings: &Settings,
     table: &Table,
@@ -127,14 +127,11 @@ pub fn follow(
     let consumer = Arc::new(consumer);
     bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
     let mut behind = assign_all(&consumer, &topic, stop)?;
-    let mut told = false;
+    let mut loaded = false;
     while !stop() {
-        if behind.is_empty() && !told {
-            told = true;
-            tracing::info!(
-                subscriptions = table.index().len(),
-                "the subscriptions are read"
-            );
+        if behind.is_empty() && !loaded {
+            loaded = true;
+            tracing::info!(subscriptions = table.index().len(), "subscriptions loaded");
             ready();
         }
         match consumer.poll(Duration::from_millis(100)) {
@@ -150,16 +147,16 @@ pub fn follow(
             {
                 return Err(Failure::from_client(format!("reading {topic}"), error));
             }
-            // The client tells of that by itself.
+            // The client logs this itself.
             Some(Err(error)) if crate::edge::kafka::error::is_unreachable(&error) => {}
-            Some(Err(error)) => tracing::warn!(topic, "reading subscriptions: {error}"),
+            Some(Err(error)) => tracing::warn!(topic, "reading subscriptions failed: {error}"),
             None => {}
         }
     }
     Ok(())
 }
 
-/// Assigns all partitions from their beginning; they are what has to be read before the table is complete.
+/// Assigns all partitions from their beginning and returns them: all must be read before the cache is complete.
 fn assign_all(
     consumer: &BaseConsumer<LoggedConsumer>,
     topic: &str,
@@ -173,7 +170,7 @@ fn assign_all(
                 return Err(Failure::from_client(reading(), error));
             }
             Err(error) => {
-                tracing::warn!(topic, "looking for the subscriptions: {error}");
+                tracing::warn!(topic, "fetching metadata of the topic failed: {error}");
                 continue;
             }
         };

@@ -13,26 +13,25 @@ use super::error::{Failure, is_denied};
 use super::log::{LogContext, LoggedConsumer, serve};
 use crate::config::Settings;
 
-/// What a thread that waits for a broker calls now and then: it tells that the thread is not stuck, and learns whether
-/// to go on waiting.
+/// Called periodically by a thread that waits for a broker: reports a heartbeat and returns whether to keep waiting.
 pub type Pulse = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Waits until a broker answers and every topic in `wanted` is there; `waiting` is told, once a try, why not yet.
+/// Waits until a broker responds and all `topics` exist, and returns the cluster id; `None` if `stop` returned true.
+/// `waiting` is called after each failed try with the reason.
 ///
 /// # Errors
-/// [`Failure::TopicMissing`] names the first topic that is not there; [`Failure::Denied`] if the broker refuses.
-/// `Ok(None)` when `stop` said to give up; otherwise the cluster's id.
+/// [`Failure::TopicMissing`] names the first missing topic; [`Failure::Denied`] when the broker denies permission.
 pub fn wait_for_topics(
     settings: &Settings,
     purpose: &'static str,
-    wanted: &[String],
+    topics: &[String],
     stop: &dyn Fn() -> bool,
     waiting: &mut dyn FnMut(&str),
 ) -> Result<Option<ClusterId>, Failure> {
-    /// A whole try; the client goes on connecting between tries.
+    /// The limit of one try; the client keeps connecting between tries.
     const TRY: Duration = Duration::from_secs(2);
-    /// A topic that was created a moment ago is not known to every broker yet: so often it may be missing.
-    const APPEARS: usize = 15;
+    /// A topic that was just created may not be known to every broker yet: tries before it counts as missing.
+    const MISSING_TRIES: usize = 15;
     const BETWEEN: Duration = Duration::from_millis(200);
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
@@ -43,11 +42,11 @@ pub fn wait_for_topics(
     while !stop() {
         match client.fetch_metadata(None, TRY) {
             Ok(metadata) => {
-                let there: std::collections::HashSet<_> =
+                let known: std::collections::HashSet<_> =
                     metadata.topics().iter().map(|topic| topic.name()).collect();
-                if let Some(missing) = wanted.iter().find(|topic| !there.contains(topic.as_str())) {
+                if let Some(missing) = topics.iter().find(|topic| !known.contains(topic.as_str())) {
                     missing_tries += 1;
-                    if missing_tries < APPEARS {
+                    if missing_tries < MISSING_TRIES {
                         std::thread::sleep(BETWEEN);
                         continue;
                     }
@@ -56,7 +55,7 @@ pub fn wait_for_topics(
                 match cluster::ask(client.client(), TRY) {
                     Some(cluster) => return Ok(Some(cluster)),
                     None => waiting(&format!(
-                        "waiting for a broker at {}: it does not give the cluster's id",
+                        "waiting for a broker at {}: no response with the cluster id",
                         settings.brokers
                     )),
                 }
@@ -81,7 +80,7 @@ pub fn wait_for_topics(
     Ok(None)
 }
 
-/// A topic that may not be described is not listed either: asking for it by name tells which it is.
+/// A topic that this client may not describe is not listed either; requesting it by name tells the two cases apart.
 fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Failure {
     let denied = client
         .fetch_metadata(Some(topic), Duration::from_secs(5))

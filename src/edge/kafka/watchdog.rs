@@ -1,19 +1,19 @@
-//! Ends the process when a call into the client library hangs, rather than hanging with it.
+//! Ends the process when a call into the client library hangs.
 //!
-//! Closing, committing, sending offsets and starting transactions can block without limit in librdkafka (issues 453,
-//! 5456, 5511), whatever time limit they are given; no other thread can free the one that waits. So each such call is
-//! noted here, and one thread looks at the oldest. While no broker answers, waiting is right, and nothing is counted.
+//! Closing, committing, sending offsets and starting transactions can block forever in librdkafka (issues 453, 5456,
+//! 5511), whatever timeout they are given, and no other thread can unblock them. So each such call is registered here,
+//! and a watchdog thread checks the oldest. Time without a reachable broker does not count.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::edge::clock;
 
-/// Calls under way, in slots that are used again, and when a broker was last known not to answer.
+/// Calls in progress, in reusable slots, and when brokers were last unreachable.
 struct Calls {
     slots: Vec<Option<(&'static str, Instant)>>,
     unreachable: Option<Instant>,
-    /// Since when every client that asked has found so.
+    /// Since when all clients have found the brokers unreachable.
     away: Option<Instant>,
 }
 
@@ -27,7 +27,7 @@ fn calls() -> MutexGuard<'static, Calls> {
     CALLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A call under way; ended by dropping it.
+/// A call in progress; ends when dropped.
 struct Entry(usize);
 
 impl Drop for Entry {
@@ -38,7 +38,7 @@ impl Drop for Entry {
     }
 }
 
-/// Makes a call that may hang, under the watchdog's eyes.
+/// Makes a call that may hang, supervised by the watchdog.
 pub(super) fn bounded<T>(what: &'static str, call: impl FnOnce() -> T) -> T {
     let _entry = begin(what);
     call()
@@ -55,7 +55,7 @@ fn begin(what: &'static str) -> Entry {
     Entry(at)
 }
 
-/// A client has just found that no broker answers.
+/// Notes that a client could not reach any broker.
 pub(super) fn unreachable() {
     let now = clock::instant();
     let mut calls = calls();
@@ -63,24 +63,24 @@ pub(super) fn unreachable() {
     calls.away.get_or_insert(now);
 }
 
-/// A client has just had an answer.
+/// Notes that a client has reached a broker.
 pub(super) fn reachable() {
     calls().away = None;
 }
 
-/// What is known of the brokers.
+/// The reachability of the brokers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Brokers {
-    /// No client of this process has had an answer for a while.
+    /// No client of this process has reached a broker for a while.
     pub away: bool,
-    /// When a client last found that none answers.
+    /// When a client last failed to reach any broker.
     pub unreachable: Option<Instant>,
 }
 
-/// What the clients of this process, which ask every few seconds, know of the brokers at `now`.
+/// The reachability of the brokers at `now`, as probed by the clients of this process every few seconds.
 #[must_use]
 pub fn brokers(now: Instant) -> Brokers {
-    /// A broker that is busy for a moment is not away: two askings in a row.
+    /// Longer than two probes, so that a briefly busy broker does not count as away.
     const AWAY: Duration = Duration::from_secs(8);
     let calls = calls();
     let since = calls.away;
@@ -90,13 +90,13 @@ pub fn brokers(now: Instant) -> Brokers {
     }
 }
 
-/// Whether a client has found so within `time`.
+/// Whether a client failed to reach any broker within the last `time`.
 pub(super) fn was_unreachable_within(time: Duration) -> bool {
     let away = calls().unreachable;
     away.is_some_and(|away| clock::instant().saturating_duration_since(away) < time)
 }
 
-/// The call that has been under way for longest past `bound`, brokers answering, and for how long.
+/// The longest call over `bound`, with its duration while brokers were reachable.
 fn hanging(calls: &Calls, now: Instant, bound: Duration) -> Option<(&'static str, Duration)> {
     let oldest = calls.slots.iter().flatten().map(|&(what, since)| {
         let counted_from = calls.unreachable.map_or(since, |away| away.max(since));
@@ -107,10 +107,10 @@ fn hanging(calls: &Calls, now: Instant, bound: Duration) -> Option<(&'static str
         .max_by_key(|&(_, age)| age)
 }
 
-/// Watches until the process ends; past `bound` it calls `give_up` with one sentence.
+/// Watches until the process ends; calls `give_up` with a message when a call exceeds `bound`.
 ///
 /// # Errors
-/// When there can be no thread.
+/// When the thread cannot be started.
 pub fn watch(bound: Duration, give_up: impl Fn(String) + Send + 'static) -> std::io::Result<()> {
     let every = (bound / 10).min(Duration::from_secs(1));
     let look = move || {
@@ -119,7 +119,7 @@ pub fn watch(bound: Duration, give_up: impl Fn(String) + Send + 'static) -> std:
             let found = hanging(&calls(), clock::instant(), bound);
             if let Some((what, age)) = found {
                 give_up(format!(
-                    "{what} hangs in the Kafka client for {age:.0?}, past --hang-deadline {bound:?}, though brokers answer: the process ends; what was under way is done again after its restart"
+                    "{what} hangs in the Kafka client for {age:.0?} while brokers are reachable (--hang-deadline {bound:?}); exiting, unfinished work is repeated after the restart"
                 ));
             }
         }
@@ -138,7 +138,7 @@ mod tests {
     const BOUND: Duration = Duration::from_secs(10);
 
     #[test]
-    fn the_oldest_call_past_the_bound_is_named() {
+    fn the_oldest_call_over_the_bound_is_named() {
         let now = crate::edge::clock::instant();
         let ago = |seconds| now.checked_sub(Duration::from_secs(seconds)).unwrap();
         let mut calls = Calls {

@@ -1,12 +1,11 @@
-//! The export of spans: OTLP over HTTP with protobuf, from a thread of its own.
+//! The span export: OTLP over HTTP with protobuf, on its own thread.
 //!
-//! The thread has a runtime of its own, so neither a slow collector nor a burst of spans takes anything from delivery
-//! but the cores. A batch that the collector does not take is given up and counted: spans are worth less than the
-//! memory that an outage of the collector would need. The collector is the operator's choice, so the egress rules,
-//! which are about what subscribers choose, do not apply to it.
+//! The thread has its own runtime, so a slow collector or a burst of spans costs delivery only CPU time. A batch that the
+//! collector does not accept is dropped and counted: spans are not worth the memory that an outage of the collector would
+//! need. The operator chooses the collector, so the egress rules, which restrict subscribers, do not apply to it.
 //!
-//! Headers for the collector, which may be credentials, come from `OTEL_EXPORTER_OTLP_HEADERS` and never show.
-//! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say what the spans are of.
+//! Headers for the collector, which may be credentials, come from `OTEL_EXPORTER_OTLP_HEADERS` and are never printed.
+//! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` set the resource attributes.
 
 use std::sync::mpsc::{Receiver as Ended, channel};
 use std::time::Duration;
@@ -33,26 +32,26 @@ use crate::model::span::{Kind, Value};
 use crate::model::throttle::Throttle;
 use crate::model::trace_context::Sampling;
 
-/// Spans in one request, at most.
+/// Maximum spans per request.
 const BATCH: usize = 512;
-/// How long a span waits for others at most.
+/// Maximum time that a span waits for its batch.
 const LINGER: Duration = Duration::from_secs(1);
-/// For one request, connecting included.
+/// Timeout of one request, including the connect.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the log tells that the collector takes nothing.
+/// Minimum time between log lines about failed exports.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The thread that exports; to be ended when all that begins spans has ended.
+/// The export thread; to be ended after everything that starts spans.
 pub struct Exporter {
     closing: oneshot::Sender<()>,
     ended: Ended<()>,
 }
 
 impl Exporter {
-    /// Starts it if the settings name a collector, and gives what begins spans for it.
+    /// Starts the export if a collector is configured, and returns the tracer for it.
     ///
     /// # Errors
-    /// [`SetupError`] when the settings or `OTEL_…` variables cannot be used, or there can be no thread.
+    /// [`SetupError`] when the settings or `OTEL_…` variables are invalid, or the thread cannot be started.
     pub fn start(
         settings: &Settings,
         counters: SpanCounters,
@@ -77,7 +76,7 @@ impl Exporter {
             told: Throttle::new(REMIND),
         };
         let cannot =
-            |error: std::io::Error| failure(format!("starting the export of spans: {error}"));
+            |error: std::io::Error| failure(format!("cannot start the span export: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -86,26 +85,26 @@ impl Exporter {
             .name("otlp".to_owned())
             .spawn(move || {
                 runtime.block_on(run(export, spans, closes));
-                // A look-up of the collector's name must not hold the process up.
+                // A lookup of the collector's name must not delay the exit of the process.
                 runtime.shutdown_background();
-                // Nobody waits for it when the process is given up.
+                // Nobody receives this when the process exits without waiting.
                 over.send(()).ok();
             })
             .map_err(cannot)?;
         tracing::info!(
             endpoint = otlp.endpoint,
             sample = otlp.sample,
-            "spans are exported: of events with a sampled traceparent, and of this share of those without any"
+            "span export started"
         );
         Ok((tracer, Some(Self { closing, ended })))
     }
 
-    /// Exports what is in the queue, for at most `patience`.
+    /// Exports the queued spans for at most `patience`.
     pub fn end(self, patience: Duration) {
-        // If the thread has ended, there is nothing to be closed.
+        // If the thread has ended, there is nothing to close.
         self.closing.send(()).ok();
         if self.ended.recv_timeout(patience).is_err() {
-            tracing::warn!("the last spans were not exported in time; they are given up");
+            tracing::warn!("last spans not exported in time, dropped");
         }
     }
 }
@@ -136,7 +135,7 @@ fn exporter(settings: &Settings, otlp: &OtlpSettings) -> Result<SpanExporter, Se
     Ok(exporter)
 }
 
-/// What the operator's variables say, and what they leave open.
+/// The resource attributes from the operator's variables, with defaults.
 fn resource(instance: &str) -> Resource {
     let name = Key::from_static_str("service.name");
     let found = Resource::builder().build();
@@ -163,7 +162,7 @@ struct Export {
     told: Throttle,
 }
 
-/// Until the queue is closed and empty.
+/// Runs until the queue is closed and empty.
 async fn run(mut export: Export, mut spans: Receiver<Span>, mut closing: oneshot::Receiver<()>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut due = None;
@@ -182,7 +181,7 @@ async fn run(mut export: Export, mut spans: Receiver<Span>, mut closing: oneshot
                 }
             }
             () = sleep_until(linger.into()), if due.is_some() => {}
-            // Whether told or forgotten.
+            // Signalled, or the sender was dropped.
             _ = &mut closing, if open => {
                 open = false;
                 spans.close();
@@ -210,15 +209,15 @@ impl Export {
                 return;
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {TIMEOUT:?}"),
+            Err(_) => format!("no response within {TIMEOUT:?}"),
         };
         self.counters.failed.inc_by(count);
-        if let Some(untold) = self.told.pass(clock::instant()) {
+        if let Some(suppressed) = self.told.pass(clock::instant()) {
             tracing::warn!(
                 endpoint = self.endpoint,
                 spans = count,
-                untold,
-                "spans are not exported: {error}"
+                suppressed,
+                "span export failed: {error}"
             );
         }
     }

@@ -1,8 +1,10 @@
 //! Every form, every refusal, and the exact bytes of the bodies.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::attributes::is_rfc3339;
 use super::*;
+use crate::model::units::EpochMs;
 
 const LIMIT: usize = 1 << 20;
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

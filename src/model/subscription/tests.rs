@@ -1,8 +1,11 @@
 //! The record: what is read, what is refused and how, what is never shown.
 
-use serde_json::json;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use super::*;
+use crate::model::event::Format;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 

@@ -1,14 +1,14 @@
-//! What the client's own statistics say of its health: whether it is silent for good, and whether a connection broke.
+//! The health of the client, from its own statistics: whether it is stuck, and whether a connection broke.
 //!
-//! Neither can be learnt otherwise: the client tells of no error in the first case, and in the second only when no broker
-//! at all is left.
+//! Neither is reported otherwise: a stuck client raises no error, and a broken connection raises one only when no broker
+//! is left.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use serde::Deserialize;
 
-/// What the client tells of itself, as far as it is read.
+/// The part of the client's statistics that is used.
 #[derive(Deserialize)]
 struct Statistics {
     cgrp: Option<Group>,
@@ -16,14 +16,14 @@ struct Statistics {
     brokers: HashMap<String, Connection>,
 }
 
-/// The group's state in the client, and for how long it has been that, ms.
+/// The client's group state, and how long it has lasted, ms.
 #[derive(Deserialize)]
 struct Group {
     state: String,
     stateage: i64,
 }
 
-/// What went wrong with the connections to one broker, since the client began.
+/// Failures of the connections to one broker since the client started.
 #[derive(Deserialize)]
 struct Connection {
     #[serde(default)]
@@ -32,70 +32,69 @@ struct Connection {
     req_timeouts: i64,
 }
 
-/// The findings, which the client's thread leaves and the member's reads.
+/// The findings, written by the client's thread and read by the member's.
 #[derive(Debug)]
 pub(super) struct ClientHealth {
-    /// An answer comes within this or not at all, ms.
-    answered: i64,
-    forgotten: AtomicBool,
+    /// A response arrives within this time or not at all, ms.
+    response_bound: i64,
+    stuck: AtomicBool,
     disturbed: AtomicBool,
-    troubles: AtomicI64,
+    failures: AtomicI64,
 }
 
 impl ClientHealth {
-    /// Of a client whose requests time out after `timeout`, ms.
+    /// The health of a client whose requests time out after `timeout`, ms.
     #[must_use]
     pub(super) fn new(timeout: i64) -> Self {
-        /// The statistics come every three seconds.
+        /// The interval of the statistics.
         const GRACE: i64 = 3_000;
         Self {
-            answered: timeout.saturating_add(GRACE),
-            forgotten: AtomicBool::new(false),
+            response_bound: timeout.saturating_add(GRACE),
+            stuck: AtomicBool::new(false),
             disturbed: AtomicBool::new(false),
-            troubles: AtomicI64::new(0),
+            failures: AtomicI64::new(0),
         }
     }
 
-    /// Reads what the client tells of itself, as JSON (librdkafka, STATISTICS.md).
+    /// Reads the client's statistics, JSON (librdkafka, STATISTICS.md).
     pub(super) fn read(&self, statistics: &[u8]) {
-        let told: Statistics = match serde_json::from_slice(statistics) {
-            Ok(told) => told,
+        let statistics: Statistics = match serde_json::from_slice(statistics) {
+            Ok(statistics) => statistics,
             Err(error) => {
-                tracing::debug!("the client's statistics: {error}");
+                tracing::debug!("unreadable client statistics: {error}");
                 return;
             }
         };
-        let troubles = told.brokers.values();
-        let troubles = troubles.map(|broker| broker.disconnects + broker.req_timeouts);
-        let troubles = troubles.sum();
-        // Less when a broker is gone for good, which is a disturbance too.
-        if self.troubles.swap(troubles, Ordering::Relaxed) != troubles {
+        let brokers = statistics.brokers.values();
+        let failures = brokers.map(|broker| broker.disconnects + broker.req_timeouts);
+        let failures = failures.sum();
+        // The sum drops when a broker is removed, which is a disturbance too.
+        if self.failures.swap(failures, Ordering::Relaxed) != failures {
             self.disturb();
         }
-        // The client asks one broker for the coordinator and waits for the answer without a limit of its own: the
-        // request's is `socket.timeout.ms`. When it drops that broker at the same moment, having just learned who the
-        // brokers are, the request can be lost without an error (librdkafka 2.12, `rd_kafka_cgrp_handle_FindCoordinator`):
-        // the member is silent for good.
-        let is_forgotten =
-            |group: Group| group.state == "wait-coord" && group.stateage > self.answered;
-        if told.cgrp.is_some_and(is_forgotten) {
-            self.forgotten.store(true, Ordering::Relaxed);
+        // The client asks one broker for the coordinator and waits for the response; the only limit is the request's
+        // `socket.timeout.ms`. If it drops that broker at that moment, after a metadata update, the request can be lost
+        // without an error (librdkafka 2.12, `rd_kafka_cgrp_handle_FindCoordinator`), and the member is stuck.
+        let is_stuck =
+            |group: Group| group.state == "wait-coord" && group.stateage > self.response_bound;
+        if statistics.cgrp.is_some_and(is_stuck) {
+            self.stuck.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a connection broke, or that an answer did not come in time.
+    /// Notes that a connection broke or a request timed out.
     pub(super) fn disturb(&self) {
         self.disturbed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a connection broke, or an answer did not come in time, since this was last asked.
+    /// Whether a connection broke or a request timed out since the last call.
     pub(super) fn was_disturbed(&self) -> bool {
         self.disturbed.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether the client waits for a coordinator that it does not ask for any more.
-    pub(super) fn is_forgotten(&self) -> bool {
-        self.forgotten.load(Ordering::Relaxed)
+    /// Whether the client waits for a response about the coordinator that was lost.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
     }
 }
 
@@ -103,7 +102,7 @@ impl ClientHealth {
 mod tests {
     use super::ClientHealth;
 
-    fn told(state: &str, age: i64, disconnects: [i64; 2]) -> String {
+    fn statistics(state: &str, age: i64, disconnects: [i64; 2]) -> String {
         let [a, b] = disconnects;
         serde_json::json!({
             "cgrp": { "state": state, "stateage": age, "rebalance_cnt": 1 },
@@ -113,28 +112,28 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_waits_for_longer_than_a_request_can_take_is_forgotten() {
+    fn a_client_that_waits_for_longer_than_a_request_can_take_is_stuck() {
         let health = ClientHealth::new(12_000);
         for (state, age) in [("up", 90_000), ("wait-coord", 15_000)] {
-            health.read(told(state, age, [0, 0]).as_bytes());
-            assert!(!health.is_forgotten(), "{state} for {age} ms");
+            health.read(statistics(state, age, [0, 0]).as_bytes());
+            assert!(!health.is_stuck(), "{state} for {age} ms");
         }
-        health.read(told("wait-coord", 15_001, [0, 0]).as_bytes());
-        assert!(health.is_forgotten());
+        health.read(statistics("wait-coord", 15_001, [0, 0]).as_bytes());
+        assert!(health.is_stuck());
     }
 
     #[test]
-    fn each_connection_that_breaks_disturbs_once() {
+    fn each_broken_connection_disturbs_once() {
         let health = ClientHealth::new(12_000);
-        health.read(told("up", 1, [0, 0]).as_bytes());
+        health.read(statistics("up", 1, [0, 0]).as_bytes());
         assert!(!health.was_disturbed());
-        health.read(told("up", 1, [0, 1]).as_bytes());
+        health.read(statistics("up", 1, [0, 1]).as_bytes());
         assert!(health.was_disturbed());
         assert!(!health.was_disturbed());
-        health.read(told("up", 1, [0, 1]).as_bytes());
+        health.read(statistics("up", 1, [0, 1]).as_bytes());
         assert!(!health.was_disturbed());
         health.read(b"no JSON");
         health.read(br#"{"brokers":{}}"#);
-        assert!(health.was_disturbed(), "a broker is gone");
+        assert!(health.was_disturbed(), "a broker was removed");
     }
 }

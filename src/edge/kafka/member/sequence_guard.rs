@@ -1,38 +1,38 @@
-//! What is still to come of each partition.
+//! The offsets that a member has received, per partition.
 //!
-//! A record that the client gives a second time, whatever the reason, would be fanned out or sent a second time
-//! (**Complete**, **One lineage**); and one that it leaves out at first would be lost once a later one is committed. The
-//! client is not known to do either: this is the belt beside the braces, and costs a comparison a record.
+//! If the client returned a record twice, it would be fanned out or sent twice (**Complete**, **One lineage**). If it
+//! skipped a record and returned it late, that record would be lost once a later offset is committed. The client is not
+//! known to do either. This guard is a second line of defence and costs one comparison per record.
 
 use std::sync::Arc;
 
-/// What the record at an offset is to a member.
+/// How a record relates to those received before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// It comes for the first time, and in order.
+pub(super) enum Arrival {
+    /// Received for the first time, in order.
     New,
-    /// It, or one behind it, has been given since reading began there.
-    Again,
-    /// It lies where reading began, and the first record that was given lies behind it.
-    LeftOut,
+    /// This record, or one behind it, was received since reading started.
+    Repeated,
+    /// At or behind the start position, but before the first record received.
+    Skipped,
 }
 
-/// One partition since reading began.
+/// One partition since reading started.
 #[derive(Clone, Copy, Debug)]
-struct Read {
+struct Progress {
     start: i64,
-    /// The first offset that was given.
+    /// The first offset received.
     first: Option<i64>,
-    /// Behind the last that was given.
+    /// One past the last offset received.
     next: i64,
 }
 
-/// Of each partition, what was given since reading began.
+/// Tracks which offsets each partition has delivered to this member.
 #[derive(Debug, Default)]
-pub(super) struct Wanted(Vec<(Arc<str>, Vec<Option<Read>>)>);
+pub(super) struct SequenceGuard(Vec<(Arc<str>, Vec<Option<Progress>>)>);
 
-impl Wanted {
-    /// Reading begins at `offset`.
+impl SequenceGuard {
+    /// Reading starts at `offset`.
     pub(super) fn start(&mut self, topic: &Arc<str>, partition: i32, offset: i64) {
         let Ok(partition) = usize::try_from(partition) else {
             return;
@@ -44,33 +44,38 @@ impl Wanted {
         });
         let all = &mut self.0[at].1;
         all.resize(all.len().max(partition + 1), None);
-        all[partition] = Some(Read {
+        all[partition] = Some(Progress {
             start: offset,
             first: None,
             next: offset,
         });
     }
 
-    /// What the record at `offset` is; of a partition that was never started every record is new.
-    pub(super) fn take(&mut self, topic: &str, partition: i32, offset: i64) -> Turn {
-        let Some(read) = self.of(topic, partition) else {
-            return Turn::New;
+    /// Classifies the record at `offset`. In a partition that was never started, every record is new.
+    pub(super) fn take(&mut self, topic: &str, partition: i32, offset: i64) -> Arrival {
+        let Some(progress) = self.of(topic, partition) else {
+            return Arrival::New;
         };
-        if offset >= read.next {
-            read.first.get_or_insert(offset);
-            read.next = offset + 1;
-            return Turn::New;
+        if offset >= progress.next {
+            progress.first.get_or_insert(offset);
+            progress.next = offset + 1;
+            return Arrival::New;
         }
-        let left_out = offset >= read.start && read.first.is_some_and(|first| offset < first);
-        if left_out { Turn::LeftOut } else { Turn::Again }
+        let skipped =
+            offset >= progress.start && progress.first.is_some_and(|first| offset < first);
+        if skipped {
+            Arrival::Skipped
+        } else {
+            Arrival::Repeated
+        }
     }
 
-    /// Behind the last record of a partition that was given, or where its reading began.
+    /// One past the last offset received from a partition, or its start position.
     pub(super) fn next(&mut self, topic: &str, partition: i32) -> Option<i64> {
-        self.of(topic, partition).map(|read| read.next)
+        self.of(topic, partition).map(|progress| progress.next)
     }
 
-    fn of(&mut self, topic: &str, partition: i32) -> Option<&mut Read> {
+    fn of(&mut self, topic: &str, partition: i32) -> Option<&mut Progress> {
         let (_, all) = self.0.iter_mut().find(|(known, _)| **known == *topic)?;
         all.get_mut(usize::try_from(partition).ok()?)?.as_mut()
     }
@@ -78,36 +83,38 @@ impl Wanted {
 
 #[cfg(test)]
 mod tests {
-    use super::{Turn, Wanted};
+    use super::{Arrival, SequenceGuard};
     use std::sync::Arc;
 
     #[test]
-    fn a_record_is_new_once_until_reading_begins_anew() {
+    fn a_record_is_new_once_until_reading_restarts() {
         let (a, b) = (Arc::from("a"), Arc::from("b"));
-        let mut wanted = Wanted::default();
-        wanted.start(&a, 3, 7);
-        wanted.start(&b, 0, 0);
-        assert_eq!(wanted.next("a", 3), Some(7));
-        assert_eq!(wanted.take("a", 3, 7), Turn::New);
-        assert_eq!(wanted.next("a", 3), Some(8));
-        assert_eq!(wanted.next("a", 4), None);
-        let after_markers = wanted.take("a", 3, 9);
-        assert_eq!(after_markers, Turn::New, "compaction leaves offsets out");
-        assert_eq!(wanted.take("a", 3, 9), Turn::Again);
-        assert_eq!(wanted.take("a", 3, 8), Turn::Again);
-        assert_eq!(wanted.take("a", 3, 6), Turn::Again);
-        assert_eq!(wanted.take("b", 0, 0), Turn::New, "each has its own");
-        wanted.start(&a, 3, 8);
-        assert_eq!(wanted.take("a", 3, 8), Turn::New, "it was gone back to");
+        let mut guard = SequenceGuard::default();
+        guard.start(&a, 3, 7);
+        guard.start(&b, 0, 0);
+        assert_eq!(guard.next("a", 3), Some(7));
+        assert_eq!(guard.take("a", 3, 7), Arrival::New);
+        assert_eq!(guard.next("a", 3), Some(8));
+        assert_eq!(guard.next("a", 4), None);
+        let after_markers = guard.take("a", 3, 9);
+        assert_eq!(after_markers, Arrival::New, "compaction removes offsets");
+        assert_eq!(guard.take("a", 3, 9), Arrival::Repeated);
+        assert_eq!(guard.take("a", 3, 8), Arrival::Repeated);
+        assert_eq!(guard.take("a", 3, 6), Arrival::Repeated);
+        let other = guard.take("b", 0, 0);
+        assert_eq!(other, Arrival::New, "partitions are independent");
+        guard.start(&a, 3, 8);
+        let rewound = guard.take("a", 3, 8);
+        assert_eq!(rewound, Arrival::New, "reading restarted here");
     }
 
     #[test]
-    fn a_record_before_the_first_one_that_was_given_was_left_out() {
-        let mut wanted = Wanted::default();
-        wanted.start(&Arc::from("a"), 0, 7);
-        assert_eq!(wanted.take("a", 0, 20), Turn::New);
-        assert_eq!(wanted.take("a", 0, 7), Turn::LeftOut);
-        assert_eq!(wanted.take("a", 0, 19), Turn::LeftOut);
-        assert_eq!(wanted.take("a", 0, 20), Turn::Again);
+    fn a_record_before_the_first_one_received_was_skipped() {
+        let mut guard = SequenceGuard::default();
+        guard.start(&Arc::from("a"), 0, 7);
+        assert_eq!(guard.take("a", 0, 20), Arrival::New);
+        assert_eq!(guard.take("a", 0, 7), Arrival::Skipped);
+        assert_eq!(guard.take("a", 0, 19), Arrival::Skipped);
+        assert_eq!(guard.take("a", 0, 20), Arrival::Repeated);
     }
 }

@@ -1,0 +1,109 @@
+//! Receives the client's callbacks: its log, its statistics and rebalances.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::gap::Gap;
+use super::health::ClientHealth;
+use super::partition::{TopicPartition, list};
+use crate::edge::kafka::error::is_unreachable;
+use crate::edge::kafka::log::LogContext;
+
+pub(super) enum Event {
+    Assign(Vec<TopicPartition>),
+    Revoke {
+        partitions: Vec<TopicPartition>,
+        lost: bool,
+    },
+    Gap(Gap),
+}
+
+/// Queues rebalances and gaps for the poll loop.
+pub(super) struct MemberContext {
+    pub(super) log: LogContext,
+    pub(super) events: Mutex<VecDeque<Event>>,
+    pub(super) closing: AtomicBool,
+    pub(super) health: ClientHealth,
+}
+
+impl MemberContext {
+    pub(super) fn next_event(&self) -> Option<Event> {
+        self.events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+
+    pub(super) fn push_event(&self, event: Event) {
+        self.events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(event);
+    }
+}
+
+impl ClientContext for MemberContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if is_unreachable(&error) {
+            self.health.disturb();
+        }
+        self.log.error(error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.health.read(statistics);
+    }
+}
+
+impl ConsumerContext for MemberContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        code: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let assigning = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(Ordering::Relaxed) {
+            // The final commit is done; only the assignment remains to be released.
+            if !assigning && let Err(error) = unassign(consumer, partitions) {
+                tracing::debug!(
+                    client = self.log.purpose,
+                    "unassigning partitions on close failed: {error}"
+                );
+            }
+            return;
+        }
+        let listed = list(partitions);
+        let event = if assigning {
+            Event::Assign(listed)
+        } else {
+            Event::Revoke {
+                partitions: listed,
+                lost: consumer.assignment_lost(),
+            }
+        };
+        self.push_event(event);
+    }
+}
+
+pub(super) fn unassign(
+    consumer: &BaseConsumer<MemberContext>,
+    partitions: &TopicPartitionList,
+) -> Result<(), KafkaError> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+        _ => consumer.unassign(),
+    }
+}

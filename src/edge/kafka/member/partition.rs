@@ -1,0 +1,70 @@
+//! Partitions and positions, and their lists in the client's form.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use crate::model::units::Position;
+
+/// One partition of one topic.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's number.
+    pub partition: i32,
+}
+
+/// A position to commit, with its metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The partition.
+    pub at: TopicPartition,
+    /// The next record to read after a restart.
+    pub position: Position,
+    /// At most 4,096 characters; empty where the position suffices.
+    pub metadata: String,
+}
+
+pub(super) fn list(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
+    let mut topics: HashMap<String, Arc<str>> = HashMap::new();
+    partitions
+        .elements()
+        .iter()
+        .map(|element| {
+            let topic = topics
+                .entry(element.topic().to_owned())
+                .or_insert_with(|| Arc::from(element.topic()));
+            TopicPartition {
+                topic: Arc::clone(topic),
+                partition: element.partition(),
+            }
+        })
+        .collect()
+}
+
+pub(super) fn plain(partitions: &[TopicPartition]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for at in partitions {
+        list.add_partition(&at.topic, at.partition);
+    }
+    list
+}
+
+/// Commits in the client's form.
+///
+/// # Errors
+/// The client's error for an offset out of its range.
+pub fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        let mut element = list.add_partition(&commit.at.topic, commit.at.partition);
+        element.set_offset(rdkafka::Offset::Offset(commit.position.0))?;
+        if !commit.metadata.is_empty() {
+            element.set_metadata(&commit.metadata);
+        }
+    }
+    Ok(list)
+}

@@ -1,0 +1,269 @@
+//! The plan, the differences and their fixes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::compare::quoted;
+use super::plan::DAY;
+use super::*;
+use crate::config::{EgressSettings, Guarantee, Topics};
+use crate::delivery::partition::breaker::tests::RULES;
+use crate::model::tiers::Tiers;
+
+fn settings() -> Settings {
+    let tiers = vec![
+        Duration::from_secs(5),
+        Duration::from_secs(2 * 24 * 60 * 60),
+    ];
+    Settings {
+        brokers: "kafka:9092".to_owned(),
+        properties: Vec::new(),
+        credentials: crate::config::credentials::Credentials::default(),
+        topics: Topics {
+            events: vec!["order-events".to_owned()],
+            prefix: "webhook-".to_owned(),
+        },
+        group_prefix: "hookstream-".to_owned(),
+        guarantee: Guarantee::ExactlyOnce,
+        instance: "test".to_owned(),
+        http_listen: ([127, 0, 0, 1], 0).into(),
+        tiers: Tiers::new(tiers).unwrap(),
+        retry_schedule: Vec::new(),
+        timeout: Duration::from_secs(15),
+        drain_deadline: Duration::from_secs(10),
+        attempt_log: true,
+        lag_top: 200,
+        window_format: crate::model::window::Format::V2,
+        hang_deadline: Duration::from_secs(30),
+        otlp: None,
+        egress: EgressSettings::default(),
+        ca_file: None,
+        max_event_bytes: 1024 * 1024,
+        workers: 1,
+        max_in_flight: 1,
+        max_queued_bytes: 1,
+        max_queued_commands: 1,
+        breaker: RULES,
+    }
+}
+
+/// A cluster on which everything was created as wanted.
+fn created(brokers: i32, wish: Wish) -> Cluster {
+    let empty = Cluster {
+        brokers,
+        topics: BTreeMap::new(),
+    };
+    let creations = creations(&topics(&settings()), &empty, wish, true);
+    let found = |creation: Creation| {
+        let config = creation.config.into_iter().collect();
+        let Creation {
+            partitions,
+            replication_factor: replication,
+            ..
+        } = creation;
+        (
+            creation.topic,
+            Found {
+                partitions,
+                replication,
+                config,
+            },
+        )
+    };
+    Cluster {
+        brokers,
+        topics: creations.into_iter().map(found).collect(),
+    }
+}
+
+fn differing(cluster: &Cluster) -> BTreeSet<(String, String)> {
+    let found = differences(&settings(), &topics(&settings()), cluster, Wish::default());
+    found
+        .into_iter()
+        .map(|difference| (difference.topic, difference.setting))
+        .collect()
+}
+
+fn one(topic: &str, setting: &str) -> BTreeSet<(String, String)> {
+    BTreeSet::from([(topic.to_owned(), setting.to_owned())])
+}
+
+#[test]
+fn what_create_makes_check_finds_well() {
+    for brokers in [1, 2, 3, 9] {
+        for partitions in [None, Some(1), Some(48)] {
+            let cluster = created(
+                brokers,
+                Wish {
+                    partitions,
+                    replication: None,
+                },
+            );
+            assert_eq!(
+                differing(&cluster),
+                BTreeSet::new(),
+                "{brokers} brokers, {partitions:?} partitions"
+            );
+            assert!(creations(&topics(&settings()), &cluster, Wish::default(), true).is_empty());
+        }
+    }
+}
+
+#[test]
+fn each_way_to_differ_is_named() {
+    let cases: [(&str, &str, &str); 6] = [
+        ("webhook-subscriptions", "cleanup.policy", "delete"),
+        ("webhook-retry-5s", "message.timestamp.type", "CreateTime"),
+        ("webhook-retry-48h", "retention.ms", "1209600000"),
+        ("webhook-commands", "max.message.bytes", "1048588"),
+        ("webhook-dead-letters", "retention.bytes", "1000000"),
+        ("webhook-commands", "min.insync.replicas", "1"),
+    ];
+    for (topic, setting, value) in cases {
+        let mut cluster = created(3, Wish::default());
+        let config = &mut cluster.topics.get_mut(topic).unwrap().config;
+        config.insert(setting.to_owned(), value.to_owned());
+        assert_eq!(differing(&cluster), one(topic, setting));
+    }
+}
+
+#[test]
+fn more_than_what_is_wanted_is_well_too() {
+    let mut cluster = created(1, Wish::default());
+    let config = &mut cluster.topics.get_mut("webhook-commands").unwrap().config;
+    config.insert("retention.ms".to_owned(), "-1".to_owned());
+    config.insert("max.message.bytes".to_owned(), "9999999".to_owned());
+    assert_eq!(differing(&cluster), BTreeSet::new());
+}
+
+#[test]
+fn the_command_that_makes_a_missing_topic_makes_it_with_the_settings_in_force() {
+    let mends = |settings: &Settings, wish| -> BTreeMap<String, String> {
+        let cluster = Cluster::default();
+        let found = differences(settings, &topics(settings), &cluster, wish);
+        found.into_iter().map(|one| (one.topic, one.mend)).collect()
+    };
+    let tiers = ["5s", "30s", "2m", "10m", "1h", "6h"]
+        .map(|text| crate::model::units::parse_duration(text).unwrap());
+    let mut settings = Settings {
+        tiers: Tiers::new(tiers.to_vec()).unwrap(),
+        ..settings()
+    };
+    let told = mends(&settings, Wish::default());
+    let plain = "hookstream topics create --brokers kafka:9092";
+    assert_eq!(told["webhook-commands"], plain);
+    assert_eq!(told["webhook-attempts"], format!("{plain} --attempt-log"));
+    assert_eq!(
+        told["order-events"],
+        "hookstream topics create --with-events --brokers kafka:9092"
+    );
+
+    settings.brokers = "[::1]:9092,b:1".to_owned();
+    settings.topics.prefix = "nope-".to_owned();
+    settings.topics.events = vec!["a".to_owned(), "b".to_owned()];
+    settings.tiers = Tiers::new(vec![Duration::from_millis(1500)]).unwrap();
+    settings.max_event_bytes = 2048;
+    let wish = Wish {
+        replication: Some(2),
+        ..Wish::default()
+    };
+    let told = mends(&settings, wish);
+    let rest = "--topic-prefix nope- --tiers 1500ms --max-event-bytes 2KiB --replication-factor 2";
+    assert_eq!(
+        told["nope-commands"],
+        format!("hookstream topics create --brokers '[::1]:9092,b:1' {rest}")
+    );
+    assert_eq!(
+        told["b"],
+        format!(
+            "hookstream topics create --with-events --brokers '[::1]:9092,b:1' --events a,b {rest}"
+        )
+    );
+    assert!(told["nope-attempts"].ends_with(" --attempt-log"));
+}
+
+#[test]
+fn a_word_is_quoted_for_a_shell_only_where_it_must_be() {
+    assert_eq!(
+        quoted("kafka-1.example:9092,b:1"),
+        "kafka-1.example:9092,b:1"
+    );
+    assert_eq!(quoted(""), "''");
+    assert_eq!(quoted("it's"), r"'it'\''s'");
+}
+
+#[test]
+fn commands_tiers_and_dead_letters_have_as_many_partitions() {
+    let mut cluster = created(1, Wish::default());
+    cluster
+        .topics
+        .get_mut("webhook-retry-5s")
+        .unwrap()
+        .partitions = 6;
+    let found = differences(&settings(), &topics(&settings()), &cluster, Wish::default());
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0]
+            .mend
+            .ends_with("--topic webhook-retry-5s --partitions 12"),
+        "{}",
+        found[0].mend
+    );
+}
+
+#[test]
+fn a_missing_topic_is_made_with_the_partitions_of_the_others() {
+    let mut cluster = created(
+        1,
+        Wish {
+            partitions: Some(4),
+            replication: None,
+        },
+    );
+    cluster.topics.remove("webhook-dead-letters");
+    cluster.topics.remove("order-events");
+    assert_eq!(differing(&cluster).len(), 2);
+    let made = creations(&topics(&settings()), &cluster, Wish::default(), false);
+    assert_eq!(made.len(), 1, "event topics are made only when asked for");
+    assert_eq!(
+        (made[0].topic.as_str(), made[0].partitions),
+        ("webhook-dead-letters", 4)
+    );
+}
+
+#[test]
+fn the_log_of_attempts_has_a_topic_only_while_it_is_on_and_is_kept_as_its_operator_likes() {
+    let mut cluster = created(1, Wish::default());
+    let log = cluster.topics.get_mut("webhook-attempts").unwrap();
+    assert_eq!(
+        (log.partitions, &*log.config["retention.ms"]),
+        (12, "259200000")
+    );
+    for (setting, value) in [("retention.ms", "3600000"), ("retention.bytes", "1000000")] {
+        log.config.insert(setting.to_owned(), value.to_owned());
+    }
+    log.partitions = 3;
+    assert_eq!(differing(&cluster), BTreeSet::new());
+    let off = Settings {
+        attempt_log: false,
+        ..settings()
+    };
+    let named = |settings: &Settings| {
+        topics(settings)
+            .into_iter()
+            .any(|spec| spec.name == "webhook-attempts")
+    };
+    assert!(named(&settings()), "on");
+    assert!(!named(&off), "off");
+}
+
+#[test]
+fn a_tier_keeps_its_records_for_many_times_its_delay() {
+    let specs = topics(&settings());
+    let long = specs
+        .iter()
+        .find(|spec| spec.name == "webhook-retry-48h")
+        .unwrap();
+    let days = i64::try_from(DAY.as_millis()).unwrap() * 28;
+    assert!(long.rules.contains(&("retention.ms", Rule::AtLeast(days))));
+}

@@ -1,0 +1,163 @@
+//! Records of commands: round trips, refusals, and the order across clusters.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A command to vary in tests.
+pub(crate) fn sample() -> Command {
+    Command {
+        subscriber: "acme".into(),
+        webhook_id: "msg_1".into(),
+        subscription: "acme-orders".into(),
+        event_id: "e1".into(),
+        event_type: "order.created".into(),
+        event_time: None,
+        subject: None,
+        content_type: ContentType::Json,
+        attempt: 0,
+        due: None,
+        enqueued: EpochMs(1_700_000_000_000),
+        cause: Cause::New,
+        traceparent: None,
+        first_failure: None,
+        sequence: None,
+        cluster: None,
+        body: Bytes::from_static(b"{}"),
+    }
+}
+
+fn headers_of(command: &Command) -> Vec<(&'static str, Vec<u8>)> {
+    let mut headers = Vec::new();
+    command
+        .envelope()
+        .each_header(|name, value| headers.push((name, value.as_bytes().to_vec())));
+    headers
+}
+
+fn read(
+    key: &str,
+    headers: &[(&'static str, Vec<u8>)],
+    body: &Bytes,
+) -> Result<Command, InvalidCommand> {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| (*name, Some(value.as_slice())));
+    Command::from_record(Some(key.as_bytes()), headers, Some(body.clone()))
+}
+
+fn maybe_text() -> impl Strategy<Value = Option<Box<str>>> {
+    proptest::option::of("\\PC{0,20}".prop_map(Box::from))
+}
+
+prop_compose! {
+    fn any_command()(
+        ids in ("\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}", "\\PC{1,20}"),
+        optional in (maybe_text(), maybe_text(), maybe_text(), maybe_text()),
+        times in (proptest::option::of(any::<i64>()), any::<i64>(), proptest::option::of(any::<i64>()), proptest::option::of(any::<i64>())),
+        attempt in any::<u32>(),
+        cause in 0..4_usize,
+        cloud in any::<bool>(),
+        body in proptest::collection::vec(any::<u8>(), 0..50),
+    ) -> Command {
+        Command {
+            subscriber: ids.0.into(),
+            webhook_id: ids.1.into(),
+            subscription: ids.2.into(),
+            event_id: ids.3.into(),
+            event_type: ids.4.into(),
+            event_time: optional.0,
+            subject: optional.1,
+            content_type: if cloud { ContentType::CloudEvents } else { ContentType::Json },
+            attempt,
+            due: times.0.map(EpochMs),
+            enqueued: EpochMs(times.1),
+            cause: Cause::ALL[cause],
+            traceparent: optional.2,
+            first_failure: times.2.map(EpochMs),
+            sequence: times.3,
+            cluster: optional.3.filter(|_| times.3.is_some()),
+            body: body.into(),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_command_survives_its_record(command in any_command()) {
+        let read = read(&command.subscriber, &headers_of(&command), &command.body);
+        prop_assert_eq!(read, Ok(command));
+    }
+
+    #[test]
+    fn no_header_can_make_reading_panic(name in 0..13_usize, value in proptest::collection::vec(any::<u8>(), 0..20)) {
+        let mut headers = headers_of(&sample());
+        let name = headers[name % headers.len()].0;
+        headers.push((name, value));
+        drop(read("acme", &headers, &Bytes::new()));
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let command = sample();
+    // Without a version it is of the first.
+    for (name, _) in headers_of(&command).into_iter().skip(1) {
+        let rest: Vec<_> = headers_of(&command)
+            .into_iter()
+            .filter(|(other, _)| *other != name)
+            .collect();
+        assert_eq!(
+            read("acme", &rest, &command.body),
+            Err(InvalidCommand::Missing(name))
+        );
+    }
+    assert_eq!(
+        read("", &headers_of(&command), &command.body),
+        Err(InvalidCommand::NoKey)
+    );
+    let headers = headers_of(&command);
+    let headers = headers
+        .iter()
+        .map(|(name, value)| (*name, Some(value.as_slice())));
+    assert_eq!(
+        Command::from_record(Some(b"acme"), headers, None),
+        Err(InvalidCommand::NoBody)
+    );
+}
+
+#[test]
+fn what_is_unreadable_is_named_with_what_was_wanted() {
+    let mut headers = headers_of(&sample());
+    headers.push((header::ATTEMPT, b"-1".to_vec()));
+    let error = read("acme", &headers, &Bytes::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the header hs-attempt is \"-1\", which is not a count of attempts"
+    );
+}
+
+#[test]
+fn commands_of_another_cluster_are_before_those_of_this_one_in_the_order_that_they_had() {
+    let placed = |sequence: Option<i64>, of: Option<&str>, cluster: &str, offset| {
+        let mut command = Command {
+            sequence,
+            cluster: of.map(Box::from),
+            ..sample()
+        };
+        command.place_in_order(cluster, offset);
+        assert_eq!(command.cluster.as_deref(), Some(cluster));
+        command.sequence.unwrap()
+    };
+    assert_eq!(placed(None, None, "b", 7), 7);
+    assert_eq!(placed(Some(3), Some("b"), "b", 7), 3);
+    assert_eq!(placed(Some(3), None, "b", 7), 3, "of hookstream 0.1.0");
+    let of_a: Vec<i64> = [5, 900_000_000_000]
+        .map(|sequence| placed(Some(sequence), Some("a"), "b", 7))
+        .to_vec();
+    assert!(of_a.is_sorted() && of_a[1] < 0, "{of_a:?}");
+    let from_a_over_b = placed(Some(of_a[1]), Some("b"), "c", 7);
+    let from_b = placed(Some(0), Some("b"), "c", 7);
+    assert!(from_a_over_b < from_b && from_b < 0);
+    assert_eq!(placed(Some(from_b), Some("c"), "c", 8), from_b);
+}

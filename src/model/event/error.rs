@@ -1,0 +1,104 @@
+//! Why a record is not an event, and the limits that an event must keep.
+
+/// The longest id, source, type or subject, bytes of UTF-8: they travel in record and request headers.
+pub const MAX_ATTRIBUTE_BYTES: usize = 1024;
+/// The longest `time`, bytes: RFC 3339 sets no limit to the fraction of a second.
+pub const MAX_TIME_BYTES: usize = 64;
+/// The deepest nesting of arrays and objects, counted from the event's own object: what `serde_json` reads, so
+/// that a receiver that uses it can read every body.
+pub const MAX_DEPTH: usize = 127;
+
+/// Why a record is not a valid event. Each message is suitable for the header `hookstream-error`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEvent {
+    /// No value, or one of no bytes.
+    #[error("the record has no value (a tombstone or an empty one); an event is a JSON object")]
+    NoValue,
+    /// Over `--max-event-bytes`.
+    #[error("the event is {size} bytes, the limit is {limit} bytes (--max-event-bytes)")]
+    TooLarge {
+        /// Bytes of the value, and of the `ce_*` headers in binary mode.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The value is not text.
+    #[error("the value is not UTF-8 from byte {at} on")]
+    NotUtf8 {
+        /// Bytes before the first bad one.
+        at: usize,
+    },
+    /// The value cannot be parsed, or is not an object; with `serde_json`'s reason and place.
+    #[error("the value is not a JSON event: {reason} at line {line} column {column}")]
+    NotJson {
+        /// `serde_json`'s reason.
+        reason: String,
+        /// From 1.
+        line: usize,
+        /// From 1; 0 is the end of the line before.
+        column: usize,
+    },
+    /// Arrays and objects inside each other.
+    #[error("the event nests arrays and objects deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    /// CloudEvents' batch format: several events in one record would share an offset and a fate.
+    #[error("the content type {0:?} is a batch; send one event per record")]
+    Batch(String),
+    /// CloudEvents in another format than JSON.
+    #[error(
+        "the content type {0:?} is not supported; structured CloudEvents must be application/cloudevents+json"
+    )]
+    UnsupportedFormat(String),
+    /// The data of a binary mode event is not JSON.
+    #[error("the content type {0:?} is not JSON; the data of an event must be JSON")]
+    DataNotJson(String),
+    /// CloudEvents' `data_base64`, also in a plain event: the payload would be dropped silently.
+    #[error("data_base64 is not supported; the data of an event must be JSON in data")]
+    DataBase64,
+    /// A required member is missing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A required member is the empty string.
+    #[error("{0} is empty")]
+    Empty(&'static str),
+    /// A member that must be a string is not.
+    #[error("{name} is {found}, it must be a string")]
+    WrongType {
+        /// The member.
+        name: &'static str,
+        /// The actual type.
+        found: &'static str,
+    },
+    /// A member is longer than headers should carry.
+    #[error("{name} is {size} bytes, the limit is {limit} bytes")]
+    TooLong {
+        /// The member.
+        name: &'static str,
+        /// Bytes of UTF-8.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A member that travels in headers holds a control character.
+    #[error("{name} holds the control character U+{code:04X}")]
+    Control {
+        /// The member.
+        name: &'static str,
+        /// The character.
+        code: u32,
+    },
+    /// Not RFC 3339.
+    #[error("time is {0:?}, it must be RFC 3339 with an offset, as in 2026-07-01T12:00:00.250Z")]
+    Time(String),
+    /// Not 1.x.
+    #[error("specversion is {0:?}, only CloudEvents 1.x is supported")]
+    SpecVersion(String),
+    /// A `ce_*` header that is not text, occurs twice or is no attribute.
+    #[error("the header {name:?} {problem}")]
+    Header {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}

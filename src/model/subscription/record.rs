@@ -1,0 +1,104 @@
+//! The record of a subscription as JSON: read, shown without secrets, and written with another state.
+
+use serde_json::{Map, Value};
+
+use super::model::State;
+
+/// The largest record, bytes: the table of every replica holds all of them in memory.
+pub const MAX_RECORD_BYTES: usize = 256 * 1024;
+
+/// A header whose name holds one of these carries a credential.
+const CREDENTIAL_WORDS: [&str; 9] = [
+    "auth",
+    "cookie",
+    "token",
+    "key",
+    "secret",
+    "password",
+    "passwd",
+    "signature",
+    "credential",
+];
+
+/// Why a record is not a subscription.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubscriptionError {
+    /// Over [`MAX_RECORD_BYTES`].
+    #[error("the subscription is {0} bytes, the limit is {MAX_RECORD_BYTES} bytes")]
+    TooLarge(usize),
+    /// Not JSON, or not an object; with the parser's reason and place, never with the text.
+    #[error("the subscription is not a JSON object: {0}")]
+    NotJson(String),
+    /// Each problem names its field.
+    #[error("the subscription is invalid: {}", .0.join("; "))]
+    Invalid(Vec<String>),
+}
+
+impl SubscriptionError {
+    /// The problems one by one, for lists.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        match self {
+            Self::Invalid(problems) => problems.clone(),
+            other => vec![other.to_string()],
+        }
+    }
+}
+
+/// The record with another state; every other member keeps its value, unknown ones too.
+///
+/// # Errors
+/// When the value is not a JSON object.
+pub fn with_state(value: &[u8], state: State) -> Result<Vec<u8>, SubscriptionError> {
+    let mut record = read_object(value)?;
+    record.insert("state".to_owned(), Value::from(state.as_str()));
+    Ok(Value::Object(record).to_string().into_bytes())
+}
+
+/// The record as `list` and `show` print it: literal secrets and the values of headers that carry credentials are
+/// replaced; all else, query strings too, is as stored.
+///
+/// # Errors
+/// When the value is not a JSON object.
+pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
+    let mut record = read_object(value)?;
+    if let Some(Value::Array(secrets)) = record.get_mut("secrets") {
+        for secret in secrets {
+            *secret = Value::from(redacted_secret(secret.as_str().unwrap_or_default()));
+        }
+    }
+    if let Some(Value::Object(headers)) = record.get_mut("headers") {
+        for (name, value) in headers {
+            if is_credential(&name.to_ascii_lowercase()) {
+                *value = Value::from("(redacted)");
+            }
+        }
+    }
+    Ok(Value::Object(record))
+}
+
+fn redacted_secret(secret: &str) -> String {
+    let kept = |prefix: &str| secret.starts_with(prefix);
+    match () {
+        () if kept("env:") || kept("file:") => secret.to_owned(),
+        () if kept("whsk_") => "whsk_…(redacted)".to_owned(),
+        () => "whsec_…(redacted)".to_owned(),
+    }
+}
+
+pub(super) fn is_credential(name: &str) -> bool {
+    CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
+}
+
+pub(super) fn read_object(value: &[u8]) -> Result<Map<String, Value>, SubscriptionError> {
+    if value.len() > MAX_RECORD_BYTES {
+        return Err(SubscriptionError::TooLarge(value.len()));
+    }
+    match serde_json::from_slice(value) {
+        Ok(Value::Object(record)) => Ok(record),
+        Ok(_) => Err(SubscriptionError::NotJson(
+            "it is another kind of value".to_owned(),
+        )),
+        Err(error) => Err(SubscriptionError::NotJson(error.to_string())),
+    }
+}

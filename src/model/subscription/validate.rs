@@ -1,0 +1,485 @@
+//! Validates the record of a subscription: the schema, and the rules that a schema cannot state.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, HeaderValue};
+use jsonschema::Validator;
+use jsonschema::error::ValidationErrorKind;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::filter::{Filter, TypePattern};
+use super::model::{RateLimit, Redacted, SecretSource, StatusRules, Subscription};
+use super::record::{SubscriptionError, is_credential, read_object};
+use crate::model::breaker_rules::BreakerOverrides;
+use crate::model::tiers::LONGEST_PARK;
+use crate::model::units::parse_duration;
+
+/// The JSON Schema (2020-12) of the record's value.
+pub const SCHEMA: &str = include_str!("../../../schemas/subscription.schema.json");
+
+/// Requests at the same time when the subscription does not say.
+pub const DEFAULT_MAX_IN_FLIGHT: u32 = 8;
+/// The shortest timeout of an attempt.
+pub const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// The longest timeout of an attempt: it bounds draining and the window.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+/// The shortest delay of a retry schedule.
+pub const MIN_RETRY_DELAY: Duration = Duration::from_millis(1);
+/// The longest delay of a retry schedule; it works by hops, but a longer one is more likely a typing error.
+pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The shortest time from a breaker's opening to its probe; the longest is [`LONGEST_PARK`].
+pub const MIN_PROBE: Duration = Duration::from_millis(10);
+
+/// Headers that HTTP, Standard Webhooks or hookstream set; so do all that start with [`RESERVED_PREFIXES`].
+const RESERVED_HEADERS: [&str; 13] = [
+    "host",
+    "content-type",
+    "content-length",
+    "content-encoding",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "user-agent",
+    "traceparent",
+];
+const RESERVED_PREFIXES: [&str; 3] = ["webhook-", "hookstream-", "proxy-"];
+
+/// Reads a record; `key` is the record's key, or `None` where there is no record yet (a file to be applied).
+///
+/// # Errors
+/// All problems at once.
+pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, SubscriptionError> {
+    let record = read_object(value)?;
+    let mut check = Check {
+        record: &record,
+        problems: Vec::new(),
+    };
+    check.schema();
+    check.key(key);
+    let url = check.url();
+    let subscription = Subscription {
+        id: check.text("id").into(),
+        subscriber: check.text("subscriber").into(),
+        events: check.events(),
+        filter: check.filter(),
+        secrets: check.secrets(),
+        format: check.enumerated("format"),
+        headers: check.headers(),
+        state: check.enumerated("state"),
+        max_in_flight: check
+            .integer("max_in_flight")
+            .unwrap_or(DEFAULT_MAX_IN_FLIGHT),
+        rate_limit: check.rate_limit(),
+        timeout: check.timeout(),
+        retry_schedule: check.retry_schedule(),
+        order: check.enumerated("order"),
+        breaker: check.breaker(),
+        on_status: check
+            .object("on_status")
+            .map(StatusRules::read)
+            .unwrap_or_default(),
+        url: url.clone().unwrap_or_else(placeholder_url),
+    };
+    if check.problems.is_empty() && url.is_some() {
+        Ok(subscription)
+    } else {
+        Err(SubscriptionError::Invalid(check.problems))
+    }
+}
+
+fn deserialized<T: for<'de> Deserialize<'de>>(value: &Value) -> Option<T> {
+    T::deserialize(value).ok()
+}
+
+/// Stands in an invalid subscription, which is never returned.
+fn placeholder_url() -> Url {
+    static PLACEHOLDER: OnceLock<Url> = OnceLock::new();
+    #[allow(clippy::expect_used, reason = "a constant")]
+    PLACEHOLDER
+        .get_or_init(|| Url::parse("https://invalid.").expect("the constant is a URL"))
+        .clone()
+}
+
+fn validator() -> &'static Validator {
+    static VALIDATOR: OnceLock<Validator> = OnceLock::new();
+    #[allow(clippy::expect_used, reason = "the schema is a constant, tested")]
+    VALIDATOR.get_or_init(|| {
+        let schema = serde_json::from_str(SCHEMA).expect("the embedded schema is JSON");
+        jsonschema::draft202012::new(&schema).expect("the embedded schema is a schema")
+    })
+}
+
+/// Reads one field after the other. A field of the wrong type reads as absent: the schema has reported it.
+struct Check<'a> {
+    record: &'a Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl<'a> Check<'a> {
+    fn problem(&mut self, field: &str, problem: impl fmt::Display) {
+        self.problems.push(format!("{field}: {problem}"));
+    }
+
+    fn text(&self, field: &str) -> &'a str {
+        self.record
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    fn object(&self, field: &str) -> Option<&'a Map<String, Value>> {
+        self.record.get(field).and_then(Value::as_object)
+    }
+
+    fn strings(&self, field: &str) -> impl Iterator<Item = (usize, &'a str)> + use<'a> {
+        let items = self
+            .record
+            .get(field)
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
+        items
+            .iter()
+            .enumerate()
+            .filter_map(|(at, item)| Some((at, item.as_str()?)))
+    }
+
+    fn enumerated<T: for<'de> Deserialize<'de> + Default>(&self, field: &str) -> T {
+        self.record
+            .get(field)
+            .and_then(deserialized)
+            .unwrap_or_default()
+    }
+
+    fn integer(&self, field: &str) -> Option<u32> {
+        self.record.get(field).and_then(whole)
+    }
+
+    fn schema(&mut self) {
+        let record = Value::Object(self.record.clone());
+        for error in validator().iter_errors(&record) {
+            let path = error.instance_path().to_string();
+            let field = path.trim_start_matches('/').replace('/', ".");
+            let problem = schema_problem(&path, &error);
+            self.problems.push(if field.is_empty() {
+                problem
+            } else {
+                format!("{field}: {problem}")
+            });
+        }
+    }
+
+    fn key(&mut self, key: Option<&[u8]>) {
+        let id = self.text("id");
+        if let Some(key) = key.filter(|key| *key != id.as_bytes() && !id.is_empty()) {
+            self.problem(
+                "id",
+                format_args!(
+                    "{id:?} differs from the record's key {:?}",
+                    String::from_utf8_lossy(key)
+                ),
+            );
+        }
+    }
+
+    /// No message shows the URL when it could hold a password.
+    fn url(&mut self) -> Option<Url> {
+        let text = self.text("url");
+        if text.is_empty() {
+            return None;
+        }
+        // The parser would drop some of these silently, and take a backslash for a slash.
+        if text
+            .chars()
+            .any(|letter| letter.is_control() || letter.is_whitespace() || letter == '\\')
+        {
+            self.problem("url", "holds a blank, a control character or a backslash");
+            return None;
+        }
+        let url = match Url::parse(text) {
+            Ok(url) => url,
+            Err(error) => {
+                self.problem("url", format_args!("is not a URL: {error}"));
+                return None;
+            }
+        };
+        if !url.username().is_empty()
+            || url.password().is_some()
+            || text.contains('@') && has_user_info(text)
+        {
+            self.problem(
+                "url",
+                "must not hold a user name or password; send credentials in headers",
+            );
+        } else if !matches!(url.scheme(), "https" | "http") {
+            self.problem(
+                "url",
+                format_args!("the scheme is {:?}, it must be https or http", url.scheme()),
+            );
+        } else if url.host_str().is_none_or(str::is_empty) {
+            self.problem("url", "has no host");
+        }
+        if url.fragment().is_some() {
+            self.problem("url", "must not have a fragment (#…), which is never sent");
+        }
+        Some(url)
+    }
+
+    fn events(&mut self) -> Vec<TypePattern> {
+        let mut patterns = Vec::new();
+        for (at, text) in self.strings("events") {
+            match TypePattern::parse(text) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(problem) => self.problem(
+                    &format!("events.{at}"),
+                    format_args!("{}: {problem}", shown(text)),
+                ),
+            }
+        }
+        patterns
+    }
+
+    fn filter(&mut self) -> Filter {
+        let Some(map) = self.object("filter") else {
+            return Filter::default();
+        };
+        match Filter::parse(map) {
+            Ok(filter) => filter,
+            Err(problems) => {
+                problems
+                    .iter()
+                    .for_each(|problem| self.problem("filter", problem));
+                Filter::default()
+            }
+        }
+    }
+
+    fn secrets(&mut self) -> Vec<SecretSource> {
+        let mut sources = Vec::new();
+        for (at, text) in self.strings("secrets") {
+            match secret_source(text) {
+                Ok(source) => sources.push(source),
+                Err(problem) => self.problem(&format!("secrets.{at}"), problem),
+            }
+        }
+        sources
+    }
+
+    fn headers(&mut self) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        let mut seen = HashSet::new();
+        for (name, value) in self.object("headers").into_iter().flatten() {
+            let Some(value) = value.as_str() else {
+                continue;
+            };
+            match header(name, value) {
+                Ok((name, _)) if !seen.insert(name.clone()) => {
+                    self.problem(
+                        "headers",
+                        format_args!("{:?} is there twice", name.as_str()),
+                    );
+                }
+                Ok(pair) => headers.push(pair),
+                Err(problem) => self.problem("headers", format_args!("{} {problem}", shown(name))),
+            }
+        }
+        headers
+    }
+
+    fn rate_limit(&self) -> Option<RateLimit> {
+        let limit = self.object("rate_limit")?;
+        let per_second = limit.get("per_second")?.as_f64()?;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the schema bounds it"
+        )]
+        let burst = limit
+            .get("burst")
+            .and_then(whole)
+            .unwrap_or_else(|| per_second.ceil().max(1.0) as u32);
+        Some(RateLimit { per_second, burst })
+    }
+
+    fn breaker(&mut self) -> BreakerOverrides {
+        let Some(own) = self.object("breaker") else {
+            return BreakerOverrides::default();
+        };
+        let mut time = |field: &str, least, most| {
+            let text = own.get(field)?.as_str()?;
+            self.duration(&format!("breaker.{field}"), text, least, most)
+        };
+        let (window, probe, max_probe) = (
+            time("window", Duration::from_secs(1), Duration::from_secs(3600)),
+            time("probe", MIN_PROBE, LONGEST_PARK),
+            time("max_probe", MIN_PROBE, LONGEST_PARK),
+        );
+        BreakerOverrides {
+            failures: own.get("failures").and_then(whole),
+            rate: own.get("rate").and_then(Value::as_f64),
+            window,
+            volume: own.get("volume").and_then(whole),
+            probe,
+            max_probe,
+        }
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        let text = self.record.get("timeout")?.as_str()?;
+        self.duration("timeout", text, MIN_TIMEOUT, MAX_TIMEOUT)
+    }
+
+    fn retry_schedule(&mut self) -> Option<Vec<Duration>> {
+        self.record.get("retry_schedule")?.as_array()?;
+        let mut delays = Vec::new();
+        for (at, text) in self.strings("retry_schedule") {
+            delays.extend(self.duration(
+                &format!("retry_schedule.{at}"),
+                text,
+                MIN_RETRY_DELAY,
+                MAX_RETRY_DELAY,
+            ));
+        }
+        Some(delays)
+    }
+
+    fn duration(
+        &mut self,
+        field: &str,
+        text: &str,
+        low: Duration,
+        high: Duration,
+    ) -> Option<Duration> {
+        match parse_duration(text) {
+            Ok(duration) if (low..=high).contains(&duration) => return Some(duration),
+            Ok(_) => {
+                let (low, high) = (
+                    humantime::format_duration(low),
+                    humantime::format_duration(high),
+                );
+                self.problem(
+                    field,
+                    format_args!("{text:?} is out of range; allowed are {low} to {high}"),
+                );
+            }
+            Err(problem) => self.problem(field, problem),
+        }
+        None
+    }
+}
+
+fn whole(value: &Value) -> Option<u32> {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the schema bounds it"
+    )]
+    let of_float = || {
+        value
+            .as_f64()
+            .filter(|x| x.fract() == 0.0)
+            .map(|x| x as u64)
+    };
+    u32::try_from(value.as_u64().or_else(of_float)?).ok()
+}
+
+/// The validator's sentence, without the value where it may be a secret or long.
+fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String {
+    let private =
+        path.starts_with("/secrets") || path.starts_with("/headers") || path.starts_with("/url");
+    match error.kind() {
+        ValidationErrorKind::Pattern { .. } if path.starts_with("/secrets/") => {
+            SECRET_FORMS.to_owned()
+        }
+        ValidationErrorKind::Pattern { .. } if matches!(path, "/id" | "/subscriber") => {
+            format!(
+                "{} must be 1 to 200 characters of A-Z a-z 0-9 . _ : -",
+                shown(&error.instance().to_string())
+            )
+        }
+        ValidationErrorKind::PropertyNames { .. } if path == "/on_status" => {
+            "a key is a status from 200 to 599 or a class from 2xx to 5xx".to_owned()
+        }
+        ValidationErrorKind::AdditionalProperties { .. } if path.is_empty() => error
+            .to_string()
+            .replace("Additional properties are not allowed", "unknown fields"),
+        _ if private || error.instance().to_string().len() > 200 => error.masked().to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// A text in a message, cut.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(100).collect();
+    let text = if cut.len() < text.len() {
+        format!("{cut}…")
+    } else {
+        cut
+    };
+    if text.starts_with('"') {
+        text
+    } else {
+        format!("{text:?}")
+    }
+}
+
+/// `https://@host/`: the parser drops an empty user name.
+fn has_user_info(text: &str) -> bool {
+    let authority = text.split_once("//").map_or("", |(_, rest)| {
+        rest.split(['/', '?', '#', '\\']).next().unwrap_or("")
+    });
+    authority.contains('@')
+}
+
+const SECRET_FORMS: &str = "must be env:NAME, file:/absolute/path, whsec_… with 24 to 64 bytes in base64, \
+                            or whsk_… with 32 or 64 bytes in base64";
+
+fn secret_source(text: &str) -> Result<SecretSource, &'static str> {
+    if let Some(name) = text.strip_prefix("env:") {
+        return Ok(SecretSource::Env(name.to_owned()));
+    }
+    if let Some(path) = text.strip_prefix("file:") {
+        return Ok(SecretSource::File(PathBuf::from(path)));
+    }
+    let decoded = |base64: &str| STANDARD.decode(base64).map_or(0, |bytes| bytes.len());
+    let valid = match (text.strip_prefix("whsec_"), text.strip_prefix("whsk_")) {
+        (Some(key), _) => (24..=64).contains(&decoded(key)),
+        (_, Some(key)) => matches!(decoded(key), 32 | 64),
+        // The schema's pattern has reported it.
+        _ => true,
+    };
+    if valid {
+        Ok(SecretSource::Literal(Redacted::new(text)))
+    } else {
+        Err(SECRET_FORMS)
+    }
+}
+
+fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), &'static str> {
+    let name = HeaderName::try_from(name).map_err(|_| "is not a header name")?;
+    let reserved = RESERVED_HEADERS.contains(&name.as_str())
+        || RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| name.as_str().starts_with(prefix));
+    if reserved {
+        return Err("is reserved: HTTP or hookstream sets it");
+    }
+    let mut value = HeaderValue::try_from(value)
+        .ok()
+        .filter(|value| value.as_bytes().is_ascii())
+        .ok_or("has a value with characters other than visible ASCII, spaces and tabs")?;
+    value.set_sensitive(is_credential(name.as_str()));
+    Ok((name, value))
+}
