@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `role`, `commit` | the thread of the group: polls, rebalances, commits |
-//! | `workers`, `worker`, `messages` | the threads that own partitions, and do what these decide |
+//! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
@@ -15,12 +15,14 @@ mod commit;
 mod look_ahead;
 mod messages;
 pub mod metrics;
+mod notices;
 pub mod outage;
 pub mod partition;
 mod recommit;
 mod request;
 mod role;
 mod secrets;
+mod sending;
 pub mod signing;
 mod terms;
 pub mod top_subscribers;

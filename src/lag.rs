@@ -60,7 +60,7 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
     let _event_lag = events::watch(settings, metrics)?;
     context.ready();
     while !context.stopping() {
-        context.beat();
+        context.heartbeat();
         let turned = match &mut reader {
             Some(reader) => turn(context, reader, &mut next).map(|due| {
                 if due {

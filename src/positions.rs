@@ -185,7 +185,7 @@ pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, 
                 Some(known) => known,
                 None => cluster.insert(log.cluster()?),
             };
-            let ends = log.settled_ends(stop)?;
+            let ends = log.high_watermarks(stop)?;
             let committed = committed(&client, role, settings, &topic, &ends)?;
             for committed_partition in committed {
                 let range = committed_partition.range;
@@ -247,7 +247,7 @@ pub fn import(
             if cluster.as_str() == document.cluster {
                 return Err(PositionsError::SameCluster(document.cluster.clone()));
             }
-            let ends = log.settled_ends(stop)?;
+            let ends = log.high_watermarks(stop)?;
             let before = committed(&client, role, settings, &topic, &ends)?;
             for range in &ends {
                 let exported = document.partitions.iter().find(|exported| {

@@ -6,7 +6,7 @@
 //!
 //! 1. initialise transactions: this fences a running replay; its open transaction is aborted, or its commit completed,
 //!    before the call returns;
-//! 2. query the end offsets, and wait until they are stable ([`Log::settled_ends`]): from here on all records of earlier
+//! 2. query the end offsets, and wait until they are stable ([`Log::high_watermarks`]): from here on all records of earlier
 //!    replays are visible, and no more can follow;
 //! 3. read the settling records, then send the dead letters that are open.
 //!
@@ -366,7 +366,7 @@ impl<'a> Sender<'a> {
         stop: &dyn Fn() -> bool,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Reading, ReplayError> {
-        let ends = log.settled_ends(stop)?;
+        let ends = log.high_watermarks(stop)?;
         let mut progress = Progress {
             of: ends
                 .iter()

@@ -258,7 +258,7 @@ impl Service {
 
     /// Tells all roles to stop; [`Service::wait`] then waits for them.
     pub fn stop(&self) {
-        self.stop.tell();
+        self.stop.request();
     }
 
     /// Waits until every role has ended, after [`Service::stop`], a signal, a failure, or a change of connection settings.
@@ -269,11 +269,11 @@ impl Service {
         let mut failed: Option<ServiceError> = None;
         let mut deadline = None;
         while self.running > 0 {
-            if self.credentials.is_due(clock::instant()) && !self.stop.is_told() {
+            if self.credentials.is_due(clock::instant()) && !self.stop.is_requested() {
                 tracing::info!("connection settings changed, draining");
-                self.stop.tell();
+                self.stop.request();
             }
-            if self.stop.is_told() && deadline.is_none() {
+            if self.stop.is_requested() && deadline.is_none() {
                 deadline = Some(clock::instant() + self.grace);
             }
             match self.ended.recv_timeout(Duration::from_millis(100)) {
@@ -287,7 +287,7 @@ impl Service {
                         });
                     }
                     // One role that ends stops all: a process does all of its work or none.
-                    self.stop.tell();
+                    self.stop.request();
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     if deadline.is_some_and(|deadline| clock::instant() >= deadline) {
@@ -298,7 +298,7 @@ impl Service {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.stop.tell();
+        self.stop.request();
         if let Some(exporter) = self.exporter {
             let left =
                 deadline.map(|deadline| deadline.saturating_duration_since(clock::instant()));
@@ -358,7 +358,7 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<(), ServiceError> {
 
 fn follow_subscriptions(process: &Process) -> Result<(), Failure> {
     let settings = &process.settings;
-    let stopped = || process.stop.is_told();
+    let stopped = || process.stop.is_requested();
     let needed = [settings.topics.subscriptions()];
     if wait_for_topics(settings, "table", &needed, &stopped, &mut |_| {})?.is_none() {
         return Ok(());

@@ -179,7 +179,7 @@ impl Roles {
     }
 
     fn end(self) -> Result<(), CliError> {
-        self.stop.tell();
+        self.stop.request();
         let lost = |_| {
             Err(CliError::new(
                 Exit::Failure,
@@ -238,7 +238,7 @@ impl Scenario<'_> {
             if self.interrupt.is_raised() {
                 return Err(interrupted());
             }
-            if self.roles.stop.is_told() {
+            if self.roles.stop.is_requested() {
                 return Err(wrong(&["a role ended early".to_owned()]));
             }
             if since.elapsed() > STALL_TIMEOUT {
@@ -309,7 +309,7 @@ impl Scenario<'_> {
             if self.interrupt.is_raised() {
                 return Err(interrupted());
             }
-            if self.roles.stop.is_told() {
+            if self.roles.stop.is_requested() {
                 return Err(wrong(&["a role ended early".to_owned()]));
             }
             if begun.elapsed() > STALL_TIMEOUT {

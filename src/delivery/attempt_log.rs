@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::metrics::{AttemptRecord, DeliveryMetrics};
-use crate::edge::kafka::best_effort::{Note, Scribe};
+use crate::edge::kafka::best_effort::{BestEffortProducer, Note};
 use crate::edge::kafka::error::Failure;
 use crate::model::attempt::{Attempt, Excerpt, Facts};
 use crate::model::command::Command;
@@ -165,12 +165,13 @@ pub(super) struct AttemptLog {
 impl AttemptLog {
     pub(super) fn start(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<Self, Failure> {
         let topic = context.settings.topics.attempts();
-        let scribe = Scribe::new(&context.settings, &metrics.record_counters(), topic)?;
+        let producer =
+            BestEffortProducer::new(&context.settings, &metrics.record_counters(), topic)?;
         let (to, inbox) = channel();
         let held = Arc::new(AtomicUsize::new(0));
         let ending = Arc::new(AtomicBool::new(false));
         let mut writer = Writer {
-            scribe,
+            producer,
             held: Arc::clone(&held),
             ending: Arc::clone(&ending),
             metrics: metrics.clone(),
@@ -180,7 +181,7 @@ impl AttemptLog {
             .name("attempts".to_owned())
             .spawn(move || {
                 writer.work(&inbox);
-                writer.scribe.close(LAST);
+                writer.producer.close(LAST);
             })
             .map_err(|error| {
                 Failure::Internal(format!(
@@ -216,7 +217,7 @@ impl AttemptLog {
 }
 
 struct Writer {
-    scribe: Scribe,
+    producer: BestEffortProducer,
     held: Arc<AtomicUsize>,
     ending: Arc<AtomicBool>,
     metrics: DeliveryMetrics,
@@ -237,7 +238,7 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.scribe.serve();
+            self.producer.serve();
         }
     }
 
@@ -252,13 +253,13 @@ impl Writer {
             value: &self.value,
             at: entry.facts.began,
         };
-        while !self.scribe.write(note) {
+        while !self.producer.write(note) {
             if self.ending.load(Ordering::Relaxed) {
                 self.metrics.attempt_records(AttemptRecord::Dropped).inc();
                 return;
             }
             std::thread::sleep(FULL);
-            self.scribe.serve();
+            self.producer.serve();
         }
     }
 }

@@ -141,13 +141,13 @@ fn under_way(
     let mut found = UnderWay::new();
     for (topic, position) in tiers.into_iter().zip(released_to) {
         let log = Log::open(settings, topic, PURPOSE)?;
-        let ends = log.settled_ends(stop)?;
+        let ends = log.high_watermarks(stop)?;
         read(&log, ends, partition, position, stop, |message| {
             note(&mut found, message, None, cluster);
         })?;
     }
     let log = Log::open(settings, topics.commands(), PURPOSE)?;
-    let ends = log.settled_ends(stop)?;
+    let ends = log.high_watermarks(stop)?;
     read(&log, ends, partition, Some(from), stop, |message| {
         note(&mut found, message, Some(Offset(message.offset())), cluster);
     })?;

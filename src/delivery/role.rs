@@ -60,11 +60,11 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
     let workers = Workers::start(context, metrics)?;
     let group = format!("{}deliver", settings.group_prefix);
     let topic = settings.topics.commands();
-    let producer = Producer::new(settings, &context.pulse(), "deliver", 0)?;
+    let producer = Producer::new(settings, &context.keep_waiting(), "deliver", 0)?;
     let prefetch = [("queued.max.messages.kbytes", "4096")];
     let member = Member::join(
         settings,
-        context.pulse(),
+        context.keep_waiting(),
         "deliver",
         &group,
         &[&topic],
@@ -167,7 +167,7 @@ impl Delivery<'_> {
         while !self.context.stopping() {
             // A commit that hangs keeps this from being reached, an attempt past every deadline from being called.
             if self.oldest <= STALE {
-                self.context.beat();
+                self.context.heartbeat();
             }
             let wait = self.next_commit.saturating_duration_since(clock::instant());
             self.turn(wait)?;

@@ -9,13 +9,13 @@ use super::partition::lane::{Limits, Rate};
 use super::request::Target;
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::kafka::subscription_cache::Table;
+use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::model::subscription::{State, Subscription};
 
 /// Looks subscriptions up for one worker.
 pub(super) struct Directory {
     /// The subscriptions.
-    pub(super) table: Arc<Table>,
+    pub(super) table: Arc<SubscriptionCache>,
     /// What endpoints may be reached.
     pub(super) policy: Arc<EgressPolicy>,
     /// What holds where a subscription does not say.

@@ -21,32 +21,29 @@ use super::attempt_log::{AttemptFacts, Entry, Notes};
 use super::look_ahead;
 use super::messages::{Load, Message, PartitionState, WorkerState};
 use super::metrics::DeliveryMetrics;
+use super::notices::{log_notice, log_outcome};
 use super::outage::{Health, LATELY};
 use super::partition::Partition;
 use super::partition::counts::AttemptCounts;
-use super::partition::effect::{Attempt, Concluded, Effect, Effects, Notice, Outcome};
+use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
 use super::partition::env::{Env, Rules};
-use super::partition::event::{AttemptEnd, Event, LaneId};
+use super::partition::event::{Event, LaneId};
 use super::partition::lane::most_alone;
-use super::request::{Target, read_rest, response_of};
+use super::request::Target;
+use super::sending::{Ended, Finished, Owner, Sending, Ticket};
 use super::terms::Directory;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::http::HttpClient;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::otlp::{Open, Tracer};
+use crate::edge::otlp::Tracer;
 use crate::model::attempt::Excerpt;
-use crate::model::command::Command;
-use crate::model::dead_letter::DeadLetterInfo;
-use crate::model::outcome::{AttemptOutcome, Response, Verdict, judge};
-use crate::model::span;
+use crate::model::outcome::{AttemptOutcome, Response};
 use crate::model::throttle::Throttle;
-use crate::model::units::{EpochMs, Offset};
+use crate::model::units::Offset;
 use crate::model::window::Place;
 
-/// How long the body of a response that is already judged may take, so that its connection can be used again.
-const DRAIN: Duration = Duration::from_secs(1);
 /// How often what depends on time alone is looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -100,31 +97,6 @@ async fn sleep_until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at.into()).await;
     }
-}
-
-/// Tells a worker's attempts apart.
-type Ticket = u64;
-
-/// A partition in one epoch: an event of a former epoch is dropped (**Owner only**).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Owner {
-    partition: i32,
-    epoch: u64,
-}
-
-/// The end of an attempt, or of its connection's use.
-enum Ended {
-    Attempt(Owner, Box<Finished>),
-    /// The lane may send again: comes behind the attempt's end when the response's body was still open. Of the body, what
-    /// the attempt log keeps of the attempt with this ticket.
-    Slot(Owner, LaneId, Option<(Ticket, Excerpt)>),
-}
-
-struct Finished {
-    end: AttemptEnd<Rc<Target>>,
-    ticket: Ticket,
-    began: EpochMs,
-    took: Duration,
 }
 
 /// An attempt in flight.
@@ -345,7 +317,7 @@ impl Worker {
                     );
                 }
             }
-            Effect::Notice(notice) => self.notice(notice),
+            Effect::Notice(notice) => log_notice(&self.around.metrics, notice),
             Effect::Drained => {
                 let owned = self.partitions.get_mut(&owner.partition);
                 if let Some(done) = owned.and_then(|owned| owned.drained.take()) {
@@ -396,67 +368,19 @@ impl Worker {
     }
 
     fn send(&mut self, owner: Owner, attempt: Attempt<Rc<Target>>) {
-        let Attempt {
-            lane,
-            offset,
-            command,
-            endpoint: target,
-            permit,
-        } = attempt;
-        let started = permit.began;
-        let client = self.around.client.clone();
-        let ended = self.ended.clone();
+        let (offset, started) = (attempt.offset, attempt.permit.began);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let span = self
-            .around
-            .tracer
-            .of_command(command.traceparent.as_deref());
-        let task = tokio::task::spawn_local(async move {
-            let own = span.as_ref().map(Open::traceparent);
-            let traceparent = own.as_deref().or(command.traceparent.as_deref());
-            let began = clock::now();
-            let request = target.request(&command, traceparent, began);
-            let deadline = tokio::time::Instant::from_std(started + target.timeout);
-            let reply = client.post(request, deadline).await;
-            let took = clock::instant() - started;
-            let (response, error, rest) = response_of(reply, clock::now());
-            if let Some(span) = span {
-                let reply = span::Reply {
-                    response,
-                    error: error.as_deref(),
-                    delivered: judge(response, &target.subscription.on_status)
-                        == Verdict::Delivered,
-                };
-                let facts = span::attempt(&command, &target.subscription.url, reply);
-                span.end_after(took, facts);
-            }
-            let logged = target.log.is_some().then(|| Rc::clone(&target));
-            let finished = Finished {
-                end: AttemptEnd {
-                    lane,
-                    offset,
-                    command,
-                    keep_copy: target.log.is_some(),
-                    endpoint: target,
-                    permit,
-                    response,
-                    error,
-                    slot_follows: rest.is_some(),
-                },
-                ticket,
-                began,
-                took,
-            };
-            // The worker outlives its tasks, or nobody is left to be told.
-            ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
-            if let Some(rest) = rest {
-                let deadline = deadline.min((clock::instant() + DRAIN).into());
-                let excerpt = read_rest(rest, deadline, logged).await;
-                let excerpt = excerpt.map(|excerpt| (ticket, excerpt));
-                ended.send(Ended::Slot(owner, lane, excerpt)).ok();
-            }
-        });
+        let traceparent = attempt.command.traceparent.as_deref();
+        let sending = Sending {
+            owner,
+            ticket,
+            span: self.around.tracer.of_command(traceparent),
+            attempt,
+            client: self.around.client.clone(),
+            ended: self.ended.clone(),
+        };
+        let task = tokio::task::spawn_local(sending.run());
         self.in_flight += 1;
         self.around.metrics.in_flight().inc();
         if let Some(owned) = self.partitions.get_mut(&owner.partition) {
@@ -584,66 +508,9 @@ impl Worker {
     }
 
     fn write(&mut self, number: i32, outcome: Outcome) {
-        match &outcome {
-            Outcome::DeadLetter(command, info) => self.log_dead_letter(command, info),
-            Outcome::Disable(subscription) => tracing::warn!(
-                subscription = %subscription.id, subscriber = %subscription.subscriber,
-                "the endpoint responded 410 Gone; disabling the subscription",
-            ),
-            Outcome::Tier(..) | Outcome::Invalid(_) => {}
-        }
+        log_outcome(&mut self.dead_letter_lines, &outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
             owned.outcomes.push(outcome);
-        }
-    }
-
-    /// One line a second: an endpoint that refuses everything must not flood the log.
-    fn log_dead_letter(&mut self, command: &Command, info: &DeadLetterInfo) {
-        let Some(suppressed) = self.dead_letter_lines.pass(clock::instant()) else {
-            return;
-        };
-        tracing::warn!(
-            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
-            trace_id = command.trace_id(), reason = info.reason.as_str(), attempts = command.attempt, suppressed,
-            "dead letter: {}", info.error,
-        );
-    }
-
-    fn notice(&self, notice: Notice) {
-        let metrics = &self.around.metrics;
-        match notice {
-            Notice::BreakerOpened {
-                subscription,
-                subscriber,
-                class,
-                probe_at,
-            } => {
-                let probe_in = probe_at.saturating_duration_since(clock::instant());
-                tracing::warn!(
-                    %subscription, %subscriber, class = class.as_str(), ?probe_in,
-                    "breaker opened; commands are parked until the next probe",
-                );
-                metrics.breaker_open(&subscriber, &subscription, true);
-            }
-            Notice::BreakerClosed {
-                subscription,
-                subscriber,
-            } => {
-                tracing::info!(%subscription, %subscriber, "breaker closed");
-                metrics.breaker_open(&subscriber, &subscription, false);
-            }
-            Notice::BreakerMoved {
-                subscription,
-                subscriber,
-            } => metrics.breaker_open(&subscriber, &subscription, true),
-            Notice::BreakerForgotten {
-                subscription,
-                subscriber,
-            } => metrics.breaker_open(&subscriber, &subscription, false),
-            Notice::Overdue(subscription) => tracing::warn!(
-                %subscription,
-                "a command that others wait for is overdue; reading the retry topics again",
-            ),
         }
     }
 

@@ -49,10 +49,23 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
     let observe = move |committed, took| {
         common.transaction(TransactionalRole::Fanout, committed, took);
     };
-    let pipeline = Pipeline::new(settings, &context.pulse(), "fanout", PRODUCERS, observe)?;
+    let pipeline = Pipeline::new(
+        settings,
+        &context.keep_waiting(),
+        "fanout",
+        PRODUCERS,
+        observe,
+    )?;
     let group = format!("{}fanout", settings.group_prefix);
     let topics: Vec<&str> = settings.topics.events.iter().map(String::as_str).collect();
-    let member = Member::join(settings, context.pulse(), "fanout", &group, &topics, &[])?;
+    let member = Member::join(
+        settings,
+        context.keep_waiting(),
+        "fanout",
+        &group,
+        &topics,
+        &[],
+    )?;
     let mut fanout = Fanout {
         context,
         metrics,
@@ -163,7 +176,7 @@ struct Fanout<'a> {
 impl Fanout<'_> {
     fn run(&mut self, member: &Member) -> Result<(), Failure> {
         while !self.context.stopping() {
-            self.context.beat();
+            self.context.heartbeat();
             let done = self.turn(member);
             self.recover(member, done)?;
         }

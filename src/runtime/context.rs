@@ -11,8 +11,8 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::subscription_cache::Table;
-use crate::edge::kafka::wait::{Pulse, wait_for_topics};
+use crate::edge::kafka::subscription_cache::SubscriptionCache;
+use crate::edge::kafka::wait::{KeepWaiting, wait_for_topics};
 use crate::edge::otlp::Tracer;
 
 /// The state shared by all roles of a process; cheap to clone.
@@ -23,7 +23,7 @@ pub struct Process {
     /// The metrics common to all roles.
     pub metrics: Metrics,
     /// The subscriptions.
-    pub table: Arc<Table>,
+    pub table: Arc<SubscriptionCache>,
     /// Starts spans.
     pub tracer: Tracer,
     /// The state of every role.
@@ -43,7 +43,7 @@ pub struct RoleContext {
     /// The metrics common to all roles.
     pub metrics: Metrics,
     /// The subscriptions.
-    pub table: Arc<Table>,
+    pub table: Arc<SubscriptionCache>,
     /// Starts spans.
     pub tracer: Tracer,
     role: &'static str,
@@ -93,25 +93,25 @@ impl RoleContext {
     /// Whether the role must stop.
     #[must_use]
     pub fn stopping(&self) -> bool {
-        self.process.stop.is_told()
+        self.process.stop.is_requested()
     }
 
     /// Reports a heartbeat of the role; `/livez` fails without one for a while.
-    pub fn beat(&self) {
-        self.process.health.beat(self.role);
+    pub fn heartbeat(&self) {
+        self.process.health.heartbeat(self.role);
     }
 
     /// A callback for threads that wait within the client library: reports a heartbeat and returns whether to continue.
     #[must_use]
-    pub fn pulse(&self) -> Pulse {
+    pub fn keep_waiting(&self) -> KeepWaiting {
         let (health, stop, role) = (
             Arc::clone(&self.process.health),
             Arc::clone(&self.process.stop),
             self.role,
         );
         Arc::new(move || {
-            health.beat(role);
-            !stop.is_told()
+            health.heartbeat(role);
+            !stop.is_requested()
         })
     }
 
@@ -154,7 +154,7 @@ impl RoleContext {
         let mut waiting = |reason: &str| {
             /// How often the log repeats the reason.
             const REMIND: Duration = Duration::from_secs(10);
-            self.beat();
+            self.heartbeat();
             self.set(State::Waiting(reason.to_owned()));
             let now = clock::instant();
             if logged.is_none_or(|before| now - before >= REMIND) {
@@ -179,7 +179,7 @@ impl RoleContext {
             if self.stopping() {
                 return Ok(false);
             }
-            self.beat();
+            self.heartbeat();
             self.process.stop.wait(Duration::from_millis(20));
         }
         Ok(true)

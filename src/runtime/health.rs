@@ -89,7 +89,7 @@ impl Health {
     }
 
     /// Records a heartbeat of `role`.
-    pub fn beat(&self, role: &str) {
+    pub fn heartbeat(&self, role: &str) {
         if let Some(known) = self.roles().get_mut(role) {
             known.heartbeat = clock::instant();
         }

@@ -41,7 +41,7 @@ impl Signals {
             let mut state = told.lock().unwrap_or_else(PoisonError::into_inner);
             state.came = true;
             if let Some(running) = state.running.take() {
-                running.tell();
+                running.request();
             }
         };
         std::thread::Builder::new()
@@ -54,7 +54,7 @@ impl Signals {
     pub(super) fn stop(&self, service: Arc<Stop>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.came {
-            service.tell();
+            service.request();
         }
         state.running = Some(service);
     }

@@ -124,3 +124,13 @@ fn a_file_of_no_layer_and_an_edge_of_the_pure_layer_are_found() {
     let (passed, text) = with(("model/units.rs", "use rdkafka::Message;\n"));
     assert!(!passed && text.contains("uses the crate rdkafka"), "{text}");
 }
+
+#[test]
+fn a_file_that_is_too_long_is_found_and_its_tests_do_not_count() {
+    let line = "const A: u8 = 0;\n";
+    let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", line.repeat(900));
+    let (passed, text) = check(&[("model.rs", &(line.repeat(600) + &tests))]);
+    assert!(passed, "{text}");
+    let (passed, text) = check(&[("model.rs", &line.repeat(601))]);
+    assert!(!passed && text.contains("has 601 lines"), "{text}");
+}

@@ -48,11 +48,11 @@ pub(super) fn start(
             let all = flow.events();
             // The first event goes ahead, so that the latencies do not include the start of the roles.
             sender.send_up_to(1)?;
-            while sender.ledger.lock().requests() == 0 && !stop.is_told() {
+            while sender.ledger.lock().requests() == 0 && !stop.is_requested() {
                 stop.wait(TICK);
             }
             let begun = clock::instant();
-            while sender.sent < all && !stop.is_told() {
+            while sender.sent < all && !stop.is_requested() {
                 sender.send_up_to(flow.due(begun.elapsed()).min(all))?;
                 stop.wait(TICK);
             }

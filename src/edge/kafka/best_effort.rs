@@ -24,7 +24,7 @@ use crate::edge::kafka::log::LogContext;
 use crate::model::throttle::Throttle;
 use crate::model::units::EpochMs;
 
-/// Limit of unacknowledged records in the client, KiB: beyond it, [`Scribe::write`] refuses records.
+/// Limit of unacknowledged records in the client, KiB: beyond it, [`BestEffortProducer::write`] refuses records.
 const QUEUE_KIB: u32 = 16 * 1024;
 /// A record that is not acknowledged within this time is dropped.
 const GIVE_UP: Duration = Duration::from_secs(60);
@@ -106,7 +106,7 @@ pub struct RecordCounters {
 }
 
 /// A best-effort producer for one topic.
-pub struct Scribe {
+pub struct BestEffortProducer {
     settings: Arc<Settings>,
     counters: RecordCounters,
     topic: String,
@@ -122,7 +122,7 @@ struct Client {
     written: u64,
 }
 
-impl Scribe {
+impl BestEffortProducer {
     /// A producer for `topic`.
     ///
     /// # Errors
@@ -281,18 +281,18 @@ mod tests {
             dropped: counter("dropped"),
         };
         let topic = settings.topics.attempts();
-        let mut scribe = Scribe::new(&settings, &counters, topic).unwrap();
+        let mut producer = BestEffortProducer::new(&settings, &counters, topic).unwrap();
         let note = Note {
             key: b"acme",
             value: b"{}",
             at: EpochMs(1),
         };
         for _ in 0..7 {
-            assert!(scribe.write(note));
+            assert!(producer.write(note));
         }
-        scribe.serve();
+        producer.serve();
         assert_eq!(counters.dropped.get(), 0, "they are held");
-        scribe.close(Duration::ZERO);
+        producer.close(Duration::ZERO);
         assert_eq!(counters.dropped.get(), 7);
         assert_eq!(counters.written.get(), 0);
     }

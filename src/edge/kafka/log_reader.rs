@@ -3,7 +3,7 @@
 //! Operators' commands fold logs: dead letters and subscriptions. Two pitfalls are handled here. The last offsets of a
 //! partition may be transaction markers that no reader sees, so its end is detected by the client's end-of-partition
 //! event. And a read-committed reader ends at the *last stable offset*, behind which an unrelated open transaction may
-//! hide committed records (see [`Log::settled_ends`]).
+//! hide committed records (see [`Log::high_watermarks`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,7 +149,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Failure`] when the broker does not respond, or a transaction stays open for more than 90 s.
-    pub fn settled_ends(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Range>, Failure> {
+    pub fn high_watermarks(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Range>, Failure> {
         /// Delay between reads of the stable offsets.
         const PAUSE: Duration = Duration::from_millis(100);
         let wanted = self.ends(&self.all)?;

@@ -29,7 +29,7 @@ use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::log::LogContext;
-use crate::edge::kafka::wait::Pulse;
+use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::throttle::Throttle;
 use crate::model::units::Position;
 use committed::CommittedReader;
@@ -75,7 +75,7 @@ pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
     settings: Settings,
     purpose: &'static str,
-    pulse: Pulse,
+    keep_waiting: KeepWaiting,
     group: String,
     /// The generation in which the partitions were taken. Never refreshed at commit time: after an eviction it would
     /// be empty, and a broker accepts an empty generation from anybody.
@@ -88,14 +88,14 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins `group` for `topics`. `extra` are properties of this role; `pulse` is called while the member waits for a
+    /// Joins `group` for `topics`. `extra` are properties of this role; `keep_waiting` is called while the member waits for a
     /// broker.
     ///
     /// # Errors
     /// [`Failure`] when the settings do not allow a client to be created.
     pub fn join(
         settings: &Settings,
-        pulse: Pulse,
+        keep_waiting: KeepWaiting,
         purpose: &'static str,
         group: &str,
         topics: &[&str],
@@ -134,7 +134,7 @@ impl Member {
             consumer,
             settings: settings.clone(),
             purpose,
-            pulse,
+            keep_waiting,
             group: group.to_owned(),
             metadata: RefCell::default(),
             read_positions: RefCell::default(),
@@ -332,7 +332,7 @@ impl Member {
             settings: &self.settings,
             purpose: self.purpose,
             group: &self.group,
-            pulse: &self.pulse,
+            keep_waiting: &self.keep_waiting,
         };
         reader.read(partitions)
     }

@@ -17,7 +17,7 @@ use super::producer::{BatchError, Producer, Record};
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::Commit;
-use crate::edge::kafka::wait::Pulse;
+use crate::edge::kafka::wait::KeepWaiting;
 
 /// What became of a batch: its number, how long its end took, and the producer that wrote it.
 struct Ended {
@@ -123,7 +123,7 @@ impl Pipeline {
     /// [`Failure`] when a producer cannot be made.
     pub fn new(
         settings: &Settings,
-        pulse: &Pulse,
+        keep_waiting: &KeepWaiting,
         purpose: &'static str,
         slots: usize,
         observe: impl Fn(bool, Duration) + Send + 'static,
@@ -141,7 +141,7 @@ impl Pipeline {
         // Each waits for the coordinator several times: one after the other, they would be what a start waits for longest.
         let made = std::thread::scope(|scope| {
             let each = (0..slots).map(|slot| {
-                let make = move || Producer::new(settings, pulse, purpose, slot);
+                let make = move || Producer::new(settings, keep_waiting, purpose, slot);
                 scope.spawn(make)
             });
             let threads: Vec<_> = each.collect();

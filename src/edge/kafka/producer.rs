@@ -27,7 +27,7 @@ use crate::edge::failpoint;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::member::{Commit, commit_list};
-use crate::edge::kafka::wait::Pulse;
+use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::transaction_end::TransactionEnd;
 
 /// One record to write.
@@ -159,7 +159,7 @@ impl ProducerContext for DeliveryContext {
 /// How to create the client.
 struct Recipe {
     settings: Settings,
-    pulse: Pulse,
+    keep_waiting: KeepWaiting,
     purpose: &'static str,
     transactional_id: Option<String>,
 }
@@ -180,10 +180,10 @@ impl Producer {
     ///
     /// # Errors
     /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable,
-    /// and calls `pulse` meanwhile.
+    /// and calls `keep_waiting` meanwhile.
     pub fn new(
         settings: &Settings,
-        pulse: &Pulse,
+        keep_waiting: &KeepWaiting,
         purpose: &'static str,
         slot: usize,
     ) -> Result<Self, Failure> {
@@ -191,7 +191,7 @@ impl Producer {
             "{}{purpose}-{}-{slot}",
             settings.group_prefix, settings.instance
         );
-        Self::with_id(settings, Pulse::clone(pulse), purpose, id)
+        Self::with_id(settings, KeepWaiting::clone(keep_waiting), purpose, id)
     }
 
     /// A producer for `purpose` that is unique across all processes, whatever their `--instance`: a new one fences any
@@ -206,7 +206,7 @@ impl Producer {
 
     fn with_id(
         settings: &Settings,
-        pulse: Pulse,
+        keep_waiting: KeepWaiting,
         purpose: &'static str,
         id: String,
     ) -> Result<Self, Failure> {
@@ -216,7 +216,7 @@ impl Producer {
         };
         let recipe = Recipe {
             settings: settings.clone(),
-            pulse,
+            keep_waiting,
             purpose,
             transactional_id,
         };
@@ -458,7 +458,9 @@ impl Recipe {
             };
             let retriable =
                 matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
-            if !(self.pulse)() || !retriable && !crate::edge::kafka::error::is_unreachable(&error) {
+            if !(self.keep_waiting)()
+                || !retriable && !crate::edge::kafka::error::is_unreachable(&error)
+            {
                 return Err(Failure::from_client(
                     format!("starting transactions of {}", self.purpose),
                     error,

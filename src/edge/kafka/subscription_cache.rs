@@ -24,14 +24,14 @@ use crate::model::subscription::{Subscription, parse};
 
 /// All valid subscriptions, shared by the roles of a process.
 #[derive(Default)]
-pub struct Table {
+pub struct SubscriptionCache {
     index: RwLock<Index>,
     /// The raw records, so that one can be changed without losing fields unknown to this version.
     records: RwLock<HashMap<Box<str>, Box<[u8]>>>,
     version: AtomicU64,
 }
 
-impl Table {
+impl SubscriptionCache {
     /// The index, for a batch of lookups. The guard blocks updates while it is held.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
@@ -108,7 +108,7 @@ impl Table {
 /// [`Failure`] when the topic is missing, permission is denied, or the client fails permanently.
 pub fn follow(
     settings: &Settings,
-    table: &Table,
+    table: &SubscriptionCache,
     invalid: &IntCounter,
     stop: &dyn Fn() -> bool,
     ready: &mut dyn FnMut(),

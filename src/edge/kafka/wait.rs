@@ -14,7 +14,7 @@ use super::log::{LogContext, LoggedConsumer, serve};
 use crate::config::Settings;
 
 /// Called periodically by a thread that waits for a broker: reports a heartbeat and returns whether to keep waiting.
-pub type Pulse = Arc<dyn Fn() -> bool + Send + Sync>;
+pub type KeepWaiting = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Waits until a broker responds and all `topics` exist, and returns the cluster id; `None` if `stop` returned true.
 /// `waiting` is called after each failed try with the reason.

@@ -47,7 +47,7 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     if !context.wait_until_possible("release", &needed)? {
         return Ok(());
     }
-    let producer = Producer::new(settings, &context.pulse(), "release", 0)?;
+    let producer = Producer::new(settings, &context.keep_waiting(), "release", 0)?;
     let group = format!("{}release", settings.group_prefix);
     let subscribed: Vec<&str> = tiers.iter().map(String::as_str).collect();
     // Small fetches: when a partition is paused, the client drops the records that it has fetched ahead.
@@ -57,7 +57,7 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     ];
     let member = Member::join(
         settings,
-        context.pulse(),
+        context.keep_waiting(),
         "release",
         &group,
         &subscribed,
@@ -123,7 +123,7 @@ struct Release<'a> {
 impl Release<'_> {
     fn run(&mut self, member: &Member) -> Result<(), Failure> {
         while !self.context.stopping() {
-            self.context.beat();
+            self.context.heartbeat();
             self.poll(member)?;
             for (at, change) in self.machine.flow() {
                 let at = [self.topics.topic_partition(at)];

@@ -13,7 +13,7 @@ use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::wait::Pulse;
+use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::kafka::watchdog::{bounded, was_unreachable_within};
 use crate::model::units::Position;
 
@@ -34,7 +34,7 @@ pub(super) struct CommittedReader<'a> {
     pub(super) settings: &'a Settings,
     pub(super) purpose: &'static str,
     pub(super) group: &'a str,
-    pub(super) pulse: &'a Pulse,
+    pub(super) keep_waiting: &'a KeepWaiting,
 }
 
 impl CommittedReader<'_> {
@@ -78,14 +78,14 @@ impl CommittedReader<'_> {
                     let found = read_committed(partitions, &found)?;
                     if !was_unreachable_within(UNSETTLED)
                         || before.as_ref() == Some(&found)
-                        || !(self.pulse)()
+                        || !(self.keep_waiting)()
                     {
                         return Ok(found);
                     }
                     before = Some(found);
                     std::thread::sleep(REPEAT);
                 }
-                Err(error) if is_denied(&error) || !(self.pulse)() => {
+                Err(error) if is_denied(&error) || !(self.keep_waiting)() => {
                     return Err(Failure::from_client(
                         format!("reading the committed offsets of {}", self.group),
                         error,

@@ -1,0 +1,126 @@
+//! An attempt in flight: sends one request and reports its end.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::partition::effect::Attempt;
+use super::partition::event::{AttemptEnd, LaneId};
+use super::request::{Target, read_rest, response_of};
+use crate::edge::clock;
+use crate::edge::http::HttpClient;
+use crate::edge::otlp::Open;
+use crate::model::attempt::Excerpt;
+use crate::model::outcome::{Verdict, judge};
+use crate::model::span;
+use crate::model::units::EpochMs;
+
+/// How long the body of a response that is already judged may take, so that its connection can be used again.
+const DRAIN: Duration = Duration::from_secs(1);
+/// Tells a worker's attempts apart.
+pub(super) type Ticket = u64;
+
+/// A partition in one epoch: an event of a former epoch is dropped (**Owner only**).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Owner {
+    pub(super) partition: i32,
+    pub(super) epoch: u64,
+}
+
+/// The end of an attempt, or of its connection's use.
+pub(super) enum Ended {
+    Attempt(Owner, Box<Finished>),
+    /// The lane may send again: comes behind the attempt's end when the response's body was still open. Of the body, what
+    /// the attempt log keeps of the attempt with this ticket.
+    Slot(Owner, LaneId, Option<(Ticket, Excerpt)>),
+}
+
+/// What came of an attempt, and when.
+pub(super) struct Finished {
+    pub(super) end: AttemptEnd<Rc<Target>>,
+    pub(super) ticket: Ticket,
+    pub(super) began: EpochMs,
+    pub(super) took: Duration,
+}
+
+/// An attempt to be made.
+pub(super) struct Sending {
+    pub(super) owner: Owner,
+    pub(super) ticket: Ticket,
+    pub(super) attempt: Attempt<Rc<Target>>,
+    pub(super) client: HttpClient,
+    pub(super) span: Option<Open>,
+    pub(super) ended: UnboundedSender<Ended>,
+}
+
+impl Sending {
+    /// Sends the request, reports what came of it, and then reads the rest of the response.
+    pub(super) async fn run(self) {
+        let Self {
+            owner,
+            ticket,
+            attempt,
+            client,
+            span,
+            ended,
+        } = self;
+        let Attempt {
+            lane,
+            offset,
+            command,
+            endpoint: target,
+            permit,
+        } = attempt;
+        let own = span.as_ref().map(Open::traceparent);
+        let traceparent = own.as_deref().or(command.traceparent.as_deref());
+        let began = clock::now();
+        let request = target.request(&command, traceparent, began);
+        let deadline = tokio::time::Instant::from_std(permit.began + target.timeout);
+        let reply = client.post(request, deadline).await;
+        let took = clock::instant() - permit.began;
+        let (response, error, rest) = response_of(reply, clock::now());
+        let delivered = || judge(response, &target.subscription.on_status) == Verdict::Delivered;
+        if let Some(span) = span {
+            let reply = span::Reply {
+                response,
+                error: error.as_deref(),
+                delivered: delivered(),
+            };
+            let facts = span::attempt(&command, &target.subscription.url, reply);
+            span.end_after(took, facts);
+        }
+        if tracing::enabled!(tracing::Level::DEBUG) && !delivered() {
+            tracing::debug!(
+                webhook_id = %command.webhook_id, subscription = %command.subscription,
+                trace_id = command.trace_id(), attempt = command.attempt.saturating_add(1),
+                status = response.status(), error = error.as_deref(), "attempt failed",
+            );
+        }
+        let logged = target.log.is_some().then(|| Rc::clone(&target));
+        let finished = Finished {
+            end: AttemptEnd {
+                lane,
+                offset,
+                command,
+                keep_copy: target.log.is_some(),
+                endpoint: target,
+                permit,
+                response,
+                error,
+                slot_follows: rest.is_some(),
+            },
+            ticket,
+            began,
+            took,
+        };
+        // The worker outlives its tasks; otherwise nobody needs to know.
+        ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
+        if let Some(rest) = rest {
+            let deadline = deadline.min((clock::instant() + DRAIN).into());
+            let excerpt = read_rest(rest, deadline, logged).await;
+            let excerpt = excerpt.map(|excerpt| (ticket, excerpt));
+            ended.send(Ended::Slot(owner, lane, excerpt)).ok();
+        }
+    }
+}
