@@ -327,7 +327,7 @@ fn a_wrong_password_is_reported_until_the_file_has_the_right_one() {
 
     // In the middle of a rotation a file may be empty.
     std::fs::write(&password, "").unwrap();
-    let line = process.wait_for_line("changed connection settings are not used", ALL);
+    let line = process.wait_for_line("changed connection settings rejected", ALL);
     assert!(
         line.contains("sasl.password") && line.contains("the file is empty"),
         "{line}"
@@ -428,7 +428,7 @@ fn new_certificates_make_new_clients_in_the_same_process() {
         let second = new.issue("client");
         let mixed = (first.0.clone(), second.1.clone());
         binding.replace(&mutual_tls(&address, &brokers, &mixed));
-        process.wait_for_line("changed connection settings are not used", ALL);
+        process.wait_for_line("changed connection settings rejected", ALL);
         binding.replace(&mutual_tls(&address, &brokers, &second));
         let line = process.wait_for_line("making new clients within", ALL);
         assert!(line.contains("ssl.certificate.pem, ssl.key.pem"), "{line}");

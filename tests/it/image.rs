@@ -400,6 +400,6 @@ fn the_program_runs_in_the_image_without_root_on_a_read_only_file_system() {
     assert_eq!(process.wait_exit(SOON).code(), Some(0));
     let without = ["SSL_CERT_FILE=/nowhere", "SSL_CERT_DIR=/nowhere"];
     let mut process = Process::of("deliver", container.command(&without, &deliver));
-    process.wait_for_line("no certificate authority", LATER);
+    process.wait_for_line("no certificate authorities found", LATER);
     assert_eq!(process.wait_exit(SOON).code(), Some(1));
 }

@@ -123,14 +123,14 @@ fn a_breaker_spends_no_attempts_on_an_endpoint_that_fails_and_finds_out_when_it_
     eventually_true("all that is left is parked", LATER, || {
         process.metric(open) == Some(1.0) && parked(&process, "breaker") >= (COMMANDS - 20) as f64
     });
-    process.wait_for_line("the breaker is open", LATER);
+    process.wait_for_line("breaker opened", LATER);
     let spent = endpoint.receiver.seen().len();
     // 5 in a row, those that were in flight with them, and probes.
     assert!(spent < 60, "{spent} attempts were spent");
     endpoint.mend();
     wait_until_done(&world);
     assert_eq!(webhooks(&endpoint.receiver.seen()), COMMANDS);
-    process.wait_for_line("the breaker is closed", LATER);
+    process.wait_for_line("breaker closed", LATER);
     assert_eq!(process.metric(open), None, "closed ones have no series");
 }
 
@@ -380,7 +380,7 @@ fn when_most_endpoints_do_not_answer_intake_pauses_until_a_probe_is_answered() {
     eventually_true("the fault is seen to be ours", LATER, || {
         process.metric(systemic) == Some(1.0)
     });
-    let line = process.wait_for_line("most endpoints give no answer", LATER);
+    let line = process.wait_for_line("egress outage: most endpoints do not respond", LATER);
     assert!(line.contains("ERROR"), "{line}");
     network.mend();
     eventually_true("it is over", LATER, || {

@@ -170,7 +170,7 @@ fn a_missing_event_topic_takes_nothing_from_the_other_figures() {
     arguments.extend(["--instance=lag", "--http-listen=127.0.0.1:0"].map(str::to_owned));
     let lag = Process::spawn(&arguments);
     lag.wait_ready();
-    lag.wait_for_line("the event topic does not exist", LATER);
+    lag.wait_for_line("event topic does not exist", LATER);
     eventually_true("the topic that exists is counted", LATER, || {
         event_lag(&lag, &world.events, 0) == Some(1.0)
     });

@@ -241,5 +241,5 @@ fn lines_of_the_json_log_about_a_command_name_it_its_subscription_and_its_trace(
         }
         about.len()
     };
-    assert_eq!((of("attempt failed: "), of("dead letter: ")), (2, 1));
+    assert_eq!((of("attempt failed"), of("dead letter: ")), (2, 1));
 }

@@ -125,7 +125,7 @@ fn a_life_is_told_in_order_by_the_events_id_and_by_the_webhooks() {
         "attempt 1: status 500 after ",
         "retry 1 due ",
         "released for attempt 2",
-        "dead letter after 2 attempts, attempts-exhausted: the endpoint answered 500",
+        "dead letter after 2 attempts, attempts-exhausted: the endpoint responded 500",
         "replayed",
         "new command from a replay",
         "attempt 1: status 200 after ",

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The endpoint answered with a status that no further attempt would change.
+    /// The endpoint responded with a status that no further attempt would change.
     PermanentStatus,
     /// The last attempt of the schedule failed.
     AttemptsExhausted,
-    /// The endpoint answered 410.
+    /// The endpoint responded 410.
     Gone,
     /// The subscription was disabled when the command came.
     Disabled,
