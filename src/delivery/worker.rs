@@ -99,6 +99,9 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
+/// Looked up several times for each delivery: seeded at random, and quicker than the standard library's.
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// An attempt in flight.
 struct Flight {
     abort: AbortHandle,
@@ -132,7 +135,7 @@ struct Pause {
 struct Worker {
     around: Surroundings,
     rules: Arc<Rules>,
-    partitions: HashMap<i32, Owned>,
+    partitions: Map<i32, Owned>,
     /// Lanes that have something to send, in the order in which they asked.
     ready: VecDeque<(Owner, LaneId)>,
     timers: BinaryHeap<Reverse<(Instant, Owner)>>,
@@ -146,7 +149,7 @@ struct Worker {
     dead_letter_lines: Throttle,
     next_ticket: Ticket,
     /// Notes of attempts whose response's body is still open: as many as have a slot at most.
-    unfinished_notes: HashMap<Ticket, Entry>,
+    unfinished_notes: Map<Ticket, Entry>,
     /// Attempts since the last report of partitions that are gone.
     of_gone: Vec<(Arc<str>, AttemptCounts)>,
     /// Used again for each event.
@@ -164,7 +167,7 @@ impl Worker {
         Self {
             around,
             rules: Arc::new(rules),
-            partitions: HashMap::new(),
+            partitions: Map::default(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             in_flight: 0,
@@ -174,7 +177,7 @@ impl Worker {
             pause: None,
             dead_letter_lines: Throttle::new(Duration::from_secs(1)),
             next_ticket: 0,
-            unfinished_notes: HashMap::new(),
+            unfinished_notes: Map::default(),
             of_gone: Vec::new(),
             effects: Effects::default(),
             concluded: None,

@@ -9,7 +9,7 @@ use super::counts::AttemptCounts;
 use super::effect::{Concluded, Effect, Notice, Outcome};
 use super::env::{Endpoint, Standing, Subscriptions};
 use super::event::{AttemptEnd, LaneId};
-use super::lane::{Cause as Closed, Report};
+use super::lane::{Report, Slowness};
 use super::state::{Partition, Step, Taken};
 use crate::model::backoff::next_delay;
 use crate::model::command::Cause;
@@ -153,7 +153,7 @@ impl<E: Endpoint> Partition<E> {
             return;
         };
         entry.lane.hold_off(now + length);
-        if let Some((Closed::Rate, _)) = entry.lane.closed(now) {
+        if let Some((Slowness::Rate, _)) = entry.lane.closed(now) {
             self.park_queue(id, ParkReason::Rate, Some(length), step);
         }
     }

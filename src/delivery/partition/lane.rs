@@ -71,12 +71,12 @@ pub enum Full {
     /// It drains within [`PATIENCE`]: wait for room.
     Quick,
     /// It does not: park.
-    Slow(Cause),
+    Slow(Slowness),
 }
 
 /// Why a lane takes nothing, or not at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum Slowness {
     /// The endpoint does not keep up.
     Endpoint,
     /// The rate limit is below what comes in, or the endpoint asked to be left alone.
@@ -166,14 +166,14 @@ impl<T> Lane<T> {
 
     /// Why the lane takes nothing now, and until when.
     #[must_use]
-    pub fn closed(&self, now: Instant) -> Option<(Cause, Instant)> {
+    pub fn closed(&self, now: Instant) -> Option<(Slowness, Instant)> {
         if let Gate::Open(probe_at) = self.breaker.gate(now) {
-            return Some((Cause::Breaker, probe_at));
+            return Some((Slowness::Breaker, probe_at));
         }
         let until = self
             .held_off_until
             .filter(|&until| until > now + PATIENCE)?;
-        Some((Cause::Rate, until))
+        Some((Slowness::Rate, until))
     }
 
     /// Queues `item`, which weighs `bytes`; `spare` tells whether its partition has memory to spare.
@@ -364,19 +364,19 @@ impl<T> Lane<T> {
 
     /// Why it takes longer than [`PATIENCE`] to drain a full queue; `None` while nothing is known against it.
     #[must_use]
-    pub fn slow(&self, now: Instant) -> Option<Cause> {
+    pub fn slow(&self, now: Instant) -> Option<Slowness> {
         if self.breaker.is_open() {
-            return Some(Cause::Breaker);
+            return Some(Slowness::Breaker);
         }
         let limited = self.limits.rate.map(|rate| rate.per_second);
         let is_slow = |pace: f64| QUEUE_COMMANDS as f64 > pace * PATIENCE.as_secs_f64();
         if self.closed(now).is_some() || limited.is_some_and(is_slow) {
-            return Some(Cause::Rate);
+            return Some(Slowness::Rate);
         }
         self.pace
             .rate(now)
             .is_some_and(is_slow)
-            .then_some(Cause::Endpoint)
+            .then_some(Slowness::Endpoint)
     }
 
     /// `None` when there is room.
@@ -385,7 +385,7 @@ impl<T> Lane<T> {
         if let Some(bucket) = &self.bucket {
             let soon = bucket.within(HORIZON, now).max(1.0);
             if queued as f64 >= soon {
-                return Some(Full::Slow(Cause::Rate));
+                return Some(Full::Slow(Slowness::Rate));
             }
         }
         let fits = queued < QUEUE_COMMANDS && self.queued_bytes + bytes <= QUEUE_BYTES;

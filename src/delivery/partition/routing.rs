@@ -9,7 +9,7 @@ use super::counts::AttemptCounts;
 use super::effect::{Effect, Notice, Outcome};
 use super::env::{Endpoint, Standing, Subscriptions};
 use super::event::{Incoming, LaneId};
-use super::lane::{Cause as Slowness, Full, Lane};
+use super::lane::{Full, Lane, Slowness};
 use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
 use crate::model::command::Cause;
 use crate::model::dead_letter::{DeadLetterInfo, Reason};

@@ -97,7 +97,7 @@ fn a_full_lane_that_keeps_moving_is_waited_for_and_one_that_does_not_is_not() {
     let pace = Duration::from_millis(100);
     assert_eq!(
         work(&mut slow, &mut now, pace, 3 * MEASURE),
-        Full::Slow(Cause::Endpoint)
+        Full::Slow(Slowness::Endpoint)
     );
 }
 
@@ -109,7 +109,7 @@ fn a_lane_that_hangs_is_known_to_be_slow_soon() {
     assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
     now += 3 * MEASURE;
     lane.offer(0, 1, false, now).unwrap();
-    assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Endpoint));
+    assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Endpoint));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_lane_that_hangs_stays_known_for_it_when_its_queue_is_parked() {
     assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
     for _ in 0..20 {
         now += MEASURE;
-        assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Endpoint));
+        assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Endpoint));
         assert_eq!(lane.take_queue().count(), QUEUE_COMMANDS);
     }
 }
@@ -134,7 +134,7 @@ fn a_lane_that_hangs_from_its_first_attempt_takes_no_more_than_its_queue_for_lon
     let full =
         |lane: &mut Lane<u32>, now| (0..).find_map(|item| lane.offer(item, 1, true, now).err());
     let (_, full) = full(&mut lane, now + SILENT).unwrap();
-    assert_eq!(full, Full::Slow(Cause::Endpoint));
+    assert_eq!(full, Full::Slow(Slowness::Endpoint));
     assert_eq!(lane.queued(), QUEUE_COMMANDS);
 }
 
@@ -171,7 +171,7 @@ fn a_lane_that_was_idle_is_not_slow_for_that() {
 fn a_lane_whose_rate_is_below_what_comes_in_parks_for_that() {
     let now = start();
     let mut lane = lane(8, Some((10.0, 1.0)), now);
-    assert_eq!(fill(&mut lane, now), Full::Slow(Cause::Rate));
+    assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Rate));
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_silent_lane_sends_nothing_until_it_may() {
         Next::At(until),
         "a shorter silence does not cut a longer one"
     );
-    assert_eq!(lane.closed(now), Some((Cause::Rate, until)));
+    assert_eq!(lane.closed(now), Some((Slowness::Rate, until)));
     assert_eq!(sent(lane.next(SPARE, until)), Some(1));
 }
 
@@ -236,7 +236,7 @@ fn an_open_breaker_closes_the_lane_until_its_probe() {
     }
     let probe_at = now + RULES.probe;
     assert_eq!(changed, Some(Change::Opened(probe_at)));
-    assert_eq!(lane.closed(now), Some((Cause::Breaker, probe_at)));
+    assert_eq!(lane.closed(now), Some((Slowness::Breaker, probe_at)));
     lane.offer(7, 1, false, probe_at).unwrap();
     lane.offer(8, 1, false, probe_at).unwrap();
     let Next::Send(7, probe) = lane.next(SPARE, probe_at) else {
