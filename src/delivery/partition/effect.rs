@@ -76,7 +76,7 @@ pub enum Question {
     Others(Offset, HashSet<Box<str>>),
 }
 
-/// Why an overdue command is looked for.
+/// What an operator wants to know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// A breaker opened: the next probe is then.
