@@ -5,11 +5,11 @@
 //! (`worker.rs`). What is replica-wide, the cap on requests in flight and the pause during an egress outage, comes in with
 //! the events. So a test drives it with made-up events, and restores it from any snapshot.
 //!
-//! Pure: no tokio, HTTP, Kafka, clock or metrics; time, randomness and subscriptions are arguments ([`Env`]).
+//! Pure: no tokio, HTTP, Kafka, clock or metrics; time, randomness and subscriptions are arguments ([`env::Env`]).
 //!
 //! | module | what |
 //! |---|---|
-//! | [`event`], [`effect`], [`env`] | what comes in, what goes out, what is asked |
+//! | [`event`], [`effect`], [`mod@env`] | what comes in, what goes out, what is asked |
 //! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `report` | the machine |
 //! | [`lane`], [`breaker`], [`concurrency`] | one subscription's queue and its limits |
 //! | [`order`], [`fairness`] | order within subjects; who waits behind a backlog |
