@@ -205,7 +205,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// If a response shows that the fault was on this side, resets what the outage did to the breakers.
+    /// Ends an outage. If a response shows that the fault was on this side, open breakers probe soon.
     fn resume<S: Subscriptions<Endpoint = E>>(&mut self, responded: bool, step: &mut Step<'_, S>) {
         let all: Vec<LaneId> = self.lanes.keys().copied().collect();
         for id in all {
