@@ -1,9 +1,9 @@
-//! The log of attempts: what workers note goes to a thread of its own, which writes it.
+//! The attempt log: workers hand entries to a separate thread, which writes them.
 //!
-//! A worker never waits for it. What is not written yet is bounded by [`MAX_HELD_BYTES`]; past that, records are
-//! dropped and counted, and so is what the broker does not take. Nothing else depends on the log: a crash loses what
-//! was noted within the last moments, and an attempt that is cut is not in it: by a kill, or by the drain deadline when
-//! the process ends or its partition moves to another replica.
+//! A worker never waits for the log. Unwritten entries are bounded by [`MAX_HELD_BYTES`]; past that, they are dropped
+//! and counted, as are those that the broker rejects. Nothing else depends on the log. A crash loses the most recent
+//! entries. An attempt that is cut off is not logged: by a kill, or by the drain deadline when the process ends or its
+//! partition moves to another replica.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,18 +24,19 @@ use crate::runtime::context::RoleContext;
 
 use crate::model::outcome::Class;
 
-/// What workers have noted and the client has not taken, of the whole replica, bytes. Past it, records are dropped.
+/// The most bytes of entries that a replica's workers have noted and the client has not accepted; past it, entries are
+/// dropped.
 const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
-/// A worker hands over so many at once, or what there is each time it tells its state.
+/// A worker hands over this many entries at once, or what it has each time it reports its state.
 const BATCH: usize = 256;
-/// How long the thread waits for more before it serves its client.
+/// How long the thread waits for more entries before it serves its client.
 const TURN: Duration = Duration::from_millis(50);
-/// When the client has no room, between two tries.
+/// The delay between two tries while the client has no room.
 const FULL: Duration = Duration::from_millis(1);
-/// What is left at the end may take this long; after that, what is dropped is counted.
+/// The time limit for the remaining entries at the end; after that, the rest is dropped and counted.
 const LAST: Duration = Duration::from_secs(2);
 
-/// One attempt that has ended.
+/// An attempt that has ended.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// Without its body.
@@ -46,7 +47,7 @@ pub(super) struct Entry {
     pub(super) excerpt: Option<Excerpt>,
 }
 
-/// What an attempt's end tells before its outcome is known.
+/// What is known at the end of an attempt, before its outcome.
 #[derive(Debug)]
 pub(super) struct AttemptFacts {
     pub(super) number: u32,
@@ -74,7 +75,7 @@ impl Entry {
         }
     }
 
-    /// Of its texts, and what a command weighs beside them.
+    /// The size of its texts plus the fixed overhead of a command.
     fn weight(&self) -> usize {
         let command = &self.command;
         let texts = [
@@ -115,7 +116,7 @@ impl Entry {
     }
 }
 
-/// A worker's end of the log.
+/// A worker's handle to the log.
 pub(super) struct Notes {
     batch: Vec<Entry>,
     to: Sender<Vec<Entry>>,
@@ -143,7 +144,7 @@ impl Notes {
         }
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
         if let Err(refused) = self.to.send(batch) {
-            // Its thread has panicked: nothing is held any more, and nothing will be written.
+            // The log's thread has panicked: nothing is held any more, and nothing will be written.
             let count = refused.0.len() as u64;
             self.held.store(0, Ordering::Relaxed);
             self.metrics
@@ -206,7 +207,7 @@ impl AttemptLog {
         }
     }
 
-    /// Writes what is left, when every worker has ended.
+    /// Writes the remaining entries, once every worker has ended.
     pub(super) fn end(self) {
         self.ending.store(true, Ordering::Relaxed);
         drop(self.to);
@@ -221,7 +222,7 @@ struct Writer {
     held: Arc<AtomicUsize>,
     ending: Arc<AtomicBool>,
     metrics: DeliveryMetrics,
-    /// Room for a record's value, used again.
+    /// Reusable buffer for a record's value.
     value: Vec<u8>,
 }
 
@@ -244,7 +245,7 @@ impl Writer {
 
     fn write(&mut self, entry: &Entry) {
         self.value.clear();
-        // Text and numbers always have a form in JSON, and writing to memory does not fail.
+        // Text and numbers always serialize to JSON, and writes to memory do not fail.
         if serde_json::to_writer(&mut self.value, &entry.attempt()).is_err() {
             return;
         }

@@ -1,32 +1,32 @@
-//! How busy the threads of delivery are: the mean of all threads over the last seconds.
+//! How busy delivery's threads are: the mean over all threads and the last seconds.
 //!
-//! The mean, since this is for deciding on replicas. A partition uses one thread and cannot be split: when one large
-//! subscriber keeps a thread busy, the maximum is 1 whatever the number of replicas, and would ask for more of them in
-//! vain. When the mean is high, several partitions are busy, and another replica takes some of them over.
+//! The mean, because operators scale replicas by it. A partition uses one thread and cannot be split. When one large
+//! subscriber keeps a thread busy, the maximum is 1 whatever the number of replicas, and asks for more of them in vain.
+//! When the mean is high, several partitions are busy, and another replica takes over some of them.
 //!
 //! Pure.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The ratio is of so much time.
+/// The length of the sliding window.
 const SPAN: Duration = Duration::from_secs(10);
-/// How often the time is noted.
+/// How often a sample is taken.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What the threads' clocks said, the oldest first.
+/// Samples of the threads' total busy time, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Busy(VecDeque<(Instant, Duration)>);
 
 impl Busy {
-    /// All `threads` together have been busy for `total` since they began. Gives the share of the last [`SPAN`], about
-    /// once a second.
+    /// Records that all `threads` together have been busy for `total` since they began. Returns the busy share of the
+    /// last [`SPAN`], about once per second.
     pub(super) fn observe(&mut self, total: Duration, threads: usize, now: Instant) -> Option<f64> {
         let since = |at: Instant| now.saturating_duration_since(at);
         if self.0.back().is_some_and(|(at, _)| since(*at) < EVERY) {
             return None;
         }
-        // One sample that is as old as the span stays.
+        // Keep one sample that is at least as old as the window.
         while self.0.get(1).is_some_and(|(at, _)| since(*at) >= SPAN) {
             self.0.pop_front();
         }

@@ -1,7 +1,7 @@
 //! Commits: outcomes and positions together, or positions alone.
 //!
-//! After a failed transaction the outcomes are kept and written again with the next state, unless the broker tells
-//! that it had committed them after all.
+//! After a failed transaction the outcomes are kept and written again with the next state, unless the broker's
+//! committed offsets show that the transaction succeeded.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::model::window::Snapshot;
 use crate::runtime::metrics::TransactionalRole;
 
 impl Delivery<'_> {
-    /// Commits what has changed since the last time. `Ok(false)` when that did not succeed and is to be tried again.
+    /// Commits what has changed since the last commit. Returns `Ok(false)` when the commit failed and is to be retried.
     pub(super) fn commit(&mut self) -> Result<bool, Failure> {
         let mut reports = self.workers.states()?;
         self.report_attempts(&mut reports);
@@ -186,7 +186,8 @@ impl Delivery<'_> {
         }
     }
 
-    /// Outcomes weigh in their partitions until then: when they cannot be written, intake stops.
+    /// Releases the memory of outcomes that are durable. Until then they count in their partitions, so intake stops
+    /// when they cannot be written.
     fn are_durable(&self, outcomes: &[(i32, Outcome)]) {
         for (partition, outcome) in outcomes {
             if let (Some(owned), Some(weight)) = (self.partitions.get(partition), outcome.weight())
@@ -196,10 +197,10 @@ impl Delivery<'_> {
         }
     }
 
-    /// After a commit whose end was not known, and is by now, the committed positions tell. Only partitions with
-    /// outcomes can tell: each outcome ends an offset, so nothing but this transaction can have committed what it
-    /// wanted to; what it wanted for others, a plain commit may have committed before. (A late copy of an earlier commit
-    /// that lands between the transaction and this look would hide it: no case of that is known.)
+    /// Resolves a commit whose result was unknown by the committed positions. Only partitions with outcomes are
+    /// conclusive: each outcome ends an offset, so only this transaction can have committed the position that it
+    /// wanted. For other partitions a plain commit may have done so. (A late copy of an earlier commit that arrives
+    /// between the transaction and this check would hide it; no such case is known.)
     fn keep_unless_durable(
         &mut self,
         outcomes: Vec<(i32, Outcome)>,
@@ -297,7 +298,7 @@ impl Delivery<'_> {
         })
     }
 
-    /// Disables a subscription, unless it has changed since that was decided.
+    /// Disables a subscription, unless it has changed since that decision.
     fn write_disabled(
         &mut self,
         decided_on: &Arc<Subscription>,
@@ -350,7 +351,7 @@ impl Delivery<'_> {
 }
 
 fn dead_letter_headers(command: &Command) -> OwnedHeaders {
-    // The letter's own first-failure header stands for the command's, and a replay gets a place of its own.
+    // The dead letter's own first-failure header replaces the command's, and a replay gets a new sequence.
     command_headers(&Envelope {
         first_failure: None,
         sequence: None,

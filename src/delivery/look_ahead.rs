@@ -1,11 +1,13 @@
-//! Reads ahead for a worker, without the group, on a thread of its own, so that neither polling nor sending waits for it.
+//! Reads ahead for a worker, outside the group and on a separate thread, so that neither polling nor sending waits for
+//! it.
 //!
-//! - What is under way of a partition's ordered subscriptions, in the tiers and released from them. The release group's
-//!   positions are taken first, then the tiers are read, and the commands last: whatever release moves meanwhile is seen
-//!   in one place at least, and by its sequence counted once. Each is read to its *settled* end: a killed owner's open
-//!   transaction would else hide what others committed behind it, and its subject would be thought to be free.
-//! - Whether anybody waits behind a backlog that holds its partition up. As long as nobody does, sending the backlog
-//!   round through the tiers would be work for nothing.
+//! - Finds the unfinished commands of a partition's ordered subscriptions, in the tiers and released from them. It
+//!   fetches the release group's positions first, then reads the tiers, and the commands last: whatever release moves
+//!   meanwhile appears in at least one of them, and its sequence identifies duplicates. Each is read to its high
+//!   watermark. A crashed owner's open transaction would otherwise hide what others committed behind it, and its
+//!   subject would appear to be free.
+//! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
+//!   backlog through the tiers would be wasted work.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -31,10 +33,10 @@ use crate::edge::kafka::record::read_command;
 use crate::model::command::header;
 use crate::model::units::{Offset, Position};
 
-/// In the clients' names and logs.
+/// Used in client names and logs.
 const PURPOSE: &str = "ahead";
 
-/// What is asked for, for one ownership of a partition: an answer to a former owner is dropped.
+/// A request for one ownership of a partition; a result for a former owner is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) partition: i32,
@@ -42,10 +44,10 @@ pub(super) struct Asked {
     pub(super) question: Question,
 }
 
-/// Reads on a thread of its own and tells `worker`; tries again until that works or the worker has ended.
+/// Reads on a separate thread and sends the result to `worker`; retries until that works or the worker has ended.
 ///
 /// # Errors
-/// When there can be no thread.
+/// When the thread cannot be started.
 pub(super) fn start(
     settings: &Arc<Settings>,
     cluster: &ClusterId,
@@ -61,7 +63,7 @@ pub(super) fn start(
             match answer(&settings, &cluster, &asked, &stop) {
                 Ok(answer) => {
                     if let Some(worker) = worker.upgrade() {
-                        // If it has just ended, nobody waits for the answer.
+                        // If the worker has just ended, nobody needs the result.
                         worker
                             .send(Message::LookedAhead(asked.partition, asked.epoch, answer))
                             .ok();
@@ -177,7 +179,7 @@ fn read(
     Ok(())
 }
 
-/// Up to where each tier's partition has been released.
+/// The position up to which each tier's partition has been released.
 fn released(
     settings: &Settings,
     tiers: &[String],
@@ -185,7 +187,7 @@ fn released(
 ) -> Result<Vec<Option<Position>>, Failure> {
     let group = format!("{}release", settings.group_prefix);
     let asking = || format!("reading the offsets of {group}");
-    // It never joins the group: it asks for its offsets alone.
+    // It never joins the group: it only fetches the group's offsets.
     let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, PURPOSE, &group)
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client(asking(), error))?;
@@ -213,11 +215,11 @@ fn note(
     released: Option<Offset>,
     cluster: &ClusterId,
 ) {
-    // What cannot be read is told by the role that has to deal with it.
+    // The role that handles unreadable records reports them.
     let Ok(Ok(mut command)) = read_command(message) else {
         return;
     };
-    // One without a sequence was never taken.
+    // A command without a sequence was never taken.
     if command.sequence.is_none() {
         return;
     }

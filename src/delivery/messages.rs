@@ -1,4 +1,4 @@
-//! What the role's thread and its workers say to each other.
+//! Messages between the role's thread and its workers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,43 +11,43 @@ use super::partition::effect::Outcome;
 use super::partition::event::{Incoming, LookAhead};
 use crate::model::window::{Place, Snapshot, Window};
 
-/// To a worker.
+/// A message to a worker.
 pub(super) enum Message {
-    /// Own this partition.
+    /// Take ownership of this partition.
     Open {
         partition: i32,
         place: Place,
         window: Window,
         load: Arc<Load>,
     },
-    /// These records of it were read.
+    /// Records that were read from this partition.
     Take(i32, Vec<Incoming>),
-    /// Report the state of all partitions; outcomes that were reported are forgotten here.
+    /// Report the state of all partitions. Reported outcomes are then forgotten here.
     Snapshot(Sender<WorkerState>),
-    /// What a partition asked for in this epoch.
+    /// The result of a look-ahead that a partition requested in this epoch.
     LookedAhead(i32, u64, LookAhead),
     /// Send nothing, during an egress outage.
     Pause,
-    /// Send one command although paused.
+    /// Send one command despite the pause.
     Probe,
-    /// The outage is over; whether a response showed that.
+    /// The outage is over; the flag says whether a response showed that.
     Resume(bool),
-    /// Start nothing more in these partitions, and say so when nothing is in flight any more.
+    /// Start nothing more in these partitions, and signal when nothing is in flight.
     Stop(Vec<i32>, Sender<()>),
-    /// Forget these partitions, and cut what is still in flight.
+    /// Drop these partitions, and cut off what is still in flight.
     Close(Vec<i32>),
 }
 
-/// What a worker reports at one moment.
+/// A worker's state at one moment.
 #[derive(Debug)]
 pub(super) struct WorkerState {
     pub(super) partitions: Vec<PartitionState>,
     pub(super) health: Health,
-    /// By subscriber, which may stand there several times, since the last report.
+    /// Attempts by subscriber since the last report; a subscriber may occur several times.
     pub(super) attempts: Vec<(Arc<str>, AttemptCounts)>,
 }
 
-/// A partition at one moment: with `outcomes` durable, `snapshot` may be committed.
+/// A partition's state at one moment: once `outcomes` are durable, `snapshot` may be committed.
 #[derive(Debug)]
 pub(super) struct PartitionState {
     pub(super) partition: i32,
@@ -58,27 +58,27 @@ pub(super) struct PartitionState {
     pub(super) stalled: Duration,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
-    /// Queued commands that only the worker's shortage holds up.
+    /// Queued commands that wait only for requests of the worker.
     pub(super) runnable: usize,
 }
 
-/// What was handed over and is not done: how full a partition's part of memory is.
+/// A partition's use of memory: commands handed over and not done.
 #[derive(Debug, Default)]
 pub(super) struct Load {
-    /// What it may hold before it is paused, bytes.
+    /// The bytes that it may hold before it is paused.
     share: AtomicUsize,
     bytes: AtomicUsize,
     commands: AtomicUsize,
 }
 
 impl Load {
-    /// One more command.
+    /// Adds a command.
     pub(super) fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.commands.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many commands are done, which took so many bytes together.
+    /// Removes finished commands and the bytes that they held together.
     pub(super) fn sub(&self, commands: usize, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.commands.fetch_sub(commands, Ordering::Relaxed);

@@ -13,11 +13,11 @@ use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::runtime::metrics::{Counters, Label, Registry, index, labels};
 
 labels!(
-    /// What became of a record of the log of attempts.
+    /// The result of a record for the attempt log.
     AttemptRecord {
-        /// The broker has it.
+        /// The broker acknowledged it.
         Written = "written",
-        /// There was no room for it, or the broker did not take it.
+        /// There was no room for it, or the broker rejected it.
         Dropped = "dropped",
     }
 );
@@ -182,7 +182,7 @@ impl DeliveryMetrics {
         &self.0.attempt_duration
     }
 
-    /// Records of the log of attempts.
+    /// Records of the attempt log.
     #[must_use]
     pub fn attempt_records(&self, result: AttemptRecord) -> &IntCounter {
         self.0.attempt_records.of(result)
@@ -228,7 +228,7 @@ impl DeliveryMetrics {
         &self.0.queued_bytes
     }
 
-    /// Of all partitions.
+    /// The age of the oldest attempt in flight, over all partitions.
     pub fn oldest_attempt(&self, age: Duration) {
         self.0.oldest_attempt.set(age.as_secs_f64());
     }
@@ -239,18 +239,18 @@ impl DeliveryMetrics {
         if open {
             self.0.breaker_open.with_label_values(&labels).set(1);
         } else {
-            // One that was never open has none to take away.
+            // A breaker that was never open has no series to remove.
             self.0.breaker_open.remove_label_values(&labels).ok();
         }
     }
 
-    /// 1 while intake is paused because the fault is ours.
+    /// 1 while intake is paused during an egress outage.
     #[must_use]
     pub fn systemic_failure(&self) -> &IntGauge {
         &self.0.systemic_failure
     }
 
-    /// From the committed position to the last offset taken.
+    /// The number of offsets from the committed position to the last one taken.
     pub fn window(&self, partition: i32, span: u64) {
         let gauge = self
             .0
@@ -267,7 +267,7 @@ impl DeliveryMetrics {
             .set(time.as_secs_f64());
     }
 
-    /// Commands of a partition that only the replica's shortage holds up.
+    /// Commands of a partition that wait only for requests of the replica.
     pub fn runnable_commands(&self, partition: i32, count: usize) {
         self.0
             .runnable_commands
@@ -275,17 +275,17 @@ impl DeliveryMetrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// The share of time in which delivery's threads were busy.
+    /// The share of time during which delivery's threads were busy.
     pub fn worker_busy(&self, ratio: f64) {
         const NO_LABELS: [&str; 0] = [];
         let gauge = self.0.worker_busy.with_label_values(&NO_LABELS);
         gauge.set(ratio);
     }
 
-    /// Takes the series of a partition away that this process does not own any more.
+    /// Removes the series of a partition that this process no longer owns.
     pub fn forget_partition(&self, partition: i32) {
         let label = partition.to_string();
-        // A partition that was never observed has no series to take away.
+        // A partition that was never observed has no series to remove.
         self.0.window_offsets.remove_label_values(&[&label]).ok();
         self.0.stalled.remove_label_values(&[&label]).ok();
         self.0.runnable_commands.remove_label_values(&[&label]).ok();
@@ -297,12 +297,12 @@ impl DeliveryMetrics {
         &self.0.foreign_commit_metadata
     }
 
-    /// Attempts of subscribers. A series has all classes from its start: what fails for the first time is seen to grow.
+    /// Attempts by subscriber. A series starts with all classes, so that the first failure shows as an increase.
     pub fn subscriber_attempts(&self, told: &SubscriberAttempts) {
         let series = &self.0.subscriber_attempts;
         for name in &told.gone {
             for class in Class::ALL {
-                // A series that is not there is as good as removed.
+                // A missing series counts as removed.
                 series.remove_label_values(&[name, class.as_str()]).ok();
             }
         }
@@ -314,7 +314,7 @@ impl DeliveryMetrics {
         }
     }
 
-    /// Takes away what a role has told before that begins anew within the process: it knows nothing of that.
+    /// Removes the series of an earlier run of the role within this process: a new run does not know them.
     pub fn forget_subscriber_attempts(&self) {
         self.0.subscriber_attempts.reset();
     }

@@ -1,4 +1,4 @@
-//! What partitions notice and give up, in the log and the metrics.
+//! Logs the notices and outcomes of partitions, and updates the metrics.
 
 use super::metrics::DeliveryMetrics;
 use super::partition::effect::{Notice, Outcome};
@@ -7,7 +7,7 @@ use crate::model::command::Command;
 use crate::model::dead_letter::DeadLetterInfo;
 use crate::model::throttle::Throttle;
 
-/// Logs an outcome that an operator wants to know of; `lines` bounds those of dead letters.
+/// Logs an outcome that concerns operators; `lines` limits the lines of dead letters.
 pub(super) fn log_outcome(lines: &mut Throttle, outcome: &Outcome) {
     match outcome {
         Outcome::DeadLetter(command, info) => {
@@ -21,7 +21,7 @@ pub(super) fn log_outcome(lines: &mut Throttle, outcome: &Outcome) {
     }
 }
 
-/// One line a second: an endpoint that refuses everything must not flood the log.
+/// One line per second: an endpoint that rejects everything must not flood the log.
 fn log_dead_letter(lines: &mut Throttle, command: &Command, info: &DeadLetterInfo) {
     let Some(suppressed) = lines.pass(clock::instant()) else {
         return;
@@ -33,7 +33,7 @@ fn log_dead_letter(lines: &mut Throttle, command: &Command, info: &DeadLetterInf
     );
 }
 
-/// Logs what a partition has noticed, and shows it in the metrics.
+/// Logs a partition's notice and updates the metrics.
 pub(super) fn log_notice(metrics: &DeliveryMetrics, notice: Notice) {
     match notice {
         Notice::BreakerOpened {

@@ -1,36 +1,36 @@
-//! Is the fault ours? When most endpoints stop answering at once, it is not they that are down but the way to them:
-//! the network's egress, DNS, a firewall. Then attempts would only be spent, so intake pauses, and a probe now and
-//! then finds out when to go on.
+//! Detects egress outages. When most endpoints stop responding at once, the fault is not theirs but on the way to them:
+//! the network's egress, DNS, a firewall. Attempts would be wasted, so intake pauses, and occasional probes find out
+//! when to resume.
 //!
-//! An answer of any status shows a way that works, so only attempts without one count. Pure.
+//! A response of any status shows that the way works, so only attempts without a response count. Pure.
 
 use std::time::{Duration, Instant};
 
-/// Subscriptions that must have had attempts lately for most of them to mean anything.
+/// The least number of recently active subscriptions for a decision.
 pub const LEAST_LANES: usize = 5;
-/// Of these, so many in a hundred must be without an answer.
+/// The percentage of them that must have no response.
 pub const MOST: usize = 80;
-/// What counts as lately.
+/// The time that counts as recent.
 pub const LATELY: Duration = Duration::from_secs(10);
-/// The wait before the first probe; it doubles up to the longest.
+/// The delay before the first probe; it doubles up to the longest.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 const LONGEST_PROBE: Duration = Duration::from_secs(15);
 
-/// How a replica's subscriptions fare.
+/// The health of a replica's subscriptions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Had an attempt end in the last [`LATELY`].
+    /// Subscriptions with an attempt that ended in the last [`LATELY`].
     pub active: usize,
-    /// Of these, had no answer since at least two attempts.
+    /// Of these, subscriptions without a response to at least their last two attempts.
     pub failing: usize,
-    /// Whether an attempt that began during the pause was responded.
+    /// Whether an attempt that began during the pause got a response.
     pub responded: bool,
-    /// Whether a probe can be sent, or is on its way.
+    /// Whether a probe can be sent or is in flight.
     pub can_probe: bool,
 }
 
 impl Health {
-    /// Of two workers together.
+    /// The sum of two workers' health.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -49,17 +49,17 @@ impl Health {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Go on as before.
+    /// Keep the current state.
     Stay,
-    /// Pause: take nothing more in, send nothing.
+    /// Pause: stop intake and sending.
     Pause,
     /// Stay paused, but send one command as a probe.
     Probe,
-    /// Go on, after so long a pause.
+    /// Resume, after a pause of this length.
     Resume(Duration),
 }
 
-/// The state of one replica.
+/// The outage state of one replica.
 #[derive(Debug, Default)]
 pub struct Outage {
     paused: Option<Paused>,
@@ -73,7 +73,7 @@ struct Paused {
 }
 
 impl Outage {
-    /// Looks at the replica's health, a few times a second.
+    /// Evaluates the replica's health; called several times per second.
     pub fn observe(&mut self, health: Health, now: Instant) -> Step {
         let Some(paused) = &mut self.paused else {
             if !health.most_fail() {
@@ -86,7 +86,7 @@ impl Outage {
             });
             return Step::Pause;
         };
-        // With nothing to probe with, only new commands can tell.
+        // Without a command to probe with, only new commands can show the end of the outage.
         if health.responded || now >= paused.next_probe && !health.can_probe {
             let length = now.saturating_duration_since(paused.since);
             self.paused = None;

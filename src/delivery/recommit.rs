@@ -1,17 +1,17 @@
-//! Commits that are repeated because an earlier one may overtake them.
+//! Repeats commits that an earlier, delayed commit may overwrite.
 //!
 //! Pure.
 
 use std::time::{Duration, Instant};
 
-/// How long a commit whose answer was not seen may still be under way to the broker.
+/// How long a commit without a response may still be on its way to the broker.
 const UNDER_WAY: Duration = Duration::from_secs(120);
-/// Until then everything is committed again so often.
+/// How often everything is committed again until then.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// After a broken connection a commit may reach the broker late, behind later ones, and take them back: nothing tells
-/// the broker which is the later of two of one generation. If nothing moves after that, the next owner would do again what
-/// is done (**Durable outcome**, **One lineage**). So for a while all is committed again, though it has not changed.
+/// After a broken connection a commit may reach the broker behind later ones and overwrite them: the broker cannot tell
+/// which of two commits of one generation is the later one. If nothing moves after that, the next owner would repeat
+/// finished work (**Durable outcome**, **One lineage**). So everything is committed again for a while, even unchanged.
 #[derive(Debug, Default)]
 pub(super) struct Recommit {
     until: Option<Instant>,
@@ -23,7 +23,7 @@ impl Recommit {
         self.until = Some(now + UNDER_WAY);
     }
 
-    /// Whether all is to be committed again now.
+    /// Whether everything is to be committed again now.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
         if self.until.is_none_or(|until| now > until) {
             *self = Self::default();

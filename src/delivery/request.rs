@@ -1,4 +1,4 @@
-//! An endpoint and its requests: URL, header template and keys are prepared once, so that each request costs little.
+//! An endpoint and its requests: URL, header template and keys are prepared once, so that each request is cheap.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -30,24 +30,24 @@ const ATTEMPT: HeaderName = HeaderName::from_static("hookstream-attempt");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AGENT: &str = concat!("hookstream/", env!("CARGO_PKG_VERSION"));
 
-/// All that an attempt needs beside its command.
+/// What an attempt needs besides its command.
 pub(super) struct Target {
     pub(super) subscription: Arc<Subscription>,
     pub(super) timeout: Duration,
     pub(super) schedule: Box<[Duration]>,
-    /// What the log of attempts needs, while it is on.
+    /// What the attempt log needs, if enabled.
     pub(super) log: Option<Logged>,
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
-    /// The second of the last request, as a header: many requests share one.
+    /// The timestamp of the last request, in seconds and as a header: many requests share one.
     second: RefCell<(i64, HeaderValue)>,
 }
 
-/// An endpoint as the log of attempts may show it.
+/// An endpoint as the attempt log may show it.
 pub(super) struct Logged {
     pub(super) url: Arc<str>,
-    /// Hides in an answer what the endpoint echoes.
+    /// Masks credentials that the endpoint echoes in a response.
     pub(super) mask: Mask,
 }
 
@@ -66,7 +66,7 @@ impl Logged {
     }
 }
 
-/// All of a URL behind its host that may be a credential, as it stands there and as what it means.
+/// All parts of a URL after its host that may be a credential, both as written and decoded.
 fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
     let whole = [Some(url.path()), url.query()].into_iter().flatten();
     let segments = url.path().split('/');
@@ -83,7 +83,7 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
 }
 
 impl Target {
-    /// Whether a secret of it may change without the subscription.
+    /// Whether one of its secrets may change without a change of the subscription.
     pub(super) fn reads_files(&self) -> bool {
         self.subscription
             .secrets
@@ -128,7 +128,7 @@ impl Target {
         })
     }
 
-    /// The request of one attempt, signed at `now`. What an event put into a header that HTTP cannot carry is left out.
+    /// Builds the request of one attempt, signed at `now`. Omits header values of the event that HTTP cannot carry.
     pub(super) fn request(
         &self,
         command: &Command,
@@ -191,8 +191,8 @@ impl Endpoint for Rc<Target> {
     }
 }
 
-/// All headers of a request, with what every request replaces for itself standing empty: the map of a request is a
-/// copy that never grows.
+/// All headers of a request, with empty values for those that each request sets: a request's header map is a copy that
+/// never grows.
 fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) -> HeaderMap {
     const EMPTY: HeaderValue = HeaderValue::from_static("");
     let mut headers = HeaderMap::with_capacity(own.len() + 9);
@@ -213,7 +213,7 @@ fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) 
     headers
 }
 
-/// What a reply says, why there was no response, and the body that is still to come.
+/// The response, the error if there was none, and the body still to be read.
 pub(super) fn response_of(
     reply: Reply,
     now: EpochMs,
@@ -247,8 +247,8 @@ pub(super) fn response_of(
     }
 }
 
-/// Reads the body of a response to its end, so that its connection can be used again, and keeps its beginning for the
-/// attempt log when that is on.
+/// Reads a response body to its end, so that its connection can be reused, and keeps its beginning for the attempt log
+/// if that is enabled.
 pub(super) async fn read_rest(
     rest: Rest,
     deadline: tokio::time::Instant,

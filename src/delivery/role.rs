@@ -1,10 +1,10 @@
-//! Delivery: commands become POSTs, and POSTs outcomes that are durable before the position passes them.
+//! Delivery: sends commands as POSTs, and makes their outcomes durable before the position passes them.
 //!
-//! This thread polls Kafka, runs the rebalances and commits: all that concerns the group happens here, in
-//! order. The partitions' windows and lanes live on `worker` threads; between the two go whole batches.
-//! Every 100 ms the workers tell each partition's state: its window, and the outcomes since the last time.
-//! Outcomes and positions are committed in one transaction; positions alone by a plain commit. After a failed
-//! transaction the outcomes are kept and written again with the next state: an abort repeats no POST.
+//! This thread polls Kafka, handles rebalances and commits: everything that concerns the group happens here, in order.
+//! The partitions' windows and lanes live on `worker` threads, which exchange whole batches with this one. Every 100 ms
+//! the workers report each partition's state: its window, and the outcomes since the last report. Outcomes and
+//! positions are committed in one transaction; positions alone by a plain commit. After a failed transaction the
+//! outcomes are kept and written again with the next state, so an aborted transaction repeats no POST.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -36,21 +36,21 @@ use crate::runtime::context::RoleContext;
 
 /// How often positions and outcomes are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
-/// Records taken in one turn before anything else is looked at.
+/// The most records taken in one turn.
 const TURN: usize = 512;
-/// A partition may always hold this much, bytes, however many partitions share `--max-queued-bytes`.
+/// The least share of `--max-queued-bytes` that a partition gets, however many partitions there are, bytes.
 const LEAST_SHARE: usize = 256 * 1024;
-/// And so many commands, however many partitions share `--max-queued-commands`.
+/// The least share of `--max-queued-commands` that a partition gets, however many partitions there are.
 const LEAST_COMMANDS: usize = 512;
-/// How long the last commit of partitions that are given up may take, tries included.
+/// The time limit for the last commit of revoked partitions, retries included.
 const FINAL_COMMIT: Duration = Duration::from_secs(5);
-/// An attempt that is older has outlived its deadline, 60 s at most: `/livez` turns red a while later.
+/// An attempt older than this has outlived its deadline, which is at most 60 s; `/livez` fails some time later.
 const STALE: Duration = Duration::from_secs(120);
 
-/// Runs until told to stop, then drains.
+/// Runs until shutdown is requested, then drains.
 ///
 /// # Errors
-/// [`Failure`] when the role cannot go on.
+/// [`Failure`] when the role cannot continue.
 pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failure> {
     let settings = &context.settings;
     let topics = needed_topics(settings);
@@ -88,7 +88,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
         busy: Busy::default(),
     };
-    // What an earlier run within this process has told.
+    // Series of an earlier run within this process.
     metrics.forget_subscriber_attempts();
     metrics.systemic_failure().set(0);
     context.ready();
@@ -133,7 +133,7 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
 pub(super) struct Owned {
     pub(super) load: Arc<Load>,
     pub(super) paused: bool,
-    /// What the broker has, as far as is known.
+    /// The last snapshot known to be committed.
     pub(super) committed: Option<Snapshot>,
 }
 
@@ -146,17 +146,18 @@ pub(super) struct Delivery<'a> {
     pub(super) cluster: ClusterId,
     pub(super) topic: Arc<str>,
     pub(super) partitions: HashMap<i32, Owned>,
-    /// Outcomes of a transaction that failed, to be written with the next one.
+    /// Outcomes of a failed transaction, to be written with the next one.
     pub(super) kept: Vec<(i32, Outcome)>,
-    /// Whether each outcome is to be acknowledged before the next is sent: then none is refused for its neighbours.
+    /// Whether each outcome waits for the previous one's acknowledgement: then none is rejected because of others in
+    /// its batch.
     pub(super) one_by_one: bool,
     pub(super) next_commit: Instant,
     pub(super) outage: Outage,
-    /// Whether a commit may still be under way behind later ones.
+    /// Whether a delayed commit may still overwrite later ones.
     pub(super) recommit: Recommit,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
-    /// Whose attempts have series of their own.
+    /// The subscribers with their own metric series.
     pub(super) top_subscribers: TopSubscribers,
     /// How busy the workers are.
     pub(super) busy: Busy,
@@ -165,7 +166,7 @@ pub(super) struct Delivery<'a> {
 impl Delivery<'_> {
     fn go(&mut self) -> Result<(), Failure> {
         while !self.context.stopping() {
-            // A commit that hangs keeps this from being reached, an attempt past every deadline from being called.
+            // A stuck commit stops the heartbeat, and so does an attempt that outlives every deadline.
             if self.oldest <= STALE {
                 self.context.heartbeat();
             }
@@ -180,7 +181,7 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// Takes what there is, at most [`TURN`] records.
+    /// Takes the available records, at most [`TURN`].
     fn turn(&mut self, wait: Duration) -> Result<(), Failure> {
         let mut taken: HashMap<i32, Vec<Incoming>> = HashMap::new();
         let mut wait = wait;
@@ -216,7 +217,7 @@ impl Delivery<'_> {
 
     fn hand_over(&self, taken: HashMap<i32, Vec<Incoming>>) {
         for (partition, incoming) in taken {
-            // What was still in the client's queue of a partition that was given up is not ours.
+            // A record of a revoked partition that was still in the client's queue belongs to the next owner.
             let Some(owned) = self.partitions.get(&partition) else {
                 continue;
             };
@@ -229,9 +230,9 @@ impl Delivery<'_> {
         }
     }
 
-    /// Bounds what waits in memory: a partition that holds more than its share is paused until half of that has gone,
-    /// and every one while the fault is ours. Pausing throws the client's prefetched records away, so the share is made
-    /// large against them.
+    /// Bounds memory: pauses a partition that holds more than its share until half of it is free, and every partition
+    /// during an egress outage. A pause discards the client's prefetched records, so the share is large compared to
+    /// them.
     fn flow(&mut self) -> Result<(), Failure> {
         let among = self.partitions.len().max(1);
         let bytes = (self.context.settings.max_queued_bytes / among).max(LEAST_SHARE);
@@ -262,7 +263,7 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// What was taken is delivered all the same; where the topic ends before it, the partition begins anew.
+    /// Records already taken are still delivered; if the topic ends before the position, the partition starts over.
     fn gap(&mut self, gap: &Gap) {
         self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
         let number = gap.at.partition;
@@ -341,8 +342,8 @@ impl Delivery<'_> {
         self.member.give_up(partitions)
     }
 
-    /// Partitions are revoked in a later generation than they were taken in, and only in that one the last
-    /// transaction of theirs is accepted. What is committed already is committed once more to ask for it.
+    /// Partitions are revoked in a later generation than the one in which they were assigned, and only the later one
+    /// can commit their last transaction. Commits the committed position once more to obtain it.
     fn renew_generation(&self) -> Result<(), KafkaError> {
         let anchor: Vec<Commit> = self
             .partitions
@@ -371,7 +372,7 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// Lets attempts in flight end, up to the deadline. What is cut then is delivered again by the next owner.
+    /// Lets attempts in flight end, up to the deadline. The next owner repeats those that are cut off.
     fn drain(&self, partitions: &[i32]) {
         let deadline = clock::instant() + self.context.settings.drain_deadline;
         let mut waiting = Vec::new();
@@ -402,7 +403,7 @@ impl Delivery<'_> {
         }
     }
 
-    /// The group may be between two generations when partitions are given up, so this is tried for a while.
+    /// Retries for a while, because the group may be between two generations during a revocation.
     fn commit_finally(&mut self) -> Result<(), Failure> {
         const PAUSE: Duration = Duration::from_millis(100);
         let deadline = clock::instant() + FINAL_COMMIT;

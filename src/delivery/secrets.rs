@@ -1,11 +1,11 @@
-//! Secrets of subscriptions, read where they are kept.
+//! Resolves the signing secrets of subscriptions.
 
 use crate::model::subscription::SecretSource;
 
-/// The secret of a source.
+/// Reads the secret of a source.
 ///
 /// # Errors
-/// Names where the secret should be, never what it is (**Secret**).
+/// Names the source of the secret, never its value (**Secret**).
 pub(super) fn resolve(source: &SecretSource) -> Result<String, String> {
     match source {
         SecretSource::Env(name) => std::env::var(name).map_err(|_| {

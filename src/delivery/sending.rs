@@ -16,12 +16,12 @@ use crate::model::outcome::{Verdict, judge};
 use crate::model::span;
 use crate::model::units::EpochMs;
 
-/// How long the body of a response that is already judged may take, so that its connection can be used again.
+/// The time limit for reading the body of a response that is already judged, so that its connection can be reused.
 const DRAIN: Duration = Duration::from_secs(1);
-/// Tells a worker's attempts apart.
+/// Identifies an attempt within a worker.
 pub(super) type Ticket = u64;
 
-/// A partition in one epoch: an event of a former epoch is dropped (**Owner only**).
+/// A partition in one epoch: events of a former epoch are dropped (**Owner only**).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Owner {
     pub(super) partition: i32,
@@ -31,12 +31,12 @@ pub(super) struct Owner {
 /// The end of an attempt, or of its connection's use.
 pub(super) enum Ended {
     Attempt(Owner, Box<Finished>),
-    /// The lane may send again: comes behind the attempt's end when the response's body was still open. Of the body, what
-    /// the attempt log keeps of the attempt with this ticket.
+    /// The slot is free; follows the attempt's end if the response body was still open. Carries the excerpt of the body
+    /// for the attempt log, and the attempt's ticket.
     Slot(Owner, LaneId, Option<(Ticket, Excerpt)>),
 }
 
-/// What came of an attempt, and when.
+/// The result of an attempt, and when it ended.
 pub(super) struct Finished {
     pub(super) end: AttemptEnd<Rc<Target>>,
     pub(super) ticket: Ticket,
@@ -44,7 +44,7 @@ pub(super) struct Finished {
     pub(super) took: Duration,
 }
 
-/// An attempt to be made.
+/// An attempt to make.
 pub(super) struct Sending {
     pub(super) owner: Owner,
     pub(super) ticket: Ticket,
@@ -55,7 +55,7 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Sends the request, reports what came of it, and then reads the rest of the response.
+    /// Sends the request, reports the result, and then reads the rest of the response.
     pub(super) async fn run(self) {
         let Self {
             owner,
@@ -114,7 +114,7 @@ impl Sending {
             began,
             took,
         };
-        // The worker outlives its tasks; otherwise nobody needs to know.
+        // The worker outlives its tasks; if it has ended, nobody needs the result.
         ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
         if let Some(rest) = rest {
             let deadline = deadline.min((clock::instant() + DRAIN).into());

@@ -1,21 +1,21 @@
-//! Signs requests as Standard Webhooks 1.0 asks, so that a receiver can tell our events from anyone else's.
+//! Signs requests according to Standard Webhooks 1.0, so that receivers can verify their origin.
 //!
 //! The signed content is `{webhook-id}.{webhook-timestamp}.{body}`, byte for byte as sent
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
-//! Every secret signs, the first one first: a receiver that still has the old secret finds its signature
-//! in the same header, and that is all that a rotation needs.
+//! Every secret signs, in order: a receiver that still has the old secret finds its signature in the same header, which
+//! is all that a rotation needs.
 //!
 //! # How a secret is read
-//! | typed | taken as | why |
+//! | secret | read as | reason |
 //! |---|---|---|
 //! | `whsec_<base64>` | HMAC-SHA256, `v1` | the spec |
 //! | `<base64>` | the same | the reference libraries strip the prefix when it is there |
 //! | `whsk_<base64>` | ed25519 seed and public key, 64 bytes, `v1a` | the spec |
-//! | without `=` padding | accepted | names the same bytes; secret managers strip it |
-//! | blanks or a line end around it | trimmed | files end with a newline |
-//! | URL-safe base64, other characters, stray bits | refused | libraries disagree on the bytes, so signatures would not verify |
-//! | HMAC key under 24 or over 64 bytes | refused | the spec's bounds |
-//! | `whpk_…` | refused | a public key cannot sign |
+//! | without `=` padding | accepted | same bytes; secret managers strip the padding |
+//! | surrounding whitespace or line end | trimmed | files end with a newline |
+//! | URL-safe base64, other characters, stray bits | rejected | libraries disagree on the bytes, so signatures would not verify |
+//! | HMAC key under 24 or over 64 bytes | rejected | the spec's bounds |
+//! | `whpk_…` | rejected | a public key cannot sign |
 //!
 //! No error, and no `Debug`, holds any part of a secret (**Secret**).
 
@@ -28,44 +28,44 @@ use ring::hmac;
 use ring::signature::Ed25519KeyPair;
 use thiserror::Error;
 
-/// Shortest and longest HMAC key, bytes (Standard Webhooks 1.0, "Signature scheme").
+/// The allowed length of an HMAC key, in bytes (Standard Webhooks 1.0, "Signature scheme").
 const HMAC_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-/// Seed and public key of ed25519, bytes.
+/// The length of an ed25519 seed and public key together, in bytes.
 const ED25519_KEY_BYTES: usize = 64;
 
-/// Why a secret cannot sign. `position` counts from 1 in the order given; the secret itself is never told.
+/// Why a secret cannot sign. `position` counts from 1 in the given order; the secret itself is never shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SecretError {
-    /// There is nothing behind the prefix, or nothing at all.
+    /// Empty, or empty after the prefix.
     #[error("secret {position} is empty")]
     Empty {
-        /// Which secret.
+        /// The position of the secret.
         position: usize,
     },
-    /// `whpk_`.
+    /// A public key (`whpk_`).
     #[error("secret {position} is a public key (whpk_); a private one (whsk_) is needed to sign")]
     PublicKey {
-        /// Which secret.
+        /// The position of the secret.
         position: usize,
     },
-    /// Not standard base64 behind the prefix.
+    /// Not standard base64 after the prefix.
     #[error("secret {position} is not standard base64 behind whsec_ or whsk_")]
     NotBase64 {
-        /// Which secret.
+        /// The position of the secret.
         position: usize,
     },
     /// Not a length that the spec allows.
     #[error("secret {position} has {bytes} bytes; whsec_ needs 24 to 64, whsk_ needs 64")]
     Length {
-        /// Which secret.
+        /// The position of the secret.
         position: usize,
-        /// After base64.
+        /// The length after decoding.
         bytes: usize,
     },
-    /// The halves of a `whsk_` secret are no pair.
+    /// The two halves of a `whsk_` secret do not match.
     #[error("secret {position} (whsk_) holds a public key that is not the one of its seed")]
     NotAPair {
-        /// Which secret.
+        /// The position of the secret.
         position: usize,
     },
 }
@@ -76,7 +76,7 @@ enum Key {
 }
 
 impl Key {
-    /// In the header: the scheme, and base64 of 32 or 64 bytes.
+    /// The length of its signature in the header: the scheme, and base64 of 32 or 64 bytes.
     fn signature_length(&self) -> usize {
         match self {
             Self::Hmac(_) => "v1,".len() + 44,
@@ -135,10 +135,10 @@ impl Key {
 pub struct Signer(Arc<[Key]>);
 
 impl Signer {
-    /// Reads secrets, in the order in which they shall sign; none is fine and signs nothing.
+    /// Parses secrets, in signing order; an empty list is valid and signs nothing.
     ///
     /// # Errors
-    /// The first secret that cannot sign, by its position; never its text.
+    /// The position of the first secret that cannot sign; never its text.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Result<Self, SecretError> {
         secrets
             .into_iter()
@@ -154,12 +154,12 @@ impl Signer {
         self.0.is_empty()
     }
 
-    /// The value of `webhook-signature` for one attempt: a signature per secret, separated by blanks.
-    /// Empty when there is no secret. `timestamp` is the value of `webhook-timestamp`: seconds, in decimal.
+    /// The value of `webhook-signature` for one attempt: one signature per secret, separated by spaces; empty without
+    /// secrets. `timestamp` is the value of `webhook-timestamp`: seconds, in decimal.
     #[must_use]
     pub fn sign(&self, webhook_id: &str, timestamp: &str, body: &[u8]) -> String {
         let length: usize = self.0.iter().map(Key::signature_length).sum();
-        // Exactly as long as it gets: so it becomes a header without another allocation.
+        // Allocated at its final length, so that it becomes a header without another allocation.
         let mut header = String::with_capacity((length + self.0.len()).saturating_sub(1));
         let content = [
             webhook_id.as_bytes(),
@@ -180,7 +180,7 @@ impl Signer {
                     push_base64(&mut header, context.sign().as_ref());
                 }
                 Key::Ed25519(pair) => {
-                    // Ed25519 hashes the message twice, so it needs it in one piece: the one copy here.
+                    // Ed25519 hashes the message twice, so it needs it contiguous: this is the only copy.
                     header.push_str("v1a,");
                     push_base64(&mut header, pair.sign(&content.concat()).as_ref());
                 }
@@ -190,7 +190,7 @@ impl Signer {
     }
 }
 
-/// Appends a signature, of at most 64 bytes.
+/// Appends a signature of at most 64 bytes.
 fn push_base64(header: &mut String, signature: &[u8]) {
     let mut encoded = [0; 88];
     let text = STANDARD

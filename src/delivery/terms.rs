@@ -1,4 +1,4 @@
-//! The subscriptions as partitions look them up: from the cache, with endpoints made ready.
+//! Subscription lookups of partitions: reads the cache and prepares endpoints.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::model::subscription::{State, Subscription};
 
-/// Looks subscriptions up for one worker.
+/// Looks up subscriptions for one worker.
 pub(super) struct Directory {
-    /// The subscriptions.
+    /// The subscription cache.
     pub(super) table: Arc<SubscriptionCache>,
-    /// What endpoints may be reached.
+    /// Which endpoints may be reached.
     pub(super) policy: Arc<EgressPolicy>,
-    /// What holds where a subscription does not say.
+    /// Defaults for what a subscription does not set.
     pub(super) settings: Arc<Settings>,
 }
 
@@ -69,7 +69,7 @@ impl Subscriptions for Directory {
     }
 }
 
-/// What a lane may send for this subscription.
+/// The lane limits of a subscription.
 fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
     Limits {
         breaker: settings.breaker.with(&subscription.breaker),

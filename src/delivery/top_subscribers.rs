@@ -1,19 +1,20 @@
-//! Which subscribers' attempts get series of their own: at most so many, those whose attempts fail before those that
-//! have most.
+//! Selects the subscribers with their own metric series: a limited number, those with failing attempts first, then
+//! those with the most attempts.
 //!
-//! Pure. At 3 a.m. the question is whose attempts fail, so that goes first, and what fails is counted in seconds, not in
-//! attempts: a breaker that opens leaves few attempts, and an endpoint that is well has some that fail. Who is shown and
-//! who is not is looked at once a second:
+//! Pure. During an incident the question is whose attempts fail, so failures rank first. They are counted in bad
+//! seconds, not attempts: an open breaker leaves few attempts, and a healthy endpoint has some failures. The selection
+//! is updated once per second:
 //!
-//! | one that is shown | and |
+//! | a selected subscriber that | is |
 //! |---|---|
-//! | has had no attempt for [`IDLE`] | goes |
-//! | does not fail, another one does, and no place is free | makes room at once |
-//! | is shown for less than [`HOLD`] | stays |
-//! | has less than half of what another one has, and no place is free | makes room |
+//! | has had no attempt for [`IDLE`] | removed |
+//! | does not fail while another one does and no place is free | replaced at once |
+//! | has been selected for less than [`HOLD`] | kept |
+//! | has less than half as much as another one while no place is free | replaced |
 //!
-//! So a series stands for minutes at least, unless another fails and it does not; and what it counts only grows: what
-//! came before and comes after counts as [`OTHER`]'s. One that comes back begins at 0, as every counter does.
+//! So a series lasts for minutes at least, unless it is replaced by a failing subscriber, and its counts only grow.
+//! Attempts before and after count for [`OTHER`]. A subscriber that is selected again starts at 0, as every counter
+//! does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,18 +23,18 @@ use std::time::{Duration, Instant};
 use super::partition::counts::AttemptCounts;
 use crate::runtime::metrics::OTHER;
 
-/// How often it is looked at.
+/// How often the selection is updated.
 pub const EVERY: Duration = Duration::from_secs(1);
-/// One without an attempt for so long goes. Longer than breakers let pass between two probes.
+/// A subscriber without an attempt for this long is removed. Longer than the delay between two probes of a breaker.
 pub const IDLE: Duration = Duration::from_secs(15 * 60);
-/// For so long a series stands whatever others do, unless others fail and it does not.
+/// A series lasts at least this long, unless its subscriber does not fail and another one does.
 pub const HOLD: Duration = Duration::from_secs(5 * 60);
-/// A second is bad when one in so many of its attempts failed.
+/// A second is bad when at least one in this many attempts failed.
 const BAD_SHARE: u64 = 10;
-/// How many times as much makes one stand clearly before another.
+/// A subscriber ranks clearly higher at this many times the other's count.
 const CLEARLY: u64 = 2;
 
-/// How much reason there is to show a subscriber: compared in this order.
+/// A subscriber's rank; fields are compared in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     bad_seconds: u64,
@@ -55,16 +56,16 @@ impl Rank {
     }
 }
 
-/// A subscriber that has had attempts lately.
+/// A subscriber with recent attempts.
 #[derive(Debug)]
 struct Known {
-    /// Not report yet.
+    /// Not reported yet.
     unreported: AttemptCounts,
     last: Instant,
-    /// Of the last [`IDLE`] at least, and of twice that at most.
+    /// Covers the last [`IDLE`] at least, and twice that at most.
     now: Rank,
     before: Rank,
-    /// Since when it has series of its own.
+    /// Since when it has its own series.
     shown: Option<Instant>,
 }
 
@@ -87,27 +88,27 @@ impl Known {
     }
 }
 
-/// Who is shown, from second to second.
+/// The selection, updated every second.
 #[derive(Debug)]
 pub struct TopSubscribers {
     most: usize,
     known: HashMap<Arc<str>, Known>,
     next: Instant,
-    /// When what is known becomes what was before.
+    /// When the current counts become the previous ones.
     turn: Instant,
 }
 
-/// What to tell of one second.
+/// The report of one second.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SubscriberAttempts {
-    /// Attempts of those that are shown and had any or are new, and of [`OTHER`].
+    /// Attempts of [`OTHER`], and of selected subscribers that are new or had any.
     pub attempts: BTreeMap<Arc<str>, AttemptCounts>,
-    /// Whose series are to be removed, before anything is added.
+    /// Subscribers whose series are to be removed, before anything is added.
     pub gone: Vec<Arc<str>>,
 }
 
 impl TopSubscribers {
-    /// At most `most`, beside [`OTHER`].
+    /// Selects at most `most` subscribers, besides [`OTHER`].
     #[must_use]
     pub fn new(most: usize, now: Instant) -> Self {
         Self {
@@ -118,7 +119,7 @@ impl TopSubscribers {
         }
     }
 
-    /// A subscriber's attempts.
+    /// Counts a subscriber's attempts.
     pub fn count(&mut self, subscriber: Arc<str>, counts: &AttemptCounts, now: Instant) {
         let known = self.known.entry(subscriber).or_insert_with(|| Known {
             unreported: AttemptCounts::default(),
@@ -130,7 +131,7 @@ impl TopSubscribers {
         known.unreported.add(counts);
     }
 
-    /// What to tell, once in [`EVERY`].
+    /// The report, once per [`EVERY`].
     pub fn report(&mut self, now: Instant) -> Option<SubscriberAttempts> {
         if now < self.next {
             return None;
@@ -157,7 +158,7 @@ impl TopSubscribers {
             let unreported = known.unreported.take();
             match known.shown {
                 None => other.add(&unreported.unwrap_or_default()),
-                // One that is new is report of in any case.
+                // A new subscriber is reported in any case.
                 Some(since) if since < now && unreported.is_none() => {}
                 Some(_) => drop(
                     report
@@ -170,19 +171,19 @@ impl TopSubscribers {
         Some(report)
     }
 
-    /// Gives what places there are to those that come first, and takes places from those that make room.
+    /// Gives free places to the highest-ranked subscribers, and replaces selected ones.
     fn choose(&mut self, now: Instant, report: &mut SubscriberAttempts) {
-        // A subscriber may have the name of the rest: it counts there.
+        // A subscriber may be named like [`OTHER`]: it counts there.
         let all = self.known.iter().filter(|(name, _)| &***name != OTHER);
         let (mut shown, mut others): (Vec<_>, Vec<_>) = all
             .map(|(name, known)| (known.rank(), Arc::clone(name), known.shown))
             .partition(|(_, _, shown)| shown.is_some());
         let free = self.most.saturating_sub(shown.len());
-        // The first of those that are not shown, and the last of those that are; of equals, always the same.
+        // The first candidate and the last selected subscriber; ties are broken consistently.
         let first =
             |a: &(Rank, Arc<str>, _), b: &(Rank, Arc<str>, _)| b.0.cmp(&a.0).then(a.1.cmp(&b.1));
         if others.len() > self.most {
-            // More than there are places need no order: there may be a hundred thousand.
+            // Candidates beyond the number of places need no order: there may be a hundred thousand.
             others.select_nth_unstable_by(self.most, first);
             others.truncate(self.most);
         }
@@ -245,7 +246,7 @@ mod tests {
             }
         }
 
-        /// A second with these attempts: good ones and bad ones.
+        /// A second with these attempts: successful and failed ones.
         fn second(&mut self, attempts: &[(&str, u64, u64)]) -> SubscriberAttempts {
             for &(name, good, bad) in attempts {
                 self.shown.count(name.into(), &counts(good, bad), self.now);
@@ -378,8 +379,8 @@ mod tests {
         assert_eq!(report.attempts["a"], counts(2, 0));
     }
 
-    /// Whatever comes: never more than so many, every attempt report once, and whose series goes was shown for a while,
-    /// idle, or made room for one that fails.
+    /// For any input: never more than the limit, every attempt reported once, and a removed series was selected for a
+    /// while, idle, or replaced by a failing subscriber.
     #[test]
     fn at_most_so_many_are_shown_nothing_is_lost_and_no_series_flaps() {
         const MOST: usize = 4;

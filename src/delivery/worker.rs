@@ -1,9 +1,9 @@
-//! A worker: one thread that owns some partitions, and does what they decide.
+//! A worker: one thread that owns some partitions and executes their decisions.
 //!
-//! Everything of a partition, its machine, its attempts in flight and its connections, lives on one thread with a
-//! single-threaded runtime, so nothing here is locked or shared, and what happens is decided one event at a time: a
-//! message from the role's thread, the end of an attempt, or a tick. The price is that one partition cannot use more than
-//! one core; partitions are what scales.
+//! A partition's state machine, attempts in flight and connections all live on one thread with a single-threaded
+//! runtime. Nothing here is locked or shared, and events are handled one at a time: a message from the role's thread,
+//! the end of an attempt, or a tick. The price is that a partition cannot use more than one core; scaling needs more
+//! partitions.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
@@ -44,27 +44,27 @@ use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::window::Place;
 
-/// How often what depends on time alone is looked at.
+/// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What a worker needs of its surroundings.
+/// The dependencies of a worker.
 pub(super) struct Surroundings {
     pub(super) settings: Arc<Settings>,
     pub(super) cluster: ClusterId,
-    /// The subscriptions, as partitions look them up.
+    /// Subscription lookups.
     pub(super) directory: Directory,
     pub(super) metrics: DeliveryMetrics,
     pub(super) tracer: Tracer,
     pub(super) client: HttpClient,
     /// This worker's share of the replica's requests in flight.
     pub(super) max_in_flight: usize,
-    /// The attempt log, while it is on.
+    /// The attempt log, if enabled.
     pub(super) notes: Option<Notes>,
-    /// Back to this worker, for threads that read ahead.
+    /// A sender to this worker, for look-ahead threads.
     pub(super) own: WeakUnboundedSender<Message>,
 }
 
-/// Runs until the other end of `messages` is dropped.
+/// Runs until the sender of `messages` is dropped.
 pub(super) async fn run(around: Surroundings, mut messages: UnboundedReceiver<Message>) {
     let (ended_in, mut ended) = unbounded_channel();
     let mut worker = Worker::new(around, ended_in);
@@ -76,7 +76,7 @@ pub(super) async fn run(around: Surroundings, mut messages: UnboundedReceiver<Me
             biased;
             Some(event) = ended.recv() => {
                 worker.ended(event);
-                // Whatever has ended meanwhile belongs to the same turn: one pass over the lanes serves all.
+                // Events that have arrived meanwhile belong to the same turn: one pass over the lanes serves all.
                 while let Ok(event) = ended.try_recv() {
                     worker.ended(event);
                 }
@@ -99,7 +99,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Looked up several times for each delivery: seeded at random, and quicker than the standard library's.
+/// Used several times per delivery: randomly seeded, and faster than the standard library's map.
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// An attempt in flight.
@@ -108,7 +108,7 @@ struct Flight {
     started: Instant,
 }
 
-/// A partition, and what is done for it.
+/// A partition and its state in the shell.
 struct Owned {
     epoch: u64,
     place: Place,
@@ -117,18 +117,18 @@ struct Owned {
     in_flight: BTreeMap<Offset, Flight>,
     /// Requests in flight, and responses whose bodies are still open.
     slots: usize,
-    /// To be written with the next commit.
+    /// Outcomes to write with the next commit.
     outcomes: Vec<Outcome>,
-    /// Told when nothing is in flight after a stop.
+    /// Signalled when nothing is in flight after a stop.
     drained: Option<Sender<()>>,
 }
 
 /// A pause during an egress outage.
 struct Pause {
     since: Instant,
-    /// One may be sent.
+    /// Whether a probe may be sent.
     probe: bool,
-    /// There was a response to an attempt that began during the pause.
+    /// Whether an attempt that began during the pause got a response.
     responded: bool,
 }
 
@@ -139,22 +139,22 @@ struct Worker {
     /// Lanes that have something to send, in the order in which they asked.
     ready: VecDeque<(Owner, LaneId)>,
     timers: BinaryHeap<Reverse<(Instant, Owner)>>,
-    /// Of all partitions: see [`Owned::slots`].
+    /// Over all partitions: see [`Owned::slots`].
     in_flight: usize,
     ended: UnboundedSender<Ended>,
     epoch: u64,
     random: fastrand::Rng,
     pause: Option<Pause>,
-    /// Dead letters in the log.
+    /// Limits the log lines of dead letters.
     dead_letter_lines: Throttle,
     next_ticket: Ticket,
-    /// Notes of attempts whose response's body is still open: as many as have a slot at most.
+    /// Log entries of attempts whose response body is still open: at most one per slot.
     unfinished_notes: Map<Ticket, Entry>,
-    /// Attempts since the last report of partitions that are gone.
+    /// Attempts of closed partitions since the last report.
     of_gone: Vec<(Arc<str>, AttemptCounts)>,
-    /// Used again for each event.
+    /// Reusable buffer for the effects of an event.
     effects: Effects<Rc<Target>>,
-    /// What the attempt came to whose end was applied last.
+    /// The result of the last applied attempt.
     concluded: Option<Concluded>,
 }
 
@@ -211,7 +211,7 @@ impl Worker {
                 if let Some(notes) = &mut self.around.notes {
                     notes.hand_over();
                 }
-                // A lane whose timer is due, or whose rate limit has a token again, waits for nothing but this turn.
+                // A lane whose timer is due, or whose rate limit has a token again, needs only this turn.
                 self.fire_timers();
                 self.dispatch();
                 let state = WorkerState {
@@ -219,7 +219,7 @@ impl Worker {
                     health: self.health(),
                     attempts: self.attempts(),
                 };
-                // The role's thread waits for this; if it is gone, so is the process.
+                // The role's thread waits for this; if it is gone, the process is ending.
                 reply.send(state).ok();
             }
             Message::LookedAhead(partition, epoch, found) => {
@@ -269,7 +269,7 @@ impl Worker {
             .is_some_and(|owned| owned.epoch == owner.epoch)
     }
 
-    /// Gives a partition an event, and does what follows.
+    /// Applies an event to a partition and executes its effects.
     fn apply(&mut self, number: i32, event: Event<Rc<Target>>) {
         let Some(owned) = self.partitions.get_mut(&number) else {
             return;
@@ -324,7 +324,7 @@ impl Worker {
             Effect::Drained => {
                 let owned = self.partitions.get_mut(&owner.partition);
                 if let Some(done) = owned.and_then(|owned| owned.drained.take()) {
-                    // The role's thread may have given up waiting; then nobody needs to know.
+                    // The role's thread may have stopped waiting.
                     done.send(()).ok();
                 }
             }
@@ -355,7 +355,7 @@ impl Worker {
         }
     }
 
-    /// Lets those send that asked to, one command a lane in turn.
+    /// Gives the ready lanes their turns, one command per lane at a time.
     fn dispatch(&mut self) {
         while self.in_flight < self.around.max_in_flight
             && self.pause.as_ref().is_none_or(|pause| pause.probe)
@@ -396,7 +396,7 @@ impl Worker {
                 },
             );
         }
-        // What a probe may send is one command.
+        // A probe sends a single command.
         if let Some(pause) = &mut self.pause {
             pause.probe = false;
         }
@@ -406,7 +406,7 @@ impl Worker {
         match event {
             Ended::Attempt(owner, finished) => {
                 failpoint::point("response.after");
-                // Of a partition that was closed meanwhile, the next owner does the work (**Owner only**).
+                // The next owner handles a partition that was closed meanwhile (**Owner only**).
                 if self.owns(owner) {
                     self.attempt_ended(owner, *finished);
                 }
@@ -460,7 +460,7 @@ impl Worker {
         }
     }
 
-    /// Counts what an attempt came to, and notes it in the attempt log.
+    /// Counts an attempt's result, and adds it to the attempt log.
     fn note(&mut self, open: Option<Ticket>, facts: Option<AttemptFacts>, concluded: Concluded) {
         let Concluded {
             outcome,
@@ -482,15 +482,15 @@ impl Worker {
         };
         let entry = Entry::new(facts, command, outcome, error);
         match open {
-            // One whose response's body is still open waits for that.
+            // An entry whose response body is still open waits for its end.
             Some(ticket) => drop(self.unfinished_notes.insert(ticket, entry)),
             None => notes.add(entry),
         }
     }
 
-    /// Notes an attempt whose response's body has ended.
+    /// Logs an attempt whose response body has ended.
     fn complete_note(&mut self, ticket: Ticket, excerpt: Excerpt) {
-        // Of an attempt that was cut meanwhile there is none.
+        // An attempt that was cut off meanwhile has no entry.
         if let (Some(mut entry), Some(notes)) = (
             self.unfinished_notes.remove(&ticket),
             &mut self.around.notes,
@@ -500,7 +500,7 @@ impl Worker {
         }
     }
 
-    /// At the worker's end: bodies that are still open are not waited for.
+    /// Logs the remaining entries at the worker's end, without waiting for open bodies.
     fn last_notes(&mut self) {
         if let Some(notes) = &mut self.around.notes {
             self.unfinished_notes
@@ -532,7 +532,7 @@ impl Worker {
         health
     }
 
-    /// What was attempted since the last time.
+    /// Takes the attempts since the last call.
     fn attempts(&mut self) -> Vec<(Arc<str>, AttemptCounts)> {
         let mut all = std::mem::take(&mut self.of_gone);
         for owned in self.partitions.values_mut() {

@@ -1,7 +1,7 @@
-//! The workers of a replica: their threads, and which one owns a partition.
+//! The workers of a replica: their threads, and the partitions that each one owns.
 //!
-//! A partition goes to the worker that has the fewest. Its number does not decide: a group hands partitions out in turn,
-//! so that with two replicas one gets the odd ones, which modulo two workers are all the same worker's.
+//! A partition goes to the worker with the fewest. Its number does not decide: a group assigns partitions in turn, so
+//! with two replicas one gets the odd ones, which modulo two workers would all go to the same worker.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +23,7 @@ use crate::edge::http::{HttpClient, HttpOptions};
 use crate::edge::kafka::error::Failure;
 use crate::runtime::context::RoleContext;
 
-/// Look-ups of names at a time, per worker; more wait, within their attempts' deadlines.
+/// Concurrent DNS lookups per worker; further ones wait, within their attempts' deadlines.
 const RESOLVERS: usize = 16;
 
 pub(super) struct WorkerHandle {
@@ -35,7 +35,7 @@ pub(super) struct WorkerHandle {
 impl WorkerHandle {
     pub(super) fn send(&self, message: Message) {
         if self.messages.send(message).is_err() {
-            // Its thread has panicked; asking for states tells the role so.
+            // The worker's thread has panicked; the role notices when it asks for the state.
             tracing::error!("a delivery worker has ended");
         }
     }
@@ -45,8 +45,7 @@ fn not_started(error: io::Error) -> Failure {
     Failure::Internal(format!("starting a delivery worker: {error}"))
 }
 
-/// The whole life of a worker's thread. Its runtime never leaves it, so that its tasks need no queue of their own
-/// beside the runtime's.
+/// Runs a worker's thread. The runtime never leaves the thread, so that its tasks need no queue besides the runtime's.
 fn work(
     surroundings: Surroundings,
     inbox: UnboundedReceiver<Message>,
@@ -54,29 +53,29 @@ fn work(
 ) {
     let runtime = match Builder::new_current_thread()
         .enable_all()
-        // Names are resolved there: slow DNS must not become hundreds of threads.
+        // DNS lookups run there: slow DNS must not create hundreds of threads.
         .max_blocking_threads(RESOLVERS)
         .build_local(LocalOptions::default())
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            // Whoever starts a worker waits for this.
+            // The thread that starts a worker waits for this.
             started.send(Err(error)).ok();
             return;
         }
     };
     started.send(Ok(runtime.metrics())).ok();
     runtime.block_on(worker::run(surroundings, inbox));
-    // A name that still resolves on the blocking pool must not hold the process up.
+    // A lookup that still runs on the blocking pool must not delay the end of the process.
     runtime.shutdown_background();
 }
 
-/// Which worker has which partition.
+/// The worker of each partition.
 #[derive(Debug, Default)]
 struct Places(HashMap<i32, usize>);
 
 impl Places {
-    /// Gives a partition to one of so many workers; one that has a place keeps it.
+    /// Assigns a partition to one of `workers` workers; an assigned partition keeps its worker.
     fn take(&mut self, partition: i32, workers: usize) {
         let mut held = vec![0; workers];
         for &worker in self.0.values() {
@@ -92,7 +91,7 @@ impl Places {
         }
     }
 
-    /// Of a partition without a place any worker may be asked: it does not know it.
+    /// Any worker may be asked about an unassigned partition: it does not know it.
     fn of(&self, partition: i32) -> usize {
         self.0.get(&partition).copied().unwrap_or(0)
     }
@@ -101,7 +100,7 @@ impl Places {
 pub(super) struct Workers {
     pub(super) all: Vec<WorkerHandle>,
     places: Places,
-    /// While the log of attempts is on.
+    /// Set when the attempt log is enabled.
     attempt_log: Option<AttemptLog>,
 }
 
@@ -116,7 +115,7 @@ impl Workers {
             true => Some(AttemptLog::start(context, metrics)?),
             false => None,
         };
-        // One set of trust roots for all; each worker has its own connections.
+        // All workers share one set of trust roots; each has its own connections.
         let count = settings.workers.max(1);
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
@@ -161,13 +160,13 @@ impl Workers {
         })
     }
 
-    /// The worker that owns a partition from now on.
+    /// Assigns a partition to a worker and returns the worker.
     pub(super) fn place(&mut self, partition: i32) -> &WorkerHandle {
         self.places.take(partition, self.all.len());
         self.of(partition)
     }
 
-    /// These partitions are nobody's any more.
+    /// Removes the assignments of these partitions.
     pub(super) fn give_up(&mut self, partitions: &[i32]) {
         self.places.give_up(partitions);
     }
@@ -180,13 +179,13 @@ impl Workers {
         std::ptr::eq(self.of(partition), worker)
     }
 
-    /// To every worker.
+    /// Sends a message to every worker.
     pub(super) fn send_all(&self, message: impl Fn() -> Message) {
         self.all.iter().for_each(|worker| worker.send(message()));
     }
 
-    /// For how long all threads together have been busy since they began: not waiting for anything. A thread that waits for
-    /// a processor counts as busy, unlike in its processor time: a replica that its quota slows down is short too.
+    /// The total busy time of all threads since they began. Unlike CPU time, it includes waiting for a processor: a
+    /// replica throttled by its CPU quota is short of capacity too.
     pub(super) fn busy(&self) -> Duration {
         let each = self.all.iter();
         each.map(|worker| worker.runtime.worker_total_busy_duration(0))
@@ -238,7 +237,7 @@ mod tests {
     #[test]
     fn partitions_are_spread_over_the_workers_whatever_their_numbers() {
         let mut places = Places::default();
-        // As the second of four replicas gets them.
+        // The partitions that the second of four replicas gets.
         for partition in [1, 5, 9, 13, 17, 21] {
             places.take(partition, 4);
         }

@@ -1,4 +1,4 @@
-//! Events, one at a time.
+//! Applies events, one at a time.
 
 use super::effect::{Attempt, Effect, Effects, Question};
 use super::env::{Endpoint, Env, Standing, Subscriptions};
@@ -9,7 +9,7 @@ use crate::model::outcome::ParkReason;
 use std::cmp::Reverse;
 
 impl<E: Endpoint> Partition<E> {
-    /// Takes an event in. What follows from it is appended to `effects`, to be done in that order.
+    /// Applies an event and appends the resulting effects to `effects`, in the order in which to execute them.
     pub fn apply<S: Subscriptions<Endpoint = E>>(
         &mut self,
         event: Event<E>,
@@ -28,7 +28,7 @@ impl<E: Endpoint> Partition<E> {
                     self.pending.extend(incoming);
                     self.admit(step);
                 } else {
-                    // Its next owner reads it again.
+                    // The next owner reads it again.
                     for one in incoming {
                         step.effects.free(one.weight());
                     }
@@ -49,7 +49,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Sends a lane's next command, if it may.
+    /// Sends a lane's next command, if the lane may send.
     fn turn<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -106,7 +106,7 @@ impl<E: Endpoint> Partition<E> {
     }
 
     fn free_slot<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
-        // Of a lane that is gone, the slots went with it.
+        // The lane is gone, and its slots with it.
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
@@ -123,7 +123,7 @@ impl<E: Endpoint> Partition<E> {
                 break;
             }
             self.timers.pop();
-            // One that was followed by an earlier one has had its turn.
+            // Skip if an earlier timer has already given the lane its turn.
             if let Some(entry) = self.lanes.get_mut(&id)
                 && entry.timed == Some(at)
             {
@@ -151,13 +151,13 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// What time alone may have changed: a lane that was quick may hang by now, a subscription may be resumed.
+    /// Handles changes that depend on time alone: a lane may have stalled, or a subscription may have been resumed.
     fn tick<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         if self.intake != Intake::Open {
             return;
         }
         self.park_excess(step);
-        // Those that found too few requests left for them.
+        // Lanes that could not send because too few requests were left.
         let waiting: Vec<LaneId> = self
             .lanes
             .iter()
@@ -173,7 +173,7 @@ impl<E: Endpoint> Partition<E> {
         self.ask(step);
     }
 
-    /// Asks for what has to be known.
+    /// Requests the look-ahead reads that the partition needs.
     fn ask<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         if matches!(self.knowledge, Knowledge::Needed) {
             self.knowledge = Knowledge::Asked;
@@ -205,7 +205,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// If the fault was on this side, as a response shows, what it did to breakers does not count.
+    /// Ends an outage. If a response shows that the fault was on this side, open breakers probe soon.
     fn resume<S: Subscriptions<Endpoint = E>>(&mut self, responded: bool, step: &mut Step<'_, S>) {
         let all: Vec<LaneId> = self.lanes.keys().copied().collect();
         for id in all {

@@ -1,11 +1,12 @@
-//! A breaker: stops spending attempts on an endpoint that fails, and finds out when it works again.
+//! A circuit breaker: stops attempts to an endpoint that fails, and detects when it works again.
 //!
-//! Closed, it counts: failures in a row, and the share of failures in a sliding window. Past either limit it opens:
-//! nothing is sent until the next probe, one attempt, which closes it again or opens it for longer. One partition has
-//! one owner, and a subscription lives in one partition, so there is one breaker per subscription and it is exact.
+//! While closed, it counts consecutive failures and the share of failures in a sliding window. Past either limit it
+//! opens: nothing is sent until the next probe, a single attempt, which closes it or opens it for longer. A partition
+//! has one owner and a subscription lives in one partition, so there is exactly one breaker per subscription, and its
+//! counts are exact.
 //!
-//! A failure is an attempt that is to be tried again (no answer, 5xx, 404, …). An answer that refuses one request for
-//! good (400, …) shows an endpoint that works.
+//! A failure is an attempt that is to be retried (no response, 5xx, 404, …). A response that permanently rejects one
+//! request (400, …) shows that the endpoint works.
 //!
 //! Pure: the time and the jitter are arguments.
 
@@ -14,39 +15,39 @@ use std::time::{Duration, Instant};
 use crate::model::backoff::jittered;
 use crate::model::breaker_rules::BreakerRules;
 
-/// Parts that the sliding window is counted in: it forgets this share of itself at a time.
+/// Slices of the sliding window; it expires one slice at a time.
 const SLICES: usize = 10;
 
-/// Whether an attempt may be made.
+/// Whether an attempt may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// Any.
+    /// Any attempt may.
     Closed,
-    /// One: the probe.
+    /// One attempt may: the probe.
     Probe,
-    /// None: the probe is on its way.
+    /// None may: the probe is in flight.
     Probing,
-    /// None before then.
+    /// None may before this time.
     Open(Instant),
 }
 
-/// What an attempt's end changed.
+/// How the end of an attempt changed the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It opened, or stays open: the next probe is then.
+    /// It opened or stays open; the next probe is due at this time.
     Opened(Instant),
     /// It closed.
     Closed,
 }
 
-/// How an attempt ended, as far as a breaker cares.
+/// What the end of an attempt says about the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
     /// The endpoint works.
     Good,
-    /// It does not.
+    /// The endpoint does not work.
     Bad,
-    /// This tells nothing about it.
+    /// No information.
     None,
 }
 
@@ -54,9 +55,9 @@ pub enum Sign {
 #[derive(Debug)]
 pub struct Breaker {
     state: State,
-    /// Probes that failed since it first opened.
+    /// Failed probes since it first opened.
     failed_probes: u32,
-    /// When it last closed, and how long the wait for a probe was then.
+    /// When it last closed, and the probe delay at that time.
     closed: Option<(Instant, Duration)>,
 }
 
@@ -85,7 +86,7 @@ impl State {
 }
 
 impl Breaker {
-    /// Whether an attempt may be made at `now`.
+    /// Whether an attempt may start at `now`.
     #[must_use]
     pub fn gate(&self, now: Instant) -> Gate {
         match self.state {
@@ -96,7 +97,7 @@ impl Breaker {
         }
     }
 
-    /// The attempt that begins now is the probe.
+    /// Marks the attempt that starts now as the probe.
     pub fn probe(&mut self) {
         debug_assert!(
             matches!(self.state, State::Open { .. }),
@@ -105,7 +106,7 @@ impl Breaker {
         self.state = State::Probing;
     }
 
-    /// Takes the end of an attempt. Those that began before it opened tell nothing new.
+    /// Records the end of an attempt. Attempts that began before the breaker opened are ignored.
     pub fn ended(
         &mut self,
         rules: &BreakerRules,
@@ -141,7 +142,7 @@ impl Breaker {
                 self.failed_probes = self.failed_probes.saturating_add(1);
                 Some(self.open(rules, now, jitter))
             }
-            // The probe told nothing, so the next attempt is one.
+            // The probe gave no information, so the next attempt is a probe.
             (State::Probing, Sign::None) if was_probe => {
                 self.state = State::Open { probe_at: now };
                 None
@@ -150,7 +151,7 @@ impl Breaker {
         }
     }
 
-    /// The trouble was not the endpoint's: the next attempt is a probe, and it waits no longer than at first.
+    /// The endpoint was not at fault: the next attempt is a probe, after at most the initial delay.
     pub fn probe_soon(&mut self, now: Instant) {
         if let State::Open { probe_at } = &mut self.state {
             *probe_at = (*probe_at).min(now);
@@ -158,13 +159,13 @@ impl Breaker {
         }
     }
 
-    /// Whether nothing but a probe is sent.
+    /// Whether only probes are sent.
     #[must_use]
     pub fn is_open(&self) -> bool {
         !matches!(self.state, State::Closed { .. })
     }
 
-    /// How long it waits for the next probe now, before jitter.
+    /// The current probe delay, before jitter.
     #[must_use]
     pub fn wait(&self, rules: &BreakerRules) -> Duration {
         let doubled = 2_u32.saturating_pow(self.failed_probes.min(31));
@@ -177,8 +178,8 @@ impl Breaker {
         Change::Opened(probe_at)
     }
 
-    /// An endpoint that fails again soon after a good probe goes on where it was; one that was well for twice as
-    /// long as its last wait begins anew.
+    /// An endpoint that fails again soon after a successful probe continues at its previous delay. One that worked for
+    /// twice as long as its last delay starts over.
     fn forget_old_trouble(&mut self, now: Instant) {
         let was_well = self
             .closed
@@ -191,11 +192,11 @@ impl Breaker {
     }
 }
 
-/// Attempts and failures of the last while, in slices of it.
+/// Attempts and failures of the sliding window, by slice.
 #[derive(Debug)]
 struct Window {
     slices: [(u32, u32); SLICES],
-    /// The slice that is being counted in, and when it began.
+    /// The current slice, and when it began.
     current: usize,
     since: Option<Instant>,
 }
@@ -207,7 +208,7 @@ impl Window {
         since: None,
     };
 
-    /// Counts one; the share of failures, once there is enough to tell.
+    /// Counts one attempt; returns the share of failures once there are enough attempts.
     fn add(&mut self, failed: bool, rules: &BreakerRules, now: Instant) -> Option<f64> {
         self.move_on(rules.window / SLICES as u32, now);
         let slice = &mut self.slices[self.current];
@@ -419,7 +420,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Against a naive count over the whole history.
+        /// Compares with a naive count over the whole history.
         #[test]
         fn it_opens_when_the_naive_count_says_so(
             history in proptest::collection::vec((any::<bool>(), 0..4_000_u64), 1..200),

@@ -1,4 +1,4 @@
-//! What an attempt came to, and what follows from it for its command, its lane and its subscription.
+//! The result of an attempt, and its consequences for the command, the lane and the subscription.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::model::outcome::{AttemptOutcome, Class, ParkReason, Response, Verdict
 use crate::model::tiers::LONGEST_PARK;
 
 impl<E: Endpoint> Partition<E> {
-    /// Turns what came of an attempt into an outcome.
+    /// Turns the end of an attempt into an outcome.
     pub(super) fn conclude<S: Subscriptions<Endpoint = E>>(
         &mut self,
         end: AttemptEnd<E>,
@@ -111,15 +111,15 @@ impl<E: Endpoint> Partition<E> {
         if let Some(entry) = self.lanes.get_mut(&lane) {
             return entry.counts.count(class, failed);
         }
-        // Its subscription was deleted meanwhile.
+        // The subscription was deleted during the attempt.
         let mut counts = AttemptCounts::default();
         counts.count(class, failed);
         let subscriber = Arc::from(&*endpoint.subscription().subscriber);
         self.gone.push((subscriber, counts));
     }
 
-    /// The endpoint is gone for good. Only the subscription of which it said so is disabled: not one that was changed
-    /// since the attempt began.
+    /// The endpoint is permanently gone. Disables only the subscription version that the attempt used, not one that has
+    /// changed since the attempt began.
     fn disable<S: Subscriptions<Endpoint = E>>(
         &mut self,
         lane: LaneId,
@@ -141,7 +141,8 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Leaves an endpoint alone for as long as it asked; what would wait for longer than the lane's patience is parked.
+    /// Holds the lane off for as long as the endpoint asked. Commands that would wait longer than the lane's patience
+    /// are parked.
     fn hold_off<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -158,7 +159,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Gives a lane the end of its attempt, and does what follows from that for its breaker.
+    /// Reports the end of an attempt to its lane, and handles a change of the breaker.
     fn learn<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -206,7 +207,7 @@ impl<E: Endpoint> Partition<E> {
     }
 }
 
-/// What a verdict says of the endpoint. One that asks to be left alone says itself when it wants the next attempt.
+/// What a verdict says about the endpoint. An endpoint that sends `Retry-After` schedules its next attempt itself.
 fn sign(verdict: Verdict) -> Sign {
     match verdict {
         Verdict::Delivered | Verdict::Permanent => Sign::Good,

@@ -1,43 +1,43 @@
-//! How many requests an endpoint gets at a time: no more than help it.
+//! The adaptive concurrency limit of one endpoint.
 //!
-//! An endpoint that answers as fast with many requests as with few gets all that its subscription allows. When its
-//! answers take much longer than they did at their best, the further requests only queue at its side, and hold sockets
-//! and window offsets here: then it gets fewer, about one less for each round of answers, as TCP Vegas does with the
-//! round-trip time. No answer at all halves the number.
+//! An endpoint that responds as fast to many requests as to few gets all the requests that its subscription allows.
+//! When its responses take much longer than at best, more requests only queue on its side, and hold sockets and window
+//! offsets here. The limit then drops by about one per round of responses, as TCP Vegas does with the round-trip time.
+//! An attempt without a response halves the limit.
 //!
-//! An endpoint that always queues would look as if that were its best; so of a slow one the best is measured anew now
-//! and then, with a quarter of the requests, as BBR does.
+//! An endpoint that always queues would make queuing look like its best. So the best response time of a slow endpoint
+//! is periodically measured again with a quarter of the requests, as BBR does.
 //!
-//! Limiters that exist as crates wrap a service and wait on semaphores; a lane asks and is told, so that it can be
-//! tested without a clock. Pure.
+//! Existing limiter crates wrap a service and wait on semaphores. This one returns a number, so it can be tested
+//! without a clock. Pure.
 
 use std::time::{Duration, Instant};
 
-/// Answers faster than this are never a reason to send less: the noise of a busy machine is of this size.
+/// Responses faster than this never lower the limit: they are within the noise of a busy machine.
 const QUICK: Duration = Duration::from_millis(50);
-/// An answer that takes so many times the best one was queued at the endpoint.
+/// A response that takes this many times the best was queued at the endpoint.
 const QUEUED: u32 = 3;
-/// The best answer is measured anew after this time.
+/// The best response time is measured again after this time.
 const MEMORY: Duration = Duration::from_secs(30);
-/// The share of the requests that it is measured with.
+/// The share of the limit that a measurement uses.
 const MEASURED_WITH: f64 = 0.25;
 
-/// The number of requests that one endpoint gets at a time.
+/// The concurrency limit of one endpoint.
 #[derive(Debug)]
 pub struct Concurrency {
     limit: f64,
     most: usize,
-    /// The fastest answer since then.
+    /// The fastest response since then.
     best: Option<Duration>,
     since: Instant,
-    /// After a measurement: where it was, to which it returns twice as fast with each round.
+    /// The limit before a measurement; the limit returns to it, growing twice as fast with each round.
     back_to: Option<f64>,
-    /// No second cut for attempts that were in flight at the first.
+    /// Attempts in flight at a cut do not cause a second one.
     cut: Option<Instant>,
 }
 
 impl Concurrency {
-    /// Begins with all that is allowed.
+    /// Starts at the maximum.
     #[must_use]
     pub fn new(most: usize, now: Instant) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl Concurrency {
         }
     }
 
-    /// Takes a new maximum, as when the subscription changes.
+    /// Sets a new maximum, as when the subscription changes.
     pub fn set_most(&mut self, most: usize) {
         if self.limit >= self.most as f64 {
             self.limit = most.max(1) as f64;
@@ -59,20 +59,20 @@ impl Concurrency {
         self.limit = self.limit.min(self.most as f64);
     }
 
-    /// At least 1, at most what is allowed.
+    /// The current limit, from 1 to the maximum.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit as usize
     }
 
-    /// There was an answer, whatever it was, to an attempt that began at `began` with `in_flight` in flight, itself
-    /// included.
+    /// Records a response, of any status, to an attempt that began at `began` with `in_flight` requests in flight,
+    /// including itself.
     pub fn responded(&mut self, began: Instant, in_flight: usize, now: Instant) {
         let took = now.saturating_duration_since(began);
         if now.saturating_duration_since(self.since) >= MEMORY {
             self.measure_anew(now);
         }
-        // One that was sent among more than are allowed by now tells of that time.
+        // An attempt sent under a higher limit measures that limit, not the current one.
         if in_flight > self.limit() {
             return;
         }
@@ -82,7 +82,7 @@ impl Concurrency {
             self.back_to = None;
             self.limit = (self.limit - 1.0 / self.limit).max(1.0);
         } else if in_flight * 2 >= self.limit() {
-            // What is not used needs not grow.
+            // An unused limit need not grow.
             let step = match self.back_to {
                 Some(before) if self.limit < before => 1.0,
                 _ => {
@@ -94,7 +94,7 @@ impl Concurrency {
         }
     }
 
-    /// There was no answer to an attempt that began at `began`.
+    /// Records an attempt without a response that began at `began`.
     pub fn failed(&mut self, began: Instant, now: Instant) {
         if self.cut.is_some_and(|cut| began < cut) {
             return;
@@ -120,8 +120,8 @@ mod tests {
 
     use super::*;
 
-    /// An endpoint that works on `servers` requests at a time, each for `work`, and queues the others; it is sent all
-    /// that is allowed for `time`. Answers a second.
+    /// Simulates an endpoint that serves `servers` requests at a time, each for `work`, and queues the rest. It
+    /// receives all the requests that the limit allows for `time`. Returns responses per second.
     fn load(
         concurrency: &mut Concurrency,
         servers: usize,

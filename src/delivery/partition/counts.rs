@@ -1,9 +1,9 @@
-//! Attempts counted by class of answer, as plain integers: what a lane adds to with each attempt, without a lock, an
-//! allocation or a look at a name. Every 100 ms its worker hands it over.
+//! Attempts by class of response, as plain integers: a lane counts each attempt without a lock, an allocation or a name
+//! lookup. The worker reports them every 100 ms.
 
 use crate::model::outcome::Class;
 
-/// Attempts that ended, since it was last taken.
+/// Attempts that ended since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttemptCounts {
     classes: [u64; Class::ALL.len()],
@@ -11,13 +11,14 @@ pub struct AttemptCounts {
 }
 
 impl AttemptCounts {
-    /// One attempt; whether it failed is for the subscription's status rules to say, not for its class.
+    /// Counts one attempt. The caller decides whether it failed: that depends on the subscription's status rules, not
+    /// on the class.
     pub fn count(&mut self, class: Class, failed: bool) {
         self.classes[class as usize] += 1;
         self.failed += u64::from(failed);
     }
 
-    /// All of another's attempts.
+    /// Adds all attempts of `other`.
     pub fn add(&mut self, other: &Self) {
         for (own, other) in self.classes.iter_mut().zip(other.classes) {
             *own += other;
@@ -25,24 +26,24 @@ impl AttemptCounts {
         self.failed += other.failed;
     }
 
-    /// What was counted, if anything; counting goes on at nothing.
+    /// Takes the counts, if any, and resets them to zero.
     pub fn take(&mut self) -> Option<Self> {
         (self.attempts() > 0).then(|| std::mem::take(self))
     }
 
-    /// All of them.
+    /// All attempts.
     #[must_use]
     pub fn attempts(&self) -> u64 {
         self.classes.iter().sum()
     }
 
-    /// Those that did not deliver.
+    /// Attempts that did not deliver.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failed
     }
 
-    /// How many of each class.
+    /// Attempts by class.
     pub fn by_class(&self) -> impl Iterator<Item = (Class, u64)> {
         Class::ALL.into_iter().zip(self.classes)
     }

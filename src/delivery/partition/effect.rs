@@ -1,4 +1,4 @@
-//! What a partition wants done.
+//! The actions that a partition requests.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -14,36 +14,36 @@ use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::model::subscription::Subscription;
 use crate::model::units::{Offset, Position};
 
-/// An attempt to be made.
+/// An attempt to make.
 #[derive(Debug)]
 pub struct Attempt<E> {
-    /// Whose it is.
+    /// The lane of the command.
     pub lane: LaneId,
     /// The command's offset.
     pub offset: Offset,
     /// What to send.
     pub command: Box<Command>,
-    /// Where to.
+    /// The endpoint to send it to.
     pub endpoint: E,
-    /// How it begins.
+    /// The lane's permission to send it.
     pub permit: Permit,
 }
 
-/// What must become durable before the position passes its command.
+/// What must be durable before the position passes the command.
 #[derive(Debug)]
 pub enum Outcome {
-    /// To the tier of this index.
+    /// Write to the tier with this index.
     Tier(usize, Box<Command>),
-    /// To the dead letters.
+    /// Write to the dead letters.
     DeadLetter(Box<Command>, Box<DeadLetterInfo>),
-    /// To the invalid events.
+    /// Write to the invalid events.
     Invalid(Box<InvalidRecord>),
     /// Disable this subscription, unless it has changed since: its endpoint is gone.
     Disable(Arc<Subscription>),
 }
 
 impl Outcome {
-    /// What it takes in memory, bytes; `None` when it does not stand for a command.
+    /// The memory that it takes, in bytes; `None` when it does not stand for a command.
     #[must_use]
     pub fn weight(&self) -> Option<usize> {
         match self {
@@ -54,14 +54,14 @@ impl Outcome {
     }
 }
 
-/// What an attempt came to.
+/// The result of an attempt.
 #[derive(Debug)]
 pub struct Concluded {
-    /// For its command.
+    /// The outcome of its command.
     pub outcome: AttemptOutcome,
-    /// Of its response.
+    /// The class of its response.
     pub class: Class,
-    /// The command: whole when it is delivered; otherwise a copy without body, if one was wanted.
+    /// The command: complete when delivered; otherwise a copy without the body, if requested.
     pub command: Option<Box<Command>>,
     /// Why there was no response.
     pub error: Option<Box<str>>,
@@ -70,55 +70,56 @@ pub struct Concluded {
 /// What to read ahead.
 #[derive(Clone, Debug)]
 pub enum Question {
-    /// What is under way; in `webhook-commands`, all before this position is done.
+    /// Unfinished commands; in `webhook-commands`, those before this position.
     UnderWay(Position),
-    /// The last command from this offset on that is for none of these subscriptions.
+    /// The last command from this offset on that belongs to none of these subscriptions.
     Others(Offset, HashSet<Box<str>>),
 }
 
-/// What an operator wants to know of.
+/// An event for the log and the metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// A breaker opened: the next probe is then.
+    /// A breaker opened.
     BreakerOpened {
-        /// Its lane's subscription.
+        /// The lane's subscription.
         subscription: Rc<str>,
-        /// Its subscriber.
+        /// The lane's subscriber.
         subscriber: Arc<str>,
-        /// Of the response that opened it.
+        /// The class of the response that opened it.
         class: Class,
-        /// The next probe.
+        /// When the next probe is due.
         probe_at: Instant,
     },
     /// A breaker closed.
     BreakerClosed {
-        /// Its lane's subscription.
+        /// The lane's subscription.
         subscription: Rc<str>,
-        /// Its subscriber.
+        /// The lane's subscriber.
         subscriber: Arc<str>,
     },
-    /// The breaker is open, and its lane belongs to this subscriber now.
+    /// The lane of an open breaker now belongs to this subscriber.
     BreakerMoved {
-        /// Its lane's subscription.
+        /// The lane's subscription.
         subscription: Rc<str>,
-        /// Its subscriber.
+        /// The lane's new subscriber.
         subscriber: Arc<str>,
     },
-    /// The lane with an open breaker is gone, or belongs to another subscriber now.
+    /// The lane of an open breaker is gone or belongs to another subscriber.
     BreakerForgotten {
-        /// Its lane's subscription.
+        /// The lane's subscription.
         subscription: Rc<str>,
-        /// Its subscriber until now.
+        /// The lane's former subscriber.
         subscriber: Arc<str>,
     },
-    /// A command that others wait behind is long overdue: the tiers are read again.
+    /// A command that blocks others is long overdue: the tiers are read again.
     Overdue(Rc<str>),
 }
 
-/// What a partition wants done.
+/// An action that a partition requests.
 #[derive(Debug)]
 pub enum Effect<E> {
-    /// The lane has something to send: give it a turn ([`super::event::Event::Turn`]), after those that asked before.
+    /// The lane has something to send: give it a turn ([`super::event::Event::Turn`]), after the lanes that asked
+    /// before.
     Ready(LaneId),
     /// Start this attempt.
     Send(Attempt<E>),
@@ -126,26 +127,26 @@ pub enum Effect<E> {
     Write(Outcome),
     /// A command was parked.
     Parked(ParkReason),
-    /// An attempt came to this.
+    /// An attempt ended with this result.
     Concluded(Concluded),
-    /// Apply [`super::event::Event::Timer`] then.
+    /// Apply [`super::event::Event::Timer`] at this time.
     WakeAt(Instant),
     /// Read ahead.
     LookAhead(Question),
-    /// For the log and the metrics.
+    /// Log this and update the metrics.
     Notice(Notice),
     /// After [`super::event::Event::Stop`]: nothing is in flight.
     Drained,
 }
 
-/// The effects of events, in order.
+/// The effects of one or more events, in order.
 #[derive(Debug)]
 pub struct Effects<E> {
-    /// What to do.
+    /// The effects.
     pub list: Vec<Effect<E>>,
-    /// Bytes of commands that are done and need nothing written.
+    /// Bytes of commands that are done and write nothing.
     pub freed_bytes: usize,
-    /// How many commands those are.
+    /// The number of those commands.
     pub freed_commands: usize,
 }
 

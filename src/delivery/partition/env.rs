@@ -1,4 +1,4 @@
-//! What the machine asks: the time, the subscriptions, and whether there is memory.
+//! The inputs of the state machine: time, subscriptions, and free memory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use crate::model::subscription::{Order, Subscription};
 use crate::model::tiers::Tiers;
 use crate::model::units::EpochMs;
 
-/// The settings that the machine goes by.
+/// The settings of the state machine.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Id of the cluster whose offsets are the sequences of ordered commands.
+    /// The id of the cluster whose offsets are the sequences of ordered commands.
     pub cluster: Box<str>,
     /// The retry tiers.
     pub tiers: Tiers,
 }
 
-/// An endpoint as it was when its attempt began: the attempt is judged by its rules.
+/// An endpoint as of the start of its attempt; its rules judge the attempt.
 pub trait Endpoint: Clone {
-    /// The subscription that it was made from.
+    /// The subscription that the endpoint was built from.
     fn subscription(&self) -> &Arc<Subscription>;
     /// Delays after the first, second, … failed attempt, before jitter.
     fn schedule(&self) -> &[Duration];
@@ -28,42 +28,43 @@ pub trait Endpoint: Clone {
 /// Whether a subscription accepts commands now.
 #[derive(Clone, Debug)]
 pub enum Standing<E> {
-    /// It does.
+    /// It accepts commands.
     Open(E),
-    /// It is paused, or cannot be signed for: its commands wait.
+    /// It is paused or has no usable signing secret: its commands wait.
     Waiting,
     /// It is disabled: its commands become dead letters.
     Disabled,
-    /// The egress rules forbid its URL, for this reason.
+    /// The egress rules deny its URL, for this reason.
     Denied(Box<str>),
 }
 
-/// What a subscription says.
+/// The terms of a subscription.
 #[derive(Clone, Debug)]
 pub struct Terms<E> {
     /// Its subscriber.
     pub subscriber: Arc<str>,
     /// Whether it accepts commands.
     pub standing: Standing<E>,
-    /// What its endpoint may get.
+    /// The limits of its lane.
     pub limits: Limits,
     /// Whether its commands are delivered in order.
     pub order: Order,
-    /// How long this holds although the subscription does not change: a secret may appear in a file, or be replaced there.
+    /// How long these terms are valid even if the subscription does not change: a secret file may appear or be
+    /// replaced.
     pub valid_for: Option<Duration>,
 }
 
-/// The subscriptions, as the machine looks them up.
+/// Subscription lookups of the state machine.
 pub trait Subscriptions {
-    /// What attempts are made with.
+    /// The endpoint type of attempts.
     type Endpoint: Endpoint;
     /// Changes whenever a subscription does.
     fn version(&self) -> u64;
-    /// What a subscription says now; `None` when it does not exist.
+    /// The current terms of a subscription; `None` when it does not exist.
     fn terms(&self, id: &str) -> Option<Terms<Self::Endpoint>>;
 }
 
-/// The surroundings of one event.
+/// The environment of one event.
 #[derive(Debug)]
 pub struct Env<'a, S> {
     /// Monotonic time.

@@ -1,4 +1,4 @@
-//! What happens to a partition.
+//! The events that a partition handles.
 
 use std::collections::HashMap;
 
@@ -8,20 +8,20 @@ use crate::model::invalid_record::InvalidRecord;
 use crate::model::outcome::Response;
 use crate::model::units::{EpochMs, Offset, Position};
 
-/// Tells the lanes of one partition apart, over the time of one ownership.
+/// Identifies a lane within one ownership of a partition.
 pub type LaneId = u64;
 
-/// A record that was read, on its way into the window.
+/// A record that was read but is not in the window yet.
 #[derive(Debug)]
 pub struct Incoming {
     /// Its offset.
     pub offset: Offset,
-    /// The command, or what is set aside.
+    /// The command, or the invalid record.
     pub content: Result<Box<Command>, Box<InvalidRecord>>,
 }
 
 impl Incoming {
-    /// What it takes in memory, bytes.
+    /// The memory that it takes, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
         match &self.content {
@@ -34,60 +34,60 @@ impl Incoming {
 /// The end of an attempt.
 #[derive(Debug)]
 pub struct AttemptEnd<E> {
-    /// Whose it was.
+    /// The lane of the command.
     pub lane: LaneId,
     /// The command's offset.
     pub offset: Offset,
     /// The command, as it was sent.
     pub command: Box<Command>,
-    /// As it was when the attempt began.
+    /// The endpoint as of the start of the attempt.
     pub endpoint: E,
-    /// How it was begun.
+    /// The permit that the attempt started with.
     pub permit: Permit,
-    /// What came of it.
+    /// The response.
     pub response: Response,
     /// Why there was no response.
     pub error: Option<Box<str>>,
-    /// Whether the response's body is still being read: then an [`Event::SlotFreed`] follows.
+    /// Whether the response body is still being read; an [`Event::SlotFreed`] follows then.
     pub slot_follows: bool,
-    /// Whether a copy of a command that failed is wanted, for the attempt log.
+    /// Whether the attempt log needs a copy of a failed command.
     pub keep_copy: bool,
 }
 
-/// A command with a sequence that is not done, as far as its record says.
+/// A sequenced command that is unfinished according to its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The subject of its event.
     pub subject: Box<str>,
-    /// Its place among the commands of its subject.
+    /// Its position among the commands of its subject.
     pub sequence: i64,
     /// Attempts made.
     pub attempt: u32,
     /// When it is due.
     pub due: EpochMs,
-    /// Where it is in `webhook-commands`; `None` is in a tier.
+    /// Its offset in `webhook-commands`; `None` when it is in a tier.
     pub released: Option<Offset>,
 }
 
-/// Commands under way, by subscription.
+/// Unfinished commands by subscription.
 pub type UnderWay = HashMap<Box<str>, Vec<Found>>;
 
-/// What a look-ahead found.
+/// The result of a look-ahead.
 #[derive(Debug)]
 pub enum LookAhead {
-    /// What is under way of ordered subscriptions.
+    /// The unfinished commands of ordered subscriptions.
     UnderWay(UnderWay),
     /// The last command of another subscription, and the position up to which the log was read.
     Others(Option<Offset>, Position),
 }
 
-/// What happens to a partition.
+/// An event of a partition.
 #[derive(Debug)]
 pub enum Event<E> {
     /// Records were read, in ascending order of their offsets.
     Taken(Vec<Incoming>),
-    /// A lane that asked for it ([`super::effect::Effect::Ready`]) may start a request, if it has one: the replica may
-    /// start `spare` more.
+    /// A lane that asked for a turn ([`super::effect::Effect::Ready`]) may start a request, if it has one. The replica
+    /// may start `spare` more.
     Turn {
         /// The lane.
         lane: LaneId,
@@ -96,19 +96,19 @@ pub enum Event<E> {
     },
     /// An attempt ended.
     Ended(AttemptEnd<E>),
-    /// A response's body has ended: the lane may send again.
+    /// A response body has ended: its slot is free.
     SlotFreed(LaneId),
-    /// A time that was asked for ([`super::effect::Effect::WakeAt`]) has come.
+    /// A requested time ([`super::effect::Effect::WakeAt`]) has come.
     Timer,
-    /// A tenth of a second has passed: what depends on time alone is looked at.
+    /// 100 ms have passed; handles changes that depend on time alone.
     Tick,
-    /// What was asked for ([`super::effect::Effect::LookAhead`]) has been read.
+    /// The result of a requested look-ahead ([`super::effect::Effect::LookAhead`]).
     LookedAhead(LookAhead),
-    /// An egress outage is over; whether a response showed that.
+    /// An egress outage has ended.
     Resumed {
-        /// Then what it did to breakers does not count.
+        /// Whether a response showed the end; then failures during the outage do not count against breakers.
         responded: bool,
     },
-    /// Nothing more is to be started; [`super::effect::Effect::Drained`] follows when nothing is in flight.
+    /// Start nothing more; [`super::effect::Effect::Drained`] follows when nothing is in flight.
     Stop,
 }

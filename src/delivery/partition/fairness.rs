@@ -1,34 +1,35 @@
-//! Fairness inside a partition: a subscriber with a large backlog may hold its partition's intake up, but nobody who
-//! waits behind it for long.
+//! Fairness between the subscribers of a partition: a large backlog may block intake, but not for long while another
+//! subscriber has commands behind it.
 //!
-//! A partition is read in order, so a backlog of a healthy endpoint that is longer than memory stands before all that
-//! comes behind it. To park the overflow would cost two appends a command, and for nothing if nobody is behind. So after
-//! [`PATIENCE`] the log is read ahead, once each record, to see whether anybody is. If so, the overflow up to there is
-//! parked, each command until its turn; if not, the backlog is sent as fast as its endpoint takes it.
+//! A partition is read in order, so a backlog larger than memory precedes everything behind it, even if its endpoint is
+//! healthy. Parking the overflow costs two appends per command, and gains nothing if no other subscriber has commands
+//! behind it. So after [`PATIENCE`] the log is read ahead, each record once, to find commands of other subscribers. If
+//! there are any, the overflow before them is parked, each command until its turn. If not, the backlog is sent as fast
+//! as its endpoint accepts it.
 //!
-//! Pure: reading ahead is done elsewhere.
+//! Pure: the caller performs the look-ahead.
 
 use std::time::{Duration, Instant};
 
 use crate::model::units::{Offset, Position};
 
-/// How long a backlog may hold its partition up before it is looked who waits behind it.
+/// How long a backlog may block intake before a look-ahead.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is known of who waits in a partition.
+/// What look-aheads found in a partition.
 #[derive(Debug, Default)]
 pub struct Fairness {
-    /// Since when a backlog has been holding intake up.
+    /// When a backlog began to block intake.
     held_since: Option<Instant>,
     asking: bool,
-    /// Up to where has been looked.
+    /// The look-ahead has read up to here.
     seen_to: i64,
-    /// Up to there somebody else waits.
+    /// Other subscribers have commands up to here.
     others_to: i64,
 }
 
 impl Fairness {
-    /// A command that its quick lane has no room for waits if `true`; else it is to be parked.
+    /// Whether a command for which its quick lane has no room waits; if not, it is to be parked.
     pub fn waits(&mut self, offset: Offset, now: Instant) -> bool {
         if offset.0 < self.others_to {
             return false;
@@ -37,12 +38,12 @@ impl Fairness {
         true
     }
 
-    /// All that had come in has been taken.
+    /// All pending records were admitted.
     pub fn no_longer_held(&mut self) {
         self.held_since = None;
     }
 
-    /// From where to look ahead now, if intake is held up at `first`.
+    /// Where to start the look-ahead now, if intake is blocked at `first`.
     pub fn ask(&mut self, first: Offset, now: Instant) -> Option<Offset> {
         let long = self
             .held_since
@@ -51,12 +52,12 @@ impl Fairness {
             return None;
         }
         self.asking = true;
-        // The next look is after another while.
+        // Wait for [`PATIENCE`] before the next look-ahead.
         self.held_since = Some(now);
         Some(Offset(self.seen_to.max(first.0)))
     }
 
-    /// The last command of somebody else, and up to where has been looked.
+    /// Records the last command of another subscriber, and the position up to which the log was read.
     pub fn learn(&mut self, last: Option<Offset>, seen_to: Position) {
         self.asking = false;
         self.seen_to = self.seen_to.max(seen_to.0);

@@ -1,14 +1,14 @@
-//! A lane: one subscription's queue inside delivery, and what may leave it now.
+//! A lane: one subscription's queue in delivery, and its limits.
 //!
-//! A lane bounds what its endpoint can cost the others: so many requests in flight ([`Concurrency`]), so many per
-//! second, none while its [`Breaker`] is open, so much memory. What comes on top of a full queue waits in the
-//! partition if the lane drains quickly, and is parked if it does not ([`Full`]): so a slow endpoint never holds its
-//! partition, and a fast one with a backlog is not sent round through the tiers for nothing.
+//! A lane bounds the cost of its endpoint to others: requests in flight ([`Concurrency`]), requests per second, memory,
+//! and no requests while its [`Breaker`] is open. When its queue is full, more commands wait in the partition if the
+//! lane drains quickly, and are parked otherwise ([`Full`]). So a slow endpoint never blocks its partition, and the
+//! backlog of a fast one takes no needless trip through the tiers.
 //!
-//! What is parked for want of room is parked until its turn would come at the lane's pace ([`Lane::turn`]), so that
-//! it comes back when there is room, and not again and again before.
+//! A command that is parked for lack of room stays parked until its turn at the lane's pace ([`Lane::turn`]), so that
+//! it returns when there is room rather than being parked repeatedly.
 //!
-//! Pure: it holds any item, and takes the time as an argument.
+//! Pure: it holds items of any type and takes the time as an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -18,50 +18,50 @@ use super::concurrency::Concurrency;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::tiers::LONGEST_PARK;
 
-/// Commands that a lane queues, except that a quick one may queue more while its partition has memory to spare.
+/// The most commands that a lane queues; a quick lane may queue more while its partition has spare memory.
 pub const QUEUE_COMMANDS: usize = 256;
-/// Bytes that it queues, except that one command always fits.
+/// The most bytes that a lane queues; a single command always fits.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
-/// Commands that a quick lane queues at most: an eighth of what a bitmap of a window can tell of, and no more than it
+/// The most commands that a quick lane queues: an eighth of what a window's bitmap can hold, and no more than the lane
 /// sends within `HORIZON`.
 pub const QUICK_COMMANDS: usize = 3000;
-/// The default shortest tier: what is parked comes back in portions as large as a lane's pace times this. What a rate
-/// limit cannot send within it is not queued.
+/// The default shortest tier: parked commands return in batches of the lane's pace times this. A lane queues no more
+/// than its rate limit can send within this time.
 const HORIZON: Duration = Duration::from_secs(5);
 /// A full lane that takes longer than this to drain is slow: its overflow is parked.
 pub const PATIENCE: Duration = Duration::from_secs(2);
-/// Over how much time a lane's pace is measured: longer than a hiccup of the machine, and all that a lane can hold
-/// its partition up before it is known to be slow.
+/// How long a lane's pace is measured: longer than a pause of the machine, and the longest that a lane can block its
+/// partition before it counts as slow.
 const MEASURE: Duration = Duration::from_secs(1);
-/// A lane of which nothing at all has ended for so long since it had something to do is taken for one that hangs.
+/// A lane with work of which no attempt has ended for this long counts as stalled.
 const SILENT: Duration = Duration::from_millis(600);
-/// A lane takes at most this share of the requests that its replica may still start: when they run short, every lane
-/// still gets its first.
+/// A lane gets at most one in this many of the requests that its replica may still start: when requests run short,
+/// every lane still gets its first.
 const SHARE_OF_SPARE: usize = 8;
 
-/// How many requests a lane gets at most of a worker that may have `requests` in flight, when no other lane wants any.
+/// The most requests that a lane gets from a worker with `requests` slots when no other lane needs any.
 #[must_use]
 pub fn most_alone(requests: usize) -> usize {
     (requests / (SHARE_OF_SPARE + 1) + 1).min(requests)
 }
 
-/// What a subscription allows.
+/// The limits of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Requests in flight at a time.
     pub max_in_flight: usize,
     /// Requests per second, if limited.
     pub rate: Option<Rate>,
-    /// When to stop sending.
+    /// The rules of its circuit breaker.
     pub breaker: BreakerRules,
 }
 
 /// A token bucket: `burst` at once, refilled at `per_second`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// Tokens that flow in, above 0.
+    /// Tokens added per second, above 0.
     pub per_second: f64,
-    /// Tokens that it holds, at least 1.
+    /// The capacity, at least 1.
     pub burst: f64,
 }
 
@@ -74,43 +74,43 @@ pub enum Full {
     Slow(Slowness),
 }
 
-/// Why a lane takes nothing, or not at once.
+/// Why a lane accepts nothing, or delays it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slowness {
     /// The endpoint does not keep up.
     Endpoint,
-    /// The rate limit is below what comes in, or the endpoint asked to be left alone.
+    /// The rate limit is below the input rate, or the endpoint sent `Retry-After`.
     Rate,
     /// The breaker is open.
     Breaker,
 }
 
-/// What a lane has to send now.
+/// What a lane can send now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next<T> {
-    /// Send this; it counts as in flight until [`Lane::ended`].
+    /// Send this item; it counts as in flight until [`Lane::ended`].
     Send(T, Permit),
-    /// Nothing before then.
+    /// Nothing before this time.
     At(Instant),
-    /// Nothing until something comes in or ends.
+    /// Nothing until an item arrives or an attempt ends.
     Nothing,
 }
 
-/// What is to be told of an attempt at its end.
+/// What an attempt's end needs to know about its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permit {
-    /// Whether it is the breaker's probe.
+    /// Whether the attempt is the breaker's probe.
     pub probe: bool,
-    /// Requests in flight, with it.
+    /// Requests in flight, including this one.
     pub in_flight: usize,
     /// When it began.
     pub began: Instant,
 }
 
-/// What an attempt told of its endpoint.
+/// What an attempt reports about its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// How it was begun.
+    /// The permit that the attempt started with.
     pub permit: Permit,
     /// For the breaker.
     pub sign: Sign,
@@ -125,18 +125,18 @@ pub struct Lane<T> {
     queue: VecDeque<(T, usize)>,
     queued_bytes: usize,
     in_flight: usize,
-    /// The endpoint asked to be left alone until then.
+    /// The endpoint asked to be left alone until then (`Retry-After`).
     held_off_until: Option<Instant>,
     bucket: Option<Bucket>,
     pace: Pace,
     breaker: Breaker,
     concurrency: Concurrency,
-    /// When the last of those that were parked for want of room has its turn.
+    /// The turn of the last item parked for lack of room.
     last_turn: Instant,
 }
 
 impl<T> Lane<T> {
-    /// An empty lane.
+    /// Creates an empty lane.
     #[must_use]
     pub fn new(limits: Limits, now: Instant) -> Self {
         Self {
@@ -153,7 +153,7 @@ impl<T> Lane<T> {
         }
     }
 
-    /// Takes new limits, as when the subscription changes; what is in flight stays so.
+    /// Sets new limits, as when the subscription changes; requests in flight are unaffected.
     pub fn set_limits(&mut self, limits: Limits, now: Instant) {
         if limits.rate != self.limits.rate {
             self.bucket = limits.rate.map(|rate| Bucket::full(rate, now));
@@ -164,7 +164,7 @@ impl<T> Lane<T> {
         self.limits = limits;
     }
 
-    /// Why the lane takes nothing now, and until when.
+    /// Why the lane accepts nothing now, and until when.
     #[must_use]
     pub fn closed(&self, now: Instant) -> Option<(Slowness, Instant)> {
         if let Gate::Open(probe_at) = self.breaker.gate(now) {
@@ -176,10 +176,10 @@ impl<T> Lane<T> {
         Some((Slowness::Rate, until))
     }
 
-    /// Queues `item`, which weighs `bytes`; `spare` tells whether its partition has memory to spare.
+    /// Queues `item` of size `bytes`; `spare` says whether the partition has spare memory.
     ///
     /// # Errors
-    /// Gives it back when there is no room, with what to do about it.
+    /// Returns the item when there is no room, with what to do about it.
     pub fn offer(
         &mut self,
         item: T,
@@ -194,11 +194,11 @@ impl<T> Lane<T> {
         Ok(())
     }
 
-    /// Queues an item that was waiting for another one to end, whatever the room: it has taken its place in memory
-    /// and in the window already.
+    /// Queues an item that was waiting for another one to end, even without room: it already counts in memory and in
+    /// the window.
     pub fn push(&mut self, item: T, bytes: usize, now: Instant) {
-        // Where all that may be in flight is, there was demand all the while: an endpoint that hangs stays known for it,
-        // also when its queue was parked.
+        // A lane at its limit had demand all along: a stalled endpoint still counts as stalled after its queue was
+        // parked.
         if self.queue.is_empty() && self.in_flight < self.at_most() {
             self.pace.begin(now);
         }
@@ -250,9 +250,8 @@ impl<T> Lane<T> {
         )
     }
 
-    /// How many of the queued could be sent at `now` on a worker without other lanes, which gives a lane `most` requests
-    /// ([`most_alone`]): those that neither the lane's limits nor its endpoint hold up. More replicas help these, and none
-    /// of the others.
+    /// How many queued items could be sent at `now` on a worker without other lanes, which gives a lane `most` requests
+    /// ([`most_alone`]): those that neither the lane's limits nor its endpoint hold up. More replicas help only these.
     #[must_use]
     pub fn runnable(&self, most: usize, now: Instant) -> usize {
         if self.held_off_until.is_some_and(|until| now < until) {
@@ -270,7 +269,7 @@ impl<T> Lane<T> {
         self.queue.len().min(room).min(allowed).min(tokens)
     }
 
-    /// What an attempt told. Its slot is still taken until [`Lane::ended`].
+    /// Records an attempt's report. Its slot stays taken until [`Lane::ended`].
     pub fn learn(&mut self, report: Report, now: Instant, jitter: f64) -> Option<Change> {
         let Report { permit, sign, .. } = report;
         if report.responded {
@@ -283,14 +282,14 @@ impl<T> Lane<T> {
             .ended(&self.limits.breaker, sign, permit.probe, now, jitter)
     }
 
-    /// An attempt's slot is free, whichever way it ended.
+    /// Frees an attempt's slot, however it ended.
     pub fn ended(&mut self, now: Instant) {
         debug_assert!(self.in_flight > 0, "an attempt ends once");
         self.in_flight = self.in_flight.saturating_sub(1);
         self.pace.ended(now);
     }
 
-    /// The endpoint asked to be left alone (429 or 503 with `Retry-After`).
+    /// Holds the lane off: the endpoint sent 429 or 503 with `Retry-After`.
     pub fn hold_off(&mut self, until: Instant) {
         self.held_off_until = Some(
             self.held_off_until
@@ -298,13 +297,13 @@ impl<T> Lane<T> {
         );
     }
 
-    /// The trouble was not the endpoint's: see [`Breaker::probe_soon`].
+    /// The endpoint was not at fault: see [`Breaker::probe_soon`].
     pub fn probe_soon(&mut self, now: Instant) {
         self.breaker.probe_soon(now);
     }
 
-    /// How long to park what has no room: until it would have its turn behind all that wait already. `None` when
-    /// the lane's pace says nothing.
+    /// How long to park an item without room: until its turn behind all items that already wait. `None` while the
+    /// lane's pace is unknown.
     pub fn turn(&mut self, now: Instant) -> Option<Duration> {
         let measured = self.pace.rate(now).filter(|&pace| pace >= 1.0);
         let limited = self.limits.rate.map(|rate| rate.per_second);
@@ -315,7 +314,7 @@ impl<T> Lane<T> {
         Some(turn - now)
     }
 
-    /// What the lane queued while it was thought to be quick, and is slow: it is to be parked.
+    /// Removes what a lane queued while it counted as quick, if it is slow now; the caller parks it.
     pub fn take_excess(&mut self, now: Instant) -> Vec<T> {
         let slow = self.queue.len() > QUEUE_COMMANDS
             && matches!(self.fullness(0, false, now), Some(Full::Slow(_)));
@@ -333,36 +332,36 @@ impl<T> Lane<T> {
         self.queue.drain(..).map(|(item, _)| item)
     }
 
-    /// The item that is queued longest.
+    /// The item that has been queued longest.
     #[must_use]
     pub fn first(&self) -> Option<&T> {
         self.queue.front().map(|(item, _)| item)
     }
 
-    /// Whether more is queued than an endpoint without a backlog leaves.
+    /// Whether the queue is longer than an endpoint without a backlog leaves it.
     #[must_use]
     pub fn is_backlogged(&self) -> bool {
         self.queue.len() >= QUEUE_COMMANDS / 2 || self.queued_bytes >= QUEUE_BYTES / 2
     }
 
-    /// How many are queued.
+    /// The number of queued items.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// How many may be in flight now.
+    /// The current limit of requests in flight.
     fn at_most(&self) -> usize {
         self.concurrency.limit().min(self.limits.max_in_flight)
     }
 
-    /// How many are in flight.
+    /// The number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Why it takes longer than [`PATIENCE`] to drain a full queue; `None` while nothing is known against it.
+    /// Why a full queue takes longer than [`PATIENCE`] to drain; `None` if it does not, or while that is unknown.
     #[must_use]
     pub fn slow(&self, now: Instant) -> Option<Slowness> {
         if self.breaker.is_open() {
@@ -379,7 +378,7 @@ impl<T> Lane<T> {
             .then_some(Slowness::Endpoint)
     }
 
-    /// `None` when there is room.
+    /// Whether the queue is full; `None` when there is room.
     fn fullness(&self, bytes: usize, spare: bool, now: Instant) -> Option<Full> {
         let queued = self.queue.len();
         if let Some(bucket) = &self.bucket {
@@ -403,7 +402,7 @@ impl<T> Lane<T> {
     }
 }
 
-/// Exact: over any time t it lets at most `burst + per_second * t` through.
+/// Exact: in any period t it lets at most `burst + per_second * t` through.
 #[derive(Debug)]
 struct Bucket {
     rate: Rate,
@@ -420,15 +419,17 @@ impl Bucket {
         }
     }
 
-    /// Tokens that there are, and that come within `time` from `now`.
+    /// Tokens available now or within `time` from `now`.
     fn within(&self, time: Duration, now: Instant) -> f64 {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         let there = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
         there + time.as_secs_f64() * self.rate.per_second
     }
 
+    /// Takes a token.
+    ///
     /// # Errors
-    /// When the next token comes.
+    /// Returns when the next token is available.
     fn take(&mut self, now: Instant) -> Result<(), Instant> {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
@@ -444,14 +445,14 @@ impl Bucket {
     }
 }
 
-/// How many attempts end in a second, while something is queued: what a lane does without demand says nothing
-/// about its endpoint.
+/// Attempts that end per second while something is queued: without demand, a lane's pace says nothing about its
+/// endpoint.
 #[derive(Debug, Default)]
 struct Pace {
-    /// The span that is being measured, and the ends in it.
+    /// The current span, and the attempts that ended in it.
     since: Option<Instant>,
     ends: u32,
-    /// Of the span before it, per second.
+    /// The rate of the previous span, per second.
     before: Option<f64>,
 }
 
@@ -474,7 +475,7 @@ impl Pace {
         self.ends += 1;
     }
 
-    /// `None` until a whole span has been measured, or nothing at all has ended in a good part of one.
+    /// `None` until a full span has been measured, or until most of one has passed without any attempt ending.
     fn rate(&self, now: Instant) -> Option<f64> {
         let span = now.saturating_duration_since(self.since?);
         if span >= MEASURE {

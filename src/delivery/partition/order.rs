@@ -1,61 +1,61 @@
-//! The order of one subscription's commands, by the subject of their events.
+//! Orders the commands of one subscription by the subject of their events.
 //!
-//! Of each subject, one command at a time is let through: the first that is not done. Those behind it wait here; once
-//! the first goes to a tier, for a retry or because there is no room, they are parked behind it, with its due time, so
-//! that neither memory nor the partition's window is held for it. Other subjects are not concerned.
+//! Per subject, one command at a time may proceed: the first unfinished one. Later ones wait here. When the first goes
+//! to a tier, for a retry or for lack of room, they are parked behind it with its due time, so that it holds neither
+//! memory nor the partition's window. Other subjects are unaffected.
 //!
-//! What "first" means survives restarts: the place of a command in its partition when it was first taken, its
-//! *sequence*, travels with it. A new owner finds in the tiers, and among the commands that were released meanwhile,
-//! which subjects have one under way; until it has read that, everything waits here.
+//! The order survives restarts: each command carries its *sequence*, its offset when it was first taken. A new owner
+//! reads the tiers, and the commands released from them meanwhile, to find each subject's unfinished commands; until
+//! then everything waits here.
 //!
-//! Pure: it holds any item.
+//! Pure: it holds items of any type.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::model::units::EpochMs;
 
-/// Commands that wait here, over all subjects; more are parked.
+/// The most commands that wait here, over all subjects; further ones are parked.
 pub const WAITING: usize = 256;
 
-/// Where a command is that is not done.
+/// Where an unfinished command is.
 #[derive(Debug)]
 enum Place<T> {
-    /// Here, behind another one of its subject.
+    /// Here, behind another command of its subject.
     Waiting(T),
-    /// Let through: in the lane's queue or in flight.
+    /// Allowed to proceed: in the lane's queue or in flight.
     Going,
-    /// In a tier, not before then.
+    /// In a tier, due at this time.
     Away(EpochMs),
 }
 
-/// What to do with a command that has come in.
+/// What to do with a command that arrives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arrival<T> {
-    /// It is its turn.
+    /// Proceed.
     Go(T),
-    /// It is kept until its turn.
+    /// Nothing: it waits here for its turn.
     Waits,
-    /// Park it: until then, if the one ahead of it is due then.
+    /// Park it until this time, when the command ahead of it is due, if known.
     Behind(T, Option<EpochMs>),
 }
 
-/// A command that is under way, as a new owner finds it.
+/// An unfinished command that a new owner found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnderWay {
-    /// Of its event.
+    /// The subject of its event.
     pub subject: Box<str>,
-    /// Its place among the commands of its subject.
+    /// Its position among the commands of its subject.
     pub sequence: i64,
-    /// Not before then.
+    /// When it is due.
     pub due: EpochMs,
 }
 
-/// The commands of one subscription that are not done, by subject and sequence.
+/// The unfinished commands of one subscription, by subject and sequence.
 #[derive(Debug)]
 pub struct SubjectQueue<T> {
     subjects: HashMap<Box<str>, BTreeMap<i64, Place<T>>>,
     waiting: usize,
-    /// While it is not known what is under way: what was done meanwhile.
+    /// While the unfinished commands are not known: those that were done meanwhile.
     unknown: Option<HashSet<(Box<str>, i64)>>,
 }
 
@@ -70,7 +70,7 @@ impl<T> Default for SubjectQueue<T> {
 }
 
 impl<T> SubjectQueue<T> {
-    /// Takes a command that came in: new, or back from a tier.
+    /// Handles a command that arrives, new or back from a tier.
     pub fn arrive(&mut self, subject: &str, sequence: i64, item: T) -> Arrival<T> {
         let full = self.waiting >= WAITING;
         let known = self.unknown.is_none();
@@ -82,11 +82,11 @@ impl<T> SubjectQueue<T> {
         };
         match line.get(&sequence) {
             Some(Place::Going) => return Arrival::Go(item),
-            // A second copy, which at-least-once allows: one of them at a time.
+            // A duplicate, which at-least-once delivery allows: one copy at a time.
             Some(Place::Waiting(_)) => return Arrival::Behind(item, None),
             Some(Place::Away(_)) | None => {}
         }
-        // Whoever is parked parks those behind it, so the next one ahead tells enough.
+        // A parked command parks those behind it, so the nearest one ahead is enough.
         match line.range(..sequence).next_back() {
             None if known => {
                 line.insert(sequence, Place::Going);
@@ -101,8 +101,8 @@ impl<T> SubjectQueue<T> {
         Arrival::Waits
     }
 
-    /// A command goes to a tier, to be due then. Gives those that wait behind it, in order: they are to go there too,
-    /// and count as gone already.
+    /// Records that a command goes to a tier until `due`. Returns those that wait behind it, in order; the caller parks
+    /// them too, and they already count as being in a tier.
     pub fn away(&mut self, subject: &str, sequence: i64, due: EpochMs) -> Vec<(i64, T)> {
         let Some(line) = self.subjects.get_mut(subject) else {
             return Vec::new();
@@ -126,21 +126,21 @@ impl<T> SubjectQueue<T> {
         gone
     }
 
-    /// A command is done: delivered, or a dead letter, or out of the order for good. Gives the next of its subject,
-    /// if it waits here: it is let through.
+    /// Records that a command is done: delivered, dead-lettered, or no longer ordered. Returns the next of its subject,
+    /// which may proceed, if it waits here.
     pub fn done(&mut self, subject: &str, sequence: i64) -> Option<T> {
         if let Some(meanwhile) = &mut self.unknown {
             meanwhile.insert((subject.into(), sequence));
         }
         let line = self.subjects.get_mut(subject)?;
-        // A second copy that waits here stays: its offset has to end too.
+        // A duplicate that waits here stays: its offset has to end too.
         if !matches!(line.get(&sequence), Some(Place::Waiting(_))) {
             line.remove(&sequence);
         }
         self.next(subject)
     }
 
-    /// What the tiers hold, and what has been released from them. Gives what may go now.
+    /// Records the unfinished commands found in the tiers and among those released. Returns the items that may proceed.
     pub fn learn(&mut self, under_way: impl IntoIterator<Item = UnderWay>) -> Vec<T> {
         let Some(meanwhile) = self.unknown.take() else {
             return Vec::new();
@@ -166,8 +166,8 @@ impl<T> SubjectQueue<T> {
             .collect()
     }
 
-    /// Takes out all that waits behind one that is in a tier, with its due time: it is to go there too, and counts as
-    /// gone already.
+    /// Takes all items that wait behind one in a tier, with its due time; the caller parks them too, and they already
+    /// count as being in a tier.
     pub fn take_behind_away(&mut self) -> Vec<(T, EpochMs)> {
         let heads: Vec<(Box<str>, i64, EpochMs)> = self
             .subjects
@@ -185,7 +185,7 @@ impl<T> SubjectQueue<T> {
         taken
     }
 
-    /// Forgets what is thought to be in tiers, to learn it anew: something that should have come back has not.
+    /// Forgets which commands are in tiers, to read them again: one that should have returned has not.
     pub fn forget_away(&mut self) {
         self.unknown = Some(HashSet::new());
         for line in self.subjects.values_mut() {
@@ -193,7 +193,7 @@ impl<T> SubjectQueue<T> {
         }
     }
 
-    /// Takes out all that wait here, in order of their subjects' sequences; they count as let through.
+    /// Takes all waiting items, by sequence; they count as allowed to proceed.
     pub fn take_waiting(&mut self) -> Vec<T> {
         let mut taken = Vec::with_capacity(self.waiting);
         for line in self.subjects.values_mut() {
@@ -210,7 +210,7 @@ impl<T> SubjectQueue<T> {
         taken.into_iter().map(|(_, item)| item).collect()
     }
 
-    /// Lets the first of a subject through, if it waits here.
+    /// Lets the first command of a subject proceed, if it waits here.
     fn next(&mut self, subject: &str) -> Option<T> {
         if self.unknown.is_some() {
             return None;
@@ -352,10 +352,10 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         New(u8),
-        /// The n-th of those that are going ends, or is parked or retried.
+        /// The n-th command that proceeds ends, or is parked or retried.
         Done(usize),
         Away(usize),
-        /// The n-th of those in tiers comes back, whatever its due time.
+        /// The n-th command in a tier returns, whatever its due time.
         Back(usize),
         Restart,
     }
@@ -371,12 +371,12 @@ mod tests {
         proptest::collection::vec(step, 1..200)
     }
 
-    /// A partition's log, its tiers, and an owner of them, restarted now and then.
+    /// A partition's log and tiers, and an owner that restarts occasionally.
     #[derive(Default)]
     struct Model {
         book: SubjectQueue<i64>,
         subject: HashMap<i64, String>,
-        /// Taken and not committed: a restart brings them again, in order.
+        /// Taken but not committed: a restart delivers them again, in order.
         open: BTreeMap<i64, i64>,
         going: VecDeque<i64>,
         tier: Vec<i64>,
@@ -449,8 +449,8 @@ mod tests {
     }
 
     proptest! {
-        /// Strict order: whatever is parked, retried and restarted, each subject's commands end in the order in which
-        /// they came, and all of them end.
+        /// Strict order: despite parking, retries and restarts, each subject's commands all end, in the order in which
+        /// they arrived.
         #[test]
         fn subjects_end_in_order_over_parking_and_restarts(steps in steps()) {
             let mut model = Model { book: known(), ..Model::default() };

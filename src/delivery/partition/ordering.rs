@@ -1,4 +1,4 @@
-//! Order within a subject, as [`super::order`] decides it: what goes into the subjects of the lanes, and what follows.
+//! Order within a subject: connects the lanes to their subject queues ([`super::order`]).
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::model::subscription::Order;
 use crate::model::units::EpochMs;
 use crate::model::window::Window;
 
-/// A command that should have come back from its tier for so long is looked for.
+/// A command that should have returned from its tier this long ago is overdue: the tiers are read again.
 const OVERDUE: Duration = Duration::from_secs(900);
 
-/// The subject and the sequence by which a command stands in its lane's subjects, if it does.
+/// The subject and sequence of a command, if it is subject to `order`.
 fn place(command: &Command, order: Order) -> Option<(&str, i64)> {
     let counts = match order {
         Order::None => false,
@@ -28,7 +28,7 @@ fn place(command: &Command, order: Order) -> Option<(&str, i64)> {
     counts.then_some((subject, command.sequence?))
 }
 
-/// Of what was found, what others of its subject wait for.
+/// The found commands that block others of their subject.
 fn still_ahead(window: &Window, order: Order, found: Vec<Found>) -> Vec<Ahead> {
     found
         .into_iter()
@@ -47,7 +47,7 @@ fn still_ahead(window: &Window, order: Order, found: Vec<Found>) -> Vec<Ahead> {
 }
 
 impl<E: Endpoint> Partition<E> {
-    /// Gives a lane subjects, or takes them away, as its subscription asks.
+    /// Adds or removes a lane's subject queue, as its subscription requires.
     pub(super) fn keep_order<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -60,14 +60,14 @@ impl<E: Endpoint> Partition<E> {
         let changed = std::mem::replace(&mut entry.order, order) != order;
         match (order, &mut entry.subjects) {
             (Order::None, Some(_)) => {
-                // Nobody waits for anybody any more.
+                // Without order, no command waits for another.
                 let waiting = entry.take_waiting();
                 entry.subjects = None;
                 self.let_through(id, waiting, step);
             }
             (Order::None, None) => {}
             (_, Some(subjects)) if changed => {
-                // What is in the tiers counts in another way now.
+                // A change of order changes which commands in tiers count.
                 subjects.forget_away();
                 self.knowledge = Knowledge::Needed;
             }
@@ -77,7 +77,7 @@ impl<E: Endpoint> Partition<E> {
                 match &mut self.knowledge {
                     Knowledge::Known(found) => {
                         let found = found.remove(&*entry.name).unwrap_or_default();
-                        // Nothing waits in a new queue.
+                        // A new queue holds no waiting items.
                         subjects.learn(still_ahead(&self.window, order, found));
                     }
                     needed @ Knowledge::NotNeeded => *needed = Knowledge::Needed,
@@ -88,7 +88,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Whether it is a command's turn. `None` when it waits, or was parked behind another one.
+    /// Returns a command whose turn it is. `None` when it waits or was parked behind another one.
     pub(super) fn take_turn<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -120,7 +120,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// A command went to a tier: those behind it follow, or it makes way for them.
+    /// A command went to a tier: those behind it follow, or the next one proceeds.
     pub(super) fn went_away<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: &Taken,
@@ -139,8 +139,8 @@ impl<E: Endpoint> Partition<E> {
             return;
         };
         let Some((subject, sequence)) = place(&taken.command, entry.order) else {
-            // A first attempt has been made: with order per subject the next one follows. It has had none, so it does not
-            // come back to here when it is parked.
+            // The first attempt has been made, so order per subject lets the next command proceed. Commands behind it
+            // have had no attempt, so parking them does not lead here again.
             return self.is_done(&taken.command, step);
         };
         let due = taken.command.due.unwrap_or(step.env.wall);
@@ -149,7 +149,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Parks what waits behind one that is in a tier; its subjects know already.
+    /// Parks a command that waits behind one in a tier; the subject queue already counts it as being in a tier.
     fn follow<S: Subscriptions<Endpoint = E>>(
         &mut self,
         mut behind: Taken,
@@ -163,7 +163,7 @@ impl<E: Endpoint> Partition<E> {
         self.write_to_tier(behind, tier, step);
     }
 
-    /// A command is done for its order: the next one of its subject follows.
+    /// A command is done as far as order is concerned: the next one of its subject proceeds.
     pub(super) fn is_done<S: Subscriptions<Endpoint = E>>(
         &mut self,
         command: &Command,
@@ -183,7 +183,7 @@ impl<E: Endpoint> Partition<E> {
         self.let_through(id, next, step);
     }
 
-    /// What is under way has been read.
+    /// Records the unfinished commands that a look-ahead found.
     pub(super) fn learn_under_way<S: Subscriptions<Endpoint = E>>(
         &mut self,
         mut found: UnderWay,
@@ -207,7 +207,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Something in a tier has not come back for long: what is there is read anew.
+    /// A command in a tier is long overdue: reads the tiers again.
     fn look_again<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
         let now = step.env.now;
         let lately = self
@@ -227,7 +227,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Queues commands whose turn it is in their subjects.
+    /// Queues commands that may proceed.
     fn let_through<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -240,7 +240,7 @@ impl<E: Endpoint> Partition<E> {
                 return;
             };
             match entry.lane.closed(now) {
-                // It would wait here for as long as the lane is closed, and hold its partition's memory.
+                // It would wait here for as long as the lane is closed, and hold the partition's memory.
                 Some((cause, until)) => self.park(item, reason(cause), Some(until - now), step),
                 None => {
                     let weight = item.command.weight();

@@ -1,4 +1,4 @@
-//! What a partition says of itself, to its shell and to operators.
+//! The state of a partition, as reported to its shell and to operators.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use crate::model::units::Position;
 use crate::model::window::{Format, Place, Snapshot};
 
 impl<E: Endpoint> Partition<E> {
-    /// What to commit, once the outcomes so far are durable.
+    /// What may be committed, once the outcomes so far are durable.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
         self.window.snapshot(place, format)
     }
 
-    /// From the committed position to the last offset taken.
+    /// The number of offsets from the committed position to the last one taken.
     #[must_use]
     pub fn span(&self) -> u64 {
         self.window.span()
     }
 
-    /// The position that a snapshot has.
+    /// The position of a snapshot taken now.
     #[must_use]
     pub fn position(&self) -> Position {
         self.window.position()
@@ -43,14 +43,14 @@ impl<E: Endpoint> Partition<E> {
         self.in_flight
     }
 
-    /// Whether commands are started.
+    /// Whether the partition starts commands.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.intake == Intake::Open
     }
 
-    /// Queued commands that only the shortage of their replica holds up, where a lane alone gets `most` requests. What has
-    /// come in and is not routed is none of them.
+    /// Queued commands that wait only for requests of the replica, where a lane alone gets `most` requests. Records
+    /// that are not routed yet do not count.
     #[must_use]
     pub fn runnable(&self, most: usize, now: Instant) -> usize {
         let open = self
@@ -60,11 +60,11 @@ impl<E: Endpoint> Partition<E> {
         open.map(|entry| entry.lane.runnable(most, now)).sum()
     }
 
-    /// Subscriptions that had an attempt end within `lately`, and how many of these have had no response to the last two or
-    /// more. A subscription whose breaker has been open for longer says nothing new.
+    /// Subscriptions with an attempt that ended within `lately`, and how many of these had no response to their last
+    /// two or more attempts. Subscriptions whose breaker has been open for longer do not count.
     #[must_use]
     pub fn health(&self, lately: Duration, now: Instant) -> (usize, usize) {
-        /// One attempt without a response may be chance.
+        /// A single attempt without a response may be a coincidence.
         const UNANSWERED: u32 = 2;
         let recent = |at: Instant| now.saturating_duration_since(at) < lately;
         let active = self
@@ -77,7 +77,7 @@ impl<E: Endpoint> Partition<E> {
         })
     }
 
-    /// Attempts by subscriber, which may stand there several times, since the last time.
+    /// Takes the attempts by subscriber since the last call; a subscriber may occur several times.
     pub fn take_attempts(&mut self, into: &mut Vec<(Arc<str>, AttemptCounts)>) {
         into.append(&mut self.gone);
         for entry in self.lanes.values_mut() {

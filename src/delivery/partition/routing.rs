@@ -1,4 +1,4 @@
-//! Where a command goes when there is room for it: into its lane, back to a tier, or to the dead letters.
+//! Routes commands for which there is room: into a lane, back to a tier, or to the dead letters.
 
 use std::cmp::Reverse;
 use std::rc::Rc;
@@ -17,13 +17,13 @@ use crate::model::outcome::ParkReason;
 use crate::model::tiers::LONGEST_PARK;
 use crate::model::units::EpochMs;
 
-/// A command may come before the subscription that it is for: the two travel through different topics. Younger than
-/// this, it waits for its subscription; older, its subscription counts as missing.
+/// A command may arrive before its subscription, because they travel through different topics. A command younger than
+/// this waits for its subscription; for an older one the subscription counts as missing.
 const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
-/// What is due within this is waited for here; what is due later goes back to a tier.
+/// A command due within this time waits in memory; one due later goes back to a tier.
 const DUE_SOON: Duration = Duration::from_secs(2);
 
-/// The reason of a parking, for the lane's.
+/// The park reason for a lane's slowness.
 pub(super) fn reason(cause: Slowness) -> ParkReason {
     match cause {
         Slowness::Endpoint => ParkReason::LaneFull,
@@ -33,7 +33,7 @@ pub(super) fn reason(cause: Slowness) -> ParkReason {
 }
 
 impl<E: Endpoint> Partition<E> {
-    /// Moves what is pending into the window and the lanes, as far as there is room.
+    /// Moves pending records into the window and the lanes while there is room.
     pub(super) fn admit<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         loop {
             let Some(first) = self.pending.front() else {
@@ -81,7 +81,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Routes a command whose offset is in the window; returns it when its lane is full for the moment.
+    /// Routes a command whose offset is in the window; returns it if its lane is currently full.
     pub(super) fn route<S: Subscriptions<Endpoint = E>>(
         &mut self,
         mut taken: Taken,
@@ -134,8 +134,8 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// The window has no room: of the lanes that are slow, the one whose command waits longest is emptied. `false` when
-    /// there is none: then those that are quick will make room soon.
+    /// Makes room in the window: parks the queue of the slow lane whose first command is the oldest. Returns `false` if
+    /// no lane is slow; quick lanes will make room soon.
     fn make_room<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) -> bool {
         let now = step.env.now;
         let oldest = self
@@ -155,7 +155,7 @@ impl<E: Endpoint> Partition<E> {
         true
     }
 
-    /// A released command that is not due by this machine's clock (**Never early**).
+    /// Delays a released command that is not due by this machine's clock (**Never early**).
     fn not_yet<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
@@ -184,7 +184,7 @@ impl<E: Endpoint> Partition<E> {
         self.dead_letter(taken, Reason::SubscriptionMissing, None, error, step);
     }
 
-    /// A command whose subscription does not accept any now.
+    /// Handles a command whose subscription currently accepts none.
     fn turn_away<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
@@ -207,7 +207,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Moves a command to a tier without spending an attempt: for `rest`, or in proportion to its age.
+    /// Moves a command to a tier without an attempt: for `rest`, or in proportion to its age.
     pub(super) fn park<S: Subscriptions<Endpoint = E>>(
         &mut self,
         mut taken: Taken,
@@ -227,7 +227,7 @@ impl<E: Endpoint> Partition<E> {
         self.leave(taken, tier, step);
     }
 
-    /// A command goes to a tier, and those that wait behind it in its subject with it.
+    /// Moves a command to a tier, with those that wait behind it in its subject.
     pub(super) fn leave<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
@@ -238,7 +238,7 @@ impl<E: Endpoint> Partition<E> {
         self.write_to_tier(taken, tier, step);
     }
 
-    /// The same for one whose order knows already.
+    /// Does the same for a command whose subject queue already counts it as being in a tier.
     pub(super) fn write_to_tier<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
@@ -273,7 +273,7 @@ impl<E: Endpoint> Partition<E> {
         self.settle(offset, weight, Some(outcome), step);
     }
 
-    /// Parks all that a lane has queued.
+    /// Parks a lane's whole queue.
     pub(super) fn park_queue<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -290,7 +290,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// The lane of a subscription, its terms up to date; `None` when the subscription does not exist.
+    /// The lane of a subscription, with current terms; `None` when the subscription does not exist.
     fn lane_of<S: Subscriptions<Endpoint = E>>(
         &mut self,
         subscription: &str,
@@ -327,7 +327,7 @@ impl<E: Endpoint> Partition<E> {
         Some(id)
     }
 
-    /// Takes a changed subscription over into its lane; `false` when it does not exist any more.
+    /// Updates a lane to a changed subscription; returns `false` when the subscription no longer exists.
     pub(super) fn refresh<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -351,7 +351,7 @@ impl<E: Endpoint> Partition<E> {
         entry.standing = terms.standing;
         entry.lane.set_limits(terms.limits, now);
         if entry.subscriber != terms.subscriber {
-            // What was attempted before was the other's, and so is the series of a breaker that is open.
+            // Earlier attempts, and the metric series of an open breaker, belong to the previous subscriber.
             let before = std::mem::replace(&mut entry.subscriber, terms.subscriber);
             if let Some(counts) = entry.counts.take() {
                 self.gone.push((Arc::clone(&before), counts));
@@ -376,7 +376,7 @@ impl<E: Endpoint> Partition<E> {
         true
     }
 
-    /// Sends what a lane has queued where its standing, in which it accepts none, says.
+    /// Empties a lane that accepts no commands, according to its standing.
     pub(super) fn clear_lane<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -392,7 +392,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// The subscription is deleted. Attempts in flight end by themselves; what was queued has nowhere to go.
+    /// The subscription was deleted. Attempts in flight end on their own; queued commands are dead-lettered or parked.
     fn remove_lane<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
         let Some(mut entry) = self.lanes.remove(&id) else {
             return;

@@ -1,4 +1,4 @@
-//! What the machine holds.
+//! The data of the state machine.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -18,7 +18,7 @@ use crate::model::subscription::Order;
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
-/// Looked up several times for each delivery: seeded at random, and quicker than the standard library's.
+/// Used several times per delivery: randomly seeded, and faster than the standard library's map.
 pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// A command whose offset is in the window.
@@ -28,7 +28,7 @@ pub(super) struct Taken {
     pub(super) command: Box<Command>,
 }
 
-/// A command that is due soon, and waits for that here: the earliest first.
+/// A command that is due soon and waits in memory; earliest first.
 #[derive(Debug)]
 pub(super) struct DueSoon {
     pub(super) due: EpochMs,
@@ -56,57 +56,57 @@ impl Ord for DueSoon {
     }
 }
 
-/// Whether commands are started.
+/// Whether the partition starts commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intake {
     Open,
-    /// Nothing more is started, and something is in flight.
+    /// Nothing more is started, but something is still in flight.
     Stopping,
     Stopped,
 }
 
-/// Whether it is known what is under way of ordered subscriptions.
+/// Whether the unfinished commands of ordered subscriptions are known.
 #[derive(Debug)]
 pub(super) enum Knowledge {
-    /// There may be no ordered subscription.
+    /// No subscription is known to be ordered.
     NotNeeded,
-    /// To be asked for at the next tick.
+    /// Requested at the next tick.
     Needed,
-    /// The answer is awaited.
+    /// Requested; the result is pending.
     Asked,
-    /// What was found of subscriptions that have no lane yet.
+    /// The results for subscriptions that have no lane yet.
     Known(UnderWay),
 }
 
-/// A subscription's lane, and what is known of its endpoint.
+/// A subscription's lane and its endpoint's state.
 #[derive(Debug)]
 pub(super) struct LaneEntry<E> {
     pub(super) lane: Lane<Taken>,
-    /// The subscription's id.
+    /// The subscription id.
     pub(super) name: Rc<str>,
     pub(super) subscriber: Arc<str>,
-    /// Attempts since they were last taken.
+    /// Attempts since the last report.
     pub(super) counts: AttemptCounts,
     pub(super) standing: Standing<E>,
-    /// The version of the subscriptions of which `standing` is, when that was, and until when it holds.
+    /// The version of the subscriptions that `standing` comes from, and until when it is valid.
     pub(super) version: u64,
     pub(super) valid_until: Option<Instant>,
-    /// Whether a turn has been asked for.
+    /// Whether a turn has been requested.
     pub(super) ready: bool,
-    /// When a timer will ask for one.
+    /// When a timer will request one.
     pub(super) timed: Option<Instant>,
-    /// Attempts without a response since the last one with one, and when an attempt last ended.
+    /// Consecutive attempts without a response, and when the last attempt ended.
     pub(super) unanswered: u32,
     pub(super) last_end: Option<Instant>,
-    /// Since when the breaker has been open.
+    /// When the breaker opened.
     pub(super) opened: Option<Instant>,
     pub(super) order: Order,
-    /// When the subscription asks for order.
+    /// Set when the subscription asks for order.
     pub(super) subjects: Option<Box<SubjectQueue<Taken>>>,
 }
 
 impl<E> LaneEntry<E> {
-    /// Takes out what waits for its turn in its subject.
+    /// Takes all commands that wait for their turn in their subject.
     pub(super) fn take_waiting(&mut self) -> Vec<Taken> {
         self.subjects
             .as_mut()
@@ -114,7 +114,7 @@ impl<E> LaneEntry<E> {
             .unwrap_or_default()
     }
 
-    /// Takes out all that is not in flight: what is queued, then what waits for its turn.
+    /// Takes all commands that are not in flight: queued ones, then those that wait for their turn.
     pub(super) fn take_all(&mut self) -> Vec<Taken> {
         let mut all: Vec<Taken> = self.lane.take_queue().collect();
         all.extend(self.take_waiting());
@@ -122,14 +122,14 @@ impl<E> LaneEntry<E> {
     }
 }
 
-/// One ownership of a partition, from its assignment to its revocation.
+/// One ownership of a partition, from assignment to revocation.
 #[derive(Debug)]
 pub struct Partition<E> {
     pub(super) rules: Arc<Rules>,
     pub(super) window: Window,
-    /// Read and not routed: its lane, or the window, has no room.
+    /// Records that were read but not routed: their lane or the window has no room.
     pub(super) pending: VecDeque<Incoming>,
-    /// Whether the first of `pending` is in the window already.
+    /// Whether the first of `pending` is already in the window.
     pub(super) first_is_taken: bool,
     pub(super) stalled_since: Option<Instant>,
     pub(super) due_soon: BinaryHeap<Reverse<DueSoon>>,
@@ -137,19 +137,19 @@ pub struct Partition<E> {
     pub(super) by_subscription: Map<Rc<str>, LaneId>,
     pub(super) next_lane: LaneId,
     pub(super) timers: BinaryHeap<Reverse<(Instant, LaneId)>>,
-    /// The earliest time that was asked for and has not come.
+    /// The earliest requested time that has not come.
     pub(super) wake_at: Option<Instant>,
     pub(super) in_flight: usize,
     pub(super) intake: Intake,
     pub(super) knowledge: Knowledge,
-    /// When something overdue was last looked for.
+    /// When the tiers were last read again for an overdue command.
     pub(super) looked_again: Option<Instant>,
     pub(super) fairness: Fairness,
-    /// Attempts of lanes that are gone.
+    /// Attempts of lanes that no longer exist.
     pub(super) gone: Vec<(Arc<str>, AttemptCounts)>,
 }
 
-/// One event's surroundings, and where its effects go.
+/// The environment of one event, and its effects.
 pub(super) struct Step<'a, S: Subscriptions> {
     pub(super) env: &'a Env<'a, S>,
     pub(super) random: &'a mut fastrand::Rng,
@@ -163,7 +163,7 @@ impl<S: Subscriptions> Step<'_, S> {
 }
 
 impl<E: Endpoint> Partition<E> {
-    /// A partition whose finished offsets are those of `window`.
+    /// Creates a partition whose finished offsets are those of `window`.
     #[must_use]
     pub fn new(rules: Arc<Rules>, window: Window) -> Self {
         Self {
@@ -187,7 +187,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Asks for a turn for a lane that has something to send.
+    /// Requests a turn for a lane that has something to send.
     pub(super) fn make_ready<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -202,7 +202,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Asks for a timer, unless an earlier one is set.
+    /// Requests a timer, unless an earlier one is set.
     pub(super) fn wake_at<S: Subscriptions<Endpoint = E>>(
         &mut self,
         at: Instant,
@@ -214,7 +214,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Ends an offset, with what must be durable before the position passes it.
+    /// Ends an offset, with the outcome that must be durable before the position passes it.
     pub(super) fn settle<S: Subscriptions<Endpoint = E>>(
         &mut self,
         offset: Offset,
@@ -225,7 +225,7 @@ impl<E: Endpoint> Partition<E> {
         let was_open = self.window.finish(offset);
         debug_assert!(was_open, "an offset ends once");
         match outcome {
-            // It takes memory until it is durable.
+            // It holds memory until it is durable.
             Some(outcome) => step.push(Effect::Write(outcome)),
             None => step.effects.free(weight),
         }
@@ -241,7 +241,7 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// The lane is gone: its attempts still count, and a breaker that is open is not shown any more.
+    /// Removes a lane: its attempts still count, and the metric series of its open breaker is removed.
     pub(super) fn forget_lane<S: Subscriptions<Endpoint = E>>(
         &mut self,
         entry: &mut LaneEntry<E>,

@@ -1,6 +1,6 @@
-//! The machine against a naive model: a log, retry topics and endpoints in memory, random interleavings of everything
-//! that can happen, and the invariants of the crate as assertions. A crash drops the machine at any step, with all that was
-//! not committed, and restores it from the last snapshot.
+//! Tests the state machine against a naive model: a log, retry topics and endpoints in memory, random interleavings of
+//! all events, and the crate's invariants as assertions. A crash drops the machine at any step, with everything
+//! uncommitted, and restores it from the last snapshot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const SCHEDULE: [Duration; 3] = [
     Duration::from_secs(60),
 ];
 
-/// An endpoint of the model: nothing but its subscription.
+/// An endpoint of the model: only its subscription.
 #[derive(Clone, Debug)]
 struct Peer(Arc<Subscription>);
 
@@ -117,11 +117,11 @@ impl Subscriptions for Listed {
     }
 }
 
-/// What is committed: it survives a crash.
+/// Committed state, which survives a crash.
 struct Durable {
     /// `webhook-commands`; `None` is an offset without a record.
     log: Vec<Option<Command>>,
-    /// The retry topics: what waits, with its tier.
+    /// The retry topics: waiting commands with their tiers.
     tiers: Vec<(usize, Box<Command>)>,
     dead: BTreeMap<Box<str>, usize>,
     snapshot: Snapshot,
@@ -131,7 +131,7 @@ struct Durable {
 #[derive(Default)]
 struct Known {
     delivered: usize,
-    /// Attempts that ended, as far as outcomes were kept.
+    /// Ended attempts, as far as outcomes were kept.
     sent: bool,
 }
 
@@ -143,12 +143,12 @@ struct Sim {
     random: fastrand::Rng,
     now: Instant,
     wall: EpochMs,
-    /// The next offset to hand over.
+    /// The next offset to deliver to the machine.
     read_to: usize,
     ready: VecDeque<LaneId>,
     timers: BTreeSet<Instant>,
     in_flight: Vec<Attempt<Peer>>,
-    /// Lanes whose response's body is still open.
+    /// Lanes with an open response body.
     bodies: Vec<LaneId>,
     outcomes: Vec<Outcome>,
     questions: Vec<Question>,
@@ -295,8 +295,8 @@ impl Sim {
         assert!(same.count() <= 3, "a lane's limit holds");
     }
 
-    /// With order, nothing of a subject is sent while one ahead of it is not done (strict), or has had no attempt (per
-    /// subject). The place in the order is that of the first record in the log.
+    /// With order, no command of a subject is sent before the one ahead of it is done (strict) or has had an attempt
+    /// (per subject). The order is that of the first records in the log.
     fn check_order(&self, attempt: &Attempt<Peer>) {
         let order = attempt.endpoint.0.order;
         let (Some(subject), Some(sequence)) = (&attempt.command.subject, attempt.command.sequence)
@@ -354,7 +354,7 @@ impl Sim {
     }
 
     fn dispatch(&mut self) {
-        // As the worker does it; a lane may ask again at once.
+        // As in the worker; a lane may request another turn at once.
         let mut turns = 0;
         while !self.paused && self.in_flight.len() + self.bodies.len() < CAP && turns < 100 {
             let Some(lane) = self.ready.pop_front() else {
@@ -407,7 +407,7 @@ impl Sim {
         self.apply(Event::Tick);
     }
 
-    /// Outcomes and position in one transaction.
+    /// Commits outcomes and position in one transaction.
     fn commit(&mut self) {
         for outcome in std::mem::take(&mut self.outcomes) {
             self.load -= outcome.weight().unwrap_or(0);
@@ -423,7 +423,7 @@ impl Sim {
                     *self.durable.dead.entry(command.webhook_id).or_default() += 1;
                 }
                 Outcome::Disable(decided_on) => {
-                    // As commit does: unless it has changed since.
+                    // As in `commit.rs`: unless it has changed since.
                     let current = self.listed.all.get(&*decided_on.id);
                     if current.is_some_and(|current| Arc::ptr_eq(current, &decided_on)) {
                         let number = decided_on.id[1..].parse().unwrap();
@@ -447,7 +447,7 @@ impl Sim {
         window
     }
 
-    /// **One lineage**, **Durable outcome**: what is not delivered is in exactly one place.
+    /// **One lineage**, **Durable outcome**: an undelivered command is in exactly one place.
     fn check_lineage(&self) {
         let mut copies: BTreeMap<&str, usize> = BTreeMap::new();
         let mut window = self.restored();
@@ -472,7 +472,7 @@ impl Sim {
         }
     }
 
-    /// What is due goes back to the log, by a clock that may be `ahead` of this machine's.
+    /// Returns due commands to the log, by a clock that may be `ahead` of this machine's.
     fn release(&mut self, ahead: Duration) {
         let wall = self.wall + ahead;
         let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.durable.tiers)
@@ -532,7 +532,7 @@ impl Sim {
         found
     }
 
-    /// A new owner begins where the last commit was.
+    /// A new owner starts at the last commit.
     fn reopen(&mut self) {
         self.machine = Partition::new(rules(), self.restored());
         self.read_to = self.durable.snapshot.position.0 as usize;
@@ -546,7 +546,7 @@ impl Sim {
         self.drained = false;
     }
 
-    /// A revocation in order: what is in flight ends, and all is committed.
+    /// A clean revocation: attempts in flight end, and everything is committed.
     fn hand_over(&mut self) {
         self.apply(Event::Stop);
         while !self.in_flight.is_empty() {
@@ -559,7 +559,7 @@ impl Sim {
         self.reopen();
     }
 
-    /// All endpoints work, and everything happens that is due: in the end nothing is left.
+    /// All endpoints work and everything due happens: nothing is left in the end.
     fn settle(&mut self) {
         self.paused = false;
         self.apply(Event::Resumed { responded: true });
@@ -639,7 +639,7 @@ fn order() -> impl Strategy<Value = Order> {
     ]
 }
 
-/// What happens while the subscriptions stay as they are.
+/// Actions while the subscriptions stay unchanged.
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         12 => (0..SUBSCRIPTIONS, proptest::option::of(0..SUBJECTS)).prop_map(|(one, subject)| Action::Produce(one, subject)),
@@ -659,7 +659,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// And while they change. Without order: what it means while it changes is not defined.
+/// Actions that change the subscriptions. Without order, whose meaning during a change is undefined.
 fn change() -> impl Strategy<Value = Action> {
     let states = vec!["active", "paused", "disabled"];
     let state = (0..SUBSCRIPTIONS, prop::sample::select(states));
@@ -729,7 +729,7 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
 }
 
 proptest! {
-    // Each holds hundreds of commands.
+    // Each case holds hundreds of commands.
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
@@ -768,8 +768,8 @@ proptest! {
     }
 }
 
-/// **Isolated**: a backlog of one subscriber holds another one up for no longer than it takes to find out that somebody
-/// waits behind it.
+/// **Isolated**: one subscriber's backlog delays another only for the time it takes to find the other's commands behind
+/// it.
 #[test]
 fn a_backlog_holds_nobody_behind_it_up_for_long() {
     let mut sim = Sim::new(7, [Order::None; SUBSCRIPTIONS]);
@@ -783,7 +783,7 @@ fn a_backlog_holds_nobody_behind_it_up_for_long() {
     while !sim.known[&waits].sent {
         sim.take(500);
         sim.answer();
-        // The endpoint is quick: six hundred a second.
+        // The endpoint is fast: 600 requests per second.
         for _ in 0..4 {
             sim.dispatch();
             while !sim.in_flight.is_empty() {
