@@ -79,7 +79,7 @@ pub fn prepare(layers: &mut Layers) {
         // Dead letters are expected, and the view shows them.
         (
             "log",
-            "warn,hookstream::delivery::worker=error,librdkafka=error",
+            "warn,hookstream::delivery::notices=error,librdkafka=error",
         ),
     ];
     for (name, value) in common {

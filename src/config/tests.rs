@@ -256,7 +256,7 @@ fn a_mistyped_log_level_is_rejected_rather_than_read_as_a_module() {
         "info",
         "OFF",
         "hookstream=debug,info",
-        "warn,hookstream::delivery::worker=error",
+        "warn,hookstream::delivery::notices=error",
     ] {
         assert!(check(&[("log", Source::Flag, good)]).is_ok(), "{good}");
     }

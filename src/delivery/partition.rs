@@ -5,11 +5,11 @@
 //! state, the cap on requests in flight and the pause during an egress outage, arrives with the events. So a test
 //! drives it with made-up events and restores it from any snapshot.
 //!
-//! Pure: no tokio, HTTP, Kafka, clock or metrics; time, randomness and subscriptions are arguments ([`Env`]).
+//! Pure: no tokio, HTTP, Kafka, clock or metrics; time, randomness and subscriptions are arguments ([`env::Env`]).
 //!
 //! | module | what |
 //! |---|---|
-//! | [`event`], [`effect`], [`env`] | inputs, outputs, environment |
+//! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
 //! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `report` | the state machine |
 //! | [`lane`], [`breaker`], [`concurrency`] | one subscription's queue and its limits |
 //! | [`order`], [`fairness`] | order within subjects; fairness between subscribers |

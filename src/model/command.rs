@@ -13,7 +13,7 @@ use crate::model::units::EpochMs;
 
 /// Header names, in the order in which they are written.
 pub mod header {
-    /// Version of the record's format: see [`crate::VERSION`].
+    /// Version of the record's format: see [`VERSION`].
     pub const VERSION: &str = "hs-version";
     /// Deterministic id of this webhook.
     pub const WEBHOOK_ID: &str = "webhook-id";

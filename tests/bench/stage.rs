@@ -304,7 +304,7 @@ impl<'a> World<'a> {
                 "--egress-ports",
                 "any",
             ])
-            .args(["--log", "warn,hookstream::wiring=info"])
+            .args(["--log", "warn,hookstream::runtime=info"])
             .args(arguments);
         command
     }
