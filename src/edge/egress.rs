@@ -1,24 +1,24 @@
-//! Decides which endpoints may be reached, so that a subscription cannot make hookstream talk to the inside
-//! of the network it runs in.
+//! Decides which endpoints may be reached, so that a subscription cannot make hookstream send requests into the
+//! internal network.
 //!
-//! [`EgressPolicy`] is the rules, pure. [`resolver::GuardedResolver`] applies them where a name becomes
-//! addresses: it resolves once, judges every answer, and hands on just those it judged, so **the address
-//! checked is the address dialled** and a name cannot be rebound in between. Address literals never meet a
-//! resolver, so [`EgressPolicy::check_url`] and [`EgressPolicy::check_target`] judge them.
+//! [`EgressPolicy`] holds the rules and is pure. [`resolver::GuardedResolver`] applies them where a name becomes
+//! addresses: it resolves once, checks every address, and returns only checked ones. So **the address checked is the
+//! address dialled**, and a name cannot be rebound in between. Address literals bypass the resolver, so
+//! [`EgressPolicy::check_url`] and [`EgressPolicy::check_target`] check them.
 //!
 //! # Rules, first match wins
 //! | what | denied unless |
 //! |---|---|
 //! | scheme | `https`, or `http` with `--egress-allow-http` |
 //! | user info in the URL | never allowed |
-//! | port | in `--egress-ports` (an empty list is any; 0 never) |
-//! | a name that only means something inside a network: one label, `.localhost`, `.local`, `.internal`, `.home.arpa` | some `--egress-allow-cidr` is set; its addresses are then judged as any other's |
+//! | port | in `--egress-ports` (an empty list allows any; 0 never) |
+//! | a name with only internal meaning: one label, `.localhost`, `.local`, `.internal`, `.home.arpa` | any `--egress-allow-cidr` is set; its addresses are then checked like any other's |
 //! | an address in `--egress-deny-cidr` | never allowed |
-//! | an address that is not public, by IANA's special-purpose registries and stricter | in `--egress-allow-cidr` |
+//! | a non-public address, by IANA's special-purpose registries or stricter | in `--egress-allow-cidr` |
 //!
-//! Of a name's addresses **any** bad one denies: to filter would let a name with one public answer probe the
-//! inside. Behind an IPv4 address inside an IPv6 one (mapped, NAT64) the inner address is judged.
-//! Proxy variables of the environment are ignored: a proxy would move the address check elsewhere.
+//! **Any** denied address of a name denies the name: filtering would let a name with one public address probe the
+//! internal network. For an IPv4 address embedded in an IPv6 one (mapped, NAT64) the inner address is checked. Proxy
+//! environment variables are ignored: a proxy would bypass the address check.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -31,7 +31,7 @@ use crate::config::EgressSettings;
 
 pub mod resolver;
 
-/// The rules, as the operator set them.
+/// The rules, as configured by the operator.
 #[derive(Clone, Debug)]
 pub struct EgressPolicy {
     allow_http: bool,
@@ -41,7 +41,7 @@ pub struct EgressPolicy {
 }
 
 impl EgressPolicy {
-    /// Takes over checked settings.
+    /// Creates a policy from validated settings.
     #[must_use]
     pub fn new(settings: &EgressSettings) -> Self {
         Self {
@@ -52,19 +52,19 @@ impl EgressPolicy {
         }
     }
 
-    /// Whether plain `http` may be used.
+    /// Whether plain `http` is allowed.
     #[must_use]
     pub fn allows_http(&self) -> bool {
         self.allow_http
     }
 
-    /// Reads the URL of a subscription as typed, and checks it.
+    /// Parses and checks the URL of a subscription.
     ///
-    /// Stricter than the WHATWG parser, which silently drops tabs and takes a backslash for a slash: where
-    /// parsers disagree about the host, the URL is refused.
+    /// Stricter than the WHATWG parser, which silently drops tabs and treats a backslash as a slash: a URL is rejected
+    /// when parsers disagree about its host.
     ///
     /// # Errors
-    /// The first rule that it breaks. The sentence holds the host at most, never path, query or user info.
+    /// The first rule that it violates. The message contains at most the host, never path, query or user info.
     pub fn parse_url(&self, typed: &str) -> Result<Url, EgressDenied> {
         if typed
             .chars()
@@ -78,11 +78,11 @@ impl EgressPolicy {
         Ok(url)
     }
 
-    /// Checks scheme, user info, port, and a host that is an address or a reserved name. Other names pass:
-    /// their addresses are checked when they are dialled.
+    /// Checks scheme, user info, port, and a host that is an address or a reserved name. Other names pass: their
+    /// addresses are checked when they are dialled.
     ///
     /// # Errors
-    /// The first rule that it breaks.
+    /// The first rule that it violates.
     pub fn check_url(&self, url: &Url) -> Result<(), EgressDenied> {
         let target = Target {
             scheme: url.scheme(),
@@ -93,11 +93,11 @@ impl EgressPolicy {
         self.check(&target)
     }
 
-    /// The same for a request's target, at the moment it is dialled. Guards against a caller that did not
-    /// ask [`check_url`](Self::check_url).
+    /// Does the same for a request's target when it is dialled. Guards against a caller that skipped
+    /// [`check_url`](Self::check_url).
     ///
     /// # Errors
-    /// The first rule that it breaks.
+    /// The first rule that it violates.
     pub fn check_target(&self, uri: &Uri) -> Result<(), EgressDenied> {
         let scheme = uri.scheme_str().unwrap_or_default();
         let target = Target {
@@ -115,10 +115,11 @@ impl EgressPolicy {
         self.check(&target)
     }
 
-    /// Checks what a name resolved to; any bad answer denies. An empty list passes: there is nothing to dial.
+    /// Checks the addresses of a name; any denied address denies the name. An empty list passes: there is nothing to
+    /// dial.
     ///
     /// # Errors
-    /// The first address that breaks a rule.
+    /// The first address that violates a rule.
     pub fn check_addresses(&self, host: &str, addresses: &[IpAddr]) -> Result<(), EgressDenied> {
         addresses.iter().try_for_each(|address| {
             self.check_address(*address)
@@ -158,7 +159,7 @@ impl EgressPolicy {
         }
     }
 
-    /// Such names lead inside, so they are of use only to an operator who opened some inside network.
+    /// Such names are internal, so they are useful only to an operator who allowed some internal network.
     fn reserved_name(&self, name: &str) -> Option<Rule> {
         if !self.allow.is_empty() {
             return None;
@@ -204,7 +205,7 @@ struct Target<'a> {
     port: Option<u16>,
 }
 
-/// As hyper-util's connector decides between dialling a literal and resolving a name.
+/// Decides between a literal and a name as hyper-util's connector does.
 fn host_of(host: &str) -> Host<&str> {
     let bare = host
         .strip_prefix('[')
@@ -217,8 +218,8 @@ fn host_of(host: &str) -> Host<&str> {
     }
 }
 
-/// The IPv4 address that an IPv6 one stands for: IPv4-mapped (RFC 4291) and NAT64 (RFC 6052), which public
-/// hosts are reached by from networks without IPv4. Other embeddings are denied as such.
+/// The IPv4 address embedded in an IPv6 one: IPv4-mapped (RFC 4291) and NAT64 (RFC 6052), through which networks
+/// without IPv4 reach public hosts. Other embeddings are denied.
 fn inner_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
     let [.., a, b, c, d] = address.octets();
@@ -229,7 +230,7 @@ fn inner_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     })
 }
 
-/// Why an address is not one to send webhooks to; nothing when it is public.
+/// Why webhooks may not be sent to an address; `None` if it is public.
 fn not_public(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(v4) => NOT_PUBLIC_V4
@@ -262,8 +263,8 @@ const fn v6(s: [u16; 8], prefix: u8) -> Ipv6Net {
     )
 }
 
-/// IANA's special-purpose registry (RFC 6890), all of it: also what it calls global, since no webhook lives
-/// there; and one address that clouds put a metadata service on.
+/// All of IANA's special-purpose registry (RFC 6890), even blocks that it marks as global, because no webhook endpoint
+/// is there; and one address where clouds run a metadata service.
 const NOT_PUBLIC_V4: [(Ipv4Net, &str); 19] = [
     (v4(0, 0, 0, 0, 8), "this network, RFC 791"),
     (v4(10, 0, 0, 0, 8), "private, RFC 1918"),
@@ -286,10 +287,10 @@ const NOT_PUBLIC_V4: [(Ipv4Net, &str); 19] = [
     (v4(240, 0, 0, 0, 4), "reserved, RFC 1112"),
 ];
 
-/// The only block that IANA has opened for global unicast.
+/// The only block that IANA has allocated for global unicast.
 const GLOBAL_UNICAST_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
-/// Special purposes inside [`GLOBAL_UNICAST_V6`], and outside it those that deserve their own name.
+/// Special-purpose blocks inside [`GLOBAL_UNICAST_V6`], and those outside it that need a specific name.
 const NOT_PUBLIC_V6: [(Ipv6Net, &str); 16] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified, RFC 4291"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback, RFC 4291"),
@@ -342,8 +343,8 @@ const NOT_PUBLIC_V6: [(Ipv6Net, &str); 16] = [
     (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast, RFC 4291"),
 ];
 
-/// A target that the rules forbid. Displays as one sentence: the host or address, the rule, and the flag
-/// that would allow it where there is one.
+/// A target that the rules deny. Displays as one sentence: the host or address, the rule, and the flag that would allow
+/// it, if any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EgressDenied {
     subject: Box<str>,

@@ -1,24 +1,24 @@
-//! Sends one POST and says what came of it.
+//! Sends one POST and returns its result.
 //!
-//! A thin layer over hyper's connections: HTTP/1.1, and HTTP/2 where the server chooses it by ALPN. Of the pool
-//! underneath, `pool` tells how it differs from hyper-util's.
-//! What this adds: connections only where [`EgressPolicy`] allows, one deadline over connect, headers and body,
-//! a named limit on all that a receiver can make us hold, and failures sorted into the classes of the metrics.
+//! A thin layer over hyper's connections: HTTP/1.1, and HTTP/2 where the server selects it by ALPN. The connection pool
+//! is described in `pool`. This module adds connections only where [`EgressPolicy`] allows them, one deadline over
+//! connect, headers and body, a named limit on everything that a receiver can make the process hold, and a metric class
+//! for each failure.
 //!
-//! What it never does: follow a redirect (it is an answer like any other), decompress, keep cookies, heed
-//! `Alt-Svc`, send `Expect`, read proxy variables from the environment, or send a request twice. A request
-//! does take another connection when the kept one that it got turned out to be closed, but only while it is still
-//! whole in that connection's queue: then, and only then, hyper hands it back (`TrySendError::take_message`,
-//! `hyper::proto::h1::dispatch` "the message was never even started").
+//! It never follows a redirect (which is a response like any other), decompresses, keeps cookies, uses `Alt-Svc`, sends
+//! `Expect`, reads proxy environment variables, or sends a request twice. If a pooled connection turns out to be
+//! closed, the request moves to another one, but only while it is still complete in the connection's queue: only then
+//! does hyper return it (`TrySendError::take_message`, `hyper::proto::h1::dispatch` "the message was never even
+//! started").
 //!
 //! # Limits
-//! | what | limit | past it |
+//! | what | limit | beyond it |
 //! |---|---|---|
-//! | look-up, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; bounds also dials that no request waits for any more |
+//! | lookup, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; also bounds dials that no request waits for any more |
 //! | response headers | [`MAX_HEADER_BYTES`], on HTTP/1.1 also [`MAX_HEADERS`] | class other, connection closed |
 //! | response body | [`MAX_BODY_BYTES`] | [`Drained::TooLong`], connection closed (HTTP/2: stream reset) |
 //! | idle connections | [`HttpOptions::pool_idle_timeout`] (up to an eighth more), [`HttpOptions::max_idle_per_host`] | closed |
-//! | HTTP/2 connection that answers nothing | [`H2_PING_INTERVAL`] + [`H2_PING_TIMEOUT`] | closed |
+//! | unresponsive HTTP/2 connection | [`H2_PING_INTERVAL`] + [`H2_PING_TIMEOUT`] | closed |
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -57,24 +57,24 @@ mod limits;
 mod pool;
 mod trust;
 
-/// How to build a client.
+/// The options of a client.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
-    /// Where it may connect to.
+    /// The egress policy.
     pub policy: Arc<EgressPolicy>,
-    /// Certificate authorities trusted besides the system's, PEM.
+    /// A PEM file of certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
-    /// Sent when a request has no `user-agent` of its own.
+    /// Sent if a request has no `user-agent`.
     pub user_agent: String,
-    /// An idle connection is closed after this time.
+    /// How long an idle connection is kept.
     pub pool_idle_timeout: Duration,
-    /// Idle connections kept per scheme, host and port. Fewer than are in flight at a time make every pause of a
-    /// busy host close connections that its next burst opens again.
+    /// Idle connections kept per scheme, host and port. If this is less than the requests in flight, every pause of a
+    /// busy host closes connections that its next burst has to reopen.
     pub max_idle_per_host: usize,
 }
 
 impl HttpOptions {
-    /// System roots, `hookstream/<version>`, 60 s, 256 connections.
+    /// The defaults: system roots, `hookstream/<version>`, 60 s, 256 connections.
     #[must_use]
     pub fn new(policy: Arc<EgressPolicy>) -> Self {
         Self {
@@ -87,11 +87,11 @@ impl HttpOptions {
     }
 }
 
-/// Where requests go, made ready once for many. It remembers the connections of the client that used it first.
+/// A destination, prepared once for many requests. It remembers the connection pool of the first client that uses it.
 #[derive(Debug)]
 pub struct Address {
     uri: Uri,
-    /// As HTTP/1.1 sends it: the path and the query alone.
+    /// The target as sent by HTTP/1.1: only path and query.
     target: Uri,
     host: HeaderValue,
     pool: OnceLock<Arc<Pool>>,
@@ -103,6 +103,8 @@ pub struct Address {
 pub struct InvalidAddress;
 
 impl Address {
+    /// Prepares the destination `uri`.
+    ///
     /// # Errors
     /// When `uri` has no scheme or no host.
     pub fn new(uri: Uri) -> Result<Self, InvalidAddress> {
@@ -122,14 +124,14 @@ impl Address {
         })
     }
 
-    /// The value of the header `host`, for those who make headers ready once for many requests.
+    /// The value of the `host` header, for callers that prepare headers once for many requests.
     #[must_use]
     pub fn host(&self) -> &HeaderValue {
         &self.host
     }
 }
 
-/// The header `host`: with the port, unless it is the scheme's own.
+/// The `host` header: includes the port unless it is the scheme's default.
 fn host(uri: &Uri) -> Option<HeaderValue> {
     let name = uri.host().filter(|name| !name.is_empty())?;
     let usual = if uri.scheme() == Some(&Scheme::HTTPS) {
@@ -148,20 +150,20 @@ fn host(uri: &Uri) -> Option<HeaderValue> {
 /// A [`HeaderMap`] cannot hold a line end, so no header can be injected through a value.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Where to.
+    /// The destination.
     pub to: Arc<Address>,
-    /// As they shall be sent.
+    /// The headers to send.
     pub headers: HeaderMap,
-    /// As it shall be sent.
+    /// The body to send.
     pub body: Bytes,
 }
 
-/// What came of a POST.
+/// The result of a POST.
 #[derive(Debug)]
 pub enum Reply {
-    /// There are complete response headers, whatever the status.
+    /// Complete response headers were received, with any status.
     Answered(Answer),
-    /// There are none.
+    /// No complete response headers were received.
     Failed(Failure),
 }
 
@@ -170,31 +172,31 @@ pub enum Reply {
 pub struct Answer {
     /// 100 to 999; informational ones (1xx) are skipped.
     pub status: u16,
-    /// When the receiver wants to hear from us again.
+    /// When the receiver wants the next request.
     pub retry_after: Option<RetryAfter>,
-    /// The body, still unread; nothing when it is empty. Dropping it unread closes the connection.
+    /// The unread body; `None` if it is empty. Dropping it unread closes the connection.
     pub rest: Option<Rest>,
 }
 
-/// `Retry-After`, RFC 9110 section 10.2.3. Unreadable values count as absent.
+/// `Retry-After`, RFC 9110 section 10.2.3. Invalid values count as absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryAfter {
-    /// Seconds from now; `u64::MAX` for numbers beyond it.
+    /// Seconds from now; `u64::MAX` for larger numbers.
     Seconds(u64),
     /// At this time.
     At(EpochMs),
 }
 
-/// How reading a body ended. Only after [`Drained::Complete`] is the connection used again.
+/// How reading a body ended. The connection is reused only after [`Drained::Complete`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// At its end.
     Complete,
-    /// Past [`MAX_BODY_BYTES`].
+    /// It exceeded [`MAX_BODY_BYTES`].
     TooLong,
-    /// The connection broke, or the framing was wrong.
+    /// The connection broke, or the framing was invalid.
     Failed,
-    /// At the deadline.
+    /// The deadline passed.
     Timeout,
 }
 
@@ -215,18 +217,18 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pools {
     all: HashMap<(Scheme, Authority), Arc<Pool>>,
-    /// Whether a task sweeps them.
+    /// Whether a task sweeps the pools.
     swept: bool,
 }
 
 impl HttpClient {
-    /// Loads the trusted certificate authorities; opens nothing yet.
+    /// Loads the trusted certificate authorities; opens no connection yet.
     ///
     /// # Errors
-    /// `ca_file` cannot be read or holds no certificate; no authority at all is known while only `https` is
-    /// allowed; `user_agent` is no header value.
+    /// `ca_file` cannot be read or holds no certificate; no authority at all is known while only `https` is allowed;
+    /// `user_agent` is not a valid header value.
     pub fn new(options: HttpOptions) -> Result<Self, HttpSetupError> {
-        /// A timer is no finer.
+        /// The resolution of a timer.
         const FINEST: Duration = Duration::from_millis(1);
         let user_agent =
             HeaderValue::try_from(options.user_agent).map_err(|_| HttpSetupError::UserAgent)?;
@@ -243,10 +245,10 @@ impl HttpClient {
         })))
     }
 
-    /// Sends the request, once, and waits for complete response headers until `deadline` at most.
+    /// Sends the request once, and waits for complete response headers until `deadline` at most.
     ///
-    /// Dropping the future, as the deadline does, closes the connection that it used (HTTP/2: resets the
-    /// stream), so nothing is left behind; the receiver may still have got the request.
+    /// Dropping the future, as the deadline does, closes its connection (HTTP/2: resets the stream), so nothing is left
+    /// behind. The receiver may still have received the request.
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
         let started = clock::instant();
         failpoint::point("request.before");
@@ -280,7 +282,7 @@ impl HttpClient {
                 }
                 Line::Shared(mut shared) => {
                     *message.uri_mut() = to.uri.clone();
-                    // HTTP/2 has it in the URI.
+                    // HTTP/2 carries the host in the URI.
                     message.headers_mut().remove(HOST);
                     (shared.try_send_request(message).await, None)
                 }
@@ -311,14 +313,14 @@ impl HttpClient {
         prepared
     }
 
-    /// The connections for an address: looked up once for all requests to it.
+    /// The connection pool of an address: looked up once for all requests to it.
     fn pool(&self, to: &Address) -> Arc<Pool> {
         match to.pool.get() {
             Some(known) if known.is_of(&self.0.opener) => Arc::clone(known),
             known => {
                 let pool = self.find_pool(&to.uri);
                 if known.is_none() {
-                    // Another request to the same address may have been quicker, with the same result.
+                    // A concurrent request to the same address may have set it already, to the same pool.
                     to.pool.set(Arc::clone(&pool)).ok();
                 }
                 pool
@@ -328,7 +330,7 @@ impl HttpClient {
 
     fn find_pool(&self, uri: &Uri) -> Arc<Pool> {
         let parts = uri.clone().into_parts();
-        // An address has both.
+        // An address always has both.
         let scheme = parts.scheme.unwrap_or(Scheme::HTTPS);
         let authority = parts
             .authority
@@ -360,8 +362,8 @@ impl Shared {
     }
 }
 
-/// Closes what was idle for too long, as long as there is a client. A pool that nothing refers to and that keeps
-/// nothing is forgotten: endpoints come and go.
+/// Closes connections that were idle for too long, as long as a client exists. Removes a pool that is empty and
+/// unreferenced, because endpoints come and go.
 async fn sweep(client: Weak<Shared>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
@@ -375,7 +377,7 @@ async fn sweep(client: Weak<Shared>, every: Duration) {
     }
 }
 
-/// A connection with what it goes back to.
+/// A connection, and the pool that it returns to.
 #[derive(Debug)]
 struct OnLoan {
     own: Box<Http1>,
@@ -426,17 +428,17 @@ impl RetryAfter {
     }
 }
 
-/// The unread body of an answer.
+/// The unread body of a response.
 #[derive(Debug)]
 pub struct Rest {
     body: Incoming,
-    /// The HTTP/1.1 connection that it comes on; closed if this is dropped.
+    /// The HTTP/1.1 connection that it arrives on; dropping it closes the connection.
     on: Option<OnLoan>,
 }
 
 impl Rest {
-    /// Reads the body and forgets it, so that the connection can be used again. Give it the deadline of the
-    /// [`post`](HttpClient::post): there is one for a whole attempt.
+    /// Reads and discards the body, so that the connection can be reused. Pass the deadline of the
+    /// [`post`](HttpClient::post): a whole attempt has a single deadline.
     pub async fn drain(self, deadline: Instant) -> Drained {
         if self.body.size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Drained::TooLong;
@@ -444,7 +446,7 @@ impl Rest {
         self.read(deadline, |_| ()).await
     }
 
-    /// The same, keeping up to [`MAX_BODY_BYTES`] for a log or record; what came before an error is kept too.
+    /// Does the same, but keeps up to [`MAX_BODY_BYTES`] for a log or record, including what arrived before an error.
     pub async fn read_snippet(self, deadline: Instant) -> (Vec<u8>, Drained) {
         let mut snippet = Vec::new();
         let drained = self

@@ -1,9 +1,9 @@
-//! The record of one attempt, one HTTP request, as the log of attempts keeps it.
+//! The record of one attempt, one HTTP request, in the attempt log.
 //!
-//! Key: the subscriber. Value: JSON (`schemas/attempt.schema.json`). There are no headers, which the client allocates one
-//! by one for each record: a reader looks for an id's text before it parses a value. It is for people who ask what was
-//! sent and what was answered; no part of hookstream decides by it. An endpoint may echo what it was sent, so what is
-//! known to be a credential is masked in its answer (**Secret**). Pure.
+//! Key: the subscriber. Value: JSON (`schemas/attempt.schema.json`). There are no headers, because the client allocates
+//! each header of each record separately; a reader searches the value for the text of an id before it parses it. The
+//! log is for people who need to know what was sent and received; hookstream itself never reads it for a decision. An
+//! endpoint may echo the request, so known credentials are masked in its response (**Secret**). Pure.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,80 +14,80 @@ use crate::model::command::Command;
 use crate::model::event::rfc3339;
 use crate::model::units::EpochMs;
 
-/// Of an answer's body, bytes; the rest is cut at a character's border.
+/// The maximum length of a response body's excerpt, in bytes; the rest is cut at a character boundary.
 pub const MAX_EXCERPT_BYTES: usize = 1024;
-/// What is shorter is no credential, and masking it would make answers unreadable.
+/// Shorter texts are not credentials, and masking them would make responses unreadable.
 const LEAST_SECRET_BYTES: usize = 6;
-/// What stands for a credential.
+/// Replaces a credential.
 const MASK: &[u8] = b"***";
 
-/// One attempt, as its record's value tells it.
+/// One attempt, as in its record's value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt<'a> {
     /// The same in all attempts of a command.
     pub webhook_id: Cow<'a, str>,
     /// The subscription's id.
     pub subscription: Cow<'a, str>,
-    /// Who owns it.
+    /// The subscriber that owns the subscription.
     pub subscriber: Cow<'a, str>,
     /// The event's id.
     pub event_id: Cow<'a, str>,
     /// The event's type.
     pub event_type: Cow<'a, str>,
-    /// Counted from 1, as the receiver counts.
+    /// The attempt number, from 1, as the receiver sees it.
     pub attempt: u32,
     /// When it began, RFC 3339.
     pub time: Cow<'a, str>,
-    /// Until the answer's headers, or its failure; milliseconds.
+    /// The time until the response headers or the failure, in milliseconds.
     pub duration_ms: f64,
-    /// Where it went, as far as that is told: see [`shown_url`].
+    /// The destination, redacted: see [`shown_url`].
     pub url: Cow<'a, str>,
-    /// Of the answer; nothing when there was none.
+    /// The response status; absent without a response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// Of the answer or the failure, as in the metrics.
+    /// The class of the response or failure, as in the metrics.
     pub class: Cow<'a, str>,
     /// `delivered`, `retry` or `dead_lettered`, as in the metrics.
     pub outcome: Cow<'a, str>,
-    /// One sentence when there was no answer.
+    /// One sentence if there was no response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Cow<'a, str>>,
-    /// W3C trace context of the event.
+    /// The W3C trace context of the event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<Cow<'a, str>>,
-    /// The beginning of the answer's body; bytes that are not UTF-8 are replaced, credentials masked.
+    /// The beginning of the response body; invalid UTF-8 is replaced, credentials are masked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<Cow<'a, str>>,
-    /// Whether the answer's body went on.
+    /// Whether the response body was longer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub body_truncated: bool,
 }
 
-/// What an attempt came to, beside its command.
+/// The result of an attempt, apart from its command.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// Counted from 1.
+    /// The attempt number, from 1.
     pub number: u32,
     /// When it began.
     pub began: EpochMs,
-    /// Until the answer's headers, or its failure.
+    /// The time until the response headers or the failure.
     pub took: Duration,
     /// See [`shown_url`].
     pub url: &'a str,
-    /// Of the answer.
+    /// The response status.
     pub status: Option<u16>,
-    /// A label of the metrics.
+    /// A metric label.
     pub class: &'static str,
-    /// A label of the metrics.
+    /// A metric label.
     pub outcome: &'static str,
-    /// When there was no answer.
+    /// Set if there was no response.
     pub error: Option<&'a str>,
-    /// Of the answer's body.
+    /// The beginning of the response body.
     pub excerpt: Option<&'a Excerpt>,
 }
 
 impl<'a> Attempt<'a> {
-    /// The attempt of `command` that `facts` tell of.
+    /// The attempt of `command` with these `facts`.
     #[must_use]
     pub fn new(command: &'a Command, facts: Facts<'a>) -> Self {
         let micros = facts.took.as_micros();
@@ -111,17 +111,17 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Reads a record's value.
+    /// Parses a record's value.
     ///
     /// # Errors
-    /// What is wrong with the JSON.
+    /// The problem in the JSON.
     pub fn decode(value: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(value)
     }
 }
 
-/// A URL without what may be a credential: only scheme, host and port are told, and whether it has a path. User info and
-/// query may hold credentials, and a path may be one, as with the incoming webhooks of chat services.
+/// A URL without parts that may be credentials: only scheme, host and port, and whether it has a path. User info and
+/// query may contain credentials, and a path may be one, as in the incoming webhooks of chat services.
 #[must_use]
 pub fn shown_url(url: &url::Url) -> String {
     let path = if url.path() == "/" { "" } else { "REDACTED" };
@@ -129,17 +129,17 @@ pub fn shown_url(url: &url::Url) -> String {
     format!("{origin}/{path}")
 }
 
-/// The beginning of an answer's body, fit for a record.
+/// The beginning of a response body, prepared for a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {
     /// UTF-8, at most [`MAX_EXCERPT_BYTES`].
     pub text: Box<str>,
-    /// Whether the body went on.
+    /// Whether the body was longer.
     pub truncated: bool,
 }
 
 impl Excerpt {
-    /// Of what was read of a body, `whole` or not.
+    /// Creates an excerpt of what was read of a body; `whole` says whether that is all of it.
     #[must_use]
     pub fn new(body: &[u8], whole: bool, mask: &Mask) -> Self {
         let (masked, read) = mask.apply(body, whole);
@@ -152,7 +152,7 @@ impl Excerpt {
     }
 }
 
-/// Knows the credentials that go out with a subscription's requests, and hides them in what comes back.
+/// The credentials in a subscription's requests, to be masked in responses.
 #[derive(Clone, Default)]
 pub struct Mask(Vec<Box<[u8]>>);
 
@@ -163,8 +163,8 @@ impl std::fmt::Debug for Mask {
 }
 
 impl Mask {
-    /// Hides these, and in the forms in which JSON may write them. Of a text with blanks, as `Bearer …`, each word
-    /// by itself too.
+    /// Masks these texts, also in the forms in which JSON may encode them. In a text with spaces, such as `Bearer …`,
+    /// each word is masked separately too.
     #[must_use]
     pub fn new<'s>(secrets: impl IntoIterator<Item = Cow<'s, str>>) -> Self {
         let mut all: Vec<Box<[u8]>> = Vec::new();
@@ -179,16 +179,16 @@ impl Mask {
                 }
             }
         }
-        // The longest first: a part of another must not break it up.
+        // Longest first, so that a part of a secret does not break up the whole.
         all.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         all.dedup();
         Self(all)
     }
 
-    /// The beginning of `body`, as far as an excerpt needs it, and how much of the body that is. Where a body that is not
-    /// `whole` ends with the beginning of a secret, that is hidden too.
+    /// The masked beginning of `body`, as much as an excerpt needs, and how much of the body that is. If a body that is
+    /// not `whole` ends with the beginning of a secret, that is masked too.
     fn apply(&self, body: &[u8], whole: bool) -> (Vec<u8>, usize) {
-        // Past the cut by a character, so that the one at the cut is whole.
+        // One character past the cut, so that the character at the cut is complete.
         const ENOUGH: usize = MAX_EXCERPT_BYTES + 4;
         let mut masked = Vec::with_capacity(body.len().min(ENOUGH));
         let mut at = 0;

@@ -1,19 +1,19 @@
-//! The retry schedule: how long after a failed attempt the next one is due.
+//! The retry schedule: the delay between a failed attempt and the next one.
 //!
-//! Jitter spreads the retries of commands that failed together. `Retry-After` may only lengthen a delay, so
-//! that an endpoint cannot make us hammer it, and up to a cap, so that it cannot make us wait for ever.
+//! Jitter spreads the retries of commands that failed together. `Retry-After` can only lengthen a delay, so that an
+//! endpoint cannot make hookstream retry faster, and only up to a cap, so that it cannot delay a retry forever.
 
 use std::time::Duration;
 
-/// The share of a delay by which jitter moves it, either way.
+/// The jitter, as a share of the delay in either direction.
 pub const JITTER: f64 = 0.2;
 
-/// The longest delay that a `Retry-After` may ask for.
+/// The longest delay that `Retry-After` can cause.
 pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(24 * 3600);
 
-/// The delay before the next attempt, after `attempts` have been made; `None` when the schedule is at its end.
+/// The delay before the next attempt, after `attempts` attempts; `None` at the end of the schedule.
 ///
-/// `chance` is uniform in 0..1 and becomes the jitter.
+/// `chance` is uniform in 0..1 and determines the jitter.
 #[must_use]
 pub fn next_delay(
     schedule: &[Duration],
@@ -27,7 +27,7 @@ pub fn next_delay(
     Some(delay.max(retry_after.unwrap_or_default().min(RETRY_AFTER_CAP)))
 }
 
-/// `base`, moved by up to [`JITTER`] of it; `chance` is uniform in 0..1.
+/// `base` with jitter of up to [`JITTER`]; `chance` is uniform in 0..1.
 #[must_use]
 pub fn jittered(base: Duration, chance: f64) -> Duration {
     base.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0))

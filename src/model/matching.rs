@@ -1,13 +1,12 @@
-//! Which subscriptions want an event: an index whose cost follows the matches, not the subscriptions.
+//! Finds the subscriptions that match an event: an index whose cost grows with the matches, not with the subscriptions.
 //!
-//! Three steps narrow the search, each by looking up what the event holds:
-//! type patterns (`types`: a hash for exact ones, a tree of segments for wildcards) lead to buckets; in each bucket
-//! one condition of a subscription's filter (`conditions`: equality, prefix, suffix and numbers by hash or sorted
-//! lists) leads to candidates; each candidate is checked with its whole filter, over paths that were resolved once
-//! for the event (`paths`). A subscription whose filter an absent value could satisfy, or without a filter, is a
-//! candidate for every event of its types.
+//! Three steps narrow the search, each by lookups of what the event contains. Type patterns (`types`: a hash map for
+//! exact ones, a tree of segments for wildcards) lead to buckets. In each bucket, one condition of each subscription's
+//! filter (`conditions`: equality, prefix, suffix and numbers by hash or sorted lists) leads to candidates. Each
+//! candidate is checked against its whole filter, over paths resolved once per event (`paths`). A subscription without
+//! a filter, or with one that an absent value can satisfy, is a candidate for every event of its types.
 //!
-//! The index is changed one subscription at a time and equals, at any moment, the naive search over what is in it.
+//! The index changes one subscription at a time, and always equals a naive search over its subscriptions.
 
 mod conditions;
 mod map;
@@ -24,7 +23,7 @@ use types::Types;
 use crate::model::event::Event;
 use crate::model::subscription::Subscription;
 
-/// The subscriptions in force, searchable by event.
+/// All subscriptions, searchable by event.
 #[derive(Debug, Default)]
 pub struct Index {
     entries: Vec<Option<Entry>>,
@@ -37,9 +36,9 @@ pub struct Index {
 #[derive(Debug)]
 struct Entry {
     subscription: Arc<Subscription>,
-    /// Of the filter's conditions, in their order.
+    /// The paths of the filter's conditions, in order.
     paths: Box<[PathId]>,
-    /// For each type pattern, the condition that it is found by.
+    /// For each type pattern, the condition that the index uses.
     chosen: Vec<Option<usize>>,
 }
 
@@ -53,13 +52,13 @@ impl Entry {
 }
 
 impl Index {
-    /// Without subscriptions.
+    /// Creates an empty index.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a subscription, in place of the one with the same id.
+    /// Adds a subscription; replaces the one with the same id.
     pub fn insert(&mut self, subscription: Arc<Subscription>) {
         self.remove(&subscription.id);
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -86,7 +85,7 @@ impl Index {
         });
     }
 
-    /// Takes a subscription out; nothing happens when there is none of this id.
+    /// Removes a subscription; does nothing if there is none with this id.
     pub fn remove(&mut self, id: &str) {
         let Some(slot) = self.by_id.remove(id) else {
             return;
@@ -113,19 +112,19 @@ impl Index {
             .map(|entry| &entry.subscription)
     }
 
-    /// How many subscriptions there are.
+    /// The number of subscriptions.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no subscriptions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
-    /// All subscriptions, in no order.
+    /// All subscriptions, in arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
         self.entries
             .iter()
@@ -133,8 +132,8 @@ impl Index {
             .map(|entry| &entry.subscription)
     }
 
-    /// Fills `found`, cleared first, with the subscriptions that want the event, each once, in no particular order;
-    /// paused and disabled ones too, whose commands wait or are dead-lettered.
+    /// Clears `found` and fills it with the subscriptions that match the event, each once, in arbitrary order. Includes
+    /// paused and disabled ones, whose commands wait or are dead-lettered.
     pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
         found.clear();
         let resolved = self.paths.resolve(event);

@@ -1,49 +1,49 @@
-//! What becomes of an attempt: the status rules.
+//! The status rules: what follows from the result of an attempt.
 //!
-//! | answer | verdict |
+//! | response | verdict |
 //! |---|---|
 //! | 2xx | delivered, as soon as the headers are complete |
 //! | 410 | dead letter (`gone`), and the subscription is disabled |
-//! | 400 405 406 411 413 414 415 422 431 451 501 505 | dead letter (`permanent-status`): sending it again cannot help |
+//! | 400 405 406 411 413 414 415 422 431 451 501 505 | dead letter (`permanent-status`): a retry cannot help |
 //! | denied by the egress rules | dead letter (`egress-denied`) |
-//! | 429, 503 | retry; with `Retry-After`, the endpoint is left alone until then |
+//! | 429, 503 | retry; with `Retry-After`, the lane is held off until then |
 //! | everything else, 3xx included; timeouts; connection errors | retry |
 //!
-//! A subscription's `on_status` goes before the table. A retry becomes a dead letter (`attempts-exhausted`)
-//! when the schedule is at its end.
+//! A subscription's `on_status` takes precedence over the table. A retry becomes a dead letter (`attempts-exhausted`)
+//! at the end of the schedule.
 
 use std::time::Duration;
 
 use crate::model::subscription::{StatusRule, StatusRules};
 
-/// Statuses that say that the same request will never be accepted.
+/// Statuses which say that the same request will never be accepted.
 pub const PERMANENT: [u16; 12] = [400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501, 505];
 
-/// What an attempt came to, as a metric label.
+/// The class of an attempt's result, as a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Success.
     Success,
-    /// A redirect, never followed. Informational answers that end an attempt count here too.
+    /// A redirect, never followed. Also informational responses that end an attempt.
     Redirect,
-    /// The request was refused.
+    /// The endpoint rejected the request.
     ClientError,
     /// The server failed.
     ServerError,
     /// The deadline passed.
     Timeout,
-    /// No connection: DNS, refused, reset before the request.
+    /// No connection: DNS failure, refused, or reset before the request.
     Connect,
-    /// The certificate or the handshake.
+    /// The certificate or the handshake failed.
     Tls,
-    /// The egress rules.
+    /// The egress rules deny the endpoint.
     Egress,
-    /// Not HTTP, half an answer, and the like.
+    /// Not HTTP, an incomplete response, and the like.
     Other,
 }
 
 impl Class {
-    /// Each of them, in the order in which they are declared.
+    /// All classes, in declaration order.
     pub const ALL: [Self; 9] = [
         Self::Success,
         Self::Redirect,
@@ -56,7 +56,7 @@ impl Class {
         Self::Other,
     ];
 
-    /// As it stands in metric labels and in the log.
+    /// The text in metric labels and in the log.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,7 +72,7 @@ impl Class {
         }
     }
 
-    /// Of an answer.
+    /// The class of a response status.
     #[must_use]
     pub fn of_status(status: u16) -> Self {
         match status {
@@ -85,19 +85,19 @@ impl Class {
     }
 }
 
-/// What became of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
     /// The endpoint accepted it.
     Delivered,
     /// Another attempt follows.
     Retry,
-    /// None follows.
+    /// No further attempt follows.
     DeadLettered,
 }
 
 impl AttemptOutcome {
-    /// All, as they are declared.
+    /// All outcomes, in declaration order.
     pub const ALL: [Self; 3] = [Self::Delivered, Self::Retry, Self::DeadLettered];
 
     /// The text in metric labels and in the attempt log.
@@ -120,14 +120,14 @@ pub enum ParkReason {
     LaneFull,
     /// The rate limit, or the endpoint's own `Retry-After`.
     Rate,
-    /// Its subscription asks for order, and one ahead of it is in a tier.
+    /// The subscription asks for order, and a command ahead of it is in a tier.
     Order,
-    /// The subscription is paused, unknown yet, or cannot be signed for.
+    /// The subscription is paused, not known yet, or has no usable signing secret.
     Paused,
 }
 
 impl ParkReason {
-    /// All, as they are declared.
+    /// All reasons, in declaration order.
     pub const ALL: [Self; 5] = [
         Self::Breaker,
         Self::LaneFull,
@@ -149,14 +149,14 @@ impl ParkReason {
     }
 }
 
-/// What came of one attempt.
+/// The result of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
     /// The endpoint responded.
     Status {
         /// The status.
         status: u16,
-        /// Its `Retry-After`, from now.
+        /// Its `Retry-After`, as a delay from now.
         retry_after: Option<Duration>,
     },
     /// There was no response.
@@ -173,7 +173,7 @@ impl Response {
         }
     }
 
-    /// Its class.
+    /// The class of the result.
     #[must_use]
     pub fn class(self) -> Class {
         match self {
@@ -183,23 +183,23 @@ impl Response {
     }
 }
 
-/// What to do about it.
+/// What to do with the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Done.
+    /// Nothing: it is delivered.
     Delivered,
-    /// Try again, not before `retry_after`; `hold_off` asks the lane to leave the endpoint alone for that long.
+    /// Retry, not before `retry_after`; `hold_off` keeps the lane from sending to the endpoint for that long.
     Retry {
-        /// At least this long.
+        /// The minimum delay.
         retry_after: Option<Duration>,
-        /// For all of the subscription.
+        /// For the whole subscription.
         hold_off: Option<Duration>,
     },
     /// The same request can never succeed.
     Permanent,
-    /// The endpoint is gone for good: disable the subscription.
+    /// The endpoint is permanently gone: disable the subscription.
     Gone,
-    /// The egress rules forbid the endpoint.
+    /// The egress rules deny the endpoint.
     EgressDenied,
 }
 

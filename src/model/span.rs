@@ -1,15 +1,15 @@
-//! What the three kinds of span tell: fan-out of an event, attempt of a command, release from a tier.
+//! The contents of the three kinds of span: fan-out of an event, attempt of a command, release from a tier.
 //!
-//! | span | kind | parent | from, to |
+//! | span | kind | parent | start, end |
 //! |---|---|---|---|
-//! | `fanout` | consumer | the event's context | reading the event, its commands being visible |
-//! | `attempt` | client | the command's context | the request, the answer's headers or the failure |
-//! | `release` | consumer | the command's context | writing the command back, it being visible |
+//! | `fanout` | consumer | the event's context | the event is read, its commands are visible |
+//! | `attempt` | client | the command's context | the request, the response headers or the failure |
+//! | `release` | consumer | the command's context | the command is written back, it is visible |
 //!
-//! The command's context is that of its fan-out, so attempts and releases stand side by side below it, in the order
-//! of their times. Names of attributes are OpenTelemetry's where it has one (HTTP, messaging, CloudEvents).
+//! The command's context is that of its fan-out, so attempts and releases are siblings below it, in order of time.
+//! Attributes have OpenTelemetry's names where it defines one (HTTP, messaging, CloudEvents).
 //!
-//! **Secret**: of a URL only what [`shown_url`] shows is told.
+//! **Secret**: a URL appears only as [`shown_url`] shows it.
 //! Pure.
 
 use std::time::Duration;
@@ -21,25 +21,25 @@ use crate::model::command::Command;
 use crate::model::event::Event;
 use crate::model::outcome::Response;
 
-/// The part that a span's process has in what it tells of.
+/// The role of the process in a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It took a record and did something for it.
+    /// It processed a record.
     Consumer,
-    /// It asked another process.
+    /// It sent a request to another process.
     Client,
 }
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// A word of the program.
+    /// A fixed word of the program.
     Word(&'static str),
     /// Text of an event, a subscription or an error.
     Text(Box<str>),
-    /// A count, a status or a place.
+    /// A count, a status, a partition or an offset.
     Number(i64),
-    /// A time.
+    /// A duration, in seconds.
     Seconds(f64),
 }
 
@@ -49,16 +49,16 @@ impl From<&str> for Value {
     }
 }
 
-/// All that a span tells beside where it belongs and when it was.
+/// The contents of a span, apart from its context and times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     /// One of `fanout`, `attempt`, `release`.
     pub name: &'static str,
-    /// Of the process in it.
+    /// The role of the process.
     pub kind: Kind,
-    /// By name.
+    /// Attributes by name.
     pub attributes: Vec<(&'static str, Value)>,
-    /// Why it counts as failed, if it does.
+    /// Why the span counts as failed, if it does.
     pub error: Option<Box<str>>,
 }
 
@@ -95,7 +95,7 @@ impl Facts {
     }
 }
 
-/// Where a record was read.
+/// The location of a record.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "as everywhere in Kafka")]
 pub struct Place<'a> {
@@ -104,7 +104,7 @@ pub struct Place<'a> {
     pub offset: i64,
 }
 
-/// An event became commands for as many subscriptions as matched.
+/// The span of a fan-out: an event became a command for each of the matched subscriptions.
 #[must_use]
 pub fn fanout(event: &Event<'_>, at: Place<'_>, matches: usize) -> Facts {
     let mut facts = Facts::of_record("fanout", at);
@@ -116,7 +116,7 @@ pub fn fanout(event: &Event<'_>, at: Place<'_>, matches: usize) -> Facts {
     facts
 }
 
-/// A command left a tier, for `to`, after it had been there for `waited`.
+/// The span of a release: a command left a tier, for `to`, after `waited`.
 #[must_use]
 pub fn release(command: &Command, at: Place<'_>, to: &str, waited: Duration) -> Facts {
     let mut facts = Facts::of_record("release", at);
@@ -131,18 +131,18 @@ pub fn release(command: &Command, at: Place<'_>, to: &str, waited: Duration) -> 
     facts
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
-    /// What the endpoint said, or did not.
+    /// The endpoint's response, or the lack of one.
     pub response: Response,
-    /// Why there was no answer.
+    /// Why there was no response.
     pub error: Option<&'a str>,
-    /// Whether the command is done with it.
+    /// Whether it delivered the command.
     pub delivered: bool,
 }
 
-/// A command was sent to `url`.
+/// The span of an attempt: a command was sent to `url`.
 #[must_use]
 pub fn attempt(command: &Command, url: &Url, reply: Reply<'_>) -> Facts {
     let mut facts = Facts {

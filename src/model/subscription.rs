@@ -1,9 +1,9 @@
-//! A subscription: who wants which events, where, and how. Read from its record, whole or not at all.
+//! A subscription: who wants which events, where, and how. A record is accepted as a whole or rejected.
 //!
-//! `schemas/subscription.schema.json` is the validator, compiled into the program, so what the documentation shows,
-//! what `subscriptions apply` refuses and what the table of a running role keeps out are one thing. What a schema
-//! cannot state is checked here after it; all problems are reported at once. No message shows a secret or the
-//! value of a header (**Secret**). Whether a URL may be reached is egress's question, not this file's.
+//! The validator is `schemas/subscription.schema.json`, compiled into the program, so the documentation, `subscriptions
+//! apply` and the subscription cache of a running role use the same rules. What a schema cannot express is checked here
+//! after it; all problems are reported at once. No message shows a secret or a header value (**Secret**). Whether a URL
+//! may be reached is decided by the egress policy, not here.
 
 pub mod filter;
 mod model;

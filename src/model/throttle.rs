@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Lets one through in a while, and counts the others.
+/// Lets one line through per interval, and counts the suppressed ones.
 #[derive(Debug)]
 pub struct Throttle {
     between: Duration,
@@ -11,7 +11,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// At most one in `between`.
+    /// At most one line per `between`.
     #[must_use]
     pub fn new(between: Duration) -> Self {
         Self {
@@ -21,7 +21,7 @@ impl Throttle {
         }
     }
 
-    /// Whether to tell at `now`: `Some` with how many were not told since the last one.
+    /// Whether to log at `now`: `Some` with the number of lines suppressed since the last one.
     pub fn pass(&mut self, now: Instant) -> Option<u64> {
         if self
             .last

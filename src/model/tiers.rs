@@ -1,21 +1,21 @@
-//! Tiers: retry topics with one fixed delay each. Which one should a record wait in?
+//! Tiers: retry topics with one fixed delay each. Selects the tier for a record.
 //!
-//! A record waits in a tier for that tier's full delay, so a tier partition is in due order and only its
-//! head is looked at. Any due time works by hops through ever smaller tiers.
+//! A record waits in a tier for the tier's full delay, so a tier partition is in due order and only its head needs
+//! checking. Any due time is reached by hops through ever shorter tiers.
 
 use std::time::Duration;
 
 use crate::model::units::{EpochMs, format_duration};
 
-/// The configured tiers, shortest first; at least one, all different, each at least 1 ms.
+/// The configured tiers, shortest first; at least one, all distinct, each at least 1 ms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tiers(Vec<Duration>);
 
 impl Tiers {
-    /// Takes tiers in any order.
+    /// Creates tiers from delays in any order.
     ///
     /// # Errors
-    /// A sentence when there is none, one twice, or one below 1 ms.
+    /// A sentence if there is no delay, a duplicate, or one below 1 ms.
     pub fn new(mut delays: Vec<Duration>) -> Result<Self, String> {
         delays.sort_unstable();
         if delays.is_empty() {
@@ -39,7 +39,7 @@ impl Tiers {
         &self.0
     }
 
-    /// The tier to wait in for `rest`, by its index: the largest that fits, else the shortest.
+    /// The index of the tier for a wait of `rest`: the longest that fits, or else the shortest.
     #[must_use]
     pub fn for_rest(&self, rest: Duration) -> usize {
         self.0
@@ -47,7 +47,7 @@ impl Tiers {
             .saturating_sub(1)
     }
 
-    /// What to do at `now` with the head of tier `index`, which was appended at `appended` and is due at `due`.
+    /// What to do at `now` with the head of tier `index`, appended at `appended` and due at `due`.
     #[must_use]
     pub fn at_head(&self, index: usize, appended: EpochMs, due: EpochMs, now: EpochMs) -> Head {
         let leaves = appended + self.0[index];
@@ -58,7 +58,7 @@ impl Tiers {
             return Head::Due;
         }
         let rest = due.since(now);
-        // Another round through the shortest tier would make it later than waiting here makes those behind it.
+        // Another round through the shortest tier would delay it more than waiting here delays the records behind it.
         if rest <= self.0[0] / 2 {
             Head::Wait(due)
         } else {
@@ -66,26 +66,25 @@ impl Tiers {
         }
     }
 
-    /// How long a command is parked that has been waiting for `waited`: in proportion, so that a short pause
-    /// costs little delay and a long one few hops; at most [`LONGEST_PARK`], so that a resume or a recovery
-    /// takes effect within that.
+    /// How long to park a command that has waited for `waited`: in proportion, so that a short pause costs little delay
+    /// and a long one few hops. At most [`LONGEST_PARK`], so that a resume or a recovery takes effect within that time.
     #[must_use]
     pub fn park_for(&self, waited: Duration) -> Duration {
         (waited / 2).clamp(self.0[0], LONGEST_PARK.max(self.0[0]))
     }
 }
 
-/// No command stays parked for longer without being looked at.
+/// The longest time for which a command is parked at once.
 pub const LONGEST_PARK: Duration = Duration::from_secs(600);
 
-/// What to do with the head of a tier's partition.
+/// What to do with the head of a tier partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// Leave it until then, and all behind it.
+    /// Leave it until this time, with all records behind it.
     Wait(EpochMs),
     /// Move it to `webhook-commands`.
     Due,
-    /// Move it to the tier of this index.
+    /// Move it to the tier with this index.
     Hop(usize),
 }
 
@@ -104,7 +103,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Follows a record through the tiers, released the moment it may be; when does it reach `webhook-commands`?
+    /// Follows a record through the tiers, released as early as possible; returns when it reaches `webhook-commands`.
     fn arrival(tiers: &Tiers, due: EpochMs) -> (EpochMs, u32) {
         let mut now = EpochMs(0);
         let mut tier = tiers.for_rest(due.since(now));

@@ -1,25 +1,25 @@
-//! W3C trace context: reading and writing `traceparent`, and whether an event's trace is to be told.
+//! W3C trace context: parses and formats `traceparent`, and decides whether to trace an event.
 //!
-//! <https://www.w3.org/TR/trace-context/>, section 3.2. A malformed `traceparent` counts as none. One of a later
-//! version is read as far as this version knows it, and written anew as version 00.
+//! <https://www.w3.org/TR/trace-context/>, section 3.2. A malformed `traceparent` counts as absent. One of a later
+//! version is parsed as far as this version defines it, and written as version 00.
 //!
-//! `tracestate` is not passed on: it is what the vendors of a publisher's tracing keep for each other, and a receiver
-//! is somebody else. The specification allows its members to be deleted.
+//! `tracestate` is not forwarded: it holds data of the publisher's tracing vendors, and a receiver is a different
+//! party. The specification allows removal of its members.
 //!
-//! Pure: ids and chance are arguments.
+//! Pure: ids and random numbers are arguments.
 
 use std::fmt;
 
-/// Longer ones are malformed: no version is known that needs as much.
+/// Longer values are malformed: no known version needs as much.
 const MAX_BYTES: usize = 128;
-/// Where the trace id stands in a `traceparent`.
+/// The position of the trace id in a `traceparent`.
 const TRACE_ID: std::ops::Range<usize> = 3..35;
 /// The flag `sampled`.
 const SAMPLED: u8 = 1;
-/// The flags that version 00 knows: sampled, and that the trace id is random.
+/// The flags of version 00: sampled, and random trace id.
 const KNOWN_FLAGS: u8 = 0b11;
 
-/// A span among all spans: which trace it belongs to, and whether that is recorded.
+/// Identifies a span: its trace, its id, and whether the trace is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     trace_id: u128,
@@ -28,7 +28,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads a `traceparent`; `None` when it is malformed.
+    /// Parses a `traceparent`; `None` if it is malformed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
@@ -54,7 +54,7 @@ impl TraceContext {
         (context.trace_id != 0 && context.span_id != 0).then_some(context)
     }
 
-    /// The first span of a new trace, which is recorded. Of chance, no bits may be all zero.
+    /// The first span of a new, recorded trace. Random bits of zero are replaced, because ids must not be zero.
     #[must_use]
     pub fn start(trace_id: u128, span_id: u64) -> Self {
         Self {
@@ -74,32 +74,32 @@ impl TraceContext {
         }
     }
 
-    /// Whether whoever began the trace records it.
+    /// Whether the originator of the trace records it.
     #[must_use]
     pub fn is_sampled(self) -> bool {
         self.flags & SAMPLED != 0
     }
 
-    /// Of the whole trace.
+    /// The id of the trace.
     #[must_use]
     pub fn trace_id(self) -> u128 {
         self.trace_id
     }
 
-    /// Of this span.
+    /// The id of this span.
     #[must_use]
     pub fn span_id(self) -> u64 {
         self.span_id
     }
 
-    /// As it travels.
+    /// The value of the header.
     #[must_use]
     pub fn flags(self) -> u8 {
         self.flags
     }
 }
 
-/// As it stands in `traceparent`, in version 00.
+/// Formats a `traceparent` of version 00.
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -112,7 +112,8 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// At most 32 digits. By hand: the specification allows lower case only and no sign, and this runs for each command.
+/// Parses at most 32 digits. Not `from_str_radix`: the specification allows only lower case and no sign. Runs for each
+/// command.
 fn hex(text: &str, at: std::ops::Range<usize>) -> Option<u128> {
     let digits = text.as_bytes().get(at)?;
     digits.iter().try_fold(0, |number, &digit| {
@@ -125,33 +126,33 @@ fn hex(text: &str, at: std::ops::Range<usize>) -> Option<u128> {
     })
 }
 
-/// The trace id in a `traceparent`, for a log line; `None` when it is malformed.
+/// The trace id of a `traceparent`, for log lines; `None` if it is malformed.
 #[must_use]
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     TraceContext::parse(traceparent)?;
     traceparent.get(TRACE_ID)
 }
 
-/// Which events' traces are told.
+/// Which events are traced.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Of the events that come without a trace, the share that begins one here.
+    /// The share of events without a trace for which a trace begins here.
     pub begun_here: f64,
 }
 
-/// What becomes of an event's trace.
+/// What to do with an event's trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing is told, and what the event brought is passed on as it is.
+    /// Record nothing, and forward the event's context unchanged.
     PassOn,
-    /// The event's trace goes on here.
+    /// Continue the event's trace.
     Join(TraceContext),
-    /// A new trace begins.
+    /// Begin a new trace.
     Begin,
 }
 
 impl Sampling {
-    /// Whoever began a trace has decided whether it is recorded; `chance`, from 0 to below 1, decides only on traces
+    /// The originator of a trace decides whether it is recorded. `chance`, from 0 to below 1, only decides about traces
     /// that would begin here.
     #[must_use]
     pub fn decide(self, traceparent: Option<&str>, chance: f64) -> Decision {
@@ -244,7 +245,7 @@ mod tests {
             (Some(unsampled.as_str()), 0.0, Decision::PassOn),
             (None, 0.4, Decision::Begin),
             (None, 0.5, Decision::PassOn),
-            // As if it were not there.
+            // As if it were absent.
             (Some("malformed"), 0.4, Decision::Begin),
         ] {
             assert_eq!(

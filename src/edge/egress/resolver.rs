@@ -1,8 +1,8 @@
-//! Turns a name into the addresses that may be dialled, once per connection.
+//! Resolves a name to the addresses that may be dialled, once per connection.
 //!
-//! Sits inside hyper-util's `HttpConnector`, which dials exactly what this yields. The system's resolver does
-//! the look-up (`getaddrinfo` on the runtime's blocking threads: their number bounds the look-ups under way),
-//! so search domains, `/etc/hosts` and the like work as everywhere else; there is never a second resolver.
+//! Runs inside hyper-util's `HttpConnector`, which dials exactly the addresses that this returns. The system's resolver
+//! does the lookup (`getaddrinfo` on the runtime's blocking threads, whose number bounds concurrent lookups). So search
+//! domains, `/etc/hosts` and the like work as usual, and no second resolver is involved.
 
 use std::future::Future;
 use std::io;
@@ -18,25 +18,25 @@ use tower_service::Service;
 use super::{EgressDenied, EgressPolicy};
 use crate::edge::failpoint;
 
-/// Answers of one look-up that are judged and dialled; those past it are dropped, to bound the work that a
-/// hostile zone can cause.
+/// The most addresses of one lookup that are checked and dialled; the rest is dropped, to bound the work that a hostile
+/// zone can cause.
 pub const MAX_ANSWERS: usize = 16;
 
-/// Why a name gave nothing to dial.
+/// Why a name has no address to dial.
 #[derive(Debug, Error)]
 pub enum ResolveError {
-    /// An answer, or more, may not be dialled.
+    /// At least one address is denied.
     #[error("egress denied")]
     Denied(#[source] EgressDenied),
-    /// The system's resolver failed: no such name, no server, no answer.
+    /// The system's resolver failed: unknown name, no server, or no response.
     #[error("dns lookup failed")]
     Lookup(#[source] io::Error),
-    /// The name exists, without an address.
+    /// The name exists but has no address.
     #[error("dns lookup found no address")]
     NoAddress,
 }
 
-/// Resolves with `R` and lets through only what the policy allows.
+/// Resolves with `R` and returns only addresses that the policy allows.
 #[derive(Clone, Debug)]
 pub struct GuardedResolver<R = GaiResolver> {
     policy: Arc<EgressPolicy>,
@@ -44,7 +44,7 @@ pub struct GuardedResolver<R = GaiResolver> {
 }
 
 impl GuardedResolver {
-    /// Over the system's resolver.
+    /// Uses the system's resolver.
     #[must_use]
     pub fn new(policy: Arc<EgressPolicy>) -> Self {
         Self::over(policy, GaiResolver::new())
@@ -52,7 +52,7 @@ impl GuardedResolver {
 }
 
 impl<R> GuardedResolver<R> {
-    /// Over another resolver.
+    /// Uses another resolver.
     #[must_use]
     pub fn over(policy: Arc<EgressPolicy>, inner: R) -> Self {
         Self { policy, inner }

@@ -1,5 +1,5 @@
-//! Opens connections: egress check, look-up, TCP, TLS; each with its own error, so that failures are told
-//! apart by type and not by text.
+//! Opens connections: egress check, DNS lookup, TCP, TLS. Each step has its own error, so that failures are
+//! distinguished by type and not by text.
 
 use std::future::{Future, ready};
 use std::io;
@@ -45,7 +45,7 @@ pub(super) enum DialError {
 /// A connection without HTTP.
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// The connector under the pools.
+/// The connector of the pools.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
     policy: Arc<EgressPolicy>,
@@ -58,7 +58,7 @@ impl Dial {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(TCP_LIMIT));
-        // The policy decides about http, so that its sentence reaches the operator.
+        // The policy decides about http, so that its message reaches the operator.
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()

@@ -1,6 +1,6 @@
-//! Sorts errors of the HTTP stack into the classes of the metrics, with one sentence for operators.
+//! Maps errors of the HTTP stack to metric classes, with one sentence for operators.
 //!
-//! By type, never by text. A sentence names hosts and addresses at most: no path, query, header or body.
+//! By type, never by text. A sentence contains at most hosts and addresses: no path, query, header or body.
 
 use std::error::Error;
 use std::io;
@@ -20,14 +20,14 @@ pub enum FailureClass {
     Connect,
     /// The handshake failed, or the certificate is not trusted.
     Tls,
-    /// The policy forbids the target.
+    /// The egress policy denies the target.
     Egress,
-    /// Connected, and then no HTTP response.
+    /// Connected, but no valid HTTP response.
     Other,
 }
 
 impl FailureClass {
-    /// As metrics and dead letters write it.
+    /// The text in metrics and dead letters.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,7 +72,7 @@ impl Failure {
         }
     }
 
-    /// Of a request on an open connection.
+    /// The failure of a request on an open connection.
     pub(super) fn of_exchange(error: &hyper::Error) -> Self {
         let chain = chain(error);
         if let Some(tls) = find::<rustls::Error>(&chain) {
@@ -134,14 +134,14 @@ fn of_hyper(error: &hyper::Error, io: Option<&io::Error>) -> String {
             "the connection broke before the response was complete: {}",
             of_socket(io)
         ),
-        // Kinds that hyper has no question for: HTTP/2 errors (the cause says which), stray bytes.
+        // Kinds for which hyper has no predicate: HTTP/2 errors (the cause says which), stray bytes.
         None => error
             .source()
             .map_or_else(|| error.to_string(), ToString::to_string),
     }
 }
 
-/// The kind, without the number that the system appends.
+/// The kind, without the error number that the system appends.
 fn of_socket(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::TimedOut => "the connection timed out".to_owned(),
@@ -152,7 +152,7 @@ fn of_socket(error: &io::Error) -> String {
 
 type Link<'a> = &'a (dyn Error + 'static);
 
-/// An error and its causes. `io::Error::source` skips the error that it carries, so that one is put in.
+/// An error and its causes. `io::Error::source` skips the error that it wraps, so it is inserted.
 fn chain(error: Link<'_>) -> Vec<Link<'_>> {
     let mut links = Vec::with_capacity(4);
     let mut next = Some(error);
@@ -177,7 +177,7 @@ fn innermost_io<'a>(chain: &[Link<'a>]) -> Option<&'a io::Error> {
     chain.iter().rev().find_map(|link| link.downcast_ref())
 }
 
-/// To what an operator set, not to when a timer fired: whole tenths of a second, below a second hundredths.
+/// Rounds to the configured value rather than the time of the timer: to 100 ms, below a second to 10 ms.
 fn rounded(waited: Duration) -> Duration {
     let step = if waited < Duration::from_millis(950) {
         10

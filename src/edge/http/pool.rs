@@ -1,12 +1,12 @@
-//! Connections to one scheme, host and port, kept for the next request.
+//! A pool of connections to one scheme, host and port.
 //!
-//! An HTTP/1.1 connection is driven by the request that uses it, on the same task: nothing is woken but the one
-//! task that waits for the answer. Between requests nobody drives it; that its peer has closed it is seen when it
-//! is used next (hyper reads before it writes, and hands the unsent request back), or by [`Pool::sweep`]. An HTTP/2
-//! connection has a task of its own and is shared by all requests.
+//! An HTTP/1.1 connection is driven by the request that uses it, on the same task, so only the task that waits for the
+//! response is woken. An idle connection is not driven. That its peer has closed it is noticed on its next use (hyper
+//! reads before it writes, and returns the unsent request) or by [`Pool::sweep`]. An HTTP/2 connection has its own task
+//! and is shared by all requests.
 //!
-//! A request that finds no idle connection dials, and takes the first that comes: its own, or one that another
-//! request gives back meanwhile. Its own is then finished in the background and kept.
+//! A request that finds no idle connection dials, and uses whichever comes first: its own connection, or one that
+//! another request returns meanwhile. In the latter case its own is completed in the background and kept.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,23 +31,23 @@ use super::limits::{
     MAX_HEADERS,
 };
 
-/// A request as hyper takes it.
+/// The request type of hyper.
 pub(super) type Message = http::Request<Full<Bytes>>;
-/// What came of sending one. With an error comes the request itself if none of it was sent.
+/// The result of sending a request. An error contains the request if none of it was sent.
 pub(super) type Sent = Result<Response<Incoming>, TrySendError<Message>>;
 
-/// Sweeps in the time that an idle connection is kept. It is closed at the first sweep after that time, so up to an
-/// eighth later; in return no clock is read when a connection is given back.
+/// Sweeps per idle timeout. A connection is closed at the first sweep after the timeout, so up to an eighth later; in
+/// exchange, returning a connection reads no clock.
 pub(super) const SWEEPS: u32 = 8;
 
-/// Why there is no connection to send on.
+/// Why no connection is available.
 #[derive(Debug)]
 pub(super) enum OpenError {
     Dial(DialError),
     Handshake(hyper::Error),
 }
 
-/// What opens connections, for all pools of a client.
+/// Opens connections, for all pools of a client.
 #[derive(Debug)]
 pub(super) struct Opener {
     pub(super) dial: Dial,
@@ -94,7 +94,7 @@ impl Opener {
             .await?;
         tokio::spawn(async move {
             if let Err(error) = driver.await {
-                // Each request that it had open is told by itself.
+                // Each of its open requests receives its own error.
                 tracing::debug!("an http/2 connection ended: {error}");
             }
         });
@@ -107,9 +107,9 @@ type Http2 = http2::SendRequest<Full<Bytes>>;
 /// An HTTP/1.1 connection. Dropping it closes it.
 pub(super) struct Http1 {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` when it has ended.
+    /// `None` after the connection has ended.
     driver: Option<http1::Connection<Stream, Full<Bytes>>>,
-    /// The sweep after which it was given back.
+    /// The sweep count when it was returned.
     since: u64,
 }
 
@@ -120,8 +120,8 @@ impl fmt::Debug for Http1 {
 }
 
 impl Http1 {
-    /// Sends one request and waits for the headers of its answer. Dropping the future leaves the connection in the
-    /// middle of an exchange: it must be dropped too.
+    /// Sends one request and waits for the response headers. Dropping the future leaves the connection in the middle of
+    /// an exchange: drop the connection too.
     pub(super) async fn exchange(&mut self, message: Message) -> Sent {
         let Self { sender, driver, .. } = self;
         let mut sent = pin!(sender.try_send_request(message));
@@ -132,19 +132,19 @@ impl Http1 {
         .await
     }
 
-    /// Moves what is under way: to be called before what waits for it is polled.
+    /// Drives the connection: call this before polling anything that waits for it.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
         drive(&mut self.driver, cx);
     }
 
-    /// Whether it can take another request, as far as this end knows.
+    /// Whether it can take another request, as far as this side knows.
     fn is_free(&self) -> bool {
         self.driver.is_some() && self.sender.is_ready()
     }
 }
 
 fn drive<T: Future + Unpin>(driver: &mut Option<T>, cx: &mut Context<'_>) {
-    // How it ended is told to the request that was under way.
+    // The request in flight receives the connection's error.
     if let Some(running) = driver
         && Pin::new(running).poll(cx).is_ready()
     {
@@ -173,13 +173,13 @@ pub(super) struct Pool {
     reason = "a connection is large, and moves with each request"
 )]
 struct Kept {
-    /// The one used last is the last, and is used next.
+    /// In order of last use; the most recent one is used next.
     idle: Vec<Box<Http1>>,
-    /// With the sweep after which it was used last.
+    /// With the sweep count of its last use.
     shared: Option<(Http2, u64)>,
-    /// Requests whose own connection is being dialled.
+    /// Requests that are still dialling.
     waiting: VecDeque<oneshot::Sender<Line>>,
-    /// Sweeps so far.
+    /// The number of sweeps so far.
     sweeps: u64,
 }
 
@@ -197,7 +197,7 @@ impl Kept {
 }
 
 impl Pool {
-    /// To the scheme, host and port of `origin`.
+    /// Creates a pool for the scheme, host and port of `origin`.
     pub(super) fn new(opener: Arc<Opener>, origin: Uri) -> Self {
         Self {
             opener,
@@ -206,7 +206,7 @@ impl Pool {
         }
     }
 
-    /// Whether it belongs to the client that opens with `opener`.
+    /// Whether it belongs to the client of `opener`.
     pub(super) fn is_of(&self, opener: &Arc<Opener>) -> bool {
         Arc::ptr_eq(&self.opener, opener)
     }
@@ -215,8 +215,8 @@ impl Pool {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection, and whether it has served before: on such a one, a request that comes back unsent is to be
-    /// sent on another.
+    /// A connection, and whether it was used before: if it was, a request that it returns unsent is to be sent on
+    /// another.
     pub(super) async fn line(self: &Arc<Self>) -> Result<(Line, bool), OpenError> {
         let kept = self.kept().line();
         match kept {
@@ -230,7 +230,7 @@ impl Pool {
         let mut given = self.wait();
         tokio::select! {
             biased;
-            // The sender is dropped only with the pool, which this request holds.
+            // The sender is dropped only with the pool, which this request keeps alive.
             Ok(line) = &mut given => {
                 if matches!(line, Line::Own(_)) {
                     let pool = Arc::clone(self);
@@ -258,13 +258,13 @@ impl Pool {
     fn wait(&self) -> oneshot::Receiver<Line> {
         let (give, given) = oneshot::channel();
         let mut kept = self.kept();
-        // Those whose deadline has passed.
+        // Remove requests that no longer wait, such as after their deadline.
         kept.waiting.retain(|one| !one.is_closed());
         kept.waiting.push_back(give);
         given
     }
 
-    /// Keeps a connection that nobody has asked for any more.
+    /// Keeps a connection that no request waits for any more.
     fn accept(&self, line: Line) -> Option<Line> {
         match line {
             Line::Own(own) => {
@@ -275,7 +275,7 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection that all shall use, unless there is one already.
+    /// Keeps a connection for all requests to share, unless there is one already.
     fn share(&self, line: Line) -> Line {
         let mut kept = self.kept();
         if let Some(line) = kept
@@ -296,8 +296,8 @@ impl Pool {
         line
     }
 
-    /// Takes back a connection whose answer was read to its end; it is closed if it cannot take another request, or
-    /// if enough are kept.
+    /// Returns a connection whose response was read to its end; closes it if it cannot take another request, or if
+    /// enough are idle.
     pub(super) fn give_back(&self, mut own: Box<Http1>) {
         if !own.is_free() {
             own.drive(&mut Context::from_waker(Waker::noop()));
@@ -319,8 +319,8 @@ impl Pool {
         }
     }
 
-    /// Closes what was not used for more than [`SWEEPS`] sweeps, and what its peer has closed. Whether nothing is
-    /// left.
+    /// Closes connections that were unused for more than [`SWEEPS`] sweeps or closed by their peers. Returns whether
+    /// the pool is empty.
     pub(super) fn sweep(&self) -> bool {
         let mut kept = self.kept();
         kept.sweeps += 1;

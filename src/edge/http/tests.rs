@@ -1,4 +1,4 @@
-//! The client against servers on loopback that speak raw bytes, well and badly.
+//! Tests the client against loopback servers that speak raw bytes, correctly and incorrectly.
 
 use std::future::Future;
 use std::io::Write;
@@ -19,7 +19,7 @@ use super::*;
 use crate::config::EgressSettings;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-/// Far beyond any test, so that only what is tested ends an attempt.
+/// Far longer than any test, so that only the tested limit ends an attempt.
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -75,7 +75,7 @@ fn failed(reply: Reply) -> (FailureClass, String) {
     }
 }
 
-/// A server that gives each connection to a handler.
+/// A server that passes each connection to a handler.
 struct Server {
     address: SocketAddr,
     accepted: Arc<AtomicUsize>,
@@ -138,14 +138,14 @@ impl Server {
     }
 }
 
-/// Lets the pool take a connection back, or notice that it closed: tasks of its own do that.
+/// Lets background tasks return a connection to the pool, or notice that it closed.
 async fn settle() {
     for _ in 0..256 {
         tokio::task::yield_now().await;
     }
 }
 
-/// One request with its body; nothing when the connection ended.
+/// Reads one request with its body; `None` if the connection ended.
 async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut bytes = Vec::new();
     loop {
@@ -459,7 +459,7 @@ async fn a_request_is_sent_once_when_its_pooled_connection_dies_under_it() {
             read_request(&mut stream).await;
             counter.fetch_add(1, Ordering::SeqCst);
             stream.write_all(OK).await.unwrap();
-            // The second request is read, and the connection closed without an answer.
+            // The second request is read, and the connection closes without a response.
             if read_request(&mut stream).await.is_some() {
                 counter.fetch_add(1, Ordering::SeqCst);
             }
@@ -565,7 +565,7 @@ fn a_header_cannot_be_injected() {
     }
 }
 
-/// A certificate for `name` that signs itself, and the file that makes it trusted.
+/// A self-signed certificate for `name`, and the file that makes it trusted.
 fn certificate(name: &str) -> (CertifiedKey<rcgen::KeyPair>, tempfile::NamedTempFile) {
     let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -587,7 +587,7 @@ fn acceptor(certified: &CertifiedKey<rcgen::KeyPair>, alpn: &[&str]) -> TlsAccep
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// Answers 200 over TLS and tells the version that each request came with.
+/// Responds 200 over TLS and reports the HTTP version of each request.
 async fn tls_server(acceptor: TlsAcceptor) -> (Server, mpsc::UnboundedReceiver<http::Version>) {
     let (sent, seen) = mpsc::unbounded_channel();
     let server = Server::start(move |stream| {
@@ -714,7 +714,7 @@ async fn a_certificate_in_the_ca_file_is_trusted_and_the_server_chooses_the_vers
     }
 }
 
-/// Answers each request, and tells of each connection that ends.
+/// Responds to each request, and reports each connection that ends.
 async fn telling_of_ends(
     answer: impl Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Clone + Send + 'static,
 ) -> (Server, mpsc::UnboundedReceiver<()>) {
@@ -744,7 +744,7 @@ async fn an_idle_connection_is_closed_after_its_time() {
     answered(post(&client, &server.url()).await);
     let idle = Instant::now();
     ended.recv().await.unwrap();
-    // It is stamped between two sweeps.
+    // The timestamp is between two sweeps.
     assert!(
         idle.elapsed() > SHORT / 2,
         "closed after {:?}",
@@ -787,7 +787,7 @@ async fn a_request_takes_a_connection_that_comes_back_before_its_own_is_there() 
         let (acceptor, may_answer) = (acceptor.clone(), Arc::clone(&may_answer));
         async move {
             if !first {
-                // A handshake that never begins.
+                // A handshake that never starts.
                 std::future::pending::<()>().await;
             }
             let mut stream = acceptor.accept(stream).await.unwrap();
@@ -805,7 +805,7 @@ async fn a_request_takes_a_connection_that_comes_back_before_its_own_is_there() 
         while server.accepted() < 2 {
             tokio::task::yield_now().await;
         }
-        // Each answer waits for one of these; the second is kept until then.
+        // Each response waits for a permit; the second is held back until then.
         go.notify_one();
         answered_once.notified().await;
         go.notify_one();

@@ -14,10 +14,10 @@ use thiserror::Error;
 /// Why a client cannot be built.
 #[derive(Debug, Error)]
 pub enum HttpSetupError {
-    /// The file of certificate authorities is not PEM or not readable.
+    /// The file of certificate authorities cannot be read or is not PEM.
     #[error("cannot read the certificate authorities in {path}")]
     CaFile {
-        /// The path.
+        /// The path of the file.
         path: PathBuf,
         /// The I/O or PEM error.
         source: rustls::pki_types::pem::Error,
@@ -25,9 +25,9 @@ pub enum HttpSetupError {
     /// One of its certificates cannot be used.
     #[error("certificate {position} in {path} is not a usable certificate authority")]
     CaCertificate {
-        /// The path.
+        /// The path of the file.
         path: PathBuf,
-        /// The number of the certificate, from 1.
+        /// The position of the certificate, from 1.
         position: usize,
         /// The reason.
         source: rustls::Error,
@@ -35,23 +35,23 @@ pub enum HttpSetupError {
     /// The file holds no certificate.
     #[error("{path} contains no certificate")]
     CaFileEmpty {
-        /// The path.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// Every https endpoint would fail.
+    /// No authority is known, so every https endpoint would fail.
     #[error(
         "no certificate authorities found on this system; install ca-certificates or set --ca-file"
     )]
     NoRoots,
-    /// The TLS library has no protocol version in common with us.
+    /// The TLS library supports none of the required protocol versions.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
-    /// It holds a control character.
+    /// The user agent contains a control character.
     #[error("the user agent is not a valid header value")]
     UserAgent,
 }
 
-/// Fails without any authority; only warns if `http` is allowed, since there may be no https endpoint then.
+/// Fails without any authority; only warns if `http` is allowed, because there may be no https endpoint then.
 pub(crate) fn client_config(
     ca_file: Option<&Path>,
     allow_http: bool,

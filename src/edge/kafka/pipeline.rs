@@ -1,9 +1,9 @@
 //! Consume, transform, produce: batches over several producers in turn.
 //!
-//! The next batch is produced while the last one commits. Commits stay in order, so the committed offset of the group
+//! The next batch is produced while the previous one commits. Commits stay in order, so the group's committed offset
 //! never passes a batch whose predecessor was aborted (**Complete**). Batches may reach the log in any order unless
-//! [`Pipeline::keep_order`] is called. After a failure, all uncommitted batches are abandoned, the producers renewed, and
-//! the caller reads again from the committed offsets.
+//! [`Pipeline::keep_order`] is called. After a failure, all uncommitted batches are discarded, the producers are
+//! recreated, and the caller reads again from the committed offsets.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,7 +19,7 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::Commit;
 use crate::edge::kafka::wait::KeepWaiting;
 
-/// What became of a batch: its number, how long its end took, and the producer that wrote it.
+/// The result of a batch: its number, how long its end took, and its producer.
 struct Ended {
     producer: Producer,
     result: Result<(), BatchError>,
@@ -34,10 +34,10 @@ struct Job {
     committed: Committed,
 }
 
-/// What is to be done when a batch is visible, such as counting it.
+/// Called when a batch is visible, for instance to count it.
 pub type Committed = Box<dyn FnOnce() + Send>;
 
-/// The order of commits: a batch may commit when all before it have, and none has failed.
+/// The order of commits: a batch may commit once all before it have, unless one has failed.
 #[derive(Default)]
 struct Turns {
     state: Mutex<Turn>,
@@ -47,7 +47,7 @@ struct Turns {
 #[derive(Default)]
 struct Turn {
     committed: u64,
-    /// Batches that were ended and are not all in the log yet.
+    /// Ended batches that are not completely in the log yet.
     unacknowledged: usize,
     broken: bool,
 }
@@ -97,12 +97,12 @@ impl Turns {
     }
 }
 
-/// Producers in turn, each with a thread that ends its batches.
+/// Producers used in turn, each with a thread that ends its batches.
 pub struct Pipeline {
     idle: VecDeque<(usize, Producer)>,
     open: Option<(usize, Producer)>,
     slots: Vec<Slot>,
-    /// Slots with a batch that is being ended, oldest first.
+    /// Slots whose batch is ending, oldest first.
     pending: VecDeque<usize>,
     turns: Arc<Turns>,
     last: u64,
@@ -116,11 +116,11 @@ struct Slot {
 }
 
 impl Pipeline {
-    /// `slots` producers for `purpose`; `observe` is told of each batch whether it committed, and how long its
-    /// end took.
+    /// Creates `slots` producers for `purpose`. `observe` is called for each batch with whether it committed, and how
+    /// long its end took.
     ///
     /// # Errors
-    /// [`Failure`] when a producer cannot be made.
+    /// [`Failure`] when a producer cannot be created.
     pub fn new(
         settings: &Settings,
         keep_waiting: &KeepWaiting,
@@ -138,7 +138,8 @@ impl Pipeline {
             last: 0,
             observe: Box::new(observe),
         };
-        // Each waits for the coordinator several times: one after the other, they would be what a start waits for longest.
+        // Concurrently, because each waits for the coordinator several times: sequentially, this would dominate the
+        // start-up time.
         let made = std::thread::scope(|scope| {
             let each = (0..slots).map(|slot| {
                 let make = move || Producer::new(settings, keep_waiting, purpose, slot);
@@ -157,10 +158,10 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Adds a record to the open batch, beginning one if there is none: then waits for a producer to be idle.
+    /// Adds a record to the open batch. If there is none, waits for an idle producer and begins one.
     ///
     /// # Errors
-    /// [`BatchError`]: of this batch or of one before it. Then only [`Pipeline::recover`] helps.
+    /// [`BatchError`] of this batch or an earlier one. Call [`Pipeline::recover`] then.
     pub fn send(&mut self, record: Record<'_>) -> Result<(), BatchError> {
         if self.open.is_none() {
             while self.idle.is_empty() {
@@ -174,19 +175,17 @@ impl Pipeline {
         }
     }
 
-    /// What is added from now on stands in the log behind all batches that were ended before. Each is written by a
-    /// producer of its own, so nothing else says which of two is first. After a failure it does not wait: then all
-    /// are given up anyway.
+    /// Ensures that later records are behind all ended batches in the log. Each batch has its own producer, so their
+    /// order is otherwise undefined. Does not wait after a failure, because all batches are discarded then.
     pub fn keep_order(&self) {
         drop(self.turns.wait_while(|turn| turn.unacknowledged > 0));
     }
 
-    /// Ends the open batch in the background; `commits` become visible with it, in the name of `generation`, and then
-    /// `committed` is called.
-    /// A batch without records only commits.
+    /// Ends the open batch in the background. `commits` become visible with it, on behalf of `generation`, and then
+    /// `committed` is called. A batch without records only commits.
     ///
     /// # Errors
-    /// [`BatchError`] of a batch before it. Then only [`Pipeline::recover`] helps.
+    /// [`BatchError`] of an earlier batch. Call [`Pipeline::recover`] then.
     pub fn commit(
         &mut self,
         commits: Vec<Commit>,
@@ -219,10 +218,10 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Takes note of batches that have ended meanwhile, without waiting.
+    /// Handles batches that have ended meanwhile, without waiting.
     ///
     /// # Errors
-    /// [`BatchError`] of a batch that failed. Then only [`Pipeline::recover`] helps.
+    /// [`BatchError`] of a batch that failed. Call [`Pipeline::recover`] then.
     pub fn check(&mut self) -> Result<(), BatchError> {
         while let Some(&slot) = self.pending.front() {
             match self.slots[slot].ended.try_recv() {
@@ -236,7 +235,7 @@ impl Pipeline {
     /// Waits until every batch has ended.
     ///
     /// # Errors
-    /// [`BatchError`] of the first batch that failed. Then only [`Pipeline::recover`] helps.
+    /// [`BatchError`] of the first batch that failed. Call [`Pipeline::recover`] then.
     pub fn settle(&mut self) -> Result<(), BatchError> {
         while !self.pending.is_empty() {
             self.await_oldest()?;
@@ -244,17 +243,17 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Whether any batch is open or being ended.
+    /// Whether any batch is open or ending.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.open.is_some() || !self.pending.is_empty()
     }
 
-    /// Gives up every batch that is not committed and renews all producers. When it returns, what is
-    /// committed at the broker is all that will ever be of the batches so far.
+    /// Discards every uncommitted batch and recreates all producers. After it returns, no earlier batch can commit any
+    /// more.
     ///
     /// # Errors
-    /// [`Failure`] when a producer cannot be made.
+    /// [`Failure`] when a producer cannot be created.
     pub fn recover(&mut self) -> Result<(), Failure> {
         self.turns.end(0, false);
         while let Some(slot) = self.pending.pop_front() {
@@ -336,7 +335,7 @@ fn end(turns: &Turns, job: Job) -> (Producer, Result<(), BatchError>) {
         generation,
         committed,
     } = job;
-    // What can be waited for out of turn is: only the offsets and the commit are ordered.
+    // Wait out of turn for the acknowledgements: only the offsets and the commit are ordered.
     let acknowledged = producer.acknowledged();
     turns.acknowledged();
     let result = acknowledged.and_then(|()| {

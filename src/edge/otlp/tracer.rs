@@ -1,4 +1,4 @@
-//! Spans as they begin and end, and the queue to the export.
+//! Starts and ends spans, and queues them for export.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,23 +11,23 @@ use crate::edge::clock;
 use crate::model::span::Facts;
 use crate::model::trace_context::{Decision, Sampling, TraceContext};
 
-/// What became of spans.
+/// Counts the results of spans.
 #[derive(Clone, Debug)]
 pub struct SpanCounters {
-    /// The collector took them.
+    /// The collector accepted them.
     pub exported: IntCounter,
-    /// The collector refused them, or did not respond.
+    /// The collector rejected them, or did not respond.
     pub failed: IntCounter,
     /// The queue was full.
     pub dropped: IntCounter,
 }
 
-/// The export of spans cannot be started.
+/// Why the export of spans cannot start.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct SetupError(pub(super) String);
 
-/// Spans that wait to be exported; more are dropped. One is about 1 KiB, at most some.
+/// The capacity of the export queue; further spans are dropped. A span takes about 1 KiB.
 pub const QUEUE: usize = 4096;
 
 /// A span that has ended.
@@ -44,7 +44,7 @@ pub(crate) struct Span {
     pub(super) facts: Facts,
 }
 
-/// Begins spans where they are wanted; cheap to clone.
+/// Starts spans for traced events and commands; cheap to clone.
 #[derive(Clone, Default)]
 pub struct Tracer(Option<Arc<Shared>>);
 
@@ -55,13 +55,13 @@ struct Shared {
 }
 
 impl Tracer {
-    /// One that begins no span.
+    /// A tracer that starts no spans.
     #[must_use]
     pub fn off() -> Self {
         Self(None)
     }
 
-    /// One whose spans come out of the other end.
+    /// A tracer whose spans arrive at the returned receiver.
     #[cfg_attr(
         not(feature = "otlp"),
         allow(dead_code, reason = "it is made with the export")
@@ -76,7 +76,7 @@ impl Tracer {
         (Self(Some(Arc::new(shared))), spans)
     }
 
-    /// Begins the span of an event, if it is to be told.
+    /// Starts the span of an event, if it is to be traced.
     #[must_use]
     pub fn of_event(&self, traceparent: Option<&str>) -> Option<Open> {
         let shared = self.0.as_ref()?;
@@ -91,7 +91,7 @@ impl Tracer {
         }
     }
 
-    /// Begins a span for a command, if its trace is told.
+    /// Starts a span for a command, if its trace is recorded.
     #[must_use]
     pub fn of_command(&self, traceparent: Option<&str>) -> Option<Open> {
         let shared = self.0.as_ref()?;
@@ -100,7 +100,7 @@ impl Tracer {
     }
 }
 
-/// A span that has begun. Dropped, it is not told: what it was for did not come to its end here.
+/// A started span. It is not exported if dropped, because its operation did not complete here.
 pub struct Open {
     context: TraceContext,
     parent: Option<u64>,
@@ -123,19 +123,19 @@ impl Open {
         Self::new(context, Some(parent.span_id()), shared)
     }
 
-    /// What goes on below this span carries it.
+    /// The context to pass to operations below this span.
     #[must_use]
     pub fn traceparent(&self) -> String {
         self.context.to_string()
     }
 
-    /// It ends now.
+    /// Ends the span now.
     pub fn end(self, facts: Facts) {
         let now = clock::wall();
         self.end_at(now, facts);
     }
 
-    /// It has ended after this time.
+    /// Ends the span with this duration.
     pub fn end_after(self, took: Duration, facts: Facts) {
         let ended = self.began + took;
         self.end_at(ended, facts);
@@ -161,17 +161,17 @@ impl Open {
     }
 }
 
-/// Spans that end together with a batch: when it is visible, or not at all.
+/// Spans that end together with a batch: when it becomes visible, or never.
 #[derive(Default)]
 pub struct Together(Vec<(Open, Facts)>);
 
 impl Together {
-    /// One more.
+    /// Adds a span.
     pub fn add(&mut self, span: Open, facts: Facts) {
         self.0.push((span, facts));
     }
 
-    /// The batch is visible.
+    /// Ends all spans: the batch is visible.
     pub fn end(self) {
         for (span, facts) in self.0 {
             span.end(facts);

@@ -1,7 +1,7 @@
-//! The subscriptions of one type pattern, by the one condition of each that gives the fewest candidates.
+//! The subscriptions of one type pattern, each indexed by its most selective condition.
 //!
-//! Every list here is reached through a value of the event, so what is visited follows what the event holds.
-//! A candidate is not a match yet: the whole filter is checked by the caller.
+//! Every list here is found through a value of the event, so the cost depends on what the event contains. A candidate
+//! is not yet a match: the caller checks the whole filter.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,7 +13,7 @@ use crate::model::subscription::filter::{Condition, Interval, Leaf, Matcher, Num
 /// A subscription's place in the index.
 pub(super) type Slot = u32;
 
-/// A sorted set; mostly appended to, and small wherever the choice of conditions works.
+/// A sorted set; mostly appended to, and small when the chosen conditions are selective.
 #[derive(Debug, Default)]
 pub(super) struct Slots(Vec<Slot>);
 
@@ -35,7 +35,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// Adds a subscription under the best of its conditions, whose position is returned for [`Bucket::remove`].
+    /// Adds a subscription under its best condition, and returns that condition's position for [`Bucket::remove`].
     pub(super) fn insert(
         &mut self,
         slot: Slot,
@@ -65,7 +65,7 @@ impl Bucket {
         chosen
     }
 
-    /// Takes a subscription out, whose insertion returned `chosen`.
+    /// Removes a subscription whose insertion returned `chosen`.
     pub(super) fn remove(
         &mut self,
         slot: Slot,
@@ -88,7 +88,7 @@ impl Bucket {
         self.unconditioned.0.is_empty() && self.by_path.is_empty()
     }
 
-    /// Appends candidates, some of them more than once.
+    /// Appends candidates; some may occur more than once.
     pub(super) fn candidates(&self, resolved: &Resolved<'_>, found: &mut Vec<Slot>) {
         found.extend_from_slice(&self.unconditioned.0);
         if self.by_path.len() < resolved.paths() {
@@ -105,20 +105,20 @@ impl Bucket {
     }
 }
 
-/// How well a matcher narrows, best first.
+/// How selective a matcher is, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
-    /// One value, prefix, suffix, or a stretch of numbers: a list of its own.
+    /// One value, prefix, suffix, or closed numeric range: a separate list.
     Narrow,
-    /// Half of the numbers.
+    /// A half-open numeric range.
     HalfOpen,
     /// One of three values.
     Coarse,
-    /// The path is there.
+    /// The path exists.
     Present,
 }
 
-/// `None`: an absent value satisfies it, so nothing in an event leads to it.
+/// `None` if an absent value satisfies the matcher, so that no value of an event leads to it.
 fn class(matcher: &Matcher) -> Option<Class> {
     match matcher {
         Matcher::Equals(Scalar::Null | Scalar::Bool(_)) => Some(Class::Coarse),
@@ -142,7 +142,7 @@ fn worst_class(matchers: &[Matcher]) -> Option<Class> {
         .max()
 }
 
-/// `null`, booleans and numbers: values that need no borrowing to be looked up.
+/// `null`, booleans and numbers: values that are looked up without borrowing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Plain {
     Null,
@@ -150,16 +150,16 @@ enum Plain {
     Number(Num),
 }
 
-/// The subscriptions that are found through one path.
+/// The subscriptions indexed by one path.
 #[derive(Debug, Default)]
 struct PathIndex {
     strings: Map<Box<str>, Slots>,
     plain: Map<Plain, Slots>,
     prefixes: Affixes,
     suffixes: Affixes,
-    /// By the bound, and whether it is excluded.
+    /// By bound, and whether it is excluded.
     above: BTreeMap<(Num, bool), Slots>,
-    /// By the bound, and whether it is included.
+    /// By bound, and whether it is included.
     below: BTreeMap<(Num, bool), Slots>,
     stretches: Stretches,
     present: Slots,
@@ -208,7 +208,7 @@ impl PathIndex {
         }
     }
 
-    /// How many share the list that the matcher would go to; for half-open ones, how many lists there are.
+    /// The length of the list that the matcher would join; for half-open ranges, the number of lists.
     fn crowd(&self, matcher: &Matcher) -> usize {
         let length = |slots: Option<&Slots>| slots.map_or(0, |slots| slots.0.len());
         match matcher {
@@ -349,11 +349,11 @@ fn set_in_tree<K: Ord>(map: &mut BTreeMap<K, Slots>, key: K, slot: Slot, present
     }
 }
 
-/// Prefixes or suffixes: one look-up for each length that occurs.
+/// Prefixes or suffixes: one lookup per occurring length.
 #[derive(Debug, Default)]
 struct Affixes {
     lists: Map<Box<str>, Slots>,
-    /// How many lists there are of each length, bytes.
+    /// The number of lists of each length in bytes.
     lengths: BTreeMap<usize, usize>,
 }
 
@@ -369,16 +369,16 @@ impl Affixes {
     }
 }
 
-/// Stretches of numbers with two ends. One that is at most 2^k long lies in one or two neighbouring cells of the
-/// grid with cells of 2^k, so a number looks into one cell a level, and a cell holds little that is far from it.
+/// Closed numeric ranges. A range of length at most 2^k lies in one or two neighbouring cells of the grid with cells of
+/// 2^k. So a number is looked up in one cell per level, and a cell holds few distant ranges.
 #[derive(Debug, Default)]
 struct Stretches {
     levels: BTreeMap<i32, Map<i64, Slots>>,
 }
 
 impl Stretches {
-    /// The smallest grid where the stretch spans at most two cells. Rounding may widen it, never lose it: `cell`
-    /// never falls as its number grows.
+    /// The finest grid in which the range spans at most two cells. Rounding may widen the range but never loses it,
+    /// because `cell` is monotonic.
     fn place(low: Num, high: Num) -> (i32, i64, i64) {
         let (low, high) = (low.as_f64(), high.as_f64());
         let length = (high - low).clamp(f64::MIN_POSITIVE, f64::MAX);

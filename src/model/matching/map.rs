@@ -1,6 +1,6 @@
-//! The maps of the index.
+//! The hash map of the index.
 
 use std::collections::HashMap;
 
-/// Looked up several times for each event: seeded at random, and quicker than the standard library's.
+/// Used several times per event: randomly seeded, and faster than the standard library's map.
 pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;

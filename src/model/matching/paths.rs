@@ -1,7 +1,7 @@
-//! The paths of all filters as one tree, walked once along an event.
+//! The paths of all filters as one tree, walked once per event.
 //!
-//! At each object the walk goes over the members or over the tree's branches, whichever are fewer, so it costs no
-//! more than the event is large, however many paths there are.
+//! At each object the walk iterates over the members or the tree's branches, whichever are fewer. So its cost is
+//! bounded by the size of the event, however many paths there are.
 
 use serde_json::Value;
 
@@ -9,11 +9,11 @@ use super::map::Map;
 use crate::model::event::{Attribute, Event};
 use crate::model::subscription::filter::Leaf;
 
-/// A path that some filter names.
+/// A path that some filter uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PathId(u32);
 
-/// All paths, counted, so that one goes with the last filter that names it.
+/// All paths, with reference counts: a path is removed with the last filter that uses it.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
     root: Node,
@@ -24,7 +24,7 @@ pub(super) struct Paths {
 #[derive(Debug, Default)]
 struct Node {
     children: Map<Box<str>, Node>,
-    /// Its id and how many filters name it.
+    /// Its id, and the number of filters that use it.
     end: Option<(PathId, usize)>,
 }
 
@@ -56,7 +56,7 @@ impl Paths {
         self.root.children.is_empty()
     }
 
-    /// What each path that the event has leads to.
+    /// The values of each path that exists in the event.
     pub(super) fn resolve<'e>(&self, event: &'e Event<'_>) -> Resolved<'e> {
         let mut pairs = Vec::new();
         if !self.root.children.is_empty() {
@@ -78,7 +78,7 @@ impl Paths {
     }
 }
 
-/// Returns the id when nobody names the path any more.
+/// Returns the id when no filter uses the path any more.
 fn release(node: &mut Node, path: &[Box<str>]) -> Option<PathId> {
     let Some((first, rest)) = path.split_first() else {
         let (id, count) = node.end.as_mut()?;
@@ -125,11 +125,11 @@ fn walk<'e>(node: &Node, value: &'e Value, pairs: &mut Vec<(PathId, Leaf<'e>)>) 
     }
 }
 
-/// What the paths lead to in one event.
+/// The values of the paths in one event.
 #[derive(Debug)]
 pub(super) struct Resolved<'e> {
     leaves: Vec<Leaf<'e>>,
-    /// Sorted; each with the end of its stretch of `leaves`, which starts where the one before ends.
+    /// Sorted; each with the end of its range of `leaves`, which starts at the end of the previous one.
     ends: Vec<(PathId, usize)>,
 }
 
@@ -149,12 +149,12 @@ impl<'e> Resolved<'e> {
         }
     }
 
-    /// How many paths the event has.
+    /// The number of paths that exist in the event.
     pub(super) fn paths(&self) -> usize {
         self.ends.len()
     }
 
-    /// Nothing when the event does not have the path.
+    /// Empty if the path does not exist in the event.
     pub(super) fn leaves(&self, path: PathId) -> &[Leaf<'e>] {
         self.ends
             .binary_search_by_key(&path, |(id, _)| *id)

@@ -1,4 +1,4 @@
-//! Type patterns: exact ones by hash, wildcards as a tree of segments.
+//! Type patterns: exact ones in a hash map, wildcards in a tree of segments.
 
 use super::conditions::Bucket;
 use super::map::Map;
@@ -17,7 +17,7 @@ struct Node {
     literals: Map<Box<str>, Node>,
     one: Option<Box<Node>>,
     any: Option<Box<Node>>,
-    /// This node was entered by `**`, so it stays reached whatever segment follows.
+    /// This node was entered by `**`, so it stays reached for any further segment.
     stays: bool,
     bucket: Bucket,
 }
@@ -69,7 +69,7 @@ fn change_boxed<R>(
 }
 
 impl Types {
-    /// Changes the bucket of a pattern, which comes into being and goes with its content.
+    /// Changes the bucket of a pattern; creates it on demand, and removes it when empty.
     pub(super) fn change<R>(
         &mut self,
         pattern: &TypePattern,
@@ -93,7 +93,7 @@ impl Types {
         self.exact.is_empty() && self.wildcards.is_empty()
     }
 
-    /// Visits the bucket of every pattern that matches, each once.
+    /// Visits the bucket of each matching pattern once.
     pub(super) fn matching<'t>(&'t self, event_type: &str, mut visit: impl FnMut(&'t Bucket)) {
         if let Some(bucket) = self.exact.get(event_type) {
             visit(bucket);
@@ -115,7 +115,7 @@ impl Types {
                     .into_iter()
                     .for_each(|child| enter(child, &mut next));
             }
-            // Several `**` reach the same node in several ways: without this the ways would multiply.
+            // Several `**` reach the same node in several ways; without this, the number of ways would multiply.
             next.sort_unstable_by_key(|node| std::ptr::from_ref::<Node>(node));
             next.dedup_by_key(|node| std::ptr::from_ref::<Node>(node));
             reached = next;
@@ -124,7 +124,7 @@ impl Types {
     }
 }
 
-/// A node, and those behind it by a `**` that stands for nothing.
+/// Enters a node, and those reachable from it by a `**` that matches no segment.
 fn enter<'t>(node: &'t Node, reached: &mut Vec<&'t Node>) {
     let mut node = Some(node);
     while let Some(here) = node {

@@ -1,18 +1,18 @@
-//! What a subscription wants: type patterns, and a content filter in the style of EventBridge patterns.
+//! The events that a subscription matches: type patterns, and a content filter in the style of EventBridge patterns.
 //!
-//! A filter maps paths to lists of matchers. All paths must match; any matcher of a path's list suffices, and when
-//! a path leads to several values (arrays on the way or at its end) any of them suffices.
+//! A filter maps paths to lists of matchers. All paths must match. For each path any matcher of its list is enough, and
+//! if the path leads to several values (through arrays) any of them is enough.
 //!
 //! | matcher | holds when a value at the path … |
 //! |---|---|
-//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` is `5.0`, and integers exactly at any size |
-//! | `{"prefix":"a"}`, `{"suffix":"z"}` | is a string that starts, ends with it |
-//! | `{"anything-but":x}` | is there, no object, and not x; x is a value, a list, `{"prefix":…}` or `{"suffix":…}` |
+//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` equals `5.0`, and integers exactly at any size |
+//! | `{"prefix":"a"}`, `{"suffix":"z"}` | is a string that starts or ends with it |
+//! | `{"anything-but":x}` | exists, is not an object, and is not x; x is a value, a list, `{"prefix":…}` or `{"suffix":…}` |
 //! | `{"numeric":[">=",100,"<",200]}` | is a number within the bounds |
-//! | `{"exists":true}`, `{"exists":false}` | is there (`null` and objects too), is not there |
+//! | `{"exists":true}`, `{"exists":false}` | exists (`null` and objects included), does not exist |
 //!
 //! Paths start with `data`, or name an attribute: `type`, `subject`, `source`, `id`, `time`, or a CloudEvents
-//! extension. Members of `data` whose names hold a dot cannot be named.
+//! extension. Members of `data` with a dot in their name cannot be addressed.
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
@@ -22,15 +22,15 @@ use serde_json::{Map, Value};
 
 use crate::model::event::{Attribute, Event};
 
-/// The most paths of a filter.
+/// The maximum number of paths in a filter.
 pub const MAX_PATHS: usize = 32;
-/// The most matchers of a path, and the most values of an `anything-but`.
+/// The maximum number of matchers of a path, and of values of an `anything-but`.
 pub const MAX_MATCHERS: usize = 64;
-/// The longest path, bytes.
+/// The maximum length of a path, in bytes.
 pub const MAX_PATH_BYTES: usize = 256;
-/// The longest string in a matcher, bytes.
+/// The maximum length of a string in a matcher, in bytes.
 pub const MAX_STRING_BYTES: usize = 1024;
-/// The longest type pattern, bytes; as long as an event's type may be.
+/// The maximum length of a type pattern, in bytes: that of an event's type.
 pub const MAX_PATTERN_BYTES: usize = 1024;
 
 /// One segment of a type pattern.
@@ -40,7 +40,7 @@ pub enum Segment {
     Literal(Box<str>),
     /// `*`: one segment.
     One,
-    /// `**`: any number of segments, none too.
+    /// `**`: any number of segments, including none.
     Any,
 }
 
@@ -54,10 +54,10 @@ pub enum TypePattern {
 }
 
 impl TypePattern {
-    /// Reads a pattern such as `order.created`, `order.*`, `**.failed`; `order.**` also matches `order`.
+    /// Parses a pattern such as `order.created`, `order.*`, `**.failed`; `order.**` also matches `order`.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A sentence that describes the problem.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.len() > MAX_PATTERN_BYTES || text.chars().any(char::is_control) {
             return Err(format!(
@@ -77,7 +77,7 @@ impl TypePattern {
         Ok(Self::Wildcard(segments))
     }
 
-    /// Whether an event of this type is wanted.
+    /// Whether the pattern matches an event of this type.
     #[must_use]
     pub fn matches(&self, event_type: &str) -> bool {
         match self {
@@ -104,7 +104,7 @@ impl Segment {
     }
 }
 
-/// Row by row, so that patterns with many `**` cost no more than pattern times type.
+/// Row by row, so that patterns with many `**` cost at most pattern length times type length.
 fn segments_match(pattern: &[Segment], segments: &[&str]) -> bool {
     let mut row = vec![false; segments.len() + 1];
     row[0] = true;
@@ -130,17 +130,17 @@ fn segments_match(pattern: &[Segment], segments: &[&str]) -> bool {
     row[segments.len()]
 }
 
-/// A JSON number, compared by value: `5` equals `5.0`, and integers that a double cannot hold stay apart.
+/// A JSON number, compared by value: `5` equals `5.0`, and integers that a double cannot represent stay distinct.
 #[derive(Clone, Copy, Debug)]
 pub enum Num {
-    /// Every number that is whole, below 2^96.
+    /// A whole number below 2^96.
     Int(i128),
-    /// Every other number; never NaN.
+    /// Any other number; never NaN.
     Float(f64),
 }
 
 impl Num {
-    /// Of a JSON number.
+    /// Converts a JSON number.
     #[must_use]
     pub fn of(number: &serde_json::Number) -> Self {
         const EXACT: f64 = 79_228_162_514_264_337_593_543_950_336.0; // 2^96
@@ -156,7 +156,7 @@ impl Num {
         }
     }
 
-    /// The nearest double; keeps the order.
+    /// The nearest double; preserves the order.
     #[must_use]
     pub fn as_f64(self) -> f64 {
         match self {
@@ -195,7 +195,7 @@ impl Hash for Num {
     }
 }
 
-/// A value that a matcher names.
+/// A value in a matcher.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scalar {
     /// `null`.
@@ -219,12 +219,12 @@ pub enum Leaf<'e> {
     Number(Num),
     /// A string.
     String(&'e str),
-    /// An object or an empty array: it exists, and equals nothing.
+    /// An object or an empty array: it exists, but equals nothing.
     Composite,
 }
 
 impl<'e> Leaf<'e> {
-    /// Of a value that is not a filled array.
+    /// Converts a value that is not a non-empty array.
     #[must_use]
     pub fn of(value: &'e Value) -> Self {
         match value {
@@ -290,7 +290,7 @@ impl Interval {
     }
 }
 
-/// One entry of a path's list; see the table at the top.
+/// One entry of a path's list; see the table in the module documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Matcher {
     /// Exact.
@@ -354,15 +354,15 @@ impl Condition {
 /// A content filter; the empty one matches every event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// All must hold; each path once.
+    /// All must hold; each path occurs once.
     pub conditions: Box<[Condition]>,
 }
 
 impl Filter {
-    /// Reads a filter.
+    /// Parses a filter.
     ///
     /// # Errors
-    /// A sentence for each problem, each with its path.
+    /// A sentence for each problem, with its path.
     pub fn parse(map: &Map<String, Value>) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         if map.len() > MAX_PATHS {
@@ -384,7 +384,7 @@ impl Filter {
         }
     }
 
-    /// Whether the event is wanted. The definition that the index in `fanout::matching` is tested against.
+    /// Whether the filter matches the event. The reference that the index in `model::matching` is tested against.
     #[must_use]
     pub fn matches(&self, event: &Event<'_>) -> bool {
         let mut leaves = Vec::new();
@@ -396,7 +396,7 @@ impl Filter {
     }
 }
 
-/// Appends what the path leads to.
+/// Appends the values that the path leads to.
 fn resolve<'e>(event: &'e Event<'_>, path: &[Box<str>], leaves: &mut Vec<Leaf<'e>>) {
     match path {
         [first, rest @ ..] if **first == *"data" => descend(event.data(), rest, leaves),
@@ -483,7 +483,7 @@ fn parse_matcher(value: &Value) -> Result<Matcher, String> {
     }
 }
 
-/// A single number is an equality, which is found faster than an interval.
+/// A single number becomes an equality, which is faster to look up than an interval.
 fn numeric(interval: Interval) -> Matcher {
     match (interval.lower, interval.upper) {
         (Bound::Included(low), Bound::Included(high)) if low == high => {

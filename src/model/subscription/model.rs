@@ -19,35 +19,35 @@ use crate::model::event::Format;
 pub struct Subscription {
     /// Its name, and the key of its record.
     pub id: Box<str>,
-    /// Who owns it: the partition key of its commands.
+    /// The subscriber that owns it: the partition key of its commands.
     pub subscriber: Box<str>,
-    /// The endpoint; `http` or `https`, with a host, no user info, no fragment.
+    /// The endpoint: `http` or `https`, with a host, without user info or fragment.
     pub url: Url,
-    /// At least one; any of them suffices.
+    /// At least one pattern; any of them is enough.
     pub events: Vec<TypePattern>,
-    /// On the event's content.
+    /// The filter on the event's content.
     pub filter: Filter,
-    /// All sign, in this order; none: requests are not signed.
+    /// All of them sign, in this order; requests are not signed if there are none.
     pub secrets: Vec<SecretSource>,
-    /// Of the body.
+    /// The format of the body.
     pub format: Format,
-    /// Further request headers; never a reserved one. Those with a credential are marked sensitive.
+    /// Additional request headers; never a reserved one. Those that carry a credential are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Whether commands are sent.
     pub state: State,
-    /// Requests at the same time, 1 to 1,024.
+    /// The maximum number of requests in flight, 1 to 1,024.
     pub max_in_flight: u32,
-    /// Over attempts.
+    /// The rate limit of attempts.
     pub rate_limit: Option<RateLimit>,
-    /// Of one attempt, 100 ms to 60 s; `None` is the operator's.
+    /// The timeout of one attempt, 100 ms to 60 s; `None` means the operator's default.
     pub timeout: Option<Duration>,
-    /// At most 20 delays of 1 ms to 24 h; `None` is the operator's.
+    /// At most 20 delays of 1 ms to 24 h; `None` means the operator's default.
     pub retry_schedule: Option<Vec<Duration>>,
-    /// Between events.
+    /// The order of delivery.
     pub order: Order,
-    /// Where its breaker differs from the operator's.
+    /// Overrides of the operator's breaker settings.
     pub breaker: BreakerOverrides,
-    /// Instead of the default rules.
+    /// Overrides of the default status rules.
     pub on_status: StatusRules,
 }
 
@@ -65,7 +65,7 @@ pub enum State {
 }
 
 impl State {
-    /// As in the record.
+    /// The text in the record.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -82,25 +82,25 @@ impl fmt::Display for State {
     }
 }
 
-/// The order that the events of one subject are delivered in.
+/// The delivery order of the events of one subject.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Events may overtake each other.
     #[default]
     None,
-    /// First attempts are made in order and never overlap; one that failed does not hold up the next event.
+    /// First attempts are made in order and never overlap; a failed one does not hold up the next event.
     PerSubject,
-    /// Nothing of an event is sent before the event ahead of it is delivered or a dead letter.
+    /// An event is sent only after the event ahead of it is delivered or dead-lettered.
     Strict,
 }
 
 /// A token bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RateLimit {
-    /// Attempts a second, 0.001 to 100,000.
+    /// Attempts per second, 0.001 to 100,000.
     pub per_second: f64,
-    /// Attempts at once after a quiet time, 1 to 100,000.
+    /// Attempts at once after an idle period, 1 to 100,000.
     pub burst: u32,
 }
 
@@ -115,18 +115,18 @@ pub enum SecretSource {
     Literal(Redacted),
 }
 
-/// A text that neither `Debug` nor `Display` shows.
+/// A text that neither `Debug` nor `Display` reveals.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Redacted(Box<str>);
 
 impl Redacted {
-    /// Keeps a text from being shown.
+    /// Wraps a text.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The text itself: only for signing.
+    /// The text itself: for signing only.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -149,11 +149,11 @@ impl fmt::Display for Redacted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StatusRule {
-    /// Try again by the schedule.
+    /// Retry according to the schedule.
     Retry,
-    /// Never again: dead-letter it at once.
+    /// Dead-letter at once, without a retry.
     DeadLetter,
-    /// As good as a 2xx.
+    /// Treat as a 2xx.
     Delivered,
 }
 
@@ -165,7 +165,7 @@ pub struct StatusRules {
 }
 
 impl StatusRules {
-    /// The rule for a status, that of its class if it has none itself; `None` is the default rule.
+    /// The rule for a status, or else for its class; `None` means the default rule.
     #[must_use]
     pub fn lookup(&self, status: u16) -> Option<StatusRule> {
         self.exact

@@ -1,13 +1,13 @@
-//! The record of a subscription as JSON: read, shown without secrets, and written with another state.
+//! The record of a subscription as JSON: parsing, redaction, and change of state.
 
 use serde_json::{Map, Value};
 
 use super::model::State;
 
-/// The largest record, bytes: the table of every replica holds all of them in memory.
+/// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
 
-/// A header whose name holds one of these carries a credential.
+/// A header whose name contains one of these carries a credential.
 const CREDENTIAL_WORDS: [&str; 9] = [
     "auth",
     "cookie",
@@ -20,22 +20,22 @@ const CREDENTIAL_WORDS: [&str; 9] = [
     "credential",
 ];
 
-/// Why a record is not a subscription.
+/// Why a record is not a valid subscription.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubscriptionError {
     /// Over [`MAX_RECORD_BYTES`].
     #[error("the subscription is {0} bytes, the limit is {MAX_RECORD_BYTES} bytes")]
     TooLarge(usize),
-    /// Not JSON, or not an object; with the parser's reason and place, never with the text.
+    /// Not a JSON object; with the parser's reason and position, never with the text.
     #[error("the subscription is not a JSON object: {0}")]
     NotJson(String),
-    /// Each problem names its field.
+    /// The problems; each names its field.
     #[error("the subscription is invalid: {}", .0.join("; "))]
     Invalid(Vec<String>),
 }
 
 impl SubscriptionError {
-    /// The problems one by one, for lists.
+    /// The individual problems, for lists.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         match self {
@@ -45,7 +45,7 @@ impl SubscriptionError {
     }
 }
 
-/// The record with another state; every other member keeps its value, unknown ones too.
+/// The record with another state; all other members keep their values, including unknown ones.
 ///
 /// # Errors
 /// When the value is not a JSON object.
@@ -56,7 +56,7 @@ pub fn with_state(value: &[u8], state: State) -> Result<Vec<u8>, SubscriptionErr
 }
 
 /// The record as `list` and `show` print it: literal secrets and the values of headers that carry credentials are
-/// replaced; all else, query strings too, is as stored.
+/// redacted; everything else, query strings included, is as stored.
 ///
 /// # Errors
 /// When the value is not a JSON object.

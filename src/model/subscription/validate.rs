@@ -1,4 +1,4 @@
-//! Validates the record of a subscription: the schema, and the rules that a schema cannot state.
+//! Validates the record of a subscription: the schema, and the rules that a schema cannot express.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -25,21 +25,21 @@ use crate::model::units::parse_duration;
 /// The JSON Schema (2020-12) of the record's value.
 pub const SCHEMA: &str = include_str!("../../../schemas/subscription.schema.json");
 
-/// Requests at the same time when the subscription does not say.
+/// The default maximum of requests in flight.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 8;
 /// The shortest timeout of an attempt.
 pub const MIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// The longest timeout of an attempt: it bounds draining and the window.
+/// The longest timeout of an attempt: it bounds the drain time and the window.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// The shortest delay of a retry schedule.
 pub const MIN_RETRY_DELAY: Duration = Duration::from_millis(1);
-/// The longest delay of a retry schedule; it works by hops, but a longer one is more likely a typing error.
+/// The longest delay of a retry schedule; longer ones would work by hops, but are more likely typing errors.
 pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The shortest time from a breaker's opening to its probe; the longest is [`LONGEST_PARK`].
+/// The shortest delay before a breaker's probe; the longest is [`LONGEST_PARK`].
 pub const MIN_PROBE: Duration = Duration::from_millis(10);
 
-/// Headers that HTTP, Standard Webhooks or hookstream set; so do all that start with [`RESERVED_PREFIXES`].
+/// Headers that HTTP, Standard Webhooks or hookstream set, besides all that start with [`RESERVED_PREFIXES`].
 const RESERVED_HEADERS: [&str; 13] = [
     "host",
     "content-type",
@@ -57,7 +57,7 @@ const RESERVED_HEADERS: [&str; 13] = [
 ];
 const RESERVED_PREFIXES: [&str; 3] = ["webhook-", "hookstream-", "proxy-"];
 
-/// Reads a record; `key` is the record's key, or `None` where there is no record yet (a file to be applied).
+/// Parses a record; `key` is the record's key, or `None` if there is no record yet (a file to apply).
 ///
 /// # Errors
 /// All problems at once.
@@ -104,7 +104,7 @@ fn deserialized<T: for<'de> Deserialize<'de>>(value: &Value) -> Option<T> {
     T::deserialize(value).ok()
 }
 
-/// Stands in an invalid subscription, which is never returned.
+/// Takes the place of the URL in an invalid subscription, which is never returned.
 fn placeholder_url() -> Url {
     static PLACEHOLDER: OnceLock<Url> = OnceLock::new();
     #[allow(clippy::expect_used, reason = "a constant")]
@@ -122,7 +122,7 @@ fn validator() -> &'static Validator {
     })
 }
 
-/// Reads one field after the other. A field of the wrong type reads as absent: the schema has reported it.
+/// Parses one field after the other. A field of the wrong type counts as absent: the schema has reported it.
 struct Check<'a> {
     record: &'a Map<String, Value>,
     problems: Vec<String>,
@@ -194,13 +194,13 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// No message shows the URL when it could hold a password.
+    /// No message shows a URL that may contain a password.
     fn url(&mut self) -> Option<Url> {
         let text = self.text("url");
         if text.is_empty() {
             return None;
         }
-        // The parser would drop some of these silently, and take a backslash for a slash.
+        // The URL parser silently drops some of these, and treats a backslash as a slash.
         if text
             .chars()
             .any(|letter| letter.is_control() || letter.is_whitespace() || letter == '\\')
@@ -395,7 +395,7 @@ fn whole(value: &Value) -> Option<u32> {
     u32::try_from(value.as_u64().or_else(of_float)?).ok()
 }
 
-/// The validator's sentence, without the value where it may be a secret or long.
+/// The validator's message, without the value if it may be secret or long.
 fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String {
     let private =
         path.starts_with("/secrets") || path.starts_with("/headers") || path.starts_with("/url");
@@ -420,7 +420,7 @@ fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String
     }
 }
 
-/// A text in a message, cut.
+/// A text for a message, truncated.
 fn shown(text: &str) -> String {
     let cut: String = text.chars().take(100).collect();
     let text = if cut.len() < text.len() {
@@ -435,7 +435,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// `https://@host/`: the parser drops an empty user name.
+/// Detects `https://@host/` too: the parser drops an empty user name.
 fn has_user_info(text: &str) -> bool {
     let authority = text.split_once("//").map_or("", |(_, rest)| {
         rest.split(['/', '?', '#', '\\']).next().unwrap_or("")
