@@ -95,8 +95,7 @@ fn is_permanent(failure: &Failure) -> bool {
 
 fn needed_topics(settings: &Settings) -> Vec<String> {
     let topics = &settings.topics;
-    let tiers = settings.tiers.delays().iter();
-    let mut needed: Vec<String> = tiers.map(|&delay| topics.retry(delay)).collect();
+    let mut needed = settings.retry_topics();
     needed.extend([topics.commands(), topics.dead_letters()]);
     needed
 }

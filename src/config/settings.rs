@@ -87,6 +87,13 @@ pub struct Machine {
 }
 
 impl Settings {
+    /// The retry topics, in the order of the tiers.
+    #[must_use]
+    pub fn retry_topics(&self) -> Vec<String> {
+        let delays = self.tiers.delays().iter();
+        delays.map(|&delay| self.topics.retry(delay)).collect()
+    }
+
     /// The same settings with another connection.
     #[must_use]
     pub fn with_connection(&self, connection: Connection) -> Self {

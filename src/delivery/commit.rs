@@ -233,12 +233,7 @@ impl Delivery<'_> {
 
     fn write(&mut self, outcomes: &[(i32, Outcome)]) -> Result<(), BatchError> {
         let settings = Arc::clone(&self.context.settings);
-        let tiers: Vec<String> = settings
-            .tiers
-            .delays()
-            .iter()
-            .map(|&delay| settings.topics.retry(delay))
-            .collect();
+        let tiers = settings.retry_topics();
         let dead_letters = settings.topics.dead_letters();
         for (tag, (_, outcome)) in outcomes.iter().enumerate() {
             match outcome {

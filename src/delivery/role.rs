@@ -116,13 +116,7 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
         topics.dead_letters(),
         topics.invalid_events(),
     ];
-    needed.extend(
-        settings
-            .tiers
-            .delays()
-            .iter()
-            .map(|&delay| topics.retry(delay)),
-    );
+    needed.extend(settings.retry_topics());
     if settings.attempt_log {
         needed.push(topics.attempts());
     }

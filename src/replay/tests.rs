@@ -1,3 +1,5 @@
+//! The plan of a replay: pace, limit, and what another cluster has replayed already.
+
 use super::*;
 
 #[test]

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::counts::AttemptCounts;
 use super::env::{Endpoint, Standing};
-use super::state::{Intake, Partition};
-use crate::model::units::Position;
+use super::state::Partition;
 use crate::model::window::{Format, Place, Snapshot};
 
 impl<E: Endpoint> Partition<E> {
@@ -23,30 +22,12 @@ impl<E: Endpoint> Partition<E> {
         self.window.span()
     }
 
-    /// The position of a snapshot taken now.
-    #[must_use]
-    pub fn position(&self) -> Position {
-        self.window.position()
-    }
-
     /// How long intake has been waiting for room.
     #[must_use]
     pub fn stalled(&self, now: Instant) -> Duration {
         self.stalled_since
             .map(|since| now.saturating_duration_since(since))
             .unwrap_or_default()
-    }
-
-    /// Attempts in flight.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Whether the partition starts commands.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.intake == Intake::Open
     }
 
     /// Queued commands that wait only for requests of the replica, where a lane alone gets `most` requests. Records

@@ -314,10 +314,19 @@ impl Log {
 /// a topic or the restart of a broker.
 pub(crate) fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     const TRIES: usize = 50;
+    retried(TRIES, ask, is_moving)
+}
+
+/// Asks up to `tries` times, with a pause in between, while the error is one that passes.
+fn retried<T, E>(
+    tries: usize,
+    ask: impl Fn() -> Result<T, E>,
+    passes: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     const PAUSE: Duration = Duration::from_millis(200);
-    for _ in 1..TRIES {
+    for _ in 1..tries {
         match ask() {
-            Err(error) if is_moving(&error) => std::thread::sleep(PAUSE),
+            Err(error) if passes(&error) => std::thread::sleep(PAUSE),
             answer => return answer,
         }
     }
@@ -342,14 +351,8 @@ fn is_moving(error: &KafkaError) -> bool {
 /// created is not known to every broker yet, so a missing one is retried for a while.
 fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
     const TRIES: usize = 15;
-    const PAUSE: Duration = Duration::from_millis(200);
-    for _ in 1..TRIES {
-        match partitions_now(consumer, topic) {
-            Err(Failure::TopicMissing(_)) => std::thread::sleep(PAUSE),
-            answer => return answer,
-        }
-    }
-    partitions_now(consumer, topic)
+    let is_missing = |failure: &Failure| matches!(failure, Failure::TopicMissing(_));
+    retried(TRIES, || partitions_now(consumer, topic), is_missing)
 }
 
 fn partitions_now(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {

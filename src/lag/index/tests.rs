@@ -1,3 +1,5 @@
+//! The index against a model that keeps every record, over random steps of a running system.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

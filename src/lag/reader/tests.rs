@@ -1,3 +1,5 @@
+//! The reader without a broker: partitions that are read again, ages, and log lines.
+
 use std::sync::Arc;
 
 use super::*;

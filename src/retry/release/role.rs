@@ -36,12 +36,7 @@ const TURN: usize = 512;
 /// [`Failure`] when the role cannot continue.
 pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failure> {
     let settings = &context.settings;
-    let tiers: Vec<String> = settings
-        .tiers
-        .delays()
-        .iter()
-        .map(|&delay| settings.topics.retry(delay))
-        .collect();
+    let tiers = settings.retry_topics();
     let mut needed = tiers.clone();
     needed.extend([settings.topics.commands(), settings.topics.invalid_events()]);
     if !context.wait_until_possible("release", &needed)? {
