@@ -8,5 +8,5 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use search::{Progress, Search, Timeline, run};
+pub use search::{Search, SearchProgress, Timeline, run};
 pub use step::{Detail, Step, Webhook};

@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::log_reader::Reading;
 use crate::model::units::{EpochMs, counted};
-use crate::timeline::{self, Detail, Progress, Search, Step, Timeline};
+use crate::timeline::{self, Detail, Search, SearchProgress, Step, Timeline};
 
 /// `hookstream trace`.
 #[derive(Args, Clone, Debug)]
@@ -226,7 +226,7 @@ fn summarise(rows: &[StepRow]) {
 /// Runs the search on its own thread and shows its progress.
 fn supervise(settings: &Settings, search: &Search) -> Result<Timeline, CliError> {
     let interrupt = Interrupt::watch()?;
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(SearchProgress::default());
     let (done, ended) = mpsc::channel();
     {
         let (settings, search) = (settings.clone(), search.clone());

@@ -53,7 +53,7 @@ pub(super) fn watch(settings: &Arc<Settings>, metrics: &LagMetrics) -> Result<Wa
 }
 
 fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
-    let mut exported = Series::new(&settings.topics.events);
+    let mut exported = ExportedSeries::new(&settings.topics.events);
     let mut reader: Option<Reader> = None;
     let mut failing = Failing::default();
     loop {
@@ -112,12 +112,12 @@ impl Failing {
 }
 
 /// The exported series.
-struct Series<'a> {
+struct ExportedSeries<'a> {
     topics: &'a [String],
     partitions: BTreeSet<At>,
 }
 
-impl<'a> Series<'a> {
+impl<'a> ExportedSeries<'a> {
     fn new(topics: &'a [String]) -> Self {
         Self {
             topics,
@@ -316,7 +316,7 @@ mod tests {
         let registry = Registry::new();
         let metrics = LagMetrics::register(&registry);
         let topics = ["orders".to_owned(), "bills".to_owned()];
-        let mut exported = Series::new(&topics);
+        let mut exported = ExportedSeries::new(&topics);
         exported.replace(&metrics, BTreeMap::from([((0, 0), 5), ((1, 2), 7)]));
         let text = registry.render().unwrap();
         for line in [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::figures::Figures;
-use super::top::Series;
+use super::top::SubscriberSeries;
 use crate::runtime::metrics::Registry;
 
 /// The metrics of the lag role; cheap to clone.
@@ -67,7 +67,7 @@ impl LagMetrics {
     }
 
     /// Publishes the figures; `tiers` are the tier labels.
-    pub fn lag(&self, series: &Series, figures: &Figures, tiers: &[String]) {
+    pub fn lag(&self, series: &SubscriberSeries, figures: &Figures, tiers: &[String]) {
         let inner = &self.0;
         for name in &series.removed {
             // An error means that there is no such series.

@@ -28,7 +28,7 @@ pub struct TopSubscribers {
 
 /// The series after one update.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Series {
+pub struct SubscriberSeries {
     /// The figures of each selected subscriber, and of all others as [`OTHER`].
     pub figures: BTreeMap<Box<str>, Waiting>,
     /// Commands finished since the last update, by subscriber, without [`OTHER`].
@@ -49,10 +49,10 @@ impl TopSubscribers {
     }
 
     /// Selects again, from the figures of all subscribers.
-    pub fn update(&mut self, all: &BTreeMap<Box<str>, Waiting>, now: Instant) -> Series {
+    pub fn update(&mut self, all: &BTreeMap<Box<str>, Waiting>, now: Instant) -> SubscriberSeries {
         let enter = self.ranks(all, self.most);
         let stay = self.ranks(all, self.most * MARGIN_PERCENT / 100);
-        let mut series = Series::default();
+        let mut series = SubscriberSeries::default();
         let before = std::mem::take(&mut self.selected);
         for (name, quiet) in before {
             let is_quiet = all.get(&name).is_none_or(Waiting::is_empty);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     /// An update at an arbitrary time.
-    fn update(top: &mut TopSubscribers, figures: &[(&str, u64)]) -> Series {
+    fn update(top: &mut TopSubscribers, figures: &[(&str, u64)]) -> SubscriberSeries {
         top.update(&all(figures), crate::edge::clock::instant())
     }
 

@@ -42,7 +42,7 @@ pub struct Search {
 
 /// The progress of a search.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct SearchProgress {
     /// Offsets to read, as far as known.
     pub of: AtomicU64,
     /// Records read.
@@ -68,7 +68,7 @@ pub fn run(
     settings: &Settings,
     search: &Search,
     stop: &(dyn Fn() -> bool + Sync),
-    progress: &Progress,
+    progress: &SearchProgress,
 ) -> Result<Timeline, Failure> {
     let topics = &settings.topics;
     let mut own = vec![(topics.commands(), TopicKind::Commands)];
@@ -112,7 +112,7 @@ struct Scan<'a> {
     /// The id as a JSON string.
     quoted: String,
     stop: &'a (dyn Fn() -> bool + Sync),
-    progress: &'a Progress,
+    progress: &'a SearchProgress,
     failed: AtomicBool,
 }
 

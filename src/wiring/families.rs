@@ -43,7 +43,7 @@ mod tests {
     use crate::delivery::top_subscribers::SubscriberAttempts;
     use crate::lag::figures::Figures;
     use crate::lag::index::Waiting;
-    use crate::lag::top::Series;
+    use crate::lag::top::SubscriberSeries;
     use crate::model::outcome::Class;
     use crate::runtime::metrics::Metrics;
 
@@ -67,7 +67,7 @@ mod tests {
         common.role_restarts("fanout").reset();
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
-        let mut series = Series::default();
+        let mut series = SubscriberSeries::default();
         let waiting = Waiting {
             oldest: Some(0),
             tiers: [(0, 1)].into(),

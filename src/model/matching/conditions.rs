@@ -45,10 +45,10 @@ impl Bucket {
         let usable = conditions.iter().enumerate().filter_map(|(at, condition)| {
             let worst = worst_class(&condition.matchers)?;
             let index = self.by_path.get(&paths[at]);
-            let crowd = |matcher| index.map_or(0, |index: &PathIndex| index.crowd(matcher));
+            let candidates = |matcher| index.map_or(0, |index: &PathIndex| index.cell_len(matcher));
             Some((
                 worst,
-                condition.matchers.iter().map(crowd).sum::<usize>() + condition.matchers.len(),
+                condition.matchers.iter().map(candidates).sum::<usize>() + condition.matchers.len(),
                 at,
             ))
         });
@@ -161,7 +161,7 @@ struct PathIndex {
     above: BTreeMap<(Num, bool), Slots>,
     /// By bound, and whether it is included.
     below: BTreeMap<(Num, bool), Slots>,
-    stretches: Stretches,
+    ranges: RangeIndex,
     present: Slots,
 }
 
@@ -191,7 +191,7 @@ impl PathIndex {
 
     fn set_interval(&mut self, slot: Slot, interval: &Interval, present: bool) {
         match (bounded(interval), interval.lower, interval.upper) {
-            (Some((low, high)), ..) => self.stretches.set(slot, low, high, present),
+            (Some((low, high)), ..) => self.ranges.set(slot, low, high, present),
             (None, Bound::Included(low), _) => {
                 set_in_tree(&mut self.above, (low, false), slot, present)
             }
@@ -209,7 +209,7 @@ impl PathIndex {
     }
 
     /// The length of the list that the matcher would join; for half-open ranges, the number of lists.
-    fn crowd(&self, matcher: &Matcher) -> usize {
+    fn cell_len(&self, matcher: &Matcher) -> usize {
         let length = |slots: Option<&Slots>| slots.map_or(0, |slots| slots.0.len());
         match matcher {
             Matcher::Equals(Scalar::String(text)) => length(self.strings.get(text)),
@@ -219,7 +219,7 @@ impl PathIndex {
             Matcher::Prefix(text) => length(self.prefixes.lists.get(text)),
             Matcher::Suffix(text) => length(self.suffixes.lists.get(text)),
             Matcher::Numeric(interval) => match bounded(interval) {
-                Some((low, high)) => self.stretches.crowd(low, high),
+                Some((low, high)) => self.ranges.cell_len(low, high),
                 None => self.above.len() + self.below.len(),
             },
             _ => self.present.0.len(),
@@ -233,7 +233,7 @@ impl PathIndex {
             && self.suffixes.lists.is_empty()
             && self.above.is_empty()
             && self.below.is_empty()
-            && self.stretches.levels.is_empty()
+            && self.ranges.levels.is_empty()
             && self.present.0.is_empty()
     }
 
@@ -289,7 +289,7 @@ impl PathIndex {
         for slots in self.below.range((x, true)..).map(|(_, slots)| slots) {
             extend(found, Some(slots));
         }
-        self.stretches.candidates(x, found);
+        self.ranges.candidates(x, found);
     }
 }
 
@@ -372,11 +372,11 @@ impl Affixes {
 /// Closed numeric ranges. A range of length at most 2^k lies in one or two neighbouring cells of the grid with cells of
 /// 2^k. So a number is looked up in one cell per level, and a cell holds few distant ranges.
 #[derive(Debug, Default)]
-struct Stretches {
+struct RangeIndex {
     levels: BTreeMap<i32, Map<i64, Slots>>,
 }
 
-impl Stretches {
+impl RangeIndex {
     /// The finest grid in which the range spans at most two cells. Rounding may widen the range but never loses it,
     /// because `cell` is monotonic.
     fn place(low: Num, high: Num) -> (i32, i64, i64) {
@@ -407,7 +407,7 @@ impl Stretches {
         }
     }
 
-    fn crowd(&self, low: Num, high: Num) -> usize {
+    fn cell_len(&self, low: Num, high: Num) -> usize {
         let (level, first, _) = Self::place(low, high);
         self.levels
             .get(&level)

@@ -158,17 +158,17 @@ impl<'e> Resolved<'e> {
     pub(super) fn leaves(&self, path: PathId) -> &[Leaf<'e>] {
         self.ends
             .binary_search_by_key(&path, |(id, _)| *id)
-            .map_or(&[], |at| self.stretch(at))
+            .map_or(&[], |at| self.leaves_of(at))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (PathId, &[Leaf<'e>])> {
         self.ends
             .iter()
             .enumerate()
-            .map(|(at, (id, _))| (*id, self.stretch(at)))
+            .map(|(at, (id, _))| (*id, self.leaves_of(at)))
     }
 
-    fn stretch(&self, at: usize) -> &[Leaf<'e>] {
+    fn leaves_of(&self, at: usize) -> &[Leaf<'e>] {
         let start = at.checked_sub(1).map_or(0, |before| self.ends[before].1);
         &self.leaves[start..self.ends[at].1]
     }
