@@ -57,10 +57,12 @@ pub struct Verdict {
     pub told_back: usize,
     /// Copies in the commands topic that are more than one lineage has (only where the promise allows them).
     pub doubled: usize,
+    /// Latency of first attempts of healthy subscriptions while one tenant was at fault, ms.
+    pub beside_tenants: Vec<i64>,
 }
 
 /// Every name that a violation can have, in the order of the report.
-pub const INVARIANTS: [&str; 9] = [
+pub const INVARIANTS: [&str; 10] = [
     "Complete",
     "Durable outcome",
     "One lineage",
@@ -70,6 +72,7 @@ pub const INVARIANTS: [&str; 9] = [
     "Dead letters are whole",
     "Owner only",
     "Repeats are bounded",
+    "Isolated",
 ];
 
 /// What `now` undoes of what `before` had committed.
@@ -149,6 +152,7 @@ pub fn check(history: &History, promise: Promise) -> Verdict {
     check.positions();
     check.at_rest();
     check.repeats();
+    check.isolated();
     check.verdict.commands = lives.len();
     check.verdict
 }
@@ -593,6 +597,53 @@ impl Check<'_> {
                 story: vec![known.to_string(), request.to_string()],
             };
             self.verdict.violations.push(violation);
+        }
+    }
+
+    /// While only one tenant is at fault, the first attempts of healthy subscriptions come as soon as ever.
+    fn isolated(&mut self) {
+        /// From the event's record to the request. A busy machine takes a few hundred milliseconds.
+        const LATEST: i64 = 5_000;
+        let mut first: HashMap<Pair, i64> = HashMap::new();
+        for request in &self.history.requests {
+            let pair = (request.event, request.subscription);
+            let at = first.entry(pair).or_insert(request.at);
+            *at = (*at).min(request.at);
+        }
+        let probes = (0..SUBSCRIPTIONS.len()).filter(|&number| SUBSCRIPTIONS[number].is_probe());
+        let probes: Vec<usize> = probes.collect();
+        let faults = self.history.faults.iter().filter(|fault| fault.of_tenant);
+        let faults: Vec<_> = faults.collect();
+        for sent in self.history.sent.iter().filter(|sent| sent.records == 1) {
+            let Some(fault) = faults
+                .iter()
+                .find(|fault| (fault.from..fault.until).contains(&sent.at))
+            else {
+                continue;
+            };
+            for &number in &probes {
+                // One that never comes violates other rules.
+                let Some(&at) = first.get(&(sent.event, number)) else {
+                    continue;
+                };
+                let latency = at - sent.at;
+                self.verdict.beside_tenants.push(latency);
+                if latency > LATEST {
+                    self.verdict.violations.push(Violation {
+                        invariant: "Isolated",
+                        what: format!(
+                            "event {} for {}: {latency} ms until its first attempt, beside another tenant's fault: {}",
+                            sent.event,
+                            Kind::id(number),
+                            fault.what
+                        ),
+                        at: Some(at),
+                        event: Some(sent.event),
+                        doubled: false,
+                        story: Vec::new(),
+                    });
+                }
+            }
         }
     }
 

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use hookstream::edge::clock;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 use crate::fleet::{Fleet, SESSION};
 use crate::history::Injected;
 use crate::it::support::{Broker, Process, Receiver, Weather, World};
+use crate::tenants::Tenants;
 use crate::traffic::{self, Generator, Progress};
 use crate::truth::{Kind, SUBSCRIPTIONS};
 
@@ -59,10 +60,18 @@ pub enum Fault {
     Dns,
     Subscriptions,
     Replay,
+    Oversized,
+    Garbage,
+    OpenTransaction,
+    ClosedPort,
+    HangingTenant,
+    OddSecrets,
+    Gone,
+    Unwritable,
 }
 
 impl Fault {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 27] = [
         Self::Kill,
         Self::Point,
         Self::Stop,
@@ -82,6 +91,14 @@ impl Fault {
         Self::Dns,
         Self::Subscriptions,
         Self::Replay,
+        Self::Oversized,
+        Self::Garbage,
+        Self::OpenTransaction,
+        Self::ClosedPort,
+        Self::HangingTenant,
+        Self::OddSecrets,
+        Self::Gone,
+        Self::Unwritable,
     ];
 
     pub fn name(self) -> &'static str {
@@ -105,6 +122,14 @@ impl Fault {
             Self::Dns => "DNS failing",
             Self::Subscriptions => "subscriptions changed",
             Self::Replay => "replay, killed midway",
+            Self::Oversized => "event too large to be set aside whole",
+            Self::Garbage => "garbage on hookstream's topics",
+            Self::OpenTransaction => "open transaction of a publisher",
+            Self::ClosedPort => "eight subscriptions to a closed port",
+            Self::HangingTenant => "eight subscriptions that hang",
+            Self::OddSecrets => "secret files that block or never end",
+            Self::Gone => "410 while the URL is changed",
+            Self::Unwritable => "retry topic below min ISR",
         }
     }
 
@@ -117,7 +142,25 @@ impl Fault {
     fn is_of_brokers(self) -> bool {
         matches!(
             self,
-            Self::BrokerKill | Self::BrokerRestart | Self::RollingBrokers | Self::AllDown
+            Self::BrokerKill
+                | Self::BrokerRestart
+                | Self::RollingBrokers
+                | Self::AllDown
+                | Self::Unwritable
+        )
+    }
+
+    /// Whether it concerns one tenant, record or topic, so that nobody else may notice.
+    pub fn is_of_tenant(self) -> bool {
+        matches!(
+            self,
+            Self::Oversized
+                | Self::Garbage
+                | Self::OpenTransaction
+                | Self::ClosedPort
+                | Self::HangingTenant
+                | Self::OddSecrets
+                | Self::Gone
         )
     }
 
@@ -126,7 +169,12 @@ impl Fault {
         match self {
             Self::Kill => 3,
             Self::Point => 5,
-            Self::Partitions | Self::RollingBrokers | Self::AllDown | Self::LongStop => 1,
+            Self::Partitions
+            | Self::RollingBrokers
+            | Self::AllDown
+            | Self::LongStop
+            | Self::Unwritable => 1,
+            _ if self.is_of_tenant() => 1,
             _ => 2,
         }
     }
@@ -185,6 +233,7 @@ pub struct Scene<'a> {
     /// Replays that failed other than by being killed.
     pub failures: Vec<String>,
     pub generator: &'a Generator,
+    pub tenants: &'a Tenants,
     pub progress: &'a Progress,
     /// Events a second.
     pub rate: u32,
@@ -206,6 +255,19 @@ pub fn secret(number: u32) -> String {
 
 fn pause(rng: &mut Rng, milliseconds: std::ops::Range<u64>) {
     std::thread::sleep(Duration::from_millis(rng.u64(milliseconds)));
+}
+
+/// Sets a retry topic's settings anew.
+fn set_min_isr(world: &World, topic: &str, count: &str) {
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic))
+        .set("message.timestamp.type", "LogAppendTime")
+        .set("min.insync.replicas", count);
+    let changed =
+        crate::it::support::block_on(admin.alter_configs([&change], &AdminOptions::new()));
+    changed.unwrap().into_iter().for_each(|result| {
+        result.unwrap();
+    });
 }
 
 impl Scene<'_> {
@@ -232,10 +294,23 @@ impl Scene<'_> {
             Fault::Dns => self.dns(rng),
             Fault::Subscriptions => self.subscriptions(rng),
             Fault::Replay => self.replay(rng),
+            Fault::Oversized => self.tenants.oversized(self.world, rng),
+            Fault::Garbage => self.tenants.garbage(self.world, rng),
+            Fault::OpenTransaction => self.tenants.open_transaction(self.world, rng),
+            Fault::ClosedPort => self.tenants.dead_endpoints(self.world, self.receiver, true),
+            Fault::HangingTenant => self
+                .tenants
+                .dead_endpoints(self.world, self.receiver, false),
+            Fault::OddSecrets => self.tenants.odd_secrets(self.world, self.receiver),
+            Fault::Gone => self
+                .tenants
+                .gone(self.world, self.receiver, &mut self.failures),
+            Fault::Unwritable => self.unwritable(rng),
         };
         Injected {
             what: format!("{}: {what}", fault.name()),
             of_brokers: fault.is_of_brokers(),
+            of_tenant: false,
             from,
             until: clock::now().0,
         }
@@ -358,6 +433,29 @@ impl Scene<'_> {
         }
         self.broker.control(&["start-broker", &number]);
         format!("number {number}")
+    }
+
+    /// The retry topic asks for all three replicas while one broker is away: what it holds cannot grow, and everything
+    /// that needs no retry goes on.
+    fn unwritable(&mut self, rng: &mut Rng) -> String {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let topic = self.world.topics.retry(self.world.tiers[0]);
+        let number = rng.u32(1..4).to_string();
+        set_min_isr(self.world, &topic, "3");
+        self.broker.control(&["stop-broker", &number]);
+        let first = self.generator.next();
+        let last = first + 3 * self.rate;
+        let through = self
+            .fleet
+            .tend_until_through(self.progress, first, last, PATIENCE);
+        self.broker.control(&["start-broker", &number]);
+        set_min_isr(self.world, &topic, "2");
+        if through.is_none() {
+            self.failures.push(format!(
+                "while {topic} could not be written, healthy endpoints got nothing for {PATIENCE:?}"
+            ));
+        }
+        format!("without broker {number}")
     }
 
     fn rolling_brokers(&mut self) -> String {

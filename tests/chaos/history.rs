@@ -11,6 +11,8 @@ pub struct Sent {
     pub acknowledged: bool,
     /// How often it stands in the topic: twice when the generator's own client wrote it again after a fault.
     pub records: usize,
+    /// When it was first written, epoch ms; 0 when it is not there.
+    pub at: i64,
 }
 
 /// A request that an endpoint got.
@@ -84,6 +86,8 @@ pub struct Injected {
     pub what: String,
     /// Whether brokers were away.
     pub of_brokers: bool,
+    /// Whether only one tenant was at fault, and nothing else was wrong meanwhile.
+    pub of_tenant: bool,
     /// Epoch ms.
     pub from: i64,
     pub until: i64,

@@ -27,6 +27,7 @@ mod planted;
 mod reading;
 mod report;
 mod round;
+mod tenants;
 mod traffic;
 mod truth;
 

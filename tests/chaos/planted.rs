@@ -18,6 +18,7 @@ fn perfect() -> History {
             event,
             acknowledged: true,
             records: 1,
+            at: i64::from(event) * 100_000 - 50,
         });
         for (number, kind) in SUBSCRIPTIONS.into_iter().enumerate() {
             if kind.matches(event) == Matched::Yes {
@@ -101,7 +102,25 @@ fn find(history: &History, fits: impl Fn(&Copy) -> bool) -> usize {
 /// A name, and how it is planted.
 type Planted = (&'static str, &'static str, fn(&mut History));
 
-const PLANTED: [Planted; 18] = [
+const PLANTED: [Planted; 19] = [
+    (
+        "a healthy subscription delayed by another tenant",
+        "Isolated",
+        |history| {
+            let sent = history.sent[20].at;
+            history.faults.push(Injected {
+                what: "eight subscriptions to a closed port".to_owned(),
+                of_brokers: false,
+                of_tenant: true,
+                from: sent - 10,
+                until: sent + 10,
+            });
+            let event = history.sent[20].event;
+            let late = history.requests.iter_mut();
+            late.filter(|one| one.event == event && one.subscription == 0)
+                .for_each(|one| one.at += 6_000);
+        },
+    ),
     ("a command lost before it was made", "Complete", |history| {
         let lost = find(history, |copy| {
             SUBSCRIPTIONS[copy.subscription] == Kind::Healthy
@@ -327,6 +346,7 @@ fn a_repeat_at_a_fault_is_counted_and_allowed() {
     history.faults.push(Injected {
         what: "kill -9 of deliver".to_owned(),
         of_brokers: false,
+        of_tenant: false,
         from: again.at + 10,
         until: again.at + 10,
     });
@@ -369,6 +389,7 @@ fn a_position_that_is_told_back_once_while_brokers_begin_is_counted_and_allowed(
     history.faults.push(Injected {
         what: "all brokers down".to_owned(),
         of_brokers: true,
+        of_tenant: false,
         from: last.at - 30_000,
         until: last.at,
     });

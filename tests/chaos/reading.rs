@@ -15,6 +15,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::history::{Copy, Place, Position, Request, Sent, What};
 use crate::it::support::{Isolation, Receiver, Record, World};
+use crate::tenants::{self, MARK, is_foreign};
 use crate::traffic::Progress;
 use crate::truth;
 
@@ -111,7 +112,8 @@ fn hash(bytes: &[u8]) -> u64 {
 
 /// What the endpoints got.
 pub fn requests(receiver: &Receiver) -> Vec<Request> {
-    let seen = receiver.seen();
+    let mut seen = receiver.seen();
+    seen.retain(|seen| tenants::answer(&seen.path).is_none());
     let requests = seen.iter().filter_map(|seen| {
         let subscription = truth::subscription_of(seen.path.strip_prefix('/')?)?;
         let event = truth::number_in(&seen.body)?;
@@ -137,16 +139,31 @@ pub fn requests(receiver: &Receiver) -> Vec<Request> {
 
 /// How often each event stands on its topic.
 pub fn count_records(world: &World, sent: &mut [Sent]) {
-    for event in event_numbers(world) {
-        sent[event as usize - 1].records += 1;
+    for (event, at) in events_of(world) {
+        let sent = &mut sent[event as usize - 1];
+        sent.at = if sent.records == 0 {
+            at
+        } else {
+            sent.at.min(at)
+        };
+        sent.records += 1;
     }
 }
 
 /// The number of each event on the topic.
 pub fn event_numbers(world: &World) -> Vec<u32> {
+    events_of(world)
+        .into_iter()
+        .map(|(event, _)| event)
+        .collect()
+}
+
+/// The number and the time (epoch ms) of each record on the topic.
+fn events_of(world: &World) -> Vec<(u32, i64)> {
     let number = |record: Record| {
         let event = record.value.as_deref().and_then(truth::number_in);
-        event.unwrap_or_else(|| panic!("an event without a number: {record:?}"))
+        let event = event.unwrap_or_else(|| panic!("an event without a number: {record:?}"));
+        (event, record.timestamp)
     };
     let records = world.read_all(&world.events, Isolation::Committed);
     records.into_iter().map(number).collect()
@@ -168,6 +185,11 @@ pub fn copies(world: &World) -> Vec<Copy> {
     let mut events: BTreeMap<String, u32> = BTreeMap::new();
     for (place, topic) in records {
         for record in world.read_all(&topic, Isolation::Committed) {
+            if record.header(MARK).is_some()
+                || record.header("hs-subscription").is_some_and(is_foreign)
+            {
+                continue;
+            }
             match copy(place, &record) {
                 Some(copy) => {
                     events.insert(copy.id.clone(), copy.event);

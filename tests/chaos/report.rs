@@ -113,6 +113,7 @@ impl Report {
         all.allowed += verdict.allowed;
         all.told_back += verdict.told_back;
         all.doubled += verdict.doubled;
+        all.beside_tenants.extend(verdict.beside_tenants);
         all.never_there += verdict.never_there;
     }
 
@@ -204,6 +205,18 @@ impl fmt::Display for Report {
             self.verdict.told_back,
             self.ended.len()
         )?;
+        let mut latencies = self.verdict.beside_tenants.clone();
+        latencies.sort_unstable();
+        if let (Some(last), Some(p99)) =
+            (latencies.last(), latencies.get(latencies.len() * 99 / 100))
+        {
+            writeln!(
+                f,
+                "\nHealthy subscriptions beside one tenant's faults: {} first attempts, p50 {} ms, p99 {p99} ms, longest {last} ms after their event.",
+                latencies.len(),
+                latencies[latencies.len() / 2],
+            )?;
+        }
         for line in &self.ended {
             writeln!(f, "- {line}")?;
         }

@@ -11,15 +11,19 @@ use fastrand::Rng;
 use crate::checker::{Promise, check};
 use crate::faults::{Bag, Fault, Scene, secret};
 use crate::fleet::{Fleet, SESSION};
-use crate::history::History;
+use crate::history::{History, Injected};
 use crate::it::support::{Broker, World};
 use crate::reading::{Sampler, come_to_rest, copies, count_records, event_numbers, requests};
 use crate::report::Report;
+use crate::tenants::{self, Tenants};
 use crate::traffic::{self, Generator, Progress};
 use crate::truth::{self, SUBSCRIPTIONS};
 
 /// How long the system may take until all that was produced during a fault is through. Past it, it is stuck.
 const STUCK: Duration = Duration::from_secs(120);
+
+/// How long after other faults a tenant's fault is not held responsible for what healthy subscribers notice.
+const CALM: Duration = Duration::from_secs(10);
 
 /// What a round is to be.
 pub struct Plan {
@@ -51,6 +55,8 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     if plan.promise == Promise::AtLeastOnce {
         world.flags = ["--guarantee", "at-least-once"].map(str::to_owned).to_vec();
     }
+    Tenants::create_topic(&world);
+    world.topics.events.push(tenants::events(&world));
     world.create_topics(3);
     let world = Arc::new(world);
     let progress = Arc::new(Progress::default());
@@ -61,6 +67,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     let mut fleet = Fleet::start(&world, &[("fanout", 2), ("deliver", 2), ("release", 2)]);
     let sampler = Sampler::start(&world);
     let generator = Generator::start(&world, plan.rate);
+    let tenants = Tenants::default();
     let mut faults = Vec::new();
     let mut scene = Scene {
         broker,
@@ -71,6 +78,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         partitions: 3,
         failures: Vec::new(),
         generator: &generator,
+        tenants: &tenants,
         progress: &progress,
         rate: plan.rate,
         alone: true,
@@ -78,6 +86,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     };
     let until = Instant::now() + plan.length;
     let mut bag = Bag::new(wanted, plan.short);
+    let mut disturbed = None;
     while Instant::now() < until {
         let burst = burst(&mut rng, plan.bursts);
         let first = generator.next();
@@ -106,6 +115,15 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
             names.push(fault);
             faults.push(injected);
         }
+        // A broker that came back, or a replica that was killed, disturbs for a while after all is through.
+        if names.iter().all(|fault: &Fault| fault.is_of_tenant())
+            && disturbed.is_none_or(|at: Instant| at.elapsed() > CALM)
+        {
+            let first = faults.len() - names.len();
+            faults[first..]
+                .iter_mut()
+                .for_each(|fault: &mut Injected| fault.of_tenant = true);
+        }
         let last = generator.next() + plan.rate;
         let through = scene
             .fleet
@@ -126,10 +144,15 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
             );
             break;
         }
+        if !names.iter().all(|fault| fault.is_of_tenant()) {
+            disturbed = Some(Instant::now());
+        }
         std::thread::sleep(Duration::from_millis(rng.u64(200..2000)));
         scene.fleet.tend();
     }
-    report.failures(std::mem::take(&mut scene.failures));
+    let mut failures = std::mem::take(&mut scene.failures);
+    tenants.check(&world, plan.promise == Promise::ExactlyOnce, &mut failures);
+    report.failures(failures);
     let mut sent = generator.finish();
     let left = come_to_rest(&world, &progress, sent.len(), || fleet.tend());
     let positions = sampler.finish();

@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 
 use crate::history::Sent;
 use crate::it::support::{Answer, Receiver, World};
+use crate::tenants;
 use crate::truth::{self, Kind, SUBSCRIPTIONS};
 
 /// Which probes have accepted an event, a bit each; by the event's number.
@@ -56,6 +57,9 @@ impl Progress {
 pub fn receiver(address: IpAddr, progress: &Arc<Progress>) -> Receiver {
     let progress = Arc::clone(progress);
     Receiver::start_at(address, move |seen| {
+        if let Some(answer) = tenants::answer(&seen.path) {
+            return answer;
+        }
         let Some(number) = seen.path.strip_prefix('/').and_then(truth::subscription_of) else {
             return Answer::status(404);
         };
@@ -183,6 +187,7 @@ fn produce(
             event,
             acknowledged: acknowledged.has(event),
             records: 0,
+            at: 0,
         })
         .collect()
 }

@@ -24,6 +24,9 @@ mod checker;
 mod history;
 #[path = "../chaos/reading.rs"]
 mod reading;
+#[path = "../chaos/tenants.rs"]
+#[allow(dead_code, reason = "only the chaos test has bad tenants")]
+mod tenants;
 #[path = "../chaos/traffic.rs"]
 mod traffic;
 #[path = "../chaos/truth.rs"]

@@ -305,6 +305,7 @@ impl Scene<'_> {
         let fault = (!step.is_orderly()).then(|| Injected {
             what: step.to_string(),
             of_brokers: step == Step::Broker,
+            of_tenant: false,
             from,
             until: acted,
         });

@@ -135,7 +135,7 @@ impl World {
             ("--brokers", self.bootstrap.as_str()),
             ("--topic-prefix", &self.prefix),
             ("--group-prefix", &self.prefix),
-            ("--events", &self.events),
+            ("--events", &self.topics.events.join(",")),
             ("--tiers", &tiers.join(",")),
             // Whatever `localhost` is.
             ("--egress-allow-cidr", "127.0.0.0/8,::1/128"),
