@@ -86,7 +86,8 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     };
     let until = Instant::now() + plan.length;
     let mut bag = Bag::new(wanted, plan.short);
-    let mut disturbed = None;
+    // As a fault is: the first events meet clients that still connect.
+    let mut disturbed = Some(Instant::now());
     while Instant::now() < until {
         let burst = burst(&mut rng, plan.bursts);
         let first = generator.next();
