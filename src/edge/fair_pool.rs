@@ -8,7 +8,7 @@
 //! | what | limit | beyond it |
 //! |---|---|---|
 //! | running jobs of a narrow group | [`NARROW`], fewer when many groups have jobs | wait |
-//! | running jobs of a narrow group that is slow: one of its jobs ran for [`OVERDUE`] within [`SLOW_FOR`] | 1 | wait, behind all groups that are not slow |
+//! | running jobs of a narrow group that is slow: one of its jobs ran for [`OVERDUE`] within [`SLOW_FOR`] | [`NARROW`], and 1 while slow groups hold [`FEW`] threads | wait, behind all groups that are not slow |
 //! | running jobs of a wide group | [`WIDE`] | wait |
 //! | running jobs younger than [`OVERDUE`] | [`BUSY`] | wait |
 //! | threads that slow groups hold | half of [`THREADS`] | wait |
@@ -28,6 +28,8 @@ pub const NARROW: usize = 4;
 pub const WIDE: usize = 16;
 /// Running jobs of all groups, without overdue ones.
 pub const BUSY: usize = 64;
+/// Threads that slow groups may hold before each of them gets only one.
+pub const FEW: usize = 32;
 /// Threads, including those whose jobs hang.
 pub const THREADS: usize = 256;
 /// A job that runs for longer hardly uses the processor: it waits for something that does not respond.
@@ -241,7 +243,11 @@ impl Jobs {
             return None;
         }
         let fair = BUSY / 2 / self.turns.len().max(1);
-        let most = if slow { 1 } else { fair.clamp(1, NARROW) };
+        let most = match slow {
+            true if held_by_slow < FEW => NARROW,
+            true => 1,
+            false => fair.clamp(1, NARROW),
+        };
         self.turns.iter().position(|group| {
             let Some(waiting) = self.waiting.get(group) else {
                 return false;
@@ -350,24 +356,31 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_group_is_quick_again_after_a_quick_job() {
+    fn a_slow_group_gets_one_thread_when_many_are_slow_and_is_quick_after_a_quick_job() {
         let mut jobs = Jobs::default();
         let start = clock::instant();
-        jobs.add("a", "a", nothing());
-        let (first, _) = jobs.start(start).unwrap();
+        let count = FEW.div_ceil(NARROW);
+        let add = |jobs: &mut Jobs| {
+            for group in 0..count {
+                for _ in 0..NARROW {
+                    jobs.add(&format!("g{group}"), &format!("g{group}"), nothing());
+                }
+            }
+        };
+        add(&mut jobs);
+        let first = started(&mut jobs, start);
+        assert_eq!(first.len(), FEW);
         let later = start + OVERDUE;
-        for _ in 0..NARROW {
-            jobs.add("a", "a", nothing());
-        }
-        assert!(
-            jobs.start(later).is_none(),
-            "one job at a time while it is slow"
-        );
-        jobs.end(first, later);
-        let (second, _) = jobs.start(later).unwrap();
-        assert!(jobs.start(later).is_none());
-        jobs.end(second, later);
-        assert_eq!(started(&mut jobs, later).len(), NARROW - 1);
+        add(&mut jobs);
+        assert!(started(&mut jobs, later).is_empty(), "all groups are slow");
+        // Those of a single group end: it is slow all the same, but few threads are held.
+        let of_one = first.iter().filter(|(_, group)| group == "g0");
+        of_one.for_each(|&(id, _)| jobs.end(id, later));
+        assert_eq!(started(&mut jobs, later).len(), NARROW);
+        let (quick, _) = jobs.running.iter().max_by_key(|(id, _)| **id).unwrap();
+        let quick = *quick;
+        jobs.end(quick, later);
+        assert!(!jobs.slow.contains_key("g0"));
     }
 
     #[test]

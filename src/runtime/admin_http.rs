@@ -434,7 +434,8 @@ mod tests {
         let now = clock::instant() + BOUND * 3;
         let brokers = Brokers {
             away: true,
-            excused: vec![("fanout".into(), now)],
+            outage: Some(now),
+            ..Brokers::default()
         };
         let (ready, told) = health.readiness(&brokers);
         assert!(!ready);

@@ -130,7 +130,7 @@ impl Health {
     }
 
     /// Whether all roles sent a heartbeat within their bounds before `now`, and which did not. Time in which
-    /// the role's own clients reached no broker does not count: it may wait for one within the client library, and a
+    /// the role's own clients, or all, reached no broker does not count: it may wait for one within the client library, and a
     /// restart would not help. Those of other roles do not matter.
     #[must_use]
     pub fn liveness(&self, now: Instant, brokers: &Brokers) -> (bool, serde_json::Value) {
@@ -181,8 +181,8 @@ mod tests {
         }
         let now = clock::instant() + BOUND * 2;
         let brokers = Brokers {
-            away: false,
             excused: vec![("deliver".into(), now)],
+            ..Brokers::default()
         };
         let (alive, told) = health.liveness(now, &brokers);
         assert!(!alive);

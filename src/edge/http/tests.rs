@@ -1068,3 +1068,40 @@ async fn a_subscriber_that_hangs_holds_no_stream_of_another() {
     assert_eq!(server.accepted(), before, "its own connection is used");
     hanging.iter().for_each(tokio::task::JoinHandle::abort);
 }
+
+#[tokio::test]
+async fn a_zone_that_does_not_respond_delays_no_request_to_another() {
+    let server = Server::answering(OK).await;
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let lookups = Lookups::over(Box::new(move |host| {
+        if host.ends_with(".dead.example") {
+            let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.recv().unwrap_or_default();
+        }
+        Ok(vec!["127.0.0.1:0".parse().unwrap()])
+    }));
+    let client = HttpClient::new(HttpOptions {
+        lookups,
+        ..options(&["127.0.0.0/8"])
+    })
+    .unwrap();
+    let port = server.address.port();
+    let dead: Vec<_> = (0..100)
+        .map(|number| {
+            let client = client.clone();
+            let url = format!("http://h{number}.dead.example:{port}/");
+            tokio::spawn(async move { post(&client, &url).await })
+        })
+        .collect();
+    settle().await;
+    for number in 0..20 {
+        let request = request(&format!("http://h{number}.well.example:{port}/"));
+        answered(client.post(request, within(LONG / 3)).await);
+    }
+    assert_eq!(server.accepted(), 20, "a dead zone was dialled");
+    drop(hold);
+    for one in dead {
+        answered(one.await.unwrap());
+    }
+}

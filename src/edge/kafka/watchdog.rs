@@ -9,10 +9,12 @@
 //!
 //! | a client's probes | others' probes | its calls |
 //! |---|---|---|
-//! | succeed | any | count |
-//! | failed at some time, for at most [`CUT_OFF`] | any | count from then on |
+//! | succeed | any | count; from the end of the last outage, if one of [`OUTAGE`] or more came since their beginning |
+//! | fail, for at most [`CUT_OFF`] | any | do not count for the moment |
 //! | fail for longer | all fail | do not count: there is no broker |
-//! | fail for longer | one succeeds | count from their beginning: the client itself is stuck, and a restart helps |
+//! | fail for longer | one succeeds | count: the client itself is stuck, and a restart helps |
+//!
+//! A single probe that fails between two that succeed is no outage: it may have asked the frozen broker.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +27,9 @@ const CUT_OFF: Duration = Duration::from_secs(60);
 
 /// A client whose last probe is older says nothing: its thread waits.
 const RECENT: Duration = Duration::from_secs(20);
+
+/// Two probes in succession have failed.
+const OUTAGE: Duration = Duration::from_secs(4);
 
 /// The clients of this process, and their calls in progress.
 static CLIENTS: Mutex<Clients> = Mutex::new(Clients {
@@ -90,6 +95,8 @@ impl Drop for Entry {
 pub struct Brokers {
     /// No client of this process has reached a broker for a while.
     pub away: bool,
+    /// Until when no client of this process reached a broker.
+    pub outage: Option<Instant>,
     /// Per client: the name of its role, and until when the time does not count for it.
     pub excused: Vec<(Box<str>, Instant)>,
 }
@@ -102,7 +109,7 @@ impl Brokers {
             .excused
             .iter()
             .filter(|(purpose, _)| **purpose == *role);
-        own.map(|(_, until)| *until).max()
+        own.map(|(_, until)| *until).chain(self.outage).max()
     }
 }
 
@@ -150,6 +157,32 @@ struct State {
     failed: Option<Instant>,
     /// Since when every probe has failed.
     away: Option<Instant>,
+    /// The end of its last outage.
+    outage: Option<Instant>,
+}
+
+impl State {
+    fn probed(&mut self, reached: bool, now: Instant) {
+        if reached {
+            self.reached = Some(now);
+            self.away = None;
+            return;
+        }
+        self.failed = Some(now);
+        let since = *self.away.get_or_insert(now);
+        if now.saturating_duration_since(since) >= OUTAGE {
+            self.outage = Some(now);
+        }
+    }
+
+    /// Until when the time does not count, from its own probes.
+    fn excused(&self, now: Instant) -> Option<Instant> {
+        let Some(away) = self.away else {
+            return self.outage;
+        };
+        let is_stuck = now.saturating_duration_since(away) > CUT_OFF;
+        self.failed.filter(|_| !is_stuck)
+    }
 }
 
 /// A call in progress.
@@ -165,7 +198,7 @@ struct Clients {
     links: BTreeMap<u64, State>,
     /// Calls in progress, in reusable slots.
     slots: Vec<Option<Call>>,
-    /// When a probe failed while those of all clients did.
+    /// The end of the last outage of all clients.
     outage: Option<Instant>,
     last: u64,
 }
@@ -178,6 +211,7 @@ impl Clients {
             reached: None,
             failed: None,
             away: None,
+            outage: None,
         };
         self.links.insert(self.last, state);
         self.last
@@ -201,51 +235,45 @@ impl Clients {
         let Some(state) = self.links.get_mut(&client) else {
             return;
         };
-        if reached {
-            state.reached = Some(now);
-            state.away = None;
-            return;
-        }
-        state.failed = Some(now);
-        state.away.get_or_insert(now);
-        if self.none_reaches(now) {
+        state.probed(reached, now);
+        if self.none_reaches_for(now) >= Some(OUTAGE) {
             self.outage = Some(now);
         }
     }
 
-    /// Whether the last probe of every client failed. A client without a recent one says nothing.
-    fn none_reaches(&self, now: Instant) -> bool {
+    /// For how long the probes of every client have failed. A client without a recent one says nothing.
+    fn none_reaches_for(&self, now: Instant) -> Option<Duration> {
         let last = |one: &State| one.failed.max(one.reached);
         let recent = |at: Instant| now.saturating_duration_since(at) < RECENT;
-        let mut probed = self
+        let probed = self
             .links
             .values()
             .filter(|one| last(one).is_some_and(recent));
-        let mut any = false;
-        probed.all(|one| {
-            any = true;
-            one.away.is_some()
-        }) && any
+        let since: Option<Vec<Instant>> = probed.map(|one| one.away).collect();
+        let last = since?.into_iter().max()?;
+        Some(now.saturating_duration_since(last))
+    }
+
+    /// Until when the time does not count for any client.
+    fn all_excused(&self, now: Instant) -> Option<Instant> {
+        let none_reaches = self.none_reaches_for(now).is_some();
+        let failed = self.links.values().filter_map(|one| one.failed).max();
+        failed.filter(|_| none_reaches).max(self.outage)
     }
 
     /// Until when the time does not count for a client.
     fn excused(&self, client: u64, now: Instant) -> Option<Instant> {
-        let state = self.links.get(&client)?;
-        let is_stuck = state
-            .away
-            .is_some_and(|since| now.saturating_duration_since(since) > CUT_OFF);
-        let own = state.failed.filter(|_| !is_stuck);
-        own.into_iter().chain(self.outage).max()
+        let own = self.links.get(&client).and_then(|one| one.excused(now));
+        own.max(self.all_excused(now))
     }
 
     fn brokers(&self, now: Instant) -> Brokers {
         /// Longer than two probes, so that a briefly busy broker does not count as away.
         const AWAY: Duration = Duration::from_secs(8);
-        let since = self.links.values().filter_map(|one| one.away).max();
-        let away = since.is_some_and(|since| now.saturating_duration_since(since) > AWAY);
         let links = self.links.iter();
         Brokers {
-            away: away && self.none_reaches(now),
+            away: self.none_reaches_for(now) > Some(AWAY),
+            outage: self.all_excused(now),
             excused: links
                 .filter_map(|(&id, one)| Some((one.purpose.clone(), self.excused(id, now)?)))
                 .collect(),
@@ -359,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn one_frozen_broker_of_three_masks_no_call_of_another_client_and_ends_no_process() {
+    fn one_frozen_broker_of_three_masks_no_call_of_another_client_and_is_no_outage() {
         let mut scene = Scene::new();
         let hangs = scene.clients.add("deliver");
         let asks_frozen = scene.clients.add("fanout");
@@ -370,11 +398,20 @@ mod tests {
         scene.pass(32, reaches);
         assert_eq!(scene.hanging(), Some("a"));
         scene.clients.slots[0] = None;
-        for _ in 0..20 {
-            scene.pass(15, reaches);
-            assert_eq!(scene.hanging(), None);
-            assert!(!scene.clients.brokers(scene.now).away);
-        }
+        scene.pass(300, reaches);
+        assert!(!scene.clients.brokers(scene.now).away);
+    }
+
+    #[test]
+    fn a_call_that_hangs_is_found_although_its_own_client_asks_a_frozen_broker_now_and_then() {
+        let mut scene = Scene::new();
+        let hangs = scene.clients.add("deliver");
+        scene.clients.add("fanout");
+        scene.clients.begin(hangs, "a", scene.now);
+        scene.pass(35, |_, number| number % 3 != 0);
+        assert_eq!(scene.hanging(), None, "its last probe failed");
+        scene.pass(1, |_, _| true);
+        assert_eq!(scene.hanging(), Some("a"));
     }
 
     #[test]
