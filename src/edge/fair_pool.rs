@@ -12,7 +12,7 @@
 //! | running jobs of a wide group | [`WIDE`] | wait |
 //! | running jobs younger than [`OVERDUE`] | [`BUSY`] | wait |
 //! | threads that slow groups hold | half of [`THREADS`] | wait |
-//! | threads | [`THREADS`]; each ends after [`IDLE`] without a job | wait |
+//! | threads | [`THREADS`]; each ends after `IDLE` without a job | wait |
 //! | waiting jobs | none here: each waits for somebody who limits them | - |
 
 use std::collections::{HashMap, VecDeque};

@@ -5,9 +5,9 @@
 //!
 //! | what | limit | beyond it |
 //! |---|---|---|
-//! | connections | [`CONNECTIONS`] | one is closed: of the address that has most, the one without a request for longest |
-//! | headers of a request, and the wait for the next one | [`HEADERS`] | closed |
-//! | pages that are rendered at the same time | [`RENDERS`] | wait; probes do not |
+//! | connections | `CONNECTIONS` | one is closed: of the address that has most, the one without a request for longest |
+//! | headers of a request, and the wait for the next one | `HEADERS` | closed |
+//! | pages that are rendered at the same time | `RENDERS` | wait; probes do not |
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;

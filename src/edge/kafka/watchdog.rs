@@ -9,8 +9,8 @@
 //!
 //! | a client's probes | others' probes | its calls |
 //! |---|---|---|
-//! | succeed | any | count; from the end of the last outage, if one of [`OUTAGE`] or more came since their beginning |
-//! | fail, for at most [`CUT_OFF`] | any | do not count for the moment |
+//! | succeed | any | count; from the end of the last outage, if one of `OUTAGE` or more came since their beginning |
+//! | fail, for at most `CUT_OFF` | any | do not count for the moment |
 //! | fail for longer | all fail | do not count: there is no broker |
 //! | fail for longer | one succeeds | count: the client itself is stuck, and a restart helps |
 //!
