@@ -26,6 +26,8 @@ pub(super) enum Message {
     Snapshot(Sender<WorkerState>),
     /// The result of a look-ahead that a partition requested in this epoch.
     LookedAhead(i32, u64, LookAhead),
+    /// A secret was read: lanes may wait for it.
+    SecretRead,
     /// Send nothing, during an egress outage.
     Pause,
     /// Send one command despite the pause.

@@ -227,6 +227,7 @@ impl Worker {
                     self.apply(partition, Event::LookedAhead(found));
                 }
             }
+            Message::SecretRead => self.tick(),
             Message::Pause => {
                 self.pause = Some(Pause {
                     since: clock::instant(),
@@ -253,9 +254,7 @@ impl Worker {
                     }
                 }
             }
-            Message::Close(partitions) => partitions
-                .into_iter()
-                .for_each(|partition| self.close(partition)),
+            Message::Close(list) => list.into_iter().for_each(|one| self.close(one)),
         }
     }
 

@@ -27,6 +27,7 @@ mod isolation;
 mod lag;
 mod layers;
 mod mirror;
+mod neighbours;
 mod observe;
 mod operator;
 mod order;

@@ -65,8 +65,13 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        let Standing::Open(endpoint) = &entry.standing else {
-            return self.clear_lane(id, step);
+        let endpoint = match &entry.standing {
+            Standing::Open(endpoint) => endpoint,
+            // Each tick asks again, and so does the end of the read.
+            Standing::Loading => return,
+            Standing::Waiting | Standing::Disabled | Standing::Denied(_) => {
+                return self.clear_lane(id, step);
+            }
         };
         match entry.lane.next(spare, step.env.now) {
             Next::Send(taken, permit) => {

@@ -30,12 +30,30 @@ pub trait Endpoint: Clone {
 pub enum Standing<E> {
     /// It accepts commands.
     Open(E),
+    /// It accepts commands, which wait in their lane while its signing secrets are read.
+    Loading,
     /// It is paused or has no usable signing secret: its commands wait.
     Waiting,
     /// It is disabled: its commands become dead letters.
     Disabled,
     /// The egress rules deny its URL, for this reason.
     Denied(Box<str>),
+}
+
+impl<E> Standing<E> {
+    /// The endpoint that commands are sent to, if they are.
+    pub fn endpoint(&self) -> Option<&E> {
+        match self {
+            Self::Open(endpoint) => Some(endpoint),
+            Self::Loading | Self::Waiting | Self::Disabled | Self::Denied(_) => None,
+        }
+    }
+
+    /// Whether commands enter the lane.
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::Loading)
+    }
 }
 
 /// The terms of a subscription.
@@ -60,8 +78,15 @@ pub trait Subscriptions {
     type Endpoint: Endpoint;
     /// Changes whenever a subscription does.
     fn version(&self) -> u64;
-    /// The current terms of a subscription; `None` when it does not exist.
-    fn terms(&self, id: &str) -> Option<Terms<Self::Endpoint>>;
+    /// A subscription; `None` when it does not exist. Another [`Arc`] whenever the subscription changes, and only then:
+    /// the terms of lanes whose subscription is the same are not asked for again.
+    fn get(&self, id: &str) -> Option<Arc<Subscription>>;
+    /// The current terms of a subscription; `before` is the endpoint in its former terms.
+    fn terms(
+        &self,
+        subscription: &Arc<Subscription>,
+        before: Option<&Self::Endpoint>,
+    ) -> Terms<Self::Endpoint>;
 }
 
 /// The environment of one event.

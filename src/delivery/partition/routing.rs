@@ -101,7 +101,7 @@ impl<E: Endpoint> Partition<E> {
             let offset = taken.offset.0;
             taken.command.place_in_order(&self.rules.cluster, offset);
         }
-        if !matches!(entry.standing, Standing::Open(_)) {
+        if !entry.standing.accepts() {
             let standing = entry.standing.clone();
             self.turn_away(taken, &standing, step);
             return None;
@@ -192,7 +192,7 @@ impl<E: Endpoint> Partition<E> {
         step: &mut Step<'_, S>,
     ) {
         match standing {
-            Standing::Open(_) | Standing::Waiting => {
+            Standing::Open(_) | Standing::Loading | Standing::Waiting => {
                 self.park(taken, ParkReason::Paused, None, step);
             }
             Standing::Disabled => {
@@ -301,7 +301,8 @@ impl<E: Endpoint> Partition<E> {
         }
         let now = step.env.now;
         let version = step.env.subscriptions.version();
-        let terms = step.env.subscriptions.terms(subscription)?;
+        let current = step.env.subscriptions.get(subscription)?;
+        let terms = step.env.subscriptions.terms(&current, None);
         let id = self.next_lane;
         self.next_lane += 1;
         let name: Rc<str> = Rc::from(subscription);
@@ -312,6 +313,7 @@ impl<E: Endpoint> Partition<E> {
             subscriber: terms.subscriber,
             counts: AttemptCounts::default(),
             standing: terms.standing,
+            subscription: current,
             version,
             valid_until: terms.valid_for.map(|time| now + time),
             ready: false,
@@ -342,11 +344,17 @@ impl<E: Endpoint> Partition<E> {
         if entry.version == version && holds {
             return true;
         }
-        let Some(terms) = step.env.subscriptions.terms(&entry.name) else {
+        let Some(current) = step.env.subscriptions.get(&entry.name) else {
             self.remove_lane(id, step);
             return false;
         };
         entry.version = version;
+        if holds && Arc::ptr_eq(&current, &entry.subscription) {
+            return true;
+        }
+        let before = entry.standing.endpoint();
+        let terms = step.env.subscriptions.terms(&current, before);
+        entry.subscription = current;
         entry.valid_until = terms.valid_for.map(|time| now + time);
         entry.standing = terms.standing;
         entry.lane.set_limits(terms.limits, now);
@@ -368,9 +376,9 @@ impl<E: Endpoint> Partition<E> {
                 }));
             }
         }
-        let is_open = matches!(entry.standing, Standing::Open(_));
+        let accepts = entry.standing.accepts();
         self.keep_order(id, terms.order, step);
-        if !is_open {
+        if !accepts {
             self.clear_lane(id, step);
         }
         true

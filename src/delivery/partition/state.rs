@@ -14,7 +14,7 @@ use super::fairness::Fairness;
 use super::lane::Lane;
 use super::order::SubjectQueue;
 use crate::model::command::Command;
-use crate::model::subscription::Order;
+use crate::model::subscription::{Order, Subscription};
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
@@ -88,7 +88,9 @@ pub(super) struct LaneEntry<E> {
     /// Attempts since the last report.
     pub(super) counts: AttemptCounts,
     pub(super) standing: Standing<E>,
-    /// The version of the subscriptions that `standing` comes from, and until when it is valid.
+    /// What `standing` and the lane's limits come from.
+    pub(super) subscription: Arc<Subscription>,
+    /// The version of the subscriptions in which `subscription` was current, and until when `standing` is valid.
     pub(super) version: u64,
     pub(super) valid_until: Option<Instant>,
     /// Whether a turn has been requested.

@@ -16,6 +16,7 @@ use super::event::{AttemptEnd, Event, Found, Incoming, LaneId, LookAhead, UnderW
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::command::{Cause, Command, tests::sample};
+use crate::model::dead_letter::Reason;
 use crate::model::outcome::{Class, Response};
 use crate::model::subscription::{Order, Subscription, parse};
 use crate::model::tiers::Tiers;
@@ -84,8 +85,12 @@ impl Subscriptions for Listed {
         self.version
     }
 
-    fn terms(&self, id: &str) -> Option<Terms<Peer>> {
-        let subscription = self.all.get(id)?;
+    fn get(&self, id: &str) -> Option<Arc<Subscription>> {
+        self.all.get(id).cloned()
+    }
+
+    fn terms(&self, subscription: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
+        let id = &*subscription.id;
         let standing = match subscription.state {
             crate::model::subscription::State::Active => {
                 Standing::Open(Peer(Arc::clone(subscription)))
@@ -93,7 +98,7 @@ impl Subscriptions for Listed {
             crate::model::subscription::State::Paused => Standing::Waiting,
             crate::model::subscription::State::Disabled => Standing::Disabled,
         };
-        Some(Terms {
+        Terms {
             subscriber: Arc::from(&*subscription.subscriber),
             standing,
             limits: Limits {
@@ -113,7 +118,7 @@ impl Subscriptions for Listed {
             },
             order: subscription.order,
             valid_for: None,
-        })
+        }
     }
 }
 
@@ -797,4 +802,29 @@ fn a_backlog_holds_nobody_behind_it_up_for_long() {
             "a subscriber with one command waits behind another one's backlog"
         );
     }
+}
+
+/// What a lookup returns holds for one attempt.
+#[test]
+fn an_address_that_a_lookup_denies_costs_one_attempt_until_the_schedule_ends() {
+    let mut sim = Sim::new(7, [Order::None; SUBSCRIPTIONS]);
+    sim.produce(0, None);
+    for attempt in 0..=SCHEDULE.len() {
+        sim.take(10);
+        sim.dispatch();
+        assert_eq!(sim.in_flight.len(), 1, "attempt {attempt}");
+        sim.end(0, Response::None(Class::Egress), false);
+        match &sim.outcomes[..] {
+            [Outcome::Tier(..)] => assert!(attempt < SCHEDULE.len(), "a fifth attempt follows"),
+            [Outcome::DeadLetter(_, info)] => {
+                assert_eq!(attempt, SCHEDULE.len(), "dead after an early attempt");
+                assert_eq!(info.reason, Reason::EgressDenied);
+            }
+            other => panic!("{other:?}"),
+        }
+        sim.commit();
+        sim.advance(Duration::from_secs(120));
+        sim.release(Duration::ZERO);
+    }
+    assert_eq!(sim.durable.dead.len(), 1);
 }

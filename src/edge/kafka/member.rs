@@ -22,7 +22,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::bootstrap;
-use super::watchdog::bounded;
+use super::watchdog::Link;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
@@ -73,6 +73,7 @@ pub enum Polled<'a> {
 /// A member of one consumer group; used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
+    link: Link,
     settings: Settings,
     purpose: &'static str,
     keep_waiting: KeepWaiting,
@@ -129,9 +130,10 @@ impl Member {
             Failure::from_client(format!("subscribing to {}", topics.join(", ")), error)
         })?;
         let consumer = Arc::new(consumer);
-        bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
+        let link = bootstrap::keep(settings, &consumer, |consumer| consumer.client(), purpose)?;
         Ok(Self {
             consumer,
+            link,
             settings: settings.clone(),
             purpose,
             keep_waiting,
@@ -329,6 +331,7 @@ impl Member {
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         let reader = CommittedReader {
             consumer: &self.consumer,
+            link: &self.link,
             settings: &self.settings,
             purpose: self.purpose,
             group: &self.group,
@@ -450,7 +453,7 @@ impl Member {
             failpoint::point("snapshot-commit.before");
             self.consumer.commit(&list, CommitMode::Sync)
         };
-        bounded("committing positions", commit)?;
+        self.link.bounded("committing positions", commit)?;
         failpoint::point("snapshot-commit.after");
         Ok(())
     }

@@ -20,7 +20,7 @@ use rdkafka::util::Timeout;
 use thiserror::Error;
 
 use super::bootstrap;
-use super::watchdog::bounded;
+use super::watchdog::Link;
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::failpoint;
@@ -168,6 +168,7 @@ struct Recipe {
 pub struct Producer {
     recipe: Recipe,
     client: Arc<ThreadedProducer<DeliveryContext>>,
+    link: Link,
     deliveries: Arc<Deliveries>,
     begun: bool,
     /// When this producer was recently fenced.
@@ -220,10 +221,11 @@ impl Producer {
             purpose,
             transactional_id,
         };
-        let (client, deliveries) = recipe.make()?;
+        let (client, link, deliveries) = recipe.make()?;
         Ok(Self {
             recipe,
             client,
+            link,
             deliveries,
             begun: false,
             fenced: Vec::new(),
@@ -253,7 +255,7 @@ impl Producer {
     fn abort(&self) {
         const PATIENCE: Duration = Duration::from_secs(5);
         let abort = || self.client.abort_transaction(PATIENCE);
-        if let Err(error) = bounded("aborting a transaction", abort) {
+        if let Err(error) = self.link.bounded("aborting a transaction", abort) {
             tracing::debug!(client = self.recipe.purpose, "abort failed: {error}");
         }
     }
@@ -304,7 +306,9 @@ impl Producer {
             failpoint::point("acknowledged.before");
             self.deliveries.wait()
         };
-        bounded("waiting for acknowledgements", wait).map_err(|(tag, error)| self.sort(tag, error))
+        self.link
+            .bounded("waiting for acknowledgements", wait)
+            .map_err(|(tag, error)| self.sort(tag, error))
     }
 
     /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
@@ -341,7 +345,8 @@ impl Producer {
                 self.client
                     .send_offsets_to_transaction(&offsets, generation, OFFSETS)
             };
-            bounded("sending offsets to the transaction", send)
+            self.link
+                .bounded("sending offsets to the transaction", send)
                 .map_err(|error| self.sort(0, error))?;
             failpoint::point("offsets-sent.after");
         }
@@ -350,7 +355,9 @@ impl Producer {
             // Any timeout "risk[s] internal state desynchronization" (librdkafka's manual).
             self.client.commit_transaction(Timeout::Never)
         };
-        bounded("committing a transaction", commit).map_err(|error| self.sort(0, error))?;
+        self.link
+            .bounded("committing a transaction", commit)
+            .map_err(|error| self.sort(0, error))?;
         failpoint::point("end-txn.after");
         self.begun = false;
         Ok(())
@@ -369,8 +376,9 @@ impl Producer {
             // Saves readers the wait for the transaction timeout; the new client's epoch guarantees the abort.
             self.abort();
         }
-        let (client, deliveries) = self.recipe.make()?;
+        let (client, link, deliveries) = self.recipe.make()?;
         self.client = client;
+        self.link = link;
         self.deliveries = deliveries;
         self.begun = false;
         Ok(())
@@ -414,8 +422,15 @@ fn fencing_limit() -> usize {
     *LIMIT.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
 }
 
+/// A client, its link to the watchdog, and its delivery reports.
+type Made = (
+    Arc<ThreadedProducer<DeliveryContext>>,
+    Link,
+    Arc<Deliveries>,
+);
+
 impl Recipe {
-    fn make(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
+    fn make(&self) -> Result<Made, Failure> {
         let deliveries = Arc::new(Deliveries::default());
         let context = DeliveryContext {
             log: LogContext::new(self.purpose),
@@ -439,21 +454,30 @@ impl Recipe {
                 Failure::from_client(format!("creating the producer of {}", self.purpose), error)
             })?;
         let client = Arc::new(client);
-        bootstrap::keep(&self.settings, &client, |client| client.client())?;
+        let link = bootstrap::keep(
+            &self.settings,
+            &client,
+            |client| client.client(),
+            self.purpose,
+        )?;
         if self.transactional_id.is_some() {
-            self.init_transactions(&client)?;
+            self.init_transactions(&client, &link)?;
         }
-        Ok((client, deliveries))
+        Ok((client, link, deliveries))
     }
 
-    fn init_transactions(&self, client: &ThreadedProducer<DeliveryContext>) -> Result<(), Failure> {
+    fn init_transactions(
+        &self,
+        client: &ThreadedProducer<DeliveryContext>,
+        link: &Link,
+    ) -> Result<(), Failure> {
         const TRY: Duration = Duration::from_secs(10);
         loop {
             let init = || {
                 failpoint::point("init-transactions.before");
                 client.init_transactions(TRY)
             };
-            let Err(error) = bounded("starting transactions", init) else {
+            let Err(error) = link.bounded("starting transactions", init) else {
                 return Ok(());
             };
             let retriable =

@@ -125,7 +125,7 @@ pub fn follow(
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating the reader of subscriptions", error))?;
     let consumer = Arc::new(consumer);
-    bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
+    bootstrap::keep(settings, &consumer, |consumer| consumer.client(), PURPOSE)?;
     let mut behind = assign_all(&consumer, &topic, stop)?;
     let mut loaded = false;
     while !stop() {

@@ -14,7 +14,7 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::wait::KeepWaiting;
-use crate::edge::kafka::watchdog::{bounded, was_unreachable_within};
+use crate::edge::kafka::watchdog::{Link, was_unreachable_within};
 use crate::model::units::Position;
 
 /// The committed offset of a partition.
@@ -31,6 +31,7 @@ pub struct Committed {
 /// Reads the committed offsets of one group.
 pub(super) struct CommittedReader<'a> {
     pub(super) consumer: &'a BaseConsumer<MemberContext>,
+    pub(super) link: &'a Link,
     pub(super) settings: &'a Settings,
     pub(super) purpose: &'static str,
     pub(super) group: &'a str,
@@ -72,7 +73,7 @@ impl CommittedReader<'_> {
                 failpoint::point("committed-read.before");
                 self.consumer.committed_offsets(wanted.clone(), TRY)
             };
-            match bounded("reading committed offsets", read) {
+            match self.link.bounded("reading committed offsets", read) {
                 Ok(found) => {
                     failpoint::point("committed-read.after");
                     let found = read_committed(partitions, &found)?;
@@ -130,7 +131,10 @@ impl CommittedReader<'_> {
         let second: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
         let Ok(client) = second else { return false };
         let read = || client.committed_offsets(wanted.clone(), timeout);
-        let reads = bounded("reading committed offsets with a second client", read).is_ok();
+        let link = Link::new(self.purpose);
+        let reads = link
+            .bounded("reading committed offsets with a second client", read)
+            .is_ok();
         // Dropping a client can block while no coordinator responds.
         std::thread::spawn(move || drop(client));
         reads
