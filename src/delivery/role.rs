@@ -4,7 +4,8 @@
 //! The partitions' windows and lanes live on `worker` threads, which exchange whole batches with this one. Every 100 ms
 //! the workers report each partition's state: its window, and the outcomes since the last report. Outcomes and
 //! positions are committed in one transaction; positions alone by a plain commit. After a failed transaction the
-//! outcomes are kept and written again with the next state, so an aborted transaction repeats no POST.
+//! outcomes are kept and written again, so an aborted transaction repeats no POST; what cannot be written stops nothing
+//! else (`writing`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,17 +19,16 @@ use super::busy::Busy;
 use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
-use super::partition::effect::Outcome;
 use super::partition::event::Incoming;
 use super::recommit::Recommit;
 use super::top_subscribers::TopSubscribers;
 use super::workers::Workers;
+use super::writing::OutcomeWriter;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
-use crate::edge::kafka::producer::Producer;
 use crate::edge::kafka::record::read_command;
 use crate::model::units::Offset;
 use crate::model::window::{Place, ReadError, Snapshot, VERSION, Window};
@@ -60,7 +60,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
     let workers = Workers::start(context, metrics)?;
     let group = format!("{}deliver", settings.group_prefix);
     let topic = settings.topics.commands();
-    let producer = Producer::new(settings, &context.keep_waiting(), "deliver", 0)?;
+    let outcomes = OutcomeWriter::new(context)?;
     let prefetch = [("queued.max.messages.kbytes", "4096")];
     let member = Member::join(
         settings,
@@ -74,13 +74,11 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         context,
         metrics,
         member,
-        producer,
+        outcomes,
         workers,
         cluster: context.cluster()?,
         topic: Arc::from(topic),
         partitions: HashMap::new(),
-        kept: Vec::new(),
-        one_by_one: false,
         next_commit: clock::instant(),
         outage: Outage::default(),
         recommit: Recommit::default(),
@@ -135,16 +133,11 @@ pub(super) struct Delivery<'a> {
     pub(super) context: &'a RoleContext,
     pub(super) metrics: &'a DeliveryMetrics,
     pub(super) member: Member,
-    pub(super) producer: Producer,
+    pub(super) outcomes: OutcomeWriter,
     pub(super) workers: Workers,
     pub(super) cluster: ClusterId,
     pub(super) topic: Arc<str>,
     pub(super) partitions: HashMap<i32, Owned>,
-    /// Outcomes of a failed transaction, to be written with the next one.
-    pub(super) kept: Vec<(i32, Outcome)>,
-    /// Whether each outcome waits for the previous one's acknowledgement: then none is rejected because of others in
-    /// its batch.
-    pub(super) one_by_one: bool,
     pub(super) next_commit: Instant,
     pub(super) outage: Outage,
     /// Whether a delayed commit may still overwrite later ones.
@@ -430,14 +423,14 @@ impl Delivery<'_> {
         }
         self.workers.give_up(list);
         self.partitions.retain(|number, _| !gone.contains(number));
-        self.kept.retain(|(number, _)| !gone.contains(number));
+        self.outcomes.forget(&gone);
         for number in list {
             self.metrics.forget_partition(*number);
         }
     }
 
     fn end(self, ended: Result<(), Failure>) -> Result<(), Failure> {
-        drop(self.producer);
+        self.outcomes.end();
         let ended = self.member.leave(ended);
         self.workers.end();
         ended

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`client`], [`credentials`], [`log`], [`error`] | settings, logins, the library's log, what an error means |
-//! | [`member`], [`producer`], [`pipeline`] | a member of a consumer group; transactions |
+//! | [`member`], [`producer`], [`pipeline`], [`writer`] | a member of a consumer group; transactions |
 //! | [`best_effort`] | records that may be lost |
 //! | [`log_reader`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
 //! | [`subscription_cache`] | the subscriptions, kept in memory |
@@ -26,3 +26,4 @@ pub mod subscription_cache;
 pub mod topics;
 pub mod wait;
 pub mod watchdog;
+pub mod writer;

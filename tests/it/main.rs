@@ -40,3 +40,4 @@ mod skipped;
 mod spans;
 mod support;
 mod trace;
+mod unwritable;

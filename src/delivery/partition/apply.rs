@@ -44,6 +44,7 @@ impl<E: Endpoint> Partition<E> {
                 self.fairness.learn(last, end);
                 self.admit(step);
             }
+            Event::Durable(offsets) => self.durable(&offsets, step),
             Event::Resumed { responded } => self.resume(responded, step),
             Event::Stop => self.stop(step),
         }

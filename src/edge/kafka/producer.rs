@@ -12,7 +12,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::OwnedHeaders;
+use rdkafka::message::{Message as _, OwnedHeaders};
 use rdkafka::producer::{
     BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
 };
@@ -91,21 +91,32 @@ impl BatchError {
     }
 }
 
+/// A record that was not written.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The input of the batch that it comes from.
+    pub tag: usize,
+    /// The partition that it was for, if the client had chosen one.
+    pub partition: Option<i32>,
+    /// Why.
+    pub error: KafkaError,
+}
+
 /// The delivery reports of the current batch.
 #[derive(Default)]
 struct Deliveries {
     outstanding: AtomicUsize,
-    failed: Mutex<Option<(usize, KafkaError)>>,
+    failed: Mutex<Vec<Refused>>,
     none_left: Condvar,
 }
 
 impl Deliveries {
-    fn report(&self, tag: usize, result: Result<(), KafkaError>) {
-        if let Err(error) = result {
+    fn report(&self, result: Result<(), Refused>) {
+        if let Err(refused) = result {
             self.failed
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert((tag, error));
+                .push(refused);
         }
         if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
             // Under the lock, so that a waiter cannot miss the notification between its check and its wait.
@@ -124,7 +135,21 @@ impl Deliveries {
                 .wait(failed)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        failed.take().map_or(Ok(()), Err)
+        let first = std::mem::take(&mut *failed).into_iter().next();
+        first.map_or(Ok(()), |refused| Err((refused.tag, refused.error)))
+    }
+
+    /// The same for at most `time`: the records that were not written, or `None` while some are neither.
+    fn wait_for(&self, time: Duration) -> Option<Vec<Refused>> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut failed, _) = self
+            .none_left
+            .wait_timeout_while(failed, time, |_| {
+                self.outstanding.load(Ordering::Acquire) > 0
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let done = self.outstanding.load(Ordering::Acquire) == 0;
+        done.then(|| std::mem::take(&mut *failed))
     }
 }
 
@@ -148,21 +173,51 @@ impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
-        let result = result
-            .as_ref()
-            .map(|_| ())
-            .map_err(|(error, _)| error.clone());
-        self.deliveries.report(tag, result);
+        let result = result.as_ref().map(|_| ()).map_err(|(error, message)| {
+            let partition = message.partition();
+            Refused {
+                tag,
+                partition: (partition >= 0).then_some(partition),
+                error: error.clone(),
+            }
+        });
+        self.deliveries.report(result);
     }
 }
 
+/// Alternative transactional ids of a producer, beside its own.
+const IDS: usize = 16;
+
+/// What to do when the broker cannot end the last transaction of a transactional id, as when it cannot write the end to
+/// one of the partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnStuck {
+    /// Wait: the id excludes others.
+    Wait,
+    /// Use another id. The last transaction is over, since it cannot be committed any more.
+    NextId,
+    /// Fail.
+    Fail,
+}
+
 /// How to create the client.
+#[derive(Clone)]
 struct Recipe {
     settings: Settings,
     keep_waiting: KeepWaiting,
     purpose: &'static str,
     transactional_id: Option<String>,
+    /// Which of the alternative ids is used; 0 for the id itself.
+    turn: usize,
+    on_stuck: OnStuck,
+    /// How long a record may take to be acknowledged; the client's default when `None`.
+    deadline: Option<Duration>,
 }
+
+/// How long a record of a [`super::writer::Writer`] may take to be acknowledged. Shorter than
+/// [`super::client::TRANSACTION_TIMEOUT`], so that the record is refused before the coordinator ends its transaction; longer
+/// than the election of a leader takes.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
 pub struct Producer {
@@ -191,7 +246,83 @@ impl Producer {
             "{}{purpose}-{}-{slot}",
             settings.group_prefix, settings.instance
         );
-        Self::with_id(settings, KeepWaiting::clone(keep_waiting), purpose, id)
+        let keep_waiting = KeepWaiting::clone(keep_waiting);
+        // Without transactions, whose timeout is the bound, the watchdog must not be the first to give up.
+        let deadline = match settings.guarantee {
+            Guarantee::ExactlyOnce => None,
+            Guarantee::AtLeastOnce => Some(settings.hang_deadline * 4 / 5),
+        };
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            OnStuck::NextId,
+            deadline,
+        )
+    }
+
+    /// The same for a [`super::writer::Writer`]: a record that is not acknowledged within [`WRITE_DEADLINE`] is refused.
+    ///
+    /// # Errors
+    /// As [`Producer::new`].
+    pub fn for_writer(
+        settings: &Settings,
+        keep_waiting: &KeepWaiting,
+        purpose: &'static str,
+    ) -> Result<Self, Failure> {
+        let id = format!("{}{purpose}-{}-0", settings.group_prefix, settings.instance);
+        let keep_waiting = KeepWaiting::clone(keep_waiting);
+        let deadline = Some(WRITE_DEADLINE);
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            OnStuck::NextId,
+            deadline,
+        )
+    }
+
+    /// A producer with the transactional id `slot` of its own, which fails while that id's last transaction cannot end.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client cannot be created, or transactions cannot be started with it at present.
+    pub fn probe(
+        settings: &Settings,
+        keep_waiting: &KeepWaiting,
+        purpose: &'static str,
+        slot: usize,
+    ) -> Result<Self, Failure> {
+        let id = format!(
+            "{}{purpose}-{}-probe-{slot}",
+            settings.group_prefix, settings.instance
+        );
+        let keep_waiting = KeepWaiting::clone(keep_waiting);
+        let deadline = Some(WRITE_DEADLINE);
+        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Fail, deadline)
+    }
+
+    /// A new producer with the next alternative id, which does not wait for the end of this one's last transaction. Only
+    /// for a batch that was given up before its offsets were sent: no later request can commit it.
+    ///
+    /// # Errors
+    /// As [`Producer::new`].
+    pub fn successor(&mut self, keep_waiting: &KeepWaiting) -> Result<Self, Failure> {
+        if self.is_fenced() {
+            self.note_fencing()?;
+        }
+        let mut recipe = self.recipe.clone();
+        recipe.keep_waiting = KeepWaiting::clone(keep_waiting);
+        recipe.turn = (recipe.turn + 1) % IDS;
+        let (client, deliveries) = recipe.make()?;
+        Ok(Self {
+            recipe,
+            client,
+            deliveries,
+            begun: false,
+            fenced: std::mem::take(&mut self.fenced),
+        })
     }
 
     /// A producer for `purpose` that is unique across all processes, whatever their `--instance`: a new one fences any
@@ -201,7 +332,8 @@ impl Producer {
     /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable.
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         let id = format!("{}{purpose}", settings.group_prefix);
-        Self::with_id(settings, Arc::new(|| true), purpose, id)
+        let keep_waiting: KeepWaiting = Arc::new(|| true);
+        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, None)
     }
 
     fn with_id(
@@ -209,16 +341,21 @@ impl Producer {
         keep_waiting: KeepWaiting,
         purpose: &'static str,
         id: String,
+        on_stuck: OnStuck,
+        deadline: Option<Duration>,
     ) -> Result<Self, Failure> {
         let transactional_id = match settings.guarantee {
             Guarantee::ExactlyOnce => Some(id),
             Guarantee::AtLeastOnce => None,
         };
-        let recipe = Recipe {
+        let mut recipe = Recipe {
             settings: settings.clone(),
             keep_waiting,
             purpose,
             transactional_id,
+            turn: 0,
+            on_stuck,
+            deadline,
         };
         let (client, deliveries) = recipe.make()?;
         Ok(Self {
@@ -305,6 +442,23 @@ impl Producer {
             self.deliveries.wait()
         };
         bounded("waiting for acknowledgements", wait).map_err(|(tag, error)| self.sort(tag, error))
+    }
+
+    /// Waits until the whole batch is acknowledged or refused, for at most `time`. Returns the records that were refused;
+    /// `None` while some are neither.
+    #[must_use]
+    pub fn acknowledged_within(&self, time: Duration) -> Option<Vec<Refused>> {
+        self.deliveries.wait_for(time)
+    }
+
+    /// The number of partitions of a topic, as far as a broker tells at once.
+    #[must_use]
+    pub fn partitions(&self, topic: &str) -> Option<i32> {
+        const ANSWER: Duration = Duration::from_secs(2);
+        let client = self.client.client();
+        let metadata = client.fetch_metadata(Some(topic), ANSWER).ok()?;
+        let found = metadata.topics().first()?.partitions().len();
+        i32::try_from(found).ok().filter(|&count| count > 0)
     }
 
     /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
@@ -415,15 +569,42 @@ fn fencing_limit() -> usize {
 }
 
 impl Recipe {
-    fn make(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
+    fn make(
+        &mut self,
+    ) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
+        loop {
+            let (client, deliveries) = self.client()?;
+            if self.transactional_id.is_none() || self.init_transactions(&client)? {
+                return Ok((client, deliveries));
+            }
+            let stuck = self.id().unwrap_or_default();
+            self.turn = (self.turn + 1) % IDS;
+            tracing::warn!(
+                client = self.purpose,
+                transactional_id = stuck,
+                "the broker cannot end the last transaction of this transactional id, as when one of its partitions cannot be written; using another id"
+            );
+        }
+    }
+
+    /// The transactional id in use.
+    fn id(&self) -> Option<String> {
+        let id = self.transactional_id.as_ref()?;
+        Some(match self.turn {
+            0 => id.clone(),
+            turn => format!("{id}-{turn}"),
+        })
+    }
+
+    fn client(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
         let deliveries = Arc::new(Deliveries::default());
         let context = DeliveryContext {
             log: LogContext::new(self.purpose),
             deliveries: Arc::clone(&deliveries),
         };
-        let config = match &self.transactional_id {
+        let mut config = match self.id() {
             Some(id) => {
-                crate::edge::kafka::client::transactional_config(&self.settings, self.purpose, id)
+                crate::edge::kafka::client::transactional_config(&self.settings, self.purpose, &id)
             }
             None => {
                 let mut config =
@@ -434,19 +615,35 @@ impl Recipe {
                 config
             }
         };
+        if let Some(deadline) = self.deadline.filter(|_| {
+            // Two names of one property.
+            config.get("delivery.timeout.ms").is_none()
+        }) {
+            let transaction = config
+                .get("transaction.timeout.ms")
+                .filter(|_| self.transactional_id.is_some())
+                .and_then(|ms| ms.parse().ok())
+                .map(Duration::from_millis);
+            // The coordinator must not end the transaction, and fence this client, before the record is refused.
+            let deadline = transaction.map_or(deadline, |longest| deadline.min(longest * 2 / 3));
+            let ms = deadline.as_millis().to_string();
+            super::client::default(&mut config, "message.timeout.ms", &ms);
+        }
         let client: ThreadedProducer<DeliveryContext> =
             config.create_with_context(context).map_err(|error| {
                 Failure::from_client(format!("creating the producer of {}", self.purpose), error)
             })?;
         let client = Arc::new(client);
         bootstrap::keep(&self.settings, &client, |client| client.client())?;
-        if self.transactional_id.is_some() {
-            self.init_transactions(&client)?;
-        }
         Ok((client, deliveries))
     }
 
-    fn init_transactions(&self, client: &ThreadedProducer<DeliveryContext>) -> Result<(), Failure> {
+    /// `false` when the last transaction of this id does not end, and another id is to be used. The coordinator has then
+    /// decided how it ends, since it has fenced the id's last client before it responds so.
+    fn init_transactions(
+        &self,
+        client: &ThreadedProducer<DeliveryContext>,
+    ) -> Result<bool, Failure> {
         const TRY: Duration = Duration::from_secs(10);
         loop {
             let init = || {
@@ -454,11 +651,17 @@ impl Recipe {
                 client.init_transactions(TRY)
             };
             let Err(error) = bounded("starting transactions", init) else {
-                return Ok(());
+                return Ok(true);
             };
+            let is_stuck =
+                error.rdkafka_error_code() == Some(RDKafkaErrorCode::ConcurrentTransactions);
+            if is_stuck && self.on_stuck == OnStuck::NextId {
+                return Ok(false);
+            }
             let retriable =
                 matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
             if !(self.keep_waiting)()
+                || self.on_stuck == OnStuck::Fail
                 || !retriable && !crate::edge::kafka::error::is_unreachable(&error)
             {
                 return Err(Failure::from_client(
