@@ -4,7 +4,7 @@
 //! at a time. Neither keeps the role's thread waiting: a batch is sent, and looked after at each commit until it is
 //! acknowledged or refused. Only then are its offsets committed with it, so the snapshot is as of that moment.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::outbox::{Batch, Entry, Outbox, Purpose, Recovered};
 use super::partition::effect::Outcome;
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
-use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::error::{Failure, is_of_partition};
 use crate::edge::kafka::producer::{BatchError, Producer, Record, Refused, WRITE_DEADLINE};
 use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
@@ -28,7 +28,7 @@ use crate::model::partitioner::key_hash;
 use crate::model::subscription::{State, Subscription, with_state};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::unwritable::Target;
+use crate::model::unwritable::{ProbeIds, Target};
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::{Metrics, TransactionalRole};
 
@@ -72,7 +72,7 @@ pub(super) struct OutcomeWriter {
     dead_letters: usize,
     transactional: bool,
     /// The transactional id of each failing partition's probes.
-    slots: BTreeMap<Target, usize>,
+    slots: ProbeIds,
     /// The one that the probing producer has.
     probing: usize,
     goes_on: KeepWaiting,
@@ -106,7 +106,7 @@ impl OutcomeWriter {
             dead_letters: topics.len() - 3,
             topics,
             transactional: settings.guarantee == Guarantee::ExactlyOnce,
-            slots: BTreeMap::new(),
+            slots: ProbeIds::default(),
             probing: 0,
             goes_on: context.unless_stopping(),
             lines: Throttle::new(LINES),
@@ -250,8 +250,7 @@ impl OutcomeWriter {
         }))
     }
 
-    /// The number of the transactional id that probes this batch's partition: a probe that fails leaves its id stuck for as
-    /// long as that partition cannot be written, and must not keep others from being probed.
+    /// The transactional id that probes this batch's partition.
     fn slot(&mut self, batch: &Batch<Outcome>) -> usize {
         let target = match batch.purpose {
             Purpose::Probe(target) => target,
@@ -261,13 +260,7 @@ impl OutcomeWriter {
             },
             Purpose::Ordinary => return 0,
         };
-        if let Some(&slot) = self.slots.get(&target) {
-            return slot;
-        }
-        let used: HashSet<usize> = self.slots.values().copied().collect();
-        let free = (0..).find(|slot| !used.contains(slot)).unwrap_or(0);
-        self.slots.insert(target, free);
-        free
+        self.slots.of(target)
     }
 
     /// Sends the records of a batch. Returns what is under way then; `None` when the batch was given up.
@@ -297,7 +290,7 @@ impl OutcomeWriter {
                 Err(BatchError::Failed(failure)) => return Err(failure),
                 // Refused by the client, which has not taken it: the others are not affected.
                 Err(BatchError::TooLarge { .. }) => self.is_too_large(entry, purpose, now),
-                Err(BatchError::Aborted(error)) if is_of_target(&error) => {
+                Err(BatchError::Aborted(error)) if is_of_partition(&error) => {
                     let by = HashSet::from([target]);
                     let batch = Batch {
                         purpose,
@@ -348,7 +341,7 @@ impl OutcomeWriter {
         let reachable = away.is_none_or(|away| away < began);
         let blamed: Vec<&Refused> = refused
             .iter()
-            .filter(|one| reachable && is_of_target(&one.error))
+            .filter(|one| reachable && is_of_partition(&one.error))
             .collect();
         let by: HashSet<Target> = blamed.iter().filter_map(|one| of(one)).collect();
         let first = blamed
@@ -458,7 +451,7 @@ impl OutcomeWriter {
     /// A batch is committed.
     pub(super) fn committed(&mut self, purpose: Purpose) {
         if let Some(Recovered { target, after }) = self.outbox.written(purpose, clock::instant()) {
-            self.slots.remove(&target);
+            self.slots.free(target);
             self.metrics
                 .writable(ROLE, &self.topics[target.topic], target.partition);
             tracing::info!(
@@ -543,31 +536,6 @@ fn invalid_hash(record: &InvalidRecord) -> u32 {
         Some(key) => key_hash(key),
         None => key_hash(place().as_bytes()),
     }
-}
-
-/// Whether an error is about the partition or the topic of its record, and not about the producer or its transaction.
-fn is_of_target(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::MessageTimedOut
-                | Code::NotEnoughReplicas
-                | Code::NotEnoughReplicasAfterAppend
-                | Code::UnknownTopic
-                | Code::UnknownPartition
-                | Code::UnknownTopicOrPartition
-                | Code::TopicAuthorizationFailed
-                | Code::InvalidTopic
-                | Code::LeaderNotAvailable
-                | Code::NotLeaderForPartition
-                | Code::RequestTimedOut
-                | Code::KafkaStorageError
-                | Code::PolicyViolation
-                | Code::InvalidRecord
-                | Code::InvalidTimestamp
-        )
-    )
 }
 
 /// Those written, and those refused.

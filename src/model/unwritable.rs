@@ -6,7 +6,7 @@
 //!
 //! Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// The delay before the first probe, and after each partition that recovered.
@@ -120,6 +120,29 @@ impl Unwritable {
     }
 }
 
+/// The number of the transactional id that probes each failing partition. A probe that fails leaves its id stuck for as
+/// long as that partition cannot be written, and must not keep others from being probed.
+#[derive(Debug, Default)]
+pub struct ProbeIds(BTreeMap<Target, usize>);
+
+impl ProbeIds {
+    /// The id of `target`: the lowest that no other has.
+    pub fn of(&mut self, target: Target) -> usize {
+        if let Some(&known) = self.0.get(&target) {
+            return known;
+        }
+        let taken: BTreeSet<usize> = self.0.values().copied().collect();
+        let free = (0..).find(|number| !taken.contains(number)).unwrap_or(0);
+        self.0.insert(target, free);
+        free
+    }
+
+    /// `target` can be written, so its id is not stuck.
+    pub fn free(&mut self, target: Target) {
+        self.0.remove(&target);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,5 +198,14 @@ mod tests {
         assert_eq!(unwritable.written(A, later), Some(later - now));
         assert_eq!(unwritable.due(later).collect::<Vec<_>>(), [B]);
         assert_eq!(unwritable.written(A, later), None);
+    }
+
+    #[test]
+    fn each_failing_partition_is_probed_with_an_id_of_its_own() {
+        let mut ids = ProbeIds::default();
+        assert_eq!([ids.of(A), ids.of(B), ids.of(A)], [0, 1, 0]);
+        ids.free(A);
+        let other = Target { topic: 9, ..A };
+        assert_eq!([ids.of(other), ids.of(A)], [0, 2]);
     }
 }

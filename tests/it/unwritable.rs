@@ -118,7 +118,7 @@ fn assert_nothing_stops(guarantee: &str) {
         world.topics.retry(world.tiers[0]),
         world.topics.dead_letters(),
     ] {
-        named(&process, &topic);
+        named(&process, "deliver", &topic);
     }
     assert_eq!(process.exited(), None, "{guarantee}: the process has ended");
     assert_eq!(process.get("/livez").0, 200);
@@ -178,4 +178,49 @@ fn a_retry_partition_that_refuses_writes_stops_no_healthy_endpoint() {
 #[test]
 fn without_transactions_a_retry_partition_that_refuses_writes_stops_no_healthy_endpoint() {
     assert_nothing_stops("at-least-once");
+}
+
+#[test]
+fn release_holds_only_what_moves_to_a_partition_that_refuses_writes() {
+    let broker = Broker::cluster(3);
+    let mut world = World::on(&broker, "unreleasable");
+    // A retry waits in the longer tier, then the rest in the shorter one.
+    world.tiers = [1, 2].map(Duration::from_secs).to_vec();
+    let shorter = world.topics.retry(world.tiers[0]);
+    create_split(
+        &world,
+        &shorter,
+        &[("message.timestamp.type", "LogAppendTime")],
+    );
+    world.create_topics(2);
+    let receiver = Receiver::start(answer);
+    let (moves, stuck) = (names("flaky", 0, 3), names("flaky", 1, 1));
+    let subscriptions: Vec<_> = [&moves[..], &stuck]
+        .concat()
+        .iter()
+        .map(|name| subscription(name, &receiver.url(&format!("/{name}")), &["**"]))
+        .collect();
+    put(&world, &subscriptions);
+    let mut process = world.spawn("run", &["--retry-schedule", "3s,3s,3s,3s,3s"]);
+    process.wait_ready();
+    broker.control(&["stop-broker", "3"]);
+    world.produce_events((0..EVENTS).map(|number| {
+        let id = format!("e{number}");
+        (format!("k{number}"), event(&id, "order.created", "1"))
+    }));
+    named(&process, "release", &shorter);
+    eventually_true("the others are retried", LATER, || {
+        has_all(&receiver, &moves)
+    });
+    assert!(!has_all(&receiver, &stuck), "nothing was refused");
+    assert_eq!(process.exited(), None, "the process has ended");
+    broker.control(&["start-broker", "3"]);
+    eventually_true("the retries arrive", LATER, || has_all(&receiver, &stuck));
+    wait_until_done_within(&world, LATER);
+    let mut attempts = BTreeSet::new();
+    for seen in receiver.seen() {
+        let attempt = seen.header("hookstream-attempt").map(str::to_owned);
+        let one = (seen.webhook_id().to_owned(), attempt);
+        assert!(attempts.insert(one.clone()), "{one:?} was sent twice");
+    }
 }

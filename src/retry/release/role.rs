@@ -2,31 +2,43 @@
 //!
 //! Each batch and the positions that it came from are one transaction (**One lineage**).
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::Message;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 
 use super::machine::{
-    Batch, Destination, Flow, HeldRecord, Limits, Machine, Next, Now, TierPartition,
+    Batch, Destination, Flow, HeldRecord, Limits, Machine, Next, Now, Purpose, TierPartition,
 };
 use crate::config::Guarantee;
 use crate::edge::clock;
-use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::error::{Failure, is_of_partition};
 use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
-use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::producer::{BatchError, Producer, Record, Refused, WRITE_DEADLINE};
 use crate::edge::kafka::record::{command_headers, invalid_headers, read_command};
+use crate::edge::kafka::watchdog;
+use crate::edge::kafka::writer::{Ready, Writer};
 use crate::edge::otlp::Together;
 use crate::model::command::{Cause, Command};
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::span;
+use crate::model::throttle::Throttle;
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::{EpochMs, Offset};
+use crate::model::unwritable::{ProbeIds, Target};
 use crate::retry::metrics::{ReleaseMetrics, Released};
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::TransactionalRole;
 
+/// How long to wait for the acknowledgement of a batch, which usually takes a few milliseconds. After that, polling goes
+/// on.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Past this, a batch is given up whatever the client reports.
+const LATE: Duration = WRITE_DEADLINE.saturating_mul(2);
+const ROLE: TransactionalRole = TransactionalRole::Release;
 /// Records polled before anything else is looked at.
 const TURN: usize = 512;
 
@@ -42,7 +54,12 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     if !context.wait_until_possible("release", &needed)? {
         return Ok(());
     }
-    let producer = Producer::new(settings, &context.keep_waiting(), "release", 0)?;
+    let producer = Producer::for_writer(settings, &context.keep_waiting(), "release")?;
+    let half = || Half {
+        writer: Writer::new(settings, context.unless_stopping(), "release"),
+        under_way: None,
+    };
+    let (main, probe) = (half(), half());
     let group = format!("{}release", settings.group_prefix);
     let subscribed: Vec<&str> = tiers.iter().map(String::as_str).collect();
     // Small fetches: when a partition is paused, the client drops the records that it has fetched ahead.
@@ -61,7 +78,13 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     let mut release = Release {
         context,
         metrics,
-        producer,
+        main: Half {
+            writer: main.writer.with(producer),
+            ..main
+        },
+        probe,
+        slots: ProbeIds::default(),
+        lines: Throttle::new(Duration::from_secs(5)),
         machine: Machine::new(settings.tiers.clone(), Limits::default(), clock::instant()),
         topics: Topics {
             tiers: tiers.into_iter().map(Arc::from).collect(),
@@ -72,6 +95,7 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     context.ready();
     let ended = release.run(&member);
     context.draining();
+    release.end();
     drop(release);
     member.leave(ended)
 }
@@ -85,6 +109,15 @@ struct Topics {
 }
 
 impl Topics {
+    /// A topic's name by its number in the machine.
+    fn name(&self, topic: usize) -> &str {
+        match topic.checked_sub(self.tiers.len()) {
+            None => &self.tiers[topic],
+            Some(0) => &self.commands,
+            Some(_) => &self.invalid,
+        }
+    }
+
     fn tier_partition(&self, topic: &str, partition: i32) -> Option<TierPartition> {
         let tier = self.tiers.iter().position(|name| &**name == topic)?;
         Some(TierPartition { tier, partition })
@@ -110,9 +143,35 @@ impl Topics {
 struct Release<'a> {
     context: &'a RoleContext,
     metrics: &'a ReleaseMetrics,
-    producer: Producer,
+    main: Half,
+    probe: Half,
+    slots: ProbeIds,
+    lines: Throttle,
     machine: Machine,
     topics: Topics,
+}
+
+/// Which of the two producers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    /// All records but those for partitions that refuse writes.
+    Main,
+    /// One of those.
+    Probe,
+}
+
+/// A batch that is not acknowledged yet.
+struct UnderWay {
+    batch: Batch,
+    began: Instant,
+    /// Of its traced commands.
+    spans: Together,
+    sent: bool,
+}
+
+struct Half {
+    writer: Writer,
+    under_way: Option<UnderWay>,
 }
 
 impl Release<'_> {
@@ -127,9 +186,9 @@ impl Release<'_> {
                     Flow::Resume => member.resume(&at)?,
                 }
             }
-            if let Some(batch) = self.machine.next_batch(now()) {
-                self.move_batch(member, &batch)?;
-            }
+            self.move_due(member, Which::Main, PATIENCE)?;
+            self.move_due(member, Which::Probe, Duration::ZERO)?;
+            self.observe();
         }
         Ok(())
     }
@@ -144,6 +203,9 @@ impl Release<'_> {
                     metrics.lost_offsets(&gap.at.topic, gap.lost());
                     let at = &gap.at;
                     if let Some(at) = self.topics.tier_partition(&at.topic, at.partition) {
+                        if gap.lost() == 0 {
+                            self.end_batches_of(member, &[at])?;
+                        }
                         self.machine.gap(at, gap.from, gap.to);
                     }
                     return Ok(());
@@ -158,6 +220,8 @@ impl Release<'_> {
                     return Ok(());
                 }
                 Polled::Revoked { partitions, .. } => {
+                    let leaving: Vec<_> = self.topics.tier_partitions(&partitions).collect();
+                    self.end_batches_of(member, &leaving)?;
                     self.machine
                         .revoked(self.topics.tier_partitions(&partitions));
                     tracing::info!(partitions = partitions.len(), "tier partitions revoked");
@@ -185,63 +249,283 @@ impl Release<'_> {
         Ok(())
     }
 
-    fn move_batch(&mut self, member: &Member, batch: &Batch) -> Result<(), Failure> {
-        let started = clock::instant();
-        let mut spans = Together::default();
-        let result = self
-            .write(batch, &mut spans)
-            .and_then(|()| self.commit(member, batch));
-        let ended = clock::instant();
-        self.context.metrics.transaction(
-            TransactionalRole::Release,
-            result.is_ok(),
-            ended - started,
-        );
-        let end = result
-            .as_ref()
-            .map_or_else(BatchError::end, |()| TransactionEnd::Committed);
-        match (self.machine.ended(batch, end, ended), result) {
-            (Next::ReadAgain(partitions), Err(error)) => {
-                tracing::warn!("reading the tiers again from the committed positions: {error}");
-                self.producer.renew()?;
-                let partitions: Vec<_> = partitions
-                    .into_iter()
-                    .map(|at| self.topics.topic_partition(at))
-                    .collect();
-                member.rewind(&partitions)
+    /// Sends the next batch, or looks after the one under way; finishes it when all of its records are acknowledged.
+    fn move_due(
+        &mut self,
+        member: &Member,
+        which: Which,
+        patience: Duration,
+    ) -> Result<(), Failure> {
+        let Some(mut under_way) = self.take_up(which)? else {
+            return Ok(());
+        };
+        if !std::mem::replace(&mut under_way.sent, true)
+            && let Err((error, target)) = self.send(which, &mut under_way)
+        {
+            return self.not_sent(which, &under_way.batch, error, target);
+        }
+        let now = clock::instant();
+        let Some(producer) = self.half(which).writer.producer() else {
+            self.machine.gave_up(&under_way.batch);
+            return Ok(());
+        };
+        match producer.acknowledged_within(patience) {
+            Some(refused) if refused.is_empty() => self.finish(member, which, under_way),
+            Some(refused) => self.refused(which, &under_way, &refused),
+            None if now.saturating_duration_since(under_way.began) > LATE => {
+                tracing::error!("records neither acknowledged nor refused, moving them again");
+                self.give_up(which, &under_way.batch);
+                Ok(())
             }
-            (_, Err(BatchError::Failed(failure))) => Err(failure),
-            (_, Err(BatchError::TooLarge { .. })) => Err(Failure::Internal(
-                "a record of a retry topic is larger than the topic that it moves to allows: raise max.message.bytes of the topic that `hookstream topics check` names".to_owned(),
-            )),
-            (_, Err(error)) => Err(Failure::Internal(error.to_string())),
-            (_, Ok(())) => {
-                self.count(batch);
-                spans.end();
+            None => {
+                self.half(which).under_way = Some(under_way);
                 Ok(())
             }
         }
     }
 
-    fn write(&mut self, batch: &Batch, spans: &mut Together) -> Result<(), BatchError> {
+    fn half(&mut self, which: Which) -> &mut Half {
+        match which {
+            Which::Main => &mut self.main,
+            Which::Probe => &mut self.probe,
+        }
+    }
+
+    /// The batch under way, or the next one, if the producer is ready for it.
+    fn take_up(&mut self, which: Which) -> Result<Option<UnderWay>, Failure> {
+        let new = |batch| UnderWay {
+            batch,
+            began: clock::instant(),
+            spans: Together::default(),
+            sent: false,
+        };
+        if which == Which::Probe && self.probe.under_way.is_none() {
+            let Some(batch) = self.machine.next_probe(now()) else {
+                self.probe.writer.close();
+                return Ok(None);
+            };
+            self.probe.writer.close();
+            self.probe
+                .writer
+                .open_probe(self.slots.of(probed(batch.purpose)));
+            self.probe.under_way = Some(new(batch));
+        }
+        let stopping = self.context.stopping();
+        let half = self.half(which);
+        let is_ready = match half.writer.ready() {
+            Ok(Ready::NotYet) => return Ok(None),
+            Ok(Ready::Yes(_)) => true,
+            Ok(Ready::No) => false,
+            // Its transactional id is stuck: the partition does still not take the end of an earlier transaction.
+            Err(failure) if which == Which::Probe || stopping => {
+                tracing::debug!("no producer: {failure}");
+                false
+            }
+            Err(failure) => return Err(failure),
+        };
+        let under_way = half.under_way.take();
+        if is_ready {
+            return Ok(under_way.or_else(|| self.machine.next_batch(now()).map(new)));
+        }
+        if let Some(under_way) = under_way {
+            self.machine
+                .refused(&under_way.batch, &HashSet::new(), clock::instant());
+        }
+        Ok(None)
+    }
+
+    /// A record of the batch was not taken by the client.
+    fn not_sent(
+        &mut self,
+        which: Which,
+        batch: &Batch,
+        error: BatchError,
+        target: Target,
+    ) -> Result<(), Failure> {
+        match error {
+            BatchError::Failed(failure) => Err(failure),
+            BatchError::TooLarge { .. } => {
+                self.too_large(batch, target);
+                self.abandon(which);
+                Ok(())
+            }
+            BatchError::Aborted(error) if is_of_partition(&error) => {
+                self.note_refused(batch, &HashSet::from([target]), &error);
+                self.abandon(which);
+                Ok(())
+            }
+            BatchError::Aborted(error) => {
+                tracing::warn!("records were not moved: {error}; they are moved again");
+                self.give_up(which, batch);
+                Ok(())
+            }
+        }
+    }
+
+    /// Some records of a batch were refused.
+    fn refused(
+        &mut self,
+        which: Which,
+        under_way: &UnderWay,
+        refused: &[Refused],
+    ) -> Result<(), Failure> {
+        let now = clock::instant();
+        let batch = &under_way.batch;
+        let took = now - under_way.began;
+        self.context.metrics.transaction(ROLE, false, took);
+        let targets: Vec<Target> = {
+            let each = self.machine.moves(batch);
+            each.map(|one| self.machine.target(&one.to)).collect()
+        };
+        let of = |one: &Refused| {
+            targets.get(one.tag).map(|target| Target {
+                topic: target.topic,
+                partition: one.partition,
+            })
+        };
+        let is_large = |one: &&Refused| {
+            one.error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+        };
+        // When no broker is reachable, no partition is to blame.
+        let away = watchdog::brokers(now).unreachable;
+        let reachable = away.is_none_or(|away| away < under_way.began);
+        let blamed = refused
+            .iter()
+            .filter(|one| reachable && is_of_partition(&one.error));
+        let by: HashSet<Target> = blamed.clone().filter_map(of).collect();
+        let first = blamed.clone().next().or(refused.first());
+        let error = first.map_or(KafkaError::Canceled, |one| one.error.clone());
+        match refused.iter().find(is_large).and_then(of) {
+            Some(target) => self.too_large(batch, target),
+            None if by.is_empty() => {
+                tracing::warn!("records were not moved: {error}; they are moved again");
+                self.machine.refused(batch, &by, now);
+            }
+            None => self.note_refused(batch, &by, &error),
+        }
+        self.abandon(which);
+        Ok(())
+    }
+
+    fn note_refused(&mut self, batch: &Batch, by: &HashSet<Target>, error: &KafkaError) {
+        let now = clock::instant();
+        for target in by {
+            if self.machine.needs_count(target.topic) {
+                let name = self.topics.name(target.topic);
+                let mut either = [&mut self.main, &mut self.probe].into_iter();
+                let count = either.find_map(|half| half.writer.producer()?.partitions(name));
+                if let Some(count) = count {
+                    self.machine.learn_count(target.topic, count);
+                }
+            }
+            if let Some(suppressed) = self.lines.pass(now) {
+                tracing::error!(
+                    topic = self.topics.name(target.topic),
+                    partition = target.partition,
+                    suppressed,
+                    metric = "hookstream_unwritable_seconds",
+                    "retries cannot be moved to this partition: {error}; the retry partitions that they wait in are held, everything else goes on"
+                );
+            }
+        }
+        self.machine.refused(batch, by, now);
+    }
+
+    fn too_large(&mut self, batch: &Batch, target: Target) {
+        let tag = 0;
+        let next = self
+            .machine
+            .ended(batch, TransactionEnd::TooLarge { tag }, clock::instant());
+        if let Next::TooLarge(from) = next {
+            tracing::error!(
+                topic = &*self.topics.tiers[from.tier],
+                partition = from.partition,
+                offset = batch.portions.first().map(|portion| portion.position.0 - 1),
+                "a record of a retry topic is larger than {} allows, its partition waits; raise max.message.bytes there (see `hookstream topics check`)",
+                self.topics.name(target.topic)
+            );
+        }
+    }
+
+    /// Gives up a batch whose positions were not sent; it is tried again.
+    fn give_up(&mut self, which: Which, batch: &Batch) {
+        match which {
+            Which::Main => self.machine.gave_up(batch),
+            Which::Probe => self
+                .machine
+                .refused(batch, &HashSet::new(), clock::instant()),
+        }
+        self.abandon(which);
+    }
+
+    fn abandon(&mut self, which: Which) {
+        match which {
+            Which::Main => self.main.writer.replace(),
+            Which::Probe => self.probe.writer.close(),
+        }
+    }
+
+    /// Before partitions are given up or read anew: ends the batches with records of them.
+    fn end_batches_of(
+        &mut self,
+        member: &Member,
+        partitions: &[TierPartition],
+    ) -> Result<(), Failure> {
+        const LAST: Duration = Duration::from_secs(1);
+        for which in [Which::Main, Which::Probe] {
+            let has_some = |under_way: &UnderWay| {
+                let mut portions = under_way.batch.portions.iter();
+                portions.any(|portion| partitions.contains(&portion.from))
+            };
+            let half = self.half(which);
+            if half
+                .under_way
+                .as_ref()
+                .is_some_and(|open| open.sent && has_some(open))
+            {
+                self.move_due(member, which, LAST)?;
+            }
+            let half = self.half(which);
+            if let Some(open) = half.under_way.take_if(|open| has_some(open)) {
+                self.give_up(which, &open.batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the records of a batch. The error comes with where the record was to go.
+    fn send(&mut self, which: Which, under_way: &mut UnderWay) -> Result<(), (BatchError, Target)> {
+        let UnderWay { batch, spans, .. } = under_way;
+        let half = match which {
+            Which::Main => &mut self.main,
+            Which::Probe => &mut self.probe,
+        };
+        let Some(producer) = half.writer.producer() else {
+            return Ok(());
+        };
         for (tag, one) in self.machine.moves(batch).enumerate() {
-            let (command, topic): (&Command, &str) = match one.to {
-                Destination::Commands(command) => (command, &self.topics.commands),
-                Destination::Tier(tier, command) => (command, &self.topics.tiers[tier]),
+            let target = self.machine.target(&one.to);
+            let topic = self.topics.name(target.topic);
+            let command: &Command = match one.to {
+                Destination::Commands(command) | Destination::Tier(_, command) => command,
                 Destination::Invalid(record) => {
-                    self.producer
-                        .send(invalid(record, &self.topics.invalid, tag))?;
+                    let record = Record {
+                        partition: target.partition,
+                        ..invalid(record, topic, tag)
+                    };
+                    producer.send(record).map_err(|error| (error, target))?;
                     continue;
                 }
             };
-            self.producer.send(Record {
+            let record = Record {
                 topic,
-                partition: None,
+                partition: target.partition,
                 key: Some(command.subscriber.as_bytes()),
                 value: Some(&command.body),
                 headers: command_headers(&command.envelope()),
                 tag,
-            })?;
+            };
+            producer.send(record).map_err(|error| (error, target))?;
             let carried = command.traceparent.as_deref();
             if let Some(span) = self.context.tracer.of_command(carried) {
                 let at = span::Place {
@@ -256,7 +540,62 @@ impl Release<'_> {
         Ok(())
     }
 
-    fn commit(&mut self, member: &Member, batch: &Batch) -> Result<(), BatchError> {
+    /// Commits a batch whose records are all acknowledged.
+    fn finish(
+        &mut self,
+        member: &Member,
+        which: Which,
+        under_way: UnderWay,
+    ) -> Result<(), Failure> {
+        let UnderWay {
+            batch,
+            began,
+            spans,
+            ..
+        } = under_way;
+        let result = self.commit(member, which, &batch);
+        let ended = clock::instant();
+        self.context
+            .metrics
+            .transaction(ROLE, result.is_ok(), ended - began);
+        let end = result
+            .as_ref()
+            .map_or_else(BatchError::end, |()| TransactionEnd::Committed);
+        let next = self.machine.ended(&batch, end, ended);
+        match (next, result) {
+            (Next::ReadAgain(partitions), Err(error)) => {
+                tracing::warn!("reading the tiers again from the committed positions: {error}");
+                if let Some(producer) = self.half(which).writer.producer() {
+                    producer.renew()?;
+                }
+                let partitions: Vec<_> = partitions
+                    .into_iter()
+                    .map(|at| self.topics.topic_partition(at))
+                    .collect();
+                member.rewind(&partitions)
+            }
+            (_, Err(BatchError::Failed(failure))) => Err(failure),
+            (_, Err(error)) => Err(Failure::Internal(error.to_string())),
+            (_, Ok(())) => {
+                if let Some((target, after)) = self.machine.recovered(&batch, ended) {
+                    let topic = self.topics.name(target.topic);
+                    self.slots.free(target);
+                    self.context.metrics.writable(ROLE, topic, target.partition);
+                    tracing::info!(
+                        topic,
+                        partition = target.partition,
+                        ?after,
+                        "retries can be moved to this partition again"
+                    );
+                }
+                self.count(&batch);
+                spans.end();
+                Ok(())
+            }
+        }
+    }
+
+    fn commit(&mut self, member: &Member, which: Which, batch: &Batch) -> Result<(), BatchError> {
         let commits: Vec<Commit> = batch
             .portions
             .iter()
@@ -266,12 +605,32 @@ impl Release<'_> {
                 metadata: String::new(),
             })
             .collect();
-        self.producer
-            .finish(&commits, member.generation().as_deref())?;
+        if let Some(producer) = self.half(which).writer.producer() {
+            producer.finish(&commits, member.generation().as_deref())?;
+        }
         match self.context.settings.guarantee {
             Guarantee::ExactlyOnce => Ok(()),
             Guarantee::AtLeastOnce => member.commit(&commits).map_err(BatchError::Aborted),
         }
+    }
+
+    fn observe(&self) {
+        let now = clock::instant();
+        for (target, since) in self.machine.failing() {
+            let time = now.saturating_duration_since(since);
+            let topic = self.topics.name(target.topic);
+            let metrics = &self.context.metrics;
+            metrics.unwritable(ROLE, topic, target.partition, time);
+        }
+    }
+
+    fn end(&mut self) {
+        for (target, _) in self.machine.failing() {
+            let topic = self.topics.name(target.topic);
+            self.context.metrics.writable(ROLE, topic, target.partition);
+        }
+        self.main.writer.close();
+        self.probe.writer.close();
     }
 
     fn count(&self, batch: &Batch) {
@@ -280,6 +639,17 @@ impl Release<'_> {
             self.metrics.released(Released::Commands).inc_by(count);
             self.context.metrics.commands(cause).inc_by(count);
         }
+    }
+}
+
+/// The partition that a batch probes; any other for an ordinary one.
+fn probed(purpose: Purpose) -> Target {
+    match purpose {
+        Purpose::Probe(target) => target,
+        Purpose::Ordinary => Target {
+            topic: 0,
+            partition: None,
+        },
     }
 }
 
