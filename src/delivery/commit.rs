@@ -8,6 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
 use super::messages::{Message, PartitionState, WorkerState};
 use super::outage::{Health, Step};
 use super::outbox::Batch;
@@ -20,7 +22,7 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, TopicPartition};
 use crate::edge::kafka::producer::BatchError;
 use crate::model::units::Offset;
-use crate::model::window::Snapshot;
+use crate::model::window::{METADATA_LIMIT, Snapshot, Window};
 use crate::runtime::metrics::TransactionalRole;
 
 impl Delivery<'_> {
@@ -43,6 +45,7 @@ impl Delivery<'_> {
             self.recommit.begin(now);
         }
         let again = self.recommit.is_due(now);
+        self.note_refused_commits();
         let mut snapshots = HashMap::new();
         for state in states {
             self.observe(&state);
@@ -51,6 +54,14 @@ impl Delivery<'_> {
             }
             for (offset, outcome) in state.outcomes {
                 self.outcomes.add(state.partition, offset, outcome);
+            }
+            if self.metadata_limit < METADATA_LIMIT {
+                let reach = Window::reach(self.metadata_limit);
+                let end = state.snapshot.position.0 + i64::try_from(reach).unwrap_or(0);
+                self.outcomes.reaches(
+                    state.partition,
+                    Offset(end.max(state.snapshot.position.0 + 1)),
+                );
             }
             snapshots.insert(state.partition, state.snapshot);
         }
@@ -128,6 +139,48 @@ impl Delivery<'_> {
         }
     }
 
+    /// A broker refuses the commit of a partition and takes those of others in the same request.
+    fn note_refused_commits(&mut self) {
+        let mut refused = 0;
+        for (at, error) in self.member.refused_commits() {
+            if let Some(owned) = self.partitions.get_mut(&at.partition)
+                && let Some(snapshot) = owned.committed.take()
+                && is_metadata_too_large(&error)
+            {
+                refused = refused.max(snapshot.metadata.len());
+            }
+            tracing::warn!(
+                topic = &*at.topic,
+                partition = at.partition,
+                "position not committed: {error}; it is committed again"
+            );
+        }
+        self.shorten_metadata(refused);
+    }
+
+    /// The broker has refused so many characters of metadata: it keeps fewer with a position than was assumed.
+    fn shorten_metadata(&mut self, refused: usize) {
+        /// Below this nothing fits: positions are committed alone.
+        const LEAST: usize = 64;
+        let mut limit = self.metadata_limit;
+        while limit > 0 && limit >= refused {
+            limit = if limit / 2 < LEAST { 0 } else { limit / 2 };
+        }
+        if refused == 0 || limit == self.metadata_limit {
+            return;
+        }
+        self.metadata_limit = limit;
+        tracing::error!(
+            limit,
+            offsets = Window::reach(limit),
+            "the broker keeps less metadata with a position than the default of 4096 characters (offset.metadata.max.bytes): while a command is unfinished, its partition is read for at most this many offsets beyond it, or none; finished commands beyond that may be delivered again after a restart. Set offset.metadata.max.bytes to 4096"
+        );
+        self.workers.send_all(|| Message::Limit(limit));
+        for owned in self.partitions.values_mut() {
+            owned.committed = None;
+        }
+    }
+
     /// Commits positions alone. Returns whether that succeeded.
     fn commit_positions(&mut self, snapshots: HashMap<i32, Snapshot>) -> bool {
         if snapshots.is_empty() {
@@ -139,6 +192,10 @@ impl Delivery<'_> {
                 true
             }
             Err(error) => {
+                if is_metadata_too_large(&error) {
+                    self.shorten_metadata(longest(&snapshots));
+                    return false;
+                }
                 self.recommit.begin(clock::instant());
                 tracing::warn!(
                     "committing positions: {error}; they are committed with the next ones"
@@ -210,6 +267,11 @@ impl Delivery<'_> {
             Err(error) => {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
                 producer.renew()?;
+                if matches!(&error, BatchError::Aborted(error) if is_metadata_too_large(error)) {
+                    self.shorten_metadata(longest(&wanted));
+                    self.outcomes.not_committed(which, batch);
+                    return Ok(false);
+                }
                 if self.is_committed(&batch, &wanted)? {
                     tracing::info!("the outcomes had been committed after all");
                     self.are_durable(&batch, offsets);
@@ -280,4 +342,13 @@ impl Delivery<'_> {
         metrics.stalled(state.partition, state.stalled);
         metrics.runnable_commands(state.partition, state.runnable);
     }
+}
+
+fn longest(snapshots: &HashMap<i32, Snapshot>) -> usize {
+    let lengths = snapshots.values().map(|one| one.metadata.len());
+    lengths.max().unwrap_or(0)
+}
+
+fn is_metadata_too_large(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge)
 }

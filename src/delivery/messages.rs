@@ -10,7 +10,7 @@ use super::outage::Health;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::Outcome;
 use super::partition::event::{Incoming, LookAhead};
-use crate::model::units::Offset;
+use crate::model::units::{Offset, Position};
 use crate::model::window::{Place, Snapshot, Window};
 
 /// A message to a worker.
@@ -28,6 +28,10 @@ pub(super) enum Message {
     Snapshot(Sender<WorkerState>),
     /// Report what may be committed together with the outcomes of these offsets, for the partitions of this worker.
     SnapshotWith(HashMap<i32, Vec<Offset>>, Sender<Vec<(i32, Snapshot)>>),
+    /// The broker keeps at most this many characters with a position.
+    Limit(usize),
+    /// A partition has no more records before this position, to which it was read.
+    Passed(i32, Position),
     /// The outcomes of these offsets of a partition are durable.
     Durable(i32, Vec<Offset>),
     /// The result of a look-ahead that a partition requested in this epoch.

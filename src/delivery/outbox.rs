@@ -75,6 +75,8 @@ pub(super) struct Outbox<R> {
     /// Partitions whose outcomes are written one by one, and how many still have to be.
     one_by_one: HashMap<Target, usize>,
     too_large: VecDeque<(Instant, Entry<R>)>,
+    /// Where the commit's metadata of a partition of the commands ends: outcomes behind it are not written yet.
+    reach: HashMap<i32, i64>,
     /// Partitions of each topic, where that is known.
     counts: HashMap<usize, i32>,
 }
@@ -87,6 +89,7 @@ impl<R> Default for Outbox<R> {
             unwritable: Unwritable::default(),
             one_by_one: HashMap::new(),
             too_large: VecDeque::new(),
+            reach: HashMap::new(),
             counts: HashMap::new(),
         }
     }
@@ -120,25 +123,46 @@ impl<R> Outbox<R> {
         self.counts.insert(topic, count);
     }
 
+    /// From now on a commit of this partition cannot say that an offset from `end` on is finished.
+    pub(super) fn reaches(&mut self, partition: i32, end: Offset) {
+        self.reach.insert(partition, end.0);
+    }
+
+    /// Whether the commit that belongs to an outcome can say that its offset is finished.
+    fn fits(&self, entry: &Entry<R>) -> bool {
+        match (self.reach.get(&entry.partition), entry.offset) {
+            (Some(&end), Some(offset)) => offset.0 < end,
+            _ => true,
+        }
+    }
+
     /// The next outcomes that are not held back. `None` if there are none.
     pub(super) fn next_batch(&mut self) -> Option<Batch<R>> {
         let mut bytes = 0;
         let mut entries = Vec::new();
+        let mut later = VecDeque::new();
         while let Some(first) = self.waiting.front() {
+            if !self.fits(first) {
+                later.extend(self.waiting.pop_front());
+                continue;
+            }
             bytes += first.weight;
             if !entries.is_empty() && (bytes > BATCH_BYTES || entries.len() >= BATCH) {
                 break;
             }
             entries.extend(self.waiting.pop_front());
         }
+        later.append(&mut self.waiting);
+        self.waiting = later;
         let purpose = Purpose::Ordinary;
         (!entries.is_empty()).then_some(Batch { purpose, entries })
     }
 
     /// The next outcome that is tried apart from all others. `None` if it is not time for one.
     pub(super) fn next_probe(&mut self, now: Instant) -> Option<Batch<R>> {
-        if let Some((at, _)) = self.too_large.front()
+        if let Some((at, entry)) = self.too_large.front()
             && *at <= now
+            && self.fits(entry)
             && let Some((_, entry)) = self.too_large.pop_front()
         {
             return Some(Batch {
@@ -148,8 +172,14 @@ impl<R> Outbox<R> {
         }
         let due: Vec<Target> = self.unwritable.due(now).collect();
         for target in due {
+            let held = self.held.get(&target);
+            let first = held.map(|held| held.iter().position(|entry| self.fits(entry)));
+            // None fits yet.
+            if first == Some(None) && held.is_some_and(|held| !held.is_empty()) {
+                continue;
+            }
             let held = self.held.get_mut(&target);
-            if let Some(entry) = held.and_then(VecDeque::pop_front) {
+            if let Some(entry) = held.and_then(|held| held.remove(first.flatten()?)) {
                 return Some(Batch {
                     purpose: Purpose::Probe(target),
                     entries: vec![entry],
@@ -259,6 +289,8 @@ impl<R> Outbox<R> {
     pub(super) fn forget(&mut self, partitions: &HashSet<i32>) {
         let stays = |entry: &Entry<R>| !partitions.contains(&entry.partition);
         self.waiting.retain(stays);
+        self.reach
+            .retain(|partition, _| !partitions.contains(partition));
         self.too_large.retain(|(_, entry)| stays(entry));
         for held in self.held.values_mut() {
             held.retain(stays);
@@ -267,7 +299,7 @@ impl<R> Outbox<R> {
 
     /// Whether every outcome that can be written at present is.
     pub(super) fn is_settled(&self) -> bool {
-        self.waiting.is_empty()
+        !self.waiting.iter().any(|entry| self.fits(entry))
     }
 
     /// The partitions that refuse writes, since when, and how many outcomes wait for each.

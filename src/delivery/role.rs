@@ -31,11 +31,13 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
 use crate::edge::kafka::record::read_command;
 use crate::model::units::Offset;
-use crate::model::window::{Place, ReadError, Snapshot, VERSION, Window};
+use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, VERSION, Window};
 use crate::runtime::context::RoleContext;
 
 /// How often positions and outcomes are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// How often to ask which offsets without a record were passed.
+const PASSED_EVERY: Duration = Duration::from_secs(1);
 /// The most records taken in one turn.
 const TURN: usize = 512;
 /// The least share of `--max-queued-bytes` that a partition gets, however many partitions there are, bytes.
@@ -80,8 +82,10 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         topic: Arc::from(topic),
         partitions: HashMap::new(),
         next_commit: clock::instant(),
+        next_passed: clock::instant(),
         outage: Outage::default(),
         recommit: Recommit::default(),
+        metadata_limit: METADATA_LIMIT,
         oldest: Duration::ZERO,
         top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
         busy: Busy::default(),
@@ -139,9 +143,13 @@ pub(super) struct Delivery<'a> {
     pub(super) topic: Arc<str>,
     pub(super) partitions: HashMap<i32, Owned>,
     pub(super) next_commit: Instant,
+    /// When to ask again which offsets without a record were passed.
+    next_passed: Instant,
     pub(super) outage: Outage,
     /// Whether a delayed commit may still overwrite later ones.
     pub(super) recommit: Recommit,
+    /// Characters that the broker keeps with a position, as far as it is known to keep fewer than usual.
+    pub(super) metadata_limit: usize,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
     /// The subscribers with their own metric series.
@@ -161,8 +169,28 @@ impl Delivery<'_> {
             self.turn(wait)?;
             self.flow()?;
             if clock::instant() >= self.next_commit {
+                self.pass()?;
                 self.commit()?;
                 self.next_commit = clock::instant() + COMMIT_EVERY;
+            }
+        }
+        Ok(())
+    }
+
+    /// Positions behind the ends of transactions are committed too: else a group at rest would seem to be behind.
+    fn pass(&mut self) -> Result<(), Failure> {
+        let now = clock::instant();
+        if now < self.next_passed {
+            return Ok(());
+        }
+        self.next_passed = now + PASSED_EVERY;
+        for (at, position) in self.member.passed()? {
+            let number = at.partition;
+            // All records before it are with the worker by now, which does nothing about a position that it knows.
+            if self.partitions.contains_key(&number) {
+                self.workers
+                    .of(number)
+                    .send(Message::Passed(number, position));
             }
         }
         Ok(())

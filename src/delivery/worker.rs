@@ -42,7 +42,7 @@ use crate::model::attempt::Excerpt;
 use crate::model::outcome::{AttemptOutcome, Response};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::Place;
+use crate::model::window::{METADATA_LIMIT, Place};
 
 /// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
@@ -154,6 +154,8 @@ struct Worker {
     of_gone: Vec<(Arc<str>, AttemptCounts)>,
     /// Reusable buffer for the effects of an event.
     effects: Effects<Rc<Target>>,
+    /// Characters that the broker keeps with a position.
+    limit: usize,
     /// The result of the last applied attempt.
     concluded: Option<Concluded>,
 }
@@ -180,6 +182,7 @@ impl Worker {
             unfinished_notes: Map::default(),
             of_gone: Vec::new(),
             effects: Effects::default(),
+            limit: METADATA_LIMIT,
             concluded: None,
         }
     }
@@ -194,10 +197,12 @@ impl Worker {
             } => {
                 self.close(partition);
                 self.epoch += 1;
+                let mut machine = Partition::new(Arc::clone(&self.rules), window);
+                machine.set_limit(self.limit);
                 let owned = Owned {
                     epoch: self.epoch,
                     place,
-                    machine: Partition::new(Arc::clone(&self.rules), window),
+                    machine,
                     load,
                     in_flight: BTreeMap::new(),
                     slots: 0,
@@ -231,6 +236,13 @@ impl Worker {
                 });
                 reply.send(each.collect()).ok();
             }
+            Message::Limit(characters) => {
+                self.limit = characters;
+                for owned in self.partitions.values_mut() {
+                    owned.machine.set_limit(characters);
+                }
+            }
+            Message::Passed(number, position) => self.apply(number, Event::Passed(position)),
             Message::Durable(number, offsets) => self.apply(number, Event::Durable(offsets)),
             Message::LookedAhead(partition, epoch, found) => {
                 if self.owns(Owner { partition, epoch }) {

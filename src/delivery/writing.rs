@@ -491,6 +491,11 @@ impl OutcomeWriter {
         self.outbox.forget(partitions);
     }
 
+    /// A commit of this partition cannot say that an offset from `end` on is finished: outcomes of such offsets wait.
+    pub(super) fn reaches(&mut self, partition: i32, end: Offset) {
+        self.outbox.reaches(partition, end);
+    }
+
     /// Whether every outcome that can be written at present is.
     pub(super) fn is_settled(&self) -> bool {
         self.main.under_way.is_none() && self.outbox.is_settled()

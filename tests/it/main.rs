@@ -14,6 +14,7 @@
 
 mod attempts;
 mod bad_input;
+mod brokers;
 mod credentials;
 mod demo;
 mod docs;

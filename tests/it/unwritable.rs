@@ -161,10 +161,10 @@ fn assert_nothing_stops(guarantee: &str) {
 }
 
 /// The log and a metric name the partition.
-fn named(process: &Process, topic: &str) {
-    process.wait_for_line("cannot be written to this partition", LATER);
-    let sample =
-        format!(r#"hookstream_unwritable_seconds{{partition="1",role="deliver",topic="{topic}"}}"#);
+fn named(process: &Process, role: &str, topic: &str) {
+    process.wait_for_line("to this partition", LATER);
+    let labels = format!(r#"{{partition="1",role="{role}",topic="{topic}"}}"#);
+    let sample = format!("hookstream_unwritable_seconds{labels}");
     eventually_true(&format!("the metric names {topic}"), LATER, || {
         process.metric(&sample).is_some()
     });

@@ -248,3 +248,20 @@ fn of_many_outcomes_only_the_one_that_is_too_large_waits() {
     sim.turn();
     assert!(sim.open.is_empty(), "the limit was raised");
 }
+
+#[test]
+fn an_outcome_whose_offset_the_commit_cannot_name_is_written_later() {
+    let mut sim = Sim::new(true);
+    for _ in 0..10 {
+        sim.add(0, 0, 1, false);
+    }
+    sim.outbox.reaches(0, Offset(4));
+    sim.turn();
+    assert_eq!(sim.durable.len(), 4);
+    assert!(sim.outbox.is_settled(), "nothing else can be written now");
+    sim.check();
+    sim.outbox.reaches(0, Offset(9));
+    sim.turn();
+    let order: Vec<u64> = sim.durable.iter().copied().collect();
+    assert_eq!(order, (0..9).collect::<Vec<_>>());
+}

@@ -28,6 +28,11 @@ impl<E: Endpoint> Partition<E> {
         window.snapshot(place, format)
     }
 
+    /// The broker keeps at most this many characters with a position.
+    pub fn set_limit(&mut self, characters: usize) {
+        self.window.set_limit(characters);
+    }
+
     /// The number of offsets from the committed position to the last one taken.
     #[must_use]
     pub fn span(&self) -> u64 {

@@ -646,6 +646,7 @@ enum Action {
     Commit,
     CommitSome(usize),
     CommitPosition,
+    Pass,
     Release(u64),
     Burst(usize),
     Answer,
@@ -678,6 +679,7 @@ fn action() -> impl Strategy<Value = Action> {
         4 => Just(Action::Commit),
         3 => any::<usize>().prop_map(Action::CommitSome),
         2 => Just(Action::CommitPosition),
+        2 => Just(Action::Pass),
         5 => prop::sample::select(vec![0, 0, 500, 1_500, 30_000]).prop_map(Action::Release),
         5 => Just(Action::Answer),
         2 => Just(Action::Crash),
@@ -739,6 +741,7 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
                 sim.commit_position();
                 sim.check_lineage();
             }
+            Action::Pass => sim.apply(Event::Passed(Position(sim.read_to as i64))),
             Action::Release(ahead) => sim.release(Duration::from_millis(ahead)),
             Action::Burst(subscription) => {
                 for _ in 0..=QUEUE_COMMANDS {

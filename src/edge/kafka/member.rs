@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::Message as _;
@@ -120,6 +120,7 @@ impl Member {
             closing: AtomicBool::new(false),
             // The client rejects a value that is no number; its own default is one minute.
             health: ClientHealth::new(timeout.unwrap_or(60_000)),
+            refused: Mutex::default(),
         };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
@@ -453,6 +454,18 @@ impl Member {
         bounded("committing positions", commit)?;
         failpoint::point("snapshot-commit.after");
         Ok(())
+    }
+
+    /// Partitions whose commit the broker has refused since the last call, as known after a poll. It may have taken those
+    /// of other partitions in the same request, and [`Member::commit`] has returned no error then.
+    #[must_use]
+    pub fn refused_commits(&self) -> Vec<(TopicPartition, KafkaError)> {
+        let context = self.consumer.context();
+        let mut refused = context
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *refused)
     }
 
     /// Whether a connection broke or a request timed out since the last call. The client may then have sent a commit

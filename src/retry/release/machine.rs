@@ -635,6 +635,14 @@ impl Machine {
         self.under_way(batch, false);
     }
 
+    /// Whether all polled records of a partition have moved, so that a position behind the ends of transactions may be
+    /// committed.
+    #[must_use]
+    pub fn is_empty(&self, at: TierPartition) -> bool {
+        let buffer = self.owned.get(&at);
+        buffer.is_some_and(|buffer| buffer.records.is_empty() && !buffer.busy)
+    }
+
     /// The partitions that refuse writes, and since when.
     pub fn failing(&self) -> impl Iterator<Item = (Target, Instant)> {
         self.unwritable.all()

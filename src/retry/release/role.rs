@@ -2,7 +2,7 @@
 //!
 //! Each batch and the positions that it came from are one transaction (**One lineage**).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use crate::model::invalid_record::InvalidRecord;
 use crate::model::span;
 use crate::model::throttle::Throttle;
 use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::{EpochMs, Offset};
+use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::unwritable::{ProbeIds, Target};
 use crate::retry::metrics::{ReleaseMetrics, Released};
 use crate::runtime::context::RoleContext;
@@ -84,6 +84,8 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
         },
         probe,
         slots: ProbeIds::default(),
+        passed: HashMap::new(),
+        next_passed: clock::instant(),
         lines: Throttle::new(Duration::from_secs(5)),
         machine: Machine::new(settings.tiers.clone(), Limits::default(), clock::instant()),
         topics: Topics {
@@ -146,6 +148,9 @@ struct Release<'a> {
     main: Half,
     probe: Half,
     slots: ProbeIds,
+    /// Committed positions behind the ends of transactions.
+    passed: HashMap<TierPartition, Position>,
+    next_passed: Instant,
     lines: Throttle,
     machine: Machine,
     topics: Topics,
@@ -189,6 +194,44 @@ impl Release<'_> {
             self.move_due(member, Which::Main, PATIENCE)?;
             self.move_due(member, Which::Probe, Duration::ZERO)?;
             self.observe();
+            self.pass(member)?;
+        }
+        Ok(())
+    }
+
+    /// Commits positions behind the ends of transactions: else the group would seem to be behind at rest.
+    fn pass(&mut self, member: &Member) -> Result<(), Failure> {
+        const EVERY: Duration = Duration::from_secs(1);
+        let now = clock::instant();
+        if now < self.next_passed {
+            return Ok(());
+        }
+        self.next_passed = now + EVERY;
+        let mut commits = Vec::new();
+        for (at, position) in member.passed()? {
+            let Some(from) = self.topics.tier_partition(&at.topic, at.partition) else {
+                continue;
+            };
+            if self.machine.is_empty(from) && self.passed.get(&from) != Some(&position) {
+                let metadata = String::new();
+                commits.push(Commit {
+                    at,
+                    position,
+                    metadata,
+                });
+            }
+        }
+        match member.commit(&commits) {
+            Ok(()) => {
+                let each = commits.iter().filter_map(|commit| {
+                    let at = &commit.at;
+                    let from = self.topics.tier_partition(&at.topic, at.partition)?;
+                    Some((from, commit.position))
+                });
+                self.passed.extend(each.collect::<Vec<_>>());
+            }
+            // Tried again with the next ones.
+            Err(error) => tracing::debug!("positions not committed: {error}"),
         }
         Ok(())
     }
@@ -206,6 +249,7 @@ impl Release<'_> {
                         if gap.lost() == 0 {
                             self.end_batches_of(member, &[at])?;
                         }
+                        self.passed.remove(&at);
                         self.machine.gap(at, gap.from, gap.to);
                     }
                     return Ok(());
@@ -222,6 +266,7 @@ impl Release<'_> {
                 Polled::Revoked { partitions, .. } => {
                     let leaving: Vec<_> = self.topics.tier_partitions(&partitions).collect();
                     self.end_batches_of(member, &leaving)?;
+                    self.passed.retain(|at, _| !leaving.contains(at));
                     self.machine
                         .revoked(self.topics.tier_partitions(&partitions));
                     tracing::info!(partitions = partitions.len(), "tier partitions revoked");
