@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `role`, `commit`, `writing` | the thread of the group: polls, rebalances, commits, writes outcomes |
+//! | `role`, `commit`, `writing`, `outcome_records` | the thread of the group: polls, rebalances, commits, writes outcomes |
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
@@ -18,6 +18,7 @@ pub mod metrics;
 mod notices;
 pub mod outage;
 mod outbox;
+mod outcome_records;
 pub mod partition;
 mod recommit;
 mod request;

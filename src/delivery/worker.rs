@@ -19,16 +19,14 @@ use tokio::task::AbortHandle;
 
 use super::attempt_log::{AttemptFacts, Entry, Notes};
 use super::look_ahead;
-use super::messages::{Load, Message, PartitionState, WorkerState};
+use super::messages::{Load, Message, WorkerState};
 use super::metrics::DeliveryMetrics;
 use super::notices::{log_notice, log_outcome};
-use super::outage::{Health, LATELY};
 use super::partition::Partition;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
 use super::partition::env::{Env, Rules};
 use super::partition::event::{Event, LaneId};
-use super::partition::lane::most_alone;
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
 use super::terms::Directory;
@@ -43,6 +41,8 @@ use crate::model::outcome::{AttemptOutcome, Response};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
+
+mod report;
 
 /// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
@@ -537,55 +537,6 @@ impl Worker {
         if let Some(owned) = self.partitions.get_mut(&number) {
             owned.outcomes.push((offset, outcome));
         }
-    }
-
-    fn health(&self) -> Health {
-        let now = clock::instant();
-        let mut health = Health {
-            responded: self.pause.as_ref().is_some_and(|pause| pause.responded),
-            can_probe: self.in_flight > 0 || !self.ready.is_empty(),
-            ..Health::default()
-        };
-        for owned in self.partitions.values() {
-            let (active, failing) = owned.machine.health(LATELY, now);
-            health.active += active;
-            health.failing += failing;
-        }
-        health
-    }
-
-    /// Takes the attempts since the last call.
-    fn attempts(&mut self) -> Vec<(Arc<str>, AttemptCounts)> {
-        let mut all = std::mem::take(&mut self.of_gone);
-        for owned in self.partitions.values_mut() {
-            owned.machine.take_attempts(&mut all);
-        }
-        all
-    }
-
-    fn states(&mut self) -> Vec<PartitionState> {
-        let now = clock::instant();
-        let format = self.around.settings.window_format;
-        let most = most_alone(self.around.max_in_flight);
-        let paused = self.pause.is_some();
-        let each = self.partitions.iter_mut();
-        each.map(|(&partition, owned)| {
-            let ages = owned.in_flight.values().map(|flight| now - flight.started);
-            PartitionState {
-                partition,
-                snapshot: owned.machine.snapshot(owned.place, format),
-                span: owned.machine.span(),
-                stalled: owned.machine.stalled(now),
-                oldest: ages.max().unwrap_or_default(),
-                runnable: if paused {
-                    0
-                } else {
-                    owned.machine.runnable(most, now)
-                },
-                outcomes: std::mem::take(&mut owned.outcomes),
-            }
-        })
-        .collect()
     }
 
     fn close(&mut self, number: i32) {

@@ -4,28 +4,23 @@
 //! at a time. Neither keeps the role's thread waiting: a batch is sent, and looked after at each commit until it is
 //! acknowledged or refused. Only then are its offsets committed with it, so the snapshot is as of that moment.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::OwnedHeaders;
 
 use super::outbox::{Batch, Entry, Outbox, Purpose, Recovered};
+use super::outcome_records::{Destination, OutcomeTopics, write};
 use super::partition::effect::Outcome;
-use crate::config::{Guarantee, Settings};
+use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::error::{Failure, is_of_partition};
-use crate::edge::kafka::producer::{BatchError, Producer, Record, Refused, WRITE_DEADLINE};
-use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
+use crate::edge::kafka::producer::{BatchError, Producer, Refused, WRITE_DEADLINE};
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::kafka::watchdog;
 use crate::edge::kafka::writer::{Ready, Writer};
-use crate::model::command::{Command, Envelope};
-use crate::model::invalid_record::InvalidRecord;
-use crate::model::partitioner::key_hash;
-use crate::model::subscription::{State, Subscription, with_state};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::unwritable::{ProbeIds, Target};
@@ -67,9 +62,7 @@ pub(super) struct OutcomeWriter {
     main: Half,
     probe: Half,
     outbox: Outbox<Outcome>,
-    topics: Vec<Arc<str>>,
-    /// In `topics`, behind the tiers.
-    dead_letters: usize,
+    topics: OutcomeTopics,
     transactional: bool,
     /// The transactional id of each failing partition's probes.
     slots: ProbeIds,
@@ -77,6 +70,8 @@ pub(super) struct OutcomeWriter {
     probing: usize,
     goes_on: KeepWaiting,
     lines: Throttle,
+    /// Partitions with a series of the metric.
+    exported: BTreeSet<Target>,
     metrics: Metrics,
 }
 
@@ -95,7 +90,6 @@ impl OutcomeWriter {
             under_way: None,
         };
         let (main, probe) = (half(), half());
-        let topics = topics(settings);
         Ok(Self {
             main: Half {
                 writer: main.writer.with(producer),
@@ -103,28 +97,20 @@ impl OutcomeWriter {
             },
             probe,
             outbox: Outbox::default(),
-            dead_letters: topics.len() - 3,
-            topics,
+            topics: OutcomeTopics::new(settings),
             transactional: settings.guarantee == Guarantee::ExactlyOnce,
             slots: ProbeIds::default(),
             probing: 0,
             goes_on: context.unless_stopping(),
             lines: Throttle::new(LINES),
+            exported: BTreeSet::new(),
             metrics: context.metrics.clone(),
         })
     }
 
     /// Adds an outcome of a partition, which ends the command at `offset`, if there is one.
     pub(super) fn add(&mut self, partition: i32, offset: Option<Offset>, outcome: Outcome) {
-        let invalid = self.dead_letters + 1;
-        let (topic, hash) = match &outcome {
-            Outcome::Tier(tier, command) => (*tier, key_hash(command.subscriber.as_bytes())),
-            Outcome::DeadLetter(command, _) => {
-                (self.dead_letters, key_hash(command.subscriber.as_bytes()))
-            }
-            Outcome::Invalid(record) => (invalid, invalid_hash(record)),
-            Outcome::Disable(subscription) => (invalid + 1, key_hash(subscription.id.as_bytes())),
-        };
+        let (topic, hash) = self.topics.of(&outcome);
         self.outbox.add(Entry {
             partition,
             offset,
@@ -277,7 +263,7 @@ impl OutcomeWriter {
             let tag = sent.len();
             let target = self.outbox.target(&entry);
             let to = Destination {
-                topic: &Arc::clone(&self.topics[target.topic]),
+                topic: &Arc::clone(self.topics.name(target.topic)),
                 partition: target.partition,
                 tag,
             };
@@ -367,7 +353,7 @@ impl OutcomeWriter {
             }
             Some(target) => {
                 tracing::warn!(
-                    topic = &*self.topics[target.topic],
+                    topic = &**self.topics.name(target.topic),
                     partition = target.partition,
                     "an outcome is larger than its topic allows: they are written one by one"
                 );
@@ -402,7 +388,7 @@ impl OutcomeWriter {
             if let Some(suppressed) = self.lines.pass(now) {
                 let waiting = self.outbox.failing().find(|(other, ..)| *other == target);
                 tracing::error!(
-                    topic = &*self.topics[target.topic],
+                    topic = &**self.topics.name(target.topic),
                     partition = target.partition,
                     waiting = waiting.map(|(_, _, waiting)| waiting),
                     suppressed,
@@ -415,7 +401,7 @@ impl OutcomeWriter {
 
     fn is_too_large(&mut self, entry: Entry<Outcome>, purpose: Purpose, now: Instant) {
         tracing::error!(
-            topic = &*self.topics[entry.topic],
+            topic = &**self.topics.name(entry.topic),
             partition = entry.partition,
             offset = entry.offset.map(|offset| offset.0),
             bytes = entry.weight,
@@ -430,7 +416,7 @@ impl OutcomeWriter {
             if !self.outbox.needs_count(topic) {
                 continue;
             }
-            let name = Arc::clone(&self.topics[topic]);
+            let name = Arc::clone(self.topics.name(topic));
             let mut either = [&mut self.main, &mut self.probe].into_iter();
             let count = either.find_map(|half| half.writer.producer()?.partitions(&name));
             if let Some(count) = count {
@@ -452,10 +438,8 @@ impl OutcomeWriter {
     pub(super) fn committed(&mut self, purpose: Purpose) {
         if let Some(Recovered { target, after }) = self.outbox.written(purpose, clock::instant()) {
             self.slots.free(target);
-            self.metrics
-                .writable(ROLE, &self.topics[target.topic], target.partition);
             tracing::info!(
-                topic = &*self.topics[target.topic],
+                topic = &**self.topics.name(target.topic),
                 partition = target.partition,
                 ?after,
                 "outcomes can be written to this partition again"
@@ -502,44 +486,29 @@ impl OutcomeWriter {
     }
 
     /// Updates the metric of the partitions that cannot be written.
-    pub(super) fn observe(&self) {
+    pub(super) fn observe(&mut self) {
         let now = clock::instant();
+        let before = std::mem::take(&mut self.exported);
         for (target, since, _) in self.outbox.failing() {
             let time = now.saturating_duration_since(since);
-            let topic = &self.topics[target.topic];
+            let topic = self.topics.name(target.topic);
             self.metrics.unwritable(ROLE, topic, target.partition, time);
+            self.exported.insert(target);
+        }
+        for target in before.difference(&self.exported) {
+            let topic = self.topics.name(target.topic);
+            self.metrics.writable(ROLE, topic, target.partition);
         }
     }
 
     /// Gives up what is under way, and removes the series.
     pub(super) fn end(mut self) {
-        for (target, ..) in self.outbox.failing() {
-            let topic = &self.topics[target.topic];
+        for target in &self.exported {
+            let topic = self.topics.name(target.topic);
             self.metrics.writable(ROLE, topic, target.partition);
         }
         self.main.writer.close();
         self.probe.writer.close();
-    }
-}
-
-/// The topics that outcomes are written to: the tiers, dead letters, invalid events, subscriptions.
-fn topics(settings: &Settings) -> Vec<Arc<str>> {
-    let mut all = settings.retry_topics();
-    let topics = &settings.topics;
-    all.extend([
-        topics.dead_letters(),
-        topics.invalid_events(),
-        topics.subscriptions(),
-    ]);
-    all.into_iter().map(Arc::from).collect()
-}
-
-/// A record without a key goes to a partition by where it was read.
-fn invalid_hash(record: &InvalidRecord) -> u32 {
-    let place = || format!("{} {}:{}", record.topic, record.partition, record.offset);
-    match &record.key {
-        Some(key) => key_hash(key),
-        None => key_hash(place().as_bytes()),
     }
 }
 
@@ -562,104 +531,4 @@ pub(super) fn offsets(batch: &Batch<Outcome>) -> HashMap<i32, Vec<Offset>> {
         all.entry(entry.partition).or_default().extend(entry.offset);
     }
     all
-}
-
-/// Where a record goes.
-struct Destination<'a> {
-    topic: &'a str,
-    partition: Option<i32>,
-    tag: usize,
-}
-
-fn write(
-    producer: &mut Producer,
-    outcome: &Outcome,
-    to: Destination<'_>,
-    table: &SubscriptionCache,
-) -> Result<(), BatchError> {
-    match outcome {
-        Outcome::Tier(_, command) => {
-            let headers = command_headers(&command.envelope());
-            write_command(producer, command, headers, to)
-        }
-        Outcome::DeadLetter(command, info) => {
-            let headers = info
-                .headers()
-                .iter()
-                .fold(dead_letter_headers(command), |headers, (name, value)| {
-                    with_header(headers, name, value)
-                });
-            write_command(producer, command, headers, to)
-        }
-        Outcome::Invalid(record) => producer.send(Record {
-            topic: to.topic,
-            partition: to.partition,
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            headers: invalid_headers(record),
-            tag: to.tag,
-        }),
-        Outcome::Disable(decided_on) => write_disabled(producer, decided_on, to, table),
-    }
-}
-
-fn write_command(
-    producer: &mut Producer,
-    command: &Command,
-    headers: OwnedHeaders,
-    to: Destination<'_>,
-) -> Result<(), BatchError> {
-    producer.send(Record {
-        topic: to.topic,
-        partition: to.partition,
-        key: Some(command.subscriber.as_bytes()),
-        value: Some(&command.body),
-        headers,
-        tag: to.tag,
-    })
-}
-
-/// Disables a subscription, unless it has changed since that decision.
-fn write_disabled(
-    producer: &mut Producer,
-    decided_on: &Arc<Subscription>,
-    to: Destination<'_>,
-    table: &SubscriptionCache,
-) -> Result<(), BatchError> {
-    let id = &*decided_on.id;
-    let Some(record) = table.record_of(decided_on) else {
-        tracing::info!(
-            subscription = id,
-            "not disabled: the subscription has changed"
-        );
-        return Ok(());
-    };
-    let disabled = match with_state(&record, State::Disabled) {
-        Ok(disabled) => disabled,
-        Err(error) => {
-            tracing::error!(
-                subscription = id,
-                "cannot disable the subscription: {error}"
-            );
-            return Ok(());
-        }
-    };
-    producer.send(Record {
-        topic: to.topic,
-        partition: to.partition,
-        key: Some(id.as_bytes()),
-        value: Some(disabled.as_slice()),
-        headers: OwnedHeaders::new(),
-        tag: to.tag,
-    })
-}
-
-fn dead_letter_headers(command: &Command) -> OwnedHeaders {
-    // The dead letter's own first-failure header replaces the command's, and a replay gets a new sequence.
-    command_headers(&Envelope {
-        first_failure: None,
-        sequence: None,
-        cluster: None,
-        ..command.envelope()
-    })
 }

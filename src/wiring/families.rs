@@ -68,6 +68,7 @@ mod tests {
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
         common.unwritable(TransactionalRole::Deliver, "topic", None, Duration::ZERO);
+        families.fanout.blocked("topic", 0, Duration::ZERO, 0);
         let mut series = Series::default();
         let waiting = Waiting {
             oldest: Some(0),

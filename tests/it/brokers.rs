@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::util::Timeout;
 use serde_json::json;
 
 use crate::scene::{event, put, subscription, wait_until_done_within, with};
-use crate::support::{Answer, Broker, Receiver, SOON, World};
+use crate::support::{Answer, Broker, Process, Receiver, SOON, World, eventually_true};
 
 const LATER: Duration = Duration::from_secs(120);
 
@@ -69,4 +71,69 @@ fn a_broker_that_keeps_little_metadata_bounds_intake_and_the_position_moves() {
         let one = (seen.webhook_id().to_owned(), attempt);
         assert!(attempts.insert(one.clone()), "{one:?} was sent twice");
     }
+}
+
+fn sample(process: &Process, name: &str, world: &World, partition: i32) -> Option<f64> {
+    let topic = &world.events;
+    process.metric(&format!(
+        r#"{name}{{partition="{partition}",topic="{topic}"}}"#
+    ))
+}
+
+#[test]
+fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
+    let world = World::new("open-transaction");
+    world.create_topics(2);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    let process = world.spawn("run", &[]);
+    process.wait_ready();
+    let mut config = world.client_config();
+    let publisher: BaseProducer = config
+        .set("transactional.id", format!("{}open", world.prefix))
+        .set("transaction.timeout.ms", "600000")
+        .create()
+        .unwrap();
+    publisher.init_transactions(SOON).unwrap();
+    publisher.begin_transaction().unwrap();
+    let plain: BaseProducer = world.client_config().create().unwrap();
+    let send = |producer: &BaseProducer, partition: i32, id: &str| {
+        let payload = event(id, "a.b", "1");
+        let record = BaseRecord::<str, str>::to(&world.events)
+            .partition(partition)
+            .payload(&payload);
+        producer.send(record).unwrap();
+        producer.flush(SOON).unwrap();
+    };
+    send(&publisher, 0, "open");
+    send(&plain, 0, "behind1");
+    send(&plain, 0, "behind2");
+    send(&plain, 1, "other");
+    assert_eq!(
+        receiver.wait_for(1, LATER).len(),
+        1,
+        "the other partition goes on"
+    );
+
+    let line = process.wait_for_line("stays open at offset 0", LATER);
+    assert!(line.contains(&world.events), "{line}");
+    assert!(line.contains("3 offsets"), "{line}");
+    assert!(line.contains("kafka-transactions.sh"), "{line}");
+    for (name, least) in [
+        ("hookstream_event_blocked_seconds", 60.0),
+        ("hookstream_event_blocked_offsets", 3.0),
+        ("hookstream_event_lag", 3.0),
+    ] {
+        eventually_true(&format!("{name} tells"), SOON, || {
+            sample(&process, name, &world, 0).is_some_and(|value| value >= least)
+        });
+        let other = sample(&process, name, &world, 1);
+        assert!(other.is_none_or(|value| value == 0.0), "{name}: {other:?}");
+    }
+    publisher.abort_transaction(Timeout::Never).unwrap();
+    receiver.wait_for(3, LATER);
+    eventually_true("the series is gone, and nothing waits", LATER, || {
+        sample(&process, "hookstream_event_blocked_seconds", &world, 0).is_none()
+            && sample(&process, "hookstream_event_lag", &world, 0) == Some(0.0)
+    });
 }

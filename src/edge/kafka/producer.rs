@@ -4,31 +4,32 @@
 //! the caller commits offsets after [`Producer::finish`] has returned. After an abort the client is replaced: librdkafka
 //! lacks KIP-890, so a delayed EndTxn could end a later transaction; the epoch bump of a new client fences it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message as _, OwnedHeaders};
-use rdkafka::producer::{
-    BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
-};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::util::Timeout;
 use thiserror::Error;
 
-use super::bootstrap;
 use super::watchdog::bounded;
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::member::{Commit, commit_list};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::transaction_end::TransactionEnd;
+use deliveries::Deliveries;
+use recipe::{IDS, OnStuck, Recipe};
+
+mod deliveries;
+mod recipe;
+
+pub use deliveries::{DeliveryContext, Refused};
 
 /// One record to write.
 pub struct Record<'a> {
@@ -89,129 +90,6 @@ impl BatchError {
             },
         }
     }
-}
-
-/// A record that was not written.
-#[derive(Clone, Debug)]
-pub struct Refused {
-    /// The input of the batch that it comes from.
-    pub tag: usize,
-    /// The partition that it was for, if the client had chosen one.
-    pub partition: Option<i32>,
-    /// Why.
-    pub error: KafkaError,
-}
-
-/// The delivery reports of the current batch.
-#[derive(Default)]
-struct Deliveries {
-    outstanding: AtomicUsize,
-    failed: Mutex<Vec<Refused>>,
-    none_left: Condvar,
-}
-
-impl Deliveries {
-    fn report(&self, result: Result<(), Refused>) {
-        if let Err(refused) = result {
-            self.failed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(refused);
-        }
-        if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Under the lock, so that a waiter cannot miss the notification between its check and its wait.
-            drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
-            self.none_left.notify_all();
-        }
-    }
-
-    /// Waits until every record is acknowledged or rejected. Terminates because `message.timeout.ms` bounds how long a
-    /// record is neither.
-    fn wait(&self) -> Result<(), (usize, KafkaError)> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.outstanding.load(Ordering::Acquire) > 0 {
-            failed = self
-                .none_left
-                .wait(failed)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        let first = std::mem::take(&mut *failed).into_iter().next();
-        first.map_or(Ok(()), |refused| Err((refused.tag, refused.error)))
-    }
-
-    /// The same for at most `time`: the records that were not written, or `None` while some are neither.
-    fn wait_for(&self, time: Duration) -> Option<Vec<Refused>> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut failed, _) = self
-            .none_left
-            .wait_timeout_while(failed, time, |_| {
-                self.outstanding.load(Ordering::Acquire) > 0
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        let done = self.outstanding.load(Ordering::Acquire) == 0;
-        done.then(|| std::mem::take(&mut *failed))
-    }
-}
-
-/// Counts delivery reports.
-pub struct DeliveryContext {
-    log: LogContext,
-    deliveries: Arc<Deliveries>,
-}
-
-impl ClientContext for DeliveryContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.log.error(error, reason);
-    }
-}
-
-impl ProducerContext for DeliveryContext {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
-        let result = result.as_ref().map(|_| ()).map_err(|(error, message)| {
-            let partition = message.partition();
-            Refused {
-                tag,
-                partition: (partition >= 0).then_some(partition),
-                error: error.clone(),
-            }
-        });
-        self.deliveries.report(result);
-    }
-}
-
-/// Alternative transactional ids of a producer, beside its own.
-const IDS: usize = 16;
-
-/// What to do when the broker cannot end the last transaction of a transactional id, as when it cannot write the end to
-/// one of the partitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OnStuck {
-    /// Wait: the id excludes others.
-    Wait,
-    /// Use another id. The last transaction is over, since it cannot be committed any more.
-    NextId,
-    /// Fail.
-    Fail,
-}
-
-/// How to create the client.
-#[derive(Clone)]
-struct Recipe {
-    settings: Settings,
-    keep_waiting: KeepWaiting,
-    purpose: &'static str,
-    transactional_id: Option<String>,
-    /// Which of the alternative ids is used; 0 for the id itself.
-    turn: usize,
-    on_stuck: OnStuck,
-    /// How long a record may take to be acknowledged; the client's default when `None`.
-    deadline: Option<Duration>,
 }
 
 /// How long a record of a [`super::writer::Writer`] may take to be acknowledged. Shorter than
@@ -566,115 +444,6 @@ impl Producer {
 fn fencing_limit() -> usize {
     static LIMIT: OnceLock<usize> = OnceLock::new();
     *LIMIT.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
-}
-
-impl Recipe {
-    fn make(
-        &mut self,
-    ) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
-        loop {
-            let (client, deliveries) = self.client()?;
-            if self.transactional_id.is_none() || self.init_transactions(&client)? {
-                return Ok((client, deliveries));
-            }
-            let stuck = self.id().unwrap_or_default();
-            self.turn = (self.turn + 1) % IDS;
-            tracing::warn!(
-                client = self.purpose,
-                transactional_id = stuck,
-                "the broker cannot end the last transaction of this transactional id, as when one of its partitions cannot be written; using another id"
-            );
-        }
-    }
-
-    /// The transactional id in use.
-    fn id(&self) -> Option<String> {
-        let id = self.transactional_id.as_ref()?;
-        Some(match self.turn {
-            0 => id.clone(),
-            turn => format!("{id}-{turn}"),
-        })
-    }
-
-    fn client(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
-        let deliveries = Arc::new(Deliveries::default());
-        let context = DeliveryContext {
-            log: LogContext::new(self.purpose),
-            deliveries: Arc::clone(&deliveries),
-        };
-        let mut config = match self.id() {
-            Some(id) => {
-                crate::edge::kafka::client::transactional_config(&self.settings, self.purpose, &id)
-            }
-            None => {
-                let mut config =
-                    crate::edge::kafka::client::producer_config(&self.settings, self.purpose);
-                // With transactions, their timeout is the bound. Otherwise a dead connection would block writing for
-                // the default of one minute.
-                super::client::default(&mut config, "socket.timeout.ms", "12000");
-                config
-            }
-        };
-        if let Some(deadline) = self.deadline.filter(|_| {
-            // Two names of one property.
-            config.get("delivery.timeout.ms").is_none()
-        }) {
-            let transaction = config
-                .get("transaction.timeout.ms")
-                .filter(|_| self.transactional_id.is_some())
-                .and_then(|ms| ms.parse().ok())
-                .map(Duration::from_millis);
-            // The coordinator must not end the transaction, and fence this client, before the record is refused.
-            let deadline = transaction.map_or(deadline, |longest| deadline.min(longest * 2 / 3));
-            let ms = deadline.as_millis().to_string();
-            super::client::default(&mut config, "message.timeout.ms", &ms);
-        }
-        let client: ThreadedProducer<DeliveryContext> =
-            config.create_with_context(context).map_err(|error| {
-                Failure::from_client(format!("creating the producer of {}", self.purpose), error)
-            })?;
-        let client = Arc::new(client);
-        bootstrap::keep(&self.settings, &client, |client| client.client())?;
-        Ok((client, deliveries))
-    }
-
-    /// `false` when the last transaction of this id does not end, and another id is to be used. The coordinator has then
-    /// decided how it ends, since it has fenced the id's last client before it responds so.
-    fn init_transactions(
-        &self,
-        client: &ThreadedProducer<DeliveryContext>,
-    ) -> Result<bool, Failure> {
-        const TRY: Duration = Duration::from_secs(10);
-        loop {
-            let init = || {
-                failpoint::point("init-transactions.before");
-                client.init_transactions(TRY)
-            };
-            let Err(error) = bounded("starting transactions", init) else {
-                return Ok(true);
-            };
-            let is_stuck =
-                error.rdkafka_error_code() == Some(RDKafkaErrorCode::ConcurrentTransactions);
-            if is_stuck && self.on_stuck == OnStuck::NextId {
-                return Ok(false);
-            }
-            let retriable =
-                matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
-            if !(self.keep_waiting)()
-                || self.on_stuck == OnStuck::Fail
-                || !retriable && !crate::edge::kafka::error::is_unreachable(&error)
-            {
-                return Err(Failure::from_client(
-                    format!("starting transactions of {}", self.purpose),
-                    error,
-                ));
-            }
-            tracing::warn!(
-                client = self.purpose,
-                "starting transactions failed, retrying: {error}"
-            );
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::command::tests::sample;
+use crate::model::command::{Cause, Command};
+use crate::model::invalid_record::InvalidRecord;
+use crate::model::units::{EpochMs, Offset};
 
 const DELAYS: [u64; 3] = [4, 20, 100];
 const PARTITIONS: i32 = 4;
