@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::util::Timeout;
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
 use crate::scene::{event, put, subscription, wait_until_done_within, with};
@@ -136,4 +138,46 @@ fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
         sample(&process, "hookstream_event_blocked_seconds", &world, 0).is_none()
             && sample(&process, "hookstream_event_lag", &world, 0) == Some(0.0)
     });
+}
+
+#[test]
+fn a_hanging_transaction_on_the_positions_is_reported_with_the_command_that_ends_it() {
+    let broker = Broker::own();
+    let mut world = World::on(&broker, "hanging");
+    world.tiers = vec![Duration::from_secs(1)];
+    world.create_topics(1);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    world.produce_event("k", &[], event("1", "a.b", "1"));
+    // A transaction with a position of the group, which nobody ends.
+    let mut config = world.client_config();
+    config.set("group.id", format!("{}fanout", world.prefix));
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut config = world.client_config();
+    let holder: BaseProducer = config
+        .set("transactional.id", format!("{}holder", world.prefix))
+        .set("transaction.timeout.ms", "600000")
+        .create()
+        .unwrap();
+    holder.init_transactions(SOON).unwrap();
+    holder.begin_transaction().unwrap();
+    let mut positions = TopicPartitionList::new();
+    positions
+        .add_partition_offset(&world.events, 0, Offset::Offset(0))
+        .unwrap();
+    let group = consumer.group_metadata().unwrap();
+    holder
+        .send_offsets_to_transaction(&positions, &group, SOON)
+        .unwrap();
+
+    let process = world.spawn("run", &[]);
+    let line = process.wait_for_line("hanging transaction", Duration::from_secs(75));
+    assert!(line.contains("KAFKA-20734"), "{line}");
+    assert_eq!(process.get("/livez").0, 200, "a restart would not help");
+    let command = line.split('`').nth(1).unwrap();
+    let arguments: Vec<&str> = command.split_whitespace().collect();
+    assert_eq!(arguments[0], "kafka-transactions.sh");
+    let output = broker.tool("kafka-transactions", &arguments[1..]);
+    assert!(output.status.success(), "{command}: {output:?}");
+    receiver.wait_for(1, LATER);
 }

@@ -42,6 +42,7 @@ use sequence_guard::{Arrival, SequenceGuard};
 mod committed;
 mod context;
 mod gap;
+mod hanging;
 mod health;
 mod partition;
 mod read_positions;
