@@ -3,9 +3,11 @@
 //! | file | kind | what |
 //! |---|---|---|
 //! | `batch` | P | which commands an event becomes, when a batch ends and what it commits, which events are set aside |
+//! | `blocked` | E | open transactions of publishers that hold up event partitions |
 //! | `role` | E | polls, produces, commits |
 
 mod batch;
+mod blocked;
 pub mod metrics;
 mod role;
 

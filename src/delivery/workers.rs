@@ -25,6 +25,8 @@ use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::http::{HttpClient, HttpOptions, max_idle};
 use crate::edge::kafka::error::Failure;
+use crate::model::units::Offset;
+use crate::model::window::Snapshot;
 use crate::runtime::context::RoleContext;
 
 pub(super) struct WorkerHandle {
@@ -232,6 +234,35 @@ impl Workers {
                     .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))
             })
             .collect()
+    }
+
+    /// What may be committed together with the outcomes of these offsets, by partition.
+    pub(super) fn snapshots_with(
+        &self,
+        offsets: &HashMap<i32, Vec<Offset>>,
+    ) -> Result<HashMap<i32, Snapshot>, Failure> {
+        let mut asked = Vec::new();
+        for worker in &self.all {
+            let theirs = offsets
+                .iter()
+                .filter(|(number, _)| self.owns(worker, **number));
+            let theirs: HashMap<i32, Vec<Offset>> = theirs
+                .map(|(&number, offsets)| (number, offsets.clone()))
+                .collect();
+            if !theirs.is_empty() {
+                let (reply, snapshots) = channel();
+                worker.send(Message::SnapshotWith(theirs, reply));
+                asked.push(snapshots);
+            }
+        }
+        let mut all = HashMap::new();
+        for snapshots in asked {
+            let snapshots = snapshots
+                .recv()
+                .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))?;
+            all.extend(snapshots);
+        }
+        Ok(all)
     }
 
     pub(super) fn end(self) {

@@ -14,6 +14,7 @@
 
 mod attempts;
 mod bad_input;
+mod brokers;
 mod credentials;
 mod demo;
 mod docs;
@@ -41,3 +42,4 @@ mod skipped;
 mod spans;
 mod support;
 mod trace;
+mod unwritable;

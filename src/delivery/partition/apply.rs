@@ -44,6 +44,10 @@ impl<E: Endpoint> Partition<E> {
                 self.fairness.learn(last, end);
                 self.admit(step);
             }
+            Event::Durable(offsets) => self.durable(&offsets, step),
+            // What is pending is not in the window yet.
+            Event::Passed(position) if self.pending.is_empty() => self.window.pass(position),
+            Event::Passed(_) => {}
             Event::Resumed { responded } => self.resume(responded, step),
             Event::Stop => self.stop(step),
         }

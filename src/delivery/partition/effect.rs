@@ -123,8 +123,8 @@ pub enum Effect<E> {
     Ready(LaneId),
     /// Start this attempt.
     Send(Attempt<E>),
-    /// Write this with the next commit.
-    Write(Outcome),
+    /// Write this, and report [`super::event::Event::Durable`] with the offset, if there is one, once it is durable.
+    Write(Option<Offset>, Outcome),
     /// A command was parked.
     Parked(ParkReason),
     /// An attempt ended with this result.

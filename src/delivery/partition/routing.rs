@@ -135,9 +135,14 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// Makes room in the window: parks the queue of the slow lane whose first command is the oldest. Returns `false` if
-    /// no lane is slow; quick lanes will make room soon.
+    /// no lane is slow, since quick lanes will make room soon, and if the oldest offset has an outcome that is not durable
+    /// yet, since parking more makes no room before that.
     fn make_room<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) -> bool {
         let now = step.env.now;
+        let first = self.window.position();
+        if self.unwritten.contains(&first.0) {
+            return false;
+        }
         let oldest = self
             .lanes
             .iter()

@@ -155,7 +155,7 @@ struct Sim {
     in_flight: Vec<Attempt<Peer>>,
     /// Lanes with an open response body.
     bodies: Vec<LaneId>,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<(Option<Offset>, Outcome)>,
     questions: Vec<Question>,
     /// Bytes that the machine holds, as its shell counts them.
     load: usize,
@@ -255,14 +255,15 @@ impl Sim {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
                 Effect::Send(attempt) => self.sent(attempt),
-                Effect::Write(outcome) => self.outcomes.push(outcome),
+                Effect::Write(offset, outcome) => self.outcomes.push((offset, outcome)),
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
                 Effect::LookAhead(question) => self.questions.push(question),
                 Effect::Drained => self.drained = true,
                 Effect::Parked(_) | Effect::Concluded(_) | Effect::Notice(_) => {}
             }
         }
-        let held: usize = self.outcomes.iter().filter_map(Outcome::weight).sum();
+        let each = self.outcomes.iter();
+        let held: usize = each.filter_map(|(_, outcome)| outcome.weight()).sum();
         assert!(self.load >= held, "what is held for outcomes is counted");
     }
 
@@ -333,7 +334,7 @@ impl Sim {
     }
 
     fn is_given_up(&self, id: &str) -> bool {
-        self.outcomes.iter().any(|outcome| match outcome {
+        self.outcomes.iter().any(|(_, outcome)| match outcome {
             Outcome::DeadLetter(command, _) => &*command.webhook_id == id,
             _ => false,
         })
@@ -414,7 +415,21 @@ impl Sim {
 
     /// Commits outcomes and position in one transaction.
     fn commit(&mut self) {
-        for outcome in std::mem::take(&mut self.outcomes) {
+        self.commit_some(usize::MAX);
+    }
+
+    /// Commits some of the outcomes with what belongs to them; the others cannot be written.
+    fn commit_some(&mut self, which: usize) {
+        let all = std::mem::take(&mut self.outcomes).into_iter().enumerate();
+        let (written, refused): (Vec<_>, Vec<_>) =
+            all.partition(|(number, _)| which & (1 << (number % 64)) != 0);
+        self.outcomes = refused.into_iter().map(|(_, outcome)| outcome).collect();
+        let offsets: Vec<Offset> = written
+            .iter()
+            .filter_map(|(_, (offset, _))| *offset)
+            .collect();
+        self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V2);
+        for (_, (_, outcome)) in written {
             self.load -= outcome.weight().unwrap_or(0);
             match outcome {
                 Outcome::Tier(tier, command) => {
@@ -438,11 +453,20 @@ impl Sim {
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
             }
         }
-        self.durable.snapshot = self.machine.snapshot(place(), Format::V2);
         assert!(
             self.durable.snapshot.metadata.len() <= METADATA_LIMIT,
             "the window is always encodable"
         );
+        self.apply(Event::Durable(offsets));
+        assert!(
+            self.machine.snapshot(place(), Format::V2).metadata.len() <= METADATA_LIMIT,
+            "the window is always encodable, whatever cannot be written"
+        );
+    }
+
+    /// Commits the position alone: every outcome waits.
+    fn commit_position(&mut self) {
+        self.durable.snapshot = self.machine.snapshot(place(), Format::V2);
     }
 
     fn restored(&self) -> Window {
@@ -625,6 +649,9 @@ enum Action {
     FreeSlot,
     Advance(u64),
     Commit,
+    CommitSome(usize),
+    CommitPosition,
+    Pass,
     Release(u64),
     Burst(usize),
     Answer,
@@ -654,7 +681,10 @@ fn action() -> impl Strategy<Value = Action> {
         14 => (any::<usize>(), 0..8_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
         6 => Just(Action::FreeSlot),
         8 => prop_oneof![1..500_u64, 500..5_000_u64, 5_000..100_000_u64].prop_map(Action::Advance),
-        6 => Just(Action::Commit),
+        4 => Just(Action::Commit),
+        3 => any::<usize>().prop_map(Action::CommitSome),
+        2 => Just(Action::CommitPosition),
+        2 => Just(Action::Pass),
         5 => prop::sample::select(vec![0, 0, 500, 1_500, 30_000]).prop_map(Action::Release),
         5 => Just(Action::Answer),
         2 => Just(Action::Crash),
@@ -708,6 +738,15 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
                 sim.commit();
                 sim.check_lineage();
             }
+            Action::CommitSome(which) => {
+                sim.commit_some(which);
+                sim.check_lineage();
+            }
+            Action::CommitPosition => {
+                sim.commit_position();
+                sim.check_lineage();
+            }
+            Action::Pass => sim.apply(Event::Passed(Position(sim.read_to as i64))),
             Action::Release(ahead) => sim.release(Duration::from_millis(ahead)),
             Action::Burst(subscription) => {
                 for _ in 0..=QUEUE_COMMANDS {

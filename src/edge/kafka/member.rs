@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::Message as _;
@@ -42,6 +42,7 @@ use sequence_guard::{Arrival, SequenceGuard};
 mod committed;
 mod context;
 mod gap;
+mod hanging;
 mod health;
 mod partition;
 mod read_positions;
@@ -121,6 +122,7 @@ impl Member {
             closing: AtomicBool::new(false),
             // The client rejects a value that is no number; its own default is one minute.
             health: ClientHealth::new(timeout.unwrap_or(60_000)),
+            refused: Mutex::default(),
         };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
@@ -456,6 +458,18 @@ impl Member {
         self.link.bounded("committing positions", commit)?;
         failpoint::point("snapshot-commit.after");
         Ok(())
+    }
+
+    /// Partitions whose commit the broker has refused since the last call, as known after a poll. It may have taken those
+    /// of other partitions in the same request, and [`Member::commit`] has returned no error then.
+    #[must_use]
+    pub fn refused_commits(&self) -> Vec<(TopicPartition, KafkaError)> {
+        let context = self.consumer.context();
+        let mut refused = context
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *refused)
     }
 
     /// Whether a connection broke or a request timed out since the last call. The client may then have sent a commit
