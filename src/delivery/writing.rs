@@ -323,7 +323,7 @@ impl OutcomeWriter {
         });
         let large = large.and_then(of);
         // When no broker is reachable, no partition is to blame.
-        let away = watchdog::brokers(now).away;
+        let away = watchdog::brokers(now).outage;
         let reachable = away.is_none_or(|away| away < began);
         let blamed: Vec<&Refused> = refused
             .iter()

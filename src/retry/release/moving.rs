@@ -182,7 +182,7 @@ impl Release<'_> {
             one.error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
         };
         // When no broker is reachable, no partition is to blame.
-        let away = watchdog::brokers(now).away;
+        let away = watchdog::brokers(now).outage;
         let reachable = away.is_none_or(|away| away < under_way.began);
         let blamed = refused
             .iter()
