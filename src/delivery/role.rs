@@ -280,9 +280,24 @@ impl Delivery<'_> {
 
     /// Records already taken are still delivered; if the topic ends before the position, the partition starts over.
     fn gap(&mut self, gap: &Gap) {
-        self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+        let metrics = &self.context.metrics;
+        metrics.lost_offsets(&gap.at.topic, gap.lost());
         let number = gap.at.partition;
-        if gap.lost() == 0 && self.partitions.contains_key(&number) {
+        if gap.is_restart()
+            && let Some(owned) = self.partitions.get(&number)
+        {
+            // What is held from the new end on is not read again.
+            let gone = u64::try_from(gap.from.0 - gap.end.0).unwrap_or(0);
+            let dropped = gone.min(owned.load.commands() as u64);
+            metrics.lost_offsets(&gap.at.topic, dropped);
+            if dropped > 0 {
+                tracing::error!(
+                    topic = &*gap.at.topic,
+                    partition = number,
+                    dropped,
+                    "LOST: unfinished commands of a topic that was truncated, deleted or recreated"
+                );
+            }
             self.forget(&[number]);
             self.open(number, Window::new(gap.to), None);
         }

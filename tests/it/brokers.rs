@@ -4,13 +4,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::util::Timeout;
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
-use crate::scene::{event, put, subscription, wait_until_done_within, with};
+use crate::scene::{event, put, subscription, wait_for_records, wait_until_done_within, with};
 use crate::support::{Answer, Broker, Process, Receiver, SOON, World, eventually_true};
 
 const LATER: Duration = Duration::from_secs(120);
@@ -180,4 +182,46 @@ fn a_hanging_transaction_on_the_positions_is_reported_with_the_command_that_ends
     let output = broker.tool("kafka-transactions", &arguments[1..]);
     assert!(output.status.success(), "{command}: {output:?}");
     receiver.wait_for(1, LATER);
+}
+
+#[test]
+fn retries_of_a_deleted_topic_are_counted_and_work_goes_on_when_it_is_back() {
+    let mut world = World::new("deleted");
+    world.tiers = vec![Duration::from_secs(30)];
+    world.create_topics(1);
+    let receiver =
+        Receiver::start(|seen| Answer::status(if seen.path == "/bad" { 500 } else { 200 }));
+    let of = |id: &str, types: &str| subscription(id, &receiver.url(&format!("/{id}")), &[types]);
+    put(&world, &[of("bad", "bad.*"), of("good", "good.*")]);
+    let mut process = world.spawn("run", &["--retry-schedule", "30s,30s,30s"]);
+    process.wait_ready();
+    let tier = world.topics.retry(world.tiers[0]);
+    world.produce_events((0..5).map(|n| ("k", event(&format!("b{n}"), "bad.one", "1"))));
+    wait_for_records(&world, &tier, 5);
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let deleted = runtime.block_on(admin.delete_topics(&[&tier], &AdminOptions::new()));
+    assert!(deleted.unwrap()[0].is_ok());
+    let line = process.wait_for_line("LOST: retries", LATER);
+    assert!(line.contains(&tier), "{line}");
+    let lost = format!(r#"hookstream_lost_offsets_total{{topic="{tier}"}}"#);
+    assert!(process.metric(&lost).is_some_and(|lost| lost >= 5.0));
+
+    // Others go on; a retry waits for the topic, and is written when it is back.
+    world.produce_event("k", &[], event("g1", "good.one", "1"));
+    world.produce_event("k", &[], event("b5", "bad.one", "1"));
+    receiver.wait_until("the good one has its event", LATER, |seen| {
+        seen.iter().any(|seen| seen.path == "/good")
+    });
+    world.create_topic(&tier, 1, &[("message.timestamp.type", "LogAppendTime")]);
+    let records = wait_for_records(&world, &tier, 1);
+    assert_eq!(records[0].header("hs-event-id"), Some("b5"));
+    receiver.wait_until("its retry is sent", LATER, |seen| {
+        seen.iter()
+            .any(|seen| seen.header("hookstream-attempt") == Some("2"))
+    });
+    assert_eq!(process.exited(), None, "nothing was restarted");
 }

@@ -1057,9 +1057,13 @@ async fn a_subscriber_that_hangs_holds_no_stream_of_another() {
             tokio::spawn(async move { client.post(request, within(LONG)).await })
         })
         .collect();
-    while server.accepted() < 11 {
-        tokio::task::yield_now().await;
-    }
+    let all_hang = async {
+        while server.accepted() < 11 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let all_hang = tokio::time::timeout(LONG / 2, all_hang).await;
+    assert!(all_hang.is_ok(), "{} connections", server.accepted());
     let before = server.accepted();
     for _ in 0..50 {
         let answer = client.post(to(&url, "well"), within(LONG / 2)).await;

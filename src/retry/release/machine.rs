@@ -101,14 +101,16 @@ impl Machine {
     }
 
     /// Reading goes on at `to` instead of `from`. Behind deleted records, what is held moves as before. A topic that
-    /// ends before what was read was truncated or made again: what is held is not in it, or is polled again. Give up a
-    /// batch with records of it before.
-    pub fn gap(&mut self, at: TierPartition, from: Position, to: Position) {
-        if to < from
-            && let Some(buffer) = self.owned.get_mut(&at)
-        {
-            buffer.clear();
-        }
+    /// ends before what was read, at `end`, was truncated or made again: what is held is polled again, or is not in it any
+    /// more. Returns how many records are lost that way. Give up a batch with records of it before.
+    pub fn gap(&mut self, at: TierPartition, from: Position, to: Position, end: Position) -> u64 {
+        let Some(buffer) = self.owned.get_mut(&at).filter(|_| to < from) else {
+            return 0;
+        };
+        let gone = |record: &&HeldRecord| record.offset.0 >= end.0;
+        let lost = buffer.records.iter().filter(gone).count();
+        buffer.clear();
+        lost as u64
     }
 
     /// Whether records of the partition are taken. The client may still hold some of a partition that was given up.
@@ -341,11 +343,7 @@ impl Machine {
             }
             // Once the producer is renewed, the committed positions tell what became of it.
             TransactionEnd::Aborted | TransactionEnd::Fenced | TransactionEnd::Ambiguous => {
-                let from: Vec<_> = batch.portions.iter().map(|portion| portion.from).collect();
-                for at in &from {
-                    self.owned.entry(*at).and_modify(Buffer::clear);
-                }
-                Next::ReadAgain(from)
+                Next::Ask(batch.portions.iter().map(|portion| portion.from).collect())
             }
             TransactionEnd::TooLarge { .. } => {
                 self.gave_up(batch);
@@ -373,6 +371,20 @@ impl Machine {
             self.unwritable.failed(target, now);
         }
         Next::TooLarge(from)
+    }
+
+    /// The committed position of a partition after a batch that may have been committed: what is before it has moved. All
+    /// else is held as before and not read again, since its records may be deleted from the tier by now.
+    pub fn committed(&mut self, at: TierPartition, position: Position) {
+        if let Some(buffer) = self.owned.get_mut(&at) {
+            buffer.busy = false;
+            while let Some(first) = buffer.records.front()
+                && first.offset.0 < position.0
+            {
+                buffer.bytes -= first.weight();
+                buffer.records.pop_front();
+            }
+        }
     }
 
     /// A batch is committed: the partition that it has probed takes records again. Returns for how long it did not.

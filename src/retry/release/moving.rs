@@ -366,8 +366,8 @@ impl Release<'_> {
             .map_or_else(BatchError::end, |()| TransactionEnd::Committed);
         let next = self.machine.ended(&batch, end, ended);
         match (next, result) {
-            (Next::ReadAgain(partitions), Err(error)) => {
-                tracing::warn!("reading the tiers again from the committed positions: {error}");
+            (Next::Ask(partitions), Err(error)) => {
+                tracing::warn!("a batch may not be committed, asking for the positions: {error}");
                 if let Some(producer) = self.half(which).writer.producer() {
                     producer.renew()?;
                 }
@@ -375,7 +375,14 @@ impl Release<'_> {
                     .into_iter()
                     .map(|at| self.topics.topic_partition(at))
                     .collect();
-                member.rewind(&partitions)
+                for found in member.committed(&partitions)? {
+                    let at = &found.at;
+                    if let Some(from) = self.topics.tier_partition(&at.topic, at.partition) {
+                        let position = found.position.unwrap_or_default();
+                        self.machine.committed(from, position);
+                    }
+                }
+                Ok(())
             }
             (_, Err(BatchError::Failed(failure))) => Err(failure),
             (_, Err(error)) => Err(Failure::Internal(error.to_string())),

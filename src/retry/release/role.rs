@@ -105,7 +105,7 @@ impl Topics {
         }
     }
 
-    fn tier_partition(&self, topic: &str, partition: i32) -> Option<TierPartition> {
+    pub(super) fn tier_partition(&self, topic: &str, partition: i32) -> Option<TierPartition> {
         let tier = self.tiers.iter().position(|name| &**name == topic)?;
         Some(TierPartition { tier, partition })
     }
@@ -233,11 +233,20 @@ impl Release<'_> {
                     metrics.lost_offsets(&gap.at.topic, gap.lost());
                     let at = &gap.at;
                     if let Some(at) = self.topics.tier_partition(&at.topic, at.partition) {
-                        if gap.lost() == 0 {
+                        if gap.is_restart() {
                             self.end_batches_of(member, &[at])?;
                         }
                         self.passed.remove(&at);
-                        self.machine.gap(at, gap.from, gap.to);
+                        let dropped = self.machine.gap(at, gap.from, gap.to, gap.end);
+                        metrics.lost_offsets(&gap.at.topic, dropped);
+                        if dropped > 0 {
+                            tracing::error!(
+                                topic = &*gap.at.topic,
+                                partition = gap.at.partition,
+                                dropped,
+                                "LOST: retries of a topic that was truncated, deleted or recreated"
+                            );
+                        }
                     }
                     return Ok(());
                 }

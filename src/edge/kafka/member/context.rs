@@ -45,6 +45,11 @@ impl MemberContext {
             .pop_front()
     }
 
+    pub(super) fn take_refused(&self) -> Vec<(TopicPartition, KafkaError)> {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *refused)
+    }
+
     pub(super) fn push_event(&self, event: Event) {
         self.events
             .lock()

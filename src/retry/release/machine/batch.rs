@@ -240,8 +240,8 @@ pub enum Flow {
 pub enum Next {
     /// Its records have moved.
     Continue,
-    /// Renew the producer, and read these partitions again from their committed positions.
-    ReadAgain(Vec<TierPartition>),
+    /// Renew the producer, and tell the committed positions of these partitions with [`super::Machine::committed`].
+    Ask(Vec<TierPartition>),
     /// Nothing has moved, and nothing was committed: the records are tried again.
     TryAgain,
     /// The record at the head of this partition is too large for where it goes: it is tried again every
