@@ -327,7 +327,7 @@ mod tests {
                 .any(|effect| matches!(effect, Effect::Parked(ParkReason::Paused))),
             "its commands wait"
         );
-        let written = |effect: &Effect<_>| matches!(effect, Effect::Write(Outcome::Tier(..)));
+        let written = |effect: &Effect<_>| matches!(effect, Effect::Write(_, Outcome::Tier(..)));
         assert_eq!(effects.iter().filter(|effect| written(effect)).count(), 1);
     }
 }
