@@ -854,7 +854,9 @@ fn an_address_that_a_lookup_denies_costs_one_attempt_until_the_schedule_ends() {
         assert_eq!(sim.in_flight.len(), 1, "attempt {attempt}");
         sim.end(0, Response::None(Class::Egress), false);
         match &sim.outcomes[..] {
-            [(_, Outcome::Tier(..))] => assert!(attempt < SCHEDULE.len(), "a fifth attempt follows"),
+            [(_, Outcome::Tier(..))] => {
+                assert!(attempt < SCHEDULE.len(), "a fifth attempt follows")
+            }
             [(_, Outcome::DeadLetter(_, info))] => {
                 assert_eq!(attempt, SCHEDULE.len(), "dead after an early attempt");
                 assert_eq!(info.reason, Reason::EgressDenied);
