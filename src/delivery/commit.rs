@@ -18,9 +18,10 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, TopicPartition};
 use crate::edge::kafka::producer::{BatchError, Record};
 use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
+use crate::edge::kafka::subscription_cache::Known;
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
-use crate::model::subscription::{State, Subscription, with_state};
+use crate::model::subscription::{Decider, Decision, Subscription};
 use crate::model::window::Snapshot;
 use crate::runtime::metrics::TransactionalRole;
 
@@ -293,37 +294,30 @@ impl Delivery<'_> {
         })
     }
 
-    /// Disables a subscription, unless it has changed since that decision.
+    /// Writes the decision to disable a subscription. It names what it was made on, so an apply or a resume that comes
+    /// first, or at the same time, prevails, whatever this replica has read of it.
     fn write_disabled(
         &mut self,
         decided_on: &Arc<Subscription>,
         tag: usize,
     ) -> Result<(), BatchError> {
         let id = &*decided_on.id;
-        let Some(record) = self.context.table.record_of(decided_on) else {
+        let now = self.context.table.get(id);
+        if !matches!(now, Known::Valid(now) if now.source == decided_on.source) {
             tracing::info!(
                 subscription = id,
                 "not disabled: the subscription has changed"
             );
             return Ok(());
-        };
-        let disabled = match with_state(&record, State::Disabled) {
-            Ok(disabled) => disabled,
-            Err(error) => {
-                tracing::error!(
-                    subscription = id,
-                    "cannot disable the subscription: {error}"
-                );
-                return Ok(());
-            }
-        };
+        }
+        let key = Decider::Hookstream.key(id);
+        let value = Decision::gone(decided_on, clock::now()).to_json();
         let topic = self.context.settings.topics.subscriptions();
-        let (key, value) = (Some(id.as_bytes()), Some(disabled.as_slice()));
         self.producer.send(Record {
             topic: &topic,
-            partition: None,
-            key,
-            value,
+            partition: decided_on.source.partition,
+            key: Some(key.as_bytes()),
+            value: Some(&value),
             headers: OwnedHeaders::new(),
             tag,
         })

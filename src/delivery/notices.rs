@@ -56,10 +56,6 @@ pub(super) fn log_notice(metrics: &DeliveryMetrics, notice: Notice) {
             tracing::info!(%subscription, %subscriber, "breaker closed");
             metrics.breaker_open(&subscriber, &subscription, false);
         }
-        Notice::BreakerMoved {
-            subscription,
-            subscriber,
-        } => metrics.breaker_open(&subscriber, &subscription, true),
         Notice::BreakerForgotten {
             subscription,
             subscriber,

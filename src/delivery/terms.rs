@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::partition::env::{Standing, Subscriptions, Terms};
+use super::partition::env::{NoTerms, Standing, Subscriptions, Terms};
 use super::partition::lane::{Limits, Rate};
 use super::request::Target;
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::kafka::subscription_cache::SubscriptionCache;
+use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::subscription::{State, Subscription};
 
 /// Looks up subscriptions for one worker.
@@ -49,18 +49,24 @@ impl Subscriptions for Directory {
         self.table.version()
     }
 
-    fn terms(&self, id: &str) -> Option<Terms<Rc<Target>>> {
+    fn terms(&self, id: &str, subscriber: &str) -> Result<Terms<Rc<Target>>, NoTerms> {
         const MISSING_SECRET: Duration = Duration::from_secs(10);
         const SECRET_FILE: Duration = Duration::from_secs(60);
-        let subscription = self.table.get(id)?;
+        let subscription = match self.table.get(id) {
+            Known::Valid(subscription) if *subscription.subscriber == *subscriber => subscription,
+            Known::Valid(subscription) => {
+                return Err(NoTerms::Foreign(subscription.subscriber.clone()));
+            }
+            Known::Invalid => return Err(NoTerms::Invalid),
+            Known::Missing => return Err(NoTerms::Missing),
+        };
         let standing = self.standing(&subscription);
         let valid_for = match &standing {
             Standing::Waiting => Some(MISSING_SECRET),
             Standing::Open(target) if target.reads_files() => Some(SECRET_FILE),
             Standing::Open(_) | Standing::Disabled | Standing::Denied(_) => None,
         };
-        Some(Terms {
-            subscriber: Arc::from(&*subscription.subscriber),
+        Ok(Terms {
             standing,
             limits: limits(&subscription, &self.settings),
             order: subscription.order,

@@ -38,5 +38,6 @@ mod services;
 mod skipped;
 #[cfg(feature = "otlp")]
 mod spans;
+mod states;
 mod support;
 mod trace;

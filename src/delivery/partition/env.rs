@@ -41,8 +41,6 @@ pub enum Standing<E> {
 /// The terms of a subscription.
 #[derive(Clone, Debug)]
 pub struct Terms<E> {
-    /// Its subscriber.
-    pub subscriber: Arc<str>,
     /// Whether it accepts commands.
     pub standing: Standing<E>,
     /// The limits of its lane.
@@ -54,14 +52,28 @@ pub struct Terms<E> {
     pub valid_for: Option<Duration>,
 }
 
+/// Why there are no terms for a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoTerms {
+    /// The subscription does not exist.
+    Missing,
+    /// It belongs to this subscriber, not to the command's: it was deleted and created again.
+    Foreign(Box<str>),
+    /// It exists, but its only record is invalid: its commands wait.
+    Invalid,
+}
+
 /// Subscription lookups of the state machine.
 pub trait Subscriptions {
     /// The endpoint type of attempts.
     type Endpoint: Endpoint;
     /// Changes whenever a subscription does.
     fn version(&self) -> u64;
-    /// The current terms of a subscription; `None` when it does not exist.
-    fn terms(&self, id: &str) -> Option<Terms<Self::Endpoint>>;
+    /// The current terms of a subscription for the commands of a subscriber.
+    ///
+    /// # Errors
+    /// Why there are none.
+    fn terms(&self, id: &str, subscriber: &str) -> Result<Terms<Self::Endpoint>, NoTerms>;
 }
 
 /// The environment of one event.
