@@ -7,7 +7,7 @@
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
-//! | [`outage`], [`top_subscribers`], `busy`, `recommit`, P | egress outages, labels, load, commits to repeat |
+//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `too_large`, P | egress outages, labels, load, commits to repeat, outcomes that are refused |
 
 mod attempt_log;
 mod busy;
@@ -16,6 +16,7 @@ mod look_ahead;
 mod messages;
 pub mod metrics;
 mod notices;
+mod open_breakers;
 pub mod outage;
 pub mod partition;
 mod recommit;
@@ -25,6 +26,7 @@ mod secrets;
 mod sending;
 pub mod signing;
 mod terms;
+mod too_large;
 pub mod top_subscribers;
 mod worker;
 mod workers;
