@@ -7,7 +7,7 @@
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
-//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `too_large`, P | egress outages, labels, load, commits to repeat, outcomes that are refused |
+//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, P | egress outages, labels, load, commits to repeat |
 
 mod attempt_log;
 mod busy;
@@ -26,7 +26,6 @@ mod secrets;
 mod sending;
 pub mod signing;
 mod terms;
-mod too_large;
 pub mod top_subscribers;
 mod worker;
 mod workers;

@@ -12,7 +12,6 @@ use super::messages::{Message, PartitionState, WorkerState};
 use super::outage::{Health, Step};
 use super::partition::effect::Outcome;
 use super::role::Delivery;
-use super::too_large::{Instead, Refused, dead_letter_envelope, instead};
 use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
@@ -20,7 +19,7 @@ use crate::edge::kafka::member::{Commit, TopicPartition};
 use crate::edge::kafka::producer::{BatchError, Record};
 use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
 use crate::edge::kafka::subscription_cache::Known;
-use crate::model::command::Command;
+use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::subscription::{Decider, Decision, Subscription};
 use crate::model::window::Snapshot;
@@ -166,9 +165,10 @@ impl Delivery<'_> {
             }
             Err(BatchError::Failed(failure)) => Err(failure),
             Err(BatchError::TooLarge { tag }) if self.one_by_one => {
-                self.producer.renew()?;
-                self.kept = self.without_too_large(outcomes, tag)?;
-                Ok(false)
+                let what = outcomes.get(tag).map_or(-1, |(partition, _)| *partition);
+                Err(Failure::Internal(format!(
+                    "an outcome of partition {what} is larger than its topic allows; `hookstream topics check` names the topic whose max.message.bytes is too small"
+                )))
             }
             Err(BatchError::TooLarge { .. }) => {
                 tracing::warn!(
@@ -184,65 +184,6 @@ impl Delivery<'_> {
                 self.producer.renew()?;
                 self.keep_unless_durable(outcomes, wanted)
             }
-        }
-    }
-
-    /// Replaces the outcome that its topic refuses by one that can be written.
-    fn without_too_large(
-        &self,
-        mut outcomes: Vec<(i32, Outcome)>,
-        tag: usize,
-    ) -> Result<Vec<(i32, Outcome)>, Failure> {
-        if tag >= outcomes.len() {
-            return Err(Failure::Internal(format!(
-                "outcome {tag} of {} is too large",
-                outcomes.len()
-            )));
-        }
-        let (partition, outcome) = outcomes.remove(tag);
-        let commands = self.context.settings.topics.commands();
-        let topic = self.topic_of(&outcome);
-        tracing::error!(
-            topic,
-            partition,
-            "an outcome is larger than max.message.bytes of its topic allows; `hookstream topics check` prints the command that raises it"
-        );
-        let before = outcome.weight();
-        let refused = Refused {
-            commands: &commands,
-            partition,
-            topic: &topic,
-            now: clock::now(),
-        };
-        let outcome = match instead(outcome, refused) {
-            Instead::Nothing => return Ok(outcomes),
-            Instead::Write(outcome) => outcome,
-            Instead::Impossible => {
-                return Err(Failure::Internal(format!(
-                    "{topic} takes no record at all: raise its max.message.bytes"
-                )));
-            }
-        };
-        // What is held until the outcome is durable has changed.
-        if let (Some(owned), Some(before), Some(after)) =
-            (self.partitions.get(&partition), before, outcome.weight())
-        {
-            owned.load.add(after);
-            owned.load.sub(1, before);
-        }
-        outcomes.insert(tag, (partition, outcome));
-        Ok(outcomes)
-    }
-
-    /// The topic that an outcome is written to.
-    fn topic_of(&self, outcome: &Outcome) -> String {
-        let settings = &self.context.settings;
-        let topics = &settings.topics;
-        match outcome {
-            Outcome::Tier(tier, _) => settings.retry_topics()[*tier].clone(),
-            Outcome::DeadLetter(..) => topics.dead_letters(),
-            Outcome::Invalid(_) => topics.invalid_events(),
-            Outcome::Disable(_) => topics.subscriptions(),
         }
     }
 
@@ -304,10 +245,12 @@ impl Delivery<'_> {
                     tag,
                 )?,
                 Outcome::DeadLetter(command, info) => {
-                    let headers = info.headers().iter().fold(
-                        command_headers(&dead_letter_envelope(command)),
-                        |headers, (name, value)| with_header(headers, name, value),
-                    );
+                    let headers = info
+                        .headers()
+                        .iter()
+                        .fold(dead_letter_headers(command), |headers, (name, value)| {
+                            with_header(headers, name, value)
+                        });
                     self.write_command(&dead_letters, command, headers, tag)?;
                 }
                 Outcome::Invalid(record) => self.write_invalid(record, tag)?,
@@ -394,4 +337,14 @@ impl Delivery<'_> {
         metrics.stalled(state.partition, state.stalled);
         metrics.runnable_commands(state.partition, state.runnable);
     }
+}
+
+fn dead_letter_headers(command: &Command) -> OwnedHeaders {
+    // The dead letter's own first-failure header replaces the command's, and a replay gets a new sequence.
+    command_headers(&Envelope {
+        first_failure: None,
+        sequence: None,
+        cluster: None,
+        ..command.envelope()
+    })
 }

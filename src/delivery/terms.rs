@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::partition::env::{NoTerms, Standing, Subscriptions, Terms};
+use super::partition::env::{Standing, Subscriptions, Terms, Unavailable};
 use super::partition::lane::{Limits, Rate};
 use super::request::Target;
 use crate::config::Settings;
@@ -49,29 +49,30 @@ impl Subscriptions for Directory {
         self.table.version()
     }
 
-    fn terms(&self, id: &str, subscriber: &str) -> Result<Terms<Rc<Target>>, NoTerms> {
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
+        match self.table.get(id) {
+            Known::Valid(found) if *found.subscriber == *subscriber => Ok(found),
+            Known::Valid(found) => Err(Unavailable::Foreign(found.subscriber.clone())),
+            Known::Invalid => Err(Unavailable::Invalid),
+            Known::Missing => Err(Unavailable::Missing),
+        }
+    }
+
+    fn terms(&self, subscription: &Arc<Subscription>) -> Terms<Rc<Target>> {
         const MISSING_SECRET: Duration = Duration::from_secs(10);
         const SECRET_FILE: Duration = Duration::from_secs(60);
-        let subscription = match self.table.get(id) {
-            Known::Valid(subscription) if *subscription.subscriber == *subscriber => subscription,
-            Known::Valid(subscription) => {
-                return Err(NoTerms::Foreign(subscription.subscriber.clone()));
-            }
-            Known::Invalid => return Err(NoTerms::Invalid),
-            Known::Missing => return Err(NoTerms::Missing),
-        };
-        let standing = self.standing(&subscription);
+        let standing = self.standing(subscription);
         let valid_for = match &standing {
             Standing::Waiting => Some(MISSING_SECRET),
             Standing::Open(target) if target.reads_files() => Some(SECRET_FILE),
             Standing::Open(_) | Standing::Disabled | Standing::Denied(_) => None,
         };
-        Ok(Terms {
+        Terms {
             standing,
-            limits: limits(&subscription, &self.settings),
+            limits: limits(subscription, &self.settings),
             order: subscription.order,
             valid_for,
-        })
+        }
     }
 }
 

@@ -7,11 +7,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
 use crate::scene::{
-    LATER, alter_topic, body, dead_letters, event, put, start, subscription, wait_for_dead_letters,
-    wait_for_records, wait_until_done, with, world,
+    LATER, alter_topic, body, event, put, start, subscription, wait_for_records, wait_until_done,
+    with, world,
 };
 use crate::support::{
-    Answer, Broker, Isolation, Receiver, Record, SOON, World, eventually_true, run_to_end,
+    Broker, Isolation, Receiver, Record, SOON, World, eventually_true, run_to_end,
 };
 
 #[test]
@@ -313,79 +313,6 @@ fn an_event_whose_command_is_too_large_for_its_topic_does_not_stop_the_others() 
         process.metric(r#"hookstream_events_total{result="invalid"}"#),
         Some(1.0)
     );
-}
-
-/// An operator may lower the limit of a topic: the command comes to an end all the same, and holds up no other.
-#[test]
-fn an_outcome_that_its_topic_refuses_goes_to_the_next_one() {
-    let world = world("refused-outcomes");
-    let receiver = Receiver::start(|seen| match seen.path.as_str() {
-        "/fails" if seen.attempt <= 2 => Answer::status(500),
-        _ => Answer::ok(),
-    });
-    put(
-        &world,
-        &[
-            subscription("fails", &receiver.url("/fails"), &["big.*"]),
-            subscription("works", &receiver.url("/works"), &["small.*"]),
-        ],
-    );
-    let limit = [("max.message.bytes", "20000")];
-    for tier in &world.tiers {
-        alter_topic(&world, &world.topics.retry(*tier), &limit);
-    }
-    let mut process = start(&world, &[]);
-    let noise: String = std::iter::repeat_with(fastrand::alphanumeric)
-        .take(100_000)
-        .collect();
-    let big = |id: &str| event(id, "big.created", &format!(r#""{noise}""#));
-    world.produce_event("k", &[], big("1"));
-    world.produce_event("k", &[], event("2", "small.created", "2"));
-    let letters = wait_for_dead_letters(&world, 1);
-    assert_eq!(letters[0]["reason"], "too-large");
-    let error = letters[0]["error"].as_str().unwrap();
-    assert!(
-        error.contains("max.message.bytes") && error.contains("retry"),
-        "{error}"
-    );
-    wait_until_done(&world);
-    assert_eq!(receiver.seen_at("/works").len(), 1);
-
-    // The dead-letter topic too.
-    alter_topic(&world, &world.topics.dead_letters(), &limit);
-    world.produce_event("k", &[], big("3"));
-    world.produce_event("k", &[], event("4", "small.created", "4"));
-    let kept = wait_for_records(&world, &world.topics.invalid_events(), 1);
-    assert_eq!(kept[0].header("hs-event-id"), Some("3"));
-    assert_eq!(kept[0].header("hs-reason"), Some("too-large"));
-    assert!(
-        kept[0]
-            .header("hookstream-error")
-            .unwrap()
-            .contains("max.message.bytes")
-    );
-    assert_eq!(
-        kept[0].value.as_deref(),
-        Some(body("big.created", &format!(r#""{noise}""#)).as_bytes())
-    );
-    wait_until_done(&world);
-    assert_eq!(receiver.seen_at("/works").len(), 2);
-    assert!(process.exited().is_none(), "the roles go on");
-
-    // With the limits as they were, the dead letter is whole.
-    for topic in world.tiers.iter().map(|tier| world.topics.retry(*tier)) {
-        alter_topic(
-            &world,
-            &topic,
-            &[("message.timestamp.type", "LogAppendTime")],
-        );
-    }
-    let replayed = world.run(&["replay", "--dead-letters", "--yes"], "");
-    assert_eq!(replayed.code, 0, "{}", replayed.stderr);
-    wait_until_done(&world);
-    assert!(dead_letters(&world).is_empty());
-    let seen = receiver.seen_at("/fails");
-    assert_eq!(seen.last().unwrap().header("hookstream-attempt"), Some("2"));
 }
 
 #[test]

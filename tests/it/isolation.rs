@@ -489,6 +489,8 @@ fn many_open_breakers_are_counted_and_few_are_shown() {
     assert_eq!(series(), 5);
     process.wait_for_line("breakers opened suppressed=", LATER);
     works.store(true, Ordering::SeqCst);
+    // What the probes send.
+    world.produce_event("k", &[], event("2", "order.created", "2"));
     eventually_true("all breakers are closed", LATER, || {
         process.metric("hookstream_breakers_open") == Some(0.0)
     });

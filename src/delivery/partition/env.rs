@@ -52,10 +52,10 @@ pub struct Terms<E> {
     pub valid_for: Option<Duration>,
 }
 
-/// Why there are no terms for a command.
+/// Why there is no subscription for a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoTerms {
-    /// The subscription does not exist.
+pub enum Unavailable {
+    /// It does not exist.
     Missing,
     /// It belongs to this subscriber, not to the command's: it was deleted and created again.
     Foreign(Box<str>),
@@ -69,11 +69,13 @@ pub trait Subscriptions {
     type Endpoint: Endpoint;
     /// Changes whenever a subscription does.
     fn version(&self) -> u64;
-    /// The current terms of a subscription for the commands of a subscriber.
+    /// A subscription, for the commands of a subscriber. Another [`Arc`] whenever it changes.
     ///
     /// # Errors
-    /// Why there are none.
-    fn terms(&self, id: &str, subscriber: &str) -> Result<Terms<Self::Endpoint>, NoTerms>;
+    /// Why there is none.
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable>;
+    /// The current terms of a subscription.
+    fn terms(&self, subscription: &Arc<Subscription>) -> Terms<Self::Endpoint>;
 }
 
 /// The environment of one event.

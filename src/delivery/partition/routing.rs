@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::counts::AttemptCounts;
 use super::effect::{Effect, Outcome};
-use super::env::{Endpoint, NoTerms, Standing, Subscriptions};
+use super::env::{Endpoint, Standing, Subscriptions, Unavailable};
 use super::event::{Incoming, LaneId};
 use super::lane::{Full, Lane, Slowness};
 use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
@@ -95,7 +95,7 @@ impl<E: Endpoint> Partition<E> {
         let id = match self.lane_of(&taken.command, step) {
             Ok(id) => id,
             Err(why) => {
-                self.without_terms(taken, why, step);
+                self.unavailable(taken, why, step);
                 return None;
             }
         };
@@ -175,17 +175,17 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// Handles a command that has no subscription, or not a known one.
-    fn without_terms<S: Subscriptions<Endpoint = E>>(
+    fn unavailable<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
-        why: NoTerms,
+        why: Unavailable,
         step: &mut Step<'_, S>,
     ) {
         let id = &taken.command.subscription;
         let error = match why {
-            NoTerms::Invalid => return self.park(taken, ParkReason::Paused, None, step),
-            NoTerms::Missing => format!("the subscription {id} does not exist"),
-            NoTerms::Foreign(owner) => format!(
+            Unavailable::Invalid => return self.park(taken, ParkReason::Paused, None, step),
+            Unavailable::Missing => format!("the subscription {id} does not exist"),
+            Unavailable::Foreign(owner) => format!(
                 "the subscription {id} belongs to {owner}, not to {}: it was deleted and created again for another subscriber",
                 taken.command.subscriber
             ),
@@ -307,7 +307,7 @@ impl<E: Endpoint> Partition<E> {
         &mut self,
         command: &Command,
         step: &mut Step<'_, S>,
-    ) -> Result<LaneId, NoTerms> {
+    ) -> Result<LaneId, Unavailable> {
         let subscription = &*command.subscription;
         if let Some(&id) = self.by_subscription.get(subscription)
             && self.refresh(id, step)
@@ -316,13 +316,14 @@ impl<E: Endpoint> Partition<E> {
             return if *entry.subscriber == *command.subscriber {
                 Ok(id)
             } else {
-                Err(NoTerms::Foreign((&*entry.subscriber).into()))
+                Err(Unavailable::Foreign((&*entry.subscriber).into()))
             };
         }
         let now = step.env.now;
         let version = step.env.subscriptions.version();
         let subscriber = &*command.subscriber;
-        let terms = step.env.subscriptions.terms(subscription, subscriber)?;
+        let current = step.env.subscriptions.get(subscription, subscriber)?;
+        let terms = step.env.subscriptions.terms(&current);
         let id = self.next_lane;
         self.next_lane += 1;
         let name: Rc<str> = Rc::from(subscription);
@@ -364,13 +365,15 @@ impl<E: Endpoint> Partition<E> {
         if entry.version == version && holds {
             return true;
         }
-        let terms = match step.env.subscriptions.terms(&entry.name, &entry.subscriber) {
-            Ok(terms) => terms,
+        let current = step.env.subscriptions.get(&entry.name, &entry.subscriber);
+        let current = match current {
+            Ok(current) => current,
             Err(why) => {
                 self.remove_lane(id, &why, step);
                 return false;
             }
         };
+        let terms = step.env.subscriptions.terms(&current);
         entry.version = version;
         entry.valid_until = terms.valid_for.map(|time| now + time);
         entry.standing = terms.standing;
@@ -403,7 +406,7 @@ impl<E: Endpoint> Partition<E> {
     fn remove_lane<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
-        why: &NoTerms,
+        why: &Unavailable,
         step: &mut Step<'_, S>,
     ) {
         let Some(mut entry) = self.lanes.remove(&id) else {
@@ -412,7 +415,7 @@ impl<E: Endpoint> Partition<E> {
         self.forget_lane(&mut entry, step);
         self.by_subscription.remove(&entry.name);
         for taken in entry.take_all() {
-            self.without_terms(taken, why.clone(), step);
+            self.unavailable(taken, why.clone(), step);
         }
     }
 }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::Partition;
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
-use super::env::{Endpoint, Env, NoTerms, Rules, Standing, Subscriptions, Terms};
+use super::env::{Endpoint, Env, Rules, Standing, Subscriptions, Terms, Unavailable};
 use super::event::{AttemptEnd, Event, Found, Incoming, LaneId, LookAhead, UnderWay};
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
 use crate::model::breaker_rules::BreakerRules;
@@ -99,14 +99,18 @@ impl Subscriptions for Listed {
         self.version
     }
 
-    fn terms(&self, id: &str, subscriber: &str) -> Result<Terms<Peer>, NoTerms> {
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
         if self.invalid.contains(id) {
-            return Err(NoTerms::Invalid);
+            return Err(Unavailable::Invalid);
         }
-        let subscription = self.all.get(id).ok_or(NoTerms::Missing)?;
+        let subscription = self.all.get(id).ok_or(Unavailable::Missing)?;
         if *subscription.subscriber != *subscriber {
-            return Err(NoTerms::Foreign(subscription.subscriber.clone()));
+            return Err(Unavailable::Foreign(subscription.subscriber.clone()));
         }
+        Ok(Arc::clone(subscription))
+    }
+
+    fn terms(&self, subscription: &Arc<Subscription>) -> Terms<Peer> {
         let standing = match subscription.state {
             crate::model::subscription::State::Active => {
                 Standing::Open(Peer(Arc::clone(subscription)))
@@ -114,11 +118,11 @@ impl Subscriptions for Listed {
             crate::model::subscription::State::Paused => Standing::Waiting,
             crate::model::subscription::State::Disabled => Standing::Disabled,
         };
-        Ok(Terms {
+        Terms {
             standing,
             limits: Limits {
                 max_in_flight: 3,
-                rate: (id == "s3").then_some(Rate {
+                rate: (&*subscription.id == "s3").then_some(Rate {
                     per_second: 2.0,
                     burst: 2.0,
                 }),
@@ -133,7 +137,7 @@ impl Subscriptions for Listed {
             },
             order: subscription.order,
             valid_for: None,
-        })
+        }
     }
 }
 

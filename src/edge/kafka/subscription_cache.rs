@@ -80,7 +80,13 @@ impl SubscriptionCache {
         let change = fold.take(record);
         let index = || self.index.write().unwrap_or_else(PoisonError::into_inner);
         match change {
-            Change::Updated(subscription) => index().insert(subscription),
+            Change::Updated(subscription) => {
+                let known = self.index().get(&subscription.id).cloned();
+                if known.is_some_and(|known| Arc::ptr_eq(&known, &subscription)) {
+                    return;
+                }
+                index().insert(subscription);
+            }
             Change::Removed(id) => index().remove(&id),
             Change::Nothing => return,
             Change::Refused {

@@ -21,7 +21,7 @@ pub enum Reason {
     EgressDenied,
     /// There was no such subscription when the command came.
     SubscriptionMissing,
-    /// Its retry is larger than the retry topic allows.
+    /// The command would not fit the broker's message limit.
     TooLarge,
 }
 

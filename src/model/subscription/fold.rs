@@ -49,7 +49,7 @@ pub struct TopicRecord<'a> {
 /// What a record changes.
 #[derive(Debug)]
 pub enum Change {
-    /// The subscription is now this one. It may be equal to the previous one.
+    /// The subscription is now this one: the same [`Arc`] as before if nothing about it has changed.
     Updated(Arc<Subscription>),
     /// The subscription no longer exists.
     Removed(Box<str>),
@@ -137,6 +137,10 @@ impl Entry {
             self.resumed_at = self.resumed_at.max(timestamp);
             resumed_at = resumed_at.max(timestamp);
         }
+        let now = &applied.folded;
+        if now.state == state && now.resumed_at == resumed_at && now.source.version == version {
+            return Change::Updated(Arc::clone(now));
+        }
         let folded = Arc::make_mut(&mut applied.folded);
         folded.state = state;
         folded.resumed_at = resumed_at;
@@ -183,6 +187,10 @@ impl Fold {
         if before.is_some_and(|before| is_outdated(before, record)) {
             return Change::Nothing;
         }
+        let version = Version::of_applied(value, record.applied);
+        if before.is_some_and(|before| is_same(before, &version, record)) {
+            return self.again(id, record);
+        }
         let parsed = parse(record.key, value).and_then(|parsed| match before {
             Some(before) if before.folded.subscriber != parsed.subscriber => {
                 Err(SubscriptionError::SubscriberChanged {
@@ -202,7 +210,7 @@ impl Fold {
                 return refused(error, in_force);
             }
         };
-        subscription.source.applied = Version::of_applied(value, record.applied);
+        subscription.source.applied = version;
         subscription.source.partition = record.partition;
         let entry = self.entries.entry(id.into()).or_default();
         let was = entry.state();
@@ -212,6 +220,17 @@ impl Fold {
             timestamp: record.timestamp,
             folded: Arc::new(subscription),
         });
+        entry.fold(was, record.timestamp)
+    }
+
+    /// The record in force was written again.
+    fn again(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return Change::Nothing;
+        };
+        // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
+        entry.is_invalid = false;
+        let was = entry.state();
         entry.fold(was, record.timestamp)
     }
 
@@ -325,6 +344,12 @@ fn refused(error: SubscriptionError, in_force: bool) -> Change {
         in_force,
         updated: None,
     }
+}
+
+/// Whether `record` is the same version in the same partition.
+fn is_same(before: &Applied, version: &Version, record: &TopicRecord<'_>) -> bool {
+    let source = &before.folded.source;
+    source.applied == *version && source.partition == record.partition
 }
 
 /// Whether `record` is older than one of another partition: after partitions were added, a key may have records in two,

@@ -145,6 +145,28 @@ fn a_changed_record_is_in_the_state_that_it_says_and_an_unchanged_one_stays_as_d
     assert_eq!(topic.state(), State::Disabled);
 }
 
+/// Delivery makes nothing anew for a subscription that is the same.
+#[test]
+fn what_is_written_again_stays_the_same() {
+    let mut topic = Topic::default();
+    topic.apply(json!({}));
+    topic.operator(State::Paused);
+    let before = topic.now();
+    topic.apply(json!({}));
+    let decision = topic.log[1].1.clone();
+    topic.put("state/a", decision);
+    assert!(Arc::ptr_eq(&before, &topic.now()));
+    // Decided on the record alone, without the pause.
+    let gone = Decision {
+        version: before.source.applied.clone(),
+        ..topic.gone()
+    };
+    topic.decide(Decider::Hookstream, &gone);
+    assert!(Arc::ptr_eq(&before, &topic.now()));
+    topic.apply(json!({"max_in_flight": 3}));
+    assert!(!Arc::ptr_eq(&before, &topic.now()));
+}
+
 #[test]
 fn the_header_makes_the_same_document_another_version() {
     let mut fold = Fold::default();
