@@ -7,7 +7,7 @@
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
-//! | [`outage`], [`top_subscribers`], `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
+//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
 
 mod attempt_log;
 mod busy;
@@ -16,6 +16,7 @@ mod look_ahead;
 mod messages;
 pub mod metrics;
 mod notices;
+mod open_breakers;
 pub mod outage;
 mod outbox;
 mod outcome_records;

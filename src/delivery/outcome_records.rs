@@ -6,13 +6,14 @@ use rdkafka::message::OwnedHeaders;
 
 use super::partition::effect::Outcome;
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
-use crate::edge::kafka::subscription_cache::SubscriptionCache;
+use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::partitioner::key_hash;
-use crate::model::subscription::{State, Subscription, with_state};
+use crate::model::subscription::{Decider, Decision, Subscription};
 
 /// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions.
 pub(super) struct OutcomeTopics(Vec<Arc<str>>);
@@ -113,7 +114,8 @@ fn write_command(
     })
 }
 
-/// Disables a subscription, unless it has changed since that decision.
+/// Writes the decision to disable a subscription. It names what it was made on, so an apply or a resume that comes first,
+/// or at the same time, prevails, whatever this replica has read of it.
 fn write_disabled(
     producer: &mut Producer,
     decided_on: &Arc<Subscription>,
@@ -121,28 +123,21 @@ fn write_disabled(
     table: &SubscriptionCache,
 ) -> Result<(), BatchError> {
     let id = &*decided_on.id;
-    let Some(record) = table.record_of(decided_on) else {
+    let now = table.get(id);
+    if !matches!(now, Known::Valid(now) if now.source == decided_on.source) {
         tracing::info!(
             subscription = id,
             "not disabled: the subscription has changed"
         );
         return Ok(());
-    };
-    let disabled = match with_state(&record, State::Disabled) {
-        Ok(disabled) => disabled,
-        Err(error) => {
-            tracing::error!(
-                subscription = id,
-                "cannot disable the subscription: {error}"
-            );
-            return Ok(());
-        }
-    };
+    }
+    let key = Decider::Hookstream.key(id);
+    let value = Decision::gone(decided_on, clock::now()).to_json();
     producer.send(Record {
         topic: to.topic,
-        partition: to.partition,
-        key: Some(id.as_bytes()),
-        value: Some(disabled.as_slice()),
+        partition: decided_on.source.partition,
+        key: Some(key.as_bytes()),
+        value: Some(&value),
         headers: OwnedHeaders::new(),
         tag: to.tag,
     })

@@ -92,6 +92,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
     };
     // Series of an earlier run within this process.
     metrics.forget_subscriber_attempts();
+    metrics.reset_breakers(settings.lag_top);
     metrics.systemic_failure().set(0);
     context.ready();
     let result = delivery.go();

@@ -4,13 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::partition::env::{Standing, Subscriptions, Terms};
+use super::partition::env::{Standing, Subscriptions, Terms, Unavailable};
 use super::partition::lane::{Limits, Rate};
 use super::request::Target;
 use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::kafka::subscription_cache::SubscriptionCache;
+use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::subscription::{State, Subscription};
 
 /// Looks up subscriptions for one worker.
@@ -97,8 +97,13 @@ impl Subscriptions for Directory {
         self.table.version()
     }
 
-    fn get(&self, id: &str) -> Option<Arc<Subscription>> {
-        self.table.get(id)
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
+        match self.table.get(id) {
+            Known::Valid(found) if *found.subscriber == *subscriber => Ok(found),
+            Known::Valid(found) => Err(Unavailable::Foreign(found.subscriber.clone())),
+            Known::Invalid => Err(Unavailable::Invalid),
+            Known::Missing => Err(Unavailable::Missing),
+        }
     }
 
     fn terms(
@@ -108,7 +113,6 @@ impl Subscriptions for Directory {
     ) -> Terms<Rc<Target>> {
         let (standing, valid_for) = self.standing(subscription, before);
         Terms {
-            subscriber: Arc::from(&*subscription.subscriber),
             standing,
             limits: limits(subscription, &self.settings),
             order: subscription.order,
@@ -147,6 +151,7 @@ mod tests {
     use crate::edge::clock;
     use crate::model::command::{Command, tests::sample};
     use crate::model::outcome::ParkReason;
+    use crate::model::subscription::TopicRecord;
     use crate::model::units::{Offset, Position};
     use crate::model::window::Window;
 
@@ -198,9 +203,14 @@ mod tests {
                 "secrets": [secret], "state": state,
             });
             let (key, value) = (Some(id.as_bytes()), record.to_string());
-            self.directory
-                .table
-                .apply(key, Some(value.as_bytes()), &self.invalid);
+            let record = TopicRecord {
+                key,
+                value: Some(value.as_bytes()),
+                applied: None,
+                partition: None,
+                timestamp: None,
+            };
+            self.directory.table.apply(&record, &self.invalid);
             assert_eq!(self.invalid.get(), 0, "{value}");
         }
 
@@ -233,6 +243,7 @@ mod tests {
         fn take(&mut self, id: &str) -> Vec<Effect<Rc<Target>>> {
             let command = Command {
                 subscription: id.into(),
+                subscriber: "acme".into(),
                 due: None,
                 enqueued: clock::now(),
                 ..sample()

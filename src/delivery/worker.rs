@@ -21,7 +21,7 @@ use super::attempt_log::{AttemptFacts, Entry, Notes};
 use super::look_ahead;
 use super::messages::{Load, Message, WorkerState};
 use super::metrics::DeliveryMetrics;
-use super::notices::{log_notice, log_outcome};
+use super::notices::Lines;
 use super::partition::Partition;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
@@ -38,7 +38,6 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::otlp::Tracer;
 use crate::model::attempt::Excerpt;
 use crate::model::outcome::{AttemptOutcome, Response};
-use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
 
@@ -145,8 +144,8 @@ struct Worker {
     epoch: u64,
     random: fastrand::Rng,
     pause: Option<Pause>,
-    /// Limits the log lines of dead letters.
-    dead_letter_lines: Throttle,
+    /// Limits log lines.
+    lines: Lines,
     next_ticket: Ticket,
     /// Log entries of attempts whose response body is still open: at most one per slot.
     unfinished_notes: Map<Ticket, Entry>,
@@ -177,7 +176,7 @@ impl Worker {
             epoch: 0,
             random: fastrand::Rng::new(),
             pause: None,
-            dead_letter_lines: Throttle::new(Duration::from_secs(1)),
+            lines: Lines::default(),
             next_ticket: 0,
             unfinished_notes: Map::default(),
             of_gone: Vec::new(),
@@ -341,7 +340,7 @@ impl Worker {
                     );
                 }
             }
-            Effect::Notice(notice) => log_notice(&self.around.metrics, notice),
+            Effect::Notice(notice) => self.lines.notice(&self.around.metrics, notice),
             Effect::Drained => {
                 let owned = self.partitions.get_mut(&owner.partition);
                 if let Some(done) = owned.and_then(|owned| owned.drained.take()) {
@@ -371,6 +370,7 @@ impl Worker {
     }
 
     fn tick(&mut self) {
+        self.lines.flush(&self.around.metrics, clock::instant());
         for number in self.numbers() {
             self.apply(number, Event::Tick);
         }
@@ -532,7 +532,7 @@ impl Worker {
     }
 
     fn write(&mut self, number: i32, offset: Option<Offset>, outcome: Outcome) {
-        log_outcome(&mut self.dead_letter_lines, &outcome);
+        self.lines.outcome(&outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
             owned.outcomes.push((offset, outcome));
         }

@@ -7,6 +7,7 @@
 //! | [`best_effort`] | records that may be lost |
 //! | [`log_reader`], [`ends`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
 //! | [`subscription_cache`] | the subscriptions, kept in memory |
+//! | [`subscription_log`] | the subscriptions, read once |
 //! | [`record`] | headers and commands as records |
 //! | [`watchdog`], `bootstrap` | calls that hang, clients that lost every broker |
 
@@ -24,6 +25,7 @@ pub mod pipeline;
 pub mod producer;
 pub mod record;
 pub mod subscription_cache;
+pub mod subscription_log;
 pub mod topics;
 pub mod wait;
 pub mod watchdog;

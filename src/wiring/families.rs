@@ -65,6 +65,7 @@ mod tests {
         lag.event_lag("topic", 0, 0);
         common.role_ready("fanout").set(0);
         common.role_restarts("fanout").reset();
+        metrics.reset_breakers(1);
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
         common.unwritable(TransactionalRole::Deliver, "topic", None, Duration::ZERO);

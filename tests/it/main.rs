@@ -40,6 +40,7 @@ mod services;
 mod skipped;
 #[cfg(feature = "otlp")]
 mod spans;
+mod states;
 mod support;
 mod trace;
 mod unwritable;

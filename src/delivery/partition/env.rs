@@ -59,8 +59,6 @@ impl<E> Standing<E> {
 /// The terms of a subscription.
 #[derive(Clone, Debug)]
 pub struct Terms<E> {
-    /// Its subscriber.
-    pub subscriber: Arc<str>,
     /// Whether it accepts commands.
     pub standing: Standing<E>,
     /// The limits of its lane.
@@ -72,15 +70,29 @@ pub struct Terms<E> {
     pub valid_for: Option<Duration>,
 }
 
+/// Why there is no subscription for a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// It does not exist.
+    Missing,
+    /// It belongs to this subscriber, not to the command's: it was deleted and created again.
+    Foreign(Box<str>),
+    /// It exists, but its only record is invalid: its commands wait.
+    Invalid,
+}
+
 /// Subscription lookups of the state machine.
 pub trait Subscriptions {
     /// The endpoint type of attempts.
     type Endpoint: Endpoint;
     /// Changes whenever a subscription does.
     fn version(&self) -> u64;
-    /// A subscription; `None` when it does not exist. Another [`Arc`] whenever the subscription changes, and only then:
+    /// A subscription, for the commands of a subscriber. Another [`Arc`] whenever the subscription changes, and only then:
     /// the terms of lanes whose subscription is the same are not asked for again.
-    fn get(&self, id: &str) -> Option<Arc<Subscription>>;
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable>;
     /// The current terms of a subscription; `before` is the endpoint in its former terms.
     fn terms(
         &self,

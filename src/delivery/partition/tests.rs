@@ -2,7 +2,7 @@
 //! all events, and the crate's invariants as assertions. A crash drops the machine at any step, with everything
 //! uncommitted, and restores it from the last snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::Partition;
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
-use super::env::{Endpoint, Env, Rules, Standing, Subscriptions, Terms};
+use super::env::{Endpoint, Env, Rules, Standing, Subscriptions, Terms, Unavailable};
 use super::event::{AttemptEnd, Event, Found, Incoming, LaneId, LookAhead, UnderWay};
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
 use crate::model::breaker_rules::BreakerRules;
@@ -51,11 +51,17 @@ impl Endpoint for Peer {
 #[derive(Default)]
 struct Listed {
     all: HashMap<String, Arc<Subscription>>,
+    /// Those whose only record is invalid.
+    invalid: HashSet<String>,
     version: u64,
 }
 
 impl Listed {
     fn put(&mut self, number: usize, order: Order, state: &str) {
+        self.put_for(number, &format!("owner{number}"), order, state);
+    }
+
+    fn put_for(&mut self, number: usize, subscriber: &str, order: Order, state: &str) {
         let id = format!("s{number}");
         let order = match order {
             Order::None => "none",
@@ -63,18 +69,26 @@ impl Listed {
             Order::Strict => "strict",
         };
         let record = serde_json::json!({
-            "id": id, "subscriber": format!("owner{number}"), "events": ["a"], "url": "https://example.com/",
+            "id": id, "subscriber": subscriber, "events": ["a"], "url": "https://example.com/",
             "order": order, "state": state,
         });
         let text = record.to_string();
         let parsed = parse(Some(id.as_bytes()), text.as_bytes()).unwrap();
+        self.invalid.remove(&id);
         self.all.insert(id, Arc::new(parsed));
         self.version += 1;
     }
 
     fn remove(&mut self, number: usize) {
         self.all.remove(&format!("s{number}"));
+        self.invalid.remove(&format!("s{number}"));
         self.version += 1;
+    }
+
+    /// As after a restart with an invalid record.
+    fn spoil(&mut self, number: usize) {
+        self.remove(number);
+        self.invalid.insert(format!("s{number}"));
     }
 }
 
@@ -85,12 +99,18 @@ impl Subscriptions for Listed {
         self.version
     }
 
-    fn get(&self, id: &str) -> Option<Arc<Subscription>> {
-        self.all.get(id).cloned()
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
+        if self.invalid.contains(id) {
+            return Err(Unavailable::Invalid);
+        }
+        let subscription = self.all.get(id).ok_or(Unavailable::Missing)?;
+        if *subscription.subscriber != *subscriber {
+            return Err(Unavailable::Foreign(subscription.subscriber.clone()));
+        }
+        Ok(Arc::clone(subscription))
     }
 
     fn terms(&self, subscription: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
-        let id = &*subscription.id;
         let standing = match subscription.state {
             crate::model::subscription::State::Active => {
                 Standing::Open(Peer(Arc::clone(subscription)))
@@ -99,11 +119,10 @@ impl Subscriptions for Listed {
             crate::model::subscription::State::Disabled => Standing::Disabled,
         };
         Terms {
-            subscriber: Arc::from(&*subscription.subscriber),
             standing,
             limits: Limits {
                 max_in_flight: 3,
-                rate: (id == "s3").then_some(Rate {
+                rate: (&*subscription.id == "s3").then_some(Rate {
                     per_second: 2.0,
                     burst: 2.0,
                 }),
@@ -661,6 +680,9 @@ enum Action {
     Resume(bool),
     Change(usize, Order, &'static str),
     Delete(usize),
+    /// Delete, and create again for another subscriber.
+    Move(usize),
+    Spoil(usize),
 }
 
 fn order() -> impl Strategy<Value = Order> {
@@ -702,6 +724,8 @@ fn change() -> impl Strategy<Value = Action> {
         30 => action(),
         1 => state.prop_map(|(one, state)| Action::Change(one, Order::None, state)),
         1 => (0..SUBSCRIPTIONS).prop_map(Action::Delete),
+        1 => (0..SUBSCRIPTIONS).prop_map(Action::Move),
+        1 => (0..SUBSCRIPTIONS).prop_map(Action::Spoil),
     ]
 }
 
@@ -767,6 +791,8 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
             }
             Action::Change(number, order, state) => sim.listed.put(number, order, state),
             Action::Delete(number) => sim.listed.remove(number),
+            Action::Move(number) => sim.listed.put_for(number, "other", Order::None, "active"),
+            Action::Spoil(number) => sim.listed.spoil(number),
         }
     }
     sim.settle();
@@ -868,4 +894,65 @@ fn an_address_that_a_lookup_denies_costs_one_attempt_until_the_schedule_ends() {
         sim.release(Duration::ZERO);
     }
     assert_eq!(sim.durable.dead.len(), 1);
+}
+
+/// Commands of a subscription that was created again for another subscriber are not sent to its endpoint.
+#[test]
+fn a_command_of_another_subscriber_becomes_a_dead_letter() {
+    let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
+    sim.produce(0, None);
+    sim.produce(0, None);
+    sim.take(1);
+    sim.listed.put_for(0, "other", Order::None, "active");
+    sim.take(1);
+    sim.dispatch();
+    assert!(
+        sim.in_flight.is_empty(),
+        "nothing is sent to another subscriber's endpoint"
+    );
+    let parked = |(_, outcome): &(_, Outcome)| matches!(outcome, Outcome::Tier(..));
+    assert!(
+        sim.outcomes.iter().all(parked),
+        "a young command waits: {:?}",
+        sim.outcomes
+    );
+    sim.commit();
+    sim.advance(Duration::from_secs(15));
+    sim.release(Duration::ZERO);
+    sim.take(2);
+    sim.dispatch();
+    assert!(sim.in_flight.is_empty());
+    assert_eq!(sim.outcomes.len(), 2);
+    for (_, outcome) in &sim.outcomes {
+        let Outcome::DeadLetter(_, info) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(info.reason, Reason::SubscriptionMissing);
+        assert!(
+            info.error.contains("other") && info.error.contains("owner0"),
+            "{}",
+            info.error
+        );
+    }
+}
+
+/// A subscription whose only record is invalid exists: its commands wait for a valid one.
+#[test]
+fn commands_of_an_unknown_subscription_wait() {
+    let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
+    sim.produce(0, None);
+    sim.listed.spoil(0);
+    sim.advance(Duration::from_secs(60));
+    for _ in 0..5 {
+        sim.take(4);
+        sim.dispatch();
+        sim.commit();
+        sim.advance(Duration::from_secs(700));
+        sim.release(Duration::ZERO);
+    }
+    assert!(sim.durable.dead.is_empty() && sim.in_flight.is_empty());
+    sim.listed.put(0, Order::None, "active");
+    sim.take(4);
+    sim.dispatch();
+    assert_eq!(sim.in_flight.len(), 1);
 }
