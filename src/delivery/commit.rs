@@ -130,6 +130,7 @@ impl Delivery<'_> {
             Ok(()) => true,
             Err(error) => {
                 self.recommit.begin(clock::instant());
+                self.note_eviction(&error);
                 tracing::warn!(
                     "committing positions: {error}; they are committed with the next ones"
                 );
@@ -180,6 +181,7 @@ impl Delivery<'_> {
             }
             Err(BatchError::Aborted(error)) => {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
+                self.note_eviction(&error);
                 self.producer.renew()?;
                 self.keep_unless_durable(outcomes, wanted)
             }

@@ -17,6 +17,7 @@ mod bad_input;
 mod credentials;
 mod demo;
 mod docs;
+mod drains;
 mod exact;
 mod faults;
 mod flows;

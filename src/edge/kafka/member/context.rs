@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -32,9 +32,24 @@ pub(super) struct MemberContext {
     pub(super) events: Mutex<VecDeque<Event>>,
     pub(super) closing: AtomicBool,
     pub(super) health: ClientHealth,
+    /// Set when the client has something to be polled, or may have.
+    pub(super) ready: Arc<AtomicBool>,
+    /// Set by each callback that a poll runs: there may be more behind it.
+    pub(super) called_back: AtomicBool,
 }
 
 impl MemberContext {
+    pub(super) fn new(purpose: &'static str, health: ClientHealth) -> Self {
+        Self {
+            log: LogContext::new(purpose),
+            events: Mutex::default(),
+            closing: AtomicBool::new(false),
+            health,
+            ready: Arc::new(AtomicBool::new(true)),
+            called_back: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn next_event(&self) -> Option<Event> {
         self.events
             .lock()
@@ -56,6 +71,7 @@ impl ClientContext for MemberContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.called_back.store(true, Ordering::Relaxed);
         if is_unreachable(&error) {
             self.health.disturb();
         }
@@ -63,6 +79,7 @@ impl ClientContext for MemberContext {
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
+        self.called_back.store(true, Ordering::Relaxed);
         self.health.read(statistics);
     }
 }
@@ -74,6 +91,7 @@ impl ConsumerContext for MemberContext {
         code: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
+        self.called_back.store(true, Ordering::Relaxed);
         let assigning = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(Ordering::Relaxed) {
             // The final commit is done; only the assignment remains to be released.

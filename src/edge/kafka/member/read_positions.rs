@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::context::MemberContext;
 use super::partition::TopicPartition;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::LoggedConsumer;
 use crate::model::units::Position;
 
 /// Where reading started, and the position that the client reported then: while it reports the same, nothing was read.
@@ -27,7 +27,7 @@ impl ReadPositions {
     /// The next offset to read, per partition.
     pub(super) fn current(
         &self,
-        consumer: &BaseConsumer<MemberContext>,
+        consumer: &BaseConsumer<LoggedConsumer>,
     ) -> Result<Vec<(TopicPartition, Position)>, Failure> {
         let reported = reported(consumer)?;
         let each = self.0.iter().filter_map(|(at, start)| {
@@ -45,7 +45,7 @@ impl ReadPositions {
     /// Reading starts at `positions`.
     pub(super) fn start(
         &mut self,
-        consumer: &BaseConsumer<MemberContext>,
+        consumer: &BaseConsumer<LoggedConsumer>,
         positions: &[(TopicPartition, Option<Position>)],
     ) -> Result<(), Failure> {
         let reported = reported(consumer)?;
@@ -62,7 +62,7 @@ impl ReadPositions {
 
 /// One past the last record that the client returned, per assigned partition.
 fn reported(
-    consumer: &BaseConsumer<MemberContext>,
+    consumer: &BaseConsumer<LoggedConsumer>,
 ) -> Result<HashMap<TopicPartition, Option<Position>>, Failure> {
     let positions = consumer
         .position()
