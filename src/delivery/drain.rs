@@ -68,6 +68,18 @@ impl Drain {
         revoked.extend_from_slice(partitions);
     }
 
+    /// These partitions are lost: nobody waits for them.
+    pub(super) fn lost(&mut self, partitions: &[i32]) {
+        for number in partitions {
+            self.leaving.remove(number);
+            self.busy.remove(number);
+        }
+        if let Some(revoked) = &mut self.revoked {
+            revoked.retain(|at| !partitions.contains(&at.partition));
+        }
+        self.revoked.take_if(|revoked| revoked.is_empty());
+    }
+
     /// Attempts may end until `deadline` at least.
     pub(super) fn extend(&mut self, deadline: Instant) {
         self.deadline = self.deadline.max(deadline);
@@ -137,6 +149,23 @@ mod tests {
         let late = now + DEADLINE;
         assert_eq!(drain.step(late), Step::LastCommit { cut: 2 });
         assert_eq!(drain.step(late), Step::LastCommit { cut: 0 });
+    }
+
+    #[test]
+    fn what_is_lost_is_neither_waited_for_nor_given_up_again() {
+        let now = crate::edge::clock::instant();
+        let mut drain = Drain::new(now + DEADLINE);
+        let at = TopicPartition {
+            topic: "a".into(),
+            partition: 1,
+        };
+        drain.add(&[1, 2]);
+        drain.revoked(&[at]);
+        drain.idle().send(2).unwrap();
+        assert_eq!(drain.step(now), Step::Wait);
+        drain.lost(&[1]);
+        assert_eq!(drain.step(now), Step::LastCommit { cut: 0 });
+        assert_eq!(drain.end(), (vec![2], None));
     }
 
     #[test]

@@ -364,6 +364,9 @@ impl Delivery<'_> {
         let list = numbers(partitions);
         tracing::info!(partitions = ?list, lost, "partitions revoked");
         if lost {
+            if let Some(drain) = &mut self.drain {
+                drain.lost(&list);
+            }
             self.forget(&list);
             return self.member.give_up(partitions);
         }

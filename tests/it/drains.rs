@@ -45,8 +45,8 @@ fn hangs_or_not(seen: &Seen) -> Answer {
     }
 }
 
-fn deliver(world: &World, instance: &str) -> Process {
-    let deadline = format!("--drain-deadline={}s", DRAIN.as_secs());
+fn deliver(world: &World, instance: &str, drain: Duration) -> Process {
+    let deadline = format!("--drain-deadline={}s", drain.as_secs());
     let flags = [&QUICK[..], &["--timeout=60s", &deadline]].concat();
     let process = world.spawn_as(instance, "deliver", &flags);
     process.wait_ready();
@@ -146,7 +146,7 @@ fn partitions_that_stay_are_delivered_while_others_drain_beside_a_hanging_endpoi
     put(&world, &subscriptions(&receiver));
     let fanout = world.spawn_as("f", "fanout", &QUICK);
     fanout.wait_ready();
-    let members = [deliver(&world, "one"), deliver(&world, "two")];
+    let members = ["one", "two"].map(|name| deliver(&world, name, DRAIN));
     for member in &members {
         member.wait_for_line("partitions assigned partitions=[", ALL);
     }
@@ -165,7 +165,7 @@ fn partitions_that_stay_are_delivered_while_others_drain_beside_a_hanging_endpoi
 
         // A third joins: the two others give up some of their partitions.
         let known = members.each_ref().map(|member| member.stderr().len());
-        let mut third = deliver(&world, "three");
+        let mut third = deliver(&world, "three", DRAIN);
         let revoked = |member: usize| listed(&members[member], known[member], "revoked");
         let (draining, mut left) = eventually("one drains", ALL, || {
             (0..2).find_map(|member| Some((member, revoked(member)?)))
@@ -310,4 +310,98 @@ fn a_process_that_was_frozen_for_longer_than_its_session_commits_nothing_of_what
     });
     wait_until_done(&world);
     assert_one_lineage(&world, EVENTS, 4);
+}
+
+/// The client does not report an eviction while it waits for partitions to be given up: the rejected commit does.
+#[test]
+fn a_process_that_is_evicted_while_it_drains_gives_everything_up_and_joins_again() {
+    let world = world_on(None, "evicted", 4);
+    let receiver = Receiver::start(hangs_or_not);
+    put(&world, &subscriptions(&receiver));
+    let fanout = world.spawn_as("f", "fanout", &QUICK);
+    fanout.wait_ready();
+    let mut frozen = deliver(&world, "one", Duration::from_secs(60));
+    frozen.wait_for_line("partitions assigned partitions=[", ALL);
+    let mut produced = 0;
+    let mut produce = |kind: &str, count: usize| {
+        let numbers = produced..produced + count;
+        produced += count;
+        world.produce_events(numbers.map(|number| {
+            let id = format!("e{number}");
+            (format!("k{number}"), event(&id, kind, "1"))
+        }));
+    };
+    let healthy = |seen: &[Arc<Seen>]| -> usize {
+        let healthy = seen.iter().filter(|seen| seen.path.starts_with("/healthy"));
+        let each: BTreeSet<_> = healthy
+            .map(|seen| (&seen.path, seen.webhook_id()))
+            .collect();
+        each.len()
+    };
+    produce("hanging", 1);
+    produce("healthy", 1);
+    receiver.wait_until("all endpoints have been reached", ALL, |seen| {
+        let paths: BTreeSet<_> = seen.iter().map(|seen| &seen.path).collect();
+        paths.len() == HANGING + HEALTHY
+    });
+    let second = deliver(&world, "two", Duration::from_secs(60));
+    eventually_true("the first drains", ALL, || {
+        listed(&frozen, 0, "partitions revoked").is_some()
+    });
+    frozen.signal("STOP");
+    let assigned = |process: &Process| {
+        let lines = process.stderr();
+        let each = lines
+            .iter()
+            .filter(|line| line.contains("partitions assigned"));
+        each.filter_map(|line| line.split_once("partitions=["))
+            .flat_map(|(_, list)| {
+                list.split_once(']')
+                    .map(|(list, _)| list.split(',').count())
+            })
+            .sum::<usize>()
+    };
+    eventually_true("the second has all partitions", ALL, || {
+        assigned(&second) == 4
+    });
+    produce("healthy", 20);
+    receiver.wait_until("the second delivers them", ALL, |seen| {
+        healthy(seen) == 21 * HEALTHY
+    });
+    wait_for_positions(&world);
+    let commands = world.topics.commands();
+    let before = world.committed("deliver", &commands);
+    frozen.signal("CONT");
+    eventually_true("it has lost the others too", ALL, || {
+        let lost =
+            |line: &String| line.contains("partitions revoked") && line.contains("lost=true");
+        frozen.stderr().iter().any(lost)
+    });
+    assert_eq!(
+        world.committed("deliver", &commands),
+        before,
+        "it has committed something"
+    );
+    eventually_true("the second drains for it", ALL, || {
+        listed(&second, 0, "partitions revoked").is_some()
+    });
+    // What stays with the second goes on, and the first is a member again.
+    produce("healthy", 1);
+    let seen = receiver.wait_until("the other partitions are delivered", ALL, |seen| {
+        healthy(seen) > 21 * HEALTHY
+    });
+    assert!(!seen.is_empty());
+    assert_eq!(frozen.exited(), None, "it goes on");
+    assert_eq!(frozen.get("/livez").0, 200);
+}
+
+/// Waits until what has ended is committed: two readings agree.
+fn wait_for_positions(world: &World) {
+    let mut before = Vec::new();
+    eventually_true("positions are committed", ALL, || {
+        let now = world.committed("deliver", &world.topics.commands());
+        let same = now == before;
+        before = now;
+        same
+    });
 }
