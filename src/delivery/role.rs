@@ -30,7 +30,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
+use crate::edge::kafka::member::{Commit, Committed, Gap, Member, Polled, TopicPartition};
 use crate::edge::kafka::producer::Producer;
 use crate::edge::kafka::record::read_command;
 use crate::model::units::Offset;
@@ -216,9 +216,9 @@ impl Delivery<'_> {
                     };
                     taken.entry(message.partition()).or_default().push(incoming);
                 }
-                Polled::Assigned(partitions) => {
+                Polled::Assigned(committed) => {
                     self.hand_over(taken);
-                    return self.assigned(&partitions);
+                    return self.assigned(&committed);
                 }
                 Polled::Gap(gap) => {
                     self.hand_over(taken);
@@ -316,15 +316,15 @@ impl Delivery<'_> {
         self.partitions.insert(number, owned);
     }
 
-    fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+    fn assigned(&mut self, committed: &[Committed]) -> Result<(), Failure> {
+        let numbers: Vec<i32> = committed.iter().map(|found| found.at.partition).collect();
         if self.context.stopping() {
             // The group goes on, and they move on when this process leaves it.
-            self.member.take_unread(partitions)?;
+            let each = numbers.iter().map(|&number| self.at(number));
+            self.member.take_unread(&each.collect::<Vec<_>>())?;
             self.is_generation_old = false;
             return Ok(());
         }
-        let committed = self.member.committed(partitions)?;
-        let mut positions = Vec::with_capacity(committed.len());
         for found in committed {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
@@ -347,15 +347,14 @@ impl Delivery<'_> {
             }
             let known = found.position.map(|position| Snapshot {
                 position,
-                metadata: found.metadata,
+                metadata: found.metadata.clone(),
             });
             self.open(number, window, known);
-            positions.push((found.at, found.position));
         }
-        self.member.take(&positions)?;
+        self.member.take(committed)?;
         self.is_generation_old = false;
-        if !partitions.is_empty() {
-            tracing::info!(partitions = ?numbers(partitions), "partitions assigned");
+        if !numbers.is_empty() {
+            tracing::info!(partitions = ?numbers, "partitions assigned");
         }
         Ok(())
     }

@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hookstream::edge::clock;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::util::Timeout;
 use serde_json::{Value, json};
 
 use crate::faults::{ALL, QUICK, RETRY, assert_one_lineage, flaky, world_on};
 use crate::scene::{event, put, subscription, wait_until_done, with};
 use crate::support::{
-    Answer, Isolation, Process, Receiver, Seen, World, eventually, eventually_true,
+    Answer, Isolation, Process, Receiver, SOON, Seen, World, eventually, eventually_true,
 };
 
 const PARTITIONS: i32 = 8;
@@ -403,5 +407,82 @@ fn wait_for_positions(world: &World) {
         let same = now == before;
         before = now;
         same
+    });
+}
+
+/// What an owner that was killed has left open hides the positions of its partitions until it times out.
+#[test]
+fn partitions_that_stay_are_delivered_while_the_positions_of_others_are_hidden() {
+    let world = world_on(None, "hidden", 4);
+    let receiver = Receiver::good();
+    put(&world, &subscriptions(&receiver));
+    let fanout = world.spawn_as("f", "fanout", &QUICK);
+    fanout.wait_ready();
+    let [survivor, mut killed] = ["one", "two"].map(|name| deliver(&world, name, DRAIN));
+    killed.wait_for_line("partitions assigned partitions=[", ALL);
+    world.produce_event("k", &[], event("first", "healthy", "1"));
+    receiver.wait_for(HEALTHY, ALL);
+    wait_until_done(&world);
+    let places = places(&world);
+    let moves = listed(&killed, 0, "partitions assigned").unwrap();
+    let commands = world.topics.commands();
+    let mut offsets = TopicPartitionList::new();
+    for (partition, position, metadata) in world.committed("deliver", &commands) {
+        if moves.contains(&partition) {
+            let mut one = offsets.add_partition(&commands, partition);
+            one.set_offset(rdkafka::Offset::Offset(position)).unwrap();
+            one.set_metadata(metadata);
+        }
+    }
+    assert_eq!(offsets.count(), moves.len());
+    let mut config = world.client_config();
+    config.set("group.id", format!("{}deliver", world.prefix));
+    let anybody: BaseConsumer = config.create().unwrap();
+    let id = format!("{}left-open", world.prefix);
+    let mut config = world.client_config();
+    config.set("transactional.id", id);
+    let open: BaseProducer = config.create().unwrap();
+    open.init_transactions(SOON).unwrap();
+    open.begin_transaction().unwrap();
+    let group = anybody.group_metadata().unwrap();
+    open.send_offsets_to_transaction(&offsets, &group, SOON)
+        .unwrap();
+    killed.sigkill();
+
+    let (stop, produced) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let stops = Stops(&stop);
+        let producer = scope.spawn(|| produce_evenly(&world, &stop, &produced));
+        survivor.wait_for_line("reading committed offsets failed, retrying", ALL);
+        let from = clock::now();
+        let began = produced.load(Ordering::Relaxed);
+        eventually_true("events flow", ALL, || {
+            produced.load(Ordering::Relaxed) > began + 50
+        });
+        let to = clock::now();
+        assert!(
+            survivor.metric("hookstream_in_flight").is_some(),
+            "it serves its metrics"
+        );
+        open.abort_transaction(Timeout::Never).unwrap();
+        drop(stops);
+        let pace = producer.join().unwrap();
+        let events = produced.load(Ordering::Relaxed) + 1;
+        let seen = receiver.wait_for(events * HEALTHY, ALL);
+        let stay = (0..HEALTHY).map(|number| format!("healthy{number}"));
+        let stay: Vec<_> = stay.filter(|one| !moves.contains(&places[one])).collect();
+        assert!(
+            !stay.is_empty() && stay.len() < HEALTHY,
+            "{moves:?} move of {places:?}"
+        );
+        let each = stay.iter();
+        let (longest, of) = each
+            .map(|one| (silence(&seen, one, from.0, to.0), one))
+            .max()
+            .unwrap();
+        assert!(
+            longest < SILENCE + pace,
+            "{of} got nothing for {longest} ms"
+        );
     });
 }

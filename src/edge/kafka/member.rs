@@ -38,12 +38,14 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::units::Position;
+use assignment::Assignment;
 use committed::CommittedReader;
 use context::{Event, MemberContext, unassign};
 use health::ClientHealth;
 use partition::{plain, starting};
 use reader::{Read, Reader};
 
+mod assignment;
 mod committed;
 mod context;
 mod gap;
@@ -64,8 +66,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub enum Polled<'a> {
     /// A record.
     Message(BorrowedMessage<'a>),
-    /// Partitions were assigned; the list may be empty. Respond with [`Member::take`].
-    Assigned(Vec<TopicPartition>),
+    /// Partitions were assigned, with these committed offsets; the list may be empty. Respond with [`Member::take`].
+    Assigned(Vec<Committed>),
     /// Partitions were revoked, and are not read any more. Respond with [`Member::give_up`] when their work has ended;
     /// the group waits for it, for as long as `max.poll.interval.ms`.
     Revoked {
@@ -84,9 +86,11 @@ pub enum Polled<'a> {
 pub struct Member {
     /// In the group; reads nothing.
     consumer: Arc<BaseConsumer<MemberContext>>,
+    offsets: CommittedReader,
+    /// What was assigned, until its offsets are known.
+    assignment: RefCell<Option<Assignment>>,
     /// In no group; reads.
     reader: Reader,
-    settings: Settings,
     purpose: &'static str,
     keep_waiting: KeepWaiting,
     group: String,
@@ -119,8 +123,7 @@ impl Member {
         let health = ClientHealth::new(timeout.unwrap_or(60_000));
         let context = MemberContext::new(purpose, health);
         let (ready, thread) = (Arc::clone(&context.ready), std::thread::current());
-        let reader = reader_config(settings, purpose, group, extra);
-        let reader = Reader::new(settings, purpose, group, &reader, thread.clone())?;
+        let reader = Reader::new(settings, purpose, group, extra, thread.clone())?;
         let mut consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
                 Failure::from_client(format!("creating the consumer of {purpose}"), error)
@@ -134,10 +137,18 @@ impl Member {
         })?;
         let consumer = Arc::new(consumer);
         bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
+        let offsets = CommittedReader {
+            consumer: Arc::clone(&consumer),
+            settings: Arc::new(settings.clone()),
+            purpose,
+            group: Arc::from(group),
+            keep_waiting: Arc::clone(&keep_waiting),
+        };
         Ok(Self {
             consumer,
+            offsets,
+            assignment: RefCell::default(),
             reader,
-            settings: settings.clone(),
             purpose,
             keep_waiting,
             group: group.to_owned(),
@@ -212,16 +223,49 @@ impl Member {
 
     fn next_event(&self) -> Result<Option<Polled<'static>>, Failure> {
         let Some(event) = self.consumer.context().next_event() else {
-            return Ok(None);
+            return self.offsets_found();
         };
-        Ok(Some(match event {
-            Event::Assign(partitions) => Polled::Assigned(partitions),
+        Ok(match event {
+            Event::Assign(partitions) if partitions.is_empty() => {
+                Some(Polled::Assigned(Vec::new()))
+            }
+            Event::Assign(partitions) => {
+                // What is under way of the other partitions is committed in the new generation.
+                self.adopt_generation();
+                let reader = self.offsets.clone();
+                let begun = Assignment::begin(partitions, reader, std::thread::current())?;
+                self.assignment.replace(Some(begun));
+                None
+            }
             Event::Revoke { partitions, lost } => {
                 self.reader.stop(&partitions)?;
-                Polled::Revoked { partitions, lost }
+                Some(Polled::Revoked { partitions, lost })
             }
-            Event::Gap(gap) => Polled::Gap(gap),
-        }))
+            Event::Gap(gap) => Some(Polled::Gap(gap)),
+        })
+    }
+
+    /// Assigned partitions whose committed offsets have just been read.
+    fn offsets_found(&self) -> Result<Option<Polled<'static>>, Failure> {
+        let mut waiting = self.assignment.borrow_mut();
+        let Some(found) = waiting.as_ref().and_then(Assignment::found) else {
+            return Ok(None);
+        };
+        let partitions = waiting.take().map(|assigned| assigned.partitions);
+        match found {
+            Ok(committed) => Ok(Some(Polled::Assigned(committed))),
+            // The process is stopping.
+            Err(_) if !(self.keep_waiting)() => {
+                self.take_unread(&partitions.unwrap_or_default())?;
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn adopt_generation(&self) {
+        let generation = self.consumer.group_metadata().map(Arc::new);
+        self.metadata.replace(generation);
     }
 
     fn tolerate(&self, error: KafkaError) -> Result<(), Failure> {
@@ -319,26 +363,19 @@ impl Member {
     /// # Errors
     /// [`Failure`] when permission is denied, when the process is stopping, or when the client is stuck.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
-        let reader = CommittedReader {
-            consumer: &self.consumer,
-            settings: &self.settings,
-            purpose: self.purpose,
-            group: &self.group,
-            keep_waiting: &self.keep_waiting,
-        };
-        reader.read(partitions)
+        self.offsets.read(partitions)
     }
 
-    /// Takes `partitions` and reads from the given positions, or from the earliest record.
+    /// Takes `partitions` and reads from their committed offsets, or from the earliest record.
     ///
     /// # Errors
     /// [`Failure`] when the client fails, which a healthy client does not.
-    pub fn take(&self, partitions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
-        let all: Vec<_> = partitions.iter().map(|(at, _)| at.clone()).collect();
+    pub fn take(&self, partitions: &[Committed]) -> Result<(), Failure> {
+        let all: Vec<_> = partitions.iter().map(|found| found.at.clone()).collect();
         self.take_unread(&all)?;
         failpoint::point("assigned.after");
-        self.reader.start(partitions)?;
-        let fresh = partitions.iter().filter(|(_, position)| position.is_none());
+        self.reader.start(&positions(partitions))?;
+        let fresh = partitions.iter().filter(|found| found.position.is_none());
         let fresh = fresh.count();
         if fresh > 0 {
             tracing::info!(
@@ -369,17 +406,8 @@ impl Member {
         if !partitions.is_empty() {
             self.consumer.pause(&assigned).map_err(failed)?;
         }
-        self.metadata
-            .replace(self.consumer.group_metadata().map(Arc::new));
+        self.adopt_generation();
         Ok(())
-    }
-
-    /// Takes `partitions` and reads from their committed offsets.
-    ///
-    /// # Errors
-    /// As [`Member::committed`] and [`Member::take`].
-    pub fn take_committed(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        self.take(&self.positions(partitions)?)
     }
 
     /// Seeks `partitions` back to their committed offsets.
@@ -387,18 +415,7 @@ impl Member {
     /// # Errors
     /// As [`Member::committed`]; and when seeking a partition takes longer than 10 s.
     pub fn rewind(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        self.reader.seek(self.positions(partitions)?)
-    }
-
-    fn positions(
-        &self,
-        partitions: &[TopicPartition],
-    ) -> Result<Vec<(TopicPartition, Option<Position>)>, Failure> {
-        let committed = self.committed(partitions)?;
-        Ok(committed
-            .into_iter()
-            .map(|found| (found.at, found.position))
-            .collect())
+        self.reader.seek(positions(&self.committed(partitions)?))
     }
 
     /// Stops reading `partitions`, which stay with this member: for a process that is about to leave.
@@ -514,6 +531,7 @@ impl Member {
         let context = self.consumer.context();
         context.closing.store(true, Ordering::Relaxed);
         self.respond_to_all();
+        drop(self.offsets);
         let (reader, member) = (closed(self.reader.into_client()), closed(self.consumer));
         let [_, left] = [reader, member].map(|closed| {
             let rest = until.saturating_duration_since(clock::instant());
@@ -524,7 +542,10 @@ impl Member {
 
     /// The client closes only when every rebalance that it has reported has got its response.
     fn respond_to_all(&self) {
-        while let Some(event) = self.consumer.context().next_event() {
+        let assigned = self.assignment.take().map(|assigned| assigned.partitions);
+        let assigned = assigned.map(Event::Assign);
+        let others = std::iter::from_fn(|| self.consumer.context().next_event());
+        for event in assigned.into_iter().chain(others) {
             let responded = match event {
                 Event::Assign(partitions) => self.take_unread(&partitions),
                 Event::Revoke { partitions, .. } => self.give_up(&partitions),
@@ -535,6 +556,12 @@ impl Member {
             }
         }
     }
+}
+
+fn positions(committed: &[Committed]) -> Vec<(TopicPartition, Option<Position>)> {
+    let each = committed.iter();
+    each.map(|found| (found.at.clone(), found.position))
+        .collect()
 }
 
 /// Closes a client on a thread of its own.
@@ -559,24 +586,5 @@ fn member_config(settings: &Settings, purpose: &str, group: &str) -> ClientConfi
     config.set("statistics.interval.ms", "3000");
     // Of what it fetches of a new partition before that is paused, nothing is used.
     config.set("fetch.message.max.bytes", "1024");
-    config
-}
-
-/// The settings of the client that reads, with those of a role.
-fn reader_config(
-    settings: &Settings,
-    purpose: &str,
-    group: &str,
-    extra: &[(&str, &str)],
-) -> ClientConfig {
-    let mut config = consumer_config(settings, &format!("{purpose}-reader"), group);
-    // Deleted records must be reported, not skipped: see `Gap`.
-    config.set("auto.offset.reset", "error");
-    for (key, value) in extra {
-        // The operator's properties take precedence.
-        if !settings.properties.iter().any(|(given, _)| given == key) {
-            config.set(*key, *value);
-        }
-    }
     config
 }

@@ -1,5 +1,6 @@
 //! Reads the committed offsets of the group, and decides how long to wait for them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -29,15 +30,16 @@ pub struct Committed {
 }
 
 /// Reads the committed offsets of one group.
-pub(super) struct CommittedReader<'a> {
-    pub(super) consumer: &'a BaseConsumer<MemberContext>,
-    pub(super) settings: &'a Settings,
+#[derive(Clone)]
+pub(super) struct CommittedReader {
+    pub(super) consumer: Arc<BaseConsumer<MemberContext>>,
+    pub(super) settings: Arc<Settings>,
     pub(super) purpose: &'static str,
-    pub(super) group: &'a str,
-    pub(super) keep_waiting: &'a KeepWaiting,
+    pub(super) group: Arc<str>,
+    pub(super) keep_waiting: KeepWaiting,
 }
 
-impl CommittedReader<'_> {
+impl CommittedReader {
     /// Reads the committed offsets of `partitions`. Waits while an open transaction holds them, and while no broker is
     /// reachable. Shortly after an outage of all brokers, a coordinator that has just started may return old positions
     /// (seen once, with Kafka 4.0.2 after all brokers were killed); two readings then have to agree.
@@ -93,7 +95,7 @@ impl CommittedReader<'_> {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        group = self.group,
+                        group = &*self.group,
                         "reading committed offsets failed, retrying: {error}"
                     );
                     if second_has_read {
@@ -107,7 +109,7 @@ impl CommittedReader<'_> {
                         && self.second_client_reads(&wanted, "read_uncommitted", TRY)
                     {
                         tracing::error!(
-                            group = self.group,
+                            group = &*self.group,
                             "committed offsets blocked by a hanging transaction, whose end a broker has lost; waiting, see HangingTransaction in the runbook"
                         );
                     }
@@ -124,7 +126,7 @@ impl CommittedReader<'_> {
         isolation: &str,
         timeout: Duration,
     ) -> bool {
-        let mut config = consumer_config(self.settings, self.purpose, self.group);
+        let mut config = consumer_config(&self.settings, self.purpose, &self.group);
         config.set("isolation.level", isolation);
         let context = LoggedConsumer(LogContext::new(self.purpose));
         let second: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);

@@ -23,6 +23,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::bootstrap;
+use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::model::throttle::Throttle;
@@ -55,10 +56,11 @@ impl Reader {
         settings: &Settings,
         purpose: &'static str,
         group: &str,
-        config: &ClientConfig,
+        extra: &[(&str, &str)],
         thread: Thread,
     ) -> Result<Self, Failure> {
         let context = LoggedConsumer(LogContext::new(purpose));
+        let config = reader_config(settings, purpose, group, extra);
         let mut consumer: BaseConsumer<LoggedConsumer> =
             config.create_with_context(context).map_err(|error| {
                 Failure::from_client(format!("creating the consumer of {purpose}"), error)
@@ -250,4 +252,23 @@ impl Reader {
     pub(super) fn into_client(self) -> Arc<BaseConsumer<LoggedConsumer>> {
         self.consumer
     }
+}
+
+/// The settings of a reader, with those of a role.
+fn reader_config(
+    settings: &Settings,
+    purpose: &str,
+    group: &str,
+    extra: &[(&str, &str)],
+) -> ClientConfig {
+    let mut config = consumer_config(settings, &format!("{purpose}-reader"), group);
+    // Deleted records must be reported, not skipped: see `Gap`.
+    config.set("auto.offset.reset", "error");
+    for (key, value) in extra {
+        // The operator's properties take precedence.
+        if !settings.properties.iter().any(|(given, _)| given == key) {
+            config.set(*key, *value);
+        }
+    }
+    config
 }
