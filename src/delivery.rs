@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `role`, `commit`, `writing`, `outcome_records` | the thread of the group: polls, rebalances, commits, writes outcomes |
+//! | `drain` | partitions that leave |
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
@@ -12,6 +13,7 @@
 mod attempt_log;
 mod busy;
 mod commit;
+mod drain;
 mod look_ahead;
 mod messages;
 pub mod metrics;

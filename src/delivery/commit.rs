@@ -197,6 +197,7 @@ impl Delivery<'_> {
                     return false;
                 }
                 self.recommit.begin(clock::instant());
+                self.note_eviction(&error);
                 tracing::warn!(
                     "committing positions: {error}; they are committed with the next ones"
                 );
@@ -267,6 +268,9 @@ impl Delivery<'_> {
             Err(error) => {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
                 producer.renew()?;
+                if let BatchError::Aborted(error) = &error {
+                    self.note_eviction(error);
+                }
                 if matches!(&error, BatchError::Aborted(error) if is_metadata_too_large(error)) {
                     self.shorten_metadata(longest(&wanted));
                     self.outcomes.not_committed(which, batch);

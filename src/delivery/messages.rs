@@ -44,8 +44,8 @@ pub(super) enum Message {
     Probe,
     /// The outage is over; the flag says whether a response showed that.
     Resume(bool),
-    /// Start nothing more in these partitions, and signal when nothing is in flight.
-    Stop(Vec<i32>, Sender<()>),
+    /// Start nothing more in these partitions, and report each of them when nothing of it is in flight.
+    Stop(Vec<i32>, Sender<i32>),
     /// Drop these partitions, and cut off what is still in flight.
     Close(Vec<i32>),
 }

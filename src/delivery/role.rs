@@ -6,16 +6,19 @@
 //! positions are committed in one transaction; positions alone by a plain commit. After a failed transaction the
 //! outcomes are kept and written again, so an aborted transaction repeats no POST; what cannot be written stops nothing
 //! else (`writing`).
+//!
+//! Partitions that leave are no longer read, and their attempts in flight may end; all else goes on meanwhile (see
+//! [`Drain`]). At the end of the process all partitions leave in the same way.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::busy::Busy;
+use super::drain::{Drain, Step};
 use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
@@ -28,7 +31,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
+use crate::edge::kafka::member::{Commit, Committed, Gap, Member, Polled, TopicPartition};
 use crate::edge::kafka::record::read_command;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, VERSION, Window};
@@ -44,8 +47,6 @@ const TURN: usize = 512;
 const LEAST_SHARE: usize = 256 * 1024;
 /// The least share of `--max-queued-commands` that a partition gets, however many partitions there are.
 const LEAST_COMMANDS: usize = 512;
-/// The time limit for the last commit of revoked partitions, retries included.
-const FINAL_COMMIT: Duration = Duration::from_secs(5);
 /// An attempt older than this has outlived its deadline, which is at most 60 s; `/livez` fails some time later.
 const STALE: Duration = Duration::from_secs(120);
 
@@ -86,6 +87,9 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         outage: Outage::default(),
         recommit: Recommit::default(),
         metadata_limit: METADATA_LIMIT,
+        drain: None,
+        is_generation_old: false,
+        is_evicted: false,
         oldest: Duration::ZERO,
         top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
         busy: Busy::default(),
@@ -100,7 +104,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         context.draining();
     }
     let ended = match result {
-        Ok(()) => delivery.give_up_all(),
+        Ok(()) => delivery.finish(),
         Err(failure) => {
             // As when partitions are lost.
             let list: Vec<i32> = delivery.partitions.keys().copied().collect();
@@ -151,6 +155,13 @@ pub(super) struct Delivery<'a> {
     pub(super) recommit: Recommit,
     /// Characters that the broker keeps with a position, as far as it is known to keep fewer than usual.
     pub(super) metadata_limit: usize,
+    /// Partitions that are leaving.
+    pub(super) drain: Option<Drain>,
+    /// Partitions were revoked in a later generation than the one in which they were assigned, and only the later one can
+    /// commit transactions.
+    pub(super) is_generation_old: bool,
+    /// The group has evicted this member while partitions were leaving: they have other owners, or will have.
+    pub(super) is_evicted: bool,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
     /// The subscribers with their own metric series.
@@ -162,18 +173,35 @@ pub(super) struct Delivery<'a> {
 impl Delivery<'_> {
     fn go(&mut self) -> Result<(), Failure> {
         while !self.context.stopping() {
-            // A stuck commit stops the heartbeat, and so does an attempt that outlives every deadline.
-            if self.oldest <= STALE {
-                self.context.heartbeat();
-            }
-            let wait = self.next_commit.saturating_duration_since(clock::instant());
-            self.turn(wait)?;
-            self.flow()?;
-            if clock::instant() >= self.next_commit {
-                self.pass()?;
-                self.commit()?;
-                self.next_commit = clock::instant() + COMMIT_EVERY;
-            }
+            self.round()?;
+        }
+        Ok(())
+    }
+
+    /// Lets all partitions leave.
+    fn finish(&mut self) -> Result<(), Failure> {
+        let all: Vec<i32> = self.partitions.keys().copied().collect();
+        let each = all.iter().map(|&number| self.at(number));
+        self.member.stop_reading(&each.collect::<Vec<_>>())?;
+        self.stop(&all);
+        while self.drain.is_some() {
+            self.round()?;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self) -> Result<(), Failure> {
+        // A stuck commit stops the heartbeat, and so does an attempt that outlives every deadline.
+        if self.oldest <= STALE {
+            self.context.heartbeat();
+        }
+        let wait = self.next_commit.saturating_duration_since(clock::instant());
+        self.turn(wait)?;
+        self.flow()?;
+        if clock::instant() >= self.next_commit {
+            self.pass()?;
+            self.settle()?;
+            self.next_commit = clock::instant() + COMMIT_EVERY;
         }
         Ok(())
     }
@@ -210,9 +238,9 @@ impl Delivery<'_> {
                     };
                     taken.entry(message.partition()).or_default().push(incoming);
                 }
-                Polled::Assigned(partitions) => {
+                Polled::Assigned(committed) => {
                     self.hand_over(taken);
-                    return self.assigned(&partitions);
+                    return self.assigned(&committed);
                 }
                 Polled::Gap(gap) => {
                     self.hand_over(taken);
@@ -325,9 +353,15 @@ impl Delivery<'_> {
         self.partitions.insert(number, owned);
     }
 
-    fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        let committed = self.member.committed(partitions)?;
-        let mut positions = Vec::with_capacity(committed.len());
+    fn assigned(&mut self, committed: &[Committed]) -> Result<(), Failure> {
+        let numbers: Vec<i32> = committed.iter().map(|found| found.at.partition).collect();
+        if self.context.stopping() {
+            // The group goes on, and they move on when this process leaves it.
+            let each = numbers.iter().map(|&number| self.at(number));
+            self.member.take_unread(&each.collect::<Vec<_>>())?;
+            self.is_generation_old = false;
+            return Ok(());
+        }
         for found in committed {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
@@ -350,14 +384,14 @@ impl Delivery<'_> {
             }
             let known = found.position.map(|position| Snapshot {
                 position,
-                metadata: found.metadata,
+                metadata: found.metadata.clone(),
             });
             self.open(number, window, known);
-            positions.push((found.at, found.position));
         }
-        self.member.take(&positions)?;
-        if !partitions.is_empty() {
-            tracing::info!(partitions = ?numbers(partitions), "partitions assigned");
+        self.member.take(committed)?;
+        self.is_generation_old = false;
+        if !numbers.is_empty() {
+            tracing::info!(partitions = ?numbers, "partitions assigned");
         }
         Ok(())
     }
@@ -365,99 +399,117 @@ impl Delivery<'_> {
     fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), Failure> {
         let list = numbers(partitions);
         tracing::info!(partitions = ?list, lost, "partitions revoked");
-        if !lost {
-            self.drain(&list);
-            self.commit_finally()?;
+        if lost {
+            if let Some(drain) = &mut self.drain {
+                drain.lost(&list);
+            }
+            self.forget(&list);
+            return self.member.give_up(partitions);
         }
-        self.forget(&list);
-        self.member.give_up(partitions)
+        self.is_generation_old = true;
+        self.stop(&list).revoked(partitions);
+        Ok(())
     }
 
-    /// Partitions are revoked in a later generation than the one in which they were assigned, and only the later one
-    /// can commit their last transaction. Commits the committed position once more to obtain it.
-    fn renew_generation(&self) -> Result<(), KafkaError> {
+    /// Starts nothing more in these partitions. Their attempts in flight may end, up to the deadline.
+    fn stop(&mut self, list: &[i32]) -> &mut Drain {
+        let deadline = clock::instant() + self.context.settings.drain_deadline;
+        let drain = self.drain.get_or_insert_with(|| Drain::new(deadline));
+        drain.extend(deadline);
+        let is_held = |number: &i32| self.partitions.contains_key(number);
+        let list: Vec<i32> = list.iter().copied().filter(is_held).collect();
+        for worker in &self.workers.all {
+            let owned = |number: &i32| self.workers.owns(worker, *number);
+            let theirs: Vec<i32> = list.iter().copied().filter(owned).collect();
+            if !theirs.is_empty() {
+                worker.send(Message::Stop(theirs, drain.idle()));
+            }
+        }
+        drain.add(&list);
+        drain
+    }
+
+    /// Commits, and gives up the partitions that leave when nothing of them is in flight, or their time is over. What is
+    /// cut off then, the next owner repeats.
+    fn settle(&mut self) -> Result<(), Failure> {
+        let step = self
+            .drain
+            .as_mut()
+            .map(|drain| drain.step(clock::instant()));
+        if let Some(Step::LastCommit { cut: 1.. }) = step {
+            tracing::warn!(
+                "the drain deadline has passed: attempts in flight are cut and will be repeated"
+            );
+        }
+        let committed = match self.renew_generation() {
+            Ok(()) => self.commit()?,
+            Err(error) => {
+                tracing::warn!("the group rejects the commits of this member: {error}");
+                self.note_eviction(&error);
+                false
+            }
+        };
+        match step {
+            None => Ok(()),
+            // As when they are lost, which the client reports only when the revoked ones have been given up.
+            Some(_) if std::mem::take(&mut self.is_evicted) => self.end_drain(),
+            Some(Step::LastCommit { .. } | Step::GiveUp) if committed => self.end_drain(),
+            Some(Step::Wait | Step::LastCommit { .. }) => Ok(()),
+            Some(Step::GiveUp) => {
+                tracing::warn!(
+                    "the last commit of partitions failed: the next owner repeats what it would have recorded"
+                );
+                self.end_drain()
+            }
+        }
+    }
+
+    /// Takes note of an error of a commit that only a member gets which the group has evicted.
+    pub(super) fn note_eviction(&mut self, error: &KafkaError) {
+        let evicted = error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownMemberId);
+        self.is_evicted |= evicted && self.drain.is_some();
+    }
+
+    fn end_drain(&mut self) -> Result<(), Failure> {
+        let Some(drain) = self.drain.take() else {
+            return Ok(());
+        };
+        let (leaving, revoked) = drain.end();
+        self.forget(&leaving);
+        match revoked {
+            Some(revoked) => self.member.give_up(&revoked),
+            None => Ok(()),
+        }
+    }
+
+    /// Obtains the present generation after a revocation, by repeating the commit of a committed position.
+    fn renew_generation(&mut self) -> Result<(), KafkaError> {
+        if !self.is_generation_old {
+            return Ok(());
+        }
         let anchor: Vec<Commit> = self
             .partitions
             .iter()
             .filter_map(|(&partition, owned)| {
                 let Snapshot { position, metadata } = owned.committed.clone()?;
                 Some(Commit {
-                    at: TopicPartition {
-                        topic: Arc::clone(&self.topic),
-                        partition,
-                    },
+                    at: self.at(partition),
                     position,
                     metadata,
                 })
             })
             .take(1)
             .collect();
-        self.member.renew_generation(&anchor)
-    }
-
-    fn give_up_all(&mut self) -> Result<(), Failure> {
-        let list: Vec<i32> = self.partitions.keys().copied().collect();
-        self.drain(&list);
-        self.commit_finally()?;
-        self.forget(&list);
+        self.member.renew_generation(&anchor)?;
+        self.is_generation_old = false;
         Ok(())
     }
 
-    /// Lets attempts in flight end, up to the deadline. The next owner repeats those that are cut off.
-    fn drain(&self, partitions: &[i32]) {
-        let deadline = clock::instant() + self.context.settings.drain_deadline;
-        let mut waiting = Vec::new();
-        for worker in &self.workers.all {
-            let theirs: Vec<i32> = partitions
-                .iter()
-                .copied()
-                .filter(|&number| self.workers.owns(worker, number))
-                .collect();
-            if theirs.is_empty() {
-                continue;
-            }
-            let (done, ended) = channel();
-            let expected = theirs.len();
-            worker.send(Message::Stop(theirs, done));
-            waiting.push((ended, expected));
+    fn at(&self, partition: i32) -> TopicPartition {
+        TopicPartition {
+            topic: Arc::clone(&self.topic),
+            partition,
         }
-        for (ended, expected) in waiting {
-            for _ in 0..expected {
-                let rest = deadline.saturating_duration_since(clock::instant());
-                if ended.recv_timeout(rest).is_err() {
-                    tracing::warn!(
-                        "the drain deadline has passed: attempts in flight are cut and will be repeated"
-                    );
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Retries for a while, because the group may be between two generations during a revocation.
-    fn commit_finally(&mut self) -> Result<(), Failure> {
-        const PAUSE: Duration = Duration::from_millis(100);
-        let deadline = clock::instant() + FINAL_COMMIT;
-        loop {
-            match self.renew_generation() {
-                Ok(()) if self.commit()? => return Ok(()),
-                Ok(()) => {}
-                Err(error) => {
-                    tracing::warn!("the group does not take this member's commits: {error}");
-                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownMemberId) {
-                        break;
-                    }
-                }
-            }
-            if clock::instant() >= deadline {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-        }
-        tracing::warn!(
-            "the last commit did not succeed: what it would have told is done again by the next owner"
-        );
-        Ok(())
     }
 
     fn forget(&mut self, list: &[i32]) {

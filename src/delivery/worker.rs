@@ -118,8 +118,8 @@ struct Owned {
     slots: usize,
     /// Outcomes to write with the next commit.
     outcomes: Vec<(Option<Offset>, Outcome)>,
-    /// Signalled when nothing is in flight after a stop.
-    drained: Option<Sender<()>>,
+    /// Gets the partition's number when nothing is in flight after a stop.
+    drained: Option<Sender<i32>>,
 }
 
 /// A pause during an egress outage.
@@ -345,7 +345,7 @@ impl Worker {
                 let owned = self.partitions.get_mut(&owner.partition);
                 if let Some(done) = owned.and_then(|owned| owned.drained.take()) {
                     // The role's thread may have stopped waiting.
-                    done.send(()).ok();
+                    done.send(owner.partition).ok();
                 }
             }
             Effect::Concluded(concluded) => self.concluded = Some(concluded),

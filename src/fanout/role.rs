@@ -18,7 +18,7 @@ use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::client::RECORD_OVERHEAD;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
+use crate::edge::kafka::member::{Commit, Committed, Member, Polled, TopicPartition};
 use crate::edge::kafka::pipeline::Pipeline;
 use crate::edge::kafka::producer::{BatchError, Record};
 use crate::edge::kafka::record::{command_headers, each_header, invalid_headers, invalid_record};
@@ -221,7 +221,7 @@ impl Fanout<'_> {
                 self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
                 Ok(())
             }
-            Polled::Assigned(partitions) => self.assigned(member, &partitions),
+            Polled::Assigned(committed) => self.assigned(member, &committed),
             Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost),
         }
     }
@@ -283,18 +283,15 @@ impl Fanout<'_> {
         Ok(passed.collect())
     }
 
-    fn assigned(
-        &mut self,
-        member: &Member,
-        partitions: &[TopicPartition],
-    ) -> Result<(), BatchError> {
+    fn assigned(&mut self, member: &Member, committed: &[Committed]) -> Result<(), BatchError> {
         // Partitions that stay are read on. Their batches under way are of the former generation, and may be refused.
         let settled = self.settle(member);
         self.recover(member, settled)?;
-        member.take_committed(partitions)?;
-        let taken = self.events.event_partitions(partitions);
+        member.take(committed)?;
+        let partitions: Vec<_> = committed.iter().map(|found| found.at.clone()).collect();
+        let taken = self.events.event_partitions(&partitions);
         self.batch.assigned(taken.into_iter());
-        log_partitions("partitions assigned", partitions);
+        log_partitions("partitions assigned", &partitions);
         self.note_owned();
         Ok(())
     }

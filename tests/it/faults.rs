@@ -13,10 +13,10 @@ use crate::support::{
 };
 
 /// All of a test's work, on a busy machine.
-const ALL: Duration = Duration::from_secs(120);
+pub const ALL: Duration = Duration::from_secs(120);
 
 /// So that the others take over soon after a kill.
-const QUICK: [&str; 4] = [
+pub const QUICK: [&str; 4] = [
     "-X",
     "session.timeout.ms=6000",
     "-X",
@@ -24,9 +24,9 @@ const QUICK: [&str; 4] = [
 ];
 
 /// One tier, and a schedule that fits it within what release waits for: a retry is one record in the tier.
-const RETRY: [&str; 2] = ["--retry-schedule", "1s,1s,1s,1s,1s"];
+pub const RETRY: [&str; 2] = ["--retry-schedule", "1s,1s,1s,1s,1s"];
 
-fn world_on(broker: Option<&Broker>, name: &str, partitions: i32) -> World {
+pub fn world_on(broker: Option<&Broker>, name: &str, partitions: i32) -> World {
     let mut world = broker.map_or_else(|| World::new(name), |broker| World::on(broker, name));
     world.tiers = vec![Duration::from_secs(1)];
     world.create_topics(partitions);
@@ -44,7 +44,7 @@ fn is_refused(seen: &Seen) -> bool {
     seen.path.contains("flaky") && seen.header("hookstream-attempt") == Some("1")
 }
 
-fn flaky(seen: &Seen) -> Answer {
+pub fn flaky(seen: &Seen) -> Answer {
     Answer::status(if is_refused(seen) { 500 } else { 200 })
 }
 
@@ -105,7 +105,7 @@ fn text<'r>(record: &'r Record, header: &str) -> &'r str {
 /// **Complete** and **One lineage**, from what is in Kafka when nothing is under way: each event has one command by
 /// fan-out for each subscription, and each further copy of a command was written when the one before it had been
 /// read, so that there never were two.
-fn assert_one_lineage(world: &World, events: usize, subscriptions: usize) {
+pub fn assert_one_lineage(world: &World, events: usize, subscriptions: usize) {
     let commands = world.read_all(&world.topics.commands(), Isolation::Committed);
     let tier = world.read_all(&world.topics.retry(world.tiers[0]), Isolation::Committed);
     let mut per_event: HashMap<&str, usize> = HashMap::new();
@@ -384,7 +384,7 @@ fn one_of_ten_endpoints_on_a_partition_hangs_and_the_other_nine_finish() {
         .map(|id| subscription(id, &receiver.url(&format!("/{id}")), &["**"]))
         .collect();
     put(&world, &all);
-    let flags = ["--timeout", "20s", "--drain-deadline", "0s"];
+    let flags = ["--timeout", "20s"];
     let process = world.spawn_as("one", "run", &[&flags[..], &RETRY[..]].concat());
     process.wait_ready();
     produce(&world, 0..EVENTS);

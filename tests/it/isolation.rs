@@ -247,7 +247,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
     const HEALTHY: usize = 40_000;
     let _alone = alone();
     let mut world = world("window");
-    flags(&mut world, &["--timeout=60s", "--drain-deadline=0s"]);
+    flags(&mut world, &["--timeout=60s"]);
     let receiver = Receiver::start(|seen| {
         if seen.path == "/healthy" {
             Answer::ok()

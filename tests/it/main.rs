@@ -18,6 +18,7 @@ mod brokers;
 mod credentials;
 mod demo;
 mod docs;
+mod drains;
 mod exact;
 mod faults;
 mod flows;

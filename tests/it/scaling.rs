@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::util::Timeout;
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::isolation::send;
 use crate::scene::{LATER, event, put, subscription, wait_for_records, with, world};
-use crate::support::{Answer, Broker, Process, Receiver, SOON, World, eventually_true};
+use crate::support::{Answer, Broker, Process, Receiver, SOON, World, block_on, eventually_true};
 
 fn event_lag(process: &Process, topic: &str, partition: i32) -> Option<f64> {
     let labels = format!(r#"{{partition="{partition}",topic="{topic}"}}"#);
@@ -352,4 +354,36 @@ fn kafkas_own_lag_of_each_group_is_0_at_rest_and_nothing_is_committed_then() {
         before,
         "positions that did not change are committed"
     );
+}
+
+/// The client in the group knows of them first, and hands them to one that may not have heard of them.
+#[test]
+fn partitions_added_to_an_event_topic_are_read() {
+    let world = world("grown");
+    let receiver = Receiver::good();
+    put(&world, &[subscription("all", &receiver.url("/"), &["**"])]);
+    let _process = crate::scene::start(&world, &[]);
+    world.produce_event("k", &[], event("first", "a.b", "1"));
+    receiver.wait_for(1, LATER);
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let grown = NewPartitions::new(&world.events, 8);
+    let options = AdminOptions::new().operation_timeout(Some(SOON));
+    block_on(admin.create_partitions([&grown], &options)).unwrap();
+    eventually_true("the partitions have their leaders", LATER, || {
+        let metadata = admin.inner().fetch_metadata(Some(&world.events), SOON);
+        metadata.is_ok_and(|metadata| {
+            let found = metadata.topics()[0].partitions();
+            found.len() == 8 && found.iter().all(|one| one.leader() >= 0)
+        })
+    });
+    let producer: BaseProducer = world.client_config().create().unwrap();
+    for partition in 1..8 {
+        let payload = event(&format!("in-{partition}"), "a.b", "{}");
+        let record = BaseRecord::<str, str>::to(&world.events)
+            .partition(partition)
+            .payload(&payload);
+        producer.send(record).unwrap();
+    }
+    producer.flush(SOON).unwrap();
+    receiver.wait_for(8, LATER);
 }

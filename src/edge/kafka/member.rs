@@ -1,25 +1,33 @@
 //! A member of a consumer group whose rebalances are ordinary events of the poll loop.
 //!
-//! librdkafka reports a rebalance in a callback inside `poll`. Here the callback only queues it, and [`Member::poll`]
-//! returns it as [`Polled::Assigned`] or [`Polled::Revoked`]. The role then drains, commits, and responds with
-//! [`Member::take`] or [`Member::give_up`]; the group waits until it does. So everything that touches a partition
-//! happens on one thread, in order (**Owner only**).
+//! Membership and reading are two clients. The *member* subscribes, commits and knows the generation; its partitions are
+//! paused, so it never fetches. The [`reader`] belongs to no group and fetches what the member hands it. With one client,
+//! librdkafka fetches nothing from a revocation until the partitions are given up, also of the partitions that stay.
 //!
-//! Two properties of the client are verified rather than trusted: that it returns each record once (`sequence_guard`),
-//! and that it is not stuck (`health`, and a second client that reads committed offsets in its place).
+//! librdkafka reports a rebalance in a callback inside `poll`. Here the callback only queues it, and [`Member::poll`]
+//! returns it as [`Polled::Assigned`] or [`Polled::Revoked`]. The role responds with [`Member::take`] or
+//! [`Member::give_up`], at once or after a drain: meanwhile it polls, reads the other partitions and commits. So
+//! everything that touches a partition happens on one thread, in order (**Owner only**).
+//!
+//! Revoked partitions are given up together. librdkafka counts all of them as given up after the first call, joins again
+//! without them, and the group would assign those that still drain to others. And nothing would be gained by parts: the
+//! group assigns them in its next generation, which begins when this member joins it.
+//!
+//! Two properties of the clients are verified rather than trusted: that each record is returned once (`sequence_guard`),
+//! and that the member is not stuck (`health`, and a client that reads committed offsets in its place).
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
-use rdkafka::Message as _;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata, RebalanceProtocol,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::bootstrap;
 use super::watchdog::Link;
@@ -28,18 +36,18 @@ use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
-use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::throttle::Throttle;
 use crate::model::units::Position;
+use assignment::Assignment;
 use committed::CommittedReader;
 use context::{Event, MemberContext, unassign};
 use gap_search::GapSearch;
 use health::ClientHealth;
-use partition::plain;
-use read_positions::ReadPositions;
-use sequence_guard::{Arrival, SequenceGuard};
+use partition::{plain, starting};
+use reader::{Read, Reader};
 
+mod assignment;
 mod committed;
 mod context;
 mod gap;
@@ -47,21 +55,27 @@ mod gap_search;
 mod gaps;
 mod hanging;
 mod health;
+mod known_ends;
 mod partition;
 mod read_positions;
+mod reader;
 mod sequence_guard;
 
 pub use committed::Committed;
 pub use gap::Gap;
 pub use partition::{Commit, TopicPartition, commit_list};
 
+/// Timeout of a request for metadata.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// The result of one poll.
 pub enum Polled<'a> {
     /// A record.
     Message(BorrowedMessage<'a>),
-    /// Partitions were assigned; the list may be empty. Respond with [`Member::take`].
-    Assigned(Vec<TopicPartition>),
-    /// Partitions were revoked. Respond with [`Member::give_up`].
+    /// Partitions were assigned, with these committed offsets; the list may be empty. Respond with [`Member::take`].
+    Assigned(Vec<Committed>),
+    /// Partitions were revoked, and are not read any more. Respond with [`Member::give_up`] when their work has ended;
+    /// the group waits for it, for as long as `max.poll.interval.ms`.
     Revoked {
         /// Which.
         partitions: Vec<TopicPartition>,
@@ -74,20 +88,22 @@ pub enum Polled<'a> {
     Idle,
 }
 
-/// A member of one consumer group; used from one thread.
+/// A member of one consumer group; used from the thread that joined it.
 pub struct Member {
+    /// In the group; reads nothing.
     consumer: Arc<BaseConsumer<MemberContext>>,
     link: Link,
-    settings: Settings,
+    offsets: CommittedReader,
+    /// What was assigned, until its offsets are known.
+    assignment: RefCell<Option<Assignment>>,
+    /// In no group; reads.
+    reader: Reader,
     purpose: &'static str,
     keep_waiting: KeepWaiting,
     group: String,
     /// The generation in which the partitions were taken. Never refreshed at commit time: after an eviction it would
     /// be empty, and a broker accepts an empty generation from anybody.
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
-    read_positions: RefCell<ReadPositions>,
-    sequence: RefCell<SequenceGuard>,
-    repeats: RefCell<Throttle>,
     /// Limits how often to look for deleted topics.
     deletions: RefCell<Throttle>,
     /// Locates positions that are out of range.
@@ -95,8 +111,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins `group` for `topics`. `extra` are properties of this role; `keep_waiting` is called while the member waits for a
-    /// broker.
+    /// Joins `group` for `topics`. `extra` are properties of this role's reader; `keep_waiting` is called while the member
+    /// waits for a broker.
     ///
     /// # Errors
     /// [`Failure`] when the settings do not allow a client to be created.
@@ -108,119 +124,162 @@ impl Member {
         topics: &[&str],
         extra: &[(&str, &str)],
     ) -> Result<Self, Failure> {
-        let mut config = consumer_config(settings, purpose, group);
-        // Deleted records must be reported, not skipped: see `Gap`.
-        config.set("auto.offset.reset", "error");
-        config.set("statistics.interval.ms", "3000");
+        let config = member_config(settings, purpose, group);
         let timeout = config
             .get("socket.timeout.ms")
             .and_then(|ms| ms.parse().ok());
-        for (key, value) in extra {
-            // The operator's properties take precedence.
-            if !settings.properties.iter().any(|(given, _)| given == key) {
-                config.set(*key, *value);
-            }
-        }
-        let context = MemberContext {
-            log: LogContext::new(purpose),
-            events: Mutex::default(),
-            closing: AtomicBool::new(false),
-            // The client rejects a value that is no number; its own default is one minute.
-            health: ClientHealth::new(timeout.unwrap_or(60_000)),
-            refused: Mutex::default(),
-        };
-        let consumer: BaseConsumer<MemberContext> =
+        // The client rejects a value that is no number; its own default is one minute.
+        let health = ClientHealth::new(timeout.unwrap_or(60_000));
+        let context = MemberContext::new(purpose, health);
+        let (ready, thread) = (Arc::clone(&context.ready), std::thread::current());
+        let reader = Reader::new(settings, purpose, group, extra, thread.clone())?;
+        let mut consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
                 Failure::from_client(format!("creating the consumer of {purpose}"), error)
             })?;
+        consumer.set_nonempty_callback(move || {
+            ready.store(true, Ordering::Release);
+            thread.unpark();
+        });
         consumer.subscribe(topics).map_err(|error| {
             Failure::from_client(format!("subscribing to {}", topics.join(", ")), error)
         })?;
         let consumer = Arc::new(consumer);
         let link = bootstrap::keep(settings, &consumer, |consumer| consumer.client(), purpose)?;
+        let offsets = CommittedReader {
+            consumer: Arc::clone(&consumer),
+            link: link.clone(),
+            settings: Arc::new(settings.clone()),
+            purpose,
+            group: Arc::from(group),
+            keep_waiting: Arc::clone(&keep_waiting),
+        };
         Ok(Self {
             consumer,
             link,
-            settings: settings.clone(),
+            offsets,
+            assignment: RefCell::default(),
+            reader,
             purpose,
             keep_waiting,
             group: group.to_owned(),
             metadata: RefCell::default(),
-            read_positions: RefCell::default(),
-            sequence: RefCell::default(),
-            repeats: RefCell::new(Throttle::new(Duration::from_secs(1))),
             deletions: RefCell::new(Throttle::new(Duration::from_secs(5))),
             gap_search: RefCell::default(),
         })
     }
 
-    /// Waits for the next event for at most `timeout`, rounded up to a millisecond. Must be called at least every few
-    /// minutes.
+    /// Waits for the next event for at most `timeout`. Must be called at least every few minutes.
     ///
     /// # Errors
     /// [`Failure`] for what waiting does not fix: a denied permission, a fatal client error, a stuck client.
     pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
-        if self.consumer.context().health.is_stuck() {
-            return Err(Failure::Stuck(self.purpose));
-        }
-        if let Some(event) = self.next_event() {
-            return Ok(event);
-        }
-        if self.gap_search.borrow().is_wanted() {
-            self.look_for_gaps()?;
-            if let Some(event) = self.next_event() {
+        failpoint::point("poll.before");
+        let mut until: Option<Instant> = None;
+        loop {
+            if self.consumer.context().health.is_stuck() {
+                return Err(Failure::Stuck(self.purpose));
+            }
+            self.serve_group()?;
+            if let Some(event) = self.next_event()? {
                 return Ok(event);
             }
-        }
-        failpoint::point("poll.before");
-        // The client waits for whole milliseconds; the binding would busy-loop through the remainder.
-        let whole = timeout.as_nanos().div_ceil(1_000_000);
-        let whole = Duration::from_millis(u64::try_from(whole).unwrap_or(u64::MAX));
-        match self.consumer.poll(whole) {
-            Some(Ok(message)) => {
-                failpoint::point("poll.after");
-                let (topic, partition, offset) =
-                    (message.topic(), message.partition(), message.offset());
-                let arrival = self.sequence.borrow_mut().take(topic, partition, offset);
-                match arrival {
-                    Arrival::New => Ok(Polled::Message(message)),
-                    Arrival::Repeated => {
-                        self.log_repeat(topic, partition, offset);
-                        Ok(Polled::Idle)
-                    }
-                    // Later records may be committed by now: the next owner must not continue behind this one.
-                    Arrival::Skipped => Err(Failure::Internal(format!(
-                        "the Kafka client returned {topic} {partition}:{offset} after later records, which is a client bug; stopping without a commit, restart to resume at the committed offsets"
-                    ))),
+            if self.gap_search.borrow().is_wanted() {
+                self.look_for_gaps()?;
+                if let Some(event) = self.next_event()? {
+                    return Ok(event);
                 }
             }
-            Some(Err(error)) => self.tolerate(error),
-            None => Ok(self.next_event().unwrap_or(Polled::Idle)),
+            match self.reader.poll()? {
+                Read::Record(message) => return Ok(Polled::Message(message)),
+                Read::Dropped => continue,
+                Read::Failed(error) => {
+                    self.tolerate(error)?;
+                    return Ok(Polled::Idle);
+                }
+                Read::Empty if timeout.is_zero() => return Ok(Polled::Idle),
+                Read::Empty => {}
+            }
+            let now = clock::instant();
+            let rest = until.get_or_insert(now + timeout);
+            let rest = rest.saturating_duration_since(now);
+            if rest.is_zero() {
+                return Ok(Polled::Idle);
+            }
+            // Both clients end this when one of their queues gets something.
+            std::thread::park_timeout(rest);
+            self.consumer.context().ready.store(true, Ordering::Relaxed);
         }
     }
 
-    fn log_repeat(&self, topic: &str, partition: i32, offset: i64) {
-        if let Some(suppressed) = self.repeats.borrow_mut().pass(clock::instant()) {
-            tracing::warn!(
-                group = self.group,
-                topic,
-                partition,
-                offset,
-                suppressed,
-                "duplicate record from the Kafka client ignored"
-            );
+    /// Runs the callbacks of the member's client, if it has something, or the thread has just waited.
+    fn serve_group(&self) -> Result<(), Failure> {
+        let context = self.consumer.context();
+        if !context.ready.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        context.ready.store(false, Ordering::SeqCst);
+        loop {
+            context.called_back.store(false, Ordering::Relaxed);
+            match self.consumer.poll(Duration::ZERO) {
+                // Fetched before the pause had taken effect: the reader returns it.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => self.tolerate(error)?,
+                // A callback ends a poll, and the queue signals only when it was empty.
+                None if context.called_back.load(Ordering::Relaxed) => {}
+                None => return Ok(()),
+            }
         }
     }
 
-    fn next_event(&self) -> Option<Polled<'static>> {
-        Some(match self.consumer.context().next_event()? {
-            Event::Assign(partitions) => Polled::Assigned(partitions),
-            Event::Revoke { partitions, lost } => Polled::Revoked { partitions, lost },
-            Event::Gap(gap) => Polled::Gap(gap),
+    fn next_event(&self) -> Result<Option<Polled<'static>>, Failure> {
+        let Some(event) = self.consumer.context().next_event() else {
+            return self.offsets_found();
+        };
+        Ok(match event {
+            Event::Assign(partitions) if partitions.is_empty() => {
+                Some(Polled::Assigned(Vec::new()))
+            }
+            Event::Assign(partitions) => {
+                // What is under way of the other partitions is committed in the new generation.
+                self.adopt_generation();
+                let reader = self.offsets.clone();
+                let begun = Assignment::begin(partitions, reader, std::thread::current())?;
+                self.assignment.replace(Some(begun));
+                None
+            }
+            Event::Revoke { partitions, lost } => {
+                self.reader.stop(&partitions)?;
+                Some(Polled::Revoked { partitions, lost })
+            }
+            Event::Gap(gap) => Some(Polled::Gap(gap)),
         })
     }
 
-    fn tolerate(&self, error: KafkaError) -> Result<Polled<'static>, Failure> {
+    /// Assigned partitions whose committed offsets have just been read.
+    fn offsets_found(&self) -> Result<Option<Polled<'static>>, Failure> {
+        let mut waiting = self.assignment.borrow_mut();
+        let Some(found) = waiting.as_ref().and_then(Assignment::found) else {
+            return Ok(None);
+        };
+        let partitions = waiting.take().map(|assigned| assigned.partitions);
+        match found {
+            Ok(committed) => Ok(Some(Polled::Assigned(committed))),
+            // The process is stopping.
+            Err(_) if !(self.keep_waiting)() => {
+                self.take_unread(&partitions.unwrap_or_default())?;
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn adopt_generation(&self) {
+        let generation = self.consumer.group_metadata().map(Arc::new);
+        self.metadata.replace(generation);
+    }
+
+    fn tolerate(&self, error: KafkaError) -> Result<(), Failure> {
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
             return Err(Failure::from_client(
                 format!("the consumer of {}", self.group),
@@ -229,30 +288,33 @@ impl Member {
         }
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                self.look_for_deleted_topics()?;
-                Ok(self.next_event().unwrap_or(Polled::Idle))
+                self.look_for_deleted_topics()
+            }
+            // The member knows a new partition before the reader does.
+            Some(RDKafkaErrorCode::UnknownPartition) => {
+                self.reader.refresh(ANSWER);
+                Ok(())
             }
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 self.gap_search.borrow_mut().want();
-                Ok(Polled::Idle)
+                Ok(())
             }
             _ if is_denied(&error) => Err(Failure::from_client(
                 format!("reading as group {}", self.group),
                 error,
             )),
             // The client logs this itself.
-            _ if is_unreachable(&error) => Ok(Polled::Idle),
+            _ if is_unreachable(&error) => Ok(()),
             _ => {
                 tracing::warn!(group = self.group, "poll failed: {error}");
-                Ok(Polled::Idle)
+                Ok(())
             }
         }
     }
 
     /// Reassigns one partition: the client has stopped it, so seeking fails. The group is not involved.
     fn start_at(&self, at: TopicPartition, position: Position) -> Result<(), Failure> {
-        self.give_up(std::slice::from_ref(&at))?;
-        self.take(&[(at, Some(position))])
+        self.reader.start(&[(at, Some(position))])
     }
 
     /// The positions of partitions in which the client has skipped offsets without a record, such as transaction
@@ -262,26 +324,7 @@ impl Member {
     /// # Errors
     /// [`Failure`] when the client fails, which a healthy client does not.
     pub fn passed(&self) -> Result<Vec<(TopicPartition, Position)>, Failure> {
-        let reading_at = self.read_positions.borrow().current(&self.consumer)?;
-        let mut sequence = self.sequence.borrow_mut();
-        let passed = reading_at.into_iter().filter(|(at, position)| {
-            let next = sequence.next(&at.topic, at.partition);
-            next.is_some_and(|next| position.0 > next)
-        });
-        Ok(passed.collect())
-    }
-
-    /// Notes that reading starts at `positions`.
-    fn started(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
-        let mut sequence = self.sequence.borrow_mut();
-        for (at, position) in positions {
-            self.consumer.context().health.forget_end(at);
-            let start = position.unwrap_or_default();
-            sequence.start(&at.topic, at.partition, start.0);
-        }
-        self.read_positions
-            .borrow_mut()
-            .start(&self.consumer, positions)
+        self.reader.passed()
     }
 
     /// The committed offsets of `partitions`. Waits while an open transaction holds them, and while no broker is
@@ -290,39 +333,19 @@ impl Member {
     /// # Errors
     /// [`Failure`] when permission is denied, when the process is stopping, or when the client is stuck.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
-        let reader = CommittedReader {
-            consumer: &self.consumer,
-            link: &self.link,
-            settings: &self.settings,
-            purpose: self.purpose,
-            group: &self.group,
-            keep_waiting: &self.keep_waiting,
-        };
-        reader.read(partitions)
+        self.offsets.read(partitions)
     }
 
-    /// Takes `partitions` and reads from the given positions, or from the earliest record.
+    /// Takes `partitions` and reads from their committed offsets, or from the earliest record.
     ///
     /// # Errors
     /// [`Failure`] when the client fails, which a healthy client does not.
-    pub fn take(&self, partitions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
-        let mut assigned = TopicPartitionList::new();
-        for (at, position) in partitions {
-            let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
-                rdkafka::Offset::Offset(position.0)
-            });
-            assigned
-                .add_partition_offset(&at.topic, at.partition, offset)
-                .map_err(|error| Failure::from_client("taking partitions", error))?;
-        }
-        let taken = match self.consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&assigned),
-            _ => self.consumer.assign(&assigned),
-        };
-        taken.map_err(|error| Failure::from_client("taking partitions", error))?;
+    pub fn take(&self, partitions: &[Committed]) -> Result<(), Failure> {
+        let all: Vec<_> = partitions.iter().map(|found| found.at.clone()).collect();
+        self.take_unread(&all)?;
         failpoint::point("assigned.after");
-        self.started(partitions)?;
-        let fresh = partitions.iter().filter(|(_, position)| position.is_none());
+        self.reader.start(&positions(partitions))?;
+        let fresh = partitions.iter().filter(|found| found.position.is_none());
         let fresh = fresh.count();
         if fresh > 0 {
             tracing::info!(
@@ -331,23 +354,30 @@ impl Member {
                 "no committed offset; starting at the earliest record"
             );
         }
-        self.metadata
-            .replace(self.consumer.group_metadata().map(Arc::new));
-        // A partition stays paused across a revocation.
-        if !partitions.is_empty() {
-            self.consumer
-                .resume(&assigned)
-                .map_err(|error| Failure::from_client("resuming partitions", error))?;
-        }
         Ok(())
     }
 
-    /// Takes `partitions` and reads from their committed offsets.
+    /// Takes `partitions` without reading them: for a process that is about to leave.
     ///
     /// # Errors
-    /// As [`Member::committed`] and [`Member::take`].
-    pub fn take_committed(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        self.take(&self.positions(partitions)?)
+    /// [`Failure`] when the client fails, which a healthy client does not.
+    pub fn take_unread(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        let failed = |error| Failure::from_client("taking partitions", error);
+        // A position, so that the client does not look for one. It is not used: the partitions are paused before the next
+        // poll, and stay so.
+        let each = partitions.iter();
+        let each: Vec<_> = each.map(|at| (at.clone(), Some(Position(0)))).collect();
+        let assigned = starting(&each).map_err(failed)?;
+        let taken = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&assigned),
+            _ => self.consumer.assign(&assigned),
+        };
+        taken.map_err(failed)?;
+        if !partitions.is_empty() {
+            self.consumer.pause(&assigned).map_err(failed)?;
+        }
+        self.adopt_generation();
+        Ok(())
     }
 
     /// Seeks `partitions` back to their committed offsets.
@@ -355,25 +385,23 @@ impl Member {
     /// # Errors
     /// As [`Member::committed`]; and when seeking a partition takes longer than 10 s.
     pub fn rewind(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        self.seek(&self.positions(partitions)?)
+        self.reader.seek(positions(&self.committed(partitions)?))
     }
 
-    fn positions(
-        &self,
-        partitions: &[TopicPartition],
-    ) -> Result<Vec<(TopicPartition, Option<Position>)>, Failure> {
-        let committed = self.committed(partitions)?;
-        Ok(committed
-            .into_iter()
-            .map(|found| (found.at, found.position))
-            .collect())
+    /// Stops reading `partitions`, which stay with this member: for a process that is about to leave.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client fails, which a healthy client does not.
+    pub fn stop_reading(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        self.reader.stop(partitions)
     }
 
-    /// Gives up `partitions`; all their work must be committed or dropped by now.
+    /// Gives up `partitions`, all that were revoked together; all their work must be committed or dropped by now.
     ///
     /// # Errors
     /// [`Failure`] when the client fails, which a healthy client does not.
     pub fn give_up(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
+        self.reader.stop(partitions)?;
         unassign(&self.consumer, &plain(partitions))
             .map_err(|error| Failure::from_client("giving up partitions", error))
     }
@@ -433,53 +461,12 @@ impl Member {
         self.consumer.context().health.was_disturbed()
     }
 
-    /// Seeks back to `positions` and drops prefetched records.
-    fn seek(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
-        if positions.is_empty() {
-            return Ok(());
-        }
-        /// A partition that was just assigned cannot be sought until the client has started fetching it.
-        const STARTING: Duration = Duration::from_millis(50);
-        const TRIES: usize = 200;
-        let failed = |error| Failure::from_client("seeking to the committed offsets", error);
-        let mut wanted = TopicPartitionList::with_capacity(positions.len());
-        for (at, position) in positions {
-            let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
-                rdkafka::Offset::Offset(position.0)
-            });
-            wanted
-                .add_partition_offset(&at.topic, at.partition, offset)
-                .map_err(failed)?;
-        }
-        let mut last = KafkaError::Seek("not attempted".to_owned());
-        for _ in 0..TRIES {
-            match self.try_seek(wanted.clone()) {
-                Ok(()) => return self.started(positions),
-                Err(error) => last = error,
-            }
-            std::thread::sleep(STARTING);
-        }
-        Err(failed(last))
-    }
-
-    fn try_seek(&self, wanted: TopicPartitionList) -> Result<(), KafkaError> {
-        let found = self
-            .consumer
-            .seek_partitions(wanted, Duration::from_secs(10))?;
-        found
-            .elements()
-            .iter()
-            .try_for_each(|element| element.error())
-    }
-
     /// Pauses fetching of `partitions`. Prefetched records are discarded, so use this for long waits only.
     ///
     /// # Errors
     /// [`Failure`] when the client fails.
     pub fn pause(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        self.consumer
-            .pause(&plain(partitions))
-            .map_err(|error| Failure::from_client("pausing partitions", error))
+        self.reader.pause(partitions)
     }
 
     /// Resumes fetching of `partitions`.
@@ -487,9 +474,7 @@ impl Member {
     /// # Errors
     /// [`Failure`] when the client fails.
     pub fn resume(&self, partitions: &[TopicPartition]) -> Result<(), Failure> {
-        self.consumer
-            .resume(&plain(partitions))
-            .map_err(|error| Failure::from_client("resuming partitions", error))
+        self.reader.resume(partitions)
     }
 
     /// Leaves the group when the role has ended with the result `ended`.
@@ -515,26 +500,68 @@ impl Member {
         }
     }
 
-    /// Closing can block forever when the coordinator does not respond (rdkafka 453, 611), so it runs on its own thread.
-    /// After `deadline` this returns `false` and leaves the thread behind; it finishes when it can, or ends with the
-    /// process.
+    /// Closing can block forever when the coordinator does not respond (rdkafka 453, 611), so each client is closed on
+    /// its own thread. After `deadline` this returns whether the group was left, and leaves such a thread behind; it
+    /// finishes when it can, or ends with the process.
     fn close(self, deadline: Duration) -> bool {
-        self.consumer
-            .context()
-            .closing
-            .store(true, Ordering::Relaxed);
-        let (done, closed) = std::sync::mpsc::channel();
-        let mut consumer = self.consumer;
-        std::thread::spawn(move || {
-            failpoint::point("close.before");
-            // Watching threads release the client within a moment.
-            while let Err(still) = Arc::try_unwrap(consumer) {
-                consumer = still;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            // After the deadline the receiver is gone, and nobody waits for this.
-            done.send(()).ok();
+        let until = clock::instant() + deadline;
+        let context = self.consumer.context();
+        context.closing.store(true, Ordering::Relaxed);
+        self.respond_to_all();
+        drop(self.offsets);
+        let (reader, member) = (closed(self.reader.into_client()), closed(self.consumer));
+        let [_, left] = [reader, member].map(|closed| {
+            let rest = until.saturating_duration_since(clock::instant());
+            closed.recv_timeout(rest).is_ok()
         });
-        closed.recv_timeout(deadline).is_ok()
+        left
     }
+
+    /// The client closes only when every rebalance that it has reported has got its response.
+    fn respond_to_all(&self) {
+        let assigned = self.assignment.take().map(|assigned| assigned.partitions);
+        let assigned = assigned.map(Event::Assign);
+        let others = std::iter::from_fn(|| self.consumer.context().next_event());
+        for event in assigned.into_iter().chain(others) {
+            let responded = match event {
+                Event::Assign(partitions) => self.take_unread(&partitions),
+                Event::Revoke { partitions, .. } => self.give_up(&partitions),
+                Event::Gap(_) => Ok(()),
+            };
+            if let Err(error) = responded {
+                tracing::debug!(group = self.group, "closing: {error}");
+            }
+        }
+    }
+}
+
+fn positions(committed: &[Committed]) -> Vec<(TopicPartition, Option<Position>)> {
+    let each = committed.iter();
+    each.map(|found| (found.at.clone(), found.position))
+        .collect()
+}
+
+/// Closes a client on a thread of its own.
+fn closed<T: Send + Sync + 'static>(mut client: Arc<T>) -> Receiver<()> {
+    let (done, closed) = channel();
+    std::thread::spawn(move || {
+        failpoint::point("close.before");
+        // Watching threads release the client within a moment.
+        while let Err(still) = Arc::try_unwrap(client) {
+            client = still;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // After the deadline the receiver is gone, and nobody waits for this.
+        done.send(()).ok();
+    });
+    closed
+}
+
+/// The settings of the client that is in the group.
+fn member_config(settings: &Settings, purpose: &str, group: &str) -> ClientConfig {
+    let mut config = consumer_config(settings, purpose, group);
+    config.set("statistics.interval.ms", "3000");
+    // Of what it fetches of a new partition before that is paused, nothing is used.
+    config.set("fetch.message.max.bytes", "1024");
+    config
 }

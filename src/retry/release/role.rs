@@ -250,8 +250,9 @@ impl Release<'_> {
                     }
                     return Ok(());
                 }
-                Polled::Assigned(partitions) => {
-                    member.take_committed(&partitions)?;
+                Polled::Assigned(committed) => {
+                    member.take(&committed)?;
+                    let partitions: Vec<_> = committed.into_iter().map(|found| found.at).collect();
                     self.machine
                         .assigned(self.topics.tier_partitions(&partitions));
                     if !partitions.is_empty() {

@@ -1,5 +1,6 @@
 //! Reads the committed offsets of the group, and decides how long to wait for them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -30,16 +31,17 @@ pub struct Committed {
 }
 
 /// Reads the committed offsets of one group.
-pub(super) struct CommittedReader<'a> {
-    pub(super) consumer: &'a BaseConsumer<MemberContext>,
-    pub(super) link: &'a Link,
-    pub(super) settings: &'a Settings,
+#[derive(Clone)]
+pub(super) struct CommittedReader {
+    pub(super) consumer: Arc<BaseConsumer<MemberContext>>,
+    pub(super) link: Link,
+    pub(super) settings: Arc<Settings>,
     pub(super) purpose: &'static str,
-    pub(super) group: &'a str,
-    pub(super) keep_waiting: &'a KeepWaiting,
+    pub(super) group: Arc<str>,
+    pub(super) keep_waiting: KeepWaiting,
 }
 
-impl CommittedReader<'_> {
+impl CommittedReader {
     /// Reads the committed offsets of `partitions`. Waits while an open transaction holds them, and while no broker is
     /// reachable. Shortly after an outage of all brokers, a coordinator that has just started may return old positions
     /// (seen once, with Kafka 4.0.2 after all brokers were killed); two readings then have to agree.
@@ -95,7 +97,7 @@ impl CommittedReader<'_> {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        group = self.group,
+                        group = &*self.group,
                         "reading committed offsets failed, retrying: {error}"
                     );
                     if second_has_read {
@@ -108,7 +110,7 @@ impl CommittedReader<'_> {
                     if tries % DIAGNOSE_EVERY == 0
                         && self.second_client_reads(&wanted, "read_uncommitted", TRY)
                     {
-                        tracing::error!(group = self.group, "{}", self.hanging());
+                        tracing::error!(group = &*self.group, "{}", self.hanging());
                     }
                 }
             }
@@ -122,7 +124,7 @@ impl CommittedReader<'_> {
             let client = self.second_client("read_committed")?;
             let metadata = client.fetch_metadata(Some(OFFSETS_TOPIC), ANSWER).ok()?;
             let count = metadata.topics().first()?.partitions().len();
-            let partition = partition_of(self.group, i32::try_from(count).ok()?)?;
+            let partition = partition_of(&self.group, i32::try_from(count).ok()?)?;
             // As read-committed readers see it, the partition ends where the transaction starts.
             let ends = client.fetch_watermarks(OFFSETS_TOPIC, partition, ANSWER);
             std::thread::spawn(move || drop(client));
@@ -136,7 +138,7 @@ impl CommittedReader<'_> {
     }
 
     fn second_client(&self, isolation: &str) -> Option<BaseConsumer<LoggedConsumer>> {
-        let mut config = consumer_config(self.settings, self.purpose, self.group);
+        let mut config = consumer_config(&self.settings, self.purpose, &self.group);
         config.set("isolation.level", isolation);
         let context = LoggedConsumer(LogContext::new(self.purpose));
         config.create_with_context(context).ok()

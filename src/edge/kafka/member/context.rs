@@ -35,9 +35,25 @@ pub(super) struct MemberContext {
     /// Partitions whose commit the broker has refused, while it may have taken others of the same request: then the
     /// commit itself reports no error.
     pub(super) refused: Mutex<Vec<(TopicPartition, KafkaError)>>,
+    /// Set when the client has something to be polled, or may have.
+    pub(super) ready: Arc<AtomicBool>,
+    /// Set by each callback that a poll runs: there may be more behind it.
+    pub(super) called_back: AtomicBool,
 }
 
 impl MemberContext {
+    pub(super) fn new(purpose: &'static str, health: ClientHealth) -> Self {
+        Self {
+            log: LogContext::new(purpose),
+            events: Mutex::default(),
+            closing: AtomicBool::new(false),
+            health,
+            refused: Mutex::default(),
+            ready: Arc::new(AtomicBool::new(true)),
+            called_back: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn next_event(&self) -> Option<Event> {
         self.events
             .lock()
@@ -64,6 +80,7 @@ impl ClientContext for MemberContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.called_back.store(true, Ordering::Relaxed);
         if is_unreachable(&error) {
             self.health.disturb();
         }
@@ -71,12 +88,14 @@ impl ClientContext for MemberContext {
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
+        self.called_back.store(true, Ordering::Relaxed);
         self.health.read(statistics);
     }
 }
 
 impl ConsumerContext for MemberContext {
     fn commit_callback(&self, _: Result<(), KafkaError>, offsets: &TopicPartitionList) {
+        self.called_back.store(true, Ordering::Relaxed);
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         for element in offsets.elements() {
             if let Err(error) = element.error() {
@@ -95,6 +114,7 @@ impl ConsumerContext for MemberContext {
         code: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
+        self.called_back.store(true, Ordering::Relaxed);
         let assigning = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(Ordering::Relaxed) {
             // The final commit is done; only the assignment remains to be released.

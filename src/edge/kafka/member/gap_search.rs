@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::context::MemberContext;
 use super::partition::TopicPartition;
+use super::reader::ReaderContext;
 use crate::model::units::Position;
 
 /// The time between two searches.
@@ -68,7 +68,7 @@ impl GapSearch {
     /// Starts a search over all partitions.
     pub(super) fn start(
         &mut self,
-        consumer: &Arc<BaseConsumer<MemberContext>>,
+        consumer: &Arc<BaseConsumer<ReaderContext>>,
         positions: Vec<(TopicPartition, Position)>,
         now: Instant,
     ) {

@@ -21,8 +21,8 @@ impl Member {
             return self.handle_gaps(found);
         }
         if search.is_due(clock::instant()) {
-            let positions = self.read_positions.borrow().current(&self.consumer)?;
-            search.start(&self.consumer, positions, clock::instant());
+            let positions = self.reader.positions()?;
+            search.start(self.reader.client(), positions, clock::instant());
         }
         Ok(())
     }
@@ -30,7 +30,7 @@ impl Member {
     /// Resumes at the earliest record where the position is outside of its log, and elsewhere where it was, since the
     /// client has stopped some partition.
     fn handle_gaps(&self, found: Vec<Found>) -> Result<(), Failure> {
-        let now = self.read_positions.borrow().current(&self.consumer)?;
+        let now = self.reader.positions()?;
         let mut all_known = true;
         let mut any = false;
         for Found { at, from, range } in &found {
@@ -42,7 +42,7 @@ impl Member {
                 all_known = false;
                 continue;
             };
-            let known = self.consumer.context().health.known_end(at);
+            let known = self.reader.known_ends().of(at);
             let Some(gap) = Gap::find(at, *from, range, known) else {
                 continue;
             };
@@ -76,13 +76,13 @@ impl Member {
             return Ok(());
         };
         let context = self.consumer.context();
-        let positions = self.read_positions.borrow().current(&self.consumer)?;
+        let positions = self.reader.positions()?;
         for (at, from) in positions {
             let mut topics = metadata.topics().iter();
             if !topics.any(|found| found.name() == &*at.topic) {
-                let gap = Gap::deleted(&at, from, context.health.known_end(&at));
-                context.health.forget_end(&at);
-                if from.0 > 0 && self.read_positions.borrow_mut().forget(&at) {
+                let gap = Gap::deleted(&at, from, self.reader.known_ends().of(&at));
+                self.reader.known_ends().forget(&at);
+                if from.0 > 0 && self.reader.forget(&at) {
                     gap.log();
                     context.push_event(Event::Gap(gap));
                 }

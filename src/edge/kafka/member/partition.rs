@@ -53,6 +53,20 @@ pub(super) fn plain(partitions: &[TopicPartition]) -> TopicPartitionList {
     list
 }
 
+/// Positions in the client's form; the earliest record where there is none.
+pub(super) fn starting(
+    positions: &[(TopicPartition, Option<Position>)],
+) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for (at, position) in positions {
+        let offset = position.map_or(rdkafka::Offset::Beginning, |position| {
+            rdkafka::Offset::Offset(position.0)
+        });
+        list.add_partition_offset(&at.topic, at.partition, offset)?;
+    }
+    Ok(list)
+}
+
 /// Commits in the client's form.
 ///
 /// # Errors

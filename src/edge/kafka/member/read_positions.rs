@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::context::MemberContext;
 use super::partition::TopicPartition;
+use super::reader::ReaderContext;
 use crate::edge::kafka::error::Failure;
 use crate::model::units::Position;
 
@@ -27,7 +27,7 @@ impl ReadPositions {
     /// The next offset to read, per partition.
     pub(super) fn current(
         &self,
-        consumer: &BaseConsumer<MemberContext>,
+        consumer: &BaseConsumer<ReaderContext>,
     ) -> Result<Vec<(TopicPartition, Position)>, Failure> {
         let reported = reported(consumer)?;
         let each = self.0.iter().filter_map(|(at, start)| {
@@ -50,7 +50,7 @@ impl ReadPositions {
     /// Reading starts at `positions`.
     pub(super) fn start(
         &mut self,
-        consumer: &BaseConsumer<MemberContext>,
+        consumer: &BaseConsumer<ReaderContext>,
         positions: &[(TopicPartition, Option<Position>)],
     ) -> Result<(), Failure> {
         let reported = reported(consumer)?;
@@ -67,7 +67,7 @@ impl ReadPositions {
 
 /// One past the last record that the client returned, per assigned partition.
 fn reported(
-    consumer: &BaseConsumer<MemberContext>,
+    consumer: &BaseConsumer<ReaderContext>,
 ) -> Result<HashMap<TopicPartition, Option<Position>>, Failure> {
     let positions = consumer
         .position()

@@ -15,6 +15,8 @@ pub(super) enum Arrival {
     Repeated,
     /// At or behind the start position, but before the first record received.
     Skipped,
+    /// Of a partition that is not read: it was in the client's queue when reading stopped.
+    Unread,
 }
 
 /// One partition since reading started.
@@ -51,10 +53,20 @@ impl SequenceGuard {
         });
     }
 
-    /// Classifies the record at `offset`. In a partition that was never started, every record is new.
+    /// Reading stops.
+    pub(super) fn stop(&mut self, topic: &str, partition: i32) {
+        let known = self.0.iter_mut().find(|(known, _)| **known == *topic);
+        let all = known.map(|(_, all)| all);
+        let at = usize::try_from(partition).ok();
+        if let Some(progress) = all.zip(at).and_then(|(all, at)| all.get_mut(at)) {
+            *progress = None;
+        }
+    }
+
+    /// Classifies the record at `offset`.
     pub(super) fn take(&mut self, topic: &str, partition: i32, offset: i64) -> Arrival {
         let Some(progress) = self.of(topic, partition) else {
-            return Arrival::New;
+            return Arrival::Unread;
         };
         if offset >= progress.next {
             progress.first.get_or_insert(offset);
@@ -70,7 +82,7 @@ impl SequenceGuard {
         }
     }
 
-    /// One past the last offset received from a partition, or its start position.
+    /// One past the last offset received from a partition, or its start position; `None` while it is not read.
     pub(super) fn next(&mut self, topic: &str, partition: i32) -> Option<i64> {
         self.of(topic, partition).map(|progress| progress.next)
     }
@@ -106,6 +118,23 @@ mod tests {
         guard.start(&a, 3, 8);
         let rewound = guard.take("a", 3, 8);
         assert_eq!(rewound, Arrival::New, "reading restarted here");
+    }
+
+    #[test]
+    fn what_arrives_of_a_partition_that_is_not_read_is_dropped() {
+        let topic = Arc::from("a");
+        let mut guard = SequenceGuard::default();
+        assert_eq!(guard.take("a", 0, 7), Arrival::Unread, "never read");
+        guard.start(&topic, 0, 7);
+        guard.start(&topic, 1, 7);
+        assert_eq!(guard.take("a", 0, 7), Arrival::New);
+        guard.stop("a", 0);
+        guard.stop("b", 0);
+        assert_eq!(guard.take("a", 0, 8), Arrival::Unread);
+        assert_eq!(guard.next("a", 0), None);
+        assert_eq!(guard.take("a", 1, 7), Arrival::New, "it is still read");
+        guard.start(&topic, 0, 9);
+        assert_eq!(guard.take("a", 0, 9), Arrival::New);
     }
 
     #[test]
