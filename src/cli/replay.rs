@@ -123,7 +123,7 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
         }
         if args.dry_run {
             print_counts(args.output, &counts, true, true)?;
-            return Ok(Exit::Done);
+            return Ok(exit_of(&counts));
         }
         if !is_confirmed(&counts, &interrupt)? {
             return Ok(if interrupt.is_raised() {
@@ -291,7 +291,7 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
     match &report.end {
         End::Complete => {
             print::note(&format!("replayed {}", counted(letters, "dead letter")));
-            Ok(Exit::Done)
+            Ok(exit_of(&report.replayed))
         }
         End::Stopped => Err(CliError::new(
             Exit::Interrupted,
@@ -301,6 +301,15 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
             ),
         )),
         End::Failed(error) => Err(explain(error, letters, guarantee)),
+    }
+}
+
+/// The exit code of a complete replay or preview: dead letters that had to stay open make it partial, or a failure.
+fn exit_of(counts: &DeadLetterCounts) -> Exit {
+    match counts.letters() {
+        _ if counts.too_large == 0 && counts.newer.is_empty() => Exit::Done,
+        0 => Exit::Failure,
+        _ => Exit::Partial,
     }
 }
 
@@ -393,6 +402,18 @@ fn print_counts(
         print::note(&format!(
             "skipped {}",
             counted(counts.unreadable, "unreadable record")
+        ));
+    }
+    if counts.too_large > 0 {
+        print::note(&format!(
+            "left open {}, too large for --max-event-bytes: raise it, run `hookstream topics check`, and repeat",
+            counted(counts.too_large, "dead letter")
+        ));
+    }
+    for (at, version) in counts.newer.iter() {
+        print::note(&format!(
+            "left open the dead letters of partition {}: record {at} was written by a newer hookstream (version {version} of the format) and may settle some of them; upgrade this program",
+            at.partition,
         ));
     }
     if dry_run && groups.is_empty() {

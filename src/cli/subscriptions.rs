@@ -362,7 +362,7 @@ fn write(settings: &Settings, writes: &[Write]) -> Result<(), CliError> {
 /// Converts a failed write to an error. Running the command again is safe.
 fn refused(error: BatchError, writes: &[Write]) -> CliError {
     match error {
-        BatchError::TooLarge { tag } => {
+        BatchError::TooLarge { tag, .. } => {
             let id = writes.get(tag).map_or("?", |(id, _)| id.as_str());
             let message = format!(
                 "subscription {id:?} exceeds the broker's size limit; others may have been written"

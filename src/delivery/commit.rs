@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use rdkafka::message::OwnedHeaders;
 
-use super::messages::{Message, PartitionState, WorkerState};
+use super::messages::{Message, PartitionState, Staged, WorkerState};
 use super::outage::{Health, Step};
+use super::oversize::{Source, smaller};
 use super::partition::effect::Outcome;
 use super::role::Delivery;
 use crate::config::Guarantee;
@@ -17,10 +18,11 @@ use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, TopicPartition};
 use crate::edge::kafka::producer::{BatchError, Record};
-use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
+use crate::edge::kafka::record::{command_headers, copied, log_set_aside, with_header};
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::subscription::{State, Subscription, with_state};
+use crate::model::units::Offset;
 use crate::model::window::Snapshot;
 use crate::runtime::metrics::TransactionalRole;
 
@@ -52,12 +54,13 @@ impl Delivery<'_> {
             let Some(owned) = self.partitions.get(&state.partition) else {
                 continue;
             };
-            outcomes.extend(
-                state
-                    .outcomes
-                    .into_iter()
-                    .map(|outcome| (state.partition, outcome)),
-            );
+            let partition = state.partition;
+            let staged = state.outcomes.into_iter();
+            outcomes.extend(staged.map(|(offset, outcome)| Staged {
+                partition,
+                offset,
+                outcome,
+            }));
             if again || owned.committed.as_ref() != Some(&state.snapshot) {
                 let at = TopicPartition {
                     topic: Arc::clone(&self.topic),
@@ -140,14 +143,14 @@ impl Delivery<'_> {
 
     fn commit_outcomes(
         &mut self,
-        outcomes: Vec<(i32, Outcome)>,
+        mut outcomes: Vec<Staged>,
         commits: &[Commit],
         wanted: &HashMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
         let started = clock::instant();
         let generation = self.member.generation();
         let written = self
-            .write(&outcomes)
+            .write(&mut outcomes)
             .and_then(|()| self.producer.finish(commits, generation.as_deref()));
         let took = clock::instant() - started;
         self.context
@@ -163,11 +166,11 @@ impl Delivery<'_> {
                 Ok(true)
             }
             Err(BatchError::Failed(failure)) => Err(failure),
-            Err(BatchError::TooLarge { tag }) if self.one_by_one => {
-                let what = outcomes.get(tag).map_or(-1, |(partition, _)| *partition);
-                Err(Failure::Internal(format!(
-                    "an outcome of partition {what} is larger than its topic allows; `hookstream topics check` names the topic whose max.message.bytes is too small"
-                )))
+            Err(BatchError::TooLarge { tag, .. }) if self.one_by_one => {
+                self.write_smaller(&mut outcomes, tag);
+                self.producer.renew()?;
+                self.kept = outcomes;
+                Ok(false)
             }
             Err(BatchError::TooLarge { .. }) => {
                 tracing::warn!(
@@ -188,12 +191,59 @@ impl Delivery<'_> {
 
     /// Releases the memory of outcomes that are durable. Until then they count in their partitions, so intake stops
     /// when they cannot be written.
-    fn are_durable(&self, outcomes: &[(i32, Outcome)]) {
-        for (partition, outcome) in outcomes {
-            if let (Some(owned), Some(weight)) = (self.partitions.get(partition), outcome.weight())
+    fn are_durable(&mut self, outcomes: &[Staged]) {
+        for one in outcomes {
+            if let (Some(owned), Some(weight)) =
+                (self.partitions.get(&one.partition), one.outcome.weight())
             {
                 owned.load.sub(1, weight);
             }
+            if let Outcome::Invalid(record) = &one.outcome {
+                self.context.metrics.set_aside(&record.topic).inc();
+                if let Some(suppressed) = self.set_aside_lines.pass(clock::instant()) {
+                    log_set_aside(record, suppressed);
+                }
+            }
+        }
+    }
+
+    /// Replaces an outcome that its topic refuses for its size.
+    fn write_smaller(&mut self, outcomes: &mut Vec<Staged>, refused: usize) {
+        if refused >= outcomes.len() {
+            return;
+        }
+        let Staged {
+            partition,
+            offset,
+            outcome,
+        } = outcomes.remove(refused);
+        let source = Source {
+            topic: &self.topic,
+            partition,
+            offset: offset.unwrap_or(Offset(-1)),
+        };
+        tracing::error!(
+            topic = source.topic,
+            partition,
+            offset = source.offset.0,
+            "an outcome is larger than max.message.bytes of its topic allows, see `hookstream topics check`; less is written instead",
+        );
+        let before = outcome.weight();
+        let smaller = smaller(outcome, source, clock::now());
+        let after = smaller.as_ref().and_then(Outcome::weight);
+        if let (Some(owned), Some(before), Some(after)) =
+            (self.partitions.get(&partition), before, after)
+        {
+            owned.load.sub(1, before);
+            owned.load.add(after);
+        }
+        if let Some(outcome) = smaller {
+            let smaller = Staged {
+                partition,
+                offset,
+                outcome,
+            };
+            outcomes.insert(refused, smaller);
         }
     }
 
@@ -203,10 +253,10 @@ impl Delivery<'_> {
     /// between the transaction and this check would hide it; no such case is known.)
     fn keep_unless_durable(
         &mut self,
-        outcomes: Vec<(i32, Outcome)>,
+        outcomes: Vec<Staged>,
         wanted: &HashMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
-        let telling: HashSet<i32> = outcomes.iter().map(|(number, _)| *number).collect();
+        let telling: HashSet<i32> = outcomes.iter().map(|one| one.partition).collect();
         let asked: Vec<_> = telling
             .into_iter()
             .map(|partition| TopicPartition {
@@ -231,35 +281,50 @@ impl Delivery<'_> {
         Ok(false)
     }
 
-    fn write(&mut self, outcomes: &[(i32, Outcome)]) -> Result<(), BatchError> {
-        let settings = Arc::clone(&self.context.settings);
-        let tiers = settings.retry_topics();
-        let dead_letters = settings.topics.dead_letters();
-        for (tag, (_, outcome)) in outcomes.iter().enumerate() {
-            match outcome {
-                Outcome::Tier(tier, command) => self.write_command(
-                    &tiers[*tier],
-                    command,
-                    command_headers(&command.envelope()),
-                    tag,
-                )?,
-                Outcome::DeadLetter(command, info) => {
-                    let headers = info
-                        .headers()
-                        .iter()
-                        .fold(dead_letter_headers(command), |headers, (name, value)| {
-                            with_header(headers, name, value)
-                        });
-                    self.write_command(&dead_letters, command, headers, tag)?;
+    fn write(&mut self, outcomes: &mut Vec<Staged>) -> Result<(), BatchError> {
+        let tiers = self.context.settings.retry_topics();
+        let mut tag = 0;
+        while let Some(one) = outcomes.get(tag) {
+            match self.write_one(&one.outcome, &tiers, tag) {
+                // The client did not take it, and the transaction goes on.
+                Err(BatchError::TooLarge { at_once: true, .. }) => {
+                    self.write_smaller(outcomes, tag);
+                    continue;
                 }
-                Outcome::Invalid(record) => self.write_invalid(record, tag)?,
-                Outcome::Disable(subscription) => self.write_disabled(subscription, tag)?,
+                written => written?,
             }
             if self.one_by_one {
                 self.producer.acknowledged()?;
             }
+            tag += 1;
         }
         Ok(())
+    }
+
+    fn write_one(
+        &mut self,
+        outcome: &Outcome,
+        tiers: &[String],
+        tag: usize,
+    ) -> Result<(), BatchError> {
+        match outcome {
+            Outcome::Tier(tier, command) => {
+                let headers = command_headers(&command.envelope());
+                self.write_command(&tiers[*tier], command, headers, tag)
+            }
+            Outcome::DeadLetter(command, info) => {
+                let topic = self.context.settings.topics.dead_letters();
+                let headers = info
+                    .headers()
+                    .iter()
+                    .fold(dead_letter_headers(command), |headers, (name, value)| {
+                        with_header(headers, name, value)
+                    });
+                self.write_command(&topic, command, headers, tag)
+            }
+            Outcome::Invalid(record) => self.write_invalid(record, tag),
+            Outcome::Disable(subscription) => self.write_disabled(subscription, tag),
+        }
     }
 
     fn write_command(
@@ -282,15 +347,10 @@ impl Delivery<'_> {
 
     fn write_invalid(&mut self, record: &InvalidRecord, tag: usize) -> Result<(), BatchError> {
         let topic = self.context.settings.topics.invalid_events();
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        self.producer.send(Record {
-            topic: &topic,
-            partition: None,
-            key,
-            value,
-            headers: invalid_headers(record),
-            tag,
-        })
+        match record.copy() {
+            Some(copy) => self.producer.send(copied(&copy, &topic, tag)),
+            None => Ok(()),
+        }
     }
 
     /// Disables a subscription, unless it has changed since that decision.

@@ -9,7 +9,17 @@ use super::outage::Health;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::Outcome;
 use super::partition::event::{Incoming, LookAhead};
+use crate::model::units::Offset;
 use crate::model::window::{Place, Snapshot, Window};
+
+/// An outcome to be written.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) partition: i32,
+    /// The offset that it ends, if it ends one.
+    pub(super) offset: Option<Offset>,
+    pub(super) outcome: Outcome,
+}
 
 /// A message to a worker.
 pub(super) enum Message {
@@ -52,7 +62,8 @@ pub(super) struct WorkerState {
 pub(super) struct PartitionState {
     pub(super) partition: i32,
     pub(super) snapshot: Snapshot,
-    pub(super) outcomes: Vec<Outcome>,
+    /// Each with the offset that it ends, if it ends one.
+    pub(super) outcomes: Vec<(Option<Offset>, Outcome)>,
     pub(super) span: u64,
     /// How long the partition's intake has been waiting for room.
     pub(super) stalled: Duration,

@@ -6,7 +6,7 @@
 //! positions are committed in one transaction; positions alone by a plain commit. After a failed transaction the
 //! outcomes are kept and written again with the next state, so an aborted transaction repeats no POST.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -15,10 +15,9 @@ use rdkafka::Message as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::busy::Busy;
-use super::messages::{Load, Message};
+use super::messages::{Load, Message, Staged};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
-use super::partition::effect::Outcome;
 use super::partition::event::Incoming;
 use super::recommit::Recommit;
 use super::top_subscribers::TopSubscribers;
@@ -29,9 +28,10 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
 use crate::edge::kafka::producer::Producer;
-use crate::edge::kafka::record::read_command;
+use crate::edge::kafka::record::{Newer, read_command};
+use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::{Place, ReadError, Snapshot, VERSION, Window};
+use crate::model::window::{Place, ReadError, Snapshot, Window};
 use crate::runtime::context::RoleContext;
 
 /// How often positions and outcomes are committed.
@@ -81,6 +81,9 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         partitions: HashMap::new(),
         kept: Vec::new(),
         one_by_one: false,
+        stopped: BTreeSet::new(),
+        stopped_lines: Throttle::new(Duration::from_secs(1)),
+        set_aside_lines: Throttle::new(Duration::from_secs(1)),
         next_commit: clock::instant(),
         outage: Outage::default(),
         recommit: Recommit::default(),
@@ -141,10 +144,14 @@ pub(super) struct Delivery<'a> {
     pub(super) topic: Arc<str>,
     pub(super) partitions: HashMap<i32, Owned>,
     /// Outcomes of a failed transaction, to be written with the next one.
-    pub(super) kept: Vec<(i32, Outcome)>,
+    pub(super) kept: Vec<Staged>,
     /// Whether each outcome waits for the previous one's acknowledgement: then none is rejected because of others in
     /// its batch.
     pub(super) one_by_one: bool,
+    /// Partitions with a record or a commit of a newer program, which are not read further.
+    pub(super) stopped: BTreeSet<i32>,
+    pub(super) stopped_lines: Throttle,
+    pub(super) set_aside_lines: Throttle,
     pub(super) next_commit: Instant,
     pub(super) outage: Outage,
     /// Whether a delayed commit may still overwrite later ones.
@@ -181,12 +188,20 @@ impl Delivery<'_> {
         let mut wait = wait;
         for _ in 0..TURN {
             match self.member.poll(wait)? {
+                // Its partition is not read further: the next owner reads it again.
+                Polled::Message(message) if self.stopped.contains(&message.partition()) => {}
                 Polled::Message(message) => {
-                    let incoming = Incoming {
-                        offset: Offset(message.offset()),
-                        content: read_command(&message)?,
-                    };
-                    taken.entry(message.partition()).or_default().push(incoming);
+                    let (number, offset) = (message.partition(), Offset(message.offset()));
+                    match read_command(&message) {
+                        Ok(content) => {
+                            let incoming = Incoming { offset, content };
+                            taken.entry(number).or_default().push(incoming);
+                        }
+                        Err(Newer { version }) => {
+                            drop(message);
+                            self.stop(number, Some(offset), version)?;
+                        }
+                    }
                 }
                 Polled::Assigned(partitions) => {
                     self.hand_over(taken);
@@ -224,6 +239,35 @@ impl Delivery<'_> {
         }
     }
 
+    /// Stops reading a partition at a record of a newer program, or, without an offset, because of its commit. All before
+    /// is delivered, other partitions go on, and an upgraded replica continues here.
+    fn stop(&mut self, number: i32, offset: Option<Offset>, version: u32) -> Result<(), Failure> {
+        self.stopped.insert(number);
+        self.count_stopped();
+        if let Some(suppressed) = self.stopped_lines.pass(clock::instant()) {
+            tracing::error!(
+                topic = %self.topic,
+                partition = number,
+                offset = offset.map(|offset| offset.0),
+                version,
+                metric = "hookstream_stopped_partitions",
+                suppressed,
+                "partition stopped: {} written by a newer hookstream; upgrade every replica",
+                if offset.is_some() { "this record was" } else { "the commit metadata was" },
+            );
+        }
+        let at = [TopicPartition {
+            topic: Arc::clone(&self.topic),
+            partition: number,
+        }];
+        self.member.pause(&at)
+    }
+
+    fn count_stopped(&self) {
+        let gauge = self.context.metrics.stopped_partitions(&self.topic);
+        gauge.set(as_gauge(self.stopped.len()));
+    }
+
     /// Bounds memory: pauses a partition that holds more than its share until half of it is free, and every partition
     /// during an egress outage. A pause discards the client's prefetched records, so the share is large compared to
     /// them.
@@ -233,6 +277,9 @@ impl Delivery<'_> {
         let commands = (self.context.settings.max_queued_commands / among).max(LEAST_COMMANDS);
         let all_paused = self.outage.is_paused();
         for (&number, owned) in &mut self.partitions {
+            if self.stopped.contains(&number) {
+                continue;
+            }
             let (held, count) = (owned.load.bytes(), owned.load.commands());
             owned.load.set_share(bytes);
             let at = [TopicPartition {
@@ -261,6 +308,9 @@ impl Delivery<'_> {
     fn gap(&mut self, gap: &Gap) {
         self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
         let number = gap.at.partition;
+        // Reading has moved; a record of a newer program, if it is still there, stops the partition again.
+        self.stopped.remove(&number);
+        self.count_stopped();
         if gap.lost() == 0 && self.partitions.contains_key(&number) {
             self.forget(&[number]);
             self.open(number, Window::new(gap.to), None);
@@ -291,17 +341,17 @@ impl Delivery<'_> {
     fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Failure> {
         let committed = self.member.committed(partitions)?;
         let mut positions = Vec::with_capacity(committed.len());
+        let mut newer = Vec::new();
         for found in committed {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
             let place = self.place(number);
             let (window, error) = Window::restore(position, &found.metadata, place);
             if let Some(ReadError::Newer(version)) = error {
-                return Err(Failure::Newer {
-                    place: format!("the commit metadata of {} {number}", self.topic),
-                    version: version.to_string(),
-                    known: VERSION.into(),
-                });
+                // Without a window: nothing is delivered or committed.
+                newer.push((number, version.into()));
+                positions.push((found.at, found.position));
+                continue;
             }
             if let Some(error) = error {
                 self.metrics.foreign_commit_metadata().inc();
@@ -319,6 +369,9 @@ impl Delivery<'_> {
             positions.push((found.at, found.position));
         }
         self.member.take(&positions)?;
+        for (number, version) in newer {
+            self.stop(number, None, version)?;
+        }
         if !partitions.is_empty() {
             tracing::info!(partitions = ?numbers(partitions), "partitions assigned");
         }
@@ -430,7 +483,9 @@ impl Delivery<'_> {
         }
         self.workers.give_up(list);
         self.partitions.retain(|number, _| !gone.contains(number));
-        self.kept.retain(|(number, _)| !gone.contains(number));
+        self.kept.retain(|one| !gone.contains(&one.partition));
+        self.stopped.retain(|number| !gone.contains(number));
+        self.count_stopped();
         for number in list {
             self.metrics.forget_partition(*number);
         }

@@ -118,7 +118,7 @@ struct Owned {
     /// Requests in flight, and responses whose bodies are still open.
     slots: usize,
     /// Outcomes to write with the next commit.
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<(Option<Offset>, Outcome)>,
     /// Signalled when nothing is in flight after a stop.
     drained: Option<Sender<()>>,
 }
@@ -301,7 +301,7 @@ impl Worker {
         match effect {
             Effect::Ready(lane) => self.ready.push_back((owner, lane)),
             Effect::Send(attempt) => self.send(owner, attempt),
-            Effect::Write(outcome) => self.write(owner.partition, outcome),
+            Effect::Write(offset, outcome) => self.write(owner.partition, offset, outcome),
             Effect::Parked(why) => self.around.metrics.parked(why).inc(),
             Effect::WakeAt(at) => self.timers.push(Reverse((at, owner))),
             Effect::LookAhead(question) => {
@@ -510,10 +510,10 @@ impl Worker {
         }
     }
 
-    fn write(&mut self, number: i32, outcome: Outcome) {
+    fn write(&mut self, number: i32, offset: Option<Offset>, outcome: Outcome) {
         log_outcome(&mut self.dead_letter_lines, &outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
-            owned.outcomes.push(outcome);
+            owned.outcomes.push((offset, outcome));
         }
     }
 

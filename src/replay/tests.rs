@@ -1,6 +1,8 @@
 //! The plan of a replay: pace, limit, and what another cluster has replayed already.
 
 use super::*;
+use crate::model::dead_letter::Coordinates;
+use crate::model::units::Offset;
 
 #[test]
 fn a_paced_batch_covers_one_second() {

@@ -173,6 +173,8 @@ pub struct Metrics(Arc<All>);
 struct All {
     invalid_subscriptions: IntCounter,
     lost_offsets: IntCounterVec,
+    set_aside: IntCounterVec,
+    stopped_partitions: IntGaugeVec,
     commands: Counters,
     spans: Counters,
     broker_up: IntGauge,
@@ -229,6 +231,14 @@ impl Metrics {
                 Opts::new("hookstream_lost_offsets_total", "Offsets that were deleted before they were read: retention has overtaken a group."),
                 &["topic"],
             )),
+            set_aside: registry.add(IntCounterVec::new(
+                Opts::new("hookstream_set_aside_total", "Records that could not be used, by the topic that they were read from; fanout, deliver and release copy them to the topic of invalid events."),
+                &["topic"],
+            )),
+            stopped_partitions: registry.add(IntGaugeVec::new(
+                Opts::new("hookstream_stopped_partitions", "Partitions that are not read further, because a record or a commit in them was written by a newer hookstream."),
+                &["topic"],
+            )),
             commands: registry.counters::<Cause>("hookstream_commands_total", "Commands written to the commands topic, by cause.", "cause"),
             spans: registry.counters::<SpanResult>("hookstream_spans_total", "Spans that ended, by whether the collector has them.", "result"),
             broker_up: registry.gauge("hookstream_broker_up", "1 while brokers answer; 0 while a role waits for one."),
@@ -263,6 +273,18 @@ impl Metrics {
             .lost_offsets
             .with_label_values(&[topic])
             .inc_by(count);
+    }
+
+    /// Records of `topic` that were set aside, or, by a reader without a group, ignored.
+    #[must_use]
+    pub fn set_aside(&self, topic: &str) -> IntCounter {
+        self.0.set_aside.with_label_values(&[topic])
+    }
+
+    /// Partitions of `topic` that this process has stopped at a record or a commit of a newer program.
+    #[must_use]
+    pub fn stopped_partitions(&self, topic: &str) -> IntGauge {
+        self.0.stopped_partitions.with_label_values(&[topic])
     }
 
     /// Commands written to the commands topic.

@@ -67,6 +67,8 @@ mod tests {
         common.role_restarts("fanout").reset();
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
+        common.set_aside("topic").inc_by(0);
+        common.stopped_partitions("topic").set(0);
         let mut series = Series::default();
         let waiting = Waiting {
             oldest: Some(0),

@@ -137,7 +137,8 @@ impl<E: Endpoint> Partition<E> {
             Arc::ptr_eq(current.subscription(), decided_on)
         });
         if unchanged {
-            step.push(Effect::Write(Outcome::Disable(Arc::clone(decided_on))));
+            let outcome = Outcome::Disable(Arc::clone(decided_on));
+            step.push(Effect::Write(None, outcome));
         }
     }
 

@@ -123,8 +123,8 @@ pub enum Effect<E> {
     Ready(LaneId),
     /// Start this attempt.
     Send(Attempt<E>),
-    /// Write this with the next commit.
-    Write(Outcome),
+    /// Write this with the next commit; with the offset that it ends, if it ends one.
+    Write(Option<Offset>, Outcome),
     /// A command was parked.
     Parked(ParkReason),
     /// An attempt ended with this result.

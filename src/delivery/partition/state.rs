@@ -226,7 +226,7 @@ impl<E: Endpoint> Partition<E> {
         debug_assert!(was_open, "an offset ends once");
         match outcome {
             // It holds memory until it is durable.
-            Some(outcome) => step.push(Effect::Write(outcome)),
+            Some(outcome) => step.push(Effect::Write(Some(offset), outcome)),
             None => step.effects.free(weight),
         }
     }

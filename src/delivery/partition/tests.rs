@@ -250,7 +250,7 @@ impl Sim {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
                 Effect::Send(attempt) => self.sent(attempt),
-                Effect::Write(outcome) => self.outcomes.push(outcome),
+                Effect::Write(_, outcome) => self.outcomes.push(outcome),
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
                 Effect::LookAhead(question) => self.questions.push(question),
                 Effect::Drained => self.drained = true,

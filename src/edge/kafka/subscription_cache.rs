@@ -12,6 +12,7 @@ use prometheus::IntCounter;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::bootstrap;
@@ -20,7 +21,7 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::model::matching::Index;
-use crate::model::subscription::{Subscription, parse};
+use crate::model::subscription::{Subscription, SubscriptionError, parse};
 
 /// All valid subscriptions, shared by the roles of a process.
 #[derive(Default)]
@@ -62,8 +63,11 @@ impl SubscriptionCache {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Applies one record; `invalid` counts ignored ones. Public for tests and for readers of other sources.
-    pub fn apply(&self, key: Option<&[u8]>, value: Option<&[u8]>, invalid: &IntCounter) {
+    /// Applies one record. Public for tests and for readers of other sources.
+    ///
+    /// # Errors
+    /// Why it is invalid: it is ignored, and the last valid one of its id stays in effect.
+    pub fn apply(&self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), SubscriptionError> {
         let Some(value) = value else {
             let id = key.map(String::from_utf8_lossy).unwrap_or_default();
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
@@ -74,30 +78,50 @@ impl SubscriptionCache {
                 .remove(&*id);
             drop(index);
             self.changed();
-            return;
+            return Ok(());
         };
-        match parse(key, value) {
-            Ok(subscription) => {
-                let id = subscription.id.clone();
-                let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-                self.records
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(id, value.into());
-                index.insert(Arc::new(subscription));
-                drop(index);
-                self.changed();
-            }
-            Err(error) => {
-                invalid.inc();
-                let id = key.map(String::from_utf8_lossy).unwrap_or_default();
-                tracing::error!(subscription = %id, "invalid subscription record ignored, the last valid one stays in effect: {error}");
-            }
-        }
+        let subscription = parse(key, value)?;
+        let id = subscription.id.clone();
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        self.records
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, value.into());
+        index.insert(Arc::new(subscription));
+        drop(index);
+        self.changed();
+        Ok(())
     }
 
     fn changed(&self) {
         self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Counts invalid records.
+#[derive(Clone, Debug)]
+pub struct InvalidCounters {
+    /// Subscription records.
+    pub subscriptions: IntCounter,
+    /// Records of the topic that were set aside.
+    pub set_aside: IntCounter,
+}
+
+impl InvalidCounters {
+    fn count(&self, message: &BorrowedMessage<'_>, error: &SubscriptionError) {
+        /// Of the key, characters.
+        const SHOWN: usize = 100;
+        self.subscriptions.inc();
+        self.set_aside.inc();
+        let key = message.key().map(String::from_utf8_lossy);
+        let id: String = key.unwrap_or_default().chars().take(SHOWN).collect();
+        tracing::error!(
+            subscription = %id,
+            topic = message.topic(),
+            partition = message.partition(),
+            offset = message.offset(),
+            "invalid subscription record ignored, the last valid one stays in effect: {error}"
+        );
     }
 }
 
@@ -109,7 +133,7 @@ impl SubscriptionCache {
 pub fn follow(
     settings: &Settings,
     table: &SubscriptionCache,
-    invalid: &IntCounter,
+    invalid: &InvalidCounters,
     stop: &dyn Fn() -> bool,
     ready: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
@@ -136,7 +160,9 @@ pub fn follow(
         }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                table.apply(message.key(), message.payload(), invalid);
+                if let Err(error) = table.apply(message.key(), message.payload()) {
+                    invalid.count(&message, &error);
+                }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 behind.remove(&partition);

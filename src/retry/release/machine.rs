@@ -7,13 +7,18 @@
 //! A batch takes a portion from each partition with due records. It begins behind the last partition of the batch
 //! before it, so that a full batch leaves no partition out twice in a row (**Isolated**).
 //!
+//! The broker refuses a record that is too large together with those that it gets in the same request. After a refusal,
+//! batches of half the size are tried, down to a single record: when that is refused, it is set aside, whole or, when that
+//! is refused too, ever less of it ([`Extent`]). A record of a newer program stops its partition, which is then read no
+//! further.
+//!
 //! Pure: records come in as they were decoded, time is an argument, and what is to be done is returned.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::command::{Cause, Command};
-use crate::model::invalid_record::InvalidRecord;
+use crate::model::invalid_record::{Extent, InvalidRecord};
 use crate::model::tiers::{Head, Tiers};
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::{EpochMs, Offset, Position};
@@ -128,6 +133,8 @@ pub struct Batch {
     pub hops: u64,
     /// Commands that move to `webhook-commands`, in the order of [`Cause::ALL`].
     pub released: [u64; Cause::ALL.len()],
+    /// Records that are set aside, by the tier that they leave.
+    pub set_aside: BTreeMap<usize, u64>,
 }
 
 impl Batch {
@@ -139,14 +146,11 @@ impl Batch {
             bytes: 0,
             hops: 0,
             released: [0; Cause::ALL.len()],
+            set_aside: BTreeMap::new(),
         }
     }
 
-    fn is_full(&self, limits: &Limits) -> bool {
-        self.records >= limits.batch_records || self.bytes >= limits.batch_bytes
-    }
-
-    fn add(&mut self, record: &HeldRecord, to: Destination<'_>) {
+    fn add(&mut self, record: &HeldRecord, tier: usize, to: Destination<'_>) {
         self.records += 1;
         self.bytes += record.weight();
         match to {
@@ -156,7 +160,7 @@ impl Batch {
                 }
             }
             Destination::Tier(..) => self.hops += 1,
-            Destination::Invalid(_) => {}
+            Destination::Invalid(_) => *self.set_aside.entry(tier).or_default() += 1,
         }
     }
 }
@@ -214,8 +218,10 @@ pub enum Next {
     Continue,
     /// Renew the producer, and read these partitions again from their committed positions.
     ReadAgain(Vec<TierPartition>),
-    /// A record that came from a tier is too large for where it goes: an operator must change that topic.
-    TooLarge,
+    /// Renew the producer: nothing was written, and the next batch is smaller.
+    WriteLess,
+    /// The same, after [`Machine::set_aside`]: the first record of this partition was refused alone.
+    SetAside(TierPartition),
     /// This process cannot write.
     Stop,
 }
@@ -226,13 +232,25 @@ struct Buffer {
     records: VecDeque<HeldRecord>,
     bytes: usize,
     paused: bool,
+    /// A record of a newer program follows: nothing behind it is taken.
+    stopped: bool,
 }
 
 impl Buffer {
     fn clear(&mut self) {
         self.records.clear();
         self.bytes = 0;
+        self.stopped = false;
     }
+}
+
+/// The search for a record that the broker refuses for its size.
+#[derive(Clone, Copy, Debug)]
+struct Search {
+    /// Records of a batch.
+    most: usize,
+    /// Records to be moved until the search is over.
+    left: usize,
 }
 
 /// The tier partitions that this process owns.
@@ -245,6 +263,7 @@ pub struct Machine {
     first: TierPartition,
     /// When it may begin.
     next_batch: Instant,
+    search: Option<Search>,
 }
 
 impl Machine {
@@ -260,6 +279,7 @@ impl Machine {
                 partition: 0,
             },
             next_batch: now,
+            search: None,
         }
     }
 
@@ -280,17 +300,34 @@ impl Machine {
     /// Reading goes on at `to` instead of `from`. Behind deleted records, what is held moves as before. A topic that
     /// ends before what was read was truncated or made again: what is held is not in it, or is polled again.
     pub fn gap(&mut self, at: TierPartition, from: Position, to: Position) {
-        if to < from
-            && let Some(buffer) = self.owned.get_mut(&at)
-        {
-            buffer.clear();
+        if let Some(buffer) = self.owned.get_mut(&at) {
+            buffer.stopped = false;
+            if to < from {
+                buffer.clear();
+            }
         }
     }
 
-    /// Whether records of the partition are taken. The client may still hold some of a partition that was given up.
+    /// Whether records of the partition are taken. The client may still hold some of a partition that was given up, or that
+    /// is read no further.
     #[must_use]
-    pub fn owns(&self, at: TierPartition) -> bool {
-        self.owned.contains_key(&at)
+    pub fn takes(&self, at: TierPartition) -> bool {
+        self.owned.get(&at).is_some_and(|buffer| !buffer.stopped)
+    }
+
+    /// The next record of the partition was written by a newer program: what is held moves as before, and no more is taken
+    /// until the partition is read again.
+    pub fn stop(&mut self, at: TierPartition) {
+        if let Some(buffer) = self.owned.get_mut(&at) {
+            buffer.stopped = true;
+        }
+    }
+
+    /// How many partitions of a tier are read no further.
+    #[must_use]
+    pub fn stopped(&self, tier: usize) -> usize {
+        let of_tier = self.owned.iter().filter(|(at, _)| at.tier == tier);
+        of_tier.filter(|(_, buffer)| buffer.stopped).count()
     }
 
     /// Takes a polled record; drops it unless the partition is owned.
@@ -320,10 +357,10 @@ impl Machine {
         let share = share.max(self.limits.least_buffer);
         let mut changes = Vec::new();
         for (&at, buffer) in &mut self.owned {
-            if !buffer.paused && buffer.bytes > share {
+            if !buffer.paused && (buffer.stopped || buffer.bytes > share) {
                 buffer.paused = true;
                 changes.push((at, Flow::Pause));
-            } else if buffer.paused && buffer.bytes < share / 2 {
+            } else if buffer.paused && !buffer.stopped && buffer.bytes < share / 2 {
                 buffer.paused = false;
                 changes.push((at, Flow::Resume));
             }
@@ -347,10 +384,12 @@ impl Machine {
         }
         let Limits {
             batch_records,
+            batch_bytes,
             portion,
             least_portion,
             ..
         } = self.limits;
+        let most = self.search.map_or(batch_records, |search| search.most);
         let portion = (batch_records / due).clamp(least_portion, portion);
         let mut batch = Batch::new(now.wall);
         let from_first = self.owned.range(self.first..);
@@ -358,13 +397,13 @@ impl Machine {
             let mut records = 0;
             let mut position = None;
             for record in buffer.records.iter().take(portion) {
-                if batch.is_full(&self.limits) {
+                if batch.records >= most || batch.bytes >= batch_bytes {
                     break;
                 }
                 let Some(to) = record.destination(from.tier, &self.tiers, now.wall) else {
                     break;
                 };
-                batch.add(record, to);
+                batch.add(record, from.tier, to);
                 records += 1;
                 position = Some(record.offset.next());
             }
@@ -402,6 +441,7 @@ impl Machine {
         self.next_batch = now + self.limits.gather;
         match end {
             TransactionEnd::Committed => {
+                self.found_nothing(batch.records, now);
                 for portion in &batch.portions {
                     if let Some(buffer) = self.owned.get_mut(&portion.from) {
                         for record in buffer.records.drain(..portion.records) {
@@ -420,9 +460,48 @@ impl Machine {
                 self.owned.values_mut().for_each(Buffer::clear);
                 Next::ReadAgain(self.owned.keys().copied().collect())
             }
-            TransactionEnd::TooLarge { .. } => Next::TooLarge,
+            TransactionEnd::TooLarge { .. } => {
+                self.next_batch = now;
+                let (most, left) = ((batch.records / 2).max(1), batch.records);
+                self.search = Some(Search { most, left });
+                match batch.portions.as_slice() {
+                    [portion] if batch.records == 1 => Next::SetAside(portion.from),
+                    _ => Next::WriteLess,
+                }
+            }
             TransactionEnd::Fatal => Next::Stop,
         }
+    }
+
+    /// Takes note of a batch without a record that is refused.
+    fn found_nothing(&mut self, records: usize, now: Instant) {
+        if let Some(search) = &mut self.search {
+            search.left = search.left.saturating_sub(records);
+            self.next_batch = now;
+            if search.left == 0 {
+                self.search = None;
+            }
+        }
+    }
+
+    /// Sets aside the first record of a partition, whose topic is `topic`, because it was refused for its size; or less of
+    /// it than was refused.
+    pub fn set_aside(&mut self, at: TierPartition, topic: &str) {
+        let Some(buffer) = self.owned.get_mut(&at) else {
+            return;
+        };
+        let Some(first) = buffer.records.front_mut() else {
+            return;
+        };
+        let before = first.weight();
+        match &mut first.content {
+            Ok(command) => {
+                let record = refused(command, topic, at.partition, first.offset);
+                first.content = Err(Box::new(record));
+            }
+            Err(record) => record.extent = record.extent.smaller(),
+        }
+        buffer.bytes = buffer.bytes + first.weight() - before;
     }
 
     fn heads(&self, now: EpochMs) -> impl Iterator<Item = Head> + '_ {
@@ -430,6 +509,25 @@ impl Machine {
             let head = buffer.records.front()?;
             Some(head.head(at.tier, &self.tiers, now))
         })
+    }
+}
+
+/// A command that cannot move, as a record to be set aside.
+fn refused(command: &Command, topic: &str, partition: i32, offset: Offset) -> InvalidRecord {
+    let mut headers = Vec::new();
+    command.envelope().each_header(|name, value| {
+        headers.push((name.to_owned(), Some(value.as_bytes().to_vec())));
+    });
+    InvalidRecord {
+        key: Some(command.subscriber.as_bytes().to_vec()),
+        value: Some(command.body.to_vec()),
+        headers,
+        error: "the command is larger than max.message.bytes of the topic that it moves to"
+            .to_owned(),
+        topic: topic.to_owned(),
+        partition,
+        offset,
+        extent: Extent::Whole,
     }
 }
 

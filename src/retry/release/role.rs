@@ -16,11 +16,13 @@ use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::{command_headers, invalid_headers, read_command};
+use crate::edge::kafka::record::{
+    Newer, command_headers, log_set_aside, read_command, send_invalid,
+};
 use crate::edge::otlp::Together;
 use crate::model::command::{Cause, Command};
-use crate::model::invalid_record::InvalidRecord;
 use crate::model::span;
+use crate::model::throttle::Throttle;
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::{EpochMs, Offset};
 use crate::retry::metrics::{ReleaseMetrics, Released};
@@ -68,6 +70,8 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
             commands: settings.topics.commands(),
             invalid: settings.topics.invalid_events(),
         },
+        stopped_lines: Throttle::new(Duration::from_secs(1)),
+        set_aside_lines: Throttle::new(Duration::from_secs(1)),
     };
     context.ready();
     let ended = release.run(&member);
@@ -113,6 +117,8 @@ struct Release<'a> {
     producer: Producer,
     machine: Machine,
     topics: Topics,
+    stopped_lines: Throttle,
+    set_aside_lines: Throttle,
 }
 
 impl Release<'_> {
@@ -120,6 +126,7 @@ impl Release<'_> {
         while !self.context.stopping() {
             self.context.heartbeat();
             self.poll(member)?;
+            self.count_stopped();
             for (at, change) in self.machine.flow() {
                 let at = [self.topics.topic_partition(at)];
                 match change {
@@ -138,7 +145,7 @@ impl Release<'_> {
         let mut wait = self.machine.wait(now());
         for _ in 0..TURN {
             match member.poll(wait)? {
-                Polled::Message(message) => self.take(&message)?,
+                Polled::Message(message) => self.take(&message),
                 Polled::Gap(gap) => {
                     let metrics = &self.context.metrics;
                     metrics.lost_offsets(&gap.at.topic, gap.lost());
@@ -170,19 +177,44 @@ impl Release<'_> {
         Ok(())
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Failure> {
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
         let at = self
             .topics
             .tier_partition(message.topic(), message.partition());
-        if let Some(at) = at.filter(|&at| self.machine.owns(at)) {
-            let record = HeldRecord {
-                offset: Offset(message.offset()),
-                appended: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
-                content: read_command(message)?,
-            };
-            self.machine.take(at, record);
+        let Some(at) = at.filter(|&at| self.machine.takes(at)) else {
+            return;
+        };
+        match read_command(message) {
+            Ok(content) => {
+                let record = HeldRecord {
+                    offset: Offset(message.offset()),
+                    appended: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
+                    content,
+                };
+                self.machine.take(at, record);
+            }
+            Err(Newer { version }) => {
+                self.machine.stop(at);
+                if let Some(suppressed) = self.stopped_lines.pass(clock::instant()) {
+                    tracing::error!(
+                        topic = message.topic(),
+                        partition = message.partition(),
+                        offset = message.offset(),
+                        version,
+                        metric = "hookstream_stopped_partitions",
+                        suppressed,
+                        "partition stopped: this record was written by a newer hookstream; upgrade every replica",
+                    );
+                }
+            }
         }
-        Ok(())
+    }
+
+    fn count_stopped(&self) {
+        for (tier, topic) in self.topics.tiers.iter().enumerate() {
+            let stopped = i64::try_from(self.machine.stopped(tier)).unwrap_or(i64::MAX);
+            self.context.metrics.stopped_partitions(topic).set(stopped);
+        }
     }
 
     fn move_batch(&mut self, member: &Member, batch: &Batch) -> Result<(), Failure> {
@@ -211,9 +243,16 @@ impl Release<'_> {
                 member.rewind(&partitions)
             }
             (_, Err(BatchError::Failed(failure))) => Err(failure),
-            (_, Err(BatchError::TooLarge { .. })) => Err(Failure::Internal(
-                "a record of a retry topic is larger than the topic that it moves to allows: raise max.message.bytes of the topic that `hookstream topics check` names".to_owned(),
-            )),
+            (Next::WriteLess, Err(_)) => self.producer.renew(),
+            (Next::SetAside(at), Err(error)) => {
+                tracing::error!(
+                    topic = %self.topics.tiers[at.tier],
+                    partition = at.partition,
+                    "a record cannot be moved, see `hookstream topics check`: {error}"
+                );
+                self.machine.set_aside(at, &self.topics.tiers[at.tier]);
+                self.producer.renew()
+            }
             (_, Err(error)) => Err(Failure::Internal(error.to_string())),
             (_, Ok(())) => {
                 self.count(batch);
@@ -229,8 +268,13 @@ impl Release<'_> {
                 Destination::Commands(command) => (command, &self.topics.commands),
                 Destination::Tier(tier, command) => (command, &self.topics.tiers[tier]),
                 Destination::Invalid(record) => {
-                    self.producer
-                        .send(invalid(record, &self.topics.invalid, tag))?;
+                    let mut record = record.clone();
+                    send_invalid(&mut record, &self.topics.invalid, tag, |record| {
+                        self.producer.send(record)
+                    })?;
+                    if let Some(suppressed) = self.set_aside_lines.pass(clock::instant()) {
+                        log_set_aside(&record, suppressed);
+                    }
                     continue;
                 }
             };
@@ -276,29 +320,14 @@ impl Release<'_> {
 
     fn count(&self, batch: &Batch) {
         self.metrics.released(Released::Tier).inc_by(batch.hops);
+        for (&tier, &count) in &batch.set_aside {
+            let topic = &self.topics.tiers[tier];
+            self.context.metrics.set_aside(topic).inc_by(count);
+        }
         for (cause, count) in Cause::ALL.into_iter().zip(batch.released) {
             self.metrics.released(Released::Commands).inc_by(count);
             self.context.metrics.commands(cause).inc_by(count);
         }
-    }
-}
-
-/// The record that sets one aside that is not a command.
-fn invalid<'a>(record: &'a InvalidRecord, topic: &'a str, tag: usize) -> Record<'a> {
-    tracing::error!(
-        topic = record.topic,
-        partition = record.partition,
-        offset = record.offset.0,
-        "not a command: {}",
-        record.error
-    );
-    Record {
-        topic,
-        partition: None,
-        key: record.key.as_deref(),
-        value: record.value.as_deref(),
-        headers: invalid_headers(record),
-        tag,
     }
 }
 
