@@ -3,9 +3,11 @@
 //! | file | kind | what |
 //! |---|---|---|
 //! | `batch` | P | which commands an event becomes, when a batch ends and what it commits, which events are set aside |
+//! | `history` | P | where recent events came from, and what failed |
 //! | `role` | E | polls, produces, commits |
 
 mod batch;
+mod history;
 pub mod metrics;
 mod role;
 

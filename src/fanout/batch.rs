@@ -17,17 +17,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::history::{EventPartition, Failures, Held, Origin, Origins};
 use crate::model::command::{Cause, ContentType, Envelope};
 use crate::model::event::{self, Event, Format, RawEvent};
 use crate::model::invalid_record::{Extent, InvalidRecord};
 use crate::model::subscription::{Order, Subscription};
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::{EpochMs, Offset, Position};
-
-mod history;
-
-pub(super) use history::EventPartition;
-use history::{Failures, Held, Origin, Origins};
 
 /// What keeps a batch bounded.
 #[derive(Clone, Debug)]

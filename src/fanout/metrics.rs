@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntCounterVec, Opts};
 
 use crate::runtime::metrics::{Counters, Registry, labels};
 
@@ -24,6 +24,7 @@ pub struct FanoutMetrics(Arc<All>);
 
 struct All {
     events: Counters,
+    held: IntCounterVec,
 }
 
 impl std::fmt::Debug for FanoutMetrics {
@@ -42,7 +43,20 @@ impl FanoutMetrics {
                 "Events read, by what became of them.",
                 "result",
             ),
+            held: registry.add(IntCounterVec::new(
+                Opts::new(
+                    "hookstream_held_events_total",
+                    "Events whose commands could not be committed although they were tried alone, by topic; each failure counts.",
+                ),
+                &["topic"],
+            )),
         }))
+    }
+
+    /// Events of `topic` that failed alone.
+    #[must_use]
+    pub fn held(&self, topic: &str) -> IntCounter {
+        self.0.held.with_label_values(&[topic])
     }
 
     /// Events read.

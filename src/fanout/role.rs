@@ -12,7 +12,8 @@ use std::time::Duration;
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
-use super::batch::{Batch, Counts, EventPartition, Limits, Next, TooLarge};
+use super::batch::{Batch, Counts, Limits, Next, TooLarge};
+use super::history::EventPartition;
 use super::metrics::{EventResult, FanoutMetrics};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
@@ -365,6 +366,7 @@ impl Fanout<'_> {
             Next::ReadAgain => self.read_again(member, &error),
             Next::Hold { at, offset, wait } => {
                 let at = self.events.topic_partition(at);
+                self.metrics.held(&at.topic).inc();
                 tracing::error!(
                     topic = %at.topic,
                     partition = at.partition,

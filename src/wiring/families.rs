@@ -68,6 +68,7 @@ mod tests {
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
         common.set_aside("topic").inc_by(0);
+        families.fanout.held("topic").inc_by(0);
         common.stopped_partitions("topic").set(0);
         let mut series = Series::default();
         let waiting = Waiting {

@@ -30,6 +30,7 @@ mod mirror;
 mod observe;
 mod operator;
 mod order;
+mod poison;
 mod readme;
 mod scaling;
 mod scene;

@@ -331,11 +331,36 @@ impl World {
         }
     }
 
+    /// Produces records of any bytes, each by itself and in order; returns the offset of each.
+    #[track_caller]
+    pub fn produce_raw(&self, topic: &str, partition: i32, records: &[RawRecord]) -> Vec<i64> {
+        let write = |raw: &RawRecord| {
+            let headers = raw.headers.iter();
+            let headers = headers.fold(OwnedHeaders::new(), |all, (name, value)| {
+                insert_raw(all, name, value.as_deref())
+            });
+            let mut record = FutureRecord::<[u8], [u8]>::to(topic)
+                .partition(partition)
+                .headers(headers);
+            record.key = raw.key.as_deref();
+            record.payload = raw.value.as_deref();
+            let sent = self.producer().send_result(record);
+            let delivery = sent.unwrap_or_else(|(error, _)| panic!("{topic}: {error}"));
+            let written = block_on(delivery).unwrap();
+            written
+                .unwrap_or_else(|(error, _)| panic!("{topic}: {error}"))
+                .offset
+        };
+        records.iter().map(write).collect()
+    }
+
     fn producer(&self) -> &FutureProducer {
         self.producer.get_or_init(|| {
             let mut config = self.client_config();
             config
                 .set("enable.idempotence", "true")
+                // The topics decide.
+                .set("message.max.bytes", "50000000")
                 .set("partitioner", "murmur2_random")
                 .set("linger.ms", "2");
             config.create().unwrap()
@@ -496,6 +521,38 @@ impl World {
         assert!(!found.is_empty(), "there is no topic {topic}");
         found
     }
+}
+
+/// A record to produce, of any bytes.
+#[derive(Clone, Debug, Default)]
+pub struct RawRecord {
+    pub key: Option<Vec<u8>>,
+    pub headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// Adds a header whose name may be any bytes, which the binding's own call does not take.
+#[allow(unsafe_code)]
+fn insert_raw(headers: OwnedHeaders, name: &[u8], value: Option<&[u8]>) -> OwnedHeaders {
+    let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
+    let value = value.map_or((std::ptr::null(), 0), |value| {
+        (value.as_ptr().cast(), value.len().cast_signed())
+    });
+    // SAFETY: a borrowed list is the client's own list, which is written to by nobody else; the client copies all bytes.
+    let error = unsafe {
+        rdkafka::bindings::rd_kafka_header_add(
+            list,
+            name.as_ptr().cast(),
+            name.len().cast_signed(),
+            value.0,
+            value.1,
+        )
+    };
+    assert_eq!(
+        error,
+        rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+    );
+    headers
 }
 
 fn record(message: &impl Message) -> Record {

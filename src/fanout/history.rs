@@ -7,11 +7,11 @@ use crate::model::units::Offset;
 
 /// One partition of an event topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(in super::super) struct EventPartition {
+pub(super) struct EventPartition {
     /// The topic, by the number that the shell gave it.
-    pub(in super::super) topic: usize,
+    pub(super) topic: usize,
     /// The partition's number.
-    pub(in super::super) partition: i32,
+    pub(super) partition: i32,
 }
 
 /// Where an event came from.
