@@ -319,7 +319,7 @@ fn garbage_on_every_topic_is_set_aside_counted_and_named_and_all_good_work_is_do
         };
         // Before the roles start, and while they run.
         produce();
-        let mut process = start(&world, &["--attempt-log", "true", "--guarantee", guarantee]);
+        let mut process = start(&world, &["--attempt-log", "--guarantee", guarantee]);
         world.produce_events((0..20).map(|n| ("k", event(&format!("a{n}"), "order.created", "1"))));
         produce();
         world.produce_raw(&commands, 0, &odd);
