@@ -383,7 +383,6 @@ fn garbage_on_every_topic_is_set_aside_counted_and_named_and_all_good_work_is_do
             &["subscriptions", "list"],
             &["lag", "--once", "-o", "json"],
             &["trace", "a1"],
-            &["positions", "export"],
         ] {
             let output = world.run(command, "");
             assert_eq!(
@@ -392,6 +391,10 @@ fn garbage_on_every_topic_is_set_aside_counted_and_named_and_all_good_work_is_do
                 output.stderr
             );
         }
+        process.sigterm();
+        assert_eq!(process.wait_exit(LATER).code(), Some(0));
+        let output = world.run(&["positions", "export"], "");
+        assert_eq!(output.code, 0, "{guarantee}: {}", output.stderr);
     }
 }
 

@@ -71,7 +71,12 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
             invalid: settings.topics.invalid_events(),
         },
         stopped_lines: Throttle::new(Duration::from_secs(1)),
-        set_aside_lines: Throttle::new(Duration::from_secs(1)),
+        set_aside_lines: settings
+            .tiers
+            .delays()
+            .iter()
+            .map(|_| Throttle::new(Duration::from_secs(1)))
+            .collect(),
     };
     context.ready();
     let ended = release.run(&member);
@@ -118,7 +123,8 @@ struct Release<'a> {
     machine: Machine,
     topics: Topics,
     stopped_lines: Throttle,
-    set_aside_lines: Throttle,
+    /// By the tier's index, so that each topic is named.
+    set_aside_lines: Vec<Throttle>,
 }
 
 impl Release<'_> {
@@ -272,7 +278,9 @@ impl Release<'_> {
                     send_invalid(&mut record, &self.topics.invalid, tag, |record| {
                         self.producer.send(record)
                     })?;
-                    if let Some(suppressed) = self.set_aside_lines.pass(clock::instant()) {
+                    if let Some(suppressed) =
+                        self.set_aside_lines[one.from.tier].pass(clock::instant())
+                    {
                         log_set_aside(&record, suppressed);
                     }
                     continue;

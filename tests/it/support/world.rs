@@ -12,7 +12,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -555,21 +555,15 @@ fn insert_raw(headers: OwnedHeaders, name: &[u8], value: Option<&[u8]>) -> Owned
     headers
 }
 
-fn record(message: &impl Message) -> Record {
-    let headers = message.headers().map(|headers| {
-        let pairs = headers.iter().map(|header| {
-            (
-                header.key.to_owned(),
-                header.value.unwrap_or_default().to_vec(),
-            )
-        });
-        pairs.collect()
-    });
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    // The binding's own call panics on a name that is not UTF-8.
+    let headers = hookstream::edge::kafka::record::header_pairs(message).into_iter();
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_vec()));
     Record {
         partition: message.partition(),
         offset: message.offset(),
         key: message.key().map(<[u8]>::to_vec),
-        headers: headers.unwrap_or_default(),
+        headers: headers.collect(),
         value: message.payload().map(<[u8]>::to_vec),
         timestamp: message.timestamp().to_millis().unwrap_or(-1),
     }
