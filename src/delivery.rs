@@ -7,6 +7,7 @@
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
+//! | `oversize`, P | what is written instead of an outcome that its topic refuses for its size |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
 //! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
 
@@ -22,6 +23,7 @@ mod open_breakers;
 pub mod outage;
 mod outbox;
 mod outcome_records;
+mod oversize;
 pub mod partition;
 mod recommit;
 mod request;

@@ -4,10 +4,12 @@
 //! |---|---|---|
 //! | `batch` | P | which commands an event becomes, when a batch ends and what it commits, which events are set aside |
 //! | `blocked` | E | open transactions of publishers that hold up event partitions |
+//! | `history` | P | where recent events came from, and what failed |
 //! | `role` | E | polls, produces, commits |
 
 mod batch;
 mod blocked;
+mod history;
 pub mod metrics;
 mod role;
 

@@ -102,7 +102,11 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
 
 /// Reads available records; returns whether new figures are due.
 fn turn(context: &RoleContext, reader: &mut Reader, next: &mut Instant) -> Result<bool, Failure> {
-    if !reader.turn()? {
+    let any = reader.turn()?;
+    let dead_letters = context.settings.topics.dead_letters();
+    let set_aside = context.metrics.set_aside(&dead_letters);
+    set_aside.inc_by(reader.take_unreadable());
+    if !any {
         context.pause(IDLE);
     }
     if clock::instant() < *next {

@@ -18,29 +18,31 @@
 //! Memory: the identities of settled dead letters, and one batch.
 
 mod counts;
+mod records;
 mod withheld;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use thiserror::Error;
 
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log_reader::{Log, Range, Reading, header_pairs};
+use crate::edge::kafka::log_reader::{Log, Range, Reading};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::with_header;
+use crate::edge::kafka::record::{header_pairs, with_header};
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
 use crate::model::dead_letter;
 use crate::model::dead_letter::{
-    Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Settled, Settlement,
+    Coordinates, DeadLetter, Filter, OpenLetters, Settled, Settlement,
 };
-use crate::model::units::{EpochMs, Offset};
+use crate::model::units::EpochMs;
 
 pub use counts::{Count, DeadLetterCounts};
+pub use records::{NewerFacts, decode, place};
 pub use withheld::{Why, WithheldGroup};
 
 /// Dead letters in one transaction.
@@ -160,10 +162,14 @@ pub fn preview(
     let mut subscriptions = SubscriptionLog::open(settings, PURPOSE)?;
     subscriptions.catch_up(Freshness::Visible, stop, &mut |_, _| {})?;
     let ends = log.stable_ends()?;
-    let (open, _) = read_settled(&log, plan, &ends, stop, &mut |_| {})?;
-    let mut counts = DeadLetterCounts::default();
+    let (open, newer, _) = read_settled(&log, plan, &ends, stop, &mut |_| {})?;
+    let mut counts = DeadLetterCounts {
+        newer,
+        ..DeadLetterCounts::default()
+    };
     let reading = log.read::<Failure>(&ends, stop, |message| {
         match decode(message) {
+            Ok(Some(letter)) if counts.newer.stops(letter.at.partition) => {}
             Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
                 match Why::of(&letter, subscriptions.fold()) {
                     Some(why) => counts.withhold(&letter, why),
@@ -232,79 +238,44 @@ fn read_settled(
     ends: &[Range],
     stop: &dyn Fn() -> bool,
     read: &mut dyn FnMut(u64),
-) -> Result<(OpenLetters, Reading), Failure> {
+) -> Result<(OpenLetters, NewerFacts, Reading), Failure> {
     let cluster = log.cluster()?;
     let mut open = OpenLetters::default();
+    let mut newer = NewerFacts::default();
     let mut count = 0;
     let reading = log.read::<Failure>(ends, stop, |message| {
         count += 1;
         read(count);
-        if let Some(settled) = settled(message)?
+        if let Some(settled) = newer.settled(message)
             && plan.accepts(&settled, cluster.as_str())
         {
             open.settle(&settled, place(message));
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok((open, reading))
-}
-
-/// Decodes a settling record; `None` for other records.
-///
-/// # Errors
-/// [`Failure::Newer`] for a record of a later version: skipping it might send a dead letter twice.
-pub fn settled(message: &BorrowedMessage<'_>) -> Result<Option<Settled>, Failure> {
-    let headers = header_pairs(message);
-    if Kind::of(&headers).is_ok_and(|kind| kind == Kind::DeadLettered) {
-        return Ok(None);
-    }
-    Ok(
-        match Fact::decode(place(message), message.key(), &headers) {
-            Ok(Fact::Settled(settled)) => Some(settled),
-            Ok(Fact::DeadLettered(_)) => None,
-            Err(FactError::Newer(version)) => {
-                return Err(Failure::Newer {
-                    place: format!("record {} of the dead-letter topic", place(message)),
-                    version,
-                    known: crate::model::command::VERSION,
-                });
-            }
-            Err(error) => {
-                tracing::warn!(record = %place(message), "unreadable record in the dead-letter topic: {error}");
-                None
-            }
-        },
-    )
-}
-
-/// Decodes a dead letter; `None` for other records.
-///
-/// # Errors
-/// The record is unreadable.
-pub fn decode<M: Message>(message: &M) -> Result<Option<Box<DeadLetter>>, FactError> {
-    let headers = header_pairs(message);
-    if Kind::of(&headers)? != Kind::DeadLettered {
-        return Ok(None);
-    }
-    match Fact::decode(place(message), message.key(), &headers)? {
-        Fact::DeadLettered(letter) => Ok(Some(letter)),
-        Fact::Settled(_) => Ok(None),
-    }
-}
-
-/// The coordinates of a record.
-#[must_use]
-pub fn place<M: Message>(message: &M) -> Coordinates {
-    Coordinates {
-        partition: message.partition(),
-        offset: Offset(message.offset()),
-    }
+    Ok((open, newer, reading))
 }
 
 /// A dead letter to send, with its record.
 struct Pending {
     letter: Box<DeadLetter>,
-    record: OwnedMessage,
+    key: Option<Vec<u8>>,
+    body: Option<Vec<u8>>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Pending {
+    fn new(letter: Box<DeadLetter>, message: &BorrowedMessage<'_>) -> Self {
+        let headers = header_pairs(message).into_iter();
+        Self {
+            letter,
+            key: message.key().map(<[u8]>::to_vec),
+            body: message.payload().map(<[u8]>::to_vec),
+            headers: headers
+                .map(|(name, value)| (name.to_owned(), value.to_vec()))
+                .collect(),
+        }
+    }
 }
 
 /// The second pass: sends the open dead letters.
@@ -361,9 +332,10 @@ impl<'a> Sender<'a> {
                 .sum(),
             ..Progress::default()
         };
-        let (open, first_pass) = read_settled(log, self.plan, &ends, stop, &mut |read| {
+        let (open, newer, first_pass) = read_settled(log, self.plan, &ends, stop, &mut |read| {
             report(Progress { read, ..progress })
         })?;
+        self.replayed.newer = newer;
         // After an incomplete first pass, replayed dead letters would seem open.
         if first_pass == Reading::Stopped || stop() {
             return Ok(Reading::Stopped);
@@ -399,15 +371,13 @@ impl<'a> Sender<'a> {
 
     fn take(&mut self, message: &BorrowedMessage<'_>, open: &OpenLetters) {
         match decode(message) {
+            Ok(Some(letter)) if self.replayed.newer.stops(letter.at.partition) => {}
             Ok(Some(letter)) if open.is_open(&letter) && self.plan.filter.matches(&letter) => {
                 if let Some(why) = Why::of(&letter, self.subscriptions.fold()) {
                     return self.replayed.withhold(&letter, why);
                 }
                 self.bytes += message.payload_len();
-                self.batch.push(Pending {
-                    letter,
-                    record: message.detach(),
-                });
+                self.batch.push(Pending::new(letter, message));
             }
             Ok(_) => {}
             Err(error) => {
@@ -429,7 +399,7 @@ impl<'a> Sender<'a> {
         report: &mut dyn FnMut(Progress),
     ) -> Result<(), ReplayError> {
         self.withhold_again(stop)?;
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
         self.bytes = 0;
         if batch.is_empty() {
             return Ok(());
@@ -438,13 +408,11 @@ impl<'a> Sender<'a> {
             committing: true,
             ..*progress
         });
-        self.write(&batch)
+        self.write(&mut batch)
             .map_err(|error| self.explain(error, &batch))?;
         for letter in &batch {
-            self.replayed.add(
-                &letter.letter,
-                letter.record.payload().map_or(0, <[u8]>::len),
-            );
+            let body = letter.body.as_ref();
+            self.replayed.add(&letter.letter, body.map_or(0, Vec::len));
         }
         progress.replayed += batch.len() as u64;
         report(*progress);
@@ -481,9 +449,15 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    fn write(&mut self, batch: &[Pending]) -> Result<(), BatchError> {
-        for (tag, letter) in batch.iter().enumerate() {
-            let pairs = header_pairs(&letter.record);
+    /// Writes the batch, and removes from it what the client refuses to write for its size.
+    fn write(&mut self, batch: &mut Vec<Pending>) -> Result<(), BatchError> {
+        let mut tag = 0;
+        while let Some(letter) = batch.get(tag) {
+            let pairs: Vec<_> = letter
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_slice()))
+                .collect();
             let headers = dead_letter::replay_headers(&pairs);
             let headers = headers
                 .iter()
@@ -493,15 +467,23 @@ impl<'a> Sender<'a> {
                         value: Some(value.as_ref()),
                     })
                 });
-            let (key, value) = (letter.record.key(), letter.record.payload());
-            self.producer.send(Record {
+            let sent = self.producer.send(Record {
                 topic: &self.commands,
                 partition: None,
-                key,
-                value,
+                key: letter.key.as_deref(),
+                value: letter.body.as_deref(),
                 headers,
                 tag,
-            })?;
+            });
+            match sent {
+                Ok(()) => tag += 1,
+                Err(BatchError::TooLarge { at_once: true, .. }) => {
+                    tracing::warn!(record = %letter.letter.at, "dead letter too large to be replayed; it stays open");
+                    self.replayed.too_large += 1;
+                    batch.remove(tag);
+                }
+                Err(error) => return Err(error),
+            }
         }
         if self.guarantee == Guarantee::AtLeastOnce {
             // A settling record without its command would lose the dead letter; the reverse only repeats it.
@@ -517,7 +499,7 @@ impl<'a> Sender<'a> {
             self.producer.send(Record {
                 topic: &self.dead_letters,
                 partition: Some(letter.letter.at.partition),
-                key: letter.record.key(),
+                key: letter.key.as_deref(),
                 // Empty, not absent: a tombstone would delete records if the topic were compacted by mistake.
                 value: Some(&[]),
                 headers,
@@ -533,7 +515,7 @@ impl<'a> Sender<'a> {
             BatchError::Failed(Failure::Fenced { .. }) => ReplayError::TakenOver,
             BatchError::Failed(failure) => failure.into(),
             BatchError::Aborted(error) => ReplayError::NotCommitted(error),
-            BatchError::TooLarge { tag } => match batch.get(tag) {
+            BatchError::TooLarge { tag, .. } => match batch.get(tag) {
                 Some(letter) => ReplayError::TooLarge(letter.letter.at),
                 None => Failure::Internal(format!("record {tag} of the batch is too large")).into(),
             },

@@ -22,7 +22,7 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::subscription_cache::follow;
+use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
 use crate::edge::otlp::{Exporter, SetupError};
@@ -363,8 +363,11 @@ fn follow_subscriptions(process: &Process) -> Result<(), Failure> {
     if wait_for_topics(settings, "table", &needed, &stopped, &mut |_| {})?.is_none() {
         return Ok(());
     }
-    let invalid = process.metrics.invalid_subscriptions();
-    follow(settings, &process.table, invalid, &stopped, &mut || {
+    let invalid = InvalidCounters {
+        subscriptions: process.metrics.invalid_subscriptions().clone(),
+        set_aside: process.metrics.set_aside(&settings.topics.subscriptions()),
+    };
+    follow(settings, &process.table, &invalid, &stopped, &mut || {
         process.subscriptions_loaded.store(true, Ordering::Release);
     })
 }

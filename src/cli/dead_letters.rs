@@ -16,11 +16,12 @@ use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log_reader::{Log, Range, header_pairs};
+use crate::edge::kafka::log_reader::{Log, Range};
+use crate::edge::kafka::record::header_pairs;
 use crate::model::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
 use crate::model::subscription::TypePattern;
 use crate::model::units::{EpochMs, Offset, counted, parse_duration};
-use crate::replay;
+use crate::replay::{self, NewerFacts};
 
 /// The number of dead letters that `list` prints by default.
 const DEFAULT_LIMIT: u64 = 1000;
@@ -289,7 +290,7 @@ pub struct HeaderText {
 fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     let filter = args.filter.filter()?;
     let (log, ends) = open(settings)?;
-    let settled = fold(&log, &ends)?;
+    let (settled, newer) = fold(&log, &ends)?;
     let (mut kept, mut listed, mut more, mut unreadable) = (Vec::new(), 0_u64, false, 0_u64);
     log.read::<CliError>(&ends, &|| false, |message| {
         let letter = match replay::decode(message) {
@@ -338,7 +339,22 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     if listed == 0 {
         print::note("no dead letters match");
     }
-    Ok(Exit::Done)
+    Ok(note_newer(&newer))
+}
+
+/// Where the state of dead letters may be wrong: a newer program settled some of them in a way unknown to this one.
+fn note_newer(newer: &NewerFacts) -> Exit {
+    for (at, version) in newer.iter() {
+        print::note(&format!(
+            "the state of the dead letters of partition {} is uncertain: record {at} was written by a newer hookstream (version {version} of the format); upgrade this program",
+            at.partition,
+        ));
+    }
+    if newer.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Partial
+    }
 }
 
 fn open(settings: &Settings) -> Result<(Log, Vec<Range>), CliError> {
@@ -350,16 +366,17 @@ fn open(settings: &Settings) -> Result<(Log, Vec<Range>), CliError> {
     Ok((log, ends))
 }
 
-fn fold(log: &Log, ends: &[Range]) -> Result<OpenLetters, CliError> {
+fn fold(log: &Log, ends: &[Range]) -> Result<(OpenLetters, NewerFacts), CliError> {
     let mut settled = OpenLetters::default();
+    let mut newer = NewerFacts::default();
     log.read::<Failure>(ends, &|| false, |message| {
-        if let Some(fact) = replay::settled(message)? {
+        if let Some(fact) = newer.settled(message) {
             settled.settle(&fact, replay::place(message));
         }
         Ok(ControlFlow::Continue(()))
     })
     .map_err(|failure| print::failed(&failure))?;
-    Ok(settled)
+    Ok((settled, newer))
 }
 
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
@@ -370,7 +387,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
         .into_iter()
         .filter(|range| place.is_none_or(|at| at.partition == range.partition))
         .collect();
-    let settled = fold(&log, &ends)?;
+    let (settled, newer) = fold(&log, &ends)?;
     let mut found: Vec<(EpochMs, Detailed)> = Vec::new();
     let wanted =
         |letter: &DeadLetter| place.map_or(letter.webhook_id == args.letter, |at| letter.at == at);
@@ -412,7 +429,7 @@ fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     } else {
         print::document(args.output, &latest)?
     }
-    Ok(Exit::Done)
+    Ok(note_newer(&newer))
 }
 
 /// Skips the records before a known place.

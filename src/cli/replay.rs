@@ -124,7 +124,7 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
         if args.dry_run {
             print_counts(args.output, &counts, true, true)?;
             note_withheld(&counts);
-            return Ok(Exit::Done);
+            return Ok(exit_of(&counts));
         }
         if counts.letters() == 0 && counts.withheld() > 0 {
             return Err(left_open(&counts));
@@ -303,7 +303,7 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
             if withheld {
                 return Err(left_open(&report.replayed));
             }
-            Ok(Exit::Done)
+            Ok(exit_of(&report.replayed))
         }
         End::Stopped => Err(CliError::new(
             Exit::Interrupted,
@@ -345,6 +345,15 @@ fn left_open(counts: &DeadLetterCounts) -> CliError {
         Exit::Failure
     };
     CliError::new(exit, withheld_lines(counts).join("\n"))
+}
+
+/// The exit code of a complete replay or preview: dead letters that had to stay open make it partial, or a failure.
+fn exit_of(counts: &DeadLetterCounts) -> Exit {
+    match counts.letters() {
+        _ if counts.too_large == 0 && counts.newer.is_empty() => Exit::Done,
+        0 => Exit::Failure,
+        _ => Exit::Partial,
+    }
 }
 
 fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError {
@@ -460,6 +469,18 @@ fn print_counts(
             counted(counts.unreadable, "unreadable record")
         ));
     }
+    if counts.too_large > 0 {
+        print::note(&format!(
+            "left open {}, too large for --max-event-bytes: raise it, run `hookstream topics check`, and repeat",
+            counted(counts.too_large, "dead letter")
+        ));
+    }
+    for (at, version) in counts.newer.iter() {
+        print::note(&format!(
+            "left open the dead letters of partition {}: record {at} was written by a newer hookstream (version {version} of the format) and may settle some of them; upgrade this program",
+            at.partition,
+        ));
+    }
     if dry_run && groups.is_empty() && counts.withheld.is_empty() {
         print::note("no open dead letters match");
     }
@@ -518,6 +539,7 @@ mod tests {
                 (group(replay::Why::Missing, "invoices"), 1),
             ]
             .into(),
+            ..DeadLetterCounts::default()
         }
     }
 

@@ -21,6 +21,7 @@ use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, TopicPartition};
 use crate::edge::kafka::producer::BatchError;
+use crate::edge::kafka::record::log_set_aside;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Snapshot, Window};
 use crate::runtime::metrics::TransactionalRole;
@@ -293,8 +294,14 @@ impl Delivery<'_> {
     fn are_durable(&mut self, batch: &Batch<Outcome>, offsets: HashMap<i32, Vec<Offset>>) {
         for entry in &batch.entries {
             let owned = self.partitions.get(&entry.partition);
-            if let (Some(owned), Some(weight)) = (owned, entry.record.weight()) {
-                owned.load.sub(1, weight);
+            if let (Some(owned), Some(load)) = (owned, entry.load) {
+                owned.load.sub(1, load);
+            }
+            if let Outcome::Invalid(record) = &entry.record {
+                self.context.metrics.set_aside(&record.topic).inc();
+                if let Some(suppressed) = self.set_aside_lines.pass(clock::instant()) {
+                    log_set_aside(record, suppressed);
+                }
             }
         }
         for (number, offsets) in offsets {

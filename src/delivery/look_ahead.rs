@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
@@ -29,7 +29,7 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::log_reader::{ANSWER, Log, Range};
-use crate::edge::kafka::record::read_command;
+use crate::edge::kafka::record::{each_header, read_command};
 use crate::model::command::header;
 use crate::model::units::{Offset, Position};
 
@@ -119,9 +119,8 @@ fn others(
 }
 
 fn subscription<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a str> {
-    let mut headers = message.headers()?.iter();
-    let found = headers.find(|header| header.key == header::SUBSCRIPTION)?;
-    std::str::from_utf8(found.value?).ok()
+    let (_, value) = each_header(message).find(|(name, _)| *name == header::SUBSCRIPTION)?;
+    std::str::from_utf8(value?).ok()
 }
 
 fn under_way(

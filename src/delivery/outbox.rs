@@ -5,8 +5,8 @@
 //! recovers ([`Unwritable`]). All others are written meanwhile, and what needs no record is not affected at all.
 //!
 //! A broker refuses a record that is too large together with the records that it gets in the same request. So after such
-//! a refusal the outcomes of that partition are written one by one, until the refused one is known. It then waits alone,
-//! until an operator raises the topic's limit.
+//! a refusal the outcomes of that partition are written one by one, until the refused one is known. A smaller one is then
+//! written in its place (`oversize`).
 //!
 //! Pure: time is an argument, and records are whatever the caller gives.
 
@@ -21,8 +21,6 @@ use crate::model::unwritable::{Target, Unwritable};
 const BATCH: usize = 5_000;
 /// The most bytes of a batch, except that one outcome always fits.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// How often an outcome that is too large for its topic is tried again.
-const TOO_LARGE_AGAIN: Duration = Duration::from_secs(30);
 
 /// An outcome that is not durable yet.
 #[derive(Debug)]
@@ -37,6 +35,8 @@ pub(super) struct Entry<R> {
     pub(super) hash: u32,
     /// Bytes.
     pub(super) weight: usize,
+    /// Bytes that it counts among what its partition of the commands holds, until it is durable.
+    pub(super) load: Option<usize>,
     /// The record.
     pub(super) record: R,
 }
@@ -48,8 +48,6 @@ pub(super) enum Purpose {
     Ordinary,
     /// One outcome, to see whether its partition can be written.
     Probe(Target),
-    /// One outcome that was too large for its topic, by its topic.
-    TooLarge(usize),
 }
 
 /// Outcomes to be written together.
@@ -74,7 +72,6 @@ pub(super) struct Outbox<R> {
     unwritable: Unwritable,
     /// Partitions whose outcomes are written one by one, and how many still have to be.
     one_by_one: HashMap<Target, usize>,
-    too_large: VecDeque<(Instant, Entry<R>)>,
     /// Where the commit's metadata of a partition of the commands ends: outcomes behind it are not written yet.
     reach: HashMap<i32, i64>,
     /// Partitions of each topic, where that is known.
@@ -88,7 +85,6 @@ impl<R> Default for Outbox<R> {
             held: BTreeMap::new(),
             unwritable: Unwritable::default(),
             one_by_one: HashMap::new(),
-            too_large: VecDeque::new(),
             reach: HashMap::new(),
             counts: HashMap::new(),
         }
@@ -160,16 +156,6 @@ impl<R> Outbox<R> {
 
     /// The next outcome that is tried apart from all others. `None` if it is not time for one.
     pub(super) fn next_probe(&mut self, now: Instant) -> Option<Batch<R>> {
-        if let Some((at, entry)) = self.too_large.front()
-            && *at <= now
-            && self.fits(entry)
-            && let Some((_, entry)) = self.too_large.pop_front()
-        {
-            return Some(Batch {
-                purpose: Purpose::TooLarge(entry.topic),
-                entries: vec![entry],
-            });
-        }
         let due: Vec<Target> = self.unwritable.due(now).collect();
         for target in due {
             let held = self.held.get(&target);
@@ -212,10 +198,6 @@ impl<R> Outbox<R> {
     /// A batch was not written, for no fault of a partition: its outcomes are tried again.
     pub(super) fn back(&mut self, batch: Batch<R>, now: Instant) {
         match batch.purpose {
-            Purpose::TooLarge(_) => {
-                let again = batch.entries.into_iter().map(|entry| (now, entry));
-                self.too_large.extend(again);
-            }
             Purpose::Probe(target) => {
                 self.unwritable.failed(target, now);
                 let held = self.held.entry(target).or_default();
@@ -272,9 +254,16 @@ impl<R> Outbox<R> {
         self.unwritable.probe_now(target, now);
     }
 
-    /// This outcome is too large for its topic. It waits, alone, until the topic takes it.
-    pub(super) fn is_too_large(&mut self, entry: Entry<R>, purpose: Purpose, now: Instant) {
-        self.too_large.push_back((now + TOO_LARGE_AGAIN, entry));
+    /// The only outcome of a batch is too large for its topic: `smaller`, if there is one, is written in its place.
+    pub(super) fn is_too_large(
+        &mut self,
+        smaller: Option<Entry<R>>,
+        purpose: Purpose,
+        now: Instant,
+    ) {
+        if let Some(smaller) = smaller {
+            self.add(smaller);
+        }
         // The partition itself takes records.
         if let Purpose::Probe(target) = purpose {
             self.unwritable.probe_now(target, now);
@@ -291,7 +280,6 @@ impl<R> Outbox<R> {
         self.waiting.retain(stays);
         self.reach
             .retain(|partition, _| !partitions.contains(partition));
-        self.too_large.retain(|(_, entry)| stays(entry));
         for held in self.held.values_mut() {
             held.retain(stays);
         }

@@ -8,7 +8,7 @@ use super::partition::effect::Outcome;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
+use crate::edge::kafka::record::{command_headers, copied, with_header};
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
@@ -86,14 +86,13 @@ pub(super) fn write(
                 });
             write_command(producer, command, headers, to)
         }
-        Outcome::Invalid(record) => producer.send(Record {
-            topic: to.topic,
-            partition: to.partition,
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            headers: invalid_headers(record),
-            tag: to.tag,
-        }),
+        Outcome::Invalid(record) => match record.copy() {
+            Some(copy) => producer.send(Record {
+                partition: to.partition,
+                ..copied(&copy, to.topic, to.tag)
+            }),
+            None => Ok(()),
+        },
         Outcome::Disable(decided_on) => write_disabled(producer, decided_on, to, table),
     }
 }

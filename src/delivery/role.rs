@@ -10,7 +10,7 @@
 //! Partitions that leave are no longer read, and their attempts in flight may end; all else goes on meanwhile (see
 //! [`Drain`]). At the end of the process all partitions leave in the same way.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,9 +32,10 @@ use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Committed, Gap, Member, Polled, TopicPartition};
-use crate::edge::kafka::record::read_command;
+use crate::edge::kafka::record::{Newer, read_command};
+use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, VERSION, Window};
+use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, Window};
 use crate::runtime::context::RoleContext;
 
 /// How often positions and outcomes are committed.
@@ -82,6 +83,9 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         cluster: context.cluster()?,
         topic: Arc::from(topic),
         partitions: HashMap::new(),
+        stopped: BTreeSet::new(),
+        stopped_lines: Throttle::new(Duration::from_secs(1)),
+        set_aside_lines: Throttle::new(Duration::from_secs(1)),
         next_commit: clock::instant(),
         next_passed: clock::instant(),
         outage: Outage::default(),
@@ -147,6 +151,10 @@ pub(super) struct Delivery<'a> {
     pub(super) cluster: ClusterId,
     pub(super) topic: Arc<str>,
     pub(super) partitions: HashMap<i32, Owned>,
+    /// Partitions with a record or a commit of a newer program, which are not read further.
+    pub(super) stopped: BTreeSet<i32>,
+    pub(super) stopped_lines: Throttle,
+    pub(super) set_aside_lines: Throttle,
     pub(super) next_commit: Instant,
     /// When to ask again which offsets without a record were passed.
     next_passed: Instant,
@@ -215,6 +223,10 @@ impl Delivery<'_> {
         self.next_passed = now + PASSED_EVERY;
         for (at, position) in self.member.passed()? {
             let number = at.partition;
+            // The client has read past the record that stops a partition; its position must not.
+            if self.stopped.contains(&number) {
+                continue;
+            }
             // All records before it are with the worker by now, which does nothing about a position that it knows.
             if self.partitions.contains_key(&number) {
                 self.workers
@@ -231,12 +243,20 @@ impl Delivery<'_> {
         let mut wait = wait;
         for _ in 0..TURN {
             match self.member.poll(wait)? {
+                // Its partition is not read further: the next owner reads it again.
+                Polled::Message(message) if self.stopped.contains(&message.partition()) => {}
                 Polled::Message(message) => {
-                    let incoming = Incoming {
-                        offset: Offset(message.offset()),
-                        content: read_command(&message)?,
-                    };
-                    taken.entry(message.partition()).or_default().push(incoming);
+                    let (number, offset) = (message.partition(), Offset(message.offset()));
+                    match read_command(&message) {
+                        Ok(content) => {
+                            let incoming = Incoming { offset, content };
+                            taken.entry(number).or_default().push(incoming);
+                        }
+                        Err(Newer { version }) => {
+                            drop(message);
+                            self.stop_at_newer(number, Some(offset), version)?;
+                        }
+                    }
                 }
                 Polled::Assigned(committed) => {
                     self.hand_over(taken);
@@ -274,6 +294,40 @@ impl Delivery<'_> {
         }
     }
 
+    /// Stops reading a partition at a record of a newer program, or, without an offset, because of its commit. All before
+    /// is delivered, other partitions go on, and an upgraded replica continues here.
+    fn stop_at_newer(
+        &mut self,
+        number: i32,
+        offset: Option<Offset>,
+        version: u32,
+    ) -> Result<(), Failure> {
+        self.stopped.insert(number);
+        self.count_stopped();
+        if let Some(suppressed) = self.stopped_lines.pass(clock::instant()) {
+            tracing::error!(
+                topic = %self.topic,
+                partition = number,
+                offset = offset.map(|offset| offset.0),
+                version,
+                metric = "hookstream_stopped_partitions",
+                suppressed,
+                "partition stopped: {} written by a newer hookstream; upgrade every replica",
+                if offset.is_some() { "this record was" } else { "the commit metadata was" },
+            );
+        }
+        let at = [TopicPartition {
+            topic: Arc::clone(&self.topic),
+            partition: number,
+        }];
+        self.member.pause(&at)
+    }
+
+    fn count_stopped(&self) {
+        let gauge = self.context.metrics.stopped_partitions(&self.topic);
+        gauge.set(as_gauge(self.stopped.len()));
+    }
+
     /// Bounds memory: pauses a partition that holds more than its share until half of it is free, and every partition
     /// during an egress outage. A pause discards the client's prefetched records, so the share is large compared to
     /// them.
@@ -283,6 +337,9 @@ impl Delivery<'_> {
         let commands = (self.context.settings.max_queued_commands / among).max(LEAST_COMMANDS);
         let all_paused = self.outage.is_paused();
         for (&number, owned) in &mut self.partitions {
+            if self.stopped.contains(&number) {
+                continue;
+            }
             let (held, count) = (owned.load.bytes(), owned.load.commands());
             owned.load.set_share(bytes);
             let at = [TopicPartition {
@@ -312,6 +369,9 @@ impl Delivery<'_> {
         let metrics = &self.context.metrics;
         metrics.lost_offsets(&gap.at.topic, gap.lost());
         let number = gap.at.partition;
+        // Reading has moved; a record of a newer program, if it is still there, stops the partition again.
+        self.stopped.remove(&number);
+        self.count_stopped();
         if gap.is_restart()
             && let Some(owned) = self.partitions.get(&number)
         {
@@ -362,17 +422,16 @@ impl Delivery<'_> {
             self.is_generation_old = false;
             return Ok(());
         }
+        let mut newer = Vec::new();
         for found in committed {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
             let place = self.place(number);
             let (window, error) = Window::restore(position, &found.metadata, place);
             if let Some(ReadError::Newer(version)) = error {
-                return Err(Failure::Newer {
-                    place: format!("the commit metadata of {} {number}", self.topic),
-                    version: version.to_string(),
-                    known: VERSION.into(),
-                });
+                // Without a window: nothing is delivered or committed.
+                newer.push((number, version.into()));
+                continue;
             }
             if let Some(error) = error {
                 self.metrics.foreign_commit_metadata().inc();
@@ -390,6 +449,9 @@ impl Delivery<'_> {
         }
         self.member.take(committed)?;
         self.is_generation_old = false;
+        for (number, version) in newer {
+            self.stop_at_newer(number, None, version)?;
+        }
         if !numbers.is_empty() {
             tracing::info!(partitions = ?numbers, "partitions assigned");
         }
@@ -520,6 +582,8 @@ impl Delivery<'_> {
         self.workers.give_up(list);
         self.partitions.retain(|number, _| !gone.contains(number));
         self.outcomes.forget(&gone);
+        self.stopped.retain(|number| !gone.contains(number));
+        self.count_stopped();
         for number in list {
             self.metrics.forget_partition(*number);
         }

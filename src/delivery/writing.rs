@@ -8,15 +8,16 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 
 use super::outbox::{Batch, Entry, Outbox, Purpose, Recovered};
 use super::outcome_records::{Destination, OutcomeTopics, write};
+use super::oversize::{Source, smaller};
 use super::partition::effect::Outcome;
 use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::error::{Failure, is_of_partition};
-use crate::edge::kafka::producer::{BatchError, Producer, Refused, WRITE_DEADLINE};
+use crate::edge::kafka::producer::{BatchError, Producer, Refused, WRITE_DEADLINE, is_too_large};
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::kafka::watchdog;
@@ -70,6 +71,9 @@ pub(super) struct OutcomeWriter {
     probing: usize,
     goes_on: KeepWaiting,
     lines: Throttle,
+    smaller_lines: Throttle,
+    /// Where the commands come from.
+    commands: String,
     /// Partitions with a series of the metric.
     exported: BTreeSet<Target>,
     metrics: Metrics,
@@ -103,6 +107,8 @@ impl OutcomeWriter {
             probing: 0,
             goes_on: context.unless_stopping(),
             lines: Throttle::new(LINES),
+            smaller_lines: Throttle::new(LINES),
+            commands: settings.topics.commands(),
             exported: BTreeSet::new(),
             metrics: context.metrics.clone(),
         })
@@ -116,7 +122,8 @@ impl OutcomeWriter {
             offset,
             topic,
             hash,
-            weight: outcome.weight().unwrap_or(512),
+            weight: weight(&outcome),
+            load: outcome.weight(),
             record: outcome,
         });
     }
@@ -240,10 +247,6 @@ impl OutcomeWriter {
     fn slot(&mut self, batch: &Batch<Outcome>) -> usize {
         let target = match batch.purpose {
             Purpose::Probe(target) => target,
-            Purpose::TooLarge(topic) => Target {
-                topic,
-                partition: None,
-            },
             Purpose::Ordinary => return 0,
         };
         self.slots.of(target)
@@ -275,7 +278,7 @@ impl OutcomeWriter {
                 Ok(()) => sent.push(entry),
                 Err(BatchError::Failed(failure)) => return Err(failure),
                 // Refused by the client, which has not taken it: the others are not affected.
-                Err(BatchError::TooLarge { .. }) => self.is_too_large(entry, purpose, now),
+                Err(BatchError::TooLarge { .. }) => self.write_smaller(entry, purpose, now),
                 Err(BatchError::Aborted(error)) if is_of_partition(&error) => {
                     let by = HashSet::from([target]);
                     let batch = Batch {
@@ -318,9 +321,7 @@ impl OutcomeWriter {
                 partition: one.partition,
             })
         };
-        let large = refused.iter().find(|one| {
-            one.error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
-        });
+        let large = refused.iter().find(|one| is_too_large(&one.error));
         let large = large.and_then(of);
         // When no broker is reachable, no partition is to blame.
         let away = watchdog::brokers(now).outage;
@@ -348,7 +349,7 @@ impl OutcomeWriter {
         match large {
             Some(_) if failed.entries.len() == 1 => {
                 for entry in failed.entries {
-                    self.is_too_large(entry, purpose, now);
+                    self.write_smaller(entry, purpose, now);
                 }
             }
             Some(target) => {
@@ -399,15 +400,34 @@ impl OutcomeWriter {
         }
     }
 
-    fn is_too_large(&mut self, entry: Entry<Outcome>, purpose: Purpose, now: Instant) {
-        tracing::error!(
-            topic = &**self.topics.name(entry.topic),
-            partition = entry.partition,
-            offset = entry.offset.map(|offset| offset.0),
-            bytes = entry.weight,
-            "the outcome of this command is larger than its topic allows and waits; raise max.message.bytes of the topic (see `hookstream topics check`)"
-        );
-        self.outbox.is_too_large(entry, purpose, now);
+    /// Replaces an outcome that its topic refuses for its size.
+    fn write_smaller(&mut self, entry: Entry<Outcome>, purpose: Purpose, now: Instant) {
+        if let Some(suppressed) = self.smaller_lines.pass(now) {
+            tracing::error!(
+                topic = &**self.topics.name(entry.topic),
+                partition = entry.partition,
+                offset = entry.offset.map(|offset| offset.0),
+                bytes = entry.weight,
+                suppressed,
+                "the outcome of this command is larger than max.message.bytes of its topic allows, see `hookstream topics check`; less is written instead"
+            );
+        }
+        let source = Source {
+            topic: &self.commands,
+            partition: entry.partition,
+            offset: entry.offset.unwrap_or(Offset(-1)),
+        };
+        let smaller = smaller(entry.record, source, clock::now()).map(|record| {
+            let (topic, hash) = self.topics.of(&record);
+            Entry {
+                topic,
+                hash,
+                weight: weight(&record),
+                record,
+                ..entry
+            }
+        });
+        self.outbox.is_too_large(smaller, purpose, now);
     }
 
     /// So that later outcomes for a failing partition are known as such.
@@ -510,6 +530,11 @@ impl OutcomeWriter {
         self.main.writer.close();
         self.probe.writer.close();
     }
+}
+
+/// Bytes of the record that is written for an outcome.
+fn weight(outcome: &Outcome) -> usize {
+    outcome.weight().unwrap_or(512)
 }
 
 /// Those written, and those refused.

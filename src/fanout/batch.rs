@@ -5,30 +5,25 @@
 //! its events are read again.
 //!
 //! The broker refuses a record that is too large together with the records that it gets in the same request, so it names
-//! only one of many. After a refusal each event is therefore a batch of its own, until the refused one is known: it is
-//! read again as an invalid event.
+//! only one of many. After a refusal each event is therefore tried alone, until the refused one is known: it is read again
+//! and set aside, whole or, when that is refused too, ever less of it ([`Extent`]).
+//!
+//! The same after two failures in a row of any other kind: one event may have more commands than a transaction has time
+//! for. When an event fails alone, its partition is held for a while and the others go on (**Isolated**).
 //!
 //! Pure: time and the matching subscriptions are arguments, and what is to be done is returned.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::history::{EventPartition, Failures, Held, Origin, Origins};
 use crate::model::command::{Cause, ContentType, Envelope};
 use crate::model::event::{self, Event, Format, RawEvent};
-use crate::model::invalid_record::InvalidRecord;
+use crate::model::invalid_record::{Extent, InvalidRecord};
 use crate::model::subscription::{Order, Subscription};
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::{EpochMs, Offset, Position};
-
-/// One partition of an event topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct EventPartition {
-    /// The topic, by the number that the shell gave it.
-    pub(super) topic: usize,
-    /// The partition's number.
-    pub(super) partition: i32,
-}
 
 /// What keeps a batch bounded.
 #[derive(Clone, Debug)]
@@ -41,8 +36,8 @@ pub(super) struct Limits {
     pub(super) time: Duration,
     /// Bytes of an event.
     pub(super) event_bytes: usize,
-    /// Bytes of a command's body.
-    pub(super) body_bytes: usize,
+    /// Bytes of a command's body and of the parts of the event that travel in its headers.
+    pub(super) command_bytes: usize,
     /// Batches, the open one included, that can be under way: their events are known by tag.
     pub(super) batches: usize,
 }
@@ -67,6 +62,8 @@ pub(super) struct Ended {
     pub(super) positions: HashMap<EventPartition, Position>,
     /// Its counts.
     pub(super) counts: Counts,
+    /// Records that were set aside, by topic.
+    pub(super) set_aside: BTreeMap<String, u64>,
     /// Whether it must be committed before the next one begins.
     pub(super) alone: bool,
 }
@@ -76,20 +73,22 @@ pub(super) struct Ended {
 pub(super) enum Next {
     /// Renew the producers, and read the owned partitions again from their committed positions.
     ReadAgain,
-    /// The event was set aside, and that record is refused too.
-    TooLargeToSetAside(EventPartition, Offset),
-    /// The refused record has no event that is known.
-    UnknownEvent,
+    /// The same, but this event failed alone: its partition is not read until [`Batch::due`] returns it.
+    Hold {
+        /// The event's partition.
+        at: EventPartition,
+        /// The event's offset.
+        offset: Offset,
+        /// How long.
+        wait: Duration,
+    },
     /// This process cannot write.
     Stop,
 }
 
-/// The event with this tag has a command that is too large to be written.
+/// An event has a command that is too large to be written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TooLarge {
-    /// The tag of its records.
-    pub(super) tag: usize,
-}
+pub(super) struct TooLarge;
 
 /// A command for one event and one subscription, not yet written.
 #[derive(Debug)]
@@ -197,9 +196,18 @@ impl<'a> Commands<'a> {
         })
     }
 
-    fn longest_body(&self) -> usize {
+    /// Of the longest body, and of what travels in headers beside it.
+    fn largest(&self) -> usize {
         let bodies = self.bodies.iter().flatten();
-        bodies.map(Vec::len).max().unwrap_or_default()
+        let event = self.event;
+        let optional = |text: Option<&str>| text.map_or(0, str::len);
+        bodies.map(Vec::len).max().map_or(0, |longest| {
+            longest
+                + event.id().len()
+                + event.event_type().len()
+                + optional(event.time())
+                + optional(event.subject())
+        })
     }
 }
 
@@ -207,34 +215,14 @@ impl<'a> Commands<'a> {
 #[derive(Debug, Default)]
 struct Open {
     counts: Counts,
+    set_aside: BTreeMap<String, u64>,
+    /// Its one event is tried alone.
+    alone: bool,
     events: usize,
     bytes: usize,
     /// Behind the last event of each partition.
     positions: HashMap<EventPartition, Position>,
     began: Option<Instant>,
-}
-
-/// Where recent events came from, by the tag that their records carry.
-#[derive(Debug)]
-struct Origins {
-    first: usize,
-    kept: usize,
-    recent: VecDeque<(EventPartition, Offset)>,
-}
-
-impl Origins {
-    fn add(&mut self, origin: (EventPartition, Offset)) -> usize {
-        if self.recent.len() == self.kept {
-            self.recent.pop_front();
-            self.first += 1;
-        }
-        self.recent.push_back(origin);
-        self.first + self.recent.len() - 1
-    }
-
-    fn of(&self, tag: usize) -> Option<(EventPartition, Offset)> {
-        self.recent.get(tag.checked_sub(self.first)?).copied()
-    }
 }
 
 /// The open batch, and what is known of events that do not fit.
@@ -243,10 +231,14 @@ pub(super) struct Batch {
     limits: Limits,
     open: Open,
     origins: Origins,
-    /// How many events are still to be committed one by one, to find the one whose record is refused.
+    /// How many events are still to be tried alone, to find the one that fails.
     one_by_one: usize,
-    /// Events of which the broker refused a record for its size.
-    oversized: HashSet<(EventPartition, Offset)>,
+    /// The event that was last taken, if it is tried alone: nothing else is under way.
+    alone: Option<Origin>,
+    failures: Failures,
+    /// Events of which the broker refused a record for its size, and how much of each is set aside.
+    oversized: HashMap<Origin, Extent>,
+    held: BTreeMap<EventPartition, Held>,
     owned: HashSet<EventPartition>,
     /// Positions behind the ends of transactions that were committed although there is no event before them.
     passed: HashMap<EventPartition, Position>,
@@ -256,27 +248,60 @@ pub(super) struct Batch {
 impl Batch {
     /// How often the positions behind the ends of transactions are committed.
     const PASSED_EVERY: Duration = Duration::from_secs(1);
+    /// Failures in a row after which events are tried alone.
+    const FAILURES: u32 = 2;
+    /// How long a partition is held when its event fails alone for the first time.
+    const FIRST_HOLD: Duration = Duration::from_secs(1);
+    /// How long at most.
+    const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
     /// Empty, of a process that owns no partition.
     pub(super) fn new(limits: Limits, now: Instant) -> Self {
         Self {
             open: Open::default(),
-            origins: Origins {
-                first: 0,
-                kept: limits.events * limits.batches,
-                recent: VecDeque::new(),
-            },
+            origins: Origins::new(limits.events * limits.batches),
             limits,
             one_by_one: 0,
-            oversized: HashSet::new(),
+            alone: None,
+            failures: Failures::default(),
+            oversized: HashMap::new(),
+            held: BTreeMap::new(),
             owned: HashSet::new(),
             passed: HashMap::new(),
             next_passed: now,
         }
     }
 
+    /// Whether events of this partition are dropped for now: it is read again later, see [`Batch::due`].
+    pub(super) fn is_held(&self, at: EventPartition) -> bool {
+        self.held.get(&at).is_some_and(|held| held.until.is_some())
+    }
+
+    /// Whether all earlier batches must be committed before this event is taken: it failed before, and is tried alone.
+    pub(super) fn is_suspect(&self, at: EventPartition, offset: Offset) -> bool {
+        self.oversized.contains_key(&(at, offset))
+            || self.held.get(&at).is_some_and(|held| held.offset == offset)
+    }
+
+    /// Held partitions whose time is over: read them again from their committed positions.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<EventPartition> {
+        let held = self.held.iter_mut();
+        let due = held.filter(|(_, held)| held.until.is_some_and(|until| until <= now));
+        due.map(|(&at, held)| {
+            held.until = None;
+            at
+        })
+        .collect()
+    }
+
     /// Takes an event into the open batch; returns the tag of its records.
     pub(super) fn take(&mut self, at: EventPartition, offset: Offset, now: Instant) -> usize {
+        let alone = self.one_by_one > 0 || self.is_suspect(at, offset);
+        self.alone = alone.then_some((at, offset));
+        self.open.alone = alone;
+        if self.held.get(&at).is_some_and(|held| held.offset < offset) {
+            self.held.remove(&at);
+        }
         self.open.began.get_or_insert(now);
         self.open.events += 1;
         self.open.positions.insert(at, offset.next());
@@ -291,32 +316,39 @@ impl Batch {
         let event = event::read(raw, self.limits.event_bytes).map_err(|error| error.to_string())?;
         if !self.oversized.is_empty()
             && let Some(origin) = self.origins.of(tag)
-            && self.oversized.contains(&origin)
+            && self.oversized.contains_key(&origin)
         {
             return Err("a command for this event would be larger than the broker's limit (max.message.bytes of the commands topic)".to_owned());
         }
         Ok(event)
     }
 
-    /// Counts an invalid event, whose record is to be written.
+    /// How much of the event with this tag is set aside.
+    pub(super) fn extent(&self, tag: usize) -> Extent {
+        let origin = self.origins.of(tag);
+        let known = origin.and_then(|origin| self.oversized.get(&origin));
+        known.copied().unwrap_or_default()
+    }
+
+    /// Counts an event that was set aside.
     pub(super) fn set_aside(&mut self, record: &InvalidRecord) {
         self.open.bytes += record.weight();
         self.open.counts.invalid += 1;
+        *self.open.set_aside.entry(record.topic.clone()).or_default() += 1;
     }
 
-    /// The commands of the event with this tag, all of which are to be written.
+    /// The commands of an event, all of which are to be written.
     ///
     /// # Errors
-    /// A body is larger than any record that the broker takes.
+    /// One would be larger than any record that is written: the event is to be set aside with [`Batch::set_aside`].
     pub(super) fn fan_out<'a>(
         &mut self,
-        tag: usize,
         event: &'a Event<'a>,
         matching: &'a [Arc<Subscription>],
     ) -> Result<Commands<'a>, TooLarge> {
         let commands = Commands::new(event, matching);
-        if commands.longest_body() > self.limits.body_bytes {
-            return Err(TooLarge { tag });
+        if commands.largest() > self.limits.command_bytes {
+            return Err(TooLarge);
         }
         self.open.bytes += commands.bytes;
         let counts = &mut self.open.counts;
@@ -345,7 +377,7 @@ impl Batch {
             ..
         } = self.open;
         began.is_some_and(|began| {
-            self.one_by_one > 0
+            self.open.alone
                 || events >= self.limits.events
                 || bytes >= self.limits.bytes
                 || now.saturating_duration_since(began) >= self.limits.time
@@ -369,7 +401,8 @@ impl Batch {
         passed: impl Iterator<Item = (EventPartition, Position)>,
     ) -> Option<Ended> {
         for (at, position) in passed {
-            if self.passed.insert(at, position) != Some(position) {
+            // What was given of a held partition was dropped.
+            if !self.is_held(at) && self.passed.insert(at, position) != Some(position) {
                 self.open.positions.insert(at, position);
             }
         }
@@ -377,43 +410,96 @@ impl Batch {
             return None;
         }
         let open = std::mem::take(&mut self.open);
-        let alone = self.one_by_one > 0;
-        self.one_by_one = self.one_by_one.saturating_sub(1);
+        let alone = open.alone || self.one_by_one > 0;
+        if open.events == 0 {
+            // Only positions: the event that was tried alone is committed.
+            self.alone = None;
+        } else if alone {
+            self.one_by_one = self.one_by_one.saturating_sub(1);
+        }
+        self.failures.ended(open.events, self.limits.batches);
         Some(Ended {
             positions: open.positions,
             counts: open.counts,
+            set_aside: open.set_aside,
             alone,
         })
     }
 
     /// Takes note of a transaction that was not committed, and gives up the open batch with all that are under way.
-    pub(super) fn failed(&mut self, end: TransactionEnd) -> Next {
+    /// `committed` is how many batches were committed since the start.
+    pub(super) fn failed(&mut self, end: TransactionEnd, committed: u64, now: Instant) -> Next {
+        let events = self.open.events + self.failures.under_way(committed);
+        let alone = self.alone.take();
+        let progress = self.failures.failed(committed);
         self.give_up();
-        match end {
-            TransactionEnd::Committed
-            | TransactionEnd::Aborted
-            | TransactionEnd::Fenced
-            | TransactionEnd::Ambiguous => Next::ReadAgain,
-            TransactionEnd::Fatal => Next::Stop,
-            // Of many events, any may be the one whose record is refused.
-            TransactionEnd::TooLarge { .. } if self.one_by_one == 0 => {
-                self.one_by_one = self.origins.kept;
+        match (end, alone) {
+            (TransactionEnd::Fatal, _) => Next::Stop,
+            (TransactionEnd::TooLarge { .. }, Some(origin)) => {
+                self.one_by_one = 0;
+                self.cut(origin);
                 Next::ReadAgain
             }
-            TransactionEnd::TooLarge { tag } => {
-                self.one_by_one = 0;
-                match self.origins.of(tag) {
-                    None => Next::UnknownEvent,
-                    Some(origin) if self.oversized.insert(origin) => Next::ReadAgain,
-                    Some((at, offset)) => Next::TooLargeToSetAside(at, offset),
+            // Of many events, any may be the one whose record is refused.
+            (TransactionEnd::TooLarge { .. }, None) => {
+                self.one_by_one = events.max(1);
+                Next::ReadAgain
+            }
+            (_, Some((at, offset))) => {
+                let wait = self.hold(at, offset, progress, now);
+                Next::Hold { at, offset, wait }
+            }
+            (_, None) => {
+                if self.failures.in_a_row >= Self::FAILURES {
+                    self.one_by_one = events.max(1);
                 }
+                Next::ReadAgain
             }
         }
+    }
+
+    /// Sets the event aside, or less of it than was refused.
+    fn cut(&mut self, (at, offset): Origin) {
+        // Those before it are committed.
+        self.oversized
+            .retain(|(partition, before), _| *partition != at || *before >= offset);
+        let extent = self.oversized.entry((at, offset));
+        extent
+            .and_modify(|extent| *extent = extent.smaller())
+            .or_default();
+    }
+
+    /// Holds the partition of an event that failed alone. The wait grows only while others are committed: otherwise the
+    /// failure has nothing to do with the event.
+    fn hold(
+        &mut self,
+        at: EventPartition,
+        offset: Offset,
+        progress: bool,
+        now: Instant,
+    ) -> Duration {
+        let before = self.held.get(&at).filter(|held| held.offset == offset);
+        let wait = match before {
+            Some(held) if progress => (held.wait * 2).min(Self::LONGEST_HOLD),
+            Some(held) => held.wait,
+            None => Self::FIRST_HOLD,
+        };
+        let until = Some(now + wait);
+        self.held.insert(
+            at,
+            Held {
+                offset,
+                wait,
+                until,
+            },
+        );
+        wait
     }
 
     /// Gives up the open batch and all that are under way; all owned partitions are read again.
     pub(super) fn give_up(&mut self) {
         self.open = Open::default();
+        self.alone = None;
         self.passed.clear();
     }
 
@@ -434,9 +520,10 @@ impl Batch {
     pub(super) fn revoked(&mut self, partitions: &[EventPartition]) {
         for at in partitions {
             self.passed.remove(at);
+            self.held.remove(at);
         }
         if !self.oversized.is_empty() {
-            self.oversized.retain(|(at, _)| !partitions.contains(at));
+            self.oversized.retain(|(at, _), _| !partitions.contains(at));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{GaugeVec, IntCounter, IntGaugeVec, Opts};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
 
 use crate::runtime::metrics::{Counters, Registry, labels};
 
@@ -27,6 +27,7 @@ struct All {
     events: Counters,
     blocked: GaugeVec,
     blocked_offsets: IntGaugeVec,
+    held: IntCounterVec,
 }
 
 impl std::fmt::Debug for FanoutMetrics {
@@ -53,6 +54,13 @@ impl FanoutMetrics {
                 Opts::new("hookstream_event_blocked_offsets", "Offsets of an event topic that a publisher's open transaction hides, from the last stable offset to the high watermark; no series below a minute."),
                 &["topic", "partition"],
             )),
+            held: registry.add(IntCounterVec::new(
+                Opts::new(
+                    "hookstream_held_events_total",
+                    "Events whose commands could not be committed although they were tried alone, by topic; each failure counts.",
+                ),
+                &["topic"],
+            )),
         }))
     }
 
@@ -69,6 +77,12 @@ impl FanoutMetrics {
     pub fn forget_blocked(&self) {
         self.0.blocked.reset();
         self.0.blocked_offsets.reset();
+    }
+
+    /// Events of `topic` that failed alone.
+    #[must_use]
+    pub fn held(&self, topic: &str) -> IntCounter {
+        self.0.held.with_label_values(&[topic])
     }
 
     /// Events read.

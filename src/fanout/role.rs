@@ -4,15 +4,17 @@
 //! and when partitions move while a batch is open, batches that are not committed are given up and their events read
 //! again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
-use super::batch::{Batch, Counts, EventPartition, Limits, Next, TooLarge};
+use super::batch::{Batch, Counts, Limits, Next, TooLarge};
 use super::blocked::{self, OwnedPartitions};
+use super::history::EventPartition;
 use super::metrics::{EventResult, FanoutMetrics};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
@@ -21,7 +23,9 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Committed, Member, Polled, TopicPartition};
 use crate::edge::kafka::pipeline::Pipeline;
 use crate::edge::kafka::producer::{BatchError, Record};
-use crate::edge::kafka::record::{command_headers, each_header, invalid_headers, invalid_record};
+use crate::edge::kafka::record::{
+    command_headers, each_header, invalid_record, log_set_aside, send_invalid,
+};
 use crate::edge::otlp::{Open, Together};
 use crate::model::command::Cause;
 use crate::model::event::{Event, RawEvent};
@@ -36,6 +40,9 @@ use crate::runtime::metrics::{Metrics, TransactionalRole};
 const PRODUCERS: usize = 3;
 /// How long one wait for events lasts.
 const WAIT: Duration = Duration::from_millis(100);
+
+/// Room in a command's record for the subscription's names and for what is of a fixed size, bytes.
+const NAMES: usize = 16 * 1024;
 
 /// Runs until told to stop.
 ///
@@ -74,6 +81,7 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         metrics,
         pipeline,
         batch: Batch::new(limits(settings), clock::instant()),
+        committed: Arc::default(),
         spans: Together::default(),
         matching: Vec::new(),
         invalid_log: Throttle::new(Duration::from_secs(1)),
@@ -107,7 +115,7 @@ fn limits(settings: &Settings) -> Limits {
         bytes: 4 * 1024 * 1024,
         time: Duration::from_millis(50),
         event_bytes: settings.max_event_bytes,
-        body_bytes: settings.max_event_bytes + RECORD_OVERHEAD / 2,
+        command_bytes: settings.max_event_bytes + RECORD_OVERHEAD - NAMES,
         batches: PRODUCERS + 2,
     }
 }
@@ -167,6 +175,8 @@ struct Fanout<'a> {
     metrics: &'a FanoutMetrics,
     pipeline: Pipeline,
     batch: Batch,
+    /// Batches that were committed.
+    committed: Arc<AtomicU64>,
     /// Of the traced events in the open batch.
     spans: Together,
     /// The subscriptions that match an event; empty between two events.
@@ -201,21 +211,14 @@ impl Fanout<'_> {
 
     fn turn(&mut self, member: &Member) -> Result<(), BatchError> {
         self.pipeline.check()?;
+        self.read_held(member)?;
         let wait = if self.batch.is_open() {
             Duration::ZERO
         } else {
             WAIT
         };
         match member.poll(wait).map_err(BatchError::Failed)? {
-            Polled::Message(message) => {
-                let now = clock::instant();
-                self.take(&message, now)?;
-                if self.batch.is_full(now) {
-                    self.end_batch(member)
-                } else {
-                    Ok(())
-                }
-            }
+            Polled::Message(message) => self.message(member, &message),
             Polled::Idle => self.end_batch(member),
             Polled::Gap(gap) => {
                 self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
@@ -224,6 +227,42 @@ impl Fanout<'_> {
             Polled::Assigned(committed) => self.assigned(member, &committed),
             Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost),
         }
+    }
+
+    fn message(
+        &mut self,
+        member: &Member,
+        message: &BorrowedMessage<'_>,
+    ) -> Result<(), BatchError> {
+        let at = self
+            .events
+            .event_partition(message.topic(), message.partition());
+        if self.batch.is_held(at) {
+            return Ok(());
+        }
+        let offset = Offset(message.offset());
+        if self.batch.is_suspect(at, offset) {
+            self.settle(member)?;
+        }
+        let now = clock::instant();
+        let tag = self.batch.take(at, offset, now);
+        self.write(message, tag)?;
+        if self.batch.is_full(now) {
+            self.end_batch(member)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Reads partitions again that were held because of an event that failed alone.
+    fn read_held(&mut self, member: &Member) -> Result<(), Failure> {
+        let due = self.batch.due(clock::instant()).into_iter();
+        let due: Vec<_> = due.map(|at| self.events.topic_partition(at)).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        member.resume(&due)?;
+        member.rewind(&due)
     }
 
     fn settle(&mut self, member: &Member) -> Result<(), BatchError> {
@@ -246,9 +285,11 @@ impl Fanout<'_> {
             })
             .collect();
         let (metrics, common) = (self.metrics.clone(), self.context.metrics.clone());
-        let (counts, spans) = (ended.counts, std::mem::take(&mut self.spans));
+        let (counts, set_aside) = (ended.counts, ended.set_aside);
+        let (spans, batches) = (std::mem::take(&mut self.spans), Arc::clone(&self.committed));
         let committed = Box::new(move || {
-            count(counts, &metrics, &common);
+            batches.fetch_add(1, Ordering::Relaxed);
+            count(counts, &set_aside, &metrics, &common);
             spans.end();
         });
         match self.context.settings.guarantee {
@@ -331,18 +372,22 @@ impl Fanout<'_> {
     /// After a failure: gives up all batches that are not committed, and reads again from the committed positions.
     fn recover(&mut self, member: &Member, done: Result<(), BatchError>) -> Result<(), Failure> {
         let Err(error) = done else { return Ok(()) };
-        match self.batch.failed(error.end()) {
+        let committed = self.committed.load(Ordering::Relaxed);
+        match self.batch.failed(error.end(), committed, clock::instant()) {
             Next::ReadAgain => self.read_again(member, &error),
-            Next::TooLargeToSetAside(at, offset) => {
+            Next::Hold { at, offset, wait } => {
                 let at = self.events.topic_partition(at);
-                Err(Failure::Internal(format!(
-                    "the event at {} {} {offset} is too large even for {}: raise max.message.bytes there (see `hookstream topics check`)",
-                    at.topic, at.partition, self.invalid
-                )))
+                self.metrics.held(&at.topic).inc();
+                tracing::error!(
+                    topic = %at.topic,
+                    partition = at.partition,
+                    offset = offset.0,
+                    retry_in = ?wait,
+                    "the commands of this event could not be committed, although it was tried alone; its partition waits, the others go on: {error}",
+                );
+                self.read_again(member, &error)?;
+                member.pause(&[at])
             }
-            Next::UnknownEvent => Err(Failure::Internal(
-                "the broker refused a record of an unknown event".to_owned(),
-            )),
             Next::Stop => Err(match error {
                 BatchError::Failed(failure) => failure,
                 error => Failure::Internal(error.to_string()),
@@ -366,13 +411,8 @@ impl Fanout<'_> {
         member.rewind(&owned)
     }
 
-    /// Adds an event's records to the open batch.
-    fn take(&mut self, message: &BorrowedMessage<'_>, now: Instant) -> Result<(), BatchError> {
-        let at = self
-            .events
-            .event_partition(message.topic(), message.partition());
-        let offset = Offset(message.offset());
-        let tag = self.batch.take(at, offset, now);
+    /// Writes an event's records.
+    fn write(&mut self, message: &BorrowedMessage<'_>, tag: usize) -> Result<(), BatchError> {
         let headers: Vec<(&str, &[u8])> = each_header(message)
             .map(|(name, value)| (name, value.unwrap_or_default()))
             .collect();
@@ -389,12 +429,15 @@ impl Fanout<'_> {
                 let at = span::Place {
                     topic: message.topic(),
                     partition: message.partition(),
-                    offset: offset.0,
+                    offset: message.offset(),
                 };
                 let written = self.fan_out(tag, &event, &matching, at);
                 matching.clear();
                 self.matching = matching;
-                written
+                match written? {
+                    Ok(()) => Ok(()),
+                    Err(TooLarge) => self.set_aside(message, TOO_LARGE.to_owned(), tag),
+                }
             }
             Err(error) => self.set_aside(message, error, tag),
         }
@@ -406,27 +449,17 @@ impl Fanout<'_> {
         error: String,
         tag: usize,
     ) -> Result<(), BatchError> {
-        let record = invalid_record(message, error);
+        let mut record = invalid_record(message, error);
+        record.extent = self.batch.extent(tag);
+        send_invalid(&mut record, &self.invalid, tag, |record| {
+            self.pipeline.send(record)
+        })?;
         // An event topic that holds something else altogether must not flood the log.
         if let Some(suppressed) = self.invalid_log.pass(clock::instant()) {
-            tracing::warn!(
-                topic = record.topic,
-                partition = record.partition,
-                offset = record.offset.0,
-                suppressed,
-                "invalid event: {}",
-                record.error,
-            );
+            log_set_aside(&record, suppressed);
         }
         self.batch.set_aside(&record);
-        self.pipeline.send(Record {
-            topic: &self.invalid,
-            partition: None,
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            headers: invalid_headers(&record),
-            tag,
-        })
+        Ok(())
     }
 
     fn fan_out(
@@ -435,14 +468,14 @@ impl Fanout<'_> {
         event: &Event<'_>,
         matching: &[Arc<Subscription>],
         at: span::Place<'_>,
-    ) -> Result<(), BatchError> {
+    ) -> Result<Result<(), TooLarge>, BatchError> {
         let span = self.context.tracer.of_event(event.traceparent());
         let own = span.as_ref().map(Open::traceparent);
         let traceparent = own.as_deref().or(event.traceparent());
-        let commands = self
-            .batch
-            .fan_out(tag, event, matching)
-            .map_err(|TooLarge { tag }| BatchError::TooLarge { tag })?;
+        let commands = match self.batch.fan_out(event, matching) {
+            Ok(commands) => commands,
+            Err(too_large) => return Ok(Err(too_large)),
+        };
         if commands.keep_order() {
             self.pipeline.keep_order();
         }
@@ -460,11 +493,21 @@ impl Fanout<'_> {
             let facts = span::fanout(event, at, matching.len());
             self.spans.add(span, facts);
         }
-        Ok(())
+        Ok(Ok(()))
     }
 }
 
-fn count(counts: Counts, metrics: &FanoutMetrics, common: &Metrics) {
+const TOO_LARGE: &str = "a command for this event would be larger than --max-event-bytes allows";
+
+fn count(
+    counts: Counts,
+    set_aside: &BTreeMap<String, u64>,
+    metrics: &FanoutMetrics,
+    common: &Metrics,
+) {
+    for (topic, count) in set_aside {
+        common.set_aside(topic).inc_by(*count);
+    }
     for (result, count) in [
         (EventResult::FannedOut, counts.fanned_out),
         (EventResult::Unmatched, counts.unmatched),

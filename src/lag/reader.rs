@@ -11,7 +11,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use super::figures::{Backlog, Figures, Partition, Totals};
 use super::index::{Index, Place, Waiting};
 use super::progress::{Asked, Progress};
-use super::source::{Client, Kind, Source, client};
+use super::source::{Client, Kind, Source, Unreadable, client};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::{self, ClusterId};
@@ -93,6 +93,7 @@ impl Reader {
                 kind,
                 client: client(settings, &group("lag"), "read_committed")?,
                 partitions: BTreeMap::new(),
+                unreadable: Unreadable::new(),
             });
         }
         let idle = client(settings, &group("lag"), "read_committed")?;
@@ -204,6 +205,12 @@ impl Reader {
             any |= source.turn(&mut self.index)?;
         }
         Ok(any)
+    }
+
+    /// Records of the dead-letter topic that could not be read, since the last call.
+    pub(super) fn take_unreadable(&mut self) -> u64 {
+        let sources = self.sources.iter_mut();
+        sources.map(|source| source.unreadable.take()).sum()
     }
 
     /// All partitions.

@@ -16,14 +16,15 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use super::index::{Index, Place};
 use super::progress::Progress;
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::credentials::keep_current;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::header_pairs;
-use crate::edge::kafka::record::each_header;
+use crate::edge::kafka::record::{each_header, header_pairs};
 use crate::model::command::header;
-use crate::model::dead_letter::{Coordinates, Fact};
+use crate::model::dead_letter::{Coordinates, Fact, FactError};
+use crate::model::throttle::Throttle;
 use crate::model::units::{EpochMs, Offset};
 
 /// How long to poll while records are unread.
@@ -55,6 +56,40 @@ pub(super) struct Source {
     pub(super) kind: Kind,
     pub(super) client: Client,
     pub(super) partitions: BTreeMap<i32, Progress>,
+    pub(super) unreadable: Unreadable,
+}
+
+/// Counts records that are ignored because they cannot be read, and logs some of them.
+pub(super) struct Unreadable {
+    count: u64,
+    lines: Throttle,
+}
+
+impl Unreadable {
+    pub(super) fn new() -> Self {
+        Self {
+            count: 0,
+            lines: Throttle::new(Duration::from_secs(1)),
+        }
+    }
+
+    fn note(&mut self, message: &BorrowedMessage<'_>, error: &FactError) {
+        self.count += 1;
+        if let Some(suppressed) = self.lines.pass(clock::instant()) {
+            tracing::warn!(
+                topic = message.topic(),
+                partition = message.partition(),
+                offset = message.offset(),
+                suppressed,
+                "unreadable record ignored: {error}"
+            );
+        }
+    }
+
+    /// How many there were since the last call.
+    pub(super) fn take(&mut self) -> u64 {
+        std::mem::take(&mut self.count)
+    }
 }
 
 impl Source {
@@ -108,7 +143,7 @@ impl Source {
                     if let Some(progress) = self.partitions.get_mut(&message.partition()) {
                         progress.record(message.offset());
                     }
-                    take_record(index, self.kind, &message);
+                    take_record(index, self.kind, &message, &mut self.unreadable);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if let Some(progress) = self.partitions.get_mut(&partition) {
@@ -122,11 +157,16 @@ impl Source {
     }
 }
 
-fn take_record(index: &mut Index, kind: Kind, message: &BorrowedMessage<'_>) {
+fn take_record(
+    index: &mut Index,
+    kind: Kind,
+    message: &BorrowedMessage<'_>,
+    unreadable: &mut Unreadable,
+) {
     let place = match kind {
         Kind::Commands => Place::Commands(message.partition()),
         Kind::Tier(tier) => Place::Tier(tier, message.partition()),
-        Kind::DeadLetters => return take_dead_letter_record(index, message),
+        Kind::DeadLetters => return take_dead_letter_record(index, message, unreadable),
     };
     // A record that is not a command is ignored; the role that reads it moves it to the invalid events.
     let subscriber = message.key().and_then(|key| std::str::from_utf8(key).ok());
@@ -151,7 +191,11 @@ fn take_record(index: &mut Index, kind: Kind, message: &BorrowedMessage<'_>) {
     }
 }
 
-fn take_dead_letter_record(index: &mut Index, message: &BorrowedMessage<'_>) {
+fn take_dead_letter_record(
+    index: &mut Index,
+    message: &BorrowedMessage<'_>,
+    unreadable: &mut Unreadable,
+) {
     let at = Coordinates {
         partition: message.partition(),
         offset: Offset(message.offset()),
@@ -162,9 +206,7 @@ fn take_dead_letter_record(index: &mut Index, message: &BorrowedMessage<'_>) {
             index.dead_lettered(&dead_letter, entry);
         }
         Ok(Fact::Settled(settled)) => index.settled(&settled, at),
-        Err(error) => {
-            tracing::warn!(record = %at, "unreadable record in the dead-letter topic: {error}")
-        }
+        Err(error) => unreadable.note(message, &error),
     }
 }
 

@@ -47,18 +47,39 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
 }
 
-/// Version of the headers of commands, dead letters and facts. A program that meets a later one stops with a clear
-/// message: what it does not know might change what the rest means. Records without the header are of version 1 too.
+/// Version of the headers of commands, dead letters and facts. A partition stops at a record of a later one, with an alert:
+/// what this program does not know might change what the rest means. Records without the header are of version 1 too.
 pub const VERSION: u32 = 1;
 
 /// [`VERSION`] as it stands in the header.
 pub const VERSION_TEXT: &str = "1";
 
-/// The version that a record's header names, if this program does not read it.
-#[must_use]
-pub fn newer_version(header: Option<&[u8]>) -> Option<String> {
-    let value = header.filter(|value| *value != VERSION_TEXT.as_bytes())?;
-    Some(String::from_utf8_lossy(value).chars().take(100).collect())
+/// What a record's version header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FormatVersion {
+    /// This program reads it.
+    Known,
+    /// Written by a newer program, with this version.
+    Newer(u32),
+    /// Not a version, or of no program that exists.
+    Unreadable,
+}
+
+impl FormatVersion {
+    /// Reads the header; without one, or with a null one, a record is of version 1.
+    #[must_use]
+    pub fn of(header: Option<&[u8]>) -> Self {
+        let Some(value) = header.filter(|value| *value != VERSION_TEXT.as_bytes()) else {
+            return Self::Known;
+        };
+        // As a program writes it: digits only, without a sign, zeros in front or spaces.
+        let is_number = value.iter().all(u8::is_ascii_digit) && value.first() != Some(&b'0');
+        let number = std::str::from_utf8(value).ok().filter(|_| is_number);
+        match number.and_then(|text| text.parse().ok()) {
+            Some(version) if version > VERSION => Self::Newer(version),
+            _ => Self::Unreadable,
+        }
+    }
 }
 
 /// Why this copy of the command was written.
@@ -228,7 +249,7 @@ pub enum InvalidCommand {
     NoBody,
     /// Written by a newer program.
     #[error("the record has version {0}, but this program supports only version {VERSION}")]
-    Newer(String),
+    Newer(u32),
     /// A header that every command has is missing.
     #[error("the header {0} is missing")]
     Missing(&'static str),
@@ -278,8 +299,13 @@ impl Command {
         body: Option<Bytes>,
     ) -> Result<Self, InvalidCommand> {
         let raw = RawHeaders::collect(headers);
-        if let Some(version) = newer_version(raw.version) {
-            return Err(InvalidCommand::Newer(version));
+        match FormatVersion::of(raw.version) {
+            FormatVersion::Known => {}
+            FormatVersion::Newer(version) => return Err(InvalidCommand::Newer(version)),
+            FormatVersion::Unreadable => {
+                let value = raw.version.unwrap_or_default();
+                return Err(unreadable(header::VERSION, value, "a version"));
+            }
         }
         let key = key
             .filter(|key| !key.is_empty())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::records::NewerFacts;
 use super::withheld::{Why, WithheldGroup};
 use crate::model::dead_letter::{DeadLetter, Reason};
 
@@ -23,6 +24,10 @@ pub struct DeadLetterCounts {
     pub unreadable: u64,
     /// Dead letters that stay open, since their subscription would not take them.
     pub withheld: BTreeMap<WithheldGroup, u64>,
+    /// Dead letters that are too large for the client to write. They stay open.
+    pub too_large: u64,
+    /// Records of a newer program. The dead letters of their partitions stay open.
+    pub newer: NewerFacts,
 }
 
 impl DeadLetterCounts {

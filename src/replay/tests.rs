@@ -1,8 +1,9 @@
 //! The plan of a replay: pace, limit, and what another cluster has replayed already.
 
 use super::*;
-use crate::model::dead_letter::Reason;
+use crate::model::dead_letter::{Coordinates, Reason};
 use crate::model::subscription::{Decision, Fold, TopicRecord};
+use crate::model::units::Offset;
 
 #[test]
 fn a_paced_batch_covers_one_second() {

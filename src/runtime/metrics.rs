@@ -177,6 +177,8 @@ pub struct Metrics(Arc<All>);
 struct All {
     invalid_subscriptions: IntCounter,
     lost_offsets: IntCounterVec,
+    set_aside: IntCounterVec,
+    stopped_partitions: IntGaugeVec,
     commands: Counters,
     spans: Counters,
     unwritable: GaugeVec,
@@ -232,6 +234,14 @@ impl Metrics {
             ),
             lost_offsets: registry.add(IntCounterVec::new(
                 Opts::new("hookstream_lost_offsets_total", "Offsets that were deleted before they were read: retention has overtaken a group."),
+                &["topic"],
+            )),
+            set_aside: registry.add(IntCounterVec::new(
+                Opts::new("hookstream_set_aside_total", "Records that could not be used, by the topic that they were read from; fanout, deliver and release copy them to the topic of invalid events."),
+                &["topic"],
+            )),
+            stopped_partitions: registry.add(IntGaugeVec::new(
+                Opts::new("hookstream_stopped_partitions", "Partitions that are not read further, because a record or a commit in them was written by a newer hookstream."),
                 &["topic"],
             )),
             commands: registry.counters::<Cause>("hookstream_commands_total", "Commands written to the commands topic, by cause.", "cause"),
@@ -295,6 +305,18 @@ impl Metrics {
             .unwritable
             .remove_label_values(&[role.text(), topic, &partition_label(partition)])
             .ok();
+    }
+
+    /// Records of `topic` that were set aside, or, by a reader without a group, ignored.
+    #[must_use]
+    pub fn set_aside(&self, topic: &str) -> IntCounter {
+        self.0.set_aside.with_label_values(&[topic])
+    }
+
+    /// Partitions of `topic` that this process has stopped at a record or a commit of a newer program.
+    #[must_use]
+    pub fn stopped_partitions(&self, topic: &str) -> IntGauge {
+        self.0.stopped_partitions.with_label_values(&[topic])
     }
 
     /// Commands written to the commands topic.

@@ -18,8 +18,8 @@ use super::event::EventMatcher;
 use super::step::{RecordView, Step, TopicKind, coordinates, in_order};
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log_reader::{Log, Range, Reading, header_pairs};
-use crate::edge::kafka::record::each_header;
+use crate::edge::kafka::log_reader::{Log, Range, Reading};
+use crate::edge::kafka::record::{each_header, header_pairs};
 use crate::model::units::EpochMs;
 
 /// Topics read in parallel.

@@ -70,6 +70,9 @@ mod tests {
         common.lost_offsets("topic", 0);
         common.unwritable(TransactionalRole::Deliver, "topic", None, Duration::ZERO);
         families.fanout.blocked("topic", 0, Duration::ZERO, 0);
+        common.set_aside("topic").inc_by(0);
+        families.fanout.held("topic").inc_by(0);
+        common.stopped_partitions("topic").set(0);
         let mut series = SubscriberSeries::default();
         let waiting = Waiting {
             oldest: Some(0),

@@ -231,7 +231,7 @@ pub(super) fn write(settings: &Settings, writes: &[Write]) -> Result<(), CliErro
 /// Converts a failed write to an error. Running the command again is safe.
 fn refused(error: BatchError, writes: &[Write]) -> CliError {
     match error {
-        BatchError::TooLarge { tag } => {
+        BatchError::TooLarge { tag, .. } => {
             let key = writes
                 .get(tag)
                 .map(|write| String::from_utf8_lossy(&write.key));

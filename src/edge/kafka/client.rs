@@ -22,6 +22,11 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// hookstream, and of the limits of all producers and consumers.
 pub const RECORD_OVERHEAD: usize = 512 * 1024;
 
+/// Limit of the bytes that wait in a producer for a broker, KiB; with `--max-event-bytes` above 15 MiB, two of the largest
+/// records. Beyond it, sending waits, so a batch of any size is written at the brokers' pace. Fan-out has three producers,
+/// delivery and release have one each.
+pub const PRODUCER_QUEUE_KIB: usize = 32 * 1024;
+
 /// Settings of every client of this process; `purpose` appears in the broker's logs and quotas.
 #[must_use]
 pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
@@ -101,6 +106,13 @@ pub fn producer_config(settings: &Settings, purpose: &str) -> ClientConfig {
         &topic_limit.min(1_000_000).to_string(),
     );
     default(&mut config, "queue.buffering.max.messages", "200000");
+    // The client's own default is 1 GiB per producer.
+    let queue = PRODUCER_QUEUE_KIB.max(2 * largest.div_ceil(1024));
+    default(
+        &mut config,
+        "queue.buffering.max.kbytes",
+        &queue.to_string(),
+    );
     config
         .set("enable.idempotence", "true")
         .set("message.max.bytes", largest.to_string())

@@ -53,18 +53,6 @@ pub enum Failure {
     /// The client lost a response and waits for it forever; a new client does not.
     #[error("{0}: consumer stuck waiting for the group coordinator")]
     Stuck(&'static str),
-    /// A record or commit written by a newer program.
-    #[error(
-        "{place} was written by a newer hookstream (version {version} of the format; this program supports version {known}); nothing was changed, upgrade every replica"
-    )]
-    Newer {
-        /// Topic, partition and offset.
-        place: String,
-        /// The version found.
-        version: String,
-        /// The version that this program supports.
-        known: u32,
-    },
     /// An internal error, such as a thread that ended unexpectedly.
     #[error("{0}")]
     Internal(String),

@@ -12,7 +12,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::consumer_config;
@@ -377,16 +377,4 @@ fn partitions_now(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i3
             KafkaError::MetadataFetch(code),
         )),
     }
-}
-
-/// A record's headers as plain pairs; a header without a value reads as empty.
-#[must_use]
-pub fn header_pairs<M: Message>(message: &M) -> Vec<(&str, &[u8])> {
-    let Some(headers) = message.headers() else {
-        return Vec::new();
-    };
-    headers
-        .iter()
-        .map(|header| (header.key, header.value.unwrap_or_default()))
-        .collect()
 }

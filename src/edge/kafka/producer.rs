@@ -55,6 +55,9 @@ pub enum BatchError {
     TooLarge {
         /// The input that the record comes from.
         tag: usize,
+        /// The client rejected this record before it queued it: the rest of the batch is not affected. Otherwise the
+        /// broker rejected all records that it received together with this one, and the batch must be abandoned.
+        at_once: bool,
     },
     /// Retriable: the transaction was aborted, or its outcome is unknown.
     #[error("batch not committed: {0}")]
@@ -69,7 +72,7 @@ impl BatchError {
     #[must_use]
     pub fn end(&self) -> TransactionEnd {
         match self {
-            Self::TooLarge { tag } => TransactionEnd::TooLarge { tag: *tag },
+            Self::TooLarge { tag, .. } => TransactionEnd::TooLarge { tag: *tag },
             Self::Failed(_) => TransactionEnd::Fatal,
             Self::Aborted(error) => match error.rdkafka_error_code() {
                 Some(
@@ -276,10 +279,11 @@ impl Producer {
         }
     }
 
-    /// Adds a record to the batch; waits while the client's queue is full.
+    /// Adds a record to the batch. Waits while the client's queue is full, which has a limit of its own
+    /// ([`super::client::PRODUCER_QUEUE_KIB`]): so nothing is sent faster than the brokers take it.
     ///
     /// # Errors
-    /// [`BatchError`]; the batch must then be abandoned with [`Producer::renew`].
+    /// [`BatchError`]; the batch must then be abandoned with [`Producer::renew`], except after a rejection at once.
     pub fn send(&mut self, record: Record<'_>) -> Result<(), BatchError> {
         /// Delay between tries while the queue is full.
         const BACK_PRESSURE: Duration = Duration::from_millis(2);
@@ -296,9 +300,14 @@ impl Producer {
             };
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 self.deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
-                return Err(self.sort(tag, error));
+                return Err(match self.sort(tag, error) {
+                    BatchError::TooLarge { tag, .. } => BatchError::TooLarge { tag, at_once: true },
+                    error => error,
+                });
             }
             next = refused;
+            // Ends: what is queued is acknowledged, or rejected after its timeout.
+            (self.recipe.keep_waiting)();
             std::thread::sleep(BACK_PRESSURE);
         }
     }
@@ -437,8 +446,11 @@ impl Producer {
     }
 
     fn sort(&self, tag: usize, error: KafkaError) -> BatchError {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            return BatchError::TooLarge { tag };
+        if is_too_large(&error) {
+            return BatchError::TooLarge {
+                tag,
+                at_once: false,
+            };
         }
         if crate::edge::kafka::error::is_denied(&error) {
             return Failure::from_client(format!("writing as {}", self.recipe.purpose), error)
@@ -446,6 +458,16 @@ impl Producer {
         }
         BatchError::Aborted(error)
     }
+}
+
+/// Whether a record was refused for its size, or for that of the request that it came in.
+#[must_use]
+pub fn is_too_large(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        // The second: larger than a segment of the topic.
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge)
+    )
 }
 
 /// How often this process tolerates fencing within a minute. Two processes that fence each other are fenced equally
@@ -469,7 +491,10 @@ mod tests {
         assert_eq!(aborted(undelivered), TransactionEnd::Aborted);
         let unanswered = KafkaError::ConsumerCommit(RDKafkaErrorCode::RequestTimedOut);
         assert_eq!(aborted(unanswered), TransactionEnd::Ambiguous);
-        let refused = BatchError::TooLarge { tag: 7 };
+        let refused = BatchError::TooLarge {
+            tag: 7,
+            at_once: false,
+        };
         assert_eq!(refused.end(), TransactionEnd::TooLarge { tag: 7 });
         let failed = BatchError::from(Failure::Internal(String::new()));
         assert_eq!(failed.end(), TransactionEnd::Fatal);

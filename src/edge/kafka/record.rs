@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use rdkafka::Message;
-use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
+use rdkafka::bindings;
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::types::RDKafkaRespErr;
 
-use super::error::Failure;
+use super::producer::{BatchError, Record};
 use crate::model::command::{Command, Envelope, InvalidCommand};
-use crate::model::invalid_record::InvalidRecord;
+use crate::model::invalid_record::{Copy, Extent, InvalidRecord, name_text};
 use crate::model::units::Offset;
 
 /// The headers of a command's record.
@@ -25,67 +27,158 @@ pub fn invalid_record(message: &BorrowedMessage<'_>, error: String) -> InvalidRe
     InvalidRecord {
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        headers: each_header(message)
-            .map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)))
+        headers: raw_headers(message)
+            .map(|(name, value)| (name_text(name), value.map(<[u8]>::to_vec)))
             .collect(),
         error,
         topic: message.topic().to_owned(),
         partition: message.partition(),
         offset: Offset(message.offset()),
+        extent: Extent::Whole,
     }
 }
 
-/// The headers of the record on the invalid-events topic.
-#[must_use]
-pub fn invalid_headers(record: &InvalidRecord) -> OwnedHeaders {
-    let all = record.headers.iter().fold(
-        OwnedHeaders::new_with_capacity(record.headers.len() + 4),
-        |all, (name, value)| {
-            all.insert(Header {
-                key: name,
-                value: value.as_deref(),
-            })
-        },
-    );
-    record
-        .source_headers()
-        .iter()
-        .fold(all, |all, (name, value)| with_header(all, name, value))
+/// Writes the copy of `record` to `topic`, whole or as much of it as the client accepts: its extent then says how much.
+/// When it becomes [`Extent::Nothing`], nothing is written.
+///
+/// # Errors
+/// [`BatchError`], as `send` returns it, except for its refusal of a large record.
+pub fn send_invalid(
+    record: &mut InvalidRecord,
+    topic: &str,
+    tag: usize,
+    mut send: impl FnMut(Record<'_>) -> Result<(), BatchError>,
+) -> Result<(), BatchError> {
+    while let Some(copy) = record.copy() {
+        match send(copied(&copy, topic, tag)) {
+            Err(BatchError::TooLarge { at_once: true, .. }) => {
+                record.extent = record.extent.smaller();
+            }
+            sent => return sent,
+        }
+    }
+    Ok(())
 }
 
-/// The headers of a message, in order.
+/// The record that is written for a copy.
+#[must_use]
+pub fn copied<'a>(copy: &Copy<'a>, topic: &'a str, tag: usize) -> Record<'a> {
+    let own = OwnedHeaders::new_with_capacity(copy.headers.len() + copy.added.len());
+    let own = copy.headers.iter().fold(own, |all, (name, value)| {
+        all.insert(Header {
+            key: name,
+            value: value.as_deref(),
+        })
+    });
+    let added = copy.added.iter();
+    Record {
+        topic,
+        partition: None,
+        key: copy.key,
+        value: copy.value,
+        headers: added.fold(own, |all, (name, value)| with_header(all, name, value)),
+        tag,
+    }
+}
+
+/// Logs that `record` was set aside. `suppressed` is how many before it were not logged.
+pub fn log_set_aside(record: &InvalidRecord, suppressed: u64) {
+    let kept = match record.extent {
+        Extent::Whole => "whole",
+        Extent::Head => "head",
+        Extent::Coordinates => "coordinates",
+        Extent::Nothing => {
+            tracing::error!(
+                topic = record.topic,
+                partition = record.partition,
+                offset = record.offset.0,
+                suppressed,
+                "record skipped, and not even its coordinates fit into the topic of invalid events, whose max.message.bytes is too small: {}",
+                record.error,
+            );
+            return;
+        }
+    };
+    tracing::warn!(
+        topic = record.topic,
+        partition = record.partition,
+        offset = record.offset.0,
+        kept,
+        suppressed,
+        "record set aside: {}",
+        record.error,
+    );
+}
+
+/// The headers of a message, in order. Headers whose names are not UTF-8 are left out: hookstream gives a meaning to none
+/// of them.
 pub fn each_header<'a>(
     message: &'a BorrowedMessage<'_>,
 ) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
-    let headers = message.headers();
-    (0..headers.map_or(0, Headers::count)).filter_map(move |index| {
-        headers.map(|headers| {
-            let header = headers.get(index);
-            (header.key, header.value)
-        })
+    raw_headers(message)
+        .filter_map(|(name, value)| std::str::from_utf8(name).ok().map(|name| (name, value)))
+}
+
+/// The headers of a message as plain pairs; a header without a value reads as empty.
+#[must_use]
+pub fn header_pairs<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(&'a str, &'a [u8])> {
+    each_header(message)
+        .map(|(name, value)| (name, value.unwrap_or_default()))
+        .collect()
+}
+
+/// One header: its name and its value.
+type RawHeader<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// All headers of a message, in order. The binding's own call panics on a name that is not UTF-8, and on a list that the
+/// client cannot parse; such a list reads as empty.
+#[allow(
+    unsafe_code,
+    reason = "the safe call of rust-rdkafka panics on foreign headers"
+)]
+fn raw_headers<'a>(message: &'a BorrowedMessage<'_>) -> impl Iterator<Item = RawHeader<'a>> {
+    let mut list = std::ptr::null_mut();
+    // SAFETY: the message is valid for 'a, and owns the list, which the client parses once and does not change again.
+    let error = unsafe { bindings::rd_kafka_message_headers(message.ptr(), &mut list) };
+    let list = (error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).then_some(list);
+    (0..).map_while(move |index| {
+        let (mut name, mut value, mut length) = (std::ptr::null(), std::ptr::null(), 0);
+        // SAFETY: the list is valid for 'a, see above; behind its end the call returns an error.
+        let error = unsafe {
+            bindings::rd_kafka_header_get_all(list?, index, &mut name, &mut value, &mut length)
+        };
+        if error != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return None;
+        }
+        // SAFETY: without an error, the name ends with a NUL, and the value, if there is one, has `length` bytes; both
+        // belong to the list.
+        unsafe {
+            let name = std::ffi::CStr::from_ptr(name).to_bytes();
+            let value =
+                (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), length));
+            Some((name, value))
+        }
     })
+}
+
+/// A record that a newer program wrote: its partition stops there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newer {
+    /// The version found.
+    pub version: u32,
 }
 
 /// Reads a command; the inner error is the whole record, for `webhook-invalid-events`.
 ///
 /// # Errors
-/// [`Failure::Newer`] for a record of a newer program.
+/// [`Newer`] for a record of a newer program.
 pub fn read_command(
     message: &BorrowedMessage<'_>,
-) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Failure> {
+) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Newer> {
     let body = message.payload().map(Bytes::copy_from_slice);
     match Command::from_record(message.key(), each_header(message), body) {
         Ok(command) => Ok(Ok(Box::new(command))),
-        Err(InvalidCommand::Newer(version)) => Err(Failure::Newer {
-            place: format!(
-                "{} {}:{}",
-                message.topic(),
-                message.partition(),
-                message.offset()
-            ),
-            version,
-            known: crate::model::command::VERSION,
-        }),
+        Err(InvalidCommand::Newer(version)) => Err(Newer { version }),
         Err(error) => Ok(Err(Box::new(invalid_record(message, error.to_string())))),
     }
 }

@@ -24,7 +24,9 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::model::matching::Index;
-use crate::model::subscription::{APPLIED, Change, Fold, Subscription, TopicRecord};
+use crate::model::subscription::{
+    APPLIED, Change, Fold, Subscription, SubscriptionError, TopicRecord,
+};
 use crate::model::units::EpochMs;
 
 /// All valid subscriptions, shared by the roles of a process.
@@ -74,50 +76,83 @@ impl SubscriptionCache {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Applies one record; `invalid` counts ignored ones. Public for tests and for readers of other sources.
-    pub fn apply(&self, record: &TopicRecord<'_>, invalid: &IntCounter) {
+    /// Applies one record. Public for tests and for readers of other sources.
+    ///
+    /// # Errors
+    /// [`Refusal`] of an invalid record.
+    pub fn apply(&self, record: &TopicRecord<'_>) -> Result<(), Refusal> {
         let mut fold = self.fold.write().unwrap_or_else(PoisonError::into_inner);
         let change = fold.take(record);
         let index = || self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut refusal = Ok(());
         match change {
             Change::Updated(subscription) => {
                 let known = self.index().get(&subscription.id).cloned();
                 if known.is_some_and(|known| Arc::ptr_eq(&known, &subscription)) {
-                    return;
+                    return Ok(());
                 }
                 index().insert(subscription);
             }
             Change::Removed(id) => index().remove(&id),
-            Change::Nothing => return,
+            Change::Nothing => return Ok(()),
             Change::Refused {
                 error,
                 in_force,
                 updated,
             } => {
-                invalid.inc();
-                let key = String::from_utf8_lossy(record.key.unwrap_or_default());
-                let key: String = key.chars().take(MAX_SHOWN_KEY).collect();
-                let effect = if in_force {
-                    "the last valid one stays in effect"
-                } else {
-                    "commands of this id wait for a valid one"
-                };
-                tracing::error!(
-                    key,
-                    "invalid subscription record ignored, {effect}: {error}"
-                );
                 if let Some(subscription) = updated {
                     index().insert(subscription);
                 }
+                refusal = Err(Refusal { error, in_force });
             }
         }
         drop(fold);
         self.version.fetch_add(1, Ordering::Release);
+        refusal
     }
 }
 
-/// The most of a key that a log line shows, in characters.
-const MAX_SHOWN_KEY: usize = 220;
+/// An invalid record, which is ignored.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Why.
+    pub error: SubscriptionError,
+    /// Whether an earlier record of its id stays in effect; otherwise the commands of this id wait.
+    pub in_force: bool,
+}
+
+/// Counts invalid records.
+#[derive(Clone, Debug)]
+pub struct InvalidCounters {
+    /// Subscription records.
+    pub subscriptions: IntCounter,
+    /// Records of the topic that were set aside.
+    pub set_aside: IntCounter,
+}
+
+impl InvalidCounters {
+    fn count(&self, message: &BorrowedMessage<'_>, refusal: &Refusal) {
+        /// The most of a key that a log line shows, in characters.
+        const MAX_SHOWN_KEY: usize = 220;
+        self.subscriptions.inc();
+        self.set_aside.inc();
+        let key = String::from_utf8_lossy(message.key().unwrap_or_default());
+        let key: String = key.chars().take(MAX_SHOWN_KEY).collect();
+        let Refusal { error, in_force } = refusal;
+        let effect = if *in_force {
+            "the last valid one stays in effect"
+        } else {
+            "commands of this id wait for a valid one"
+        };
+        tracing::error!(
+            key,
+            topic = message.topic(),
+            partition = message.partition(),
+            offset = message.offset(),
+            "invalid subscription record ignored, {effect}: {error}"
+        );
+    }
+}
 
 /// A record of the topic, as the fold reads it.
 #[must_use]
@@ -140,7 +175,7 @@ pub fn topic_record<'a>(message: &'a BorrowedMessage<'_>) -> TopicRecord<'a> {
 pub fn follow(
     settings: &Settings,
     table: &SubscriptionCache,
-    invalid: &IntCounter,
+    invalid: &InvalidCounters,
     stop: &dyn Fn() -> bool,
     ready: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
@@ -185,7 +220,9 @@ pub fn follow(
         }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                table.apply(&topic_record(&message), invalid);
+                if let Err(refusal) = table.apply(&topic_record(&message)) {
+                    invalid.count(&message, &refusal);
+                }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 behind.remove(&partition);

@@ -1,6 +1,6 @@
 //! The batch in a made-up world of event logs, transactions, rebalances and failures, against a naive reader.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ fn limits() -> Limits {
         bytes: 1500,
         time: Duration::from_millis(50),
         event_bytes: 900,
-        body_bytes: 600,
+        command_bytes: 600,
         batches: 5,
     }
 }
@@ -124,6 +124,12 @@ struct World {
     open_events: usize,
     /// Batches that are being committed, oldest first.
     pending: VecDeque<(Ended, Vec<Written>)>,
+    /// Batches that were committed.
+    batches: u64,
+    /// An event whose records are never committed.
+    poison: Option<(EventPartition, i64)>,
+    /// Events that failed alone.
+    held: Vec<(EventPartition, i64)>,
 }
 
 const PLACES: usize = 4;
@@ -160,6 +166,9 @@ impl World {
             opened: 0,
             open_events: 0,
             pending: VecDeque::new(),
+            batches: 0,
+            poison: None,
+            held: Vec::new(),
         }
     }
 
@@ -191,7 +200,8 @@ impl World {
             return vec![written(None, "", payload.clone().into(), bytes)];
         };
         let bodies = matching.iter().map(|one| event.body(one.format).len());
-        let too_large = bodies.max().unwrap_or(0) > limits().body_bytes;
+        let beside = event.id().len() + event.event_type().len();
+        let too_large = bodies.max().unwrap_or(0) + beside > limits().command_bytes;
         if too_large || *refused && !matching.is_empty() {
             let bytes = payload.len() + 512;
             return vec![written(None, "", payload.clone().into(), bytes)];
@@ -238,7 +248,8 @@ impl World {
             self.settle();
         }
         self.batch.revoked(&[at]);
-        let known = self.batch.oversized.iter().map(|(at, _)| at);
+        let known = self.batch.oversized.keys().map(|(at, _)| at);
+        let known = known.chain(self.batch.held.keys());
         let mut known = known.chain(self.batch.passed.keys());
         assert!(
             !known.any(|known| *known == at),
@@ -267,17 +278,34 @@ impl World {
     }
 
     fn failed(&mut self, end: TransactionEnd) {
-        match self.batch.failed(end) {
+        match self.batch.failed(end, self.batches, self.now()) {
             Next::ReadAgain => self.read_again(),
+            Next::Hold { at, offset, .. } => {
+                assert!(self.batch.is_held(at) && self.batch.is_suspect(at, offset));
+                self.held.push((at, offset.0));
+                self.read_again();
+            }
             Next::Stop => {
                 assert_eq!(end, TransactionEnd::Fatal);
                 self.restart();
             }
-            next => panic!("{next:?} after {end:?}"),
         }
     }
 
     fn poll(&mut self, at: EventPartition) {
+        for at in self.batch.due(self.now()) {
+            self.reset(at);
+        }
+        let next = Offset(self.logs[&at].next);
+        if self.batch.is_held(at) {
+            return;
+        }
+        if self.batch.is_suspect(at, next) {
+            self.settle();
+            if self.batch.is_held(at) || self.logs[&at].next != next.0 {
+                return;
+            }
+        }
         let log = self.logs.get_mut(&at).unwrap();
         if !self.owned.contains(&at) || log.next == log.end() {
             return;
@@ -298,7 +326,7 @@ impl World {
         let tag = self.batch.take(at, Offset(offset), self.now());
         let matching = entry.matching();
         match self.batch.read(tag, &raw(at, payload)) {
-            Ok(event) => match self.batch.fan_out(tag, &event, &matching) {
+            Ok(event) => match self.batch.fan_out(&event, &matching) {
                 Ok(commands) => {
                     let ordered = matching.iter().any(|one| one.order != Order::None);
                     assert_eq!(commands.keep_order(), ordered);
@@ -319,39 +347,42 @@ impl World {
                         });
                     }
                 }
-                Err(TooLarge { tag }) => return self.failed(TransactionEnd::TooLarge { tag }),
+                Err(TooLarge) => self.set_aside(at, offset, payload, tag),
             },
-            Err(error) => {
-                let record = InvalidRecord {
-                    key: None,
-                    value: Some(payload.clone().into()),
-                    headers: Vec::new(),
-                    error,
-                    topic: String::new(),
-                    partition: 0,
-                    offset: Offset(offset),
-                };
-                self.batch.set_aside(&record);
-                self.open.push(Written {
-                    at,
-                    offset,
-                    subscription: None,
-                    key: String::new(),
-                    body: payload.clone().into(),
-                    bytes: record.weight(),
-                    tag,
-                });
-            }
+            Err(_) => self.set_aside(at, offset, payload, tag),
         }
         let bytes: usize = self.open.iter().map(|written| written.bytes).sum();
         let full = self.open_events >= limits().events
             || bytes >= limits().bytes
             || self.now - self.opened >= 50
-            || self.batch.one_by_one > 0;
+            || self.batch.open.alone;
         assert_eq!(self.batch.is_full(self.now()), full);
         if full {
             self.end();
         }
+    }
+
+    fn set_aside(&mut self, at: EventPartition, offset: i64, payload: &str, tag: usize) {
+        let record = InvalidRecord {
+            key: None,
+            value: Some(payload.into()),
+            headers: Vec::new(),
+            error: String::new(),
+            topic: at.topic.to_string(),
+            partition: 0,
+            offset: Offset(offset),
+            extent: self.batch.extent(tag),
+        };
+        self.batch.set_aside(&record);
+        self.open.push(Written {
+            at,
+            offset,
+            subscription: None,
+            key: String::new(),
+            body: payload.into(),
+            bytes: record.weight(),
+            tag,
+        });
     }
 
     fn end(&mut self) {
@@ -391,10 +422,15 @@ impl World {
             assert_eq!(self.batch.origins.of(tag), Some((at, offset)));
             return self.failed(TransactionEnd::TooLarge { tag });
         }
+        let poison = self.poison;
+        if under_way().any(|written| Some((written.at, written.offset)) == poison) {
+            return self.failed(TransactionEnd::Fenced);
+        }
         let Some((ended, written)) = self.pending.pop_front() else {
             return;
         };
         if end == TransactionEnd::Committed || visible {
+            self.batches += u64::from(end == TransactionEnd::Committed);
             self.check(&ended, &written);
             for (at, position) in &ended.positions {
                 self.logs.get_mut(at).unwrap().committed = position.0;
@@ -441,6 +477,7 @@ impl World {
         }
         assert_eq!(records, written.len(), "no records of other partitions");
         assert_eq!(counts, ended.counts);
+        assert_eq!(ended.set_aside.values().sum::<u64>(), counts.invalid);
         let events = counts.fanned_out + counts.unmatched + counts.invalid;
         assert!(usize::try_from(events).unwrap() <= limits().events);
     }
@@ -517,18 +554,46 @@ proptest! {
 }
 
 #[test]
-fn an_event_that_is_too_large_even_to_be_set_aside_is_named() {
+fn an_event_that_is_refused_is_set_aside_and_then_ever_less_of_it() {
     let now = crate::edge::clock::instant();
     let mut batch = Batch::new(limits(), now);
-    let refuse = |batch: &mut Batch| {
+    batch.take(place(0), Offset(3), now);
+    let tag = batch.take(place(1), Offset(9), now);
+    let end = TransactionEnd::TooLarge { tag };
+    assert_eq!(
+        batch.failed(end, 0, now),
+        Next::ReadAgain,
+        "it may be any event"
+    );
+    for extent in [
+        Extent::Whole,
+        Extent::Head,
+        Extent::Coordinates,
+        Extent::Nothing,
+    ] {
         let tag = batch.take(place(1), Offset(9), now);
-        batch.failed(TransactionEnd::TooLarge { tag })
-    };
-    assert_eq!(refuse(&mut batch), Next::ReadAgain, "it may be any event");
-    assert_eq!(refuse(&mut batch), Next::ReadAgain, "it is this one");
-    assert_eq!(refuse(&mut batch), Next::ReadAgain, "it may be any event");
-    let named = Next::TooLargeToSetAside(place(1), Offset(9));
-    assert_eq!(refuse(&mut batch), named);
+        assert!(batch.is_full(now), "it is tried alone");
+        assert_eq!(
+            batch.failed(TransactionEnd::TooLarge { tag }, 0, now),
+            Next::ReadAgain
+        );
+        assert!(batch.is_suspect(place(1), Offset(9)));
+        let tag = batch.take(place(1), Offset(9), now);
+        assert_eq!(batch.extent(tag), extent);
+        assert!(
+            batch
+                .read(tag, &raw(place(1), r#"{"id":"e","type":"a"}"#))
+                .is_err()
+        );
+        batch.give_up();
+    }
+    let tag = batch.take(place(0), Offset(3), now);
+    assert_eq!(batch.extent(tag), Extent::Whole, "no other event is blamed");
+    assert!(
+        batch
+            .read(tag, &raw(place(0), r#"{"id":"e","type":"a"}"#))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -536,6 +601,71 @@ fn a_refusal_of_an_unknown_event_is_not_pinned_on_another() {
     let now = crate::edge::clock::instant();
     let mut batch = Batch::new(limits(), now);
     let unknown = TransactionEnd::TooLarge { tag: 99 };
-    assert_eq!(batch.failed(unknown), Next::ReadAgain);
-    assert_eq!(batch.failed(unknown), Next::UnknownEvent);
+    assert_eq!(batch.failed(unknown, 0, now), Next::ReadAgain);
+    assert_eq!(batch.failed(unknown, 0, now), Next::ReadAgain);
+    assert!(batch.oversized.is_empty());
+}
+
+#[test]
+fn an_event_that_is_never_committed_holds_its_own_partition_and_no_other() {
+    let mut world = World::new();
+    (0..PLACES).for_each(|number| world.assign(place(number)));
+    let bad = place(1);
+    for number in 0..PLACES * 20 {
+        let at = place(number);
+        let entry = Entry::new(number, 2, 1);
+        world.logs.get_mut(&at).unwrap().entries.push(entry);
+    }
+    world.poison = Some((bad, 7));
+    for turn in 0..2000 {
+        if turn % 30 == 0 && turn < 1800 {
+            let entry = Entry::new(1000 + turn, 2, 1);
+            world.logs.get_mut(&place(2)).unwrap().entries.push(entry);
+        }
+        world.poll(place(turn));
+        world.now += 10;
+        if turn % 7 == 0 {
+            world.end();
+            world.settle_pending();
+        }
+    }
+    for (at, log) in &world.logs {
+        let expected = if *at == bad { 7 } else { log.end() };
+        assert_eq!(log.committed, expected, "{at:?}");
+    }
+    assert!(!world.held.is_empty());
+    assert!(
+        world.held.iter().all(|held| Some(*held) == world.poison),
+        "only the poisoned event fails alone: {:?}",
+        world.held
+    );
+    assert!(
+        world.held.len() < 7,
+        "waits grow: {} tries in 20 s",
+        world.held.len()
+    );
+    world.poison = None;
+    world.drain();
+}
+
+#[test]
+fn while_nothing_at_all_is_committed_no_wait_grows() {
+    let now = crate::edge::clock::instant();
+    let mut batch = Batch::new(limits(), now);
+    let fail = |batch: &mut Batch| {
+        batch.take(place(1), Offset(9), now);
+        batch.failed(TransactionEnd::Ambiguous, 0, now)
+    };
+    assert_eq!(fail(&mut batch), Next::ReadAgain);
+    assert_eq!(fail(&mut batch), Next::ReadAgain);
+    for _ in 0..5 {
+        let Next::Hold { at, offset, wait } = fail(&mut batch) else {
+            panic!("it was tried alone");
+        };
+        assert_eq!((at, offset), (place(1), Offset(9)));
+        assert_eq!(wait, Duration::from_secs(1));
+        assert!(batch.is_held(at) && batch.due(now).is_empty());
+        assert_eq!(batch.due(now + wait), [at]);
+        assert!(!batch.is_held(at));
+    }
 }

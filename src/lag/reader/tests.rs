@@ -21,6 +21,7 @@ fn reader() -> Reader {
         kind: Kind::Commands,
         client: client(),
         partitions: BTreeMap::new(),
+        unreadable: Unreadable::new(),
     };
     let mut index = Index::default();
     source.read_from(&mut index, 0, Some(5)).unwrap();

@@ -90,12 +90,113 @@ proptest! {
     }
 
     #[test]
-    fn no_header_can_make_reading_panic(name in 0..13_usize, value in proptest::collection::vec(any::<u8>(), 0..20)) {
-        let mut headers = headers_of(&sample());
-        let name = headers[name % headers.len()].0;
-        headers.push((name, value));
-        drop(read("acme", &headers, &Bytes::new()));
+    fn every_header_with_every_kind_of_value_is_read_or_refused_with_its_name(
+        name in 0..NAMES.len(), value in any_value(), key in any_value(), body in any_value(),
+        last in any::<bool>(),
+    ) {
+        let name = NAMES[name];
+        let good = headers_of(&sample());
+        let mut headers: Vec<(&str, Option<&[u8]>)> = good
+            .iter()
+            .map(|(name, value)| (*name, Some(value.as_slice())))
+            .collect();
+        // Of a repeated header, the last one counts.
+        headers.insert(if last { headers.len() } else { 0 }, (name, value.as_deref()));
+        let result = Command::from_record(key.as_deref(), headers.into_iter(), body.clone().map(Bytes::from));
+        match result {
+            Ok(mut command) => {
+                prop_assert_eq!(Some(command.subscriber.as_bytes()), key.as_deref());
+                prop_assert_eq!(Some(&command.body[..]), body.as_deref());
+                // What was read can be written and read again; a cluster alone says nothing.
+                command.cluster.take_if(|_| command.sequence.is_none());
+                let again = read(&command.subscriber, &headers_of(&command), &command.body);
+                prop_assert_eq!(again, Ok(command));
+            }
+            Err(InvalidCommand::Newer(version)) => {
+                prop_assert_eq!(name, header::VERSION);
+                prop_assert!(version > VERSION);
+                let text = version.to_string();
+                prop_assert_eq!(value.as_deref(), Some(text.as_bytes()));
+            }
+            Err(error) => prop_assert!(error.to_string().len() < 1000, "{}", error),
+        }
     }
+
+    #[test]
+    fn a_version_is_newer_only_as_a_program_writes_it(value in any_value()) {
+        let is_newer = value.as_deref().and_then(|value| std::str::from_utf8(value).ok())
+            .and_then(|text| text.parse::<u32>().ok().filter(|number| number.to_string() == text))
+            .filter(|number| *number > VERSION);
+        match FormatVersion::of(value.as_deref()) {
+            FormatVersion::Newer(version) => prop_assert_eq!(Some(version), is_newer),
+            FormatVersion::Known => prop_assert!(value.is_none() || value.as_deref() == Some(b"1")),
+            FormatVersion::Unreadable => prop_assert_eq!(is_newer, None),
+        }
+    }
+}
+
+const NAMES: [&str; 18] = [
+    header::VERSION,
+    header::WEBHOOK_ID,
+    header::SUBSCRIPTION,
+    header::EVENT_ID,
+    header::EVENT_TYPE,
+    header::EVENT_TIME,
+    header::SUBJECT,
+    header::CONTENT_TYPE,
+    header::ATTEMPT,
+    header::DUE,
+    header::ENQUEUED,
+    header::CAUSE,
+    header::FIRST_FAILURE,
+    header::SEQUENCE,
+    header::CLUSTER,
+    header::TRACEPARENT,
+    "hs-of-tomorrow",
+    "",
+];
+
+/// Absent, empty, numbers at and beyond every limit, words, text of any kind, and bytes that are no text; some long.
+pub(crate) fn any_value() -> impl Strategy<Value = Option<Vec<u8>>> {
+    let odd: Vec<&[u8]> = vec![
+        b"",
+        b" ",
+        b"0",
+        b"1",
+        b"01",
+        b"+1",
+        b"-1",
+        b"1.0",
+        b"1e3",
+        b" 1",
+        b"2",
+        b"17",
+        b"4294967295",
+        b"4294967296",
+        b"9223372036854775807",
+        b"9223372036854775808",
+        b"-9223372036854775808",
+        b"-9223372036854775809",
+        b"99999999999999999999999999999999",
+        b"NaN",
+        b"new",
+        b"retry",
+        b"application/json",
+        b"null",
+        b"\0",
+        b"\r\nx: y",
+        b"\xff\xfe",
+        b"\xc3",
+        b"{\"a\":",
+    ];
+    prop_oneof![
+        1 => Just(None),
+        6 => prop::sample::select(odd).prop_map(|value| Some(value.to_vec())),
+        2 => any::<i64>().prop_map(|number| Some(number.to_string().into_bytes())),
+        2 => proptest::collection::vec(any::<u8>(), 0..40).prop_map(Some),
+        2 => "\\PC{0,40}".prop_map(|text| Some(text.into_bytes())),
+        1 => (any::<u8>(), 10_000..100_000_usize).prop_map(|(byte, length)| Some(vec![byte; length])),
+    ]
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::reason::Reason;
-use crate::model::command::{VERSION, VERSION_TEXT, header, newer_version};
+use crate::model::command::{FormatVersion, VERSION, VERSION_TEXT, header};
 use crate::model::units::{EpochMs, Offset};
 
 /// Longest text of `hs-error`, bytes; the rest is cut at a character's border.
@@ -244,10 +244,7 @@ impl Kind {
         [Self::DeadLettered, Self::Replayed, Self::Discarded]
             .into_iter()
             .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| FactError::Value {
-                header: FACT,
-                value: text.to_owned(),
-            })
+            .ok_or_else(|| FactError::value(FACT, text.as_bytes()))
     }
 }
 
@@ -271,17 +268,24 @@ pub enum FactError {
     Value {
         /// Its name.
         header: &'static str,
-        /// Its value.
+        /// Its value, at most 100 characters.
         value: String,
     },
     /// Of a later program.
     #[error(
         "the record has version {0}, but this program supports only version {VERSION}; upgrade this program"
     )]
-    Newer(String),
+    Newer(u32),
     /// The key is not there or not UTF-8.
     #[error("the key, a subscriber, is missing or not UTF-8")]
     Key,
+}
+
+impl FactError {
+    fn value(header: &'static str, value: &[u8]) -> Self {
+        let value = String::from_utf8_lossy(value).chars().take(100).collect();
+        Self::Value { header, value }
+    }
 }
 
 impl Fact {
@@ -294,9 +298,16 @@ impl Fact {
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
     ) -> Result<Self, FactError> {
-        let version = text(headers, header::VERSION)?.map(str::as_bytes);
-        if let Some(version) = newer_version(version) {
-            return Err(FactError::Newer(version));
+        let version = text(headers, header::VERSION)?;
+        match FormatVersion::of(version.map(str::as_bytes)) {
+            FormatVersion::Known => {}
+            FormatVersion::Newer(version) => return Err(FactError::Newer(version)),
+            FormatVersion::Unreadable => {
+                return Err(FactError::value(
+                    header::VERSION,
+                    version.unwrap_or_default().as_bytes(),
+                ));
+            }
         }
         match Kind::of(headers)? {
             Kind::DeadLettered => Ok(Self::DeadLettered(Box::new(decode_letter(
@@ -366,10 +377,9 @@ fn decode_settled(how: Settlement, headers: &[(&str, &[u8])]) -> Result<Settled,
 
 fn reason(headers: &[(&str, &[u8])]) -> Result<Reason, FactError> {
     let value = required(headers, "hs-reason")?;
-    value.parse().map_err(|_| FactError::Value {
-        header: "hs-reason",
-        value: value.to_owned(),
-    })
+    value
+        .parse()
+        .map_err(|_| FactError::value("hs-reason", value.as_bytes()))
 }
 
 fn text<'a>(
@@ -381,10 +391,7 @@ fn text<'a>(
     };
     match std::str::from_utf8(value) {
         Ok(value) => Ok(Some(value)),
-        Err(_) => Err(FactError::Value {
-            header: name,
-            value: String::from_utf8_lossy(value).into_owned(),
-        }),
+        Err(_) => Err(FactError::value(name, value)),
     }
 }
 
@@ -401,10 +408,7 @@ fn optional_number<N: FromStr>(
     };
     match value.parse() {
         Ok(number) => Ok(Some(number)),
-        Err(_) => Err(FactError::Value {
-            header: name,
-            value: value.to_owned(),
-        }),
+        Err(_) => Err(FactError::value(name, value.as_bytes())),
     }
 }
 

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::fact::cut;
 use super::*;
+use crate::model::command::tests::any_value;
+use crate::model::command::{VERSION, header};
 use crate::model::subscription::TypePattern;
 use crate::model::units::{EpochMs, Offset};
 
@@ -62,7 +64,51 @@ fn letter() -> DeadLetter {
     }
 }
 
+const NAMES: [&str; 16] = [
+    header::VERSION,
+    header::CLUSTER,
+    FACT,
+    "hs-reason",
+    "hs-status",
+    "hs-error",
+    "hs-first-failure",
+    "hs-last-failure",
+    "hs-attempt",
+    "hs-enqueued",
+    "hs-at",
+    "hs-letter-partition",
+    "hs-letter-offset",
+    "webhook-id",
+    "hs-subscription",
+    "hs-event-id",
+];
+
 proptest! {
+    #[test]
+    fn every_header_of_a_fact_with_every_kind_of_value_is_read_or_refused(
+        name in 0..NAMES.len(), value in any_value(), key in any_value(), settles in any::<bool>(),
+    ) {
+        let headers = if settles {
+            Settled::new(&letter(), Settlement::Replayed, EpochMs(5), "cluster-a").headers()
+        } else {
+            let mut headers = command_headers(3);
+            headers.extend(info(Reason::Gone).headers());
+            headers
+        };
+        let value = value.unwrap_or_default();
+        let mut headers = borrowed(&headers);
+        headers.push((NAMES[name], &value));
+        match Fact::decode(at(0, 1), key.as_deref(), &headers) {
+            Ok(fact) => drop(fact),
+            Err(FactError::Newer(version)) => {
+                prop_assert_eq!(NAMES[name], header::VERSION);
+                prop_assert!(version > VERSION);
+            }
+            Err(error) => prop_assert!(error.to_string().len() < 1000, "{}", error),
+        }
+        drop(replay_headers(&headers));
+    }
+
     #[test]
     fn a_letter_survives_its_headers(
         reason in prop::sample::select(Reason::ALL.to_vec()),

@@ -11,22 +11,28 @@
 //! A batch takes a portion from each partition with due records. It begins behind the last partition of the batch
 //! before it, so that a full batch leaves no partition out twice in a row (**Isolated**).
 //!
+//! The broker refuses a record that is too large together with those that it gets in the same request. After a refusal,
+//! batches of half the size are tried, down to a single record: when that is refused, it is set aside, whole or, when that
+//! is refused too, ever less of it ([`Extent`]). A record of a newer program stops its partition, which is then read no
+//! further.
+//!
 //! Pure: records come in as they were decoded, time is an argument, and what is to be done is returned.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::model::command::Command;
+use crate::model::invalid_record::{Extent, InvalidRecord};
 use crate::model::partitioner;
 use crate::model::tiers::{Head, Tiers};
 use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::Position;
+use crate::model::units::{Offset, Position};
 use crate::model::unwritable::{Target, Unwritable};
 
 mod batch;
 
 pub use batch::{
-    Batch, Destination, Flow, HeldRecord, Limits, Move, Next, Now, Portion, Purpose,
-    TOO_LARGE_AGAIN, TierPartition,
+    Batch, Destination, Flow, HeldRecord, Limits, Move, Next, Now, Portion, Purpose, TierPartition,
 };
 
 /// The head of a tier partition, and the records behind it as far as they are known.
@@ -37,8 +43,8 @@ struct Buffer {
     paused: bool,
     /// Whether some of its records are in a batch under way.
     busy: bool,
-    /// Its head is too large for where it goes, and is not tried again before this time.
-    blocked: Option<Instant>,
+    /// A record of a newer program follows: nothing behind it is taken.
+    stopped: bool,
 }
 
 impl Buffer {
@@ -46,8 +52,17 @@ impl Buffer {
         self.records.clear();
         self.bytes = 0;
         self.busy = false;
-        self.blocked = None;
+        self.stopped = false;
     }
+}
+
+/// The search for a record that the broker refuses for its size.
+#[derive(Clone, Copy, Debug)]
+struct Search {
+    /// Records of a batch.
+    most: usize,
+    /// Records to be moved until the search is over.
+    left: usize,
 }
 
 /// The tier partitions that this process owns.
@@ -63,8 +78,7 @@ pub struct Machine {
     unwritable: Unwritable,
     /// Partitions of each topic, where that is known.
     counts: HashMap<usize, i32>,
-    /// How many records are still to be moved one by one, to find the one that is too large.
-    one_by_one: usize,
+    search: Option<Search>,
 }
 
 impl Machine {
@@ -82,7 +96,7 @@ impl Machine {
             next_batch: now,
             unwritable: Unwritable::default(),
             counts: HashMap::new(),
-            one_by_one: 0,
+            search: None,
         }
     }
 
@@ -104,19 +118,39 @@ impl Machine {
     /// ends before what was read, at `end`, was truncated or made again: what is held is polled again, or is not in it any
     /// more. Returns how many records are lost that way. Give up a batch with records of it before.
     pub fn gap(&mut self, at: TierPartition, from: Position, to: Position, end: Position) -> u64 {
-        let Some(buffer) = self.owned.get_mut(&at).filter(|_| to < from) else {
+        let Some(buffer) = self.owned.get_mut(&at) else {
             return 0;
         };
+        buffer.stopped = false;
+        if to >= from {
+            return 0;
+        }
         let gone = |record: &&HeldRecord| record.offset.0 >= end.0;
         let lost = buffer.records.iter().filter(gone).count();
         buffer.clear();
         lost as u64
     }
 
-    /// Whether records of the partition are taken. The client may still hold some of a partition that was given up.
+    /// Whether records of the partition are taken. The client may still hold some of a partition that was given up, or that
+    /// is read no further.
     #[must_use]
-    pub fn owns(&self, at: TierPartition) -> bool {
-        self.owned.contains_key(&at)
+    pub fn takes(&self, at: TierPartition) -> bool {
+        self.owned.get(&at).is_some_and(|buffer| !buffer.stopped)
+    }
+
+    /// The next record of the partition was written by a newer program: what is held moves as before, and no more is taken
+    /// until the partition is read again.
+    pub fn stop(&mut self, at: TierPartition) {
+        if let Some(buffer) = self.owned.get_mut(&at) {
+            buffer.stopped = true;
+        }
+    }
+
+    /// How many partitions of a tier are read no further.
+    #[must_use]
+    pub fn stopped(&self, tier: usize) -> usize {
+        let of_tier = self.owned.iter().filter(|(at, _)| at.tier == tier);
+        of_tier.filter(|(_, buffer)| buffer.stopped).count()
     }
 
     /// Takes a polled record; drops it unless the partition is owned.
@@ -146,10 +180,10 @@ impl Machine {
         let share = share.max(self.limits.least_buffer);
         let mut changes = Vec::new();
         for (&at, buffer) in &mut self.owned {
-            if !buffer.paused && buffer.bytes > share {
+            if !buffer.paused && (buffer.stopped || buffer.bytes > share) {
                 buffer.paused = true;
                 changes.push((at, Flow::Pause));
-            } else if buffer.paused && buffer.bytes < share / 2 {
+            } else if buffer.paused && !buffer.stopped && buffer.bytes < share / 2 {
                 buffer.paused = false;
                 changes.push((at, Flow::Resume));
             }
@@ -219,23 +253,23 @@ impl Machine {
         }
         let Limits {
             batch_records,
+            batch_bytes,
             portion,
             least_portion,
             ..
         } = self.limits;
+        let most = self.search.map_or(batch_records, |search| search.most);
         let portion = (batch_records / due).clamp(least_portion, portion);
-        let portion = if self.one_by_one > 0 { 1 } else { portion };
         let mut batch = Batch::new(Purpose::Ordinary, now.wall);
         let from_first = self.owned.range(self.first..);
         for (&from, buffer) in from_first.chain(self.owned.range(..self.first)) {
             let mut records = 0;
             let mut position = None;
-            if buffer.busy || buffer.blocked.is_some_and(|until| now.steady < until) {
+            if buffer.busy {
                 continue;
             }
             for record in buffer.records.iter().take(portion) {
-                let single = self.one_by_one > 0 && batch.records > 0;
-                if batch.is_full(&self.limits) || single {
+                if batch.records >= most || batch.bytes >= batch_bytes {
                     break;
                 }
                 let Some(to) = record.destination(from.tier, &self.tiers, now.wall) else {
@@ -244,7 +278,7 @@ impl Machine {
                 if self.holds(&to).is_some() {
                     break;
                 }
-                batch.add(record, to);
+                batch.add(record, from.tier, to);
                 records += 1;
                 position = Some(record.offset.next());
             }
@@ -259,7 +293,6 @@ impl Machine {
         if batch.portions.is_empty() {
             return None;
         }
-        self.one_by_one = self.one_by_one.saturating_sub(1);
         self.under_way(&batch, true);
         Some(batch)
     }
@@ -271,14 +304,13 @@ impl Machine {
         let due: Vec<Target> = self.unwritable.due(now.steady).collect();
         for target in due {
             let heads = self.owned.iter().filter_map(|(&from, buffer)| {
-                let free = !buffer.busy && buffer.blocked.is_none_or(|until| now.steady >= until);
-                let record = buffer.records.front().filter(|_| free)?;
+                let record = buffer.records.front().filter(|_| !buffer.busy)?;
                 let to = record.destination(from.tier, &self.tiers, now.wall)?;
                 (self.holds(&to) == Some(target)).then_some((from, record, to))
             });
             if let Some((from, record, to)) = heads.into_iter().next() {
                 let mut batch = Batch::new(Purpose::Probe(target), now.wall);
-                batch.add(record, to);
+                batch.add(record, from.tier, to);
                 batch.portions.push(Portion {
                     from,
                     records: 1,
@@ -327,9 +359,9 @@ impl Machine {
         match end {
             TransactionEnd::Committed => {
                 self.under_way(batch, false);
+                self.found_nothing(batch, now);
                 for portion in &batch.portions {
                     if let Some(buffer) = self.owned.get_mut(&portion.from) {
-                        buffer.blocked = None;
                         for record in buffer.records.drain(..portion.records) {
                             buffer.bytes -= record.weight();
                         }
@@ -355,22 +387,31 @@ impl Machine {
 
     /// The broker refuses a record together with those that it gets in the same request, so of many any may be too large.
     fn too_large(&mut self, batch: &Batch, now: Instant) -> Next {
-        let [
-            Portion {
-                from, records: 1, ..
-            },
-        ] = batch.portions[..]
-        else {
-            self.one_by_one = batch.records;
-            return Next::TryAgain;
-        };
-        if let Some(buffer) = self.owned.get_mut(&from) {
-            buffer.blocked = Some(now + TOO_LARGE_AGAIN);
-        }
+        self.next_batch = now;
+        let (most, left) = ((batch.records / 2).max(1), batch.records);
+        self.search = Some(Search { most, left });
+        // Refused by a broker that answers.
         if let Purpose::Probe(target) = batch.purpose {
-            self.unwritable.failed(target, now);
+            self.unwritable.probe_now(target, now);
         }
-        Next::TooLarge(from)
+        match batch.portions.as_slice() {
+            [portion] if batch.records == 1 => Next::SetAside(portion.from),
+            _ => Next::WriteLess,
+        }
+    }
+
+    /// Takes note of a batch without a record that is refused for its size.
+    fn found_nothing(&mut self, batch: &Batch, now: Instant) {
+        if batch.purpose != Purpose::Ordinary {
+            return;
+        }
+        if let Some(search) = &mut self.search {
+            search.left = search.left.saturating_sub(batch.records);
+            self.next_batch = now;
+            if search.left == 0 {
+                self.search = None;
+            }
+        }
     }
 
     /// The committed position of a partition after a batch that may have been committed: what is before it has moved. All
@@ -416,11 +457,11 @@ impl Machine {
     }
 
     /// Whether all polled records of a partition have moved, so that a position behind the ends of transactions may be
-    /// committed.
+    /// committed. Not of a partition that is stopped, since the client has read past the record that stops it.
     #[must_use]
     pub fn is_empty(&self, at: TierPartition) -> bool {
         let buffer = self.owned.get(&at);
-        buffer.is_some_and(|buffer| buffer.records.is_empty() && !buffer.busy)
+        buffer.is_some_and(|buffer| buffer.records.is_empty() && !buffer.busy && !buffer.stopped)
     }
 
     /// The partitions that refuse writes, and since when.
@@ -428,10 +469,30 @@ impl Machine {
         self.unwritable.all()
     }
 
-    /// The heads of the partitions that may move: those in no batch, not held back and not blocked.
+    /// Sets aside the first record of a partition, whose topic is `topic`, because it was refused for its size; or less of
+    /// it than was refused.
+    pub fn set_aside(&mut self, at: TierPartition, topic: &str) {
+        let Some(buffer) = self.owned.get_mut(&at) else {
+            return;
+        };
+        let Some(first) = buffer.records.front_mut() else {
+            return;
+        };
+        let before = first.weight();
+        match &mut first.content {
+            Ok(command) => {
+                let record = refused(command, topic, at.partition, first.offset);
+                first.content = Err(Box::new(record));
+            }
+            Err(record) => record.extent = record.extent.smaller(),
+        }
+        buffer.bytes = buffer.bytes + first.weight() - before;
+    }
+
+    /// The heads of the partitions that may move: those in no batch and not held back.
     fn heads(&self, now: Now) -> impl Iterator<Item = Head> + '_ {
         self.owned.iter().filter_map(move |(at, buffer)| {
-            if buffer.busy || buffer.blocked.is_some_and(|until| now.steady < until) {
+            if buffer.busy {
                 return None;
             }
             let record = buffer.records.front()?;
@@ -441,6 +502,25 @@ impl Machine {
             }
             Some(record.head(at.tier, &self.tiers, now.wall))
         })
+    }
+}
+
+/// A command that cannot move, as a record to be set aside.
+fn refused(command: &Command, topic: &str, partition: i32, offset: Offset) -> InvalidRecord {
+    let mut headers = Vec::new();
+    command.envelope().each_header(|name, value| {
+        headers.push((name.to_owned(), Some(value.as_bytes().to_vec())));
+    });
+    InvalidRecord {
+        key: Some(command.subscriber.as_bytes().to_vec()),
+        value: Some(command.body.to_vec()),
+        headers,
+        error: "the command is larger than max.message.bytes of the topic that it moves to"
+            .to_owned(),
+        topic: topic.to_owned(),
+        partition,
+        offset,
+        extent: Extent::Whole,
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 
 use super::machine::{Batch, Destination, Next, Purpose, TierPartition};
 use super::role::{Half, Release, UnderWay, Which, now};
@@ -15,13 +15,12 @@ use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::error::{Failure, is_of_partition};
 use crate::edge::kafka::member::{Commit, Member};
-use crate::edge::kafka::producer::{BatchError, Record, Refused, WRITE_DEADLINE};
-use crate::edge::kafka::record::{command_headers, invalid_headers};
+use crate::edge::kafka::producer::{BatchError, Record, Refused, WRITE_DEADLINE, is_too_large};
+use crate::edge::kafka::record::{command_headers, log_set_aside, send_invalid};
 use crate::edge::kafka::watchdog;
 use crate::edge::kafka::writer::Ready;
 use crate::edge::otlp::Together;
 use crate::model::command::{Cause, Command};
-use crate::model::invalid_record::InvalidRecord;
 use crate::model::span;
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::unwritable::Target;
@@ -92,6 +91,7 @@ impl Release<'_> {
             batch,
             began: clock::instant(),
             spans: Together::default(),
+            set_aside: Vec::new(),
             sent: false,
         };
         if which == Which::Probe && self.probe.under_way.is_none() {
@@ -178,9 +178,7 @@ impl Release<'_> {
                 partition: one.partition,
             })
         };
-        let is_large = |one: &&Refused| {
-            one.error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
-        };
+        let is_large = |one: &&Refused| is_too_large(&one.error);
         // When no broker is reachable, no partition is to blame.
         let away = watchdog::brokers(now).outage;
         let reachable = away.is_none_or(|away| away < under_way.began);
@@ -231,14 +229,16 @@ impl Release<'_> {
         let next = self
             .machine
             .ended(batch, TransactionEnd::TooLarge { tag }, clock::instant());
-        if let Next::TooLarge(from) = next {
+        if let Next::SetAside(from) = next {
+            let topic = &self.topics.tiers[from.tier];
             tracing::error!(
-                topic = &*self.topics.tiers[from.tier],
+                topic = &**topic,
                 partition = from.partition,
                 offset = batch.portions.first().map(|portion| portion.position.0 - 1),
-                "a record of a retry topic is larger than {} allows, its partition waits; raise max.message.bytes there (see `hookstream topics check`)",
+                "a record of a retry topic is larger than max.message.bytes of {} allows, see `hookstream topics check`; it is set aside",
                 self.topics.name(target.topic)
             );
+            self.machine.set_aside(from, topic);
         }
     }
 
@@ -294,7 +294,12 @@ impl Release<'_> {
         which: Which,
         under_way: &mut UnderWay,
     ) -> Result<(), Box<(BatchError, Target)>> {
-        let UnderWay { batch, spans, .. } = under_way;
+        let UnderWay {
+            batch,
+            spans,
+            set_aside,
+            ..
+        } = under_way;
         let half = match which {
             Which::Main => &mut self.main,
             Which::Probe => &mut self.probe,
@@ -308,13 +313,16 @@ impl Release<'_> {
             let command: &Command = match one.to {
                 Destination::Commands(command) | Destination::Tier(_, command) => command,
                 Destination::Invalid(record) => {
-                    let record = Record {
-                        partition: target.partition,
-                        ..invalid(record, topic, tag)
-                    };
-                    producer
-                        .send(record)
-                        .map_err(|error| Box::new((error, target)))?;
+                    let mut record = record.clone();
+                    let partition = target.partition;
+                    send_invalid(&mut record, topic, tag, |record| {
+                        producer.send(Record {
+                            partition,
+                            ..record
+                        })
+                    })
+                    .map_err(|error| Box::new((error, target)))?;
+                    set_aside.push((one.from.tier, record));
                     continue;
                 }
             };
@@ -354,6 +362,7 @@ impl Release<'_> {
             batch,
             began,
             spans,
+            set_aside,
             ..
         } = under_way;
         let result = self.commit(member, which, &batch);
@@ -398,6 +407,11 @@ impl Release<'_> {
                     );
                 }
                 self.count(&batch);
+                for (tier, record) in &set_aside {
+                    if let Some(suppressed) = self.set_aside_lines[*tier].pass(ended) {
+                        log_set_aside(record, suppressed);
+                    }
+                }
                 spans.end();
                 Ok(())
             }
@@ -452,6 +466,10 @@ impl Release<'_> {
 
     fn count(&self, batch: &Batch) {
         self.metrics.released(Released::Tier).inc_by(batch.hops);
+        for (&tier, &count) in &batch.set_aside {
+            let topic = &self.topics.tiers[tier];
+            self.context.metrics.set_aside(topic).inc_by(count);
+        }
         for (cause, count) in Cause::ALL.into_iter().zip(batch.released) {
             self.metrics.released(Released::Commands).inc_by(count);
             self.context.metrics.commands(cause).inc_by(count);
@@ -467,24 +485,5 @@ fn probed(purpose: Purpose) -> Target {
             topic: 0,
             partition: None,
         },
-    }
-}
-
-/// The record that sets one aside that is not a command.
-fn invalid<'a>(record: &'a InvalidRecord, topic: &'a str, tag: usize) -> Record<'a> {
-    tracing::error!(
-        topic = record.topic,
-        partition = record.partition,
-        offset = record.offset.0,
-        "not a command: {}",
-        record.error
-    );
-    Record {
-        topic,
-        partition: None,
-        key: record.key.as_deref(),
-        value: record.value.as_deref(),
-        headers: invalid_headers(record),
-        tag,
     }
 }

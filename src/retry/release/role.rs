@@ -14,9 +14,10 @@ use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
 use crate::edge::kafka::producer::Producer;
-use crate::edge::kafka::record::read_command;
+use crate::edge::kafka::record::{Newer, read_command};
 use crate::edge::kafka::writer::Writer;
 use crate::edge::otlp::Together;
+use crate::model::invalid_record::InvalidRecord;
 use crate::model::throttle::Throttle;
 use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::unwritable::{ProbeIds, Target};
@@ -78,6 +79,13 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
             commands: settings.topics.commands(),
             invalid: settings.topics.invalid_events(),
         },
+        stopped_lines: Throttle::new(Duration::from_secs(1)),
+        set_aside_lines: settings
+            .tiers
+            .delays()
+            .iter()
+            .map(|_| Throttle::new(Duration::from_secs(1)))
+            .collect(),
     };
     context.ready();
     let ended = release.run(&member);
@@ -141,6 +149,9 @@ pub(super) struct Release<'a> {
     pub(super) exported: BTreeSet<Target>,
     pub(super) machine: Machine,
     pub(super) topics: Topics,
+    pub(super) stopped_lines: Throttle,
+    /// By the tier's index, so that each topic is named.
+    pub(super) set_aside_lines: Vec<Throttle>,
 }
 
 /// Which of the two producers.
@@ -158,6 +169,8 @@ pub(super) struct UnderWay {
     pub(super) began: Instant,
     /// Of its traced commands.
     pub(super) spans: Together,
+    /// The records that it sets aside, as they were sent, with their tiers.
+    pub(super) set_aside: Vec<(usize, InvalidRecord)>,
     pub(super) sent: bool,
 }
 
@@ -171,6 +184,7 @@ impl Release<'_> {
         while !self.context.stopping() {
             self.context.heartbeat();
             self.poll(member)?;
+            self.count_stopped();
             for (at, change) in self.machine.flow() {
                 let at = [self.topics.topic_partition(at)];
                 match change {
@@ -227,7 +241,7 @@ impl Release<'_> {
         let mut wait = self.machine.wait(now());
         for _ in 0..TURN {
             match member.poll(wait)? {
-                Polled::Message(message) => self.take(&message)?,
+                Polled::Message(message) => self.take(&message),
                 Polled::Gap(gap) => {
                     let metrics = &self.context.metrics;
                     metrics.lost_offsets(&gap.at.topic, gap.lost());
@@ -276,19 +290,44 @@ impl Release<'_> {
         Ok(())
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Failure> {
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
         let at = self
             .topics
             .tier_partition(message.topic(), message.partition());
-        if let Some(at) = at.filter(|&at| self.machine.owns(at)) {
-            let record = HeldRecord {
-                offset: Offset(message.offset()),
-                appended: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
-                content: read_command(message)?,
-            };
-            self.machine.take(at, record);
+        let Some(at) = at.filter(|&at| self.machine.takes(at)) else {
+            return;
+        };
+        match read_command(message) {
+            Ok(content) => {
+                let record = HeldRecord {
+                    offset: Offset(message.offset()),
+                    appended: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
+                    content,
+                };
+                self.machine.take(at, record);
+            }
+            Err(Newer { version }) => {
+                self.machine.stop(at);
+                if let Some(suppressed) = self.stopped_lines.pass(clock::instant()) {
+                    tracing::error!(
+                        topic = message.topic(),
+                        partition = message.partition(),
+                        offset = message.offset(),
+                        version,
+                        metric = "hookstream_stopped_partitions",
+                        suppressed,
+                        "partition stopped: this record was written by a newer hookstream; upgrade every replica",
+                    );
+                }
+            }
         }
-        Ok(())
+    }
+
+    fn count_stopped(&self) {
+        for (tier, topic) in self.topics.tiers.iter().enumerate() {
+            let stopped = i64::try_from(self.machine.stopped(tier)).unwrap_or(i64::MAX);
+            self.context.metrics.stopped_partitions(topic).set(stopped);
+        }
     }
 }
 

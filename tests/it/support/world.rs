@@ -12,7 +12,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -331,11 +331,36 @@ impl World {
         }
     }
 
+    /// Produces records of any bytes, each by itself and in order; returns the offset of each.
+    #[track_caller]
+    pub fn produce_raw(&self, topic: &str, partition: i32, records: &[RawRecord]) -> Vec<i64> {
+        let write = |raw: &RawRecord| {
+            let headers = raw.headers.iter();
+            let headers = headers.fold(OwnedHeaders::new(), |all, (name, value)| {
+                insert_raw(all, name, value.as_deref())
+            });
+            let mut record = FutureRecord::<[u8], [u8]>::to(topic)
+                .partition(partition)
+                .headers(headers);
+            record.key = raw.key.as_deref();
+            record.payload = raw.value.as_deref();
+            let sent = self.producer().send_result(record);
+            let delivery = sent.unwrap_or_else(|(error, _)| panic!("{topic}: {error}"));
+            let written = block_on(delivery).unwrap();
+            written
+                .unwrap_or_else(|(error, _)| panic!("{topic}: {error}"))
+                .offset
+        };
+        records.iter().map(write).collect()
+    }
+
     fn producer(&self) -> &FutureProducer {
         self.producer.get_or_init(|| {
             let mut config = self.client_config();
             config
                 .set("enable.idempotence", "true")
+                // The topics decide.
+                .set("message.max.bytes", "50000000")
                 .set("partitioner", "murmur2_random")
                 .set("linger.ms", "2");
             config.create().unwrap()
@@ -498,21 +523,47 @@ impl World {
     }
 }
 
-fn record(message: &impl Message) -> Record {
-    let headers = message.headers().map(|headers| {
-        let pairs = headers.iter().map(|header| {
-            (
-                header.key.to_owned(),
-                header.value.unwrap_or_default().to_vec(),
-            )
-        });
-        pairs.collect()
+/// A record to produce, of any bytes.
+#[derive(Clone, Debug, Default)]
+pub struct RawRecord {
+    pub key: Option<Vec<u8>>,
+    pub headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// Adds a header whose name may be any bytes, which the binding's own call does not take.
+#[allow(unsafe_code)]
+fn insert_raw(headers: OwnedHeaders, name: &[u8], value: Option<&[u8]>) -> OwnedHeaders {
+    let list = std::ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
+    let value = value.map_or((std::ptr::null(), 0), |value| {
+        (value.as_ptr().cast(), value.len().cast_signed())
     });
+    // SAFETY: a borrowed list is the client's own list, which is written to by nobody else; the client copies all bytes.
+    let error = unsafe {
+        rdkafka::bindings::rd_kafka_header_add(
+            list,
+            name.as_ptr().cast(),
+            name.len().cast_signed(),
+            value.0,
+            value.1,
+        )
+    };
+    assert_eq!(
+        error,
+        rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+    );
+    headers
+}
+
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    // The binding's own call panics on a name that is not UTF-8.
+    let headers = hookstream::edge::kafka::record::header_pairs(message).into_iter();
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_vec()));
     Record {
         partition: message.partition(),
         offset: message.offset(),
         key: message.key().map(<[u8]>::to_vec),
-        headers: headers.unwrap_or_default(),
+        headers: headers.collect(),
         value: message.payload().map(<[u8]>::to_vec),
         timestamp: message.timestamp().to_millis().unwrap_or(-1),
     }

@@ -1,5 +1,6 @@
 //! What release moves: records, where they go, batches and their limits.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::model::command::{Cause, Command};
@@ -152,6 +153,8 @@ pub struct Batch {
     pub hops: u64,
     /// Commands that move to `webhook-commands`, in the order of [`Cause::ALL`].
     pub released: [u64; Cause::ALL.len()],
+    /// Records that are set aside, by the tier that they leave.
+    pub set_aside: BTreeMap<usize, u64>,
 }
 
 impl Batch {
@@ -164,14 +167,11 @@ impl Batch {
             bytes: 0,
             hops: 0,
             released: [0; Cause::ALL.len()],
+            set_aside: BTreeMap::new(),
         }
     }
 
-    pub(super) fn is_full(&self, limits: &Limits) -> bool {
-        self.records >= limits.batch_records || self.bytes >= limits.batch_bytes
-    }
-
-    pub(super) fn add(&mut self, record: &HeldRecord, to: Destination<'_>) {
+    pub(super) fn add(&mut self, record: &HeldRecord, tier: usize, to: Destination<'_>) {
         self.records += 1;
         self.bytes += record.weight();
         match to {
@@ -181,7 +181,7 @@ impl Batch {
                 }
             }
             Destination::Tier(..) => self.hops += 1,
-            Destination::Invalid(_) => {}
+            Destination::Invalid(_) => *self.set_aside.entry(tier).or_default() += 1,
         }
     }
 }
@@ -223,9 +223,6 @@ impl Default for Limits {
     }
 }
 
-/// How often a record that is too large for where it goes is tried again.
-pub const TOO_LARGE_AGAIN: Duration = Duration::from_secs(30);
-
 /// Whether a partition is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -242,11 +239,10 @@ pub enum Next {
     Continue,
     /// Renew the producer, and tell the committed positions of these partitions with [`super::Machine::committed`].
     Ask(Vec<TierPartition>),
-    /// Nothing has moved, and nothing was committed: the records are tried again.
-    TryAgain,
-    /// The record at the head of this partition is too large for where it goes: it is tried again every
-    /// [`TOO_LARGE_AGAIN`], until an operator raises that topic's limit.
-    TooLarge(TierPartition),
+    /// Nothing has moved, and nothing was committed: the next batch is smaller.
+    WriteLess,
+    /// The same, after [`super::Machine::set_aside`]: the first record of this partition was refused alone.
+    SetAside(TierPartition),
     /// This process cannot write.
     Stop,
 }

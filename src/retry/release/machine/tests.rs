@@ -39,17 +39,24 @@ struct Entry {
     /// `None` for a record that is not a command.
     due: Option<i64>,
     bytes: usize,
+    /// Whether the machine holds it as refused.
+    refused: bool,
 }
 
 impl Entry {
     /// When the head of a tier must not wait any longer.
     fn may_leave(&self, tier: usize, now: i64) -> bool {
-        let Some(due) = self.due else { return true };
+        let Some(due) = self.due.filter(|_| !self.refused) else {
+            return true;
+        };
         now >= self.appended + delay(tier) && (now >= due || due - now > delay(0) / 2)
     }
 
     fn weight(&self) -> usize {
-        self.bytes + OVERHEAD
+        match self.held(0).content {
+            Err(record) if self.refused => record.weight(),
+            _ => self.bytes + OVERHEAD,
+        }
     }
 
     fn held(&self, offset: i64) -> HeldRecord {
@@ -70,7 +77,12 @@ impl Entry {
                 topic: String::new(),
                 partition: 0,
                 offset: Offset(offset),
+                extent: Extent::Whole,
             })),
+        };
+        let content = match content {
+            Ok(command) if self.refused => Err(Box::new(refused(&command, "", 0, Offset(offset)))),
+            content => content,
         };
         HeldRecord {
             offset: Offset(offset),
@@ -183,6 +195,9 @@ impl World {
     /// Reading begins at the committed position, or at the first record that is still there.
     fn reset(&mut self, at: TierPartition) {
         let log = self.log(at);
+        log.entries
+            .iter_mut()
+            .for_each(|entry| entry.refused = false);
         let (from, to) = (log.committed, log.committed.max(log.low));
         log.held.clear();
         log.next = to;
@@ -257,7 +272,7 @@ impl World {
             self.log(at).held.clear();
             self.machine.revoked([at].into_iter());
         }
-        assert!(!self.machine.owns(at));
+        assert!(!self.machine.takes(at));
     }
 
     /// A new process, which owns nothing yet.
@@ -447,8 +462,11 @@ impl World {
             }
         }
         let sources: BTreeSet<_> = batch.portions.iter().map(|portion| portion.from).collect();
+        let searching = self.machine.search.is_some() && batch.purpose == Purpose::Ordinary;
         let next = self.machine.ended(&batch, end, self.now().steady);
-        self.gather_until = self.now + 2;
+        let too_large = matches!(end, TransactionEnd::TooLarge { .. });
+        let at_once = too_large || searching && end == TransactionEnd::Committed;
+        self.gather_until = self.now + if at_once { 0 } else { 2 };
         match end {
             TransactionEnd::Committed => {
                 assert_eq!(next, Next::Continue);
@@ -469,13 +487,14 @@ impl World {
                 self.restart();
             }
             TransactionEnd::TooLarge { .. } => {
-                let alone = batch.records == 1;
-                let expected = match sources.first() {
-                    Some(&at) if alone => Next::TooLarge(at),
-                    _ => Next::TryAgain,
-                };
-                assert_eq!(next, expected);
-                self.restart();
+                if moves.len() > 1 {
+                    return assert_eq!(next, Next::WriteLess);
+                }
+                let (at, offset, _) = moves[0];
+                assert_eq!(next, Next::SetAside(at));
+                self.machine.set_aside(at, "");
+                let entry = &mut self.log(at).entries[usize::try_from(offset).unwrap()];
+                entry.refused |= entry.due.is_some();
             }
             _ => {
                 let Next::Ask(partitions) = next else {
@@ -513,6 +532,11 @@ impl World {
                     assert_eq!(tier, fits.unwrap_or(0), "{rest} ms are left");
                     (&*command.webhook_id, Some(tier))
                 }
+                Destination::Invalid(record) if entry.refused => {
+                    let id = record.headers.iter().find(|(name, _)| name == "webhook-id");
+                    let id = id.unwrap().1.as_deref().unwrap();
+                    (std::str::from_utf8(id).unwrap(), None)
+                }
                 Destination::Invalid(record) => {
                     assert_eq!(entry.due, None);
                     (&*record.error, None)
@@ -520,7 +544,9 @@ impl World {
             };
             assert_eq!(id, entry.id.to_string());
             assert!(
-                entry.due.is_none() || self.now >= entry.appended + delay(one.from.tier),
+                entry.due.is_none()
+                    || entry.refused
+                    || self.now >= entry.appended + delay(one.from.tier),
                 "{entry:?} has not waited in {:?}",
                 one.from
             );
@@ -562,7 +588,8 @@ impl World {
         let hops = moves.iter().filter(|(_, _, tier)| tier.is_some()).count();
         let invalid = moves
             .iter()
-            .filter(|(at, offset, _)| self.logs[at].entry(*offset).due.is_none());
+            .map(|(at, offset, _)| self.logs[at].entry(*offset))
+            .filter(|entry| entry.due.is_none() || entry.refused);
         let released = batch.released.iter().sum::<u64>() + batch.hops;
         assert_eq!(usize::try_from(batch.hops).unwrap(), hops);
         assert_eq!(
@@ -581,6 +608,7 @@ impl World {
                     due: (!b.is_multiple_of(17))
                         .then(|| self.now + i64::try_from(b % 300).unwrap()),
                     bytes: [0, 0, 40, 700, 6000][a % 5],
+                    refused: false,
                 };
                 self.ids += 1;
                 self.append(at, entry);
@@ -678,6 +706,7 @@ fn a_gap_behind_deleted_records_keeps_what_is_held_and_a_truncated_topic_does_no
         appended: 0,
         due: Some(0),
         bytes: 0,
+        refused: false,
     };
     machine.take(at, entry.held(5));
     assert_eq!(machine.gap(at, Position(6), Position(9), Position(9)), 0);
@@ -690,4 +719,105 @@ fn a_gap_behind_deleted_records_keeps_what_is_held_and_a_truncated_topic_does_no
     let lost = machine.gap(at, Position(6), Position(0), Position(2));
     assert_eq!(lost, 1, "it is not in the new topic");
     assert!(machine.next_batch(later).is_none());
+}
+
+#[test]
+fn a_record_that_is_refused_for_its_size_is_found_and_set_aside_and_all_others_move() {
+    let now = crate::edge::clock::instant();
+    let mut machine = machine(now);
+    let at = |partition| TierPartition { tier: 0, partition };
+    machine.assigned([at(0), at(1)].into_iter());
+    for id in 0..40 {
+        let entry = Entry {
+            id,
+            appended: 0,
+            due: Some(0),
+            bytes: 10,
+            refused: false,
+        };
+        let offset = i64::try_from(id / 2).unwrap();
+        machine.take(at(i32::try_from(id % 2).unwrap()), entry.held(offset));
+    }
+    let (bad, mut moved, mut refusals) = ((at(1), Offset(8)), Vec::new(), 0);
+    let later = Now {
+        wall: EpochMs(1000),
+        steady: now + Duration::from_secs(1),
+    };
+    while let Some(batch) = machine.next_batch(later) {
+        let is_refused = |one: &Move<'_>| {
+            let fits =
+                matches!(one.to, Destination::Invalid(record) if record.extent == Extent::Head);
+            (one.from, one.offset) == bad && !fits
+        };
+        let all: Vec<_> = machine
+            .moves(&batch)
+            .map(|one| (one.from, one.offset))
+            .collect();
+        if machine.moves(&batch).any(|one| is_refused(&one)) {
+            refusals += 1;
+            let end = TransactionEnd::TooLarge { tag: 0 };
+            match machine.ended(&batch, end, now) {
+                Next::SetAside(at) => {
+                    assert_eq!((at, all.len()), (bad.0, 1));
+                    machine.set_aside(at, "retry");
+                }
+                next => assert_eq!(next, Next::WriteLess),
+            }
+            assert!(refusals < 40, "the record is not found");
+            continue;
+        }
+        moved.extend(all);
+        assert_eq!(
+            machine.ended(&batch, TransactionEnd::Committed, now),
+            Next::Continue
+        );
+    }
+    moved.sort_unstable();
+    moved.dedup();
+    assert_eq!(moved.len(), 40, "after {refusals} refusals");
+}
+
+#[test]
+fn a_partition_stops_before_a_record_of_a_newer_program_and_others_go_on() {
+    let now = crate::edge::clock::instant();
+    let mut machine = machine(now);
+    let at = |partition| TierPartition { tier: 0, partition };
+    machine.assigned([at(0), at(1)].into_iter());
+    let entry = Entry {
+        id: 0,
+        appended: 0,
+        due: Some(0),
+        bytes: 10,
+        refused: false,
+    };
+    machine.take(at(0), entry.held(5));
+    machine.stop(at(0));
+    assert!(!machine.takes(at(0)) && machine.takes(at(1)));
+    assert_eq!((machine.stopped(0), machine.stopped(1)), (1, 0));
+    assert_eq!(machine.flow(), [(at(0), Flow::Pause)]);
+    assert_eq!(machine.flow(), [], "it stays paused");
+    machine.take(at(1), entry.held(0));
+    let later = Now {
+        wall: EpochMs(1000),
+        steady: now + Duration::from_secs(1),
+    };
+    let batch = machine.next_batch(later).unwrap();
+    let positions: Vec<_> = batch
+        .portions
+        .iter()
+        .map(|one| (one.from, one.position))
+        .collect();
+    assert_eq!(positions, [(at(0), Position(6)), (at(1), Position(1))]);
+    assert_eq!(
+        machine.ended(&batch, TransactionEnd::Committed, now),
+        Next::Continue
+    );
+    // Read again from the committed positions, it stops at the same record again.
+    assert!(
+        !machine.is_empty(at(0)),
+        "the client has read past that record"
+    );
+    machine.gap(at(0), Position(6), Position(0), Position(2));
+    assert!(machine.takes(at(0)));
+    assert_eq!(machine.flow(), [(at(0), Flow::Resume)]);
 }
