@@ -463,9 +463,10 @@ impl<'a> Sender<'a> {
     }
 
     fn write(&mut self, batch: &[Pending]) -> Result<(), BatchError> {
+        let now = clock::now();
         for (tag, letter) in batch.iter().enumerate() {
             let pairs = header_pairs(&letter.record);
-            let headers = dead_letter::replay_headers(&pairs);
+            let headers = dead_letter::replay_headers(&pairs, now);
             let headers = headers
                 .iter()
                 .fold(OwnedHeaders::new(), |all, (key, value)| {

@@ -17,11 +17,13 @@ use serde_json::Value;
 use super::exit::{CliError, Exit};
 use super::print::{self, Output, Row};
 use crate::config::{Guarantee, Settings};
+use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::Log;
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::model::subscription;
 use crate::model::subscription::{State, Subscription, SubscriptionError};
+use crate::model::units::EpochMs;
 
 const PURPOSE: &str = "subscriptions";
 
@@ -99,7 +101,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
             in_state(known, State::Paused)
         }),
         Command::Resume(args) => change(settings, args, "resumed", &|known| {
-            in_state(known, State::Active)
+            resumed(known, clock::now())
         }),
     }
 }
@@ -457,6 +459,14 @@ fn in_state(known: &Document, state: State) -> Result<Option<Option<Vec<u8>>>, S
     }
 }
 
+/// The JSON of a subscription that is resumed now; `None` if it is active.
+fn resumed(known: &Document, now: EpochMs) -> Result<Option<Option<Vec<u8>>>, SubscriptionError> {
+    if known.parsed.state == State::Active {
+        return Ok(None);
+    }
+    Ok(Some(Some(subscription::resumed(&known.json, now)?)))
+}
+
 /// Computes the write for a subscription, if any.
 type Changed<'a> = &'a dyn Fn(&Document) -> Result<Option<Option<Vec<u8>>>, SubscriptionError>;
 
@@ -580,7 +590,7 @@ mod tests {
     fn a_state_change_keeps_all_other_fields() {
         let known = Document::parse(None, ACME.as_bytes().to_vec()).unwrap();
         assert!(
-            in_state(&known, State::Active).unwrap().is_none(),
+            resumed(&known, EpochMs(0)).unwrap().is_none(),
             "a subscription is active by default"
         );
         let paused = in_state(&known, State::Paused).unwrap().flatten().unwrap();
@@ -589,6 +599,15 @@ mod tests {
         assert_eq!(state, Some(Value::from("paused")));
         assert!(known.equals(&serde_json::to_vec(&rest).unwrap()));
         let paused = Document::parse(None, paused).unwrap();
-        assert!(in_state(&paused, State::Active).unwrap().is_some());
+        let now = EpochMs(1_700_000_000_123);
+        let active = resumed(&paused, now).unwrap().flatten().unwrap();
+        let active = Document::parse(None, active).unwrap();
+        assert_eq!(active.parsed.state, State::Active);
+        assert_eq!(
+            active.parsed.resumed_at,
+            Some(now),
+            "the time of the resume"
+        );
+        assert!(resumed(&active, now).unwrap().is_none());
     }
 }

@@ -26,12 +26,12 @@ pub(super) enum Message {
     Snapshot(Sender<WorkerState>),
     /// The result of a look-ahead that a partition requested in this epoch.
     LookedAhead(i32, u64, LookAhead),
-    /// Send nothing, during an egress outage.
-    Pause,
-    /// Send one command despite the pause.
+    /// An egress outage has begun.
+    OutageBegan,
+    /// Let some of the lanes that it holds probe.
     Probe,
-    /// The outage is over; the flag says whether a response showed that.
-    Resume(bool),
+    /// The outage is over; the flag says whether an endpoint was heard.
+    OutageEnded(bool),
     /// Start nothing more in these partitions, and signal when nothing is in flight.
     Stop(Vec<i32>, Sender<()>),
     /// Drop these partitions, and cut off what is still in flight.

@@ -10,6 +10,7 @@ use super::request::Target;
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
+use crate::model::expiry::default_max_age;
 use crate::model::subscription::{State, Subscription};
 
 /// Looks up subscriptions for one worker.
@@ -36,7 +37,7 @@ impl Directory {
             Ok(target) => Standing::Open(Rc::new(target)),
             Err(error) => {
                 tracing::error!(subscription = %subscription.id, "cannot send, commands wait: {error}");
-                Standing::Waiting
+                Standing::Unusable
             }
         }
     }
@@ -55,18 +56,35 @@ impl Subscriptions for Directory {
         let subscription = self.table.get(id)?;
         let standing = self.standing(&subscription);
         let valid_for = match &standing {
-            Standing::Waiting => Some(MISSING_SECRET),
+            Standing::Unusable => Some(MISSING_SECRET),
             Standing::Open(target) if target.reads_files() => Some(SECRET_FILE),
-            Standing::Open(_) | Standing::Disabled | Standing::Denied(_) => None,
+            Standing::Open(_) | Standing::Waiting | Standing::Disabled | Standing::Denied(_) => {
+                None
+            }
         };
         Some(Terms {
             subscriber: Arc::from(&*subscription.subscriber),
             standing,
             limits: limits(&subscription, &self.settings),
             order: subscription.order,
+            max_age: max_age(&subscription, &self.settings),
+            resumed_at: subscription.resumed_at,
             valid_for,
         })
     }
+}
+
+/// The maximum age of a subscription's commands: its own, else the operator's, else as long as its schedule can last.
+fn max_age(subscription: &Subscription, settings: &Settings) -> Duration {
+    subscription
+        .max_age
+        .or(settings.max_age)
+        .unwrap_or_else(|| {
+            let own = subscription.retry_schedule.as_ref();
+            let schedule = own.unwrap_or(&settings.retry_schedule);
+            let timeout = subscription.timeout.unwrap_or(settings.timeout);
+            default_max_age(schedule, timeout, settings.tiers.delays()[0])
+        })
 }
 
 /// The lane limits of a subscription.

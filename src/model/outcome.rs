@@ -118,6 +118,8 @@ pub enum ParkReason {
     Breaker,
     /// The lane was full and slow.
     LaneFull,
+    /// An egress outage, and nothing came from the endpoint.
+    Outage,
     /// The rate limit, or the endpoint's own `Retry-After`.
     Rate,
     /// The subscription asks for order, and a command ahead of it is in a tier.
@@ -128,9 +130,10 @@ pub enum ParkReason {
 
 impl ParkReason {
     /// All reasons, in declaration order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Breaker,
         Self::LaneFull,
+        Self::Outage,
         Self::Rate,
         Self::Order,
         Self::Paused,
@@ -142,6 +145,7 @@ impl ParkReason {
         match self {
             Self::Breaker => "breaker",
             Self::LaneFull => "lane_full",
+            Self::Outage => "outage",
             Self::Rate => "rate",
             Self::Order => "order",
             Self::Paused => "paused",

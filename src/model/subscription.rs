@@ -14,7 +14,7 @@ pub use filter::{Filter, TypePattern};
 pub use model::{
     Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules, Subscription,
 };
-pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted, with_state};
+pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted, resumed, with_state};
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,

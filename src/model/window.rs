@@ -52,7 +52,7 @@ const FORM_GAPS: u8 = 2;
 /// Offsets that are taken and unfinished, and the position behind the last one taken.
 ///
 /// Offsets that do not exist (transaction markers, compaction) count as finished.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Window {
     /// Unfinished offsets, each with its gap: how many offsets lie between it and the one before it; the
     /// first one's gap is 0, since the base of a snapshot is its own offset. After a restore it also holds

@@ -44,7 +44,9 @@ impl<E: Endpoint> Partition<E> {
                 self.fairness.learn(last, end);
                 self.admit(step);
             }
-            Event::Resumed { responded } => self.resume(responded, step),
+            Event::OutageBegan => self.outage_began(step),
+            Event::Probe(lane) => self.probe(lane, step),
+            Event::OutageEnded { heard } => self.outage_ended(heard, step),
             Event::Stop => self.stop(step),
         }
     }
@@ -65,8 +67,22 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        let Standing::Open(endpoint) = &entry.standing else {
+        if !matches!(entry.standing, Standing::Open(_)) {
             return self.clear_lane(id, step);
+        }
+        let wall = step.env.wall;
+        let first = entry.lane.first().map(|taken| taken.command.waits_since());
+        if first.is_some_and(|since| entry.expiry.at(since) <= wall) {
+            self.expire_lane(id, step);
+        }
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        if entry.held.as_ref().is_some_and(|held| !held.may_probe) {
+            return;
+        }
+        let Standing::Open(endpoint) = &entry.standing else {
+            return;
         };
         match entry.lane.next(spare, step.env.now) {
             Next::Send(taken, permit) => {
@@ -77,6 +93,10 @@ impl<E: Endpoint> Partition<E> {
                     endpoint: endpoint.clone(),
                     permit,
                 };
+                if let Some(held) = &mut entry.held {
+                    held.may_probe = false;
+                    held.probes += 1;
+                }
                 self.in_flight += 1;
                 step.push(Effect::Send(attempt));
                 self.make_ready(id, step);
@@ -156,12 +176,15 @@ impl<E: Endpoint> Partition<E> {
         if self.intake != Intake::Open {
             return;
         }
+        self.expire_lanes(step);
         self.park_excess(step);
         // Lanes that could not send because too few requests were left.
         let waiting: Vec<LaneId> = self
             .lanes
             .iter()
-            .filter(|(_, entry)| entry.lane.queued() > 0 && entry.timed.is_none())
+            .filter(|(_, entry)| {
+                entry.lane.queued() > 0 && entry.timed.is_none() && entry.held.is_none()
+            })
             .map(|(&id, _)| id)
             .collect();
         for id in waiting {
@@ -175,10 +198,11 @@ impl<E: Endpoint> Partition<E> {
 
     /// Requests the look-ahead reads that the partition needs.
     fn ask<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        self.look_further(step.env.now);
         if matches!(self.knowledge, Knowledge::Needed) {
             self.knowledge = Knowledge::Asked;
-            let position = self.window.position();
-            step.push(Effect::LookAhead(Question::UnderWay(position)));
+            let window = Box::new(self.window.clone());
+            step.push(Effect::LookAhead(Question::UnderWay(window)));
         }
         if let Some(first) = self.pending.front()
             && let Some(from) = self.fairness.ask(first.offset, step.env.now)
@@ -192,6 +216,27 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
+    /// Gives up commands that have reached their maximum age in a lane, as when an attempt ahead of them hangs.
+    fn expire_lanes<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        let wall = step.env.wall;
+        let due: Vec<LaneId> = self
+            .lanes
+            .iter()
+            .filter(|(_, entry)| {
+                entry
+                    .oldest
+                    .is_some_and(|oldest| entry.expiry.at(oldest) <= wall)
+            })
+            .map(|(&id, _)| id)
+            .collect();
+        for id in due {
+            // It may have been paused since: then it is cleared.
+            if self.refresh(id, step) {
+                self.expire_lane(id, step);
+            }
+        }
+    }
+
     fn park_excess<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         let now = step.env.now;
         let mut excess = Vec::new();
@@ -202,21 +247,6 @@ impl<E: Endpoint> Partition<E> {
         }
         for (taken, rest) in excess {
             self.park(taken, ParkReason::LaneFull, rest, step);
-        }
-    }
-
-    /// Ends an outage. If a response shows that the fault was on this side, open breakers probe soon.
-    fn resume<S: Subscriptions<Endpoint = E>>(&mut self, responded: bool, step: &mut Step<'_, S>) {
-        let all: Vec<LaneId> = self.lanes.keys().copied().collect();
-        for id in all {
-            if let Some(entry) = self.lanes.get_mut(&id) {
-                entry.unanswered = 0;
-                entry.last_end = None;
-                if responded {
-                    entry.lane.probe_soon(step.env.now);
-                }
-            }
-            self.make_ready(id, step);
         }
     }
 

@@ -12,7 +12,7 @@ use super::event::{AttemptEnd, LaneId};
 use super::lane::{Report, Slowness};
 use super::state::{Partition, Step, Taken};
 use crate::model::backoff::next_delay;
-use crate::model::command::Cause;
+use crate::model::command::{Cause, LastFailure};
 use crate::model::dead_letter::Reason;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason, Response, Verdict, judge};
 use crate::model::tiers::LONGEST_PARK;
@@ -32,6 +32,7 @@ impl<E: Endpoint> Partition<E> {
             permit,
             response,
             error,
+            heard,
             slot_follows: _,
             keep_copy,
         } = end;
@@ -48,6 +49,11 @@ impl<E: Endpoint> Partition<E> {
         };
         self.count(lane, &endpoint, class, verdict != Verdict::Delivered);
         self.learn(lane, report, class, step);
+        if heard || report.responded {
+            self.heard_from(lane, step);
+        } else if class != Class::Egress {
+            self.not_heard_from(lane, step);
+        }
         if verdict == Verdict::Delivered {
             self.is_done(&taken.command, step);
             self.settle(offset, taken.command.weight(), None, step);
@@ -70,6 +76,11 @@ impl<E: Endpoint> Partition<E> {
         let now = step.env.wall;
         taken.command.attempt = taken.command.attempt.saturating_add(1);
         taken.command.first_failure.get_or_insert(now);
+        let text = match (status, &error) {
+            (_, Some(error)) => error.to_string(),
+            (Some(status), None) => format!("the endpoint responded {status}"),
+            (None, None) => String::new(),
+        };
         let reason = match verdict {
             Verdict::Delivered => return,
             Verdict::Retry {
@@ -83,11 +94,16 @@ impl<E: Endpoint> Partition<E> {
                 let attempts = taken.command.attempt;
                 if let Some(delay) = next_delay(endpoint.schedule(), attempts, retry_after, jitter)
                 {
+                    let last = LastFailure::new(now, status, &text);
+                    taken.command.last_failure = Some(Box::new(last));
+                    let ends = self.expires(&taken.command, step);
+                    if let Some((_, limit)) = ends.filter(|(end, _)| *end <= now) {
+                        step.push(concluded(AttemptOutcome::DeadLettered, error));
+                        return self.expire(taken, limit, step);
+                    }
                     step.push(concluded(AttemptOutcome::Retry, error));
-                    taken.command.due = Some(now + delay);
                     taken.command.cause = Cause::Retry;
-                    let tier = self.rules.tiers.for_rest(delay);
-                    return self.leave(taken, tier, step);
+                    return self.wait_in_tier(taken, now + delay, None, step);
                 }
                 Reason::AttemptsExhausted
             }
@@ -97,11 +113,6 @@ impl<E: Endpoint> Partition<E> {
                 self.disable(lane, &endpoint, step);
                 Reason::Gone
             }
-        };
-        let text = match (status, &error) {
-            (_, Some(error)) => error.to_string(),
-            (Some(status), None) => format!("the endpoint responded {status}"),
-            (None, None) => String::new(),
         };
         step.push(concluded(AttemptOutcome::DeadLettered, error));
         self.dead_letter(taken, reason, status, text, step);
@@ -173,11 +184,6 @@ impl<E: Endpoint> Partition<E> {
             return;
         };
         entry.last_end = Some(now);
-        if report.responded {
-            entry.unanswered = 0;
-        } else if class != Class::Egress {
-            entry.unanswered = entry.unanswered.saturating_add(1);
-        }
         let change = entry.lane.learn(report, now, jitter);
         let names = || (Rc::clone(&entry.name), Arc::clone(&entry.subscriber));
         match change {
@@ -193,13 +199,17 @@ impl<E: Endpoint> Partition<E> {
             }
             Some(Change::Opened(probe_at)) => {
                 let (subscription, subscriber) = names();
+                let was_open = entry.opened.is_some();
                 entry.opened.get_or_insert(now);
-                step.push(Effect::Notice(Notice::BreakerOpened {
-                    subscription,
-                    subscriber,
-                    class,
-                    probe_at,
-                }));
+                // Probes of a held lane fail every few seconds.
+                if !was_open || entry.held.is_none() {
+                    step.push(Effect::Notice(Notice::BreakerOpened {
+                        subscription,
+                        subscriber,
+                        class,
+                        probe_at,
+                    }));
+                }
                 let rest = probe_at.saturating_duration_since(now);
                 self.park_queue(id, ParkReason::Breaker, Some(rest), step);
             }

@@ -326,6 +326,23 @@ impl<T> Lane<T> {
         excess.into_iter().map(|(item, _)| item).collect()
     }
 
+    /// Removes the queued items for which `ends` holds, in order.
+    pub fn take_if(&mut self, mut ends: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
+        for _ in 0..self.queue.len() {
+            let Some((item, bytes)) = self.queue.pop_front() else {
+                break;
+            };
+            if ends(&item) {
+                self.queued_bytes -= bytes;
+                taken.push(item);
+            } else {
+                self.queue.push_back((item, bytes));
+            }
+        }
+        taken
+    }
+
     /// Empties the queue, for parking.
     pub fn take_queue(&mut self) -> impl Iterator<Item = T> + '_ {
         self.queued_bytes = 0;

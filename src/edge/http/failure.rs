@@ -47,6 +47,9 @@ pub struct Failure {
     pub class: FailureClass,
     /// For operators; one sentence without secrets.
     pub error: String,
+    /// Whether the endpoint was heard: bytes came from it that are not a valid response. Bytes before the deadline or
+    /// before a premature end of the connection do not count, since the HTTP stack does not report them.
+    pub heard: bool,
 }
 
 impl Failure {
@@ -54,7 +57,12 @@ impl Failure {
         Self {
             class,
             error: error.into(),
+            heard: false,
         }
+    }
+
+    fn heard(self, heard: bool) -> Self {
+        Self { heard, ..self }
     }
 
     pub(super) fn timeout(waited: Duration) -> Self {
@@ -79,9 +87,17 @@ impl Failure {
             return Self::new(
                 FailureClass::Tls,
                 format!("the tls connection failed: {tls}"),
-            );
+            )
+            .heard(true);
         }
-        Self::new(FailureClass::Other, of_hyper(error, find(&chain)))
+        let io = find(&chain);
+        let broke = error.is_incomplete_message()
+            || error.is_canceled()
+            || error.is_closed()
+            || error.is_timeout();
+        // Not HTTP, too large, or an error of HTTP/2.
+        let heard = error.is_parse() || io.is_none() && !broke;
+        Self::new(FailureClass::Other, of_hyper(error, io)).heard(heard)
     }
 
     fn of_dial(error: &DialError) -> Self {
@@ -103,7 +119,8 @@ impl Failure {
 
     fn of_handshake(cause: &io::Error) -> Self {
         let chain = chain(cause);
-        let why = match find::<rustls::Error>(&chain) {
+        let tls = find::<rustls::Error>(&chain);
+        let why = match tls {
             Some(tls) => tls.to_string(),
             None => innermost_io(&chain).map_or_else(|| cause.kind().to_string(), of_socket),
         };
@@ -111,6 +128,7 @@ impl Failure {
             FailureClass::Tls,
             format!("the tls handshake failed: {why}"),
         )
+        .heard(tls.is_some())
     }
 }
 

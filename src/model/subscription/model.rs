@@ -13,6 +13,7 @@ use url::Url;
 use super::filter::{Filter, TypePattern};
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
+use crate::model::units::EpochMs;
 
 /// A valid subscription.
 #[derive(Clone, Debug)]
@@ -43,6 +44,10 @@ pub struct Subscription {
     pub timeout: Option<Duration>,
     /// At most 20 delays of 1 ms to 24 h; `None` means the operator's default.
     pub retry_schedule: Option<Vec<Duration>>,
+    /// The maximum age of its commands, 1 s to 30 days; `None` means the operator's default.
+    pub max_age: Option<Duration>,
+    /// When it was last resumed after a pause.
+    pub resumed_at: Option<EpochMs>,
     /// The order of delivery.
     pub order: Order,
     /// Overrides of the operator's breaker settings.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::model::State;
+use crate::model::units::EpochMs;
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
@@ -52,6 +53,18 @@ impl SubscriptionError {
 pub fn with_state(value: &[u8], state: State) -> Result<Vec<u8>, SubscriptionError> {
     let mut record = read_object(value)?;
     record.insert("state".to_owned(), Value::from(state.as_str()));
+    Ok(Value::Object(record).to_string().into_bytes())
+}
+
+/// The record of a subscription that is resumed at `at`: active, and with that time, from which its commands get time
+/// before they expire.
+///
+/// # Errors
+/// When the value is not a JSON object.
+pub fn resumed(value: &[u8], at: EpochMs) -> Result<Vec<u8>, SubscriptionError> {
+    let mut record = read_object(value)?;
+    record.insert("state".to_owned(), Value::from(State::Active.as_str()));
+    record.insert("resumed_at".to_owned(), Value::from(at.rfc3339()));
     Ok(Value::Object(record).to_string().into_bytes())
 }
 

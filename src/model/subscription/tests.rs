@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::event::Format;
+use crate::model::units::EpochMs;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -342,6 +343,25 @@ fn changing_the_state_keeps_everything_else() {
     changed.as_object_mut().unwrap().remove("state");
     assert_eq!(changed, record);
     assert!(with_state(b"5", State::Active).is_err());
+}
+
+#[test]
+fn a_resume_writes_its_time() {
+    let mut record = with("max_age", json!("90m"));
+    record["state"] = json!("paused");
+    let resumed = resumed(record.to_string().as_bytes(), EpochMs(1_700_000_000_123)).unwrap();
+    let read = read(&serde_json::from_slice(&resumed).unwrap()).unwrap();
+    assert_eq!(read.state, State::Active);
+    assert_eq!(read.resumed_at, Some(EpochMs(1_700_000_000_123)));
+    assert_eq!(read.max_age, Some(Duration::from_secs(5400)));
+    for (field, value, told) in [
+        ("max_age", "500ms", "allowed are 1s to 30days"),
+        ("max_age", "31d", "out of range"),
+        ("resumed_at", "yesterday", "not a time as in RFC 3339"),
+    ] {
+        let error = super::tests::read(&with(field, json!(value))).unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+    }
 }
 
 #[test]

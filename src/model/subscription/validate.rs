@@ -19,8 +19,9 @@ use super::filter::{Filter, TypePattern};
 use super::model::{RateLimit, Redacted, SecretSource, StatusRules, Subscription};
 use super::record::{SubscriptionError, is_credential, read_object};
 use crate::model::breaker_rules::BreakerOverrides;
+use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
 use crate::model::tiers::LONGEST_PARK;
-use crate::model::units::parse_duration;
+use crate::model::units::{EpochMs, parse_duration};
 
 /// The JSON Schema (2020-12) of the record's value.
 pub const SCHEMA: &str = include_str!("../../../schemas/subscription.schema.json");
@@ -85,6 +86,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         rate_limit: check.rate_limit(),
         timeout: check.timeout(),
         retry_schedule: check.retry_schedule(),
+        max_age: check.max_age(),
+        resumed_at: check.resumed_at(),
         order: check.enumerated("order"),
         breaker: check.breaker(),
         on_status: check
@@ -339,6 +342,23 @@ impl<'a> Check<'a> {
     fn timeout(&mut self) -> Option<Duration> {
         let text = self.record.get("timeout")?.as_str()?;
         self.duration("timeout", text, MIN_TIMEOUT, MAX_TIMEOUT)
+    }
+
+    fn max_age(&mut self) -> Option<Duration> {
+        let text = self.record.get("max_age")?.as_str()?;
+        self.duration("max_age", text, MIN_MAX_AGE, MAX_MAX_AGE)
+    }
+
+    fn resumed_at(&mut self) -> Option<EpochMs> {
+        let text = self.record.get("resumed_at")?.as_str()?;
+        let time = text.parse::<jiff::Timestamp>();
+        if time.is_err() {
+            self.problem(
+                "resumed_at",
+                format_args!("{} is not a time as in RFC 3339", shown(text)),
+            );
+        }
+        time.ok().map(|time| EpochMs(time.as_millisecond()))
     }
 
     fn retry_schedule(&mut self) -> Option<Vec<Duration>> {
