@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
 //! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `report` | the state machine |
-//! | [`lane`], [`breaker`], [`concurrency`] | one subscription's queue and its limits |
+//! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`fairness`] | order within subjects; fairness between subscribers |
 //! | [`counts`] | attempts by class |
 
@@ -27,6 +27,7 @@ pub mod fairness;
 pub mod lane;
 pub mod order;
 mod ordering;
+pub mod pacing;
 mod report;
 mod routing;
 mod state;

@@ -1,10 +1,11 @@
 //! Applies events, one at a time.
 
+use super::breaker::Kind;
 use super::effect::{Attempt, Effect, Effects, Question};
 use super::env::{Endpoint, Env, Standing, Subscriptions};
 use super::event::{AttemptEnd, Event, LaneId, LookAhead};
 use super::lane::Next;
-use super::state::{Intake, Knowledge, Partition, Step};
+use super::state::{Intake, Knowledge, Partition, Step, Taken};
 use crate::model::outcome::ParkReason;
 use std::cmp::Reverse;
 
@@ -68,7 +69,8 @@ impl<E: Endpoint> Partition<E> {
         let Standing::Open(endpoint) = &entry.standing else {
             return self.clear_lane(id, step);
         };
-        match entry.lane.next(spare, step.env.now) {
+        let kind = |taken: &Taken| Kind::of(&taken.command);
+        match entry.lane.next(spare, step.env.now, kind) {
             Next::Send(taken, permit) => {
                 let attempt = Attempt {
                     lane: id,

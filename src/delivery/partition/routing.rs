@@ -108,7 +108,9 @@ impl<E: Endpoint> Partition<E> {
         }
         let taken = self.take_turn(id, taken, step)?;
         let entry = self.lanes.get_mut(&id)?;
-        if let Some((cause, until)) = entry.lane.closed(now) {
+        if let Some((cause, until)) = entry.lane.closed(now)
+            && !(cause == Slowness::Breaker && entry.keeps_probe(&taken, now))
+        {
             self.park(taken, reason(cause), Some(until - now), step);
             return None;
         }
@@ -185,7 +187,7 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// Handles a command whose subscription currently accepts none.
-    fn turn_away<S: Subscriptions<Endpoint = E>>(
+    pub(super) fn turn_away<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
         standing: &Standing<E>,
@@ -210,7 +212,7 @@ impl<E: Endpoint> Partition<E> {
     /// Moves a command to a tier without an attempt: for `rest`, or in proportion to its age.
     pub(super) fn park<S: Subscriptions<Endpoint = E>>(
         &mut self,
-        mut taken: Taken,
+        taken: Taken,
         why: ParkReason,
         rest: Option<Duration>,
         step: &mut Step<'_, S>,
@@ -220,8 +222,19 @@ impl<E: Endpoint> Partition<E> {
             || tiers.park_for(wall.since(taken.command.enqueued)),
             |rest| rest.min(LONGEST_PARK),
         );
-        let tier = tiers.for_rest(rest);
-        taken.command.due = Some(wall + rest);
+        self.park_for(taken, why, rest, step);
+    }
+
+    /// Moves a command to a tier without an attempt, for exactly `rest`.
+    pub(super) fn park_for<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        mut taken: Taken,
+        why: ParkReason,
+        rest: Duration,
+        step: &mut Step<'_, S>,
+    ) {
+        let tier = self.rules.tiers.for_rest(rest);
+        taken.command.due = Some(step.env.wall + rest);
         taken.command.cause = Cause::Parked;
         step.push(Effect::Parked(why));
         self.leave(taken, tier, step);

@@ -22,6 +22,8 @@ use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::window::{Format, METADATA_LIMIT, Place, Snapshot, Window};
 
+mod endpoints;
+
 const SUBSCRIPTIONS: usize = 4;
 const SUBJECTS: usize = 3;
 /// Requests in flight over all lanes.
@@ -646,7 +648,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Hole),
         8 => (1..20_usize).prop_map(Action::Take),
         10 => Just(Action::Dispatch),
-        14 => (any::<usize>(), 0..8_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
+        14 => (any::<usize>(), 0..11_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
         6 => Just(Action::FreeSlot),
         8 => prop_oneof![1..500_u64, 500..5_000_u64, 5_000..100_000_u64].prop_map(Action::Advance),
         6 => Just(Action::Commit),
@@ -681,7 +683,10 @@ fn response(how: u8) -> Response {
         4 => status(500, None),
         5 => Response::None(Class::Timeout),
         6 => status(400, None),
-        _ => status(410, None),
+        7 => status(410, None),
+        8 => status(429, None),
+        9 => status(429, Some(Duration::from_secs(3))),
+        _ => Response::Unprocessed,
     }
 }
 
