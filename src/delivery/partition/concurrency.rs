@@ -204,6 +204,8 @@ impl Concurrency {
         }
         self.cut = Some(now);
         self.experiment = None;
+        // What was enough before says nothing about half of it.
+        self.is_enough = false;
         self.set_limit(self.limit / 2.0, now);
     }
 
@@ -255,18 +257,6 @@ impl Concurrency {
         let length = now.saturating_duration_since(experiment.since);
         self.experiment = None;
         let throughput = self.samples.throughput();
-        eprintln!(
-            "DBG {:?} {:?} from {} at {} T {} -> {} n {} best {:?} is_enough {}",
-            now,
-            experiment.kind,
-            experiment.from,
-            self.limit,
-            experiment.throughput,
-            throughput,
-            self.samples.count,
-            self.best,
-            self.is_enough
-        );
         let is_worth_it = match experiment.kind {
             Kind::Lower => experiment.throughput >= GAIN * throughput,
             Kind::Higher => throughput >= GAIN * experiment.throughput,
@@ -507,6 +497,22 @@ mod tests {
         load(&mut concurrency, 64, work, 3 * MINUTE, &mut now);
         let rate = load(&mut concurrency, 64, work, MINUTE, &mut now);
         assert!(rate > 0.9 * 640.0, "{rate}");
+    }
+
+    #[test]
+    fn a_limit_that_was_enough_grows_back_after_an_attempt_without_an_answer() {
+        let mut now = crate::edge::clock::instant();
+        let mut concurrency = Concurrency::new(64, now);
+        let work = Duration::from_millis(100);
+        load(&mut concurrency, 8, work, 2 * MINUTE, &mut now);
+        assert!((8..=16).contains(&concurrency.limit()));
+        for _ in 0..4 {
+            concurrency.failed(now, now);
+            now += Duration::from_millis(1);
+        }
+        assert_eq!(concurrency.limit(), 1);
+        let rate = load(&mut concurrency, 8, work, MINUTE, &mut now);
+        assert!(rate > 0.85 * 80.0, "{rate}");
     }
 
     #[test]

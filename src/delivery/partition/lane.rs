@@ -29,6 +29,8 @@ pub const QUICK_COMMANDS: usize = 3000;
 /// The default shortest tier: parked commands return in batches of the lane's pace times this. A lane queues no more
 /// than its rate limit can send within this time.
 const HORIZON: Duration = Duration::from_secs(5);
+/// Parked commands return at this many times the measured pace: a lane that runs dry measures the pace of its supply.
+const EARLY: f64 = 1.25;
 /// A full lane that takes longer than this to drain is slow: its overflow is parked.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a lane's pace is measured: longer than a pause of the machine, and the longest that a lane can block its
@@ -371,6 +373,7 @@ impl<T> Lane<T> {
         }
         let measured = self.pace.rate(now).filter(|&pace| pace >= 1.0);
         let pace = measured
+            .map(|pace| pace * EARLY)
             .into_iter()
             .chain(self.limited())
             .reduce(f64::min)?;
@@ -388,6 +391,8 @@ impl<T> Lane<T> {
             return Vec::new();
         }
         let excess = self.queue.split_off(QUEUE_COMMANDS);
+        // Their turns come before those of what was parked behind them.
+        self.last_turn = now;
         self.queued_bytes -= excess.iter().map(|(_, bytes)| bytes).sum::<usize>();
         excess.into_iter().map(|(item, _)| item).collect()
     }

@@ -47,6 +47,9 @@ pub struct Failure {
     pub class: FailureClass,
     /// For operators; one sentence without secrets.
     pub error: String,
+    /// Whether the server certainly did not process the request (RFC 9113, section 8.7): it was refused, or its HTTP/2
+    /// connection was retired before its turn.
+    pub is_unprocessed: bool,
 }
 
 impl Failure {
@@ -54,6 +57,7 @@ impl Failure {
         Self {
             class,
             error: error.into(),
+            is_unprocessed: false,
         }
     }
 
@@ -80,6 +84,15 @@ impl Failure {
                 FailureClass::Tls,
                 format!("the tls connection failed: {tls}"),
             );
+        }
+        if find(&chain).is_some_and(is_refusal) {
+            return Self {
+                is_unprocessed: true,
+                ..Self::new(
+                    FailureClass::Other,
+                    "the server refused the request before it processed it",
+                )
+            };
         }
         Self::new(FailureClass::Other, of_hyper(error, find(&chain)))
     }
@@ -112,6 +125,13 @@ impl Failure {
             format!("the tls handshake failed: {why}"),
         )
     }
+}
+
+/// GOAWAY fails only streams above the last one that the server may have processed; others fail when the connection
+/// closes.
+fn is_refusal(error: &h2::Error) -> bool {
+    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || is_refused)
 }
 
 fn of_hyper(error: &hyper::Error, io: Option<&io::Error>) -> String {

@@ -188,7 +188,6 @@ fn the_rate_of_an_endpoint_is_found_and_hardly_exceeded() {
         let took = sim.now - begin;
         let share = ideal.as_secs_f64() / took.as_secs_f64();
         let throttled = sim.throttled as f64 / f64::from(count);
-        println!("{rule:?} {asks:?}: {share:.2} of the rate, {throttled:.3} throttled for each");
         assert!(share > 0.6, "{rule:?} {asks:?}: {took:?} for {ideal:?}");
         assert!(throttled < 0.35, "{rule:?} {asks:?}: {throttled}");
     }

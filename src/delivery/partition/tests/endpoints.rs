@@ -386,11 +386,6 @@ fn a_burst_for_an_endpoint_that_throttles_is_delivered_at_its_rate_without_spend
         assert!(world.delivered.iter().all(|one| one.attempt == 0));
         assert_eq!(world.outcome(AttemptOutcome::Retry), 0);
         let refused = world.outcome(AttemptOutcome::Throttled);
-        println!(
-            "{rate}/s, {throttled:?}: {:?} of {ideal:?}, {refused} throttled, {} parked",
-            world.last(),
-            world.parked
-        );
         assert!((1..count as usize / 4).contains(&refused), "{refused}");
         assert_eq!(world.opened, 0, "{throttled:?}");
     }
@@ -476,10 +471,6 @@ fn one_event_type_that_is_refused_does_not_hold_up_the_others() {
         world.run(Duration::from_millis(500 * pace) + Duration::from_secs(20));
         let orders = world.delivered.iter();
         let slowest = orders.map(|one| one.took).max().unwrap();
-        println!(
-            "{pace} ms, {refusal:?}: {slowest:?}, opened {}",
-            world.opened
-        );
         assert_eq!(world.delivered.len(), 200, "{pace} ms, {refusal:?}");
         assert!(
             slowest < Duration::from_secs(8),
@@ -501,7 +492,6 @@ fn an_endpoint_that_fails_all_first_attempts_is_not_cut_off() {
         world.run(Duration::from_secs(3600));
         assert_eq!(world.delivered.len(), count);
         let last = world.last();
-        println!("{count}: {last:?}, opened {}", world.opened);
         assert!(last < Duration::from_secs(120), "{count} took {last:?}");
     }
 }
@@ -548,7 +538,6 @@ fn a_few_quick_responses_do_not_starve_an_endpoint() {
         world.run(Duration::from_secs(3600));
         let rate = world.delivered.len() as f64 / world.last().as_secs_f64();
         let possible = max_in_flight as f64 / 0.2;
-        println!("{max_in_flight}: {rate} of {possible}");
         assert!(rate > 0.8 * possible, "{rate} of {possible} per second");
     }
 }
