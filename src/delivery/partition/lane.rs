@@ -13,11 +13,15 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::bucket::Bucket;
+pub use self::bucket::Rate;
 use super::breaker::{Breaker, Change, Ended, Gate, Kind, Sign};
 use super::concurrency::Concurrency;
 use super::pacing::Pacing;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::tiers::LONGEST_PARK;
+
+mod bucket;
 
 /// The most commands that a lane queues; a quick lane may queue more while its partition has spare memory.
 pub const QUEUE_COMMANDS: usize = 256;
@@ -61,15 +65,6 @@ pub struct Limits {
     pub rate: Option<Rate>,
     /// The rules of its circuit breaker.
     pub breaker: BreakerRules,
-}
-
-/// A token bucket: `burst` at once, refilled at `per_second`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rate {
-    /// Tokens added per second, above 0.
-    pub per_second: f64,
-    /// The capacity, at least 1.
-    pub burst: f64,
 }
 
 /// The queue has no room.
@@ -513,49 +508,6 @@ impl<T> Lane<T> {
             ((pace * HORIZON.as_secs_f64()) as usize).min(QUICK_COMMANDS)
         });
         (!spare || queued >= most).then_some(Full::Quick)
-    }
-}
-
-/// Exact: in any period t it lets at most `burst + per_second * t` through.
-#[derive(Debug)]
-struct Bucket {
-    rate: Rate,
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
-        Self {
-            rate,
-            tokens: rate.burst,
-            at: now,
-        }
-    }
-
-    /// Tokens available now or within `time` from `now`.
-    fn within(&self, time: Duration, now: Instant) -> f64 {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        let there = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
-        there + time.as_secs_f64() * self.rate.per_second
-    }
-
-    /// Takes a token.
-    ///
-    /// # Errors
-    /// Returns when the next token is available.
-    fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
-        self.at = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
-            return Ok(());
-        }
-        // Rounded up, so that waiting until then is always enough.
-        let wait = Duration::from_secs_f64((1.0 - self.tokens) / self.rate.per_second)
-            + Duration::from_micros(1);
-        Err(now + wait)
     }
 }
 
