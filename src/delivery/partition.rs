@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
 //! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
-//! | [`lane`], [`breaker`], [`concurrency`] | one subscription's queue and its limits |
+//! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
 //! | [`health`] | the way to a lane's endpoint |
 //! | [`counts`] | attempts by class |
@@ -30,6 +30,7 @@ mod holding;
 pub mod lane;
 pub mod order;
 mod ordering;
+pub mod pacing;
 mod report;
 mod routing;
 mod state;

@@ -75,9 +75,10 @@ impl Sending {
         let own = span.as_ref().map(Open::traceparent);
         let traceparent = own.as_deref().or(command.traceparent.as_deref());
         let began = clock::now();
-        let request = target.request(&command, traceparent, began);
         let deadline = tokio::time::Instant::from_std(permit.began + target.timeout);
-        let reply = client.post(request, deadline).await;
+        // Each request is signed anew.
+        let build = || target.request(&command, traceparent, clock::now());
+        let reply = client.post_until_processed(build, deadline).await;
         let took = clock::instant() - permit.began;
         let heard = match &reply {
             Reply::Answered(_) => true,

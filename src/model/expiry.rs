@@ -72,6 +72,11 @@ pub fn explain(command: &Command, limit: Duration, now: EpochMs) -> String {
     let past = match (&command.last_failure, command.attempt) {
         (None, 0) => "no attempt was made".to_owned(),
         (None, attempts) => format!("attempts made: {attempts}"),
+        (Some(last), 0) => format!(
+            "the endpoint throttles, which spends no attempt; last at {}: {}",
+            last.at.rfc3339(),
+            last.error
+        ),
         (Some(last), attempts) => format!(
             "attempts made: {attempts}; the last one failed at {}: {}",
             last.at.rfc3339(),
@@ -159,6 +164,10 @@ mod tests {
         assert!(
             told(&command).ends_with("made: 3; the last one failed at 2023-11-14T22:13:20Z: busy")
         );
+        command.attempt = 0;
+        assert!(told(&command).ends_with(
+            "; the endpoint throttles, which spends no attempt; last at 2023-11-14T22:13:20Z: busy"
+        ));
         command.replayed = Some(now - 2 * SECOND);
         assert!(
             told(&command).starts_with("the command is 2s old"),

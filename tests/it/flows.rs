@@ -359,11 +359,11 @@ fn a_receiver_that_fails_three_times_gets_the_same_webhook_and_never_early() {
 }
 
 #[test]
-fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
+fn an_endpoint_that_throttles_is_left_alone_as_long_as_it_asks_and_no_attempt_is_spent() {
     let world = world("retry-after");
     let receiver = Receiver::start(|seen| match (seen.path.as_str(), seen.attempt) {
         ("/busy", 1) if String::from_utf8_lossy(&seen.body).contains("first") => {
-            Answer::status(503).header("retry-after", "2")
+            Answer::status(429).header("retry-after", "2")
         }
         _ => Answer::ok(),
     });
@@ -377,7 +377,7 @@ fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
     let process = start(&world, &[]);
     world.produce_event("k", &[], event("1", "order.created", r#""first""#));
     eventually_true("the refusal is known", SOON, || {
-        process.metric(r#"hookstream_attempts_total{class="5xx",outcome="retry"}"#) == Some(1.0)
+        process.metric(r#"hookstream_attempts_total{class="4xx",outcome="throttled"}"#) == Some(1.0)
     });
     world.produce_event("k", &[], event("2", "order.created", r#""second""#));
     wait_until_done(&world);
@@ -394,7 +394,7 @@ fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
     assert_eq!((first.len(), second.len()), (2, 1));
     assert!(
         first[1] - first[0] >= 1_999,
-        "the retry came after {} ms",
+        "it was sent again after {} ms",
         first[1] - first[0]
     );
     assert!(
@@ -402,6 +402,9 @@ fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
         "the next webhook came after {} ms",
         second[0] - first[0]
     );
+    for seen in receiver.seen() {
+        assert_eq!(seen.header("hookstream-attempt"), Some("1"));
+    }
     let calm = at("/calm", "second");
     assert!(
         calm[0] < second[0],

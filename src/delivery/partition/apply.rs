@@ -1,10 +1,11 @@
 //! Applies events, one at a time.
 
+use super::breaker::Kind;
 use super::effect::{Attempt, Effect, Effects, Question};
 use super::env::{Endpoint, Env, Standing, Subscriptions};
 use super::event::{AttemptEnd, Event, LaneId, LookAhead};
 use super::lane::Next;
-use super::state::{Intake, Knowledge, Partition, Step};
+use super::state::{Intake, Knowledge, Partition, Step, Taken};
 use crate::model::outcome::ParkReason;
 use std::cmp::Reverse;
 
@@ -71,8 +72,8 @@ impl<E: Endpoint> Partition<E> {
             return self.clear_lane(id, step);
         }
         let wall = step.env.wall;
-        let first = entry.lane.first().map(|taken| taken.command.waits_since());
-        if first.is_some_and(|since| entry.expiry.at(since) <= wall) {
+        // Any of them, since a probe need not be the first one.
+        if entry.may_expire(wall) {
             self.expire_lane(id, step);
         }
         let Some(entry) = self.lanes.get_mut(&id) else {
@@ -84,7 +85,8 @@ impl<E: Endpoint> Partition<E> {
         let Standing::Open(endpoint) = &entry.standing else {
             return;
         };
-        match entry.lane.next(spare, step.env.now) {
+        let kind = |taken: &Taken| Kind::of(&taken.command);
+        match entry.lane.next(spare, step.env.now, kind) {
             Next::Send(taken, permit) => {
                 let attempt = Attempt {
                     lane: id,
@@ -222,11 +224,7 @@ impl<E: Endpoint> Partition<E> {
         let due: Vec<LaneId> = self
             .lanes
             .iter()
-            .filter(|(_, entry)| {
-                entry
-                    .oldest
-                    .is_some_and(|oldest| entry.expiry.at(oldest) <= wall)
-            })
+            .filter(|(_, entry)| entry.may_expire(wall))
             .map(|(&id, _)| id)
             .collect();
         for id in due {

@@ -129,7 +129,9 @@ impl<E: Endpoint> Partition<E> {
             self.take_held(id, taken, step);
             return None;
         }
-        if let Some((cause, until)) = entry.lane.closed(now) {
+        if let Some((cause, until)) = entry.lane.closed(now)
+            && !(cause == Slowness::Breaker && entry.keeps_probe(&taken, now))
+        {
             self.park(taken, reason(cause), Some(until - now), step);
             return None;
         }
@@ -212,7 +214,7 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// Handles a command whose subscription currently accepts none.
-    fn turn_away<S: Subscriptions<Endpoint = E>>(
+    pub(super) fn turn_away<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
         standing: &Standing<E>,
@@ -253,6 +255,16 @@ impl<E: Endpoint> Partition<E> {
         let is_paused = matches!(entry.standing, Standing::Waiting);
         let end = entry.expiry.at(command.waits_since());
         (!is_paused).then_some((end, entry.expiry.max_age))
+    }
+
+    /// The maximum age of a command that has reached it.
+    pub(super) fn has_expired<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        command: &Command,
+        step: &mut Step<'_, S>,
+    ) -> Option<Duration> {
+        let (end, limit) = self.expires(command, step)?;
+        (end <= step.env.wall).then_some(limit)
     }
 
     /// Gives up a command that has reached its maximum age.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::breaker::Kind;
 use super::counts::AttemptCounts;
 use super::effect::{Effect, Effects, Notice, Outcome};
 use super::env::{Endpoint, Env, Rules, Standing, Subscriptions};
@@ -118,6 +119,13 @@ pub(super) struct LaneEntry<E> {
 }
 
 impl<E> LaneEntry<E> {
+    /// Whether a command is to wait for a probe in the lane while its breaker is open. With order, none does: it would
+    /// hold up those behind it in its subject, in memory.
+    pub(super) fn keeps_probe(&mut self, taken: &Taken, now: Instant) -> bool {
+        let kind = |taken: &Taken| Kind::of(&taken.command);
+        self.subjects.is_none() && self.lane.keeps_probe(kind(taken), kind, now)
+    }
+
     /// Takes all commands that wait for their turn in their subject.
     pub(super) fn take_waiting(&mut self) -> Vec<Taken> {
         self.subjects
@@ -129,6 +137,12 @@ impl<E> LaneEntry<E> {
     /// Records that the lane holds a command that has been waiting since `since`.
     pub(super) fn holds(&mut self, since: EpochMs) {
         self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
+    }
+
+    /// Whether a command that the lane holds may have reached its maximum age; it may also have left the lane since.
+    pub(super) fn may_expire(&self, wall: EpochMs) -> bool {
+        self.oldest
+            .is_some_and(|oldest| self.expiry.at(oldest) <= wall)
     }
 
     /// Takes all commands that are not in flight: queued ones, then those that wait for their turn.

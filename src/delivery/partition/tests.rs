@@ -26,6 +26,8 @@ use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::window::{Format, METADATA_LIMIT, Place, Snapshot, Window};
 
+mod endpoints;
+
 const SUBSCRIPTIONS: usize = 4;
 const SUBJECTS: usize = 3;
 const DAY: Duration = Duration::from_secs(86_400);
@@ -514,7 +516,7 @@ impl Sim {
             self.bodies.push(attempt.lane);
         }
         let lane = attempt.lane;
-        if response.status().is_some() {
+        if !matches!(response, Response::None(_)) {
             self.heard.insert(lane, self.now);
             self.unanswered.remove(&lane);
             self.held.remove(&lane);
@@ -807,7 +809,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Hole),
         8 => (1..20_usize).prop_map(Action::Take),
         10 => Just(Action::Dispatch),
-        14 => (any::<usize>(), 0..8_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
+        14 => (any::<usize>(), 0..11_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
         6 => Just(Action::FreeSlot),
         8 => prop_oneof![1..500_u64, 500..5_000_u64, 5_000..100_000_u64].prop_map(Action::Advance),
         6 => Just(Action::Commit),
@@ -842,7 +844,13 @@ fn response(how: u8) -> Response {
         4 => status(500),
         5 => Response::None(Class::Timeout),
         6 => status(400),
-        _ => status(410),
+        7 => status(410),
+        8 => status(429),
+        9 => Response::Status {
+            status: 429,
+            retry_after: Some(Duration::from_secs(3)),
+        },
+        _ => Response::Unprocessed,
     }
 }
 
@@ -1076,6 +1084,138 @@ fn a_command_expires_at_its_age_to_the_millisecond_and_while_it_waits_for_its_tu
     sim.end(0, Response::None(Class::Timeout), false);
     sim.commit();
     assert_eq!(sim.end_of("msg_0"), Some(Reason::Expired));
+}
+
+/// The ways of an endpoint to throttle.
+fn throttled(retry_after: Duration) -> [Response; 3] {
+    let retry_after = Some(retry_after);
+    let status = |status| Response::Status {
+        status,
+        retry_after,
+    };
+    [status(429), status(503), Response::Unprocessed]
+}
+
+#[test]
+fn a_throttled_command_that_is_too_old_is_not_sent_again() {
+    for response in throttled(Duration::from_secs(1)) {
+        let mut sim = alone(Duration::from_secs(10));
+        sim.take(1);
+        sim.dispatch();
+        sim.advance(Duration::from_secs(15));
+        sim.end(0, response, false);
+        sim.commit();
+        assert_eq!(sim.end_of("msg_0"), Some(Reason::Expired), "{response:?}");
+        let (_, _, error) = &sim.durable.reasons["msg_0"];
+        let says = "max_age) is 10s; the endpoint throttles, which spends no attempt; last at ";
+        assert!(error.contains(says), "{error}");
+        if let Some(status) = response.status() {
+            let told = format!(": the endpoint responded {status}");
+            assert!(error.ends_with(&told), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_throttled_command_expires_at_the_front_of_its_lane() {
+    for response in throttled(Duration::from_secs(1)) {
+        let mut sim = alone(Duration::from_secs(10));
+        sim.take(1);
+        sim.dispatch();
+        // While it is in flight, the lane forgets how old it is.
+        sim.advance(Duration::from_millis(9_500));
+        sim.end(0, response, false);
+        sim.commit();
+        assert_eq!(sim.durable.tiers.len(), 0, "the pause is short");
+        sim.advance(Duration::from_millis(499));
+        sim.commit();
+        assert_eq!(sim.end_of("msg_0"), None);
+        sim.advance(Duration::from_millis(1));
+        sim.commit();
+        assert_eq!(sim.end_of("msg_0"), Some(Reason::Expired), "{response:?}");
+    }
+}
+
+#[test]
+fn a_throttled_command_waits_in_a_tier_only_until_it_expires() {
+    let max_age = Duration::from_secs(10);
+    for order in [Order::None, Order::Strict] {
+        for response in &throttled(Duration::from_secs(3600))[..2] {
+            let mut sim = Sim::new(1, [order; SUBSCRIPTIONS]);
+            sim.listed.max_age = max_age;
+            let began = sim.wall;
+            for _ in 0..3 {
+                sim.produce(0, Some(0));
+            }
+            sim.take(3);
+            sim.answer();
+            sim.advance(Duration::ZERO);
+            sim.answer();
+            sim.dispatch();
+            sim.end(0, *response, false);
+            while !sim.in_flight.is_empty() {
+                sim.end(0, *response, false);
+            }
+            sim.commit();
+            assert_eq!(sim.durable.tiers.len(), 3, "{order:?}");
+            for (_, command) in &sim.durable.tiers {
+                assert_eq!(command.due, Some(began + max_age));
+                assert_eq!(command.attempt, 0);
+            }
+            sim.advance(max_age);
+            sim.release(Duration::ZERO);
+            sim.take(10);
+            sim.answer();
+            sim.commit();
+            for id in ["msg_0", "msg_1", "msg_2"] {
+                assert_eq!(sim.end_of(id), Some(Reason::Expired), "{order:?} {id}");
+            }
+        }
+    }
+}
+
+/// The probe of an open breaker is not always the command that has waited longest in its lane.
+#[test]
+fn a_candidate_for_a_probe_expires_wherever_it_is_in_its_lane() {
+    let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
+    sim.listed.max_age = Duration::from_secs(10);
+    for _ in 0..4 {
+        sim.produce(0, None);
+    }
+    sim.take(4);
+    sim.dispatch();
+    let lane = sim.in_flight[0].lane;
+    while !sim.in_flight.is_empty() {
+        sim.end(0, Response::None(Class::Connect), false);
+        sim.dispatch();
+    }
+    assert_eq!(sim.machine.open_breakers().count(), 1);
+    let old = sim.wall - Duration::from_millis(9_500);
+    for event_type in ["order.created", "order.paid"] {
+        sim.produce(0, None);
+        let Some(Some(command)) = sim.durable.log.last_mut() else {
+            panic!("it is in the log");
+        };
+        command.event_type = event_type.into();
+        command.enqueued = old;
+    }
+    // The first one is a replay, and so a young one.
+    if let Some(command) = &mut sim.durable.log[4] {
+        command.replayed = Some(sim.wall);
+    }
+    sim.take(2);
+    sim.commit();
+    assert_eq!(sim.durable.tiers.len(), 4, "only those that were tried");
+    // No tick comes before the lane's turn.
+    let later = Duration::from_secs(2);
+    sim.now += later;
+    sim.wall = sim.wall + later;
+    sim.ready.push_back(lane);
+    sim.dispatch();
+    sim.commit();
+    assert_eq!(sim.end_of("msg_5"), Some(Reason::Expired));
+    assert_eq!(sim.end_of("msg_4"), None);
+    assert_eq!(&*sim.in_flight[0].command.webhook_id, "msg_4");
 }
 
 #[test]

@@ -50,6 +50,9 @@ pub struct Failure {
     /// Whether the endpoint was heard: bytes came from it that are not a valid response. Bytes before the deadline or
     /// before a premature end of the connection do not count, since the HTTP stack does not report them.
     pub heard: bool,
+    /// Whether the server certainly did not process the request (RFC 9113, section 8.7): it was refused, or its HTTP/2
+    /// connection was retired before its turn.
+    pub is_unprocessed: bool,
 }
 
 impl Failure {
@@ -58,6 +61,7 @@ impl Failure {
             class,
             error: error.into(),
             heard: false,
+            is_unprocessed: false,
         }
     }
 
@@ -89,6 +93,16 @@ impl Failure {
                 format!("the tls connection failed: {tls}"),
             )
             .heard(true);
+        }
+        if find(&chain).is_some_and(is_refusal) {
+            return Self {
+                is_unprocessed: true,
+                heard: true,
+                ..Self::new(
+                    FailureClass::Other,
+                    "the server refused the request before it processed it",
+                )
+            };
         }
         let io = find(&chain);
         let broke = error.is_incomplete_message()
@@ -130,6 +144,13 @@ impl Failure {
         )
         .heard(tls.is_some())
     }
+}
+
+/// GOAWAY fails only streams above the last one that the server may have processed; others fail when the connection
+/// closes.
+fn is_refusal(error: &h2::Error) -> bool {
+    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || is_refused)
 }
 
 fn of_hyper(error: &hyper::Error, io: Option<&io::Error>) -> String {
