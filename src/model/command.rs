@@ -131,7 +131,7 @@ impl ContentType {
 /// Longest error of a [`LastFailure`], bytes; the rest is cut at a character's border.
 pub const MAX_LAST_ERROR_BYTES: usize = 256;
 
-/// The last failed attempt of a command that waits for the next one: a dead letter for another reason names it.
+/// The last attempt of a command that failed or was throttled: a dead letter for another reason names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
     /// When it ended.
@@ -182,7 +182,7 @@ pub struct Command {
     pub traceparent: Option<Box<str>>,
     /// When the first attempt failed, if one has.
     pub first_failure: Option<EpochMs>,
-    /// The last failed attempt, if one has failed; absent in commands of hookstream 0.1.0.
+    /// The last attempt that failed or was throttled, if any; absent in commands of hookstream 0.1.0.
     pub last_failure: Option<Box<LastFailure>>,
     /// The latest replay by an operator, if any.
     pub replayed: Option<EpochMs>,

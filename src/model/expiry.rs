@@ -78,7 +78,7 @@ pub fn explain(command: &Command, limit: Duration, now: EpochMs) -> String {
             last.error
         ),
         (Some(last), attempts) => format!(
-            "attempts made: {attempts}; the last one failed at {}: {}",
+            "attempts made: {attempts}; the last request failed at {}: {}",
             last.at.rfc3339(),
             last.error
         ),
@@ -162,7 +162,8 @@ mod tests {
         let failed = EpochMs(1_700_000_000_000);
         command.last_failure = Some(Box::new(LastFailure::new(failed, Some(503), "busy")));
         assert!(
-            told(&command).ends_with("made: 3; the last one failed at 2023-11-14T22:13:20Z: busy")
+            told(&command)
+                .ends_with("made: 3; the last request failed at 2023-11-14T22:13:20Z: busy")
         );
         command.attempt = 0;
         assert!(told(&command).ends_with(

@@ -1120,10 +1120,19 @@ fn a_throttled_command_that_is_too_old_is_not_sent_again() {
 fn a_throttled_command_expires_at_the_front_of_its_lane() {
     for response in throttled(Duration::from_secs(1)) {
         let mut sim = alone(Duration::from_secs(10));
-        sim.take(1);
+        sim.produce(0, None);
+        // The first one is a replay, and so younger.
+        if let Some(command) = &mut sim.durable.log[0] {
+            command.replayed = Some(sim.wall + Duration::from_secs(1));
+        }
+        sim.advance(Duration::from_secs(1));
+        sim.take(2);
         sim.dispatch();
-        // While it is in flight, the lane forgets how old it is.
+        assert_eq!(&*sim.in_flight[0].command.webhook_id, "msg_0");
+        // The lane gives up the other one, and forgets how old the one in flight is.
         sim.advance(Duration::from_millis(9_500));
+        sim.commit();
+        assert_eq!(sim.end_of("msg_1"), Some(Reason::Expired));
         sim.end(0, response, false);
         sim.commit();
         assert_eq!(sim.durable.tiers.len(), 0, "the pause is short");
