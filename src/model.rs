@@ -9,6 +9,7 @@ pub mod breaker_rules;
 pub mod command;
 pub mod dead_letter;
 pub mod event;
+pub mod expiry;
 pub mod invalid_record;
 pub mod matching;
 pub mod outcome;

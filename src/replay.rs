@@ -451,6 +451,7 @@ impl<'a> Sender<'a> {
 
     /// Writes the batch, and removes from it what the client refuses to write for its size.
     fn write(&mut self, batch: &mut Vec<Pending>) -> Result<(), BatchError> {
+        let now = clock::now();
         let mut tag = 0;
         while let Some(letter) = batch.get(tag) {
             let pairs: Vec<_> = letter
@@ -458,7 +459,7 @@ impl<'a> Sender<'a> {
                 .iter()
                 .map(|(name, value)| (name.as_str(), value.as_slice()))
                 .collect();
-            let headers = dead_letter::replay_headers(&pairs);
+            let headers = dead_letter::replay_headers(&pairs, now);
             let headers = headers
                 .iter()
                 .fold(OwnedHeaders::new(), |all, (key, value)| {

@@ -11,6 +11,7 @@ use super::secrets::may_hold_credentials;
 use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
+use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
 use crate::model::tiers::Tiers;
 use crate::model::units::{format_duration, parse_duration};
 use crate::model::window::Format as WindowFormat;
@@ -76,6 +77,11 @@ impl<'a> Reader<'a> {
         let retry_schedule = self.read("retry-schedule", |text| {
             times(text, Duration::ZERO, Duration::from_secs(86_400)).filter(|all| all.len() <= 20)
         });
+        let max_age = self.computed(
+            "max-age",
+            |text| time(text, MIN_MAX_AGE, MAX_MAX_AGE).map(Some),
+            || None,
+        );
         let timeout = self.read("timeout", |text| {
             time(text, Duration::from_millis(100), Duration::from_secs(60))
         });
@@ -133,6 +139,7 @@ impl<'a> Reader<'a> {
             http_listen: http_listen?,
             tiers: tiers?,
             retry_schedule: retry_schedule?,
+            max_age: max_age?,
             timeout: timeout?,
             drain_deadline: drain_deadline?,
             hang_deadline: hang_deadline?,

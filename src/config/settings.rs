@@ -45,6 +45,8 @@ pub struct Settings {
     pub tiers: Tiers,
     /// Delays after the first, second, … failed attempt, before jitter.
     pub retry_schedule: Vec<Duration>,
+    /// The maximum age of a command, if set; else it follows from the schedule.
+    pub max_age: Option<Duration>,
     /// Timeout of a whole attempt: connect, headers and body.
     pub timeout: Duration,
     /// How long to wait for attempts in flight at shutdown and revocation.

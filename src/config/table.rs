@@ -48,6 +48,7 @@ settings! {
     "http-listen" "ADDRESS" "0.0.0.0:9400" "Listen address of /metrics, /livez and /readyz" "ADDRESS:PORT; port 0 picks a free port";
     "tiers" "TIME,…" "5s,30s,2m,10m,1h,6h" "Delays of the retry tiers, one topic per tier" "1 to 16 distinct durations from 10ms to 7d";
     "retry-schedule" "TIME,…" "5s,5m,30m,2h,5h,10h,10h" "Delays after the first, second, … failed attempt, before ±20 % jitter" "0 to 20 durations up to 24h";
+    "max-age" "TIME" "" "Age at which a command that is not delivered becomes a dead letter (default: as long as the retry schedule can last, at least 24h)" "1s to 30d";
     "timeout" "TIME" "15s" "Timeout of a whole attempt: connect, headers and body" "100ms to 60s";
     "drain-deadline" "TIME" "10s" "How long to wait for attempts in flight at shutdown and when partitions are revoked" "0s to 5m";
     "hang-deadline" "TIME" "30s" "Exit if a call into the Kafka client takes longer while brokers are reachable" "5s to 1h";

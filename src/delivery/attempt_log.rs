@@ -287,6 +287,8 @@ mod tests {
             cause: Cause::New,
             traceparent: None,
             first_failure: None,
+            last_failure: None,
+            replayed: None,
             sequence: None,
             cluster: None,
             body: Bytes::from_static(body.as_bytes()),

@@ -31,8 +31,11 @@ impl Delivery<'_> {
     pub(super) fn commit(&mut self) -> Result<bool, Failure> {
         let mut reports = self.workers.states()?;
         self.report_attempts(&mut reports);
-        let health = reports.iter().map(|worker| worker.health);
-        self.watch(health.reduce(Health::and).unwrap_or_default());
+        let mut health = Health::default();
+        for worker in &mut reports {
+            health.add(std::mem::take(&mut worker.health));
+        }
+        self.watch(&health);
         let states: Vec<PartitionState> = reports
             .into_iter()
             .flat_map(|worker| worker.partitions)
@@ -117,25 +120,27 @@ impl Delivery<'_> {
         }
     }
 
-    /// Pauses delivery during an egress outage, and resumes it afterwards.
-    fn watch(&mut self, health: Health) {
+    /// Looks for an egress outage, and tells the workers of its begin and end.
+    fn watch(&mut self, health: &Health) {
         let gauge = self.metrics.systemic_failure();
         match self.outage.observe(health, clock::instant()) {
             Step::Stay => {}
-            Step::Pause => {
+            Step::Begin { hosts, subscribers } => {
                 gauge.set(1);
                 tracing::error!(
-                    failing = health.failing,
-                    of = health.active,
-                    "egress outage: most endpoints do not respond; delivery is paused until a probe gets a response",
+                    failing_hosts = hosts.failing,
+                    of_hosts = hosts.of,
+                    failing_subscribers = subscribers.failing,
+                    of_subscribers = subscribers.of,
+                    "egress outage: most endpoints do not respond; those get only probes until one of them responds",
                 );
-                self.workers.send_all(|| Message::Pause);
+                self.workers.send_all(|| Message::OutageBegan);
             }
             Step::Probe => self.workers.send_all(|| Message::Probe),
-            Step::Resume(length) => {
+            Step::End { length, heard } => {
                 gauge.set(0);
-                tracing::info!(paused = ?length, "egress outage over, delivery resumed");
-                self.workers.send_all(|| Message::Resume(health.responded));
+                tracing::info!(lasted = ?length, responded = heard, "egress outage over");
+                self.workers.send_all(|| Message::OutageEnded(heard));
             }
         }
     }

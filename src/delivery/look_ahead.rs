@@ -5,7 +5,7 @@
 //!   fetches the release group's positions first, then reads the tiers, and the commands last: whatever release moves
 //!   meanwhile appears in at least one of them, and its sequence identifies duplicates. Each is read to its high
 //!   watermark. A crashed owner's open transaction would otherwise hide what others committed behind it, and its
-//!   subject would appear to be free.
+//!   subject would appear to be free. Only the transactions of this partition matter, and those for five seconds.
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
 //!   backlog through the tiers would be wasted work.
 
@@ -21,8 +21,11 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use super::messages::Message;
+use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::effect::Question;
-use super::partition::event::{Found, LookAhead, UnderWay};
+use super::partition::env::ORDER_BYTES;
+use super::partition::event::LookAhead;
+use super::partition::under_way::{Found, UnderWay};
 use crate::config::Settings;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::cluster::ClusterId;
@@ -32,9 +35,13 @@ use crate::edge::kafka::log_reader::{ANSWER, Log, Range};
 use crate::edge::kafka::record::{each_header, read_command};
 use crate::model::command::header;
 use crate::model::units::{Offset, Position};
+use crate::model::window::Window;
 
 /// Used in client names and logs.
 const PURPOSE: &str = "ahead";
+
+/// How long a look-ahead waits for a transaction to end.
+const OPEN_TRANSACTION: Duration = Duration::from_secs(5);
 
 /// A request for one ownership of a partition; a result for a former owner is dropped.
 #[derive(Clone, Debug)]
@@ -51,17 +58,20 @@ pub(super) struct Asked {
 pub(super) fn start(
     settings: &Arc<Settings>,
     cluster: &ClusterId,
+    metrics: &DeliveryMetrics,
     asked: Asked,
     worker: WeakUnboundedSender<Message>,
 ) -> std::io::Result<()> {
     const BETWEEN_TRIES: Duration = Duration::from_secs(1);
     let (settings, cluster) = (Arc::clone(settings), cluster.clone());
+    let metrics = metrics.clone();
     let name = format!("ahead-{}", asked.partition);
     let read = move || {
         let stop = || worker.strong_count() == 0;
         while !stop() {
             match answer(&settings, &cluster, &asked, &stop) {
-                Ok(answer) => {
+                Ok((answer, result)) => {
+                    metrics.look_aheads(result).inc();
                     if let Some(worker) = worker.upgrade() {
                         // If the worker has just ended, nobody needs the result.
                         worker
@@ -71,6 +81,7 @@ pub(super) fn start(
                     return;
                 }
                 Err(error) => {
+                    metrics.look_aheads(LookAheadResult::Failed).inc();
                     tracing::warn!(
                         partition = asked.partition,
                         "look-ahead failed, retrying: {error}"
@@ -88,12 +99,16 @@ fn answer(
     cluster: &ClusterId,
     asked: &Asked,
     stop: &dyn Fn() -> bool,
-) -> Result<LookAhead, Failure> {
+) -> Result<(LookAhead, LookAheadResult), Failure> {
     match &asked.question {
-        Question::UnderWay(from) => {
-            under_way(settings, cluster, asked.partition, *from, stop).map(LookAhead::UnderWay)
+        Question::UnderWay(window) => {
+            let (found, result) = under_way(settings, cluster, asked.partition, window, stop)?;
+            Ok((LookAhead::UnderWay(found), result))
         }
-        Question::Others(from, of) => others(settings, asked.partition, *from, of, stop),
+        Question::Others(from, of) => {
+            let found = others(settings, asked.partition, *from, of, stop)?;
+            Ok((found, LookAheadResult::Complete))
+        }
     }
 }
 
@@ -127,9 +142,9 @@ fn under_way(
     settings: &Settings,
     cluster: &ClusterId,
     partition: i32,
-    from: Position,
+    window: &Window,
     stop: &dyn Fn() -> bool,
-) -> Result<UnderWay, Failure> {
+) -> Result<(UnderWay, LookAheadResult), Failure> {
     let topics = &settings.topics;
     let tiers: Vec<String> = settings
         .tiers
@@ -139,20 +154,74 @@ fn under_way(
         .map(|&delay| topics.retry(delay))
         .collect();
     let released_to = released(settings, &tiers, partition)?;
-    let mut found = UnderWay::new();
+    let mut found = UnderWay::new(ORDER_BYTES);
+    let mut result = LookAheadResult::Complete;
     for (topic, position) in tiers.into_iter().zip(released_to) {
         let log = Log::open(settings, topic, PURPOSE)?;
-        let ends = log.high_watermarks(stop)?;
-        read(&log, ends, partition, position, stop, |message| {
+        let read = read_all(&log, partition, position, stop, |message| {
             note(&mut found, message, None, cluster);
         })?;
+        result = worse(result, read);
     }
     let log = Log::open(settings, topics.commands(), PURPOSE)?;
-    let ends = log.high_watermarks(stop)?;
-    read(&log, ends, partition, Some(from), stop, |message| {
-        note(&mut found, message, Some(Offset(message.offset())), cluster);
+    let from = Some(window.position());
+    let read = read_all(&log, partition, from, stop, |message| {
+        let offset = Offset(message.offset());
+        if !window.is_finished(offset) {
+            note(&mut found, message, Some(offset), cluster);
+        }
     })?;
-    Ok(found)
+    Ok((found, worse(result, read)))
+}
+
+fn worse(one: LookAheadResult, other: LookAheadResult) -> LookAheadResult {
+    if one == LookAheadResult::Complete {
+        other
+    } else {
+        one
+    }
+}
+
+/// Reads one partition to its high watermark.
+///
+/// A transaction that stays open must not withhold the order of the whole partition. What lies behind it is read then
+/// whatever becomes of it. A command whose record is aborted later is unfinished all the same, as its original is, so
+/// this blocks too much rather than too little: a subject may wait until its command is overdue.
+fn read_all(
+    log: &Log,
+    partition: i32,
+    from: Option<Position>,
+    stop: &dyn Fn() -> bool,
+    mut each: impl FnMut(&BorrowedMessage<'_>),
+) -> Result<LookAheadResult, Failure> {
+    let (range, stable) = log.high_watermark(partition, OPEN_TRANSACTION, stop)?;
+    let low = from.map_or(range.low, |from| from.0.max(range.low));
+    let committed = Range {
+        low,
+        end: stable,
+        ..range
+    };
+    read(log, vec![committed], partition, None, stop, &mut each)?;
+    if stable >= range.end {
+        return Ok(LookAheadResult::Complete);
+    }
+    tracing::warn!(
+        topic = log.topic(),
+        partition,
+        offset = stable,
+        records = range.end - stable,
+        "a transaction has been open for more than {OPEN_TRANSACTION:?}: what lies behind it counts as unfinished for \
+         the order of commands; find it with kafka-transactions.sh find-hanging",
+    );
+    let behind = Range {
+        low: stable.max(low),
+        ..range
+    };
+    log.read_uncommitted::<Failure>(&[behind], stop, |message| {
+        each(message);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(LookAheadResult::OpenTransaction)
 }
 
 fn read(
@@ -224,12 +293,13 @@ fn note(
     }
     command.place_in_order(cluster.as_str(), message.offset());
     if let (Some(subject), Some(sequence)) = (command.subject, command.sequence) {
-        found.entry(command.subscription).or_default().push(Found {
+        let one = Found {
             subject,
             sequence,
             attempt: command.attempt,
             due: command.due.unwrap_or(command.enqueued),
             released,
-        });
+        };
+        found.add(&command.subscription, one);
     }
 }

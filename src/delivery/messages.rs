@@ -38,12 +38,12 @@ pub(super) enum Message {
     LookedAhead(i32, u64, LookAhead),
     /// A secret was read: lanes may wait for it.
     SecretRead,
-    /// Send nothing, during an egress outage.
-    Pause,
-    /// Send one command despite the pause.
+    /// An egress outage has begun.
+    OutageBegan,
+    /// Let some of the lanes that it holds probe.
     Probe,
-    /// The outage is over; the flag says whether a response showed that.
-    Resume(bool),
+    /// The outage is over; the flag says whether an endpoint was heard.
+    OutageEnded(bool),
     /// Start nothing more in these partitions, and report each of them when nothing of it is in flight.
     Stop(Vec<i32>, Sender<i32>),
     /// Drop these partitions, and cut off what is still in flight.

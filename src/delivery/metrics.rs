@@ -23,6 +23,18 @@ labels!(
     }
 );
 
+labels!(
+    /// The result of a look-ahead.
+    LookAheadResult {
+        /// Everything committed was read.
+        Complete = "complete",
+        /// A transaction stayed open; what lies behind it counts as unfinished.
+        OpenTransaction = "open_transaction",
+        /// It failed and is repeated.
+        Failed = "failed",
+    }
+);
+
 impl Label for Class {
     const ALL: &'static [Self] = &Self::ALL;
     fn text(self) -> &'static str {
@@ -61,6 +73,7 @@ struct All {
     attempt_records: Counters,
     event_to_delivery: Histogram,
     parked: Counters,
+    look_aheads: Counters,
     in_flight: IntGauge,
     queued_commands: IntGauge,
     queued_bytes: IntGauge,
@@ -122,6 +135,11 @@ impl DeliveryMetrics {
                 DELIVERY_BUCKETS,
             ),
             parked: registry.counters::<ParkReason>("hookstream_parked_total", "Commands moved to a tier without an attempt.", "why"),
+            look_aheads: registry.counters::<LookAheadResult>(
+                "hookstream_look_aheads_total",
+                "Reads ahead of a partition, for the order of commands and for fairness.",
+                "result",
+            ),
             in_flight: registry.gauge("hookstream_in_flight", "Requests in flight."),
             queued_commands: registry.gauge("hookstream_queued_commands", "Commands that delivery holds in memory."),
             queued_bytes: registry.gauge("hookstream_queued_bytes", "What the commands that delivery holds weigh, bytes."),
@@ -137,7 +155,7 @@ impl DeliveryMetrics {
             open_breakers: Mutex::new(OpenBreakers::new(0)),
             systemic_failure: registry.gauge(
                 "hookstream_systemic_failure",
-                "1 while intake is paused because most endpoints give no answer.",
+                "1 during an egress outage: most endpoints do not respond and get only probes.",
             ),
             window_offsets: registry.add(IntGaugeVec::new(
                 Opts::new("hookstream_window_offsets", "From a partition's committed position to the last offset taken."),
@@ -213,6 +231,12 @@ impl DeliveryMetrics {
     #[must_use]
     pub fn parked(&self, why: ParkReason) -> &IntCounter {
         self.0.parked.of(why)
+    }
+
+    /// Look-aheads by result.
+    #[must_use]
+    pub fn look_aheads(&self, result: LookAheadResult) -> &IntCounter {
+        self.0.look_aheads.of(result)
     }
 
     /// Requests in flight.

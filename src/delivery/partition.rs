@@ -2,7 +2,7 @@
 //!
 //! It owns the window, the lanes, the order within subjects and the fairness between subscribers, and decides when a
 //! command is sent, retried, parked or given up. The worker's shell (`worker.rs`) executes its decisions. Replica-wide
-//! state, the cap on requests in flight and the pause during an egress outage, arrives with the events. So a test
+//! state, the cap on requests in flight and an egress outage, arrives with the events. So a test
 //! drives it with made-up events and restores it from any snapshot.
 //!
 //! Pure: no tokio, HTTP, Kafka, clock or metrics; time, randomness and subscriptions are arguments ([`env::Env`]).
@@ -10,9 +10,10 @@
 //! | module | what |
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
-//! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `report` | the state machine |
-//! | [`lane`], [`breaker`], [`concurrency`] | one subscription's queue and its limits |
-//! | [`order`], [`fairness`] | order within subjects; fairness between subscribers |
+//! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
+//! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
+//! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
+//! | [`health`] | the way to a lane's endpoint |
 //! | [`counts`] | attempts by class |
 
 mod apply;
@@ -24,13 +25,17 @@ pub mod effect;
 pub mod env;
 pub mod event;
 pub mod fairness;
+pub mod health;
+mod holding;
 pub mod lane;
 pub mod order;
 mod ordering;
+pub mod pacing;
 mod report;
 mod routing;
 mod state;
 #[cfg(test)]
 mod tests;
+pub mod under_way;
 
 pub use state::Partition;

@@ -238,6 +238,9 @@ pub(super) fn response_of(
             };
             (response, None, rest)
         }
+        Reply::Failed(failure) if failure.is_unprocessed => {
+            (Response::Unprocessed, Some(failure.error.into()), None)
+        }
         Reply::Failed(failure) => {
             let class = match failure.class {
                 FailureClass::Timeout => Class::Timeout,

@@ -328,14 +328,12 @@ impl Delivery<'_> {
         gauge.set(as_gauge(self.stopped.len()));
     }
 
-    /// Bounds memory: pauses a partition that holds more than its share until half of it is free, and every partition
-    /// during an egress outage. A pause discards the client's prefetched records, so the share is large compared to
-    /// them.
+    /// Bounds memory: pauses a partition that holds more than its share until half of it is free. A pause discards the
+    /// client's prefetched records, so the share is large compared to them.
     fn flow(&mut self) -> Result<(), Failure> {
         let among = self.partitions.len().max(1);
         let bytes = (self.context.settings.max_queued_bytes / among).max(LEAST_SHARE);
         let commands = (self.context.settings.max_queued_commands / among).max(LEAST_COMMANDS);
-        let all_paused = self.outage.is_paused();
         for (&number, owned) in &mut self.partitions {
             if self.stopped.contains(&number) {
                 continue;
@@ -346,10 +344,10 @@ impl Delivery<'_> {
                 topic: Arc::clone(&self.topic),
                 partition: number,
             }];
-            if !owned.paused && (all_paused || held > bytes || count > commands) {
+            if !owned.paused && (held > bytes || count > commands) {
                 self.member.pause(&at)?;
                 owned.paused = true;
-            } else if owned.paused && !all_paused && held < bytes / 2 && count <= commands / 2 {
+            } else if owned.paused && held < bytes / 2 && count <= commands / 2 {
                 self.member.resume(&at)?;
                 owned.paused = false;
             }

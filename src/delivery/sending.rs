@@ -9,7 +9,7 @@ use super::partition::effect::Attempt;
 use super::partition::event::{AttemptEnd, LaneId};
 use super::request::{Target, read_rest, response_of};
 use crate::edge::clock;
-use crate::edge::http::HttpClient;
+use crate::edge::http::{HttpClient, Reply};
 use crate::edge::otlp::Open;
 use crate::model::attempt::Excerpt;
 use crate::model::outcome::{Verdict, judge};
@@ -75,10 +75,15 @@ impl Sending {
         let own = span.as_ref().map(Open::traceparent);
         let traceparent = own.as_deref().or(command.traceparent.as_deref());
         let began = clock::now();
-        let request = target.request(&command, traceparent, began);
         let deadline = tokio::time::Instant::from_std(permit.began + target.timeout);
-        let reply = client.post(request, deadline).await;
+        // Each request is signed anew.
+        let build = || target.request(&command, traceparent, clock::now());
+        let reply = client.post_until_processed(build, deadline).await;
         let took = clock::instant() - permit.began;
+        let heard = match &reply {
+            Reply::Answered(_) => true,
+            Reply::Failed(failure) => failure.heard,
+        };
         let (response, error, rest) = response_of(reply, clock::now());
         let delivered = || judge(response, &target.subscription.on_status) == Verdict::Delivered;
         if let Some(span) = span {
@@ -108,6 +113,7 @@ impl Sending {
                 permit,
                 response,
                 error,
+                heard,
                 slot_follows: rest.is_some(),
             },
             ticket,

@@ -11,6 +11,7 @@ use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
+use crate::model::expiry::default_max_age;
 use crate::model::subscription::{State, Subscription};
 
 /// Looks up subscriptions for one worker.
@@ -46,7 +47,7 @@ impl Directory {
         }
         self.open(subscription, before).unwrap_or_else(|error| {
             tracing::error!(subscription = %subscription.id, "cannot send, commands wait: {error}");
-            (Standing::Waiting, Some(MISSING_SECRET))
+            (Standing::Unusable, Some(MISSING_SECRET))
         })
     }
 
@@ -116,9 +117,24 @@ impl Subscriptions for Directory {
             standing,
             limits: limits(subscription, &self.settings),
             order: subscription.order,
+            max_age: max_age(&subscription, &self.settings),
+            resumed_at: subscription.resumed_at,
             valid_for,
         }
     }
+}
+
+/// The maximum age of a subscription's commands: its own, else the operator's, else as long as its schedule can last.
+fn max_age(subscription: &Subscription, settings: &Settings) -> Duration {
+    subscription
+        .max_age
+        .or(settings.max_age)
+        .unwrap_or_else(|| {
+            let own = subscription.retry_schedule.as_ref();
+            let schedule = own.unwrap_or(&settings.retry_schedule);
+            let timeout = subscription.timeout.unwrap_or(settings.timeout);
+            default_max_age(schedule, timeout, settings.tiers.delays()[0])
+        })
 }
 
 /// The lane limits of a subscription.
@@ -176,6 +192,7 @@ mod tests {
             let rules = Rules {
                 cluster: "cluster".into(),
                 tiers: settings.tiers.clone(),
+                order_bytes: 1 << 20,
             };
             let (wake, woken) = channel();
             let policy = EgressPolicy::new(&EgressSettings::default());

@@ -22,10 +22,11 @@ use super::look_ahead;
 use super::messages::{Load, Message, WorkerState};
 use super::metrics::DeliveryMetrics;
 use super::notices::Lines;
+use super::outage::PROBES;
 use super::partition::Partition;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
-use super::partition::env::{Env, Rules};
+use super::partition::env::{Env, ORDER_BYTES, Rules};
 use super::partition::event::{Event, LaneId};
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
@@ -37,7 +38,7 @@ use crate::edge::http::HttpClient;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::otlp::Tracer;
 use crate::model::attempt::Excerpt;
-use crate::model::outcome::{AttemptOutcome, Response};
+use crate::model::outcome::AttemptOutcome;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
 
@@ -122,15 +123,6 @@ struct Owned {
     drained: Option<Sender<i32>>,
 }
 
-/// A pause during an egress outage.
-struct Pause {
-    since: Instant,
-    /// Whether a probe may be sent.
-    probe: bool,
-    /// Whether an attempt that began during the pause got a response.
-    responded: bool,
-}
-
 struct Worker {
     around: Surroundings,
     rules: Arc<Rules>,
@@ -143,7 +135,8 @@ struct Worker {
     ended: UnboundedSender<Ended>,
     epoch: u64,
     random: fastrand::Rng,
-    pause: Option<Pause>,
+    /// Whether there is an egress outage.
+    outage: bool,
     /// Limits log lines.
     lines: Lines,
     next_ticket: Ticket,
@@ -164,6 +157,7 @@ impl Worker {
         let rules = Rules {
             cluster: around.cluster.as_str().into(),
             tiers: around.settings.tiers.clone(),
+            order_bytes: ORDER_BYTES,
         };
         Self {
             around,
@@ -175,7 +169,7 @@ impl Worker {
             ended,
             epoch: 0,
             random: fastrand::Rng::new(),
-            pause: None,
+            outage: false,
             lines: Lines::default(),
             next_ticket: 0,
             unfinished_notes: Map::default(),
@@ -209,6 +203,9 @@ impl Worker {
                     drained: None,
                 };
                 self.partitions.insert(partition, owned);
+                if self.outage {
+                    self.apply(partition, Event::OutageBegan);
+                }
             }
             Message::Take(number, incoming) => self.apply(number, Event::Taken(incoming)),
             Message::Snapshot(reply) => {
@@ -249,22 +246,17 @@ impl Worker {
                 }
             }
             Message::SecretRead => self.tick(),
-            Message::Pause => {
-                self.pause = Some(Pause {
-                    since: clock::instant(),
-                    probe: false,
-                    responded: false,
-                });
-            }
-            Message::Probe => {
-                if let Some(pause) = &mut self.pause {
-                    pause.probe = true;
+            Message::OutageBegan => {
+                self.outage = true;
+                for number in self.numbers() {
+                    self.apply(number, Event::OutageBegan);
                 }
             }
-            Message::Resume(responded) => {
-                self.pause = None;
+            Message::Probe => self.probe(),
+            Message::OutageEnded(heard) => {
+                self.outage = false;
                 for number in self.numbers() {
-                    self.apply(number, Event::Resumed { responded });
+                    self.apply(number, Event::OutageEnded { heard });
                 }
             }
             Message::Stop(partitions, done) => {
@@ -331,9 +323,13 @@ impl Worker {
                     epoch: owner.epoch,
                     question,
                 };
-                if let Err(error) =
-                    look_ahead::start(settings, cluster, asked, self.around.own.clone())
-                {
+                if let Err(error) = look_ahead::start(
+                    settings,
+                    cluster,
+                    &self.around.metrics,
+                    asked,
+                    self.around.own.clone(),
+                ) {
                     tracing::error!(
                         partition = owner.partition,
                         "cannot start the thread that reads ahead: {error}; commands in order wait until the partition moves"
@@ -378,9 +374,7 @@ impl Worker {
 
     /// Gives the ready lanes their turns, one command per lane at a time.
     fn dispatch(&mut self) {
-        while self.in_flight < self.around.max_in_flight
-            && self.pause.as_ref().is_none_or(|pause| pause.probe)
-        {
+        while self.in_flight < self.around.max_in_flight {
             let Some((owner, lane)) = self.ready.pop_front() else {
                 return;
             };
@@ -417,10 +411,6 @@ impl Worker {
                 },
             );
         }
-        // A probe sends a single command.
-        if let Some(pause) = &mut self.pause {
-            pause.probe = false;
-        }
     }
 
     fn ended(&mut self, event: Ended) {
@@ -453,13 +443,6 @@ impl Worker {
         } = finished;
         let metrics = &self.around.metrics;
         metrics.attempt_duration().observe(took.as_secs_f64());
-        let responded = matches!(end.response, Response::Status { .. });
-        if responded
-            && let Some(pause) = &mut self.pause
-            && end.permit.began >= pause.since
-        {
-            pause.responded = true;
-        }
         if let Some(owned) = self.partitions.get_mut(&owner.partition) {
             owned.in_flight.remove(&end.offset);
         }
@@ -494,7 +477,9 @@ impl Worker {
         let Some(command) = command else {
             return;
         };
-        if outcome == AttemptOutcome::Delivered && command.attempt == 0 {
+        // Of a replay, the event is as old as its dead letter.
+        let is_first = command.attempt == 0 && command.replayed.is_none();
+        if outcome == AttemptOutcome::Delivered && is_first {
             let took = clock::now().since(command.enqueued);
             metrics.event_to_delivery().observe(took.as_secs_f64());
         }
@@ -535,6 +520,19 @@ impl Worker {
         self.lines.outcome(&outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
             owned.outcomes.push((offset, outcome));
+        }
+    }
+
+    /// Lets a few held lanes probe: those with the fewest probes, and of these the ones that were healthy last.
+    fn probe(&mut self) {
+        let mut can: Vec<_> = Vec::new();
+        for (&number, owned) in &self.partitions {
+            let lanes = owned.machine.can_probe();
+            can.extend(lanes.map(|(lane, probes, heard)| (probes, Reverse(heard), number, lane)));
+        }
+        can.sort_unstable();
+        for (_, _, number, lane) in can.into_iter().take(PROBES) {
+            self.apply(number, Event::Probe(lane));
         }
     }
 

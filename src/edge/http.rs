@@ -6,10 +6,12 @@
 //! for each failure.
 //!
 //! It never follows a redirect (which is a response like any other), decompresses, keeps cookies, uses `Alt-Svc`, sends
-//! `Expect`, reads proxy environment variables, or sends a request twice. If a pooled connection turns out to be
-//! closed, the request moves to another one, but only while it is still complete in the connection's queue: only then
-//! does hyper return it (`TrySendError::take_message`, `hyper::proto::h1::dispatch` "the message was never even
-//! started").
+//! `Expect`, or reads proxy environment variables. It sends a request again only if the first one certainly was not
+//! processed:
+//! - A connection turns out to be closed, and the request is still complete in its queue: only then does hyper return it
+//!   (`TrySendError::take_message`, `hyper::proto::h1::dispatch` "the message was never even started").
+//! - An HTTP/2 server refuses it ([`HttpClient::post_until_processed`]): REFUSED_STREAM, or a GOAWAY that names an
+//!   earlier stream as the last one (RFC 9113, sections 6.8 and 8.7).
 //!
 //! # Limits
 //! | what | limit | beyond it |
@@ -53,6 +55,7 @@ use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::failpoint;
+use crate::model::backoff::resend_delay;
 use crate::model::units::EpochMs;
 
 mod dial;
@@ -287,10 +290,42 @@ impl HttpClient {
         }
     }
 
+    /// Does the same, but sends the request that `build` returns again while the server refuses it before it processes
+    /// it: at once, on another connection if the first was retired, then after [`resend_delay`]s. `deadline` includes
+    /// all.
+    pub async fn post_until_processed(
+        &self,
+        build: impl Fn() -> Request,
+        deadline: Instant,
+    ) -> Reply {
+        let mut refusals = 0;
+        loop {
+            let mut reply = self.post(build(), deadline).await;
+            match &mut reply {
+                Reply::Failed(failure) if failure.is_unprocessed => {}
+                Reply::Failed(failure) => {
+                    // A refusal is a sign of the endpoint too.
+                    failure.heard |= refusals > 0;
+                    return reply;
+                }
+                Reply::Answered(_) => return reply,
+            }
+            refusals += 1;
+            let Some(delay) = resend_delay(refusals, fastrand::f64()) else {
+                return reply;
+            };
+            if Instant::from_std(clock::instant()) + delay >= deadline {
+                return reply;
+            }
+            tokio::time::sleep(delay).await;
+        }
+    }
+
     async fn send(&self, request: Request) -> Result<Answer, Failure> {
         let to = Arc::clone(&request.to);
         let pool = self.pool(&to);
         let mut message = self.prepare(request);
+        let mut is_first = true;
         loop {
             let (line, used) = pool
                 .line(&to.tenant)
@@ -315,7 +350,11 @@ impl HttpClient {
             match sent {
                 Ok(response) => return Ok(Answer::of(response, on)),
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) if used => message = unsent,
+                    // Nothing of it was sent. A server that closes new connections too fails the second one.
+                    Some(unsent) if used || is_first => {
+                        is_first &= used;
+                        message = unsent;
+                    }
                     _ => return Err(Failure::of_exchange(&error.into_error())),
                 },
             }

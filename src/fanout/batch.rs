@@ -124,6 +124,8 @@ impl NewCommand<'_> {
             enqueued: self.enqueued,
             cause: Cause::New,
             first_failure: None,
+            last_failure: None,
+            replayed: None,
             sequence: None,
             cluster: None,
             traceparent: self.traceparent,

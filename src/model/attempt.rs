@@ -47,7 +47,7 @@ pub struct Attempt<'a> {
     pub status: Option<u16>,
     /// The class of the response or failure, as in the metrics.
     pub class: Cow<'a, str>,
-    /// `delivered`, `retry` or `dead_lettered`, as in the metrics.
+    /// `delivered`, `retry`, `dead_lettered` or `throttled`, as in the metrics.
     pub outcome: Cow<'a, str>,
     /// One sentence if there was no response.
     #[serde(skip_serializing_if = "Option::is_none")]

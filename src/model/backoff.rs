@@ -1,4 +1,5 @@
-//! The retry schedule: the delay between a failed attempt and the next one.
+//! The retry schedule: the delay between a failed attempt and the next one. Also the delays within an attempt that the
+//! server refuses to process.
 //!
 //! Jitter spreads the retries of commands that failed together. `Retry-After` can only lengthen a delay, so that an
 //! endpoint cannot make hookstream retry faster, and only up to a cap, so that it cannot delay a retry forever.
@@ -25,6 +26,19 @@ pub fn next_delay(
     let base = *schedule.get(index)?;
     let delay = jittered(base, chance);
     Some(delay.max(retry_after.unwrap_or_default().min(RETRY_AFTER_CAP)))
+}
+
+/// The delay before a request is sent again after the server has refused it `refusals` times before it processed it:
+/// at once, then doubling; `None` when others should get their turn first.
+#[must_use]
+pub fn resend_delay(refusals: u32, chance: f64) -> Option<Duration> {
+    /// The delay before the second time.
+    const FIRST: Duration = Duration::from_millis(100);
+    match refusals {
+        0 | 1 => Some(Duration::ZERO),
+        2..=5 => Some(jittered(FIRST * 2_u32.pow(refusals - 2), chance)),
+        _ => None,
+    }
 }
 
 /// `base` with jitter of up to [`JITTER`]; `chance` is uniform in 0..1.
@@ -59,6 +73,15 @@ mod tests {
         assert_eq!(after(1), Some(SCHEDULE[0]));
         assert_eq!(after(60), Some(Duration::from_secs(60)));
         assert_eq!(after(u64::MAX), Some(RETRY_AFTER_CAP));
+    }
+
+    #[test]
+    fn a_refused_request_is_sent_again_at_once_and_then_more_and_more_rarely() {
+        let delays: Vec<_> = (1..)
+            .map_while(|refusals| resend_delay(refusals, 0.5))
+            .map(|delay| delay.as_millis())
+            .collect();
+        assert_eq!(delays, [0, 100, 200, 400, 800]);
     }
 
     proptest! {

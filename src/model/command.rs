@@ -35,10 +35,18 @@ pub mod header {
     pub const DUE: &str = "hs-due";
     /// First command of this webhook, epoch milliseconds.
     pub const ENQUEUED: &str = "hs-enqueued";
+    /// The latest replay of this webhook, epoch milliseconds: its age counts from there.
+    pub const REPLAYED: &str = "hs-replayed";
     /// Why this copy was written.
     pub const CAUSE: &str = "hs-cause";
     /// First failed attempt, epoch milliseconds.
     pub const FIRST_FAILURE: &str = "hs-first-failure";
+    /// Last failed attempt, epoch milliseconds.
+    pub const LAST_FAILURE: &str = "hs-last-failure";
+    /// Status of the last failed attempt, if there was a response.
+    pub const STATUS: &str = "hs-status";
+    /// One sentence about the last failed attempt.
+    pub const ERROR: &str = "hs-error";
     /// Place among the commands of its subject: its offset when it was first taken; only with an order.
     pub const SEQUENCE: &str = "hs-sequence";
     /// The id of the Kafka cluster that an offset beside it is of: of [`SEQUENCE`], or of a fact's letter.
@@ -141,6 +149,29 @@ impl ContentType {
     }
 }
 
+/// Longest error of a [`LastFailure`], bytes; the rest is cut at a character's border.
+pub const MAX_LAST_ERROR_BYTES: usize = 256;
+
+/// The last attempt of a command that failed or was throttled: a dead letter for another reason names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFailure {
+    /// When it ended.
+    pub at: EpochMs,
+    /// The status, if there was a response.
+    pub status: Option<u16>,
+    /// One sentence about it; never a secret. Cut at [`MAX_LAST_ERROR_BYTES`].
+    pub error: Box<str>,
+}
+
+impl LastFailure {
+    /// A failure that ended at `at`.
+    #[must_use]
+    pub fn new(at: EpochMs, status: Option<u16>, error: &str) -> Self {
+        let error = error[..error.floor_char_boundary(MAX_LAST_ERROR_BYTES)].into();
+        Self { at, status, error }
+    }
+}
+
 /// Deliver one event to one subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -172,6 +203,10 @@ pub struct Command {
     pub traceparent: Option<Box<str>>,
     /// When the first attempt failed, if one has.
     pub first_failure: Option<EpochMs>,
+    /// The last attempt that failed or was throttled, if any; absent in commands of hookstream 0.1.0.
+    pub last_failure: Option<Box<LastFailure>>,
+    /// The latest replay by an operator, if any.
+    pub replayed: Option<EpochMs>,
     /// Its place among the commands of its subject, where its subscription asks for order: its offset when it was
     /// first taken. Negative when that was on another cluster.
     pub sequence: Option<i64>,
@@ -197,6 +232,8 @@ pub struct Envelope<'a> {
     pub enqueued: EpochMs,
     pub cause: Cause,
     pub first_failure: Option<EpochMs>,
+    pub last_failure: Option<&'a LastFailure>,
+    pub replayed: Option<EpochMs>,
     pub sequence: Option<i64>,
     pub cluster: Option<&'a str>,
     pub traceparent: Option<&'a str>,
@@ -223,8 +260,18 @@ impl Envelope<'_> {
         }
         write(header::ENQUEUED, &self.enqueued.to_string());
         write(header::CAUSE, self.cause.as_str());
+        if let Some(replayed) = self.replayed {
+            write(header::REPLAYED, &replayed.to_string());
+        }
         if let Some(first) = self.first_failure {
             write(header::FIRST_FAILURE, &first.to_string());
+        }
+        if let Some(last) = self.last_failure {
+            write(header::LAST_FAILURE, &last.at.to_string());
+            if let Some(status) = last.status {
+                write(header::STATUS, &status.to_string());
+            }
+            write(header::ERROR, &last.error);
         }
         if let Some(sequence) = self.sequence {
             write(header::SEQUENCE, &sequence.to_string());
@@ -282,6 +329,8 @@ impl Command {
             enqueued: self.enqueued,
             cause: self.cause,
             first_failure: self.first_failure,
+            last_failure: self.last_failure.as_deref(),
+            replayed: self.replayed,
             sequence: self.sequence,
             cluster: self.cluster.as_deref(),
             traceparent: self.traceparent.as_deref(),
@@ -338,6 +387,8 @@ impl Command {
             )?,
             traceparent: text(header::TRACEPARENT, raw.traceparent)?,
             first_failure: number(header::FIRST_FAILURE, raw.first_failure, EPOCH)?.map(EpochMs),
+            last_failure: raw.last_failure()?,
+            replayed: number(header::REPLAYED, raw.replayed, EPOCH)?.map(EpochMs),
             sequence: number(header::SEQUENCE, raw.sequence, "an offset")?,
             cluster: text(header::CLUSTER, raw.cluster)?,
             body: body.ok_or(InvalidCommand::NoBody)?,
@@ -362,6 +413,13 @@ impl Command {
         if self.cluster.as_deref() != Some(cluster) {
             self.cluster = Some(cluster.into());
         }
+    }
+
+    /// When it began to wait for its delivery: when its webhook was first written, or last replayed. Its age counts
+    /// from here.
+    #[must_use]
+    pub fn waits_since(&self) -> EpochMs {
+        self.replayed.unwrap_or(self.enqueued)
     }
 
     /// The id of the trace that it belongs to, for the log.
@@ -410,6 +468,10 @@ struct RawHeaders<'a> {
     enqueued: Option<&'a [u8]>,
     cause: Option<&'a [u8]>,
     first_failure: Option<&'a [u8]>,
+    last_failure: Option<&'a [u8]>,
+    status: Option<&'a [u8]>,
+    error: Option<&'a [u8]>,
+    replayed: Option<&'a [u8]>,
     sequence: Option<&'a [u8]>,
     cluster: Option<&'a [u8]>,
     traceparent: Option<&'a [u8]>,
@@ -433,6 +495,10 @@ impl<'a> RawHeaders<'a> {
                 header::ENQUEUED => &mut raw.enqueued,
                 header::CAUSE => &mut raw.cause,
                 header::FIRST_FAILURE => &mut raw.first_failure,
+                header::LAST_FAILURE => &mut raw.last_failure,
+                header::STATUS => &mut raw.status,
+                header::ERROR => &mut raw.error,
+                header::REPLAYED => &mut raw.replayed,
                 header::SEQUENCE => &mut raw.sequence,
                 header::CLUSTER => &mut raw.cluster,
                 header::TRACEPARENT => &mut raw.traceparent,
@@ -441,6 +507,17 @@ impl<'a> RawHeaders<'a> {
             *slot = value;
         }
         raw
+    }
+
+    /// Present when its time is.
+    fn last_failure(&self) -> Result<Option<Box<LastFailure>>, InvalidCommand> {
+        let Some(at) = number(header::LAST_FAILURE, self.last_failure, EPOCH)? else {
+            return Ok(None);
+        };
+        let status = number(header::STATUS, self.status, "a status")?;
+        let error = text(header::ERROR, self.error)?.unwrap_or_default();
+        let failure = LastFailure::new(EpochMs(at), status, &error);
+        Ok(Some(Box::new(failure)))
     }
 }
 

@@ -6,11 +6,12 @@
 //! | 410 | dead letter (`gone`), and the subscription is disabled |
 //! | 400 405 406 411 413 414 415 422 431 451 501 505 | dead letter (`permanent-status`): a retry cannot help |
 //! | denied by the egress rules, after a lookup | retry; at the end of the attempts a dead letter (`egress-denied`). A URL that is denied whatever its lookup says is no attempt |
-//! | 429, 503 | retry; with `Retry-After`, the lane is held off until then |
+//! | 429; 503 with `Retry-After` | throttled: the lane slows down, and the same attempt follows |
+//! | refused by an HTTP/2 server before it processed the request | throttled |
 //! | everything else, 3xx included; timeouts; connection errors | retry |
 //!
 //! A subscription's `on_status` takes precedence over the table. A retry becomes a dead letter (`attempts-exhausted`)
-//! at the end of the schedule.
+//! at the end of the schedule. A throttled command keeps its attempt count: its endpoint works, or asks for a pause.
 
 use std::time::Duration;
 
@@ -94,11 +95,18 @@ pub enum AttemptOutcome {
     Retry,
     /// No further attempt follows.
     DeadLettered,
+    /// The endpoint did not process it: the same attempt follows, later.
+    Throttled,
 }
 
 impl AttemptOutcome {
     /// All outcomes, in declaration order.
-    pub const ALL: [Self; 3] = [Self::Delivered, Self::Retry, Self::DeadLettered];
+    pub const ALL: [Self; 4] = [
+        Self::Delivered,
+        Self::Retry,
+        Self::DeadLettered,
+        Self::Throttled,
+    ];
 
     /// The text in metric labels and in the attempt log.
     #[must_use]
@@ -107,6 +115,7 @@ impl AttemptOutcome {
             Self::Delivered => "delivered",
             Self::Retry => "retry",
             Self::DeadLettered => "dead_lettered",
+            Self::Throttled => "throttled",
         }
     }
 }
@@ -118,7 +127,9 @@ pub enum ParkReason {
     Breaker,
     /// The lane was full and slow.
     LaneFull,
-    /// The rate limit, or the endpoint's own `Retry-After`.
+    /// An egress outage, and nothing came from the endpoint.
+    Outage,
+    /// The rate limit, or the endpoint throttles.
     Rate,
     /// The subscription asks for order, and a command ahead of it is in a tier.
     Order,
@@ -128,9 +139,10 @@ pub enum ParkReason {
 
 impl ParkReason {
     /// All reasons, in declaration order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Breaker,
         Self::LaneFull,
+        Self::Outage,
         Self::Rate,
         Self::Order,
         Self::Paused,
@@ -142,6 +154,7 @@ impl ParkReason {
         match self {
             Self::Breaker => "breaker",
             Self::LaneFull => "lane_full",
+            Self::Outage => "outage",
             Self::Rate => "rate",
             Self::Order => "order",
             Self::Paused => "paused",
@@ -161,6 +174,8 @@ pub enum Response {
     },
     /// There was no response.
     None(Class),
+    /// The server refused the request before it processed it: HTTP/2 GOAWAY or REFUSED_STREAM (RFC 9113, 8.7).
+    Unprocessed,
 }
 
 impl Response {
@@ -169,7 +184,7 @@ impl Response {
     pub fn status(self) -> Option<u16> {
         match self {
             Self::Status { status, .. } => Some(status),
-            Self::None(_) => None,
+            Self::None(_) | Self::Unprocessed => None,
         }
     }
 
@@ -179,6 +194,7 @@ impl Response {
         match self {
             Self::Status { status, .. } => Class::of_status(status),
             Self::None(class) => class,
+            Self::Unprocessed => Class::Other,
         }
     }
 }
@@ -188,12 +204,15 @@ impl Response {
 pub enum Verdict {
     /// Nothing: it is delivered.
     Delivered,
-    /// Retry, not before `retry_after`; `hold_off` keeps the lane from sending to the endpoint for that long.
+    /// Retry, not before `retry_after`.
     Retry {
         /// The minimum delay.
         retry_after: Option<Duration>,
-        /// For the whole subscription.
-        hold_off: Option<Duration>,
+    },
+    /// Send the same attempt again, at a pace that the endpoint accepts.
+    Throttled {
+        /// The minimum delay, for the whole subscription.
+        retry_after: Option<Duration>,
     },
     /// The same request can never succeed.
     Permanent,
@@ -206,13 +225,11 @@ pub enum Verdict {
 /// Applies the table above.
 #[must_use]
 pub fn judge(response: Response, rules: &StatusRules) -> Verdict {
-    const RETRY: Verdict = Verdict::Retry {
-        retry_after: None,
-        hold_off: None,
-    };
+    const RETRY: Verdict = Verdict::Retry { retry_after: None };
     let (status, retry_after) = match response {
         Response::None(Class::Egress) => return Verdict::EgressDenied,
         Response::None(_) => return RETRY,
+        Response::Unprocessed => return Verdict::Throttled { retry_after: None },
         Response::Status {
             status,
             retry_after,
@@ -221,32 +238,23 @@ pub fn judge(response: Response, rules: &StatusRules) -> Verdict {
     match rules.lookup(status) {
         Some(StatusRule::Delivered) => return Verdict::Delivered,
         Some(StatusRule::DeadLetter) => return Verdict::Permanent,
-        Some(StatusRule::Retry) => {
-            return Verdict::Retry {
-                retry_after,
-                hold_off: None,
-            };
-        }
+        Some(StatusRule::Retry) => return Verdict::Retry { retry_after },
         None => {}
     }
     match status {
         200..=299 => Verdict::Delivered,
         410 => Verdict::Gone,
-        429 | 503 => Verdict::Retry {
-            retry_after,
-            hold_off: retry_after,
-        },
+        429 => Verdict::Throttled { retry_after },
+        503 if retry_after.is_some() => Verdict::Throttled { retry_after },
         _ if PERMANENT.contains(&status) => Verdict::Permanent,
-        _ => Verdict::Retry {
-            retry_after,
-            hold_off: None,
-        },
+        _ => Verdict::Retry { retry_after },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::subscription::parse;
 
     fn verdict(status: u16) -> Verdict {
         judge(
@@ -267,34 +275,30 @@ mod tests {
                 400 | 405 | 406 | 411 | 413 | 414 | 415 | 422 | 431 | 451 | 501 | 505 => {
                     Verdict::Permanent
                 }
-                _ => Verdict::Retry {
-                    retry_after: None,
-                    hold_off: None,
-                },
+                429 => Verdict::Throttled { retry_after: None },
+                _ => Verdict::Retry { retry_after: None },
             };
             assert_eq!(verdict(status), expected, "status {status}");
         }
     }
 
     #[test]
-    fn an_overloaded_endpoint_is_left_alone_as_long_as_it_asks() {
-        let wait = Some(Duration::from_secs(7));
-        for (status, hold_off) in [(429, wait), (503, wait), (500, None)] {
-            let verdict = judge(
-                Response::Status {
-                    status,
-                    retry_after: wait,
-                },
-                &StatusRules::default(),
+    fn an_endpoint_that_names_a_time_is_left_alone_until_then_unless_the_subscription_says_otherwise()
+     {
+        let retry_after = Some(Duration::from_secs(7));
+        let throttled = Verdict::Throttled { retry_after };
+        let retry = Verdict::Retry { retry_after };
+        for (status, expected) in [(429, throttled), (503, throttled), (500, retry)] {
+            let response = Response::Status {
+                status,
+                retry_after,
+            };
+            assert_eq!(judge(response, &StatusRules::default()), expected);
+            let own = format!(
+                r#"{{"id":"s","subscriber":"s","url":"https://a.example/","events":["**"],"on_status":{{"{status}":"retry"}}}}"#
             );
-            assert_eq!(
-                verdict,
-                Verdict::Retry {
-                    retry_after: wait,
-                    hold_off
-                },
-                "status {status}"
-            );
+            let own = parse(Some(b"s"), own.as_bytes()).unwrap().on_status;
+            assert_eq!(judge(response, &own), retry, "status {status}");
         }
     }
 
@@ -302,6 +306,10 @@ mod tests {
     fn no_answer_is_tried_again_and_a_denied_address_is_told_apart() {
         let failed = |class| judge(Response::None(class), &StatusRules::default());
         assert_eq!(failed(Class::Egress), Verdict::EgressDenied);
+        assert_eq!(
+            judge(Response::Unprocessed, &StatusRules::default()),
+            Verdict::Throttled { retry_after: None }
+        );
         for class in [Class::Timeout, Class::Connect, Class::Tls, Class::Other] {
             assert!(matches!(failed(class), Verdict::Retry { .. }));
         }

@@ -169,7 +169,7 @@ pub fn attempt(command: &Command, url: &Url, reply: Reply<'_>) -> Facts {
             facts.add("http.response.status_code", number);
             Value::Text(status.to_string().into())
         }
-        Response::None(class) => Value::Word(class.as_str()),
+        Response::None(_) | Response::Unprocessed => Value::Word(reply.response.class().as_str()),
     };
     if !reply.delivered {
         facts.add("error.type", error_type);

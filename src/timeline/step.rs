@@ -127,7 +127,7 @@ pub enum Detail {
         status: Option<u16>,
         /// The class of the response or failure.
         class: String,
-        /// `delivered`, `retry` or `dead_lettered`.
+        /// `delivered`, `retry`, `dead_lettered` or `throttled`.
         outcome: String,
         /// Time until the response headers.
         duration_ms: f64,

@@ -25,6 +25,8 @@ fn headers_of(cause: Cause, attempt: u32, due: Option<i64>) -> Vec<(&'static str
         enqueued: EpochMs(1),
         cause,
         first_failure: None,
+        last_failure: None,
+        replayed: None,
         sequence: None,
         cluster: None,
         traceparent: None,

@@ -114,6 +114,8 @@ pub fn command(number: usize) -> hookstream::model::command::Command {
         cause: hookstream::model::command::Cause::New,
         traceparent: None,
         first_failure: None,
+        last_failure: None,
+        replayed: None,
         sequence: None,
         cluster: None,
         body: body.into(),

@@ -32,6 +32,7 @@ fn each_request_has_one_record_with_its_number_over_retries_and_replays() {
         ("/flaky", 1) => Answer::status(500).body("no room at the inn"),
         ("/flaky", 2) => Answer::reset(),
         ("/refuse", 1) => Answer::status(400),
+        ("/busy", 1 | 2) => Answer::status(429).header("retry-after", "1"),
         _ => Answer::ok().body("thanks"),
     });
     put(
@@ -39,6 +40,7 @@ fn each_request_has_one_record_with_its_number_over_retries_and_replays() {
         &[
             subscription("flaky", &receiver.url("/flaky"), &["**"]),
             subscription("refuse", &receiver.url("/refuse"), &["**"]),
+            subscription("busy", &receiver.url("/busy"), &["**"]),
         ],
     );
     let process = start(&world, &[]);
@@ -52,7 +54,7 @@ fn each_request_has_one_record_with_its_number_over_retries_and_replays() {
     let replayed = world.run(&["replay", "--dead-letters", "--yes"], "");
     assert_eq!(replayed.code, 0, "{}", replayed.stderr);
     wait_until_done(&world);
-    let records = wait_for_records(&world, &world.topics.attempts(), 5);
+    let records = wait_for_records(&world, &world.topics.attempts(), 8);
     assert_eq!(
         records.len(),
         receiver.seen().len(),
@@ -85,6 +87,14 @@ fn each_request_has_one_record_with_its_number_over_retries_and_replays() {
             json!([1, 200, "2xx", "delivered", "thanks"]),
         ]
     );
+    assert_eq!(
+        of("busy"),
+        [
+            json!([1, 429, "4xx", "throttled", null]),
+            json!([1, 429, "4xx", "throttled", null]),
+            json!([1, 200, "2xx", "delivered", "thanks"]),
+        ]
+    );
     for value in &all {
         assert_eq!(value["event_id"], "e1");
         assert_eq!(value["traceparent"], trace);
@@ -101,7 +111,7 @@ fn each_request_has_one_record_with_its_number_over_retries_and_replays() {
     }
     let written = r#"hookstream_attempt_records_total{result="written"}"#;
     eventually_true("the records are counted", SOON, || {
-        process.metric(written) == Some(5.0)
+        process.metric(written) == Some(8.0)
     });
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use hookstream::config::{Layers, Machine, Settings, Source};
 use hookstream::edge::kafka::topics as admin;
 use hookstream::edge::kafka::topics::{Rule, TopicSpec};
-use hookstream::model::backoff::{JITTER, RETRY_AFTER_CAP};
+use hookstream::model::backoff::JITTER;
+use hookstream::model::expiry::default_max_age;
 use hookstream::model::tiers::{Head, Tiers};
 use hookstream::model::units::EpochMs;
 
@@ -147,16 +148,22 @@ fn receivers_are_told_how_long_the_schedule_can_last() {
         .retry_schedule
         .iter()
         .map(|delay| delay.mul_f64(1.0 + JITTER));
-    let scheduled: Duration = jittered.clone().map(late).sum::<Duration>() + attempts;
-    let asked: Duration = jittered
-        .map(|delay| late(delay.max(RETRY_AFTER_CAP)))
-        .sum::<Duration>()
-        + attempts;
+    let scheduled: Duration = jittered.map(late).sum::<Duration>() + attempts;
+    let default = default_max_age(
+        &settings.retry_schedule,
+        settings.timeout,
+        settings.tiers.delays()[0],
+    );
+    assert_eq!(default, scheduled, "every attempt of the schedule is made");
     let half_hours = |time: Duration| time.as_secs().div_ceil(1800);
     assert_eq!(half_hours(scheduled), 2 * 36 + 1, "36 h 30 min");
-    assert_eq!(half_hours(asked).div_ceil(2), 7 * 24 + 17, "7 days 17 h");
+    assert_eq!(
+        scheduled.as_secs() / 60,
+        36 * 60 + 26,
+        "36 h 26 min and some"
+    );
     let guide = text("docs/operations.md");
-    for told in ["at most 36 h 30 min", "at most 7 days 17 h"] {
+    for told in ["at most 36 h 30 min", "by default 36 h 30 min"] {
         assert!(guide.contains(told), "{told}");
     }
 }

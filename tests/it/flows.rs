@@ -359,11 +359,11 @@ fn a_receiver_that_fails_three_times_gets_the_same_webhook_and_never_early() {
 }
 
 #[test]
-fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
+fn an_endpoint_that_throttles_is_left_alone_as_long_as_it_asks_and_no_attempt_is_spent() {
     let world = world("retry-after");
     let receiver = Receiver::start(|seen| match (seen.path.as_str(), seen.attempt) {
         ("/busy", 1) if String::from_utf8_lossy(&seen.body).contains("first") => {
-            Answer::status(503).header("retry-after", "2")
+            Answer::status(429).header("retry-after", "2")
         }
         _ => Answer::ok(),
     });
@@ -377,7 +377,7 @@ fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
     let process = start(&world, &[]);
     world.produce_event("k", &[], event("1", "order.created", r#""first""#));
     eventually_true("the refusal is known", SOON, || {
-        process.metric(r#"hookstream_attempts_total{class="5xx",outcome="retry"}"#) == Some(1.0)
+        process.metric(r#"hookstream_attempts_total{class="4xx",outcome="throttled"}"#) == Some(1.0)
     });
     world.produce_event("k", &[], event("2", "order.created", r#""second""#));
     wait_until_done(&world);
@@ -394,7 +394,7 @@ fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
     assert_eq!((first.len(), second.len()), (2, 1));
     assert!(
         first[1] - first[0] >= 1_999,
-        "the retry came after {} ms",
+        "it was sent again after {} ms",
         first[1] - first[0]
     );
     assert!(
@@ -402,6 +402,9 @@ fn retry_after_lengthens_the_retry_and_quiets_the_subscription() {
         "the next webhook came after {} ms",
         second[0] - first[0]
     );
+    for seen in receiver.seen() {
+        assert_eq!(seen.header("hookstream-attempt"), Some("1"));
+    }
     let calm = at("/calm", "second");
     assert!(
         calm[0] < second[0],
@@ -528,6 +531,84 @@ fn a_webhook_whose_attempts_are_exhausted_becomes_a_dead_letter() {
     );
     wait_until_done(&world);
     assert_eq!(receiver.seen().len(), 3);
+}
+
+/// A dead endpoint: its commands end at their maximum age, whether they had an attempt or were parked by the open breaker.
+/// A replay starts the age anew, so the webhook is delivered once the endpoint works.
+#[test]
+fn the_commands_of_a_dead_endpoint_expire_and_a_replay_gives_them_a_new_age() {
+    let world = world("expired");
+    let works = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&works);
+    let receiver = Receiver::start(move |_| {
+        Answer::status(if now.load(Ordering::Relaxed) {
+            200
+        } else {
+            500
+        })
+    });
+    let fields = json!({
+        "max_age": "3s", "retry_schedule": ["1h"], "max_in_flight": 1,
+        "breaker": {"failures": 2, "probe": "10m", "max_probe": "10m"},
+    });
+    put(
+        &world,
+        &[with(
+            subscription("acme", &receiver.url("/"), &["**"]),
+            fields,
+        )],
+    );
+    let process = start(&world, &[]);
+    for number in 0..20 {
+        let id = number.to_string();
+        world.produce_event("k", &[], event(&id, "order.created", &id));
+    }
+    let letters = wait_for_dead_letters(&world, 20);
+    let attempts = |letter: &Value| letter["attempts"].as_u64().unwrap();
+    for letter in &letters {
+        assert_eq!(letter["reason"], "expired", "{letter}");
+        let error = letter["error"].as_str().unwrap();
+        assert!(error.contains("the limit (max_age) is 3s"), "{error}");
+        let told = match attempts(letter) {
+            0 => "no attempt was made",
+            _ => ": the endpoint responded 500",
+        };
+        assert!(error.ends_with(told), "{error}");
+    }
+    assert!(letters.iter().any(|letter| attempts(letter) == 0));
+    assert!(letters.iter().any(|letter| attempts(letter) == 1));
+    wait_until_done(&world);
+    let deliveries = || {
+        process
+            .metric("hookstream_event_to_delivery_seconds_count")
+            .unwrap_or_default()
+    };
+    assert_eq!(deliveries(), 0.0);
+    works.store(true, Ordering::Relaxed);
+    // Without the open breaker of before.
+    let open = json!({"max_age": "1h", "breaker": {"failures": 0, "rate": 0, "probe": "10ms", "max_probe": "10ms"}});
+    put(
+        &world,
+        &[with(
+            subscription("acme", &receiver.url("/again"), &["**"]),
+            open,
+        )],
+    );
+    drop(process);
+    let process = start(&world, &[]);
+    let replay = ["replay", "--dead-letters", "--reason", "expired", "--yes"];
+    let replayed = world.run(&replay, "");
+    assert_eq!(replayed.code, 0, "{}", replayed.stderr);
+    receiver.wait_until("all are delivered", LATER, |seen| {
+        seen.iter().filter(|seen| seen.path == "/again").count() == 20
+    });
+    wait_until_done(&world);
+    let counted = process.metric("hookstream_event_to_delivery_seconds_count");
+    assert_eq!(
+        counted.unwrap_or_default(),
+        0.0,
+        "a replay is not the first delivery of its event"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hookstream::model::attempt::{Attempt, Excerpt, Facts, Mask};
-use hookstream::model::command::{Cause, Command, ContentType};
+use hookstream::model::command::{Cause, Command, ContentType, LastFailure};
 use hookstream::model::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
 };
@@ -39,6 +39,12 @@ fn command() -> Command {
         cause: Cause::Retry,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         first_failure: Some(EpochMs(1_700_000_001_000)),
+        last_failure: Some(Box::new(LastFailure::new(
+            EpochMs(1_700_000_004_000),
+            Some(503),
+            "the endpoint responded 503",
+        ))),
+        replayed: Some(EpochMs(1_700_000_000_500)),
         sequence: Some(42),
         cluster: Some(CLUSTER.into()),
         body: "{}".into(),
@@ -217,6 +223,8 @@ fn what_the_golden_files_hold_is_read() {
         of_0_1_0,
         Command {
             cluster: None,
+            last_failure: None,
+            replayed: None,
             ..command()
         },
         |fact| fact.cluster.is_none() && fact.moment.is_none(),

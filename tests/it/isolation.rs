@@ -4,9 +4,10 @@
 //! decides what stands behind what.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hookstream::model::tiers::LONGEST_PARK;
 use serde_json::{Value, json};
@@ -356,40 +357,131 @@ fn a_backlog_that_nobody_waits_behind_is_not_parked() {
     assert!(parked(&process, "lane_full") < BACKLOG as f64 / 20.0);
 }
 
+const SYSTEMIC: &str = "hookstream_systemic_failure";
+
+/// An address of this machine: each is a host of its own.
+fn host(number: u8) -> IpAddr {
+    Ipv4Addr::new(127, 0, 1, number).into()
+}
+
+/// Eight subscriptions that point to closed ports, on one host or on eight, beside two whose endpoint works.
+fn beside_eight_that_are_dead(name: &str, hosts: u8, ours: bool) {
+    const EACH: usize = 500;
+    let mut world = world(name);
+    // Probes of the breakers do not end an outage that is assumed wrongly.
+    flags(&mut world, &["--breaker-probe=10m"]);
+    let receiver = Receiver::good();
+    let closed: Vec<SocketAddr> = (0..hosts)
+        .map(|number| {
+            let listener = TcpListener::bind((host(10 + number), 0)).unwrap();
+            listener.local_addr().unwrap()
+        })
+        .collect();
+    let dead: Vec<String> = (0..8).map(|number| format!("dead{number}")).collect();
+    let mut all = vec![
+        to(&receiver, "one", json!({})),
+        to(&receiver, "two", json!({})),
+    ];
+    for (name, address) in dead.iter().zip(closed.iter().cycle()) {
+        let url = format!("http://{address}/");
+        all.push(subscription(name, &url, &["**"]));
+    }
+    put(&world, &all);
+    let process = start(&world);
+    // The dead ones fail first, without anybody who responds.
+    let names = || dead.iter().map(String::as_str);
+    send(&world, (0..20).flat_map(|_| names()));
+    if ours {
+        eventually_true("it looks like an outage", LATER, || {
+            process.metric(SYSTEMIC) == Some(1.0)
+        });
+    } else {
+        eventually_true("all breakers are open", LATER, || {
+            names().all(|name| {
+                let open = format!(
+                    r#"hookstream_breaker_open{{subscriber="{name}",subscription="{name}"}}"#
+                );
+                process.metric(&open) == Some(1.0)
+            })
+        });
+    }
+    let began = Instant::now();
+    send(
+        &world,
+        (0..EACH).flat_map(|_| names().chain(["one", "two"])),
+    );
+    receiver.wait_until("the healthy have all of theirs", LATER, |seen| {
+        seen.len() >= 2 * EACH
+    });
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(15), "the healthy took {took:?}");
+    let systemic = process.metric(SYSTEMIC);
+    assert_eq!(systemic, Some(if ours { 1.0 } else { 0.0 }));
+}
+
 #[test]
-fn when_most_endpoints_do_not_answer_intake_pauses_until_a_probe_is_answered() {
+fn many_subscriptions_of_one_dead_host_are_no_outage() {
+    beside_eight_that_are_dead("one-dead-host", 1, false);
+}
+
+#[test]
+fn an_outage_that_is_assumed_wrongly_delays_nobody() {
+    beside_eight_that_are_dead("false-outage", 8, true);
+}
+
+#[test]
+fn when_most_hosts_do_not_respond_they_get_only_probes_until_one_responds() {
     const SUBSCRIPTIONS: usize = 8;
     const EACH: usize = 200;
     let mut world = world("systemic");
     flags(&mut world, &BREAKER);
-    let network = Mendable::new(Answer::reset);
+    let broken = Arc::new(AtomicBool::new(true));
+    let hosts: Vec<Receiver> = (0..SUBSCRIPTIONS)
+        .map(|number| {
+            let broken = Arc::clone(&broken);
+            Receiver::start_at(host(number as u8 + 1), move |_| {
+                if broken.load(Ordering::Relaxed) {
+                    Answer::reset()
+                } else {
+                    Answer::ok()
+                }
+            })
+        })
+        .collect();
+    let healthy = Receiver::good();
     let names: Vec<String> = (0..SUBSCRIPTIONS)
         .map(|number| format!("s{number}"))
         .collect();
-    let all: Vec<Value> = names
+    let mut all: Vec<Value> = names
         .iter()
-        .map(|name| to(&network.receiver, name, json!({})))
+        .zip(&hosts)
+        .map(|(name, host)| to(host, name, json!({})))
         .collect();
+    all.push(to(&healthy, "healthy", json!({})));
     put(&world, &all);
     let process = start(&world);
-    send(
-        &world,
-        (0..EACH).flat_map(|_| names.iter().map(String::as_str)),
-    );
-    let systemic = "hookstream_systemic_failure";
+    let failing = || names.iter().map(String::as_str);
+    send(&world, (0..EACH).flat_map(|_| failing().chain(["healthy"])));
     eventually_true("the fault is seen to be ours", LATER, || {
-        process.metric(systemic) == Some(1.0)
+        process.metric(SYSTEMIC) == Some(1.0)
     });
     let line = process.wait_for_line("egress outage: most endpoints do not respond", LATER);
     assert!(line.contains("ERROR"), "{line}");
-    network.mend();
+    healthy.wait_for(EACH, LATER);
+    send(&world, std::iter::repeat_n("healthy", EACH));
+    healthy.wait_for(2 * EACH, LATER);
+    assert_eq!(process.metric(SYSTEMIC), Some(1.0), "it goes on meanwhile");
+    broken.store(false, Ordering::Relaxed);
     eventually_true("it is over", LATER, || {
-        process.metric(systemic) == Some(0.0)
+        process.metric(SYSTEMIC) == Some(0.0)
     });
     wait_until_done(&world);
-    let seen = network.receiver.seen();
-    assert_eq!(webhooks(&seen), SUBSCRIPTIONS * EACH);
-    let spent = seen.len() - SUBSCRIPTIONS * EACH;
+    let seen: Vec<_> = hosts.iter().map(Receiver::seen).collect();
+    for seen in &seen {
+        assert_eq!(webhooks(seen), EACH);
+    }
+    let requests: usize = seen.iter().map(Vec::len).sum();
+    let spent = requests - SUBSCRIPTIONS * EACH;
     assert!(
         spent < SUBSCRIPTIONS * EACH / 4,
         "{spent} attempts were spent"

@@ -417,6 +417,8 @@ fn a_replay_whose_command_was_not_mirrored_can_be_repeated_once() {
         cause: Cause::New,
         traceparent: None,
         first_failure: None,
+        last_failure: None,
+        replayed: None,
         sequence: None,
         cluster: None,
         body: "{}".into(),

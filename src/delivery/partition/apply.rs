@@ -1,10 +1,11 @@
 //! Applies events, one at a time.
 
+use super::breaker::Kind;
 use super::effect::{Attempt, Effect, Effects, Question};
 use super::env::{Endpoint, Env, Standing, Subscriptions};
 use super::event::{AttemptEnd, Event, LaneId, LookAhead};
 use super::lane::Next;
-use super::state::{Intake, Knowledge, Partition, Step};
+use super::state::{Intake, Knowledge, Partition, Step, Taken};
 use crate::model::outcome::ParkReason;
 use std::cmp::Reverse;
 
@@ -48,7 +49,9 @@ impl<E: Endpoint> Partition<E> {
             // What is pending is not in the window yet.
             Event::Passed(position) if self.pending.is_empty() => self.window.pass(position),
             Event::Passed(_) => {}
-            Event::Resumed { responded } => self.resume(responded, step),
+            Event::OutageBegan => self.outage_began(step),
+            Event::Probe(lane) => self.probe(lane, step),
+            Event::OutageEnded { heard } => self.outage_ended(heard, step),
             Event::Stop => self.stop(step),
         }
     }
@@ -69,15 +72,28 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        let endpoint = match &entry.standing {
-            Standing::Open(endpoint) => endpoint,
+        match &entry.standing {
+            Standing::Open(_) => {}
             // Each tick asks again, and so does the end of the read.
             Standing::Loading => return,
-            Standing::Waiting | Standing::Disabled | Standing::Denied(_) => {
-                return self.clear_lane(id, step);
-            }
+            _ => return self.clear_lane(id, step),
+        }
+        let wall = step.env.wall;
+        // Any of them, since a probe need not be the first one.
+        if entry.may_expire(wall) {
+            self.expire_lane(id, step);
+        }
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
         };
-        match entry.lane.next(spare, step.env.now) {
+        if entry.held.as_ref().is_some_and(|held| !held.may_probe) {
+            return;
+        }
+        let Standing::Open(endpoint) = &entry.standing else {
+            return;
+        };
+        let kind = |taken: &Taken| Kind::of(&taken.command);
+        match entry.lane.next(spare, step.env.now, kind) {
             Next::Send(taken, permit) => {
                 let attempt = Attempt {
                     lane: id,
@@ -86,6 +102,10 @@ impl<E: Endpoint> Partition<E> {
                     endpoint: endpoint.clone(),
                     permit,
                 };
+                if let Some(held) = &mut entry.held {
+                    held.may_probe = false;
+                    held.probes += 1;
+                }
                 self.in_flight += 1;
                 step.push(Effect::Send(attempt));
                 self.make_ready(id, step);
@@ -165,12 +185,15 @@ impl<E: Endpoint> Partition<E> {
         if self.intake != Intake::Open {
             return;
         }
+        self.expire_lanes(step);
         self.park_excess(step);
         // Lanes that could not send because too few requests were left.
         let waiting: Vec<LaneId> = self
             .lanes
             .iter()
-            .filter(|(_, entry)| entry.lane.queued() > 0 && entry.timed.is_none())
+            .filter(|(_, entry)| {
+                entry.lane.queued() > 0 && entry.timed.is_none() && entry.held.is_none()
+            })
             .map(|(&id, _)| id)
             .collect();
         for id in waiting {
@@ -184,10 +207,11 @@ impl<E: Endpoint> Partition<E> {
 
     /// Requests the look-ahead reads that the partition needs.
     fn ask<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        self.look_further(step.env.now);
         if matches!(self.knowledge, Knowledge::Needed) {
             self.knowledge = Knowledge::Asked;
-            let position = self.window.position();
-            step.push(Effect::LookAhead(Question::UnderWay(position)));
+            let window = Box::new(self.window.clone());
+            step.push(Effect::LookAhead(Question::UnderWay(window)));
         }
         if let Some(first) = self.pending.front()
             && let Some(from) = self.fairness.ask(first.offset, step.env.now)
@@ -201,6 +225,23 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
+    /// Gives up commands that have reached their maximum age in a lane, as when an attempt ahead of them hangs.
+    fn expire_lanes<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        let wall = step.env.wall;
+        let due: Vec<LaneId> = self
+            .lanes
+            .iter()
+            .filter(|(_, entry)| entry.may_expire(wall))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in due {
+            // It may have been paused since: then it is cleared.
+            if self.refresh(id, step) {
+                self.expire_lane(id, step);
+            }
+        }
+    }
+
     fn park_excess<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         let now = step.env.now;
         let mut excess = Vec::new();
@@ -211,21 +252,6 @@ impl<E: Endpoint> Partition<E> {
         }
         for (taken, rest) in excess {
             self.park(taken, ParkReason::LaneFull, rest, step);
-        }
-    }
-
-    /// Ends an outage. If a response shows that the fault was on this side, open breakers probe soon.
-    fn resume<S: Subscriptions<Endpoint = E>>(&mut self, responded: bool, step: &mut Step<'_, S>) {
-        let all: Vec<LaneId> = self.lanes.keys().copied().collect();
-        for id in all {
-            if let Some(entry) = self.lanes.get_mut(&id) {
-                entry.unanswered = 0;
-                entry.last_end = None;
-                if responded {
-                    entry.lane.probe_soon(step.env.now);
-                }
-            }
-            self.make_ready(id, step);
         }
     }
 

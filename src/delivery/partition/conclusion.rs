@@ -4,18 +4,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::breaker::{Change, Sign};
+use super::breaker::{Change, Kind, Sign};
 use super::counts::AttemptCounts;
 use super::effect::{Concluded, Effect, Notice, Outcome};
 use super::env::{Endpoint, Standing, Subscriptions};
 use super::event::{AttemptEnd, LaneId};
-use super::lane::{Report, Slowness};
-use super::state::{Partition, Step, Taken};
-use crate::model::backoff::next_delay;
-use crate::model::command::Cause;
+use super::lane::{End, Report, Slowness};
+use super::routing::reason;
+use super::state::{Intake, Partition, Step, Taken};
+use crate::model::backoff::{RETRY_AFTER_CAP, next_delay};
+use crate::model::command::{Cause, LastFailure};
 use crate::model::dead_letter::Reason;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason, Response, Verdict, judge};
-use crate::model::tiers::LONGEST_PARK;
 
 impl<E: Endpoint> Partition<E> {
     /// Turns the end of an attempt into an outcome.
@@ -32,22 +32,30 @@ impl<E: Endpoint> Partition<E> {
             permit,
             response,
             error,
+            heard,
             slot_follows: _,
             keep_copy,
         } = end;
         let mut taken = Taken { offset, command };
-        let (class, status) = match response {
-            Response::Status { status, .. } => (Class::of_status(status), Some(status)),
-            Response::None(class) => (class, None),
-        };
+        let (class, status) = (response.class(), response.status());
         let verdict = judge(response, &endpoint.subscription().on_status);
         let report = Report {
             permit,
-            sign: sign(verdict),
-            responded: status.is_some(),
+            kind: Kind::of(&taken.command),
+            sign: sign(verdict, response),
+            end: match (verdict, response) {
+                (Verdict::Throttled { retry_after }, _) => End::Throttled(retry_after),
+                (_, Response::None(_)) => End::NoResponse,
+                (_, Response::Status { .. } | Response::Unprocessed) => End::Responded,
+            },
         };
         self.count(lane, &endpoint, class, verdict != Verdict::Delivered);
         self.learn(lane, report, class, step);
+        if heard || report.end != End::NoResponse {
+            self.heard_from(lane, step);
+        } else if class != Class::Egress {
+            self.not_heard_from(lane, step);
+        }
         if verdict == Verdict::Delivered {
             self.is_done(&taken.command, step);
             self.settle(offset, taken.command.weight(), None, step);
@@ -68,32 +76,45 @@ impl<E: Endpoint> Partition<E> {
             })
         };
         let now = step.env.wall;
+        let text = match (status, &error) {
+            (_, Some(error)) => error.to_string(),
+            (Some(status), None) => format!("the endpoint responded {status}"),
+            (None, None) => String::new(),
+        };
+        if let Verdict::Throttled { retry_after } = verdict {
+            let last = LastFailure::new(now, status, &text);
+            taken.command.last_failure = Some(Box::new(last));
+            if let Some(limit) = self.has_expired(&taken.command, step) {
+                step.push(concluded(AttemptOutcome::DeadLettered, error));
+                return self.expire(taken, limit, step);
+            }
+            step.push(concluded(AttemptOutcome::Throttled, error));
+            return self.send_again(lane, taken, retry_after, step);
+        }
         taken.command.attempt = taken.command.attempt.saturating_add(1);
         taken.command.first_failure.get_or_insert(now);
         let reason = match verdict {
-            Verdict::Delivered => return,
+            Verdict::Delivered | Verdict::Throttled { .. } => return,
             Verdict::Retry { .. } | Verdict::EgressDenied => {
                 // What the URL itself says is denied before any attempt: this was denied after a lookup, whose next
                 // result may be another.
-                let (retry_after, hold_off, last) = match verdict {
-                    Verdict::Retry {
-                        retry_after,
-                        hold_off,
-                    } => (retry_after, hold_off, Reason::AttemptsExhausted),
-                    _ => (None, None, Reason::EgressDenied),
+                let (retry_after, last) = match verdict {
+                    Verdict::Retry { retry_after } => (retry_after, Reason::AttemptsExhausted),
+                    _ => (None, Reason::EgressDenied),
                 };
-                if let Some(hold_off) = hold_off {
-                    self.hold_off(lane, hold_off.min(LONGEST_PARK), step);
-                }
                 let jitter = step.random.f64();
                 let attempts = taken.command.attempt;
                 if let Some(delay) = next_delay(endpoint.schedule(), attempts, retry_after, jitter)
                 {
+                    let last = LastFailure::new(now, status, &text);
+                    taken.command.last_failure = Some(Box::new(last));
+                    if let Some(limit) = self.has_expired(&taken.command, step) {
+                        step.push(concluded(AttemptOutcome::DeadLettered, error));
+                        return self.expire(taken, limit, step);
+                    }
                     step.push(concluded(AttemptOutcome::Retry, error));
-                    taken.command.due = Some(now + delay);
                     taken.command.cause = Cause::Retry;
-                    let tier = self.rules.tiers.for_rest(delay);
-                    return self.leave(taken, tier, step);
+                    return self.wait_in_tier(taken, now + delay, None, step);
                 }
                 last
             }
@@ -102,11 +123,6 @@ impl<E: Endpoint> Partition<E> {
                 self.disable(lane, &endpoint, step);
                 Reason::Gone
             }
-        };
-        let text = match (status, &error) {
-            (_, Some(error)) => error.to_string(),
-            (Some(status), None) => format!("the endpoint responded {status}"),
-            (None, None) => String::new(),
         };
         step.push(concluded(AttemptOutcome::DeadLettered, error));
         self.dead_letter(taken, reason, status, text, step);
@@ -147,22 +163,73 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Holds the lane off for as long as the endpoint asked. Commands that would wait longer than the lane's patience
-    /// are parked.
-    fn hold_off<S: Subscriptions<Endpoint = E>>(
+    /// Sends a throttled command that has not expired again, as the same attempt: it returns to the front of its lane, or waits in a tier
+    /// with the lane's whole queue when the pause is longer than the lane's patience.
+    fn send_again<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
-        length: Duration,
+        taken: Taken,
+        retry_after: Option<Duration>,
         step: &mut Step<'_, S>,
     ) {
+        if self.intake != Intake::Open {
+            // It stays unfinished: the next owner reads it again.
+            return step.effects.free(taken.command.weight());
+        }
+        let is_known = self.lanes.contains_key(&id) && self.refresh(id, step);
+        let Some(entry) = self.lanes.get_mut(&id).filter(|_| is_known) else {
+            // The subscription was deleted during the attempt, and perhaps created again.
+            if let Some(taken) = self.route(taken, step) {
+                self.park(taken, ParkReason::LaneFull, None, step);
+            }
+            return;
+        };
+        if !matches!(entry.standing, Standing::Open(_)) {
+            let (standing, expiry) = (entry.standing.clone(), entry.expiry);
+            return self.turn_away(taken, &standing, expiry, step);
+        }
         let now = step.env.now;
+        let Some((cause, until)) = entry.lane.closed(now) else {
+            let (offset, weight) = (taken.offset, taken.command.weight());
+            let is_later = |other: &Taken| other.offset > offset;
+            entry.holds(taken.command.waits_since());
+            entry.lane.put_back(taken, weight, is_later);
+            return self.make_ready(id, step);
+        };
+        if cause == Slowness::Breaker && entry.keeps_probe(&taken, now) {
+            let weight = taken.command.weight();
+            entry.holds(taken.command.waits_since());
+            entry.lane.push(taken, weight, now);
+            return self.make_ready(id, step);
+        }
+        let rest = until - now;
+        let own = retry_after.unwrap_or_default().min(RETRY_AFTER_CAP);
+        let due = step.env.wall + rest.max(own);
+        self.wait_in_tier(taken, due, Some(reason(cause)), step);
+        if cause != Slowness::Breaker {
+            self.park_queue(id, reason(cause), Some(rest), step);
+        }
+    }
+
+    /// The breaker is open until a probe in `rest`: parks a lane's queue, except for the candidates for probes.
+    fn park_all_but_probes<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        rest: Duration,
+        step: &mut Step<'_, S>,
+    ) {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        entry.lane.hold_off(now + length);
-        if let Some((Slowness::Rate, _)) = entry.lane.closed(now) {
-            self.park_queue(id, ParkReason::Rate, Some(length), step);
+        if entry.subjects.is_some() {
+            // What waits in a lane holds up those behind it in its subject, in memory.
+            return self.park_queue(id, ParkReason::Breaker, Some(rest), step);
         }
+        let kind = |taken: &Taken| Kind::of(&taken.command);
+        for taken in entry.lane.take_all_but_probes(kind) {
+            self.park(taken, ParkReason::Breaker, Some(rest), step);
+        }
+        self.make_ready(id, step);
     }
 
     /// Reports the end of an attempt to its lane, and handles a change of the breaker.
@@ -179,12 +246,8 @@ impl<E: Endpoint> Partition<E> {
             return;
         };
         entry.last_end = Some(now);
-        if report.responded {
-            entry.unanswered = 0;
-        } else if class != Class::Egress {
-            entry.unanswered = entry.unanswered.saturating_add(1);
-        }
         let change = entry.lane.learn(report, now, jitter);
+        let is_paced = entry.lane.is_paced();
         let names = || (Rc::clone(&entry.name), Arc::clone(&entry.subscriber));
         match change {
             None => {}
@@ -199,29 +262,35 @@ impl<E: Endpoint> Partition<E> {
             }
             Some(Change::Opened(probe_at)) => {
                 let (subscription, subscriber) = names();
+                let was_open = entry.opened.is_some();
                 entry.opened.get_or_insert(now);
-                step.push(Effect::Notice(Notice::BreakerOpened {
-                    subscription,
-                    subscriber,
-                    class,
-                    probe_at,
-                }));
+                // Probes of a held lane fail every few seconds.
+                if !was_open || entry.held.is_none() {
+                    step.push(Effect::Notice(Notice::BreakerOpened {
+                        subscription,
+                        subscriber,
+                        class,
+                        probe_at,
+                    }));
+                }
                 let rest = probe_at.saturating_duration_since(now);
-                self.park_queue(id, ParkReason::Breaker, Some(rest), step);
+                self.park_all_but_probes(id, rest, step);
             }
+        }
+        if is_paced {
+            // A request on trial may have ended, and others may follow.
+            self.make_ready(id, step);
         }
     }
 }
 
-/// What a verdict says about the endpoint. An endpoint that sends `Retry-After` schedules its next attempt itself.
-fn sign(verdict: Verdict) -> Sign {
-    match verdict {
-        Verdict::Delivered | Verdict::Permanent => Sign::Good,
-        Verdict::Retry {
-            hold_off: Some(_), ..
-        }
-        | Verdict::Gone
-        | Verdict::EgressDenied => Sign::None,
-        Verdict::Retry { hold_off: None, .. } => Sign::Bad,
+/// What an attempt says about the endpoint. A 429 says nothing: the endpoint works, but not for this pace.
+fn sign(verdict: Verdict, response: Response) -> Sign {
+    match (verdict, response) {
+        (Verdict::Delivered | Verdict::Permanent, _) => Sign::Good,
+        (Verdict::Gone | Verdict::EgressDenied, _) => Sign::None,
+        (_, Response::Status { status: 429, .. } | Response::Unprocessed) => Sign::None,
+        (_, Response::None(Class::Connect | Class::Tls)) => Sign::Unreachable,
+        (_, Response::Status { .. } | Response::None(_)) => Sign::Bad,
     }
 }

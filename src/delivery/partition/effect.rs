@@ -12,7 +12,8 @@ use crate::model::dead_letter::DeadLetterInfo;
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::model::subscription::Subscription;
-use crate::model::units::{Offset, Position};
+use crate::model::units::Offset;
+use crate::model::window::Window;
 
 /// An attempt to make.
 #[derive(Debug)]
@@ -71,8 +72,8 @@ pub struct Concluded {
 /// What to read ahead.
 #[derive(Clone, Debug)]
 pub enum Question {
-    /// Unfinished commands; in `webhook-commands`, those before this position.
-    UnderWay(Position),
+    /// Unfinished commands; in `webhook-commands`, from the position of this window on, those that it has not finished.
+    UnderWay(Box<Window>),
     /// The last command from this offset on that belongs to none of these subscriptions.
     Others(Offset, HashSet<Box<str>>),
 }

@@ -8,6 +8,9 @@ use crate::model::subscription::{Order, Subscription};
 use crate::model::tiers::Tiers;
 use crate::model::units::EpochMs;
 
+/// The memory for the order of a partition's unfinished commands, bytes: about 200,000 commands with short subjects.
+pub const ORDER_BYTES: usize = 32 * 1024 * 1024;
+
 /// The settings of the state machine.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -15,6 +18,8 @@ pub struct Rules {
     pub cluster: Box<str>,
     /// The retry tiers.
     pub tiers: Tiers,
+    /// The memory for the order of unfinished commands, bytes, roughly.
+    pub order_bytes: usize,
 }
 
 /// An endpoint as of the start of its attempt; its rules judge the attempt.
@@ -32,8 +37,10 @@ pub enum Standing<E> {
     Open(E),
     /// It accepts commands, which wait in their lane while its signing secrets are read.
     Loading,
-    /// It is paused or has no usable signing secret: its commands wait.
+    /// It is paused: its commands wait and do not expire.
     Waiting,
+    /// It cannot be used, as for lack of a signing secret: its commands wait until they expire.
+    Unusable,
     /// It is disabled: its commands become dead letters.
     Disabled,
     /// The egress rules deny its URL, for this reason.
@@ -45,7 +52,7 @@ impl<E> Standing<E> {
     pub fn endpoint(&self) -> Option<&E> {
         match self {
             Self::Open(endpoint) => Some(endpoint),
-            Self::Loading | Self::Waiting | Self::Disabled | Self::Denied(_) => None,
+            _ => None,
         }
     }
 
@@ -65,6 +72,10 @@ pub struct Terms<E> {
     pub limits: Limits,
     /// Whether its commands are delivered in order.
     pub order: Order,
+    /// The maximum age of its commands.
+    pub max_age: Duration,
+    /// When it was last resumed after a pause.
+    pub resumed_at: Option<EpochMs>,
     /// How long these terms are valid even if the subscription does not change: a secret file may appear or be
     /// replaced.
     pub valid_for: Option<Duration>,

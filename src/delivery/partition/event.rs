@@ -1,12 +1,11 @@
 //! The events that a partition handles.
 
-use std::collections::HashMap;
-
 use super::lane::Permit;
+use super::under_way::UnderWay;
 use crate::model::command::Command;
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::outcome::Response;
-use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::units::{Offset, Position};
 
 /// Identifies a lane within one ownership of a partition.
 pub type LaneId = u64;
@@ -48,29 +47,13 @@ pub struct AttemptEnd<E> {
     pub response: Response,
     /// Why there was no response.
     pub error: Option<Box<str>>,
+    /// Whether any bytes of the endpoint came, also without a valid response.
+    pub heard: bool,
     /// Whether the response body is still being read; an [`Event::SlotFreed`] follows then.
     pub slot_follows: bool,
     /// Whether the attempt log needs a copy of a failed command.
     pub keep_copy: bool,
 }
-
-/// A sequenced command that is unfinished according to its record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The subject of its event.
-    pub subject: Box<str>,
-    /// Its position among the commands of its subject.
-    pub sequence: i64,
-    /// Attempts made.
-    pub attempt: u32,
-    /// When it is due.
-    pub due: EpochMs,
-    /// Its offset in `webhook-commands`; `None` when it is in a tier.
-    pub released: Option<Offset>,
-}
-
-/// Unfinished commands by subscription.
-pub type UnderWay = HashMap<Box<str>, Vec<Found>>;
 
 /// The result of a look-ahead.
 #[derive(Debug)]
@@ -108,10 +91,14 @@ pub enum Event<E> {
     Durable(Vec<Offset>),
     /// There are no more records before this position, to which the log was read.
     Passed(Position),
-    /// An egress outage has ended.
-    Resumed {
-        /// Whether a response showed the end; then failures during the outage do not count against breakers.
-        responded: bool,
+    /// An egress outage has begun: lanes without a response are held.
+    OutageBegan,
+    /// A held lane may send one command.
+    Probe(LaneId),
+    /// The egress outage has ended: no lane is held.
+    OutageEnded {
+        /// Whether a held lane heard from its endpoint; then failures during the outage do not count against breakers.
+        heard: bool,
     },
     /// Start nothing more; [`super::effect::Effect::Drained`] follows when nothing is in flight.
     Stop,

@@ -1,7 +1,7 @@
 //! A lane: one subscription's queue in delivery, and its limits.
 //!
-//! A lane bounds the cost of its endpoint to others: requests in flight ([`Concurrency`]), requests per second, memory,
-//! and no requests while its [`Breaker`] is open. When its queue is full, more commands wait in the partition if the
+//! A lane bounds the cost of its endpoint to others: requests in flight ([`Concurrency`]), requests per second (the
+//! subscription's limit, and the endpoint's own: [`Pacing`]), memory, and no requests while its [`Breaker`] is open. When its queue is full, more commands wait in the partition if the
 //! lane drains quickly, and are parked otherwise ([`Full`]). So a slow endpoint never blocks its partition, and the
 //! backlog of a fast one takes no needless trip through the tiers.
 //!
@@ -13,10 +13,15 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::breaker::{Breaker, Change, Gate, Sign};
+use self::bucket::Bucket;
+pub use self::bucket::Rate;
+use super::breaker::{Breaker, Change, Ended, Gate, Kind, Sign};
 use super::concurrency::Concurrency;
+use super::pacing::Pacing;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::tiers::LONGEST_PARK;
+
+mod bucket;
 
 /// The most commands that a lane queues; a quick lane may queue more while its partition has spare memory.
 pub const QUEUE_COMMANDS: usize = 256;
@@ -28,6 +33,8 @@ pub const QUICK_COMMANDS: usize = 3000;
 /// The default shortest tier: parked commands return in batches of the lane's pace times this. A lane queues no more
 /// than its rate limit can send within this time.
 const HORIZON: Duration = Duration::from_secs(5);
+/// Parked commands return at this many times the measured pace: a lane that runs dry measures the pace of its supply.
+const EARLY: f64 = 1.25;
 /// A full lane that takes longer than this to drain is slow: its overflow is parked.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a lane's pace is measured: longer than a pause of the machine, and the longest that a lane can block its
@@ -35,6 +42,10 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 const MEASURE: Duration = Duration::from_secs(1);
 /// A lane with work of which no attempt has ended for this long counts as stalled.
 const SILENT: Duration = Duration::from_millis(600);
+/// Commands that wait in the lane for the next probes while its breaker is open, at most one of each kind.
+const PROBES: usize = 8;
+/// The same for kinds whose last attempt failed.
+const FAILED_PROBES: usize = 2;
 /// A lane gets at most one in this many of the requests that its replica may still start: when requests run short,
 /// every lane still gets its first.
 const SHARE_OF_SPARE: usize = 8;
@@ -56,15 +67,6 @@ pub struct Limits {
     pub breaker: BreakerRules,
 }
 
-/// A token bucket: `burst` at once, refilled at `per_second`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rate {
-    /// Tokens added per second, above 0.
-    pub per_second: f64,
-    /// The capacity, at least 1.
-    pub burst: f64,
-}
-
 /// The queue has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
@@ -79,7 +81,7 @@ pub enum Full {
 pub enum Slowness {
     /// The endpoint does not keep up.
     Endpoint,
-    /// The rate limit is below the input rate, or the endpoint sent `Retry-After`.
+    /// The rate limit is below the input rate, or the endpoint throttles.
     Rate,
     /// The breaker is open.
     Breaker,
@@ -112,10 +114,23 @@ pub struct Permit {
 pub struct Report {
     /// The permit that the attempt started with.
     pub permit: Permit,
+    /// The kind of its command.
+    pub kind: Kind,
     /// For the breaker.
     pub sign: Sign,
-    /// Whether there was a response, whatever its status.
-    pub responded: bool,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How an attempt ended, as far as the limits of its lane are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With a response, whatever its status.
+    Responded,
+    /// Without a response.
+    NoResponse,
+    /// The endpoint throttles, and asks for this pause.
+    Throttled(Option<Duration>),
 }
 
 /// One subscription's queue.
@@ -125,12 +140,13 @@ pub struct Lane<T> {
     queue: VecDeque<(T, usize)>,
     queued_bytes: usize,
     in_flight: usize,
-    /// The endpoint asked to be left alone until then (`Retry-After`).
+    /// The endpoint throttled: nothing is sent until then.
     held_off_until: Option<Instant>,
     bucket: Option<Bucket>,
     pace: Pace,
     breaker: Breaker,
     concurrency: Concurrency,
+    pacing: Pacing,
     /// The turn of the last item parked for lack of room.
     last_turn: Instant,
 }
@@ -149,6 +165,7 @@ impl<T> Lane<T> {
             pace: Pace::default(),
             breaker: Breaker::default(),
             concurrency: Concurrency::new(limits.max_in_flight, now),
+            pacing: Pacing::default(),
             last_turn: now,
         }
     }
@@ -206,8 +223,18 @@ impl<T> Lane<T> {
         self.queued_bytes += bytes;
     }
 
-    /// What may be sent at `now`, when the replica may start `spare` more requests.
-    pub fn next(&mut self, spare: usize, now: Instant) -> Next<T> {
+    /// Returns a throttled item to the front of the queue, even without room: before the first one that `is_later`
+    /// reports.
+    pub fn put_back(&mut self, item: T, bytes: usize, is_later: impl Fn(&T) -> bool) {
+        let place = self.queue.iter().position(|(other, _)| is_later(other));
+        let place = place.unwrap_or(self.queue.len());
+        self.queue.insert(place, (item, bytes));
+        self.queued_bytes += bytes;
+    }
+
+    /// What may be sent at `now`, when the replica may start `spare` more requests. `kind` is for the choice of a
+    /// probe.
+    pub fn next(&mut self, spare: usize, now: Instant, kind: impl Fn(&T) -> Kind) -> Next<T> {
         if self.queue.is_empty()
             || self.in_flight >= self.at_most()
             || self.in_flight.saturating_mul(SHARE_OF_SPARE) > spare
@@ -226,17 +253,27 @@ impl<T> Lane<T> {
             Gate::Probing => return Next::Nothing,
             Gate::Open(at) => return Next::At(at),
         };
+        if let Err(at) = self.pacing.ready(now) {
+            return at.map_or(Next::Nothing, Next::At);
+        }
         if let Some(bucket) = &mut self.bucket
             && let Err(at) = bucket.take(now)
         {
             return Next::At(at);
         }
-        let Some((item, bytes)) = self.queue.pop_front() else {
+        let place = if probe {
+            let kinds = self.queue.iter().take(QUEUE_COMMANDS);
+            self.breaker.choose(kinds.map(|(item, _)| kind(item)), now)
+        } else {
+            0
+        };
+        let Some((item, bytes)) = self.queue.remove(place) else {
             return Next::Nothing;
         };
         if probe {
             self.breaker.probe();
         }
+        self.pacing.sent(now);
         self.queued_bytes -= bytes;
         self.in_flight += 1;
         let in_flight = self.in_flight;
@@ -266,20 +303,41 @@ impl<T> Lane<T> {
             bucket.within(Duration::ZERO, now) as usize
         });
         let room = self.at_most().min(most).saturating_sub(self.in_flight);
-        self.queue.len().min(room).min(allowed).min(tokens)
+        let allowed = allowed.min(tokens).min(self.pacing.tokens(now));
+        self.queue.len().min(room).min(allowed)
     }
 
     /// Records an attempt's report. Its slot stays taken until [`Lane::ended`].
     pub fn learn(&mut self, report: Report, now: Instant, jitter: f64) -> Option<Change> {
-        let Report { permit, sign, .. } = report;
-        if report.responded {
-            self.concurrency
-                .responded(permit.began, permit.in_flight, now);
-        } else {
-            self.concurrency.failed(permit.began, now);
+        let permit = report.permit;
+        let began = permit.began;
+        match report.end {
+            End::Responded => {
+                self.concurrency.responded(began, permit.in_flight, now);
+                self.pacing.accepted(began, now);
+            }
+            End::NoResponse => {
+                self.concurrency.failed(began, now);
+                self.pacing.failed(began);
+            }
+            End::Throttled(asked) => {
+                let asked = asked.map(|asked| asked.min(LONGEST_PARK));
+                let pause = self.pacing.throttled(began, asked, now, jitter);
+                self.hold_off(now + pause);
+            }
         }
-        self.breaker
-            .ended(&self.limits.breaker, sign, permit.probe, now, jitter)
+        let ended = Ended {
+            sign: report.sign,
+            kind: report.kind,
+            was_probe: permit.probe,
+        };
+        self.breaker.ended(&self.limits.breaker, ended, now, jitter)
+    }
+
+    /// Whether the endpoint has throttled lately.
+    #[must_use]
+    pub fn is_paced(&self) -> bool {
+        self.pacing.is_active()
     }
 
     /// Frees an attempt's slot, however it ended.
@@ -289,8 +347,8 @@ impl<T> Lane<T> {
         self.pace.ended(now);
     }
 
-    /// Holds the lane off: the endpoint sent 429 or 503 with `Retry-After`.
-    pub fn hold_off(&mut self, until: Instant) {
+    /// Holds the lane off until then.
+    fn hold_off(&mut self, until: Instant) {
         self.held_off_until = Some(
             self.held_off_until
                 .map_or(until, |before| before.max(until)),
@@ -305,9 +363,15 @@ impl<T> Lane<T> {
     /// How long to park an item without room: until its turn behind all items that already wait. `None` while the
     /// lane's pace is unknown.
     pub fn turn(&mut self, now: Instant) -> Option<Duration> {
+        if self.pacing.is_searching() {
+            return None;
+        }
         let measured = self.pace.rate(now).filter(|&pace| pace >= 1.0);
-        let limited = self.limits.rate.map(|rate| rate.per_second);
-        let pace = measured.into_iter().chain(limited).reduce(f64::min)?;
+        let pace = measured
+            .map(|pace| pace * EARLY)
+            .into_iter()
+            .chain(self.limited())
+            .reduce(f64::min)?;
         let ahead = Duration::from_secs_f64(self.queue.len() as f64 / pace);
         let turn = self.last_turn.max(now + ahead);
         self.last_turn = (turn + Duration::from_secs_f64(1.0 / pace)).min(now + LONGEST_PARK);
@@ -322,8 +386,65 @@ impl<T> Lane<T> {
             return Vec::new();
         }
         let excess = self.queue.split_off(QUEUE_COMMANDS);
+        // Their turns come before those of what was parked behind them.
+        self.last_turn = now;
         self.queued_bytes -= excess.iter().map(|(_, bytes)| bytes).sum::<usize>();
         excess.into_iter().map(|(item, _)| item).collect()
+    }
+
+    /// Removes the queued items for which `ends` holds, in order.
+    pub fn take_if(&mut self, mut ends: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
+        for _ in 0..self.queue.len() {
+            let Some((item, bytes)) = self.queue.pop_front() else {
+                break;
+            };
+            if ends(&item) {
+                self.queued_bytes -= bytes;
+                taken.push(item);
+            } else {
+                self.queue.push_back((item, bytes));
+            }
+        }
+        taken
+    }
+
+    /// Whether a command of this kind is to wait in the lane while the breaker is open: probes need not wait for the
+    /// tiers, and are of different kinds. The caller queues it if so.
+    pub fn keeps_probe(&mut self, of: Kind, kind: impl Fn(&T) -> Kind, now: Instant) -> bool {
+        let is_new = self.queue.iter().all(|(item, _)| kind(item) != of);
+        let keeps = is_new && self.queue.len() < self.most_probes(of);
+        if keeps {
+            self.breaker.queued(of, &self.limits.breaker, now);
+        }
+        keeps
+    }
+
+    /// The number of candidates below which another one of this kind is kept.
+    fn most_probes(&self, kind: Kind) -> usize {
+        if self.breaker.has_failed(kind) {
+            FAILED_PROBES
+        } else {
+            PROBES
+        }
+    }
+
+    /// Empties the queue for parking, except for the candidates for the next probes: the first of each kind.
+    pub fn take_all_but_probes(&mut self, kind: impl Fn(&T) -> Kind) -> Vec<T> {
+        let mut kinds = Vec::with_capacity(PROBES);
+        let mut taken = Vec::with_capacity(self.queue.len());
+        for (item, bytes) in std::mem::take(&mut self.queue) {
+            let kind = kind(&item);
+            let most = self.most_probes(kind);
+            if kinds.len() < most && !kinds.contains(&kind) {
+                kinds.push(kind);
+                self.queue.push_back((item, bytes));
+            } else {
+                self.queued_bytes -= bytes;
+                taken.push(item);
+            }
+        }
+        taken
     }
 
     /// Empties the queue, for parking.
@@ -355,6 +476,12 @@ impl<T> Lane<T> {
         self.concurrency.limit().min(self.limits.max_in_flight)
     }
 
+    /// The current limit of requests per second, if there is one.
+    fn limited(&self) -> Option<f64> {
+        let own = self.limits.rate.map(|rate| rate.per_second);
+        own.into_iter().chain(self.pacing.rate()).reduce(f64::min)
+    }
+
     /// The number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -367,9 +494,8 @@ impl<T> Lane<T> {
         if self.breaker.is_open() {
             return Some(Slowness::Breaker);
         }
-        let limited = self.limits.rate.map(|rate| rate.per_second);
         let is_slow = |pace: f64| QUEUE_COMMANDS as f64 > pace * PATIENCE.as_secs_f64();
-        if self.closed(now).is_some() || limited.is_some_and(is_slow) {
+        if self.closed(now).is_some() || self.limited().is_some_and(is_slow) {
             return Some(Slowness::Rate);
         }
         self.pace
@@ -399,49 +525,6 @@ impl<T> Lane<T> {
             ((pace * HORIZON.as_secs_f64()) as usize).min(QUICK_COMMANDS)
         });
         (!spare || queued >= most).then_some(Full::Quick)
-    }
-}
-
-/// Exact: in any period t it lets at most `burst + per_second * t` through.
-#[derive(Debug)]
-struct Bucket {
-    rate: Rate,
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
-        Self {
-            rate,
-            tokens: rate.burst,
-            at: now,
-        }
-    }
-
-    /// Tokens available now or within `time` from `now`.
-    fn within(&self, time: Duration, now: Instant) -> f64 {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        let there = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
-        there + time.as_secs_f64() * self.rate.per_second
-    }
-
-    /// Takes a token.
-    ///
-    /// # Errors
-    /// Returns when the next token is available.
-    fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
-        self.at = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
-            return Ok(());
-        }
-        // Rounded up, so that waiting until then is always enough.
-        let wait = Duration::from_secs_f64((1.0 - self.tokens) / self.rate.per_second)
-            + Duration::from_micros(1);
-        Err(now + wait)
     }
 }
 

@@ -8,10 +8,15 @@
 //! reads the tiers, and the commands released from them meanwhile, to find each subject's unfinished commands; until
 //! then everything waits here.
 //!
+//! A dead endpoint may have millions of unfinished commands. So only the first ones are recorded, by their sequence, up
+//! to the *horizon*; those beyond it are parked without a record, whatever their subject. When half of the recorded ones
+//! are done, the tiers are read again ([`SubjectQueue::wants_more`]).
+//!
 //! Pure: it holds items of any type.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::under_way::{ALL, ENTRY_BYTES};
 use crate::model::units::EpochMs;
 
 /// The most commands that wait here, over all subjects; further ones are parked.
@@ -50,6 +55,11 @@ pub struct UnderWay {
     pub due: EpochMs,
 }
 
+/// The memory of the record of a command in a tier, bytes, roughly: as if each had its own subject.
+fn weight(subject: &str) -> usize {
+    ENTRY_BYTES + subject.len()
+}
+
 /// The unfinished commands of one subscription, by subject and sequence.
 #[derive(Debug)]
 pub struct SubjectQueue<T> {
@@ -57,6 +67,11 @@ pub struct SubjectQueue<T> {
     waiting: usize,
     /// While the unfinished commands are not known: those that were done meanwhile.
     unknown: Option<HashSet<(Box<str>, i64)>>,
+    /// Of the unfinished commands whose sequence is at most this, all are recorded.
+    horizon: i64,
+    /// What the records of commands in tiers weigh, and may weigh, bytes. Others are bounded by the lane's queue.
+    weight: usize,
+    limit: usize,
 }
 
 impl<T> Default for SubjectQueue<T> {
@@ -65,64 +80,85 @@ impl<T> Default for SubjectQueue<T> {
             subjects: HashMap::new(),
             waiting: 0,
             unknown: Some(HashSet::new()),
+            horizon: ALL,
+            weight: 0,
+            limit: usize::MAX,
         }
     }
 }
 
 impl<T> SubjectQueue<T> {
+    /// Sets what the records of commands in tiers may weigh, bytes, roughly.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// What the records of commands in tiers weigh, bytes, roughly.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// Whether most recorded commands are done while others are beyond the horizon: then forget the tiers and read them
+    /// again ([`SubjectQueue::forget_away`]).
+    #[must_use]
+    pub fn wants_more(&self) -> bool {
+        self.horizon != ALL && self.unknown.is_none() && self.weight <= self.limit / 2
+    }
+
     /// Handles a command that arrives, new or back from a tier.
     pub fn arrive(&mut self, subject: &str, sequence: i64, item: T) -> Arrival<T> {
-        let full = self.waiting >= WAITING;
         let known = self.unknown.is_none();
-        if !self.subjects.contains_key(subject) {
-            self.subjects.insert(subject.into(), BTreeMap::new());
-        }
-        let Some(line) = self.subjects.get_mut(subject) else {
-            return Arrival::Go(item);
-        };
-        match line.get(&sequence) {
+        let line = self.subjects.get(subject);
+        match line.and_then(|line| line.get(&sequence)) {
             Some(Place::Going) => return Arrival::Go(item),
             // A duplicate, which at-least-once delivery allows: one copy at a time.
             Some(Place::Waiting(_)) => return Arrival::Behind(item, None),
             Some(Place::Away(_)) | None => {}
         }
+        // What is ahead of it is not known.
+        if sequence > self.horizon {
+            return Arrival::Behind(item, None);
+        }
         // A parked command parks those behind it, so the nearest one ahead is enough.
-        match line.range(..sequence).next_back() {
+        match line.and_then(|line| line.range(..sequence).next_back()) {
             None if known => {
-                line.insert(sequence, Place::Going);
+                self.put(subject, sequence, Place::Going);
                 return Arrival::Go(item);
             }
             Some((_, Place::Away(due))) => return Arrival::Behind(item, Some(*due)),
-            _ if full => return Arrival::Behind(item, None),
+            _ if self.waiting >= WAITING => return Arrival::Behind(item, None),
             _ => {}
         }
-        line.insert(sequence, Place::Waiting(item));
-        self.waiting += 1;
+        self.put(subject, sequence, Place::Waiting(item));
         Arrival::Waits
     }
 
-    /// Records that a command goes to a tier until `due`. Returns those that wait behind it, in order; the caller parks
-    /// them too, and they already count as being in a tier.
+    /// Records that a command goes to a tier until `due`. Returns those that wait behind it, in order, and those that now
+    /// are beyond the horizon; the caller parks them too, and they already count as being in a tier.
     pub fn away(&mut self, subject: &str, sequence: i64, due: EpochMs) -> Vec<(i64, T)> {
-        let Some(line) = self.subjects.get_mut(subject) else {
-            return Vec::new();
-        };
         let mut gone = Vec::new();
-        if let Some(Place::Waiting(copy)) = line.insert(sequence, Place::Away(due)) {
-            self.waiting -= 1;
+        let copy = if sequence <= self.horizon {
+            self.put(subject, sequence, Place::Away(due))
+        } else {
+            self.take(subject, sequence)
+        };
+        if let Some(Place::Waiting(copy)) = copy {
             gone.push((sequence, copy));
         }
+        let line = self.subjects.get(subject);
         let behind: Vec<i64> = line
-            .range(sequence + 1..)
+            .into_iter()
+            .flat_map(|line| line.range(sequence.saturating_add(1)..))
             .filter(|(_, place)| matches!(place, Place::Waiting(_)))
             .map(|(&sequence, _)| sequence)
             .collect();
         for sequence in behind {
-            if let Some(Place::Waiting(item)) = line.insert(sequence, Place::Away(due)) {
-                self.waiting -= 1;
+            if let Some(Place::Waiting(item)) = self.put(subject, sequence, Place::Away(due)) {
                 gone.push((sequence, item));
             }
         }
+        gone.extend(self.shrink());
         gone
     }
 
@@ -132,38 +168,126 @@ impl<T> SubjectQueue<T> {
         if let Some(meanwhile) = &mut self.unknown {
             meanwhile.insert((subject.into(), sequence));
         }
-        let line = self.subjects.get_mut(subject)?;
         // A duplicate that waits here stays: its offset has to end too.
-        if !matches!(line.get(&sequence), Some(Place::Waiting(_))) {
-            line.remove(&sequence);
+        let place = self.subjects.get(subject)?.get(&sequence);
+        if !matches!(place, Some(Place::Waiting(_))) {
+            self.take(subject, sequence);
         }
         self.next(subject)
     }
 
-    /// Records the unfinished commands found in the tiers and among those released. Returns the items that may proceed.
-    pub fn learn(&mut self, under_way: impl IntoIterator<Item = UnderWay>) -> Vec<T> {
+    /// Records the unfinished commands found in the tiers and among those released, of which those up to `horizon` are
+    /// complete. Returns the items that may proceed, and those that are beyond the horizon; the latter count as being in
+    /// a tier.
+    pub fn learn(
+        &mut self,
+        under_way: impl IntoIterator<Item = UnderWay>,
+        horizon: i64,
+    ) -> (Vec<T>, Vec<T>) {
         let Some(meanwhile) = self.unknown.take() else {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         };
+        self.horizon = self.horizon.min(horizon);
         for UnderWay {
             subject,
             sequence,
             due,
         } in under_way
         {
-            if !meanwhile.contains(&(subject.clone(), sequence)) {
-                self.subjects
-                    .entry(subject)
-                    .or_default()
-                    .entry(sequence)
-                    .or_insert(Place::Away(due));
+            let line = self.subjects.get(&subject);
+            let is_here = line.is_some_and(|line| line.contains_key(&sequence));
+            if !is_here && !meanwhile.contains(&(subject.clone(), sequence)) {
+                self.put(&subject, sequence, Place::Away(due));
             }
         }
+        let mut beyond = self.take_beyond();
+        beyond.extend(self.shrink());
         let subjects: Vec<Box<str>> = self.subjects.keys().cloned().collect();
-        subjects
-            .iter()
-            .filter_map(|subject| self.next(subject))
-            .collect()
+        let go = subjects.iter().filter_map(|subject| self.next(subject));
+        let go = go.collect();
+        (go, beyond.into_iter().map(|(_, item)| item).collect())
+    }
+
+    /// Sets the place of a command; returns the former one.
+    fn put(&mut self, subject: &str, sequence: i64, place: Place<T>) -> Option<Place<T>> {
+        if !self.subjects.contains_key(subject) {
+            self.subjects.insert(subject.into(), BTreeMap::new());
+        }
+        match &place {
+            Place::Waiting(_) => self.waiting += 1,
+            Place::Away(_) => self.weight += weight(subject),
+            Place::Going => {}
+        }
+        let before = self.subjects.get_mut(subject)?.insert(sequence, place);
+        self.uncount(subject, before.as_ref());
+        before
+    }
+
+    /// Counts a record out that has been replaced or removed.
+    fn uncount(&mut self, subject: &str, place: Option<&Place<T>>) {
+        match place {
+            Some(Place::Waiting(_)) => self.waiting -= 1,
+            Some(Place::Away(_)) => self.weight -= weight(subject),
+            Some(Place::Going) | None => {}
+        }
+    }
+
+    /// Removes the record of a command.
+    fn take(&mut self, subject: &str, sequence: i64) -> Option<Place<T>> {
+        let line = self.subjects.get_mut(subject)?;
+        let place = line.remove(&sequence);
+        if line.is_empty() {
+            self.subjects.remove(subject);
+        }
+        self.uncount(subject, place.as_ref());
+        place
+    }
+
+    /// Over the limit, lowers the horizon until the records of commands in tiers weigh seven eighths of it. Returns what
+    /// waits beyond.
+    fn shrink(&mut self) -> Vec<(i64, T)> {
+        if self.weight <= self.limit {
+            return Vec::new();
+        }
+        let mut all: Vec<(i64, usize)> = Vec::new();
+        for (subject, line) in &self.subjects {
+            let away = line
+                .iter()
+                .filter(|(_, place)| matches!(place, Place::Away(_)));
+            all.extend(away.map(|(&sequence, _)| (sequence, weight(subject))));
+        }
+        all.sort_unstable();
+        let (mut sum, mut horizon) = (0, i64::MIN);
+        for (sequence, weight) in all {
+            sum += weight;
+            // One at least, or nothing would ever proceed.
+            if sum > self.limit - self.limit / 8 && horizon != i64::MIN {
+                break;
+            }
+            horizon = sequence;
+        }
+        self.horizon = self.horizon.min(horizon);
+        self.take_beyond()
+    }
+
+    /// Removes what is beyond the horizon, except for commands that proceed already. Returns what waits there.
+    fn take_beyond(&mut self) -> Vec<(i64, T)> {
+        if self.horizon == ALL {
+            return Vec::new();
+        }
+        let mut beyond: Vec<(Box<str>, i64)> = Vec::new();
+        for (subject, line) in &self.subjects {
+            let after = line.range(self.horizon.saturating_add(1)..);
+            let not_going = after.filter(|(_, place)| !matches!(place, Place::Going));
+            beyond.extend(not_going.map(|(&sequence, _)| (subject.clone(), sequence)));
+        }
+        let mut taken = Vec::new();
+        for (subject, sequence) in beyond {
+            if let Some(Place::Waiting(item)) = self.take(&subject, sequence) {
+                taken.push((sequence, item));
+            }
+        }
+        taken
     }
 
     /// Takes all items that wait behind one in a tier, with its due time; the caller parks them too, and they already
@@ -185,27 +309,35 @@ impl<T> SubjectQueue<T> {
         taken
     }
 
-    /// Forgets which commands are in tiers, to read them again: one that should have returned has not.
+    /// Forgets which commands are in tiers, to read them again.
     pub fn forget_away(&mut self) {
         self.unknown = Some(HashSet::new());
-        for line in self.subjects.values_mut() {
+        self.horizon = ALL;
+        self.weight = 0;
+        self.subjects.retain(|_, line| {
             line.retain(|_, place| !matches!(place, Place::Away(_)));
-        }
+            !line.is_empty()
+        });
     }
 
     /// Takes all waiting items, by sequence; they count as allowed to proceed.
     pub fn take_waiting(&mut self) -> Vec<T> {
-        let mut taken = Vec::with_capacity(self.waiting);
+        self.take_waiting_if(|_| true)
+    }
+
+    /// Takes the waiting items for which `ends` holds, by sequence; they count as allowed to proceed.
+    pub fn take_waiting_if(&mut self, mut ends: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
         for line in self.subjects.values_mut() {
             for (&sequence, place) in line.iter_mut() {
-                if matches!(place, Place::Waiting(_))
+                if matches!(place, Place::Waiting(item) if ends(item))
                     && let Place::Waiting(item) = std::mem::replace(place, Place::Going)
                 {
+                    self.waiting -= 1;
                     taken.push((sequence, item));
                 }
             }
         }
-        self.waiting = 0;
         taken.sort_by_key(|(sequence, _)| *sequence);
         taken.into_iter().map(|(_, item)| item).collect()
     }
@@ -215,11 +347,7 @@ impl<T> SubjectQueue<T> {
         if self.unknown.is_some() {
             return None;
         }
-        let line = self.subjects.get_mut(subject)?;
-        let Some(mut first) = line.first_entry() else {
-            self.subjects.remove(subject);
-            return None;
-        };
+        let mut first = self.subjects.get_mut(subject)?.first_entry()?;
         if !matches!(first.get(), Place::Waiting(_)) {
             return None;
         }
@@ -245,7 +373,7 @@ mod tests {
 
     fn known() -> SubjectQueue<i64> {
         let mut book = SubjectQueue::default();
-        assert!(book.learn([]).is_empty());
+        assert!(book.learn([], ALL).0.is_empty());
         book
     }
 
@@ -292,7 +420,7 @@ mod tests {
             sequence: 3,
             due: DUE,
         };
-        assert_eq!(book.learn([under_way]), [8]);
+        assert_eq!(book.learn([under_way], ALL).0, [8]);
         assert_eq!(book.arrive("a", 3, 3), Arrival::Go(3));
         assert_eq!(book.done("a", 3), Some(7));
     }
@@ -314,11 +442,12 @@ mod tests {
     fn what_waits_behind_one_in_a_tier_can_be_taken_there_too() {
         let mut book = SubjectQueue::default();
         assert_eq!(book.arrive("a", 7, 7), Arrival::Waits);
-        book.learn([UnderWay {
+        let under_way = UnderWay {
             subject: "a".into(),
             sequence: 3,
             due: DUE,
-        }]);
+        };
+        book.learn([under_way], ALL);
         assert_eq!(book.take_behind_away(), [(7, DUE)]);
         assert_eq!(book.arrive("a", 8, 8), Arrival::Behind(8, Some(DUE)));
     }
@@ -334,8 +463,64 @@ mod tests {
             sequence: 1,
             due: DUE,
         };
-        book.learn([under_way]);
+        book.learn([under_way], ALL);
         assert_eq!(book.arrive("a", 2, 2), Arrival::Go(2));
+    }
+
+    #[test]
+    fn what_is_beyond_the_horizon_is_parked_and_read_again_when_there_is_room() {
+        let mut book = known();
+        // Sixteen records.
+        book.set_limit(16 * weight("a"));
+        for sequence in 0..16 {
+            let subject = if sequence % 2 == 0 { "a" } else { "b" };
+            book.away(subject, sequence, DUE);
+        }
+        assert_eq!(book.arrive("c", 16, 16), Arrival::Go(16), "all is known");
+        assert_eq!(book.arrive("c", 17, 17), Arrival::Waits);
+        assert_eq!(book.away("a", 18, DUE), [(17, 17)], "it is beyond now");
+        assert_eq!(book.weight(), 14 * weight("a"));
+        assert_eq!(book.arrive("d", 19, 19), Arrival::Behind(19, None));
+        assert!(book.away("d", 19, DUE).is_empty());
+        assert_eq!(book.arrive("a", 14, 14), Arrival::Behind(14, None));
+        assert_eq!(book.arrive("a", 2, 2), Arrival::Behind(2, Some(DUE)));
+        assert_eq!(book.done("c", 16), None, "what proceeded goes on");
+        for sequence in 0..6 {
+            assert!(!book.wants_more());
+            let subject = if sequence % 2 == 0 { "a" } else { "b" };
+            assert_eq!(
+                book.arrive(subject, sequence, sequence),
+                Arrival::Go(sequence)
+            );
+            assert_eq!(book.done(subject, sequence), None);
+        }
+        assert!(book.wants_more());
+        book.forget_away();
+        assert_eq!(
+            book.arrive("d", 19, 19),
+            Arrival::Waits,
+            "until it is known"
+        );
+        let found = (6..=19).filter(|sequence| *sequence != 16);
+        let subjects = ["a", "b"].repeat(8);
+        let found = found.map(|sequence| UnderWay {
+            subject: match sequence {
+                17 => "c",
+                18 => "a",
+                19 => "d",
+                other => subjects[other as usize],
+            }
+            .into(),
+            sequence,
+            due: DUE,
+        });
+        let (go, beyond) = book.learn(found, 18);
+        assert_eq!(
+            (go, beyond),
+            (Vec::new(), vec![19]),
+            "nothing is known of 19"
+        );
+        assert_eq!(book.arrive("c", 17, 17), Arrival::Go(17));
     }
 
     #[test]
@@ -433,7 +618,8 @@ mod tests {
                     due: DUE,
                 })
                 .collect();
-            self.going.extend(self.book.learn(under_way));
+            let (go, _) = self.book.learn(under_way, ALL);
+            self.going.extend(go);
         }
 
         fn check(&self) -> Result<(), TestCaseError> {

@@ -1,14 +1,15 @@
 //! Order within a subject: connects the lanes to their subject queues ([`super::order`]).
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::effect::{Effect, Notice};
 use super::env::{Endpoint, Subscriptions};
-use super::event::{Found, LaneId, UnderWay};
+use super::event::LaneId;
 use super::order::{Arrival, SubjectQueue, UnderWay as Ahead};
 use super::routing::reason;
 use super::state::{Knowledge, Partition, Step, Taken};
+use super::under_way::{UnderWay, Unfinished};
 use crate::model::command::{Cause, Command};
 use crate::model::outcome::ParkReason;
 use crate::model::subscription::Order;
@@ -17,6 +18,8 @@ use crate::model::window::Window;
 
 /// A command that should have returned from its tier this long ago is overdue: the tiers are read again.
 const OVERDUE: Duration = Duration::from_secs(900);
+/// The least time between reads of the tiers for lanes whose backlog is known only in part.
+const BETWEEN: Duration = Duration::from_secs(5);
 
 /// The subject and sequence of a command, if it is subject to `order`.
 fn place(command: &Command, order: Order) -> Option<(&str, i64)> {
@@ -29,24 +32,32 @@ fn place(command: &Command, order: Order) -> Option<(&str, i64)> {
     counts.then_some((subject, command.sequence?))
 }
 
-/// The found commands that block others of their subject.
+/// The found commands that block others of their subject, and up to which sequence they are complete.
 fn still_ahead(
     window: &Window,
     unwritten: &HashSet<i64>,
     order: Order,
-    found: Vec<Found>,
-) -> Vec<Ahead> {
+    found: Unfinished,
+) -> (Vec<Ahead>, i64) {
     let has_ended = |offset: Offset| window.is_finished(offset) || unwritten.contains(&offset.0);
-    found
-        .into_iter()
-        .filter(|found| order == Order::Strict || found.attempt == 0)
+    let (found, horizon) = found.take(order);
+    let ahead = found
         .filter(|found| !found.released.is_some_and(&has_ended))
         .map(|found| Ahead {
             subject: found.subject,
             sequence: found.sequence,
             due: found.due,
         })
-        .collect()
+        .collect();
+    (ahead, horizon)
+}
+
+/// What the records of one lane may weigh, when `lanes` share `bytes`: at most an eighth, and enough for some hundred
+/// commands.
+fn share(bytes: usize, lanes: usize) -> usize {
+    const LEAST: usize = 64 * 1024;
+    let most = bytes / 8;
+    (bytes / lanes.max(1)).clamp(LEAST.min(most), most)
 }
 
 impl<E: Endpoint> Partition<E> {
@@ -66,6 +77,7 @@ impl<E: Endpoint> Partition<E> {
                 // Without order, no command waits for another.
                 let waiting = entry.take_waiting();
                 entry.subjects = None;
+                self.ordered -= 1;
                 self.let_through(id, waiting, step);
             }
             (Order::None, None) => {}
@@ -77,11 +89,15 @@ impl<E: Endpoint> Partition<E> {
             (_, Some(_)) => {}
             (_, none) => {
                 let mut subjects = Box::<SubjectQueue<Taken>>::default();
+                self.ordered += 1;
+                subjects.set_limit(share(self.rules.order_bytes, self.ordered));
                 match &mut self.knowledge {
                     Knowledge::Known(found) => {
-                        let found = found.remove(&*entry.name).unwrap_or_default();
+                        let found = found.remove(&entry.name);
+                        let (ahead, horizon) =
+                            still_ahead(&self.window, &self.unwritten, order, found);
                         // A new queue holds no waiting items.
-                        subjects.learn(still_ahead(&self.window, &self.unwritten, order, found));
+                        subjects.learn(ahead, horizon);
                     }
                     needed @ Knowledge::NotNeeded => *needed = Knowledge::Needed,
                     Knowledge::Needed | Knowledge::Asked => {}
@@ -108,6 +124,7 @@ impl<E: Endpoint> Partition<E> {
             return Some(taken);
         };
         let subject: Box<str> = subject.into();
+        subjects.set_limit(share(self.rules.order_bytes, self.ordered));
         match subjects.arrive(&subject, sequence, taken) {
             Arrival::Go(taken) => Some(taken),
             Arrival::Waits => None,
@@ -159,10 +176,16 @@ impl<E: Endpoint> Partition<E> {
         due: EpochMs,
         step: &mut Step<'_, S>,
     ) {
+        let wall = step.env.wall;
+        let due = match self.expires(&behind.command, step) {
+            Some((end, limit)) if end <= wall => return self.expire(behind, limit, step),
+            Some((end, _)) => due.min(end),
+            None => due,
+        };
         behind.command.due = Some(due);
         behind.command.cause = Cause::Parked;
         step.push(Effect::Parked(ParkReason::Order));
-        let tier = self.rules.tiers.for_rest(due.since(step.env.wall));
+        let tier = self.rules.tiers.for_rest(due.since(wall));
         self.write_to_tier(behind, tier, step);
     }
 
@@ -196,15 +219,20 @@ impl<E: Endpoint> Partition<E> {
         for (&id, entry) in &mut self.lanes {
             let order = entry.order;
             if let Some(subjects) = &mut entry.subjects {
-                let found = found.remove(&*entry.name).unwrap_or_default();
-                let first =
-                    subjects.learn(still_ahead(&self.window, &self.unwritten, order, found));
-                go.push((id, first, subjects.take_behind_away()));
+                let found = found.remove(&entry.name);
+                let (ahead, horizon) = still_ahead(&self.window, &self.unwritten, order, found);
+                let (first, beyond) = subjects.learn(ahead, horizon);
+                go.push((id, first, beyond, subjects.take_behind_away()));
             }
         }
         self.knowledge = Knowledge::Known(found);
-        for (id, first, behind) in go {
+        for (id, first, beyond, behind) in go {
             self.let_through(id, first, step);
+            for beyond in beyond {
+                let age = step.env.wall.since(beyond.command.waits_since());
+                let due = step.env.wall + self.rules.tiers.park_for(age);
+                self.follow(beyond, due, step);
+            }
             for (behind, due) in behind {
                 self.follow(behind, due, step);
             }
@@ -231,6 +259,25 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
+    /// Reads the tiers again for lanes that know too little of what is unfinished.
+    pub(super) fn look_further(&mut self, now: Instant) {
+        let lately = self
+            .looked_further
+            .is_some_and(|last| now.saturating_duration_since(last) < BETWEEN);
+        if lately || !matches!(self.knowledge, Knowledge::Known(_)) {
+            return;
+        }
+        for entry in self.lanes.values_mut() {
+            if let Some(subjects) = &mut entry.subjects
+                && subjects.wants_more()
+            {
+                subjects.forget_away();
+                self.knowledge = Knowledge::Needed;
+                self.looked_further = Some(now);
+            }
+        }
+    }
+
     /// Queues commands that may proceed.
     fn let_through<S: Subscriptions<Endpoint = E>>(
         &mut self,
@@ -243,6 +290,10 @@ impl<E: Endpoint> Partition<E> {
             let Some(entry) = self.lanes.get_mut(&id) else {
                 return;
             };
+            if entry.held.is_some() {
+                self.take_held(id, item, step);
+                continue;
+            }
             match entry.lane.closed(now) {
                 // It would wait here for as long as the lane is closed, and hold the partition's memory.
                 Some((cause, until)) => self.park(item, reason(cause), Some(until - now), step),

@@ -6,9 +6,15 @@ use std::time::{Duration, Instant};
 
 use super::counts::AttemptCounts;
 use super::env::{Endpoint, Standing};
+use super::health::{LaneHealth, Look, Sides};
 use super::state::Partition;
 use crate::model::units::Offset;
 use crate::model::window::{Format, Place, Snapshot};
+
+/// The time that counts as recent.
+const LATELY: Duration = Duration::from_secs(10);
+/// How long a held lane counts after its last attempt, when it has no command to probe with.
+const STILL: Duration = Duration::from_secs(60);
 
 impl<E: Endpoint> Partition<E> {
     /// What may be committed now.
@@ -54,25 +60,55 @@ impl<E: Endpoint> Partition<E> {
         let open = self
             .lanes
             .values()
-            .filter(|entry| entry.lane.queued() > 0 && matches!(entry.standing, Standing::Open(_)));
+            .filter(|entry| entry.lane.queued() > 0 && entry.held.is_none())
+            .filter(|entry| matches!(entry.standing, Standing::Open(_)));
         open.map(|entry| entry.lane.runnable(most, now)).sum()
     }
 
-    /// Subscriptions with an attempt that ended within `lately`, and how many of these had no response to their last
-    /// two or more attempts. Subscriptions whose breaker has been open for longer do not count.
+    /// Appends the health of the lanes with recent attempts, and of those that are held. Lanes whose breaker has been
+    /// open for longer say nothing about now.
+    pub fn health(&self, into: &mut Vec<LaneHealth>, now: Instant) {
+        let within = |at: Option<Instant>, time: Duration| {
+            at.is_some_and(|at| now.saturating_duration_since(at) < time)
+        };
+        for entry in self.lanes.values() {
+            let counts = match &entry.held {
+                Some(_) => within(entry.last_end, STILL) || entry.lane.queued() > 0,
+                None => {
+                    let opened_lately = entry.opened.is_none() || within(entry.opened, LATELY);
+                    within(entry.last_end, LATELY) && opened_lately
+                }
+            };
+            if counts {
+                let look = match () {
+                    () if entry.held.is_some() || entry.fails(now) => Look::Fails,
+                    () if within(entry.last_heard, LATELY) => Look::Responds,
+                    () => Look::Unclear,
+                };
+                let Sides { host, subscriber } = entry.sides;
+                into.push(LaneHealth {
+                    host,
+                    subscriber,
+                    look,
+                });
+            }
+        }
+    }
+
+    /// What the records for order weigh, bytes, roughly.
     #[must_use]
-    pub fn health(&self, lately: Duration, now: Instant) -> (usize, usize) {
-        /// A single attempt without a response may be a coincidence.
-        const UNANSWERED: u32 = 2;
-        let recent = |at: Instant| now.saturating_duration_since(at) < lately;
-        let active = self
+    pub fn order_weight(&self) -> usize {
+        let queues = self
             .lanes
             .values()
-            .filter(|entry| entry.last_end.is_some_and(recent) && entry.opened.is_none_or(recent));
-        active.fold((0, 0), |(active, failing), entry| {
-            let fails = usize::from(entry.unanswered >= UNANSWERED);
-            (active + 1, failing + fails)
-        })
+            .filter_map(|entry| entry.subjects.as_ref());
+        queues.map(|subjects| subjects.weight()).sum()
+    }
+
+    /// Whether a held lane heard from its endpoint since the outage began.
+    #[must_use]
+    pub fn heard(&self) -> bool {
+        self.heard
     }
 
     /// Takes the attempts by subscriber since the last call; a subscriber may occur several times.

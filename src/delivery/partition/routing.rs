@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use super::counts::AttemptCounts;
 use super::effect::{Effect, Outcome};
-use super::env::{Endpoint, Standing, Subscriptions, Unavailable};
+use super::env::{Endpoint, Standing, Subscriptions, Terms, Unavailable};
 use super::event::{Incoming, LaneId};
+use super::health::Sides;
 use super::lane::{Full, Lane, Slowness};
 use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
 use crate::model::command::{Cause, Command};
 use crate::model::dead_letter::{DeadLetterInfo, Reason};
+use crate::model::expiry::{Expiry, explain};
 use crate::model::outcome::ParkReason;
 use crate::model::tiers::LONGEST_PARK;
 use crate::model::units::EpochMs;
@@ -29,6 +31,14 @@ pub(super) fn reason(cause: Slowness) -> ParkReason {
         Slowness::Endpoint => ParkReason::LaneFull,
         Slowness::Rate => ParkReason::Rate,
         Slowness::Breaker => ParkReason::Breaker,
+    }
+}
+
+/// When the commands of a subscription expire. A resume in the future would delay that for ever.
+fn expiry<E>(terms: &Terms<E>, wall: EpochMs) -> Expiry {
+    Expiry {
+        max_age: terms.max_age,
+        resumed_at: terms.resumed_at.map(|at| at.min(wall)),
     }
 }
 
@@ -105,13 +115,26 @@ impl<E: Endpoint> Partition<E> {
             taken.command.place_in_order(&self.rules.cluster, offset);
         }
         if !entry.standing.accepts() {
-            let standing = entry.standing.clone();
-            self.turn_away(taken, &standing, step);
+            let (standing, expiry) = (entry.standing.clone(), entry.expiry);
+            self.turn_away(taken, &standing, expiry, step);
             return None;
         }
+        let since = taken.command.waits_since();
+        if entry.expiry.at(since) <= wall {
+            let limit = entry.expiry.max_age;
+            self.expire(taken, limit, step);
+            return None;
+        }
+        entry.holds(since);
         let taken = self.take_turn(id, taken, step)?;
         let entry = self.lanes.get_mut(&id)?;
-        if let Some((cause, until)) = entry.lane.closed(now) {
+        if entry.held.is_some() {
+            self.take_held(id, taken, step);
+            return None;
+        }
+        if let Some((cause, until)) = entry.lane.closed(now)
+            && !(cause == Slowness::Breaker && entry.keeps_probe(&taken, now))
+        {
             self.park(taken, reason(cause), Some(until - now), step);
             return None;
         }
@@ -149,7 +172,7 @@ impl<E: Endpoint> Partition<E> {
         let oldest = self
             .lanes
             .iter()
-            .filter(|(_, entry)| entry.lane.slow(now).is_some())
+            .filter(|(_, entry)| entry.held.is_some() || entry.lane.slow(now).is_some())
             .filter_map(|(&id, entry)| Some((entry.lane.first()?.offset, id)))
             .min();
         let Some((_, id)) = oldest else {
@@ -166,14 +189,20 @@ impl<E: Endpoint> Partition<E> {
     /// Delays a released command that is not due by this machine's clock (**Never early**).
     fn not_yet<S: Subscriptions<Endpoint = E>>(
         &mut self,
-        taken: Taken,
+        mut taken: Taken,
         due: EpochMs,
         step: &mut Step<'_, S>,
     ) {
         let rest = due.since(step.env.wall);
         if rest > DUE_SOON {
-            let tier = self.rules.tiers.for_rest(rest);
-            return self.leave(taken, tier, step);
+            // Its lane has to know that it is in a tier: a look-ahead does not find it there before the next commit.
+            let id = self.lane_of(&taken.command, step).ok();
+            let entry = id.and_then(|id| self.lanes.get(&id));
+            if entry.is_some_and(|entry| entry.subjects.is_some()) {
+                let offset = taken.offset.0;
+                taken.command.place_in_order(&self.rules.cluster, offset);
+            }
+            return self.wait_in_tier(taken, due, None, step);
         }
         self.due_soon.push(Reverse(DueSoon { due, taken }));
         self.wake_at(step.env.now + rest, step);
@@ -202,15 +231,19 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// Handles a command whose subscription currently accepts none.
-    fn turn_away<S: Subscriptions<Endpoint = E>>(
+    pub(super) fn turn_away<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
         standing: &Standing<E>,
+        expiry: Expiry,
         step: &mut Step<'_, S>,
     ) {
         match standing {
-            Standing::Open(_) | Standing::Loading | Standing::Waiting => {
-                self.park(taken, ParkReason::Paused, None, step);
+            Standing::Open(_) | Standing::Loading | Standing::Waiting | Standing::Unusable => {
+                // It is back before it could expire after a resume.
+                let age = step.env.wall.since(taken.command.waits_since());
+                let rest = self.rules.tiers.park_for(age).min(expiry.grace() / 2);
+                self.park(taken, ParkReason::Paused, Some(rest), step);
             }
             Standing::Disabled => {
                 let id = &taken.command.subscription;
@@ -224,24 +257,114 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
+    /// When a command expires, and the maximum age; `None` while its subscription is paused or unknown.
+    pub(super) fn expires<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        command: &Command,
+        step: &mut Step<'_, S>,
+    ) -> Option<(EpochMs, Duration)> {
+        let id = *self.by_subscription.get(&*command.subscription)?;
+        // It may have been paused or resumed since.
+        if !self.refresh(id, step) {
+            return None;
+        }
+        let entry = self.lanes.get(&id)?;
+        let is_paused = matches!(entry.standing, Standing::Waiting);
+        let end = entry.expiry.at(command.waits_since());
+        (!is_paused).then_some((end, entry.expiry.max_age))
+    }
+
+    /// The maximum age of a command that has reached it.
+    pub(super) fn has_expired<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        command: &Command,
+        step: &mut Step<'_, S>,
+    ) -> Option<Duration> {
+        let (end, limit) = self.expires(command, step)?;
+        (end <= step.env.wall).then_some(limit)
+    }
+
+    /// Gives up a command that has reached its maximum age.
+    pub(super) fn expire<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        limit: Duration,
+        step: &mut Step<'_, S>,
+    ) {
+        let error = explain(&taken.command, limit, step.env.wall);
+        let last = taken.command.last_failure.as_ref();
+        let status = last.and_then(|failure| failure.status);
+        self.dead_letter(taken, Reason::Expired, status, error, step);
+    }
+
+    /// Gives up the commands of a lane that have reached their maximum age.
+    pub(super) fn expire_lane<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        step: &mut Step<'_, S>,
+    ) {
+        let wall = step.env.wall;
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        let expiry = entry.expiry;
+        let mut oldest: Option<EpochMs> = None;
+        let mut ends = |taken: &Taken| {
+            let since = taken.command.waits_since();
+            let ends = expiry.at(since) <= wall;
+            if !ends {
+                oldest = Some(oldest.map_or(since, |oldest| oldest.min(since)));
+            }
+            ends
+        };
+        let mut ended = entry.lane.take_if(&mut ends);
+        if let Some(subjects) = &mut entry.subjects {
+            ended.extend(subjects.take_waiting_if(&mut ends));
+        }
+        entry.oldest = oldest;
+        for taken in ended {
+            self.expire(taken, expiry.max_age, step);
+        }
+    }
+
+    /// Moves a command to a tier until `due`, or until it expires if that is earlier. `parked` says why, unless an
+    /// attempt is due then.
+    pub(super) fn wait_in_tier<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        mut taken: Taken,
+        due: EpochMs,
+        parked: Option<ParkReason>,
+        step: &mut Step<'_, S>,
+    ) {
+        let wall = step.env.wall;
+        let due = match self.expires(&taken.command, step) {
+            Some((end, limit)) if end <= wall => return self.expire(taken, limit, step),
+            Some((end, _)) => due.min(end),
+            None => due,
+        };
+        if let Some(why) = parked {
+            taken.command.cause = Cause::Parked;
+            step.push(Effect::Parked(why));
+        }
+        taken.command.due = Some(due);
+        let tier = self.rules.tiers.for_rest(due.since(wall));
+        self.leave(taken, tier, step);
+    }
+
     /// Moves a command to a tier without an attempt: for `rest`, or in proportion to its age.
     pub(super) fn park<S: Subscriptions<Endpoint = E>>(
         &mut self,
-        mut taken: Taken,
+        taken: Taken,
         why: ParkReason,
         rest: Option<Duration>,
         step: &mut Step<'_, S>,
     ) {
         let (tiers, wall) = (&self.rules.tiers, step.env.wall);
         let rest = rest.map_or_else(
-            || tiers.park_for(wall.since(taken.command.enqueued)),
+            || tiers.park_for(wall.since(taken.command.waits_since())),
             |rest| rest.min(LONGEST_PARK),
         );
-        let tier = tiers.for_rest(rest);
-        taken.command.due = Some(wall + rest);
-        taken.command.cause = Cause::Parked;
-        step.push(Effect::Parked(why));
-        self.leave(taken, tier, step);
+        self.wait_in_tier(taken, wall + rest, Some(why), step);
     }
 
     /// Moves a command to a tier, with those that wait behind it in its subject.
@@ -329,6 +452,7 @@ impl<E: Endpoint> Partition<E> {
         let subscriber = &*command.subscriber;
         let current = step.env.subscriptions.get(subscription, subscriber)?;
         let terms = step.env.subscriptions.terms(&current, None);
+        let sides = Sides::of(&current);
         let id = self.next_lane;
         self.next_lane += 1;
         let name: Rc<str> = Rc::from(subscription);
@@ -336,6 +460,8 @@ impl<E: Endpoint> Partition<E> {
         let entry = LaneEntry {
             lane: Lane::new(terms.limits, now),
             name,
+            expiry: expiry(&terms, step.env.wall),
+            oldest: None,
             subscriber: Arc::from(subscriber),
             counts: AttemptCounts::default(),
             standing: terms.standing,
@@ -346,6 +472,9 @@ impl<E: Endpoint> Partition<E> {
             timed: None,
             unanswered: 0,
             last_end: None,
+            last_heard: None,
+            held: None,
+            sides,
             opened: None,
             order: terms.order,
             subjects: None,
@@ -387,6 +516,8 @@ impl<E: Endpoint> Partition<E> {
         let terms = step.env.subscriptions.terms(&current, before);
         entry.subscription = current;
         entry.valid_until = terms.valid_for.map(|time| now + time);
+        entry.expiry = expiry(&terms, step.env.wall);
+        entry.sides = Sides::of(&entry.subscription);
         entry.standing = terms.standing;
         entry.lane.set_limits(terms.limits, now);
         let accepts = entry.standing.accepts();
@@ -406,10 +537,11 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        let standing = entry.standing.clone();
+        let (standing, expiry) = (entry.standing.clone(), entry.expiry);
         let all = entry.take_all();
+        entry.oldest = None;
         for taken in all {
-            self.turn_away(taken, &standing, step);
+            self.turn_away(taken, &standing, expiry, step);
         }
     }
 

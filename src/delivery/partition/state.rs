@@ -6,14 +6,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::breaker::Kind;
 use super::counts::AttemptCounts;
 use super::effect::{Effect, Effects, Notice, Outcome};
 use super::env::{Endpoint, Env, Rules, Standing, Subscriptions};
-use super::event::{Incoming, LaneId, UnderWay};
+use super::event::{Incoming, LaneId};
 use super::fairness::Fairness;
+use super::health::{Held, Sides};
 use super::lane::Lane;
 use super::order::SubjectQueue;
+use super::under_way::UnderWay;
 use crate::model::command::Command;
+use crate::model::expiry::Expiry;
 use crate::model::subscription::{Order, Subscription};
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
@@ -97,23 +101,50 @@ pub(super) struct LaneEntry<E> {
     pub(super) ready: bool,
     /// When a timer will request one.
     pub(super) timed: Option<Instant>,
-    /// Consecutive attempts without a response, and when the last attempt ended.
+    /// Consecutive attempts in which nothing came from the endpoint, when the last attempt ended, and when anything last
+    /// came.
     pub(super) unanswered: u32,
     pub(super) last_end: Option<Instant>,
+    pub(super) last_heard: Option<Instant>,
+    /// Set while an egress outage holds the lane.
+    pub(super) held: Option<Held>,
+    /// Its endpoint's host, and its subscriber, as hashes.
+    pub(super) sides: Sides,
     /// When the breaker opened.
     pub(super) opened: Option<Instant>,
+    /// When its commands expire, and a lower bound of the times since when those that it holds have been waiting.
+    pub(super) expiry: Expiry,
+    pub(super) oldest: Option<EpochMs>,
     pub(super) order: Order,
     /// Set when the subscription asks for order.
     pub(super) subjects: Option<Box<SubjectQueue<Taken>>>,
 }
 
 impl<E> LaneEntry<E> {
+    /// Whether a command is to wait for a probe in the lane while its breaker is open. With order, none does: it would
+    /// hold up those behind it in its subject, in memory.
+    pub(super) fn keeps_probe(&mut self, taken: &Taken, now: Instant) -> bool {
+        let kind = |taken: &Taken| Kind::of(&taken.command);
+        self.subjects.is_none() && self.lane.keeps_probe(kind(taken), kind, now)
+    }
+
     /// Takes all commands that wait for their turn in their subject.
     pub(super) fn take_waiting(&mut self) -> Vec<Taken> {
         self.subjects
             .as_mut()
             .map(|subjects| subjects.take_waiting())
             .unwrap_or_default()
+    }
+
+    /// Records that the lane holds a command that has been waiting since `since`.
+    pub(super) fn holds(&mut self, since: EpochMs) {
+        self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
+    }
+
+    /// Whether a command that the lane holds may have reached its maximum age; it may also have left the lane since.
+    pub(super) fn may_expire(&self, wall: EpochMs) -> bool {
+        self.oldest
+            .is_some_and(|oldest| self.expiry.at(oldest) <= wall)
     }
 
     /// Takes all commands that are not in flight: queued ones, then those that wait for their turn.
@@ -147,11 +178,18 @@ pub struct Partition<E> {
     pub(super) in_flight: usize,
     pub(super) intake: Intake,
     pub(super) knowledge: Knowledge,
+    /// The lanes with a subject queue: they share the memory for order.
+    pub(super) ordered: usize,
     /// When the tiers were last read again for an overdue command.
     pub(super) looked_again: Option<Instant>,
+    /// When they were last read again for a lane whose backlog is known only in part.
+    pub(super) looked_further: Option<Instant>,
     pub(super) fairness: Fairness,
     /// Attempts of lanes that no longer exist.
     pub(super) gone: Vec<(Arc<str>, AttemptCounts)>,
+    /// Whether there is an egress outage, and whether a held lane heard from its endpoint during it.
+    pub(super) outage: bool,
+    pub(super) heard: bool,
 }
 
 /// The environment of one event, and its effects.
@@ -187,9 +225,13 @@ impl<E: Endpoint> Partition<E> {
             in_flight: 0,
             intake: Intake::Open,
             knowledge: Knowledge::NotNeeded,
+            ordered: 0,
             looked_again: None,
+            looked_further: None,
             fairness: Fairness::default(),
             gone: Vec::new(),
+            outage: false,
+            heard: false,
         }
     }
 
@@ -278,6 +320,9 @@ impl<E: Endpoint> Partition<E> {
     ) {
         if let Some(counts) = entry.counts.take() {
             self.gone.push((Arc::clone(&entry.subscriber), counts));
+        }
+        if entry.subjects.is_some() {
+            self.ordered -= 1;
         }
         if entry.opened.is_some() {
             step.push(Effect::Notice(Notice::BreakerForgotten {

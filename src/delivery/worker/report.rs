@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Worker;
 use crate::delivery::messages::PartitionState;
-use crate::delivery::outage::{Health, LATELY};
+use crate::delivery::outage::Health;
 use crate::delivery::partition::counts::AttemptCounts;
 use crate::delivery::partition::lane::most_alone;
 use crate::edge::clock;
@@ -12,15 +12,10 @@ use crate::edge::clock;
 impl Worker {
     pub(super) fn health(&self) -> Health {
         let now = clock::instant();
-        let mut health = Health {
-            responded: self.pause.as_ref().is_some_and(|pause| pause.responded),
-            can_probe: self.in_flight > 0 || !self.ready.is_empty(),
-            ..Health::default()
-        };
+        let mut health = Health::default();
         for owned in self.partitions.values() {
-            let (active, failing) = owned.machine.health(LATELY, now);
-            health.active += active;
-            health.failing += failing;
+            owned.machine.health(&mut health.lanes, now);
+            health.heard |= owned.machine.heard();
         }
         health
     }
@@ -38,7 +33,6 @@ impl Worker {
         let now = clock::instant();
         let format = self.around.settings.window_format;
         let most = most_alone(self.around.max_in_flight);
-        let paused = self.pause.is_some();
         let each = self.partitions.iter_mut();
         each.map(|(&partition, owned)| {
             let ages = owned.in_flight.values().map(|flight| now - flight.started);
@@ -48,11 +42,7 @@ impl Worker {
                 span: owned.machine.span(),
                 stalled: owned.machine.stalled(now),
                 oldest: ages.max().unwrap_or_default(),
-                runnable: if paused {
-                    0
-                } else {
-                    owned.machine.runnable(most, now)
-                },
+                runnable: owned.machine.runnable(most, now),
                 outcomes: std::mem::take(&mut owned.outcomes),
             }
         })

@@ -47,6 +47,12 @@ pub struct Failure {
     pub class: FailureClass,
     /// For operators; one sentence without secrets.
     pub error: String,
+    /// Whether the endpoint was heard: bytes came from it that are not a valid response. Bytes before the deadline or
+    /// before a premature end of the connection do not count, since the HTTP stack does not report them.
+    pub heard: bool,
+    /// Whether the server certainly did not process the request (RFC 9113, section 8.7): it was refused, or its HTTP/2
+    /// connection was retired before its turn.
+    pub is_unprocessed: bool,
 }
 
 impl Failure {
@@ -54,7 +60,13 @@ impl Failure {
         Self {
             class,
             error: error.into(),
+            heard: false,
+            is_unprocessed: false,
         }
+    }
+
+    fn heard(self, heard: bool) -> Self {
+        Self { heard, ..self }
     }
 
     pub(super) fn timeout(waited: Duration) -> Self {
@@ -79,9 +91,27 @@ impl Failure {
             return Self::new(
                 FailureClass::Tls,
                 format!("the tls connection failed: {tls}"),
-            );
+            )
+            .heard(true);
         }
-        Self::new(FailureClass::Other, of_hyper(error, find(&chain)))
+        if find(&chain).is_some_and(is_refusal) {
+            return Self {
+                is_unprocessed: true,
+                heard: true,
+                ..Self::new(
+                    FailureClass::Other,
+                    "the server refused the request before it processed it",
+                )
+            };
+        }
+        let io = find(&chain);
+        let broke = error.is_incomplete_message()
+            || error.is_canceled()
+            || error.is_closed()
+            || error.is_timeout();
+        // Not HTTP, too large, or an error of HTTP/2.
+        let heard = error.is_parse() || io.is_none() && !broke;
+        Self::new(FailureClass::Other, of_hyper(error, io)).heard(heard)
     }
 
     fn of_dial(error: &DialError) -> Self {
@@ -103,7 +133,8 @@ impl Failure {
 
     fn of_handshake(cause: &io::Error) -> Self {
         let chain = chain(cause);
-        let why = match find::<rustls::Error>(&chain) {
+        let tls = find::<rustls::Error>(&chain);
+        let why = match tls {
             Some(tls) => tls.to_string(),
             None => innermost_io(&chain).map_or_else(|| cause.kind().to_string(), of_socket),
         };
@@ -111,7 +142,15 @@ impl Failure {
             FailureClass::Tls,
             format!("the tls handshake failed: {why}"),
         )
+        .heard(tls.is_some())
     }
+}
+
+/// GOAWAY fails only streams above the last one that the server may have processed; others fail when the connection
+/// closes.
+fn is_refusal(error: &h2::Error) -> bool {
+    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || is_refused)
 }
 
 fn of_hyper(error: &hyper::Error, io: Option<&io::Error>) -> String {

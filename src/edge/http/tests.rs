@@ -18,6 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::config::EgressSettings;
 
+mod refusals;
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 /// Far longer than any test, so that only the tested limit ends an attempt.
 const LONG: Duration = Duration::from_secs(30);

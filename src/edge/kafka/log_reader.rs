@@ -127,6 +127,12 @@ impl Log {
         })
     }
 
+    /// The topic's name.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     /// How many partitions the topic has.
     #[must_use]
     pub fn partition_count(&self) -> usize {
@@ -175,17 +181,43 @@ impl Log {
         Ok(wanted)
     }
 
+    /// The high watermark of one partition, and the last stable offset: the same unless a transaction stays open for
+    /// longer than `patience`. Then nothing says yet which records behind the stable offset will be committed.
+    ///
+    /// # Errors
+    /// [`Failure`] when the broker does not respond.
+    pub fn high_watermark(
+        &self,
+        partition: i32,
+        patience: Duration,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(Range, i64), Failure> {
+        /// Delay between reads of the stable offset.
+        const PAUSE: Duration = Duration::from_millis(50);
+        let wanted = self.end(&self.all, partition)?;
+        let begun = clock::instant();
+        loop {
+            let stable = self.end(&self.committed, partition)?.end;
+            if stable >= wanted.end || begun.elapsed() > patience || stop() {
+                return Ok((wanted, stable.min(wanted.end)));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     fn ends(&self, consumer: &BaseConsumer<Reader>) -> Result<Vec<Range>, Failure> {
-        let range = |partition: &i32| {
-            let (low, end) = settled(|| consumer.fetch_watermarks(&self.topic, *partition, ANSWER))
-                .map_err(|error| self.failure("reading the end of", error))?;
-            Ok(Range {
-                partition: *partition,
-                low,
-                end,
-            })
-        };
+        let range = |partition: &i32| self.end(consumer, *partition);
         self.partitions.iter().map(range).collect()
+    }
+
+    fn end(&self, consumer: &BaseConsumer<Reader>, partition: i32) -> Result<Range, Failure> {
+        let (low, end) = settled(|| consumer.fetch_watermarks(&self.topic, partition, ANSWER))
+            .map_err(|error| self.failure("reading the end of", error))?;
+        Ok(Range {
+            partition,
+            low,
+            end,
+        })
     }
 
     /// The same ranges from the first record of the time `at` or later; where there is none, nothing is left.
@@ -228,6 +260,29 @@ impl Log {
         &self,
         ranges: &[Range],
         stop: &dyn Fn() -> bool,
+        visit: impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
+    ) -> Result<Reading, E> {
+        self.read_with(&self.committed, ranges, stop, visit)
+    }
+
+    /// The same for every record, also of transactions that are open or were aborted.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub fn read_uncommitted<E: From<Failure>>(
+        &self,
+        ranges: &[Range],
+        stop: &dyn Fn() -> bool,
+        visit: impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
+    ) -> Result<Reading, E> {
+        self.read_with(&self.all, ranges, stop, visit)
+    }
+
+    fn read_with<E: From<Failure>>(
+        &self,
+        consumer: &BaseConsumer<Reader>,
+        ranges: &[Range],
+        stop: &dyn Fn() -> bool,
         mut visit: impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
     ) -> Result<Reading, E> {
         let mut open: Vec<Range> = ranges
@@ -235,28 +290,29 @@ impl Log {
             .copied()
             .filter(|range| range.low < range.end)
             .collect();
-        self.assign(&open)?;
-        let result = self.read_assigned(&mut open, stop, &mut visit);
+        self.assign(consumer, &open)?;
+        let result = self.read_assigned(consumer, &mut open, stop, &mut visit);
         // The next read assigns again; prefetched records are useless.
-        self.committed
+        consumer
             .unassign()
             .map_err(|error| self.failure("leaving", error))?;
         result
     }
 
-    fn assign(&self, ranges: &[Range]) -> Result<(), Failure> {
+    fn assign(&self, consumer: &BaseConsumer<Reader>, ranges: &[Range]) -> Result<(), Failure> {
         let mut list = TopicPartitionList::new();
         for range in ranges {
             list.add_partition_offset(&self.topic, range.partition, Offset::Offset(range.low))
                 .map_err(|error| self.failure("assigning", error))?;
         }
-        self.committed
+        consumer
             .assign(&list)
             .map_err(|error| self.failure("assigning", error))
     }
 
     fn read_assigned<E: From<Failure>>(
         &self,
+        consumer: &BaseConsumer<Reader>,
         open: &mut Vec<Range>,
         stop: &dyn Fn() -> bool,
         visit: &mut impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
@@ -267,7 +323,7 @@ impl Log {
             if stop() {
                 return Ok(Reading::Stopped);
             }
-            match self.committed.poll(POLL) {
+            match consumer.poll(POLL) {
                 Some(Ok(message)) => {
                     let next = message.offset() + 1;
                     let within = open

@@ -21,6 +21,8 @@ pub(crate) fn sample() -> Command {
         cause: Cause::New,
         traceparent: None,
         first_failure: None,
+        last_failure: None,
+        replayed: None,
         sequence: None,
         cluster: None,
         body: Bytes::from_static(b"{}"),
@@ -57,6 +59,8 @@ prop_compose! {
         times in (proptest::option::of(any::<i64>()), any::<i64>(), proptest::option::of(any::<i64>()), proptest::option::of(any::<i64>())),
         attempt in any::<u32>(),
         cause in 0..4_usize,
+        last in proptest::option::of((any::<i64>(), proptest::option::of(any::<u16>()), "\\PC{0,40}")),
+        replayed in proptest::option::of(any::<i64>()),
         cloud in any::<bool>(),
         body in proptest::collection::vec(any::<u8>(), 0..50),
     ) -> Command {
@@ -75,6 +79,8 @@ prop_compose! {
             cause: Cause::ALL[cause],
             traceparent: optional.2,
             first_failure: times.2.map(EpochMs),
+            last_failure: last.map(|(at, status, error)| Box::new(LastFailure::new(EpochMs(at), status, &error))),
+            replayed: replayed.map(EpochMs),
             sequence: times.3,
             cluster: optional.3.filter(|_| times.3.is_some()),
             body: body.into(),
@@ -225,6 +231,23 @@ fn what_is_missing_is_named() {
         Command::from_record(Some(b"acme"), headers, None),
         Err(InvalidCommand::NoBody)
     );
+}
+
+#[test]
+fn the_age_of_a_command_counts_from_its_latest_replay() {
+    let mut command = sample();
+    assert_eq!(command.waits_since(), command.enqueued);
+    command.replayed = Some(EpochMs(1_800_000_000_000));
+    assert_eq!(command.waits_since(), EpochMs(1_800_000_000_000));
+}
+
+#[test]
+fn a_long_error_is_cut_at_a_characters_border() {
+    let failure = LastFailure::new(EpochMs(1), None, &"ü".repeat(MAX_LAST_ERROR_BYTES));
+    assert_eq!(&*failure.error, "ü".repeat(MAX_LAST_ERROR_BYTES / 2));
+    let uneven = format!("x{}", "ü".repeat(MAX_LAST_ERROR_BYTES));
+    let failure = LastFailure::new(EpochMs(1), None, &uneven);
+    assert_eq!(failure.error.len(), MAX_LAST_ERROR_BYTES - 1);
 }
 
 #[test]

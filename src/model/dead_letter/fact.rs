@@ -16,7 +16,7 @@ pub const MAX_ERROR_BYTES: usize = 1024;
 /// The header that tells facts apart.
 pub const FACT: &str = "hs-fact";
 
-/// Headers that only a letter has. A replay drops them; `hs-first-failure` may also be the command's own.
+/// Headers that only a letter has. A replay drops them; those about failures may also be the command's own.
 const LETTER_ONLY: [&str; 6] = [
     FACT,
     "hs-reason",
@@ -27,7 +27,7 @@ const LETTER_ONLY: [&str; 6] = [
 ];
 
 /// Headers of the command that a replay writes anew.
-const REWRITTEN: [&str; 3] = ["hs-attempt", "hs-due", "hs-cause"];
+const REWRITTEN: [&str; 4] = ["hs-attempt", "hs-due", "hs-cause", header::REPLAYED];
 
 /// What delivery adds to a command that it gives up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct DeadLetterInfo {
     pub error: String,
     /// When the first attempt failed; the time of giving up when there was no attempt.
     pub first_failure: EpochMs,
-    /// When the last attempt failed; the time of giving up when there was no attempt.
+    /// When the last attempt failed; the time of giving up when that was not because of an attempt.
     pub last_failure: EpochMs,
 }
 
@@ -420,10 +420,14 @@ fn number<N: FromStr>(headers: &[(&str, &[u8])], name: &'static str) -> Result<N
 ///
 /// Everything that fan-out wrote stays (webhook id, event, trace, first-enqueued time, also headers unknown to
 /// this version), so identity is stable. The cause becomes `replay` and the due time goes. Attempts start at 0
-/// again: an operator replays after mending the cause, and a letter that had exhausted its schedule would
-/// otherwise be dead-lettered by the first hiccup. The invariant on attempt counts is about restarts and hops.
+/// again, and the age at `now`: an operator replays after fixing the cause, and a letter that had exhausted its
+/// schedule or its age would otherwise be dead-lettered by the first failure, or at once. The invariant on attempt
+/// counts is about restarts and hops.
 #[must_use]
-pub fn replay_headers<'a>(letter: &[(&'a str, &'a [u8])]) -> Vec<(&'a str, Cow<'a, [u8]>)> {
+pub fn replay_headers<'a>(
+    letter: &[(&'a str, &'a [u8])],
+    now: EpochMs,
+) -> Vec<(&'a str, Cow<'a, [u8]>)> {
     let kept = letter
         .iter()
         .filter(|(name, _)| !LETTER_ONLY.contains(name) && !REWRITTEN.contains(name));
@@ -432,5 +436,7 @@ pub fn replay_headers<'a>(letter: &[(&'a str, &'a [u8])]) -> Vec<(&'a str, Cow<'
         .collect();
     headers.push(("hs-attempt", Cow::Borrowed(b"0".as_slice())));
     headers.push(("hs-cause", Cow::Borrowed(b"replay".as_slice())));
+    let now = now.to_string().into_bytes();
+    headers.push((header::REPLAYED, Cow::Owned(now)));
     headers
 }

@@ -13,6 +13,8 @@ pub enum Reason {
     PermanentStatus,
     /// The last attempt of the schedule failed.
     AttemptsExhausted,
+    /// The command reached its maximum age (`max_age`).
+    Expired,
     /// The endpoint responded 410.
     Gone,
     /// The subscription was disabled when the command came.
@@ -26,10 +28,11 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All, in the order of the contract.
-    pub const ALL: [Self; 7] = [
+    /// All, in the order in which help and errors list them.
+    pub const ALL: [Self; 8] = [
         Self::PermanentStatus,
         Self::AttemptsExhausted,
+        Self::Expired,
         Self::Gone,
         Self::Disabled,
         Self::EgressDenied,
@@ -43,6 +46,7 @@ impl Reason {
         match self {
             Self::PermanentStatus => "permanent-status",
             Self::AttemptsExhausted => "attempts-exhausted",
+            Self::Expired => "expired",
             Self::Gone => "gone",
             Self::Disabled => "disabled",
             Self::EgressDenied => "egress-denied",

@@ -106,7 +106,7 @@ proptest! {
             }
             Err(error) => prop_assert!(error.to_string().len() < 1000, "{}", error),
         }
-        drop(replay_headers(&headers));
+        drop(replay_headers(&headers, EpochMs(0)));
     }
 
     #[test]
@@ -238,7 +238,7 @@ fn a_replayed_command_is_the_letter_without_what_made_it_one() {
     let mut headers = command_headers(8);
     headers.extend(info(Reason::AttemptsExhausted).headers());
     let pairs = borrowed(&headers);
-    let replayed: Vec<(&str, String)> = replay_headers(&pairs)
+    let replayed: Vec<(&str, String)> = replay_headers(&pairs, EpochMs(77))
         .into_iter()
         .map(|(name, value)| (name, String::from_utf8(value.into_owned()).unwrap()))
         .collect();
@@ -251,6 +251,7 @@ fn a_replayed_command_is_the_letter_without_what_made_it_one() {
         ("hs-of-tomorrow", "kept"),
         ("hs-attempt", "0"),
         ("hs-cause", "replay"),
+        ("hs-replayed", "77"),
     ];
     assert_eq!(
         replayed,

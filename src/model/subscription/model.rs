@@ -49,6 +49,8 @@ pub struct Subscription {
     pub timeout: Option<Duration>,
     /// At most 20 delays of 1 ms to 24 h; `None` means the operator's default.
     pub retry_schedule: Option<Vec<Duration>>,
+    /// The maximum age of its commands, 1 s to 30 days; `None` means the operator's default.
+    pub max_age: Option<Duration>,
     /// The order of delivery.
     pub order: Order,
     /// Overrides of the operator's breaker settings.

@@ -20,6 +20,7 @@ use super::model::{RateLimit, Redacted, SecretSource, StatusRules, Subscription}
 use super::record::{SubscriptionError, is_credential, read_object};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
+use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
 use crate::model::tiers::LONGEST_PARK;
 use crate::model::units::parse_duration;
 
@@ -88,6 +89,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         rate_limit: check.rate_limit(),
         timeout: check.timeout(),
         retry_schedule: check.retry_schedule(),
+        max_age: check.max_age(),
         order: check.enumerated("order"),
         breaker: check.breaker(),
         on_status: check
@@ -342,6 +344,11 @@ impl<'a> Check<'a> {
     fn timeout(&mut self) -> Option<Duration> {
         let text = self.record.get("timeout")?.as_str()?;
         self.duration("timeout", text, MIN_TIMEOUT, MAX_TIMEOUT)
+    }
+
+    fn max_age(&mut self) -> Option<Duration> {
+        let text = self.record.get("max_age")?.as_str()?;
+        self.duration("max_age", text, MIN_MAX_AGE, MAX_MAX_AGE)
     }
 
     fn retry_schedule(&mut self) -> Option<Vec<Duration>> {

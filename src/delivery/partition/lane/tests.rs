@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::delivery::partition::breaker::tests::RULES;
+use crate::delivery::partition::breaker::tests::{RULES, of};
 
 /// Enough for any lane.
 const SPARE: usize = usize::MAX;
@@ -22,6 +22,11 @@ fn lane(max_in_flight: usize, rate: Option<(f64, f64)>, now: Instant) -> Lane<u3
         },
         now,
     )
+}
+
+/// All items are of one kind.
+fn kind(_: &u32) -> Kind {
+    of(Sign::None, false).kind
 }
 
 fn sent(next: Next<u32>) -> Option<u32> {
@@ -45,11 +50,11 @@ fn no_more_than_the_limit_is_in_flight() {
     for item in 0..5 {
         lane.offer(item, 10, false, now).unwrap();
     }
-    assert_eq!(sent(lane.next(SPARE, now)), Some(0));
-    assert_eq!(sent(lane.next(SPARE, now)), Some(1));
-    assert_eq!(lane.next(SPARE, now), Next::Nothing);
+    assert_eq!(sent(lane.next(SPARE, now, kind)), Some(0));
+    assert_eq!(sent(lane.next(SPARE, now, kind)), Some(1));
+    assert_eq!(lane.next(SPARE, now, kind), Next::Nothing);
     lane.ended(now);
-    assert_eq!(sent(lane.next(SPARE, now)), Some(2));
+    assert_eq!(sent(lane.next(SPARE, now, kind)), Some(2));
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn work(lane: &mut Lane<u32>, now: &mut Instant, each: Duration, time: Duration)
     let end = *now + time;
     fill(lane, *now);
     while *now < end {
-        assert!(matches!(lane.next(SPARE, *now), Next::Send(..)));
+        assert!(matches!(lane.next(SPARE, *now, kind), Next::Send(..)));
         *now += each;
         lane.ended(*now);
         fill(lane, *now);
@@ -106,7 +111,7 @@ fn a_lane_that_hangs_is_known_to_be_slow_soon() {
     let mut now = start();
     let mut lane = lane(1, None, now);
     work(&mut lane, &mut now, Duration::from_millis(1), 2 * MEASURE);
-    assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
+    assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
     now += 3 * MEASURE;
     lane.offer(0, 1, false, now).unwrap();
     assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Endpoint));
@@ -117,7 +122,7 @@ fn a_lane_that_hangs_stays_known_for_it_when_its_queue_is_parked() {
     let mut now = start();
     let mut lane = lane(1, None, now);
     lane.offer(0, 1, false, now).unwrap();
-    assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
+    assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
     for _ in 0..20 {
         now += MEASURE;
         assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Endpoint));
@@ -130,7 +135,7 @@ fn a_lane_that_hangs_from_its_first_attempt_takes_no_more_than_its_queue_for_lon
     let now = start();
     let mut lane = lane(1, None, now);
     lane.offer(0, 1, true, now).unwrap();
-    assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
+    assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
     let full =
         |lane: &mut Lane<u32>, now| (0..).find_map(|item| lane.offer(item, 1, true, now).err());
     let (_, full) = full(&mut lane, now + SILENT).unwrap();
@@ -158,12 +163,12 @@ fn a_lane_that_was_idle_is_not_slow_for_that() {
     let mut now = start();
     let mut lane = lane(1, None, now);
     lane.offer(0, 1, false, now).unwrap();
-    lane.next(SPARE, now);
+    lane.next(SPARE, now, kind);
     now += Duration::from_millis(1);
     lane.ended(now);
     now += Duration::from_secs(3600);
     lane.offer(1, 1, false, now).unwrap();
-    lane.next(SPARE, now);
+    lane.next(SPARE, now, kind);
     assert_eq!(fill(&mut lane, now), Full::Quick);
 }
 
@@ -183,12 +188,12 @@ fn a_silent_lane_sends_nothing_until_it_may() {
     lane.hold_off(until);
     lane.hold_off(now + Duration::from_secs(3));
     assert_eq!(
-        lane.next(SPARE, now),
+        lane.next(SPARE, now, kind),
         Next::At(until),
         "a shorter silence does not cut a longer one"
     );
     assert_eq!(lane.closed(now), Some((Slowness::Rate, until)));
-    assert_eq!(sent(lane.next(SPARE, until)), Some(1));
+    assert_eq!(sent(lane.next(SPARE, until, kind)), Some(1));
 }
 
 #[test]
@@ -199,7 +204,7 @@ fn replicas_short_of_requests_leave_every_lane_its_first() {
         lane.offer(item, 1, false, now).unwrap();
     }
     let mut spare = 128;
-    while sent(lane.next(spare, now)).is_some() {
+    while sent(lane.next(spare, now, kind)).is_some() {
         spare -= 1;
     }
     assert!(
@@ -208,12 +213,12 @@ fn replicas_short_of_requests_leave_every_lane_its_first() {
         lane.in_flight()
     );
     assert!(
-        sent(self::lane(1, None, now).next(0, now)).is_none(),
+        sent(self::lane(1, None, now).next(0, now, kind)).is_none(),
         "nothing is queued"
     );
     let mut other = self::lane(8, None, now);
     other.offer(0, 1, false, now).unwrap();
-    assert_eq!(sent(other.next(1, now)), Some(0));
+    assert_eq!(sent(other.next(1, now, kind)), Some(0));
 }
 
 #[test]
@@ -223,13 +228,14 @@ fn an_open_breaker_closes_the_lane_until_its_probe() {
     let mut changed = None;
     for item in 0..RULES.failures {
         lane.offer(item, 1, false, now).unwrap();
-        let Next::Send(_, permit) = lane.next(SPARE, now) else {
+        let Next::Send(_, permit) = lane.next(SPARE, now, kind) else {
             panic!("it is closed");
         };
         let report = Report {
             permit,
+            kind: kind(&item),
             sign: Sign::Bad,
-            responded: true,
+            end: End::Responded,
         };
         changed = lane.learn(report, now, 0.5);
         lane.ended(now);
@@ -239,22 +245,23 @@ fn an_open_breaker_closes_the_lane_until_its_probe() {
     assert_eq!(lane.closed(now), Some((Slowness::Breaker, probe_at)));
     lane.offer(7, 1, false, probe_at).unwrap();
     lane.offer(8, 1, false, probe_at).unwrap();
-    let Next::Send(7, probe) = lane.next(SPARE, probe_at) else {
+    let Next::Send(7, probe) = lane.next(SPARE, probe_at, kind) else {
         panic!("the probe is due");
     };
     assert!(probe.probe);
     assert_eq!(
-        lane.next(SPARE, probe_at),
+        lane.next(SPARE, probe_at, kind),
         Next::Nothing,
         "one probe at a time"
     );
     let report = Report {
         permit: probe,
+        kind: kind(&7),
         sign: Sign::Good,
-        responded: true,
+        end: End::Responded,
     };
     assert_eq!(lane.learn(report, probe_at, 0.5), Some(Change::Closed));
-    assert_eq!(sent(lane.next(SPARE, probe_at)), Some(8));
+    assert_eq!(sent(lane.next(SPARE, probe_at, kind)), Some(8));
 }
 
 /// An endpoint that takes `pace` a second, at twice that for a while; what is parked comes back in portions of a
@@ -309,7 +316,7 @@ fn overloaded(pace: u64, rate: Option<(f64, f64)>) -> (f64, Duration) {
             }
         }
         if busy.is_none() {
-            match lane.next(SPARE, now) {
+            match lane.next(SPARE, now, kind) {
                 Next::Send(..) => busy = Some(now + each),
                 Next::At(at) => {
                     coming.entry(at).or_default();
@@ -352,7 +359,7 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     assert_eq!(free.runnable(SPARE, now), 8);
     assert_eq!(free.runnable(3, now), 3, "a worker gives a lane so many");
     for left in (3..8).rev() {
-        assert!(matches!(free.next(SPARE, now), Next::Send(..)));
+        assert!(matches!(free.next(SPARE, now, kind), Next::Send(..)));
         assert_eq!(free.runnable(SPARE, now), left);
     }
     assert_eq!(free.runnable(3, now), 0, "another worker gives no more");
@@ -367,8 +374,8 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     let mut limited = lane(8, Some((10.0, 2.0)), now);
     (0..100).for_each(|item| limited.push(item, 1, now));
     assert_eq!(limited.runnable(SPARE, now), 2, "the tokens that there are");
-    assert!(matches!(limited.next(SPARE, now), Next::Send(..)));
-    assert!(matches!(limited.next(SPARE, now), Next::Send(..)));
+    assert!(matches!(limited.next(SPARE, now, kind), Next::Send(..)));
+    assert!(matches!(limited.next(SPARE, now, kind), Next::Send(..)));
     assert_eq!(limited.runnable(SPARE, now), 0);
     assert_eq!(limited.runnable(SPARE, now + Duration::from_millis(101)), 1);
 
@@ -376,13 +383,14 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     (0..100).for_each(|item| dead.push(item, 1, now));
     let mut opened = false;
     while !opened {
-        let Next::Send(_, permit) = dead.next(SPARE, now) else {
+        let Next::Send(_, permit) = dead.next(SPARE, now, kind) else {
             panic!("the breaker is closed");
         };
         let report = Report {
             permit,
+            kind: kind(&0),
             sign: Sign::Bad,
-            responded: true,
+            end: End::Responded,
         };
         opened = dead.learn(report, now, 0.5).is_some();
         dead.ended(now);
@@ -390,7 +398,7 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     assert_eq!(dead.runnable(SPARE, now), 0, "its breaker is open");
     let probe = now + RULES.probe;
     assert_eq!(dead.runnable(SPARE, probe), 1, "the probe");
-    assert!(matches!(dead.next(SPARE, probe), Next::Send(..)));
+    assert!(matches!(dead.next(SPARE, probe, kind), Next::Send(..)));
     assert_eq!(dead.runnable(SPARE, probe), 0);
 }
 
@@ -400,7 +408,10 @@ fn a_lane_without_neighbours_gets_what_the_share_of_the_spare_allows() {
     for requests in [1, 4, 9, 100, 1024] {
         let mut lane = lane(usize::MAX, None, now);
         (0..2 * requests as u32).for_each(|item| lane.push(item, 1, now));
-        while matches!(lane.next(requests - lane.in_flight(), now), Next::Send(..)) {}
+        while matches!(
+            lane.next(requests - lane.in_flight(), now, kind),
+            Next::Send(..)
+        ) {}
         assert_eq!(lane.in_flight(), most_alone(requests), "of {requests}");
         assert_eq!(lane.runnable(most_alone(requests), now), 0);
     }
@@ -411,7 +422,7 @@ proptest! {
     fn what_is_runnable_can_be_sent_at_once_and_nothing_more(
         max_in_flight in 1..20_usize,
         rate in proptest::option::of((0.5..500.0_f64, 1..20_u32)),
-        steps in proptest::collection::vec((0..6_u8, 0..3000_u64), 1..60),
+        steps in proptest::collection::vec((0..7_u8, 0..3000_u64), 1..60),
     ) {
         let mut now = start();
         let rate = rate.map(|(per_second, burst)| (per_second, f64::from(burst)));
@@ -421,14 +432,15 @@ proptest! {
             match step {
                 0 | 1 => (0..30).for_each(|item| lane.push(item, 1, now)),
                 2 => lane.hold_off(now + Duration::from_millis(time)),
-                3 | 4 => {
+                3..=5 => {
                     now += Duration::from_millis(time);
                     for permit in permits.drain(..) {
-                        let (sign, responded) = match step {
-                            3 => (Sign::Good, true),
-                            _ => (Sign::Bad, false),
+                        let (sign, end) = match step {
+                            3 => (Sign::Good, End::Responded),
+                            4 => (Sign::Bad, End::NoResponse),
+                            _ => (Sign::None, End::Throttled(None)),
                         };
-                        lane.learn(Report { permit, sign, responded }, now, 0.5);
+                        lane.learn(Report { permit, kind: kind(&0), sign, end }, now, 0.5);
                         lane.ended(now);
                     }
                 }
@@ -436,7 +448,7 @@ proptest! {
             }
             let runnable = lane.runnable(SPARE, now);
             let mut sent = 0;
-            while let Next::Send(_, permit) = lane.next(SPARE, now) {
+            while let Next::Send(_, permit) = lane.next(SPARE, now, kind) {
                 permits.push_back(permit);
                 sent += 1;
             }
@@ -455,7 +467,7 @@ proptest! {
             now += Duration::from_millis(step);
             while lane.offer(0, 1, false, now).is_ok() && lane.queued() < 100 {}
             loop {
-                match lane.next(SPARE, now) {
+                match lane.next(SPARE, now, kind) {
                     Next::Send(..) => { sent += 1.0; lane.ended(now); }
                     Next::At(at) => {
                         prop_assert!(at > now);
@@ -475,11 +487,11 @@ proptest! {
         let mut lane = lane(usize::MAX, Some((per_second, 1.0)), now);
         for item in 0..20 {
             lane.offer(item, 1, false, now).unwrap();
-            match lane.next(SPARE, now) {
+            match lane.next(SPARE, now, kind) {
                 Next::Send(..) => {}
                 Next::At(at) => {
                     now = at;
-                    prop_assert!(matches!(lane.next(SPARE, now), Next::Send(..)));
+                    prop_assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
                 }
                 Next::Nothing => prop_assert!(false, "there is something to send"),
             }

@@ -29,6 +29,7 @@ fn settings() -> Settings {
         http_listen: ([127, 0, 0, 1], 0).into(),
         tiers: Tiers::new(tiers).unwrap(),
         retry_schedule: Vec::new(),
+        max_age: None,
         timeout: Duration::from_secs(15),
         drain_deadline: Duration::from_secs(10),
         attempt_log: true,
