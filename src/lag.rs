@@ -71,7 +71,16 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
         };
         match turned {
             Ok(()) => failing_since = None,
-            Err(failure) if is_permanent(&failure) => return Err(failure),
+            Err(failure @ Failure::Denied { .. }) => return Err(failure),
+            // Deleted while it was read, since it was there at the start.
+            Err(Failure::TopicMissing(topic)) => {
+                tracing::warn!(
+                    topic,
+                    "topic deleted, its backlog is not shown; waiting until it is back"
+                );
+                reader = None;
+                context.pause(EVERY);
+            }
             // Brokers restart and coordinators move: the last figures stay published, with the time that they are from.
             Err(failure) => {
                 tracing::warn!("reading the backlog failed, retrying: {failure}");

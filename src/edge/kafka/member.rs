@@ -59,6 +59,7 @@ mod known_ends;
 mod partition;
 mod read_positions;
 mod reader;
+mod reader_context;
 mod sequence_guard;
 
 pub use committed::Committed;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::partition::TopicPartition;
-use super::reader::ReaderContext;
+use super::reader_context::ReaderContext;
 use crate::model::units::Position;
 
 /// The time between two searches.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::partition::TopicPartition;
-use super::reader::ReaderContext;
+use super::reader_context::ReaderContext;
 use crate::edge::kafka::error::Failure;
 use crate::model::units::Position;
 

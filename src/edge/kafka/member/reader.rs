@@ -6,14 +6,13 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::Thread;
 use std::time::Duration;
 
 use rdkafka::Message as _;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
@@ -21,6 +20,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use super::known_ends::KnownEnds;
 use super::partition::{TopicPartition, plain, starting};
 use super::read_positions::ReadPositions;
+use super::reader_context::ReaderContext;
 use super::sequence_guard::{Arrival, SequenceGuard};
 use crate::config::Settings;
 use crate::edge::clock;
@@ -28,7 +28,6 @@ use crate::edge::failpoint;
 use crate::edge::kafka::bootstrap;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::watchdog::Link;
 use crate::model::throttle::Throttle;
 use crate::model::units::Position;
@@ -44,34 +43,6 @@ pub(super) enum Read<'a> {
     /// Nothing.
     Empty,
 }
-
-/// Receives the callbacks of the client that reads.
-pub(super) struct ReaderContext {
-    log: LogContext,
-    ends: KnownEnds,
-    /// The member is leaving.
-    pub(super) closing: AtomicBool,
-    /// Set by each callback that a poll runs: there may be more behind it.
-    called_back: AtomicBool,
-}
-
-impl ClientContext for ReaderContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.called_back.store(true, Ordering::Relaxed);
-        self.log.error(error, reason);
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.called_back.store(true, Ordering::Relaxed);
-        self.ends.read(statistics);
-    }
-}
-
-impl ConsumerContext for ReaderContext {}
 
 /// A consumer without a group.
 pub(super) struct Reader {
@@ -93,12 +64,7 @@ impl Reader {
         extra: &[(&str, &str)],
         thread: Thread,
     ) -> Result<Self, Failure> {
-        let context = ReaderContext {
-            log: LogContext::new(purpose),
-            ends: KnownEnds::default(),
-            closing: AtomicBool::new(false),
-            called_back: AtomicBool::new(false),
-        };
+        let context = ReaderContext::new(purpose);
         let config = reader_config(settings, purpose, group, extra);
         let mut consumer: BaseConsumer<ReaderContext> =
             config.create_with_context(context).map_err(|error| {
