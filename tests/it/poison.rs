@@ -6,6 +6,8 @@ use std::time::Duration;
 use hookstream::model::invalid_record::{HEAD_KEY_BYTES, HEAD_VALUE_BYTES};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::json;
 
 use crate::scene::{
@@ -486,6 +488,60 @@ fn a_record_of_a_newer_program_stops_its_partition_and_no_other() {
     });
     world.produce_event("k", &[], event("2", "order.created", "1"));
     receiver.wait_for(2 * others.len(), LATER);
+    alive(&mut process);
+}
+
+/// Positions behind the ends of transactions are committed at rest.
+#[test]
+fn no_position_at_rest_passes_a_record_of_a_newer_program() {
+    let mut world = World::new("newer-at-rest");
+    world.tiers = vec![Duration::from_millis(300)];
+    world.create_topics(1);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("s", &receiver.url("/"), &["**"])]);
+    let commands = world.topics.commands();
+    let tier = world.topics.retry(world.tiers[0]);
+    let mut process = start(&world, &[]);
+    world.produce_event("k", &[], event("1", "order.created", "1"));
+    receiver.wait_for(1, LATER);
+    let producer: BaseProducer = {
+        let mut config = world.client_config();
+        config.set("transactional.id", format!("{}newer", world.prefix));
+        config.create().unwrap()
+    };
+    producer.init_transactions(SOON).unwrap();
+    producer.begin_transaction().unwrap();
+    for topic in [&commands, &tier] {
+        let version = Header {
+            key: "hs-version",
+            value: Some("2"),
+        };
+        let headers = OwnedHeaders::new().insert(version);
+        let record = BaseRecord::<str, str>::to(topic).key("acme").payload("");
+        producer.send(record.headers(headers)).unwrap();
+    }
+    producer.commit_transaction(SOON).unwrap();
+    for topic in [&commands, &tier] {
+        let gauge = format!(r#"hookstream_stopped_partitions{{topic="{topic}"}}"#);
+        eventually_true("the gauge shows it", SOON, || {
+            process.metric(&gauge) == Some(1.0)
+        });
+    }
+    let as_of = || process.metric("hookstream_lag_as_of_timestamp_seconds");
+    let began = as_of().unwrap();
+    eventually_true("five seconds pass by the figures' own clock", LATER, || {
+        as_of().is_some_and(|now| now >= began + 5.0)
+    });
+    for (group, topic) in [("deliver", &commands), ("release", &tier)] {
+        let newer = world.read_all(topic, Isolation::Committed);
+        let newer = newer
+            .iter()
+            .find(|record| record.header("hs-version") == Some("2"));
+        let at = newer.unwrap().offset;
+        for (_, position, _) in world.committed(group, topic) {
+            assert!(position <= at, "{group} is at {position}, past {at}");
+        }
+    }
     alive(&mut process);
 }
 
