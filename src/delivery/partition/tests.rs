@@ -116,6 +116,11 @@ impl Listed {
     }
 
     /// As after a restart with an invalid record.
+    fn owns(&self, command: &Command) -> bool {
+        let found = self.all.get(&*command.subscription);
+        found.is_some_and(|found| *found.subscriber == *command.subscriber)
+    }
+
     fn spoil(&mut self, number: usize) {
         self.remove(number);
         self.invalid.insert(format!("s{number}"));
@@ -356,7 +361,8 @@ impl Sim {
                 let paused = self.listed.is_paused(&command.subscription);
                 assert!(!paused, "{id} expires while its subscription is paused");
             }
-            Outcome::Tier(_, command) if self.listed.all.contains_key(&*command.subscription) => {
+            // The commands of an unknown subscription, or of another owner, wait for it.
+            Outcome::Tier(_, command) if self.listed.owns(command) => {
                 let due = command.due.unwrap();
                 let paused = self.listed.is_paused(&command.subscription);
                 // A short wait of a released command may have begun before.
