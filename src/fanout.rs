@@ -3,9 +3,11 @@
 //! | file | kind | what |
 //! |---|---|---|
 //! | `batch` | P | which commands an event becomes, when a batch ends and what it commits, which events are set aside |
+//! | `identities` | P | events of a batch whose webhooks have one id, although their contents differ |
 //! | `role` | E | polls, produces, commits |
 
 mod batch;
+mod identities;
 pub mod metrics;
 mod role;
 

@@ -15,6 +15,8 @@ labels!(
         Unmatched = "unmatched",
         /// It could not be read.
         Invalid = "invalid",
+        /// A tombstone of a compacted topic, which is no event.
+        Tombstone = "tombstone",
     }
 );
 
@@ -24,6 +26,9 @@ pub struct FanoutMetrics(Arc<All>);
 
 struct All {
     events: Counters,
+    record_times_replaced: IntCounter,
+    attributes_left_out: IntCounter,
+    webhook_id_collisions: IntCounter,
 }
 
 impl std::fmt::Debug for FanoutMetrics {
@@ -42,7 +47,37 @@ impl FanoutMetrics {
                 "Events read, by what became of them.",
                 "result",
             ),
+            record_times_replaced: registry.counter(
+                "hookstream_record_times_replaced_total",
+                "Events read whose record has no usable timestamp, so that the time of reading stands for it.",
+            ),
+            attributes_left_out: registry.counter(
+                "hookstream_event_attributes_left_out_total",
+                "Attributes of events read that CloudEvents does not allow, and that its format therefore leaves out.",
+            ),
+            webhook_id_collisions: registry.counter(
+                "hookstream_webhook_id_collisions_total",
+                "Events of a batch with the webhook ids of another event of that batch, but other contents.",
+            ),
         }))
+    }
+
+    /// Events read whose record has no usable timestamp.
+    #[must_use]
+    pub fn record_times_replaced(&self) -> &IntCounter {
+        &self.0.record_times_replaced
+    }
+
+    /// Attributes that a body in CloudEvents format leaves out.
+    #[must_use]
+    pub fn attributes_left_out(&self) -> &IntCounter {
+        &self.0.attributes_left_out
+    }
+
+    /// Events with the webhook ids of another event.
+    #[must_use]
+    pub fn webhook_id_collisions(&self) -> &IntCounter {
+        &self.0.webhook_id_collisions
     }
 
     /// Events read.
