@@ -12,6 +12,7 @@ pub mod event;
 pub mod invalid_record;
 pub mod matching;
 pub mod outcome;
+pub mod retry_after;
 pub mod span;
 pub mod subscription;
 pub mod throttle;

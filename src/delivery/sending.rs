@@ -79,7 +79,7 @@ impl Sending {
         let deadline = tokio::time::Instant::from_std(permit.began + target.timeout);
         let reply = client.post(request, deadline).await;
         let took = clock::instant() - permit.began;
-        let (response, error, rest) = response_of(reply, clock::now());
+        let (response, error, rest) = response_of(reply);
         let delivered = || judge(response, &target.subscription.on_status) == Verdict::Delivered;
         if let Some(span) = span {
             let reply = span::Reply {

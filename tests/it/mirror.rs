@@ -544,7 +544,7 @@ fn an_unplanned_failover_loses_nothing_that_was_mirrored_and_repeats_what_it_goe
     clusters.mirror.stop();
 
     let mirrored = event_ids(target);
-    let tail = sent.0.iter().filter(|(id, _)| !mirrored.contains(id));
+    let tail = sent.0.iter().filter(|(id, ..)| !mirrored.contains(id));
     let tail = tail.count();
     eprintln!(
         "{} events, {} of them mirrored; the tail that was not: {tail}",
