@@ -6,11 +6,13 @@
 //! may be reached is decided by the egress policy, not here.
 
 pub mod filter;
+mod json;
 mod model;
 mod record;
 mod validate;
 
 pub use filter::{Filter, TypePattern};
+pub use json::StrictValue;
 pub use model::{
     Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules, Subscription,
 };

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::json::StrictValue;
 use super::model::State;
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
@@ -95,7 +96,7 @@ pub(super) fn read_object(value: &[u8]) -> Result<Map<String, Value>, Subscripti
         return Err(SubscriptionError::TooLarge(value.len()));
     }
     match serde_json::from_slice(value) {
-        Ok(Value::Object(record)) => Ok(record),
+        Ok(StrictValue(Value::Object(record))) => Ok(record),
         Ok(_) => Err(SubscriptionError::NotJson(
             "it is another kind of value".to_owned(),
         )),
