@@ -2,12 +2,12 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `role`, `commit` | the thread of the group: polls, rebalances, commits |
+//! | `role`, `commit`, `writing`, `outcome_records` | the thread of the group: polls, rebalances, commits, writes outcomes |
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
-//! | [`outage`], [`top_subscribers`], `busy`, `recommit`, P | egress outages, labels, load, commits to repeat |
+//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
 
 mod attempt_log;
 mod busy;
@@ -16,7 +16,10 @@ mod look_ahead;
 mod messages;
 pub mod metrics;
 mod notices;
+mod open_breakers;
 pub mod outage;
+mod outbox;
+mod outcome_records;
 pub mod partition;
 mod recommit;
 mod request;
@@ -28,5 +31,6 @@ mod terms;
 pub mod top_subscribers;
 mod worker;
 mod workers;
+mod writing;
 
 pub use role::run;

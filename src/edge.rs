@@ -2,8 +2,11 @@
 //! that could be pure.
 
 pub mod clock;
+pub mod descriptors;
 pub mod egress;
 pub(crate) mod failpoint;
+pub mod fair_pool;
 pub mod http;
 pub mod kafka;
 pub mod otlp;
+pub mod small_file;

@@ -8,7 +8,8 @@
 //!    before the call returns;
 //! 2. query the end offsets, and wait until they are stable ([`Log::high_watermarks`]): from here on all records of earlier
 //!    replays are visible, and no more can follow;
-//! 3. read the settling records, then send the dead letters that are open.
+//! 3. read the settling records and the subscriptions, then send the dead letters that are open and whose subscription
+//!    takes them; the others stay open ([`Why`]).
 //!
 //! A run ends after a failure instead of creating a new producer: another replay may have started meanwhile, and the
 //! settled state of this one would be out of date. In `at_least_once` there are no transactions: the commands are
@@ -16,9 +17,11 @@
 //!
 //! Memory: the identities of settled dead letters, and one batch.
 
-use std::collections::BTreeMap;
+mod counts;
+mod withheld;
+
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use thiserror::Error;
@@ -30,18 +33,24 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range, Reading, header_pairs};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::record::with_header;
+use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
 use crate::model::dead_letter;
 use crate::model::dead_letter::{
-    Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Reason, Settled,
-    Settlement,
+    Coordinates, DeadLetter, Fact, FactError, Filter, Kind, OpenLetters, Settled, Settlement,
 };
 use crate::model::units::{EpochMs, Offset};
+
+pub use counts::{Count, DeadLetterCounts};
+pub use withheld::{Why, WithheldGroup};
 
 /// Dead letters in one transaction.
 pub const MAX_BATCH: usize = 200;
 
 /// Bytes of bodies in one transaction; a batch ends with the dead letter that reaches it.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// How old the subscriptions may be when a batch is sent.
+const LOOK_UP: Duration = Duration::from_secs(1);
 
 const PURPOSE: &str = "replay";
 
@@ -81,41 +90,6 @@ impl Plan {
         let due = |pace: Duration| (1.0 / pace.as_secs_f64().max(1e-9)) as usize;
         self.pace
             .map_or(MAX_BATCH, |pace| due(pace).clamp(1, MAX_BATCH))
-    }
-}
-
-/// A number of dead letters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// The number of dead letters.
-    pub letters: u64,
-    /// The size of their bodies.
-    pub bytes: u64,
-}
-
-/// Dead letters counted by subscriber and reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeadLetterCounts {
-    /// By subscriber and reason.
-    pub groups: BTreeMap<(String, Reason), Count>,
-    /// Unreadable records, which were skipped.
-    pub unreadable: u64,
-}
-
-impl DeadLetterCounts {
-    /// The total number of dead letters.
-    #[must_use]
-    pub fn letters(&self) -> u64 {
-        self.groups.values().map(|count| count.letters).sum()
-    }
-
-    fn add(&mut self, letter: &DeadLetter, bytes: usize) {
-        let count = self
-            .groups
-            .entry((letter.subscriber.clone(), letter.info.reason))
-            .or_default();
-        count.letters += 1;
-        count.bytes += bytes as u64;
     }
 }
 
@@ -183,13 +157,18 @@ pub fn preview(
     stop: &dyn Fn() -> bool,
 ) -> Result<(DeadLetterCounts, Reading), Failure> {
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
+    let mut subscriptions = SubscriptionLog::open(settings, PURPOSE)?;
+    subscriptions.catch_up(Freshness::Visible, stop, &mut |_, _| {})?;
     let ends = log.stable_ends()?;
     let (open, _) = read_settled(&log, plan, &ends, stop, &mut |_| {})?;
     let mut counts = DeadLetterCounts::default();
     let reading = log.read::<Failure>(&ends, stop, |message| {
         match decode(message) {
             Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
-                counts.add(&letter, message.payload_len());
+                match Why::of(&letter, subscriptions.fold()) {
+                    Some(why) => counts.withhold(&letter, why),
+                    None => counts.add(&letter, message.payload_len()),
+                }
             }
             Ok(_) => {}
             Err(_) => counts.unreadable += 1,
@@ -235,8 +214,10 @@ fn replay(
     // Before the producer, which would wait for brokers and topics instead of failing.
     let log = Log::open(settings, settings.topics.dead_letters(), PURPOSE)?;
     drop(Log::open(settings, settings.topics.commands(), PURPOSE)?);
+    let subscriptions = SubscriptionLog::open(settings, PURPOSE)?;
     let producer = Producer::sole(settings, PURPOSE)?;
-    let mut sender = Sender::new(settings, log.cluster()?, plan, producer, replayed);
+    let cluster = log.cluster()?;
+    let mut sender = Sender::new(settings, cluster, plan, producer, subscriptions, replayed);
     let result = sender.run(&log, stop, report);
     if result.is_err() {
         sender.producer.abandon();
@@ -334,6 +315,9 @@ struct Sender<'a> {
     dead_letters: String,
     plan: &'a Plan,
     producer: Producer,
+    subscriptions: SubscriptionLog,
+    /// When the subscriptions were last read.
+    looked: Instant,
     batch: Vec<Pending>,
     bytes: usize,
     replayed: &'a mut DeadLetterCounts,
@@ -345,6 +329,7 @@ impl<'a> Sender<'a> {
         cluster: ClusterId,
         plan: &'a Plan,
         producer: Producer,
+        subscriptions: SubscriptionLog,
         replayed: &'a mut DeadLetterCounts,
     ) -> Self {
         Self {
@@ -354,6 +339,8 @@ impl<'a> Sender<'a> {
             dead_letters: settings.topics.dead_letters(),
             plan,
             producer,
+            subscriptions,
+            looked: clock::instant(),
             batch: Vec::new(),
             bytes: 0,
             replayed,
@@ -379,6 +366,10 @@ impl<'a> Sender<'a> {
         })?;
         // After an incomplete first pass, replayed dead letters would seem open.
         if first_pass == Reading::Stopped || stop() {
+            return Ok(Reading::Stopped);
+        }
+        self.look_up(Freshness::Latest, stop)?;
+        if stop() {
             return Ok(Reading::Stopped);
         }
         progress.sending = true;
@@ -409,6 +400,9 @@ impl<'a> Sender<'a> {
     fn take(&mut self, message: &BorrowedMessage<'_>, open: &OpenLetters) {
         match decode(message) {
             Ok(Some(letter)) if open.is_open(&letter) && self.plan.filter.matches(&letter) => {
+                if let Some(why) = Why::of(&letter, self.subscriptions.fold()) {
+                    return self.replayed.withhold(&letter, why);
+                }
                 self.bytes += message.payload_len();
                 self.batch.push(Pending {
                     letter,
@@ -434,6 +428,7 @@ impl<'a> Sender<'a> {
         stop: &dyn Fn() -> bool,
         report: &mut dyn FnMut(Progress),
     ) -> Result<(), ReplayError> {
+        self.withhold_again(stop)?;
         let batch = std::mem::take(&mut self.batch);
         self.bytes = 0;
         if batch.is_empty() {
@@ -459,6 +454,30 @@ impl<'a> Sender<'a> {
                 stop,
             );
         }
+        Ok(())
+    }
+
+    fn look_up(&mut self, freshness: Freshness, stop: &dyn Fn() -> bool) -> Result<(), Failure> {
+        self.subscriptions
+            .catch_up(freshness, stop, &mut |_, _| {})?;
+        self.looked = clock::instant();
+        Ok(())
+    }
+
+    /// A long replay may disable its subscription itself, when the endpoint is still gone: the rest stays open.
+    fn withhold_again(&mut self, stop: &dyn Fn() -> bool) -> Result<(), Failure> {
+        if self.batch.is_empty() || self.looked.elapsed() < LOOK_UP {
+            return Ok(());
+        }
+        self.look_up(Freshness::Visible, stop)?;
+        let (fold, replayed) = (self.subscriptions.fold(), &mut *self.replayed);
+        self.batch.retain(|pending| {
+            let why = Why::of(&pending.letter, fold);
+            if let Some(why) = why {
+                replayed.withhold(&pending.letter, why);
+            }
+            why.is_none()
+        });
         Ok(())
     }
 

@@ -123,7 +123,11 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
         }
         if args.dry_run {
             print_counts(args.output, &counts, true, true)?;
+            note_withheld(&counts);
             return Ok(Exit::Done);
+        }
+        if counts.letters() == 0 && counts.withheld() > 0 {
+            return Err(left_open(&counts));
         }
         if !is_confirmed(&counts, &interrupt)? {
             return Ok(if interrupt.is_raised() {
@@ -143,6 +147,7 @@ fn is_confirmed(counts: &DeadLetterCounts, interrupt: &Interrupt) -> Result<bool
         print::note("no open dead letters match");
         return Ok(false);
     }
+    note_withheld(counts);
     print::note(&print::draw(&groups(counts)));
     print::note(&format!(
         "Replay {}? [y/N]",
@@ -288,9 +293,16 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
         false,
         matches!(report.end, End::Complete),
     )?;
+    let withheld = report.replayed.withheld() > 0;
+    if withheld && !matches!(report.end, End::Complete) {
+        note_withheld(&report.replayed);
+    }
     match &report.end {
         End::Complete => {
             print::note(&format!("replayed {}", counted(letters, "dead letter")));
+            if withheld {
+                return Err(left_open(&report.replayed));
+            }
             Ok(Exit::Done)
         }
         End::Stopped => Err(CliError::new(
@@ -302,6 +314,37 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
         )),
         End::Failed(error) => Err(explain(error, letters, guarantee)),
     }
+}
+
+/// Reports the dead letters that stay open, each group with its way out.
+fn note_withheld(counts: &DeadLetterCounts) {
+    for line in withheld_lines(counts) {
+        print::note(&line);
+    }
+}
+
+fn withheld_lines(counts: &DeadLetterCounts) -> Vec<String> {
+    let each = counts.withheld.iter().map(|(group, letters)| {
+        format!(
+            "left open: {} of {:?} (subscriber {:?}), since {}; {}",
+            counted(*letters, "dead letter"),
+            group.subscription,
+            group.subscriber,
+            group.why,
+            group.why.way_out(&group.subscription)
+        )
+    });
+    each.collect()
+}
+
+/// The end of a run that left dead letters open because of their subscriptions.
+fn left_open(counts: &DeadLetterCounts) -> CliError {
+    let exit = if counts.letters() > 0 {
+        Exit::Partial
+    } else {
+        Exit::Failure
+    };
+    CliError::new(exit, withheld_lines(counts).join("\n"))
 }
 
 fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError {
@@ -370,6 +413,28 @@ struct Summary {
     unreadable: u64,
     by_reason: BTreeMap<&'static str, u64>,
     groups: Vec<Group>,
+    withheld: Vec<Withheld>,
+}
+
+/// Dead letters of one subscription that stay open.
+#[derive(Serialize)]
+struct Withheld {
+    subscription: String,
+    subscriber: String,
+    why: replay::Why,
+    letters: u64,
+    way_out: String,
+}
+
+fn withheld(counts: &DeadLetterCounts) -> Vec<Withheld> {
+    let group = |(group, letters): (&replay::WithheldGroup, &u64)| Withheld {
+        subscription: group.subscription.clone(),
+        subscriber: group.subscriber.clone(),
+        why: group.why,
+        letters: *letters,
+        way_out: group.why.way_out(&group.subscription),
+    };
+    counts.withheld.iter().map(group).collect()
 }
 
 fn groups(counts: &DeadLetterCounts) -> Vec<Group> {
@@ -395,7 +460,7 @@ fn print_counts(
             counted(counts.unreadable, "unreadable record")
         ));
     }
-    if dry_run && groups.is_empty() {
+    if dry_run && groups.is_empty() && counts.withheld.is_empty() {
         print::note("no open dead letters match");
     }
     if output != Output::Json {
@@ -415,6 +480,7 @@ fn print_counts(
             unreadable,
             by_reason,
             groups,
+            withheld: withheld(counts),
         },
     )
 }
@@ -431,6 +497,57 @@ mod tests {
         for wrong in ["0", "-1/s", "5/h", "x", "1.5/s", ""] {
             assert!(parse_rate(wrong).is_err(), "{wrong}");
         }
+    }
+
+    fn counts(replayed: u64) -> DeadLetterCounts {
+        let group = |why, id: &str| replay::WithheldGroup {
+            subscription: id.to_owned(),
+            subscriber: "acme".to_owned(),
+            why,
+        };
+        let count = replay::Count {
+            letters: replayed,
+            bytes: 1,
+        };
+        let key = ("acme".to_owned(), Reason::Gone);
+        DeadLetterCounts {
+            groups: (replayed > 0).then_some((key, count)).into_iter().collect(),
+            unreadable: 0,
+            withheld: [
+                (group(replay::Why::Gone, "orders"), 47),
+                (group(replay::Why::Missing, "invoices"), 1),
+            ]
+            .into(),
+        }
+    }
+
+    #[test]
+    fn what_stays_open_is_reported_with_the_way_out() {
+        let error = left_open(&counts(3));
+        assert_eq!(error.exit, Exit::Partial);
+        let lines: Vec<&str> = error.message.lines().collect();
+        assert!(
+            lines[0].contains("1 dead letter of \"invoices\"")
+                && lines[0].contains("apply a subscription"),
+            "{lines:?}"
+        );
+        assert!(
+            lines[1].contains("47 dead letters of \"orders\"")
+                && lines[1].contains("hookstream subscriptions resume orders"),
+            "{lines:?}"
+        );
+        assert_eq!(left_open(&counts(0)).exit, Exit::Failure);
+        let report = Report {
+            replayed: counts(3),
+            end: End::Complete,
+        };
+        let ended = conclude(Output::Json, &report, Guarantee::ExactlyOnce);
+        assert_eq!(ended.unwrap_err().exit, Exit::Partial);
+        let json = serde_json::to_value(withheld(&counts(3))).unwrap();
+        assert_eq!(
+            (&json[1]["why"], &json[1]["letters"]),
+            (&"gone".into(), &47.into())
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::exit::{CliError, Exit};
 use crate::config::table::{SETTINGS, Setting};
 use crate::config::{self, Layers, Settings, Source};
 use crate::edge::kafka::credentials;
+use crate::edge::small_file::{self, MAX_BUNDLE_BYTES, MAX_SECRET_BYTES};
 
 /// Collects the settings. Errors are kept for [`Settings::check`].
 pub(super) fn layers(matches: &ArgMatches) -> Layers {
@@ -32,16 +33,18 @@ pub(super) fn layers(matches: &ArgMatches) -> Layers {
         None => variable(&mut layers, "HOOKSTREAM_CONFIG"),
     };
     if let Some(file) = file {
-        match std::fs::read_to_string(Path::new(&file)) {
+        match small_file::read_text(Path::new(&file), MAX_BUNDLE_BYTES) {
             Ok(text) => layers.give_file(&text, &file),
             Err(error) => layers.refuse(format!("--config {file}: {error}")),
         }
     }
-    layers.resolve_properties(|path| std::fs::read_to_string(path).map_err(reason));
+    layers.resolve_properties(|path| {
+        small_file::read_text(Path::new(path), MAX_SECRET_BYTES).map_err(|error| error.to_string())
+    });
     give_binding(&mut layers);
     layers.keep_certificates(|path| match std::fs::metadata(path) {
         Ok(found) if found.is_dir() => Ok(None),
-        _ => std::fs::read(path).map(Some).map_err(reason),
+        _ => certificate(Path::new(path)).map(Some),
     });
     layers.judge_properties(wrong_property);
     layers
@@ -115,7 +118,7 @@ fn value_or_file(layers: &mut Layers, name: &str, file: &str) -> Option<Found> {
             None
         }
         (Some(value), None) => Some(Found::Value(value)),
-        (None, Some(path)) => match std::fs::read_to_string(&path) {
+        (None, Some(path)) => match small_file::read_text(Path::new(&path), MAX_SECRET_BYTES) {
             Ok(content) => Some(Found::File(path, content)),
             Err(error) => {
                 layers.refuse(format!("{file} {path}: {error}"));
@@ -160,11 +163,16 @@ fn read_binding(place: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
         // The metadata of the target, not of the link.
         let is_file = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
         if is_file && !name.starts_with('.') {
-            let content = std::fs::read(&path).map_err(|error| format!("{name}: {error}"))?;
+            let content = small_file::read(&path, MAX_BUNDLE_BYTES)
+                .map_err(|error| format!("{name}: {error}"))?;
             files.insert(name, content);
         }
     }
     Ok(files)
+}
+
+fn certificate(path: &Path) -> Result<Vec<u8>, String> {
+    small_file::read(path, MAX_BUNDLE_BYTES).map_err(|error| error.to_string())
 }
 
 fn reason(error: std::io::Error) -> String {

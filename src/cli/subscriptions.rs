@@ -1,30 +1,30 @@
 //! `hookstream subscriptions apply|list|show|delete|pause|resume`: manages the documents in the compacted topic.
 //!
-//! A document is kept as the JSON that was written, so that fields of a later version survive a state change by this one.
-//! The whole input is checked before any of it is written. There is no lock: if two operators change a subscription at the
-//! same time, the later record replaces the earlier one.
+//! A document is written as it was applied. `pause` and `resume` write a record of their own beside it, which names the
+//! document that it was decided on; see [`Fold`](crate::model::subscription::Fold). The whole input is checked before any
+//! of it is written. There is no lock: if two operators apply a subscription at the same time, the later record replaces
+//! the earlier one.
+
+mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use rdkafka::message::{Message, OwnedHeaders};
 use serde::Serialize;
 use serde_json::Value;
 
+use self::stored::{Stored, Write, write};
 use super::documents;
 use super::exit::{CliError, Exit};
 use super::print::{self, Output, Row};
-use crate::config::{Guarantee, Settings};
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log_reader::Log;
-use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::config::Settings;
+use crate::edge::clock;
+use crate::edge::kafka::subscription_log::Freshness;
 use crate::model::subscription;
-use crate::model::subscription::{State, Subscription, SubscriptionError};
-
-const PURPOSE: &str = "subscriptions";
+use crate::model::subscription::{Decision, State, Subscription, SubscriptionError, Version};
+use crate::model::units::EpochMs;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
 const MAX_INPUT_BYTES: u64 = documents::MAX_BYTES as u64;
@@ -95,13 +95,9 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Apply(args) => apply(settings, args),
         Command::List(args) => list(settings, args.output),
         Command::Show(args) => show(settings, args),
-        Command::Delete(args) => change(settings, args, "deleted", &|_| Ok(Some(None))),
-        Command::Pause(args) => change(settings, args, "paused", &|known| {
-            in_state(known, State::Paused)
-        }),
-        Command::Resume(args) => change(settings, args, "resumed", &|known| {
-            in_state(known, State::Active)
-        }),
+        Command::Delete(args) => delete(settings, args),
+        Command::Pause(args) => decide(settings, args, State::Paused, "paused"),
+        Command::Resume(args) => decide(settings, args, State::Active, "resumed"),
     }
 }
 
@@ -128,15 +124,7 @@ impl Document {
         let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
         self.json == json || value(&self.json) == value(json)
     }
-
-    fn redacted(&self) -> Result<Value, CliError> {
-        subscription::redacted(&self.json)
-            .map_err(|error| CliError::new(Exit::Failure, error.problems().join("; ")))
-    }
 }
-
-/// A record to write: an id and its JSON, or a tombstone.
-type Write = (String, Option<Vec<u8>>);
 
 /// The result for one subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -164,19 +152,91 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     let text = read_input(&args.file, &name)?;
     let documents = parse_input(&name, &text)
         .map_err(|errors| CliError::new(Exit::Failure, errors.join("\n")))?;
-    let stored = read_stored(settings)?;
+    let stored = Stored::read(settings, Freshness::Latest)?;
+    let refused: Vec<String> = documents
+        .iter()
+        .filter_map(|document| subscriber_change(&stored, document))
+        .collect();
+    if !refused.is_empty() {
+        return Err(CliError::new(Exit::Failure, refused.join("\n")));
+    }
     let (mut changes, mut writes) = (Vec::new(), Vec::new());
     for document in documents {
+        let result = effect(&stored, &document);
         let id = document.id().to_owned();
-        let result = stored.effect(&document);
+        if let Some(note) = state_note(&stored, &document, result) {
+            print::note(&note);
+        }
         if result != "unchanged" {
-            writes.push((id.clone(), Some(document.json)));
+            writes.extend(applied(&stored, document, clock::now()));
         }
         changes.push(Change { id, result });
     }
     write(settings, &writes)?;
     print::rows(args.output, &changes)?;
     Ok(Exit::Done)
+}
+
+/// Refuses a document that changes the subscriber of a subscription: its pending commands are keyed by it.
+fn subscriber_change(stored: &Stored, document: &Document) -> Option<String> {
+    let known = stored.fold.get(document.id())?;
+    let error = SubscriptionError::SubscriberChanged {
+        from: known.subscriber.clone(),
+        to: document.parsed.subscriber.clone(),
+    };
+    (known.subscriber != document.parsed.subscriber)
+        .then(|| format!("{:?}: {error}", document.id()))
+}
+
+/// The result of applying a document. If the latest record is invalid, the document is written again even if it is
+/// unchanged: compaction removes the earlier, valid record.
+fn effect(stored: &Stored, document: &Document) -> &'static str {
+    match stored.document(document.id()) {
+        None => "created",
+        Some(known)
+            if document.equals(known) && !stored.invalid.contains_key(document.id().as_bytes()) =>
+        {
+            "unchanged"
+        }
+        Some(_) => "updated",
+    }
+}
+
+/// What applying a document does to a state that it does not mention.
+fn state_note(stored: &Stored, document: &Document, result: &str) -> Option<String> {
+    let (id, state) = (document.id(), document.parsed.state);
+    let now = stored.fold.get(id)?.state;
+    let why = stored.why(id).filter(|_| now != state)?;
+    Some(if result == "unchanged" {
+        let way_out = match state {
+            State::Active => format!("`hookstream subscriptions resume {id}` makes it active"),
+            _ => "an unchanged document does not change that".to_owned(),
+        };
+        format!("{id:?} stays {why}; {way_out}")
+    } else {
+        format!("{id:?} was {why}; the changed document makes it {state}")
+    })
+}
+
+/// The records of a changed document: itself, distinct from all earlier ones, and the time of the resume if it ends a
+/// pause.
+fn applied(stored: &Stored, document: Document, now: EpochMs) -> Vec<Write> {
+    let header = format!("{}-{:08x}", now.0, fastrand::u32(..));
+    let mut parsed = document.parsed;
+    let known = stored.fold.get(&parsed.id);
+    parsed.source.applied = Version::of_applied(&document.json, Some(header.as_bytes()));
+    parsed.source.partition = known.and_then(|known| known.source.partition);
+    let resumes =
+        parsed.state == State::Active && known.is_some_and(|known| known.state != State::Active);
+    let decision = Decision::by_operator(&parsed, State::Active, now);
+    let resume = resumes.then(|| Write::decision(&parsed, &decision));
+    let write = Write {
+        key: parsed.id.as_bytes().to_vec(),
+        value: Some(document.json),
+        applied: Some(header),
+        partition: parsed.source.partition,
+    };
+    [write].into_iter().chain(resume).collect()
 }
 
 fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
@@ -238,114 +298,6 @@ fn parse_input(name: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
     }
 }
 
-// ---- stored subscriptions ----
-
-/// The effective subscriptions: the latest valid record of each id, as in fan-out and delivery.
-#[derive(Default)]
-struct Stored {
-    known: BTreeMap<String, Document>,
-    /// Ids whose latest record is invalid, and why.
-    invalid: BTreeMap<String, String>,
-}
-
-impl Stored {
-    fn take(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) {
-        let name = String::from_utf8_lossy(key.unwrap_or_default()).into_owned();
-        self.invalid.remove(&name);
-        let Some(value) = value else {
-            self.known.remove(&name);
-            return;
-        };
-        match Document::parse(key, value.to_vec()) {
-            Ok(document) => drop(self.known.insert(name, document)),
-            Err(error) => drop(self.invalid.insert(name, error.problems().join("; "))),
-        }
-    }
-
-    /// The result of applying `document`. If the latest record is invalid, the document is written again even if it is
-    /// unchanged: compaction removes the earlier, valid record.
-    fn effect(&self, document: &Document) -> &'static str {
-        match self.known.get(document.id()) {
-            None => "created",
-            Some(known)
-                if known.equals(&document.json) && !self.invalid.contains_key(document.id()) =>
-            {
-                "unchanged"
-            }
-            Some(_) => "updated",
-        }
-    }
-}
-
-fn read_stored(settings: &Settings) -> Result<Stored, CliError> {
-    let log = Log::open(settings, settings.topics.subscriptions(), PURPOSE)?;
-    let ends = log.stable_ends()?;
-    let mut stored = Stored::default();
-    log.read::<Failure>(&ends, &|| false, |message| {
-        stored.take(message.key(), message.payload());
-        Ok(ControlFlow::Continue(()))
-    })?;
-    for (id, reasons) in &stored.invalid {
-        print::note(&format!(
-            "the latest record of {id:?} is invalid, the previous one stays in effect: {reasons}"
-        ));
-    }
-    Ok(stored)
-}
-
-/// Writes documents or tombstones; returns when all in-sync replicas have acknowledged them.
-fn write(settings: &Settings, writes: &[Write]) -> Result<(), CliError> {
-    if writes.is_empty() {
-        return Ok(());
-    }
-    let topic = settings.topics.subscriptions();
-    // The records are independent: a transaction would only need a transactional id and its ACL.
-    let plain = Settings {
-        guarantee: Guarantee::AtLeastOnce,
-        ..settings.clone()
-    };
-    let mut producer =
-        Producer::sole(&plain, PURPOSE).map_err(|failure| print::failed(&failure))?;
-    for (tag, (id, json)) in writes.iter().enumerate() {
-        let (key, value, headers) = (Some(id.as_bytes()), json.as_deref(), OwnedHeaders::new());
-        let record = Record {
-            topic: &topic,
-            partition: None,
-            key,
-            value,
-            headers,
-            tag,
-        };
-        producer
-            .send(record)
-            .map_err(|error| refused(error, writes))?;
-    }
-    producer
-        .finish(&[], None)
-        .map_err(|error| refused(error, writes))
-}
-
-/// Converts a failed write to an error. Running the command again is safe.
-fn refused(error: BatchError, writes: &[Write]) -> CliError {
-    match error {
-        BatchError::TooLarge { tag } => {
-            let id = writes.get(tag).map_or("?", |(id, _)| id.as_str());
-            let message = format!(
-                "subscription {id:?} exceeds the broker's size limit; others may have been written"
-            );
-            CliError::new(Exit::Partial, message)
-        }
-        BatchError::Aborted(error) => {
-            let failure = Failure::from_client(
-                "writing subscriptions (some may have been written; run again)",
-                error,
-            );
-            print::failed(&failure)
-        }
-        BatchError::Failed(failure) => print::failed(&failure),
-    }
-}
-
 // ---- list, show, change ----
 
 /// A subscription as listed: the redacted document.
@@ -384,11 +336,12 @@ impl Row for Listed {
 }
 
 fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
-    let stored = read_stored(settings)?;
-    let rows: Vec<_> = stored
-        .known
-        .values()
-        .map(|known| known.redacted().map(Listed))
+    let stored = Stored::read(settings, Freshness::Visible)?;
+    let rows = stored
+        .ids()
+        .filter_map(|id| stored.redacted(id).transpose());
+    let rows: Vec<_> = rows
+        .map(|value| value.map(Listed))
         .collect::<Result<_, _>>()?;
     print::rows(output, &rows)?;
     if rows.is_empty() {
@@ -398,11 +351,14 @@ fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
 }
 
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
-    let stored = read_stored(settings)?.known;
+    let stored = Stored::read(settings, Freshness::Visible)?;
     let document = stored
-        .get(&args.id)
+        .redacted(&args.id)?
         .ok_or_else(|| unknown(&[args.id.as_str()]))?;
-    print::document(args.output, &document.redacted()?)?;
+    print::document(args.output, &document)?;
+    if let Some(why) = stored.why(&args.id) {
+        print::note(&why);
+    }
     Ok(Exit::Done)
 }
 
@@ -414,54 +370,106 @@ fn unknown(ids: &[&str]) -> CliError {
     )
 }
 
-/// The JSON of a subscription in another state; `None` if it is already in that state.
-fn in_state(known: &Document, state: State) -> Result<Option<Option<Vec<u8>>>, SubscriptionError> {
-    if known.parsed.state == state {
-        Ok(None)
-    } else {
-        Ok(Some(Some(subscription::with_state(&known.json, state)?)))
-    }
-}
-
-/// Computes the write for a subscription, if any.
-type Changed<'a> = &'a dyn Fn(&Document) -> Result<Option<Option<Vec<u8>>>, SubscriptionError>;
-
-/// Changes or deletes subscriptions, unless one of them is unknown.
-fn change(
-    settings: &Settings,
-    args: &IdsArgs,
-    done: &'static str,
-    changed: Changed<'_>,
-) -> Result<Exit, CliError> {
-    let stored = read_stored(settings)?.known;
+/// Deletes subscriptions, unless one of them is unknown.
+fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
+    let stored = Stored::read(settings, Freshness::Latest)?;
     let ids: BTreeSet<&str> = args.ids.iter().map(String::as_str).collect();
-    let missing: Vec<_> = ids
-        .iter()
-        .copied()
-        .filter(|id| !stored.contains_key(*id))
+    let writes: Vec<(&str, Vec<Write>)> = ids
+        .into_iter()
+        .map(|id| (id, stored.tombstones(id)))
         .collect();
+    let missing = writes.iter().filter(|(_, writes)| writes.is_empty());
+    let missing: Vec<&str> = missing.map(|(id, _)| *id).collect();
     if !missing.is_empty() {
         return Err(unknown(&missing));
     }
-    let (mut writes, mut changes) = (Vec::new(), Vec::new());
-    for (id, known) in ids
+    let changes: Vec<Change> = writes
         .iter()
-        .filter_map(|id| Some(((*id).to_owned(), stored.get(*id)?)))
-    {
-        let next = changed(known)
-            .map_err(|error| CliError::new(Exit::Failure, error.problems().join("; ")))?;
-        let result = if next.is_some() { done } else { "unchanged" };
-        writes.extend(next.map(|json| (id.clone(), json)));
-        changes.push(Change { id, result });
-    }
+        .map(|(id, _)| Change {
+            id: (*id).to_owned(),
+            result: "deleted",
+        })
+        .collect();
+    let writes: Vec<Write> = writes.into_iter().flat_map(|(_, writes)| writes).collect();
     write(settings, &writes)?;
     print::rows(args.output, &changes)?;
     Ok(Exit::Done)
 }
 
+/// Puts subscriptions into another state, unless one of them is unknown.
+///
+/// The decision names the applied record that it was made on. So it is read again afterwards: a subscription that was
+/// applied meanwhile is decided on again.
+fn decide(
+    settings: &Settings,
+    args: &IdsArgs,
+    state: State,
+    done: &'static str,
+) -> Result<Exit, CliError> {
+    /// An apply at the same moment is rare; one in each of these would be an apply in a loop.
+    const TRIES: usize = 5;
+    let mut results: BTreeMap<&str, &'static str> = BTreeMap::new();
+    let mut open: BTreeSet<&str> = args.ids.iter().map(String::as_str).collect();
+    for _ in 0..TRIES {
+        let stored = Stored::read(settings, Freshness::Latest)?;
+        let missing: Vec<&str> = open
+            .iter()
+            .copied()
+            .filter(|id| stored.fold.get(id).is_none())
+            .collect();
+        if !missing.is_empty() {
+            return Err(unknown(&missing));
+        }
+        let known = open
+            .iter()
+            .filter_map(|id| Some((*id, stored.fold.get(id)?)));
+        let (already, others): (Vec<_>, Vec<_>) =
+            known.partition(|(_, known)| known.state == state);
+        for (id, _) in already {
+            results.entry(id).or_insert("unchanged");
+            open.remove(id);
+        }
+        let now = clock::now();
+        let writes: Vec<Write> = others
+            .iter()
+            .map(|(_, known)| Write::decision(known, &Decision::by_operator(known, state, now)))
+            .collect();
+        if !writes.is_empty() {
+            write(settings, &writes)?;
+            let after = Stored::read(settings, Freshness::Latest)?;
+            for (id, known) in others {
+                let unchanged = after
+                    .fold
+                    .get(id)
+                    .is_some_and(|after| after.source.applied == known.source.applied);
+                if unchanged {
+                    results.insert(id, done);
+                    open.remove(id);
+                }
+            }
+        }
+        if open.is_empty() {
+            let change = |(id, result): (&str, _)| Change {
+                id: id.to_owned(),
+                result,
+            };
+            let changes: Vec<Change> = results.into_iter().map(change).collect();
+            print::rows(args.output, &changes)?;
+            return Ok(Exit::Done);
+        }
+    }
+    let open: Vec<_> = open.into_iter().map(|id| format!("{id:?}")).collect();
+    let message = format!(
+        "{} changed while it was being {done}, {TRIES} times; run again when nothing applies it",
+        open.join(", ")
+    );
+    Err(CliError::new(Exit::Failure, message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::subscription::TopicRecord;
 
     const ACME: &str =
         r#"{"id":"acme","subscriber":"acme","url":"https://acme.example/h","events":["order.*"]}"#;
@@ -519,42 +527,159 @@ mod tests {
         assert!(ids("{").unwrap_err()[0].contains("JSON"));
     }
 
+    fn take(stored: &mut Stored, key: &[u8], value: Option<&[u8]>, applied: Option<&[u8]>) {
+        let record = TopicRecord {
+            key: Some(key),
+            value,
+            applied,
+            partition: Some(0),
+            timestamp: None,
+        };
+        let change = stored.fold.take(&record);
+        stored.take(&record, &change);
+    }
+
+    fn take_all(stored: &mut Stored, writes: &[Write]) {
+        for write in writes {
+            let applied = write.applied.as_ref().map(String::as_bytes);
+            take(stored, &write.key, write.value.as_deref(), applied);
+        }
+    }
+
+    fn document(json: &str) -> Document {
+        Document::parse(None, json.as_bytes().to_vec()).unwrap()
+    }
+
     #[test]
     fn a_tombstone_deletes_and_an_invalid_record_changes_nothing() {
         let mut stored = Stored::default();
-        stored.take(Some(b"acme"), Some(ACME.as_bytes()));
-        stored.take(Some(b"globex"), Some(GLOBEX.as_bytes()));
-        let acme = Document::parse(None, ACME.as_bytes().to_vec()).unwrap();
-        assert_eq!(stored.effect(&acme), "unchanged");
-        stored.take(Some(b"acme"), Some(b"{}"));
+        take(&mut stored, b"acme", Some(ACME.as_bytes()), None);
+        take(&mut stored, b"globex", Some(GLOBEX.as_bytes()), None);
+        let acme = document(ACME);
+        assert_eq!(effect(&stored, &acme), "unchanged");
+        take(&mut stored, b"acme", Some(b"{}"), None);
         assert_eq!(
-            stored.known.len(),
+            stored.ids().count(),
             2,
             "an invalid record leaves the previous one in effect"
         );
         assert_eq!(
-            stored.effect(&acme),
+            effect(&stored, &acme),
             "updated",
             "compaction would remove the valid record"
         );
-        stored.take(Some(b"acme"), None);
-        assert_eq!(stored.known.keys().collect::<Vec<_>>(), ["globex"]);
-        assert_eq!(stored.effect(&acme), "created");
+        take(&mut stored, b"acme", None, None);
+        assert_eq!(stored.ids().collect::<Vec<_>>(), ["globex"]);
+        assert_eq!(effect(&stored, &acme), "created");
     }
 
     #[test]
-    fn a_state_change_keeps_all_other_fields() {
-        let known = Document::parse(None, ACME.as_bytes().to_vec()).unwrap();
-        assert!(
-            in_state(&known, State::Active).unwrap().is_none(),
-            "a subscription is active by default"
+    fn a_decision_leaves_the_document_alone_and_is_shown() {
+        let mut stored = Stored::default();
+        take_all(
+            &mut stored,
+            &applied(&Stored::default(), document(ACME), EpochMs(1)),
         );
-        let paused = in_state(&known, State::Paused).unwrap().flatten().unwrap();
-        let mut rest: Value = serde_json::from_slice(&paused).unwrap();
-        let state = rest.as_object_mut().unwrap().remove("state");
-        assert_eq!(state, Some(Value::from("paused")));
-        assert!(known.equals(&serde_json::to_vec(&rest).unwrap()));
-        let paused = Document::parse(None, paused).unwrap();
-        assert!(in_state(&paused, State::Active).unwrap().is_some());
+        let state = |stored: &Stored| stored.redacted("acme").unwrap().unwrap()["state"].clone();
+        assert_eq!(
+            state(&stored),
+            Value::Null,
+            "nothing is added to the document"
+        );
+        let pause = |stored: &Stored| {
+            let known = stored.fold.get("acme").unwrap();
+            Write::decision(
+                known,
+                &Decision::by_operator(known, State::Paused, EpochMs(2)),
+            )
+        };
+        let write = pause(&stored);
+        assert_eq!(write.key, b"state/acme");
+        take_all(&mut stored, &[write]);
+        assert_eq!(state(&stored), "paused");
+        assert_eq!(
+            stored.document("acme").map(<[u8]>::len),
+            Some(document(ACME).json.len())
+        );
+        assert_eq!(
+            effect(&stored, &document(ACME)),
+            "unchanged",
+            "which does not undo a pause"
+        );
+        let note = state_note(&stored, &document(ACME), "unchanged").unwrap();
+        assert!(
+            note.contains("paused by an operator") && note.contains("resume acme"),
+            "{note}"
+        );
+
+        let changed = ACME.replace("order", "invoice");
+        assert_eq!(effect(&stored, &document(&changed)), "updated");
+        let note = state_note(&stored, &document(&changed), "updated").unwrap();
+        assert!(note.contains("makes it active"), "{note}");
+        let writes = applied(&stored, document(&changed), EpochMs(3));
+        take_all(&mut stored, &writes);
+        let known = stored.fold.get("acme").unwrap();
+        assert_eq!(
+            (known.state, known.resumed_at),
+            (State::Active, Some(EpochMs(3)))
+        );
+        assert_eq!(state_note(&stored, &document(&changed), "unchanged"), None);
+
+        // Back to the first document: it is another record than the one that was paused.
+        let writes = applied(&stored, document(ACME), EpochMs(4));
+        take_all(&mut stored, &writes);
+        assert_eq!(stored.fold.get("acme").unwrap().state, State::Active);
+    }
+
+    #[test]
+    fn a_deleted_subscription_leaves_no_record() {
+        let mut stored = Stored::default();
+        take(&mut stored, b"acme", Some(ACME.as_bytes()), None);
+        let known = std::sync::Arc::clone(stored.fold.get("acme").unwrap());
+        let gone = Decision::gone(&known, EpochMs(1)).to_json();
+        let paused = Decision::by_operator(&known, State::Paused, EpochMs(1)).to_json();
+        take(&mut stored, b"disabled/acme", Some(&gone), None);
+        take(&mut stored, b"state/acme", Some(&paused), None);
+        let keys = |stored: &Stored, id: &str| -> Vec<String> {
+            let writes = stored.tombstones(id);
+            assert!(
+                writes
+                    .iter()
+                    .all(|write| write.value.is_none() && write.partition == Some(0))
+            );
+            let keys = writes
+                .iter()
+                .map(|write| String::from_utf8_lossy(&write.key).into_owned());
+            keys.collect()
+        };
+        assert_eq!(
+            keys(&stored, "acme"),
+            ["acme", "disabled/acme", "state/acme"]
+        );
+        assert!(keys(&stored, "globex").is_empty());
+        // Records that were never valid.
+        take(&mut stored, b"never", Some(b"{}"), None);
+        take(&mut stored, b"state/odd", Some(b"5"), None);
+        take(&mut stored, b"a \xff", Some(b"5"), None);
+        assert_eq!(keys(&stored, "never"), ["never"]);
+        assert_eq!(keys(&stored, "odd"), ["state/odd"]);
+        assert_eq!(keys(&stored, "a \u{fffd}"), ["a \u{fffd}"]);
+        let writes = stored.tombstones("acme");
+        take_all(&mut stored, &writes);
+        assert!(keys(&stored, "acme").is_empty());
+    }
+
+    #[test]
+    fn a_changed_subscriber_is_refused_with_the_way_out() {
+        let mut stored = Stored::default();
+        take(&mut stored, b"acme", Some(ACME.as_bytes()), None);
+        assert_eq!(subscriber_change(&stored, &document(ACME)), None);
+        let moved = ACME.replace(r#""subscriber":"acme""#, r#""subscriber":"globex""#);
+        let error = subscriber_change(&stored, &document(&moved)).unwrap();
+        for part in ["acme", "globex", "new id"] {
+            assert!(error.contains(part), "{error}");
+        }
+        take(&mut stored, b"acme", None, None);
+        assert_eq!(subscriber_change(&stored, &document(&moved)), None);
     }
 }

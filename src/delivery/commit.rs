@@ -1,31 +1,32 @@
 //! Commits: outcomes and positions together, or positions alone.
 //!
-//! After a failed transaction the outcomes are kept and written again with the next state, unless the broker's
-//! committed offsets show that the transaction succeeded.
+//! An outcome that is not durable leaves its offset open in what is committed, so positions move on whatever cannot be
+//! written. After a failed transaction the outcomes are written again, unless the broker's committed offsets show that
+//! the transaction succeeded.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rdkafka::message::OwnedHeaders;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::messages::{Message, PartitionState, WorkerState};
 use super::outage::{Health, Step};
+use super::outbox::Batch;
 use super::partition::effect::Outcome;
 use super::role::Delivery;
+use super::writing::{Which, offsets};
 use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, TopicPartition};
-use crate::edge::kafka::producer::{BatchError, Record};
-use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
-use crate::model::command::{Command, Envelope};
-use crate::model::invalid_record::InvalidRecord;
-use crate::model::subscription::{State, Subscription, with_state};
-use crate::model::window::Snapshot;
+use crate::edge::kafka::producer::BatchError;
+use crate::model::units::Offset;
+use crate::model::window::{METADATA_LIMIT, Snapshot, Window};
 use crate::runtime::metrics::TransactionalRole;
 
 impl Delivery<'_> {
-    /// Commits what has changed since the last commit. Returns `Ok(false)` when the commit failed and is to be retried.
+    /// Commits what has changed since the last commit. Returns whether nothing is left that can be committed at present.
     pub(super) fn commit(&mut self) -> Result<bool, Failure> {
         let mut reports = self.workers.states()?;
         self.report_attempts(&mut reports);
@@ -39,55 +40,68 @@ impl Delivery<'_> {
         self.oldest = ages.max().unwrap_or_default();
         self.metrics.oldest_attempt(self.oldest);
         self.observe_workers();
-        let mut commits = Vec::new();
-        let mut outcomes = std::mem::take(&mut self.kept);
-        let mut wanted: HashMap<i32, Snapshot> = HashMap::new();
         let now = clock::instant();
         if self.member.was_disturbed() {
             self.recommit.begin(now);
         }
         let again = self.recommit.is_due(now);
+        self.note_refused_commits();
+        let mut snapshots = HashMap::new();
         for state in states {
             self.observe(&state);
-            let Some(owned) = self.partitions.get(&state.partition) else {
+            if !self.partitions.contains_key(&state.partition) {
                 continue;
-            };
-            outcomes.extend(
-                state
-                    .outcomes
-                    .into_iter()
-                    .map(|outcome| (state.partition, outcome)),
-            );
-            if again || owned.committed.as_ref() != Some(&state.snapshot) {
-                let at = TopicPartition {
-                    topic: Arc::clone(&self.topic),
-                    partition: state.partition,
-                };
-                let Snapshot { position, metadata } = state.snapshot.clone();
-                commits.push(Commit {
-                    at,
-                    position,
-                    metadata,
-                });
-                wanted.insert(state.partition, state.snapshot);
+            }
+            for (offset, outcome) in state.outcomes {
+                self.outcomes.add(state.partition, offset, outcome);
+            }
+            if self.metadata_limit < METADATA_LIMIT {
+                let reach = Window::reach(self.metadata_limit);
+                let end = state.snapshot.position.0 + i64::try_from(reach).unwrap_or(0);
+                self.outcomes.reaches(
+                    state.partition,
+                    Offset(end.max(state.snapshot.position.0 + 1)),
+                );
+            }
+            snapshots.insert(state.partition, state.snapshot);
+        }
+        let mut all_well = true;
+        for which in [Which::Main, Which::Probe] {
+            all_well &= self.write_outcomes(which, &mut snapshots)?;
+        }
+        self.outcomes.observe();
+        snapshots.retain(|number, snapshot| {
+            let owned = self.partitions.get(number);
+            owned.is_some_and(|owned| again || owned.committed.as_ref() != Some(snapshot))
+        });
+        let all_well = self.commit_positions(snapshots) && all_well;
+        Ok(all_well && self.outcomes.is_settled())
+    }
+
+    /// Writes outcomes, and commits the snapshots that belong to them; these are removed from `snapshots`. Returns whether
+    /// no commit failed.
+    fn write_outcomes(
+        &mut self,
+        which: Which,
+        snapshots: &mut HashMap<i32, Snapshot>,
+    ) -> Result<bool, Failure> {
+        /// So that positions are committed, and records polled, however many outcomes there are.
+        const TURN: Duration = Duration::from_millis(200);
+        let began = clock::instant();
+        while let Some(batch) = self.outcomes.advance(which, &self.context.table)? {
+            let offsets = offsets(&batch);
+            for number in offsets.keys() {
+                snapshots.remove(number);
+            }
+            let wanted = self.workers.snapshots_with(&offsets)?;
+            if !self.commit_outcomes(which, batch, offsets, wanted)? {
+                return Ok(false);
+            }
+            if clock::instant() - began > TURN {
+                break;
             }
         }
-        if commits.is_empty() && outcomes.is_empty() {
-            return Ok(true);
-        }
-        let done = if outcomes.is_empty() {
-            self.commit_positions(&commits)
-        } else {
-            self.commit_outcomes(outcomes, &commits, &wanted)?
-        };
-        if done {
-            for (number, snapshot) in wanted {
-                if let Some(owned) = self.partitions.get_mut(&number) {
-                    owned.committed = Some(snapshot);
-                }
-            }
-        }
-        Ok(done)
+        Ok(true)
     }
 
     fn report_attempts(&mut self, workers: &mut [WorkerState]) {
@@ -125,10 +139,63 @@ impl Delivery<'_> {
         }
     }
 
-    fn commit_positions(&mut self, commits: &[Commit]) -> bool {
-        match self.member.commit(commits) {
-            Ok(()) => true,
+    /// A broker refuses the commit of a partition and takes those of others in the same request.
+    fn note_refused_commits(&mut self) {
+        let mut refused = 0;
+        for (at, error) in self.member.refused_commits() {
+            if let Some(owned) = self.partitions.get_mut(&at.partition)
+                && let Some(snapshot) = owned.committed.take()
+                && is_metadata_too_large(&error)
+            {
+                refused = refused.max(snapshot.metadata.len());
+            }
+            tracing::warn!(
+                topic = &*at.topic,
+                partition = at.partition,
+                "position not committed: {error}; it is committed again"
+            );
+        }
+        self.shorten_metadata(refused);
+    }
+
+    /// The broker has refused so many characters of metadata: it keeps fewer with a position than was assumed.
+    fn shorten_metadata(&mut self, refused: usize) {
+        /// Below this nothing fits: positions are committed alone.
+        const LEAST: usize = 64;
+        let mut limit = self.metadata_limit;
+        while limit > 0 && limit >= refused {
+            limit = if limit / 2 < LEAST { 0 } else { limit / 2 };
+        }
+        if refused == 0 || limit == self.metadata_limit {
+            return;
+        }
+        self.metadata_limit = limit;
+        tracing::error!(
+            limit,
+            offsets = Window::reach(limit),
+            "the broker keeps less metadata with a position than the default of 4096 characters (offset.metadata.max.bytes): while a command is unfinished, its partition is read for at most this many offsets beyond it, or none; finished commands beyond that may be delivered again after a restart. Set offset.metadata.max.bytes to 4096"
+        );
+        self.workers.send_all(|| Message::Limit(limit));
+        for owned in self.partitions.values_mut() {
+            owned.committed = None;
+        }
+    }
+
+    /// Commits positions alone. Returns whether that succeeded.
+    fn commit_positions(&mut self, snapshots: HashMap<i32, Snapshot>) -> bool {
+        if snapshots.is_empty() {
+            return true;
+        }
+        match self.member.commit(&self.commits(&snapshots)) {
+            Ok(()) => {
+                self.are_committed(snapshots);
+                true
+            }
             Err(error) => {
+                if is_metadata_too_large(&error) {
+                    self.shorten_metadata(longest(&snapshots));
+                    return false;
+                }
                 self.recommit.begin(clock::instant());
                 tracing::warn!(
                     "committing positions: {error}; they are committed with the next ones"
@@ -138,75 +205,112 @@ impl Delivery<'_> {
         }
     }
 
-    fn commit_outcomes(
-        &mut self,
-        outcomes: Vec<(i32, Outcome)>,
-        commits: &[Commit],
-        wanted: &HashMap<i32, Snapshot>,
-    ) -> Result<bool, Failure> {
-        let started = clock::instant();
-        let generation = self.member.generation();
-        let written = self
-            .write(&outcomes)
-            .and_then(|()| self.producer.finish(commits, generation.as_deref()));
-        let took = clock::instant() - started;
-        self.context
-            .metrics
-            .transaction(TransactionalRole::Deliver, written.is_ok(), took);
-        match written {
-            Ok(()) => {
-                self.are_durable(&outcomes);
-                self.one_by_one = false;
-                if self.context.settings.guarantee == Guarantee::AtLeastOnce {
-                    return Ok(self.commit_positions(commits));
-                }
-                Ok(true)
+    fn commits(&self, snapshots: &HashMap<i32, Snapshot>) -> Vec<Commit> {
+        let each = snapshots.iter().map(|(&partition, snapshot)| {
+            let at = TopicPartition {
+                topic: Arc::clone(&self.topic),
+                partition,
+            };
+            let Snapshot { position, metadata } = snapshot.clone();
+            Commit {
+                at,
+                position,
+                metadata,
             }
-            Err(BatchError::Failed(failure)) => Err(failure),
-            Err(BatchError::TooLarge { tag }) if self.one_by_one => {
-                let what = outcomes.get(tag).map_or(-1, |(partition, _)| *partition);
-                Err(Failure::Internal(format!(
-                    "an outcome of partition {what} is larger than its topic allows; `hookstream topics check` names the topic whose max.message.bytes is too small"
-                )))
-            }
-            Err(BatchError::TooLarge { .. }) => {
-                tracing::warn!(
-                    "a batch of outcomes is larger than its topic allows: they are written one by one"
-                );
-                self.one_by_one = true;
-                self.producer.renew()?;
-                self.kept = outcomes;
-                Ok(false)
-            }
-            Err(BatchError::Aborted(error)) => {
-                tracing::warn!("outcomes were not committed: {error}; they are written again");
-                self.producer.renew()?;
-                self.keep_unless_durable(outcomes, wanted)
+        });
+        each.collect()
+    }
+
+    fn are_committed(&mut self, snapshots: HashMap<i32, Snapshot>) {
+        for (number, snapshot) in snapshots {
+            if let Some(owned) = self.partitions.get_mut(&number) {
+                owned.committed = Some(snapshot);
             }
         }
     }
 
-    /// Releases the memory of outcomes that are durable. Until then they count in their partitions, so intake stops
-    /// when they cannot be written.
-    fn are_durable(&self, outcomes: &[(i32, Outcome)]) {
-        for (partition, outcome) in outcomes {
-            if let (Some(owned), Some(weight)) = (self.partitions.get(partition), outcome.weight())
-            {
+    /// Commits a batch whose records are acknowledged: with transactions, together with the snapshots in which its offsets
+    /// are finished; without, the records are durable already. Returns whether all of that succeeded.
+    fn commit_outcomes(
+        &mut self,
+        which: Which,
+        batch: Batch<Outcome>,
+        offsets: HashMap<i32, Vec<Offset>>,
+        wanted: HashMap<i32, Snapshot>,
+    ) -> Result<bool, Failure> {
+        if self.context.settings.guarantee == Guarantee::AtLeastOnce {
+            self.context
+                .metrics
+                .transaction(TransactionalRole::Deliver, true, Duration::ZERO);
+            self.are_durable(&batch, offsets);
+            return Ok(self.commit_positions(wanted));
+        }
+        let started = clock::instant();
+        let commits = self.commits(&wanted);
+        let generation = self.member.generation();
+        let Some(producer) = self.outcomes.producer(which) else {
+            self.outcomes.not_committed(which, batch);
+            return Ok(false);
+        };
+        let ended = producer.finish(&commits, generation.as_deref());
+        let took = clock::instant() - started;
+        self.context
+            .metrics
+            .transaction(TransactionalRole::Deliver, ended.is_ok(), took);
+        match ended {
+            Ok(()) => {
+                self.are_durable(&batch, offsets);
+                self.are_committed(wanted);
+                Ok(true)
+            }
+            Err(BatchError::Failed(failure)) => Err(failure),
+            Err(error) => {
+                tracing::warn!("outcomes were not committed: {error}; they are written again");
+                producer.renew()?;
+                if matches!(&error, BatchError::Aborted(error) if is_metadata_too_large(error)) {
+                    self.shorten_metadata(longest(&wanted));
+                    self.outcomes.not_committed(which, batch);
+                    return Ok(false);
+                }
+                if self.is_committed(&batch, &wanted)? {
+                    tracing::info!("the outcomes had been committed after all");
+                    self.are_durable(&batch, offsets);
+                    self.are_committed(wanted);
+                    return Ok(true);
+                }
+                self.outcomes.not_committed(which, batch);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Outcomes are durable: their offsets end, and their memory is free. Until then they count in their partitions, so
+    /// intake stops when they cannot be written.
+    fn are_durable(&mut self, batch: &Batch<Outcome>, offsets: HashMap<i32, Vec<Offset>>) {
+        for entry in &batch.entries {
+            let owned = self.partitions.get(&entry.partition);
+            if let (Some(owned), Some(weight)) = (owned, entry.record.weight()) {
                 owned.load.sub(1, weight);
             }
         }
+        for (number, offsets) in offsets {
+            let worker = self.workers.of(number);
+            worker.send(Message::Durable(number, offsets));
+        }
+        self.outcomes.committed(batch.purpose);
     }
 
     /// Resolves a commit whose result was unknown by the committed positions. Only partitions with outcomes are
     /// conclusive: each outcome ends an offset, so only this transaction can have committed the position that it
     /// wanted. For other partitions a plain commit may have done so. (A late copy of an earlier commit that arrives
     /// between the transaction and this check would hide it; no such case is known.)
-    fn keep_unless_durable(
-        &mut self,
-        outcomes: Vec<(i32, Outcome)>,
+    fn is_committed(
+        &self,
+        batch: &Batch<Outcome>,
         wanted: &HashMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
-        let telling: HashSet<i32> = outcomes.iter().map(|(number, _)| *number).collect();
+        let ends = batch.entries.iter().filter(|entry| entry.offset.is_some());
+        let telling: HashSet<i32> = ends.map(|entry| entry.partition).collect();
         let asked: Vec<_> = telling
             .into_iter()
             .map(|partition| TopicPartition {
@@ -214,119 +318,14 @@ impl Delivery<'_> {
                 partition,
             })
             .collect();
-        if self.context.settings.guarantee == Guarantee::ExactlyOnce {
-            for found in self.member.committed(&asked)? {
-                let metadata = found.metadata;
-                let snapshot = found
-                    .position
-                    .map(|position| Snapshot { position, metadata });
-                if snapshot.is_some() && snapshot.as_ref() == wanted.get(&found.at.partition) {
-                    tracing::info!("the outcomes had been committed after all");
-                    self.are_durable(&outcomes);
-                    return Ok(true);
-                }
-            }
-        }
-        self.kept = outcomes;
-        Ok(false)
-    }
-
-    fn write(&mut self, outcomes: &[(i32, Outcome)]) -> Result<(), BatchError> {
-        let settings = Arc::clone(&self.context.settings);
-        let tiers = settings.retry_topics();
-        let dead_letters = settings.topics.dead_letters();
-        for (tag, (_, outcome)) in outcomes.iter().enumerate() {
-            match outcome {
-                Outcome::Tier(tier, command) => self.write_command(
-                    &tiers[*tier],
-                    command,
-                    command_headers(&command.envelope()),
-                    tag,
-                )?,
-                Outcome::DeadLetter(command, info) => {
-                    let headers = info
-                        .headers()
-                        .iter()
-                        .fold(dead_letter_headers(command), |headers, (name, value)| {
-                            with_header(headers, name, value)
-                        });
-                    self.write_command(&dead_letters, command, headers, tag)?;
-                }
-                Outcome::Invalid(record) => self.write_invalid(record, tag)?,
-                Outcome::Disable(subscription) => self.write_disabled(subscription, tag)?,
-            }
-            if self.one_by_one {
-                self.producer.acknowledged()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_command(
-        &mut self,
-        topic: &str,
-        command: &Command,
-        headers: OwnedHeaders,
-        tag: usize,
-    ) -> Result<(), BatchError> {
-        let key = Some(command.subscriber.as_bytes());
-        self.producer.send(Record {
-            topic,
-            partition: None,
-            key,
-            value: Some(&command.body),
-            headers,
-            tag,
-        })
-    }
-
-    fn write_invalid(&mut self, record: &InvalidRecord, tag: usize) -> Result<(), BatchError> {
-        let topic = self.context.settings.topics.invalid_events();
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        self.producer.send(Record {
-            topic: &topic,
-            partition: None,
-            key,
-            value,
-            headers: invalid_headers(record),
-            tag,
-        })
-    }
-
-    /// Disables a subscription, unless it has changed since that decision.
-    fn write_disabled(
-        &mut self,
-        decided_on: &Arc<Subscription>,
-        tag: usize,
-    ) -> Result<(), BatchError> {
-        let id = &*decided_on.id;
-        let Some(record) = self.context.table.record_of(decided_on) else {
-            tracing::info!(
-                subscription = id,
-                "not disabled: the subscription has changed"
-            );
-            return Ok(());
-        };
-        let disabled = match with_state(&record, State::Disabled) {
-            Ok(disabled) => disabled,
-            Err(error) => {
-                tracing::error!(
-                    subscription = id,
-                    "cannot disable the subscription: {error}"
-                );
-                return Ok(());
-            }
-        };
-        let topic = self.context.settings.topics.subscriptions();
-        let (key, value) = (Some(id.as_bytes()), Some(disabled.as_slice()));
-        self.producer.send(Record {
-            topic: &topic,
-            partition: None,
-            key,
-            value,
-            headers: OwnedHeaders::new(),
-            tag,
-        })
+        let found = self.member.committed(&asked)?;
+        Ok(found.into_iter().any(|found| {
+            let metadata = found.metadata;
+            let snapshot = found
+                .position
+                .map(|position| Snapshot { position, metadata });
+            snapshot.is_some() && snapshot.as_ref() == wanted.get(&found.at.partition)
+        }))
     }
 
     fn observe_workers(&mut self) {
@@ -345,12 +344,11 @@ impl Delivery<'_> {
     }
 }
 
-fn dead_letter_headers(command: &Command) -> OwnedHeaders {
-    // The dead letter's own first-failure header replaces the command's, and a replay gets a new sequence.
-    command_headers(&Envelope {
-        first_failure: None,
-        sequence: None,
-        cluster: None,
-        ..command.envelope()
-    })
+fn longest(snapshots: &HashMap<i32, Snapshot>) -> usize {
+    let lengths = snapshots.values().map(|one| one.metadata.len());
+    lengths.max().unwrap_or(0)
+}
+
+fn is_metadata_too_large(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge)
 }

@@ -1,5 +1,6 @@
 //! Messages between the role's thread and its workers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -9,6 +10,7 @@ use super::outage::Health;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::Outcome;
 use super::partition::event::{Incoming, LookAhead};
+use crate::model::units::{Offset, Position};
 use crate::model::window::{Place, Snapshot, Window};
 
 /// A message to a worker.
@@ -24,8 +26,18 @@ pub(super) enum Message {
     Take(i32, Vec<Incoming>),
     /// Report the state of all partitions. Reported outcomes are then forgotten here.
     Snapshot(Sender<WorkerState>),
+    /// Report what may be committed together with the outcomes of these offsets, for the partitions of this worker.
+    SnapshotWith(HashMap<i32, Vec<Offset>>, Sender<Vec<(i32, Snapshot)>>),
+    /// The broker keeps at most this many characters with a position.
+    Limit(usize),
+    /// A partition has no more records before this position, to which it was read.
+    Passed(i32, Position),
+    /// The outcomes of these offsets of a partition are durable.
+    Durable(i32, Vec<Offset>),
     /// The result of a look-ahead that a partition requested in this epoch.
     LookedAhead(i32, u64, LookAhead),
+    /// A secret was read: lanes may wait for it.
+    SecretRead,
     /// Send nothing, during an egress outage.
     Pause,
     /// Send one command despite the pause.
@@ -47,12 +59,14 @@ pub(super) struct WorkerState {
     pub(super) attempts: Vec<(Arc<str>, AttemptCounts)>,
 }
 
-/// A partition's state at one moment: once `outcomes` are durable, `snapshot` may be committed.
+/// A partition's state at one moment.
 #[derive(Debug)]
 pub(super) struct PartitionState {
     pub(super) partition: i32,
+    /// May be committed; the offsets of outcomes that are not durable are open in it.
     pub(super) snapshot: Snapshot,
-    pub(super) outcomes: Vec<Outcome>,
+    /// Outcomes since the last report, with the offsets that they end.
+    pub(super) outcomes: Vec<(Option<Offset>, Outcome)>,
     pub(super) span: u64,
     /// How long the partition's intake has been waiting for room.
     pub(super) stalled: Duration,

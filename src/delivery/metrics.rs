@@ -1,12 +1,13 @@
 //! The metrics of delivery.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
+use super::open_breakers::{OpenBreakers, Shown};
 use super::top_subscribers::SubscriberAttempts;
 use crate::edge::kafka::best_effort::RecordCounters;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
@@ -65,6 +66,8 @@ struct All {
     queued_bytes: IntGauge,
     oldest_attempt: Gauge,
     breaker_open: IntGaugeVec,
+    breakers_open: IntGauge,
+    open_breakers: Mutex<OpenBreakers>,
     systemic_failure: IntGauge,
     window_offsets: IntGaugeVec,
     stalled: GaugeVec,
@@ -127,9 +130,11 @@ impl DeliveryMetrics {
                 "The age of the oldest attempt in flight, seconds.",
             )),
             breaker_open: registry.add(IntGaugeVec::new(
-                Opts::new("hookstream_breaker_open", "1 while a subscription's breaker is open; no series while it is closed."),
+                Opts::new("hookstream_breaker_open", "1 while a subscription's breaker is open; no series while it is closed, nor for more than --lag-top at once."),
                 &["subscriber", "subscription"],
             )),
+            breakers_open: registry.gauge("hookstream_breakers_open", "Subscriptions whose breaker is open."),
+            open_breakers: Mutex::new(OpenBreakers::new(0)),
             systemic_failure: registry.gauge(
                 "hookstream_systemic_failure",
                 "1 while intake is paused because most endpoints give no answer.",
@@ -233,15 +238,47 @@ impl DeliveryMetrics {
         self.0.oldest_attempt.set(age.as_secs_f64());
     }
 
-    /// Whether a subscription's breaker is open; closed ones have no series.
+    /// Removes the series of an earlier run of the role within this process; at most `most` breakers have one from now on.
+    pub fn reset_breakers(&self, most: usize) {
+        *self.open_breakers() = OpenBreakers::new(most);
+        self.0.breaker_open.reset();
+        self.0.breakers_open.set(0);
+    }
+
+    /// Whether a subscription's breaker is open.
     pub fn breaker_open(&self, subscriber: &str, subscription: &str, open: bool) {
-        let labels = [subscriber, subscription];
-        if open {
-            self.0.breaker_open.with_label_values(&labels).set(1);
-        } else {
-            // A breaker that was never open has no series to remove.
-            self.0.breaker_open.remove_label_values(&labels).ok();
+        let labels = (subscriber.into(), subscription.into());
+        // The series change under the lock, so that a thread cannot remove what another one has just added.
+        let mut all = self.open_breakers();
+        let Shown { gone, new } = match open {
+            true => all.opened(labels),
+            false => all.closed(labels),
+        };
+        let series = &self.0.breaker_open;
+        if let Some((subscriber, subscription)) = gone {
+            // A missing series counts as removed.
+            series
+                .remove_label_values(&[&*subscriber, &*subscription])
+                .ok();
         }
+        if let Some((subscriber, subscription)) = new {
+            series
+                .with_label_values(&[&*subscriber, &*subscription])
+                .set(1);
+        }
+        let count = i64::try_from(all.count()).unwrap_or(i64::MAX);
+        self.0.breakers_open.set(count);
+    }
+
+    /// How many breakers are open.
+    #[must_use]
+    pub fn breakers_open(&self) -> i64 {
+        self.0.breakers_open.get()
+    }
+
+    fn open_breakers(&self) -> std::sync::MutexGuard<'_, OpenBreakers> {
+        let all = self.0.open_breakers.lock();
+        all.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// 1 while intake is paused during an egress outage.

@@ -1,5 +1,7 @@
 //! Logs the notices and outcomes of partitions, and updates the metrics.
 
+use std::time::{Duration, Instant};
+
 use super::metrics::DeliveryMetrics;
 use super::partition::effect::{Notice, Outcome};
 use crate::edge::clock;
@@ -7,66 +9,101 @@ use crate::model::command::Command;
 use crate::model::dead_letter::DeadLetterInfo;
 use crate::model::throttle::Throttle;
 
-/// Logs an outcome that concerns operators; `lines` limits the lines of dead letters.
-pub(super) fn log_outcome(lines: &mut Throttle, outcome: &Outcome) {
-    match outcome {
-        Outcome::DeadLetter(command, info) => {
-            log_dead_letter(lines, command, info);
+/// The log lines of a worker that are limited: an endpoint that rejects everything, or an outage of many, must not flood
+/// the log. What is suppressed is reported as a number when the interval is over.
+pub(super) struct Lines {
+    dead_letters: Throttle,
+    opened: Throttle,
+    closed: Throttle,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        /// Lines about breakers within [`BREAKERS`].
+        const MOST: u32 = 5;
+        const BREAKERS: Duration = Duration::from_secs(10);
+        Self {
+            dead_letters: Throttle::new(Duration::from_secs(1)),
+            opened: Throttle::burst(MOST, BREAKERS),
+            closed: Throttle::burst(MOST, BREAKERS),
         }
-        Outcome::Disable(subscription) => tracing::warn!(
-            subscription = %subscription.id, subscriber = %subscription.subscriber,
-            "the endpoint responded 410 Gone; disabling the subscription",
-        ),
-        Outcome::Tier(..) | Outcome::Invalid(_) => {}
     }
 }
 
-/// One line per second: an endpoint that rejects everything must not flood the log.
-fn log_dead_letter(lines: &mut Throttle, command: &Command, info: &DeadLetterInfo) {
-    let Some(suppressed) = lines.pass(clock::instant()) else {
-        return;
-    };
-    tracing::warn!(
-        webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
-        trace_id = command.trace_id(), reason = info.reason.as_str(), attempts = command.attempt, suppressed,
-        "dead letter: {}", info.error,
-    );
-}
+impl Lines {
+    /// Logs an outcome that concerns operators.
+    pub(super) fn outcome(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::DeadLetter(command, info) => self.dead_letter(command, info),
+            Outcome::Disable(subscription) => tracing::warn!(
+                subscription = %subscription.id, subscriber = %subscription.subscriber,
+                "the endpoint responded 410 Gone; disabling the subscription",
+            ),
+            Outcome::Tier(..) | Outcome::Invalid(_) => {}
+        }
+    }
 
-/// Logs a partition's notice and updates the metrics.
-pub(super) fn log_notice(metrics: &DeliveryMetrics, notice: Notice) {
-    match notice {
-        Notice::BreakerOpened {
-            subscription,
-            subscriber,
-            class,
-            probe_at,
-        } => {
-            let probe_in = probe_at.saturating_duration_since(clock::instant());
-            tracing::warn!(
-                %subscription, %subscriber, class = class.as_str(), ?probe_in,
-                "breaker opened; commands are parked until the next probe",
-            );
-            metrics.breaker_open(&subscriber, &subscription, true);
+    fn dead_letter(&mut self, command: &Command, info: &DeadLetterInfo) {
+        let Some(suppressed) = self.dead_letters.pass(clock::instant()) else {
+            return;
+        };
+        tracing::warn!(
+            webhook_id = %command.webhook_id, subscription = %command.subscription, subscriber = %command.subscriber,
+            trace_id = command.trace_id(), reason = info.reason.as_str(), attempts = command.attempt, suppressed,
+            "dead letter: {}", info.error,
+        );
+    }
+
+    /// Reports how many lines were suppressed, once no other line does.
+    pub(super) fn flush(&mut self, metrics: &DeliveryMetrics, now: Instant) {
+        if let Some(suppressed) = self.dead_letters.flush(now) {
+            tracing::warn!(suppressed, "dead letters");
         }
-        Notice::BreakerClosed {
-            subscription,
-            subscriber,
-        } => {
-            tracing::info!(%subscription, %subscriber, "breaker closed");
-            metrics.breaker_open(&subscriber, &subscription, false);
+        let open = metrics.breakers_open();
+        if let Some(suppressed) = self.opened.flush(now) {
+            tracing::warn!(suppressed, open, "breakers opened");
         }
-        Notice::BreakerMoved {
-            subscription,
-            subscriber,
-        } => metrics.breaker_open(&subscriber, &subscription, true),
-        Notice::BreakerForgotten {
-            subscription,
-            subscriber,
-        } => metrics.breaker_open(&subscriber, &subscription, false),
-        Notice::Overdue(subscription) => tracing::warn!(
-            %subscription,
-            "a command that others wait for is overdue; reading the retry topics again",
-        ),
+        if let Some(suppressed) = self.closed.flush(now) {
+            tracing::info!(suppressed, open, "breakers closed");
+        }
+    }
+
+    /// Logs a partition's notice and updates the metrics.
+    pub(super) fn notice(&mut self, metrics: &DeliveryMetrics, notice: Notice) {
+        match notice {
+            Notice::BreakerOpened {
+                subscription,
+                subscriber,
+                class,
+                probe_at,
+            } => {
+                metrics.breaker_open(&subscriber, &subscription, true);
+                let now = clock::instant();
+                if let Some(suppressed) = self.opened.pass(now) {
+                    let probe_in = probe_at.saturating_duration_since(now);
+                    tracing::warn!(
+                        %subscription, %subscriber, class = class.as_str(), ?probe_in, suppressed,
+                        "breaker opened; commands are parked until the next probe",
+                    );
+                }
+            }
+            Notice::BreakerClosed {
+                subscription,
+                subscriber,
+            } => {
+                metrics.breaker_open(&subscriber, &subscription, false);
+                if let Some(suppressed) = self.closed.pass(clock::instant()) {
+                    tracing::info!(%subscription, %subscriber, suppressed, "breaker closed");
+                }
+            }
+            Notice::BreakerForgotten {
+                subscription,
+                subscriber,
+            } => metrics.breaker_open(&subscriber, &subscription, false),
+            Notice::Overdue(subscription) => tracing::warn!(
+                %subscription,
+                "a command that others wait for is overdue; reading the retry topics again",
+            ),
+        }
     }
 }

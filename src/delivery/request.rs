@@ -13,7 +13,6 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::partition::env::Endpoint;
-use super::secrets;
 use super::signing::Signer;
 use crate::config::Settings;
 use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Rest};
@@ -40,6 +39,8 @@ pub(super) struct Target {
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
+    /// What `signer` was made from.
+    secrets: Box<[Arc<str>]>,
     /// The timestamp of the last request, in seconds and as a header: many requests share one.
     second: RefCell<(i64, HeaderValue)>,
 }
@@ -52,12 +53,12 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    fn new(subscription: &Subscription, secrets: &[String]) -> Self {
+    fn new(subscription: &Subscription, secrets: &[Arc<str>]) -> Self {
         let headers = subscription.headers.iter();
         let credentials = headers
             .filter(|(_, value)| value.is_sensitive())
             .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
-        let secrets = secrets.iter().map(|secret| Cow::Borrowed(secret.as_str()));
+        let secrets = secrets.iter().map(|secret| Cow::Borrowed(&**secret));
         let in_url = parts(&subscription.url);
         Self {
             url: shown_url(&subscription.url).into(),
@@ -91,24 +92,26 @@ impl Target {
             .any(|source| matches!(source, SecretSource::File(_)))
     }
 
+    /// Whether it was made from these.
+    pub(super) fn is_of(&self, subscription: &Arc<Subscription>, secrets: &[Arc<str>]) -> bool {
+        Arc::ptr_eq(&self.subscription, subscription) && *self.secrets == *secrets
+    }
+
     pub(super) fn new(
         subscription: &Arc<Subscription>,
         settings: &Settings,
+        secrets: Vec<Arc<str>>,
     ) -> Result<Self, String> {
-        let secrets: Vec<String> = subscription
-            .secrets
-            .iter()
-            .map(secrets::resolve)
-            .collect::<Result<_, _>>()?;
-        let signer =
-            Signer::new(secrets.iter().map(String::as_str)).map_err(|error| error.to_string())?;
+        let texts = secrets.iter().map(|secret| &**secret);
+        let signer = Signer::new(texts).map_err(|error| error.to_string())?;
         let uri = subscription
             .url
             .as_str()
             .parse()
             .map_err(|error| format!("its url cannot be used: {error}"))?;
-        let address =
-            Address::new(uri).map_err(|error| format!("its url cannot be used: {error}"))?;
+        let address = Address::new(uri)
+            .map_err(|error| format!("its url cannot be used: {error}"))?
+            .for_subscriber(&subscription.subscriber);
         let headers = template(&subscription.headers, &address, !signer.is_empty());
         Ok(Self {
             subscription: Arc::clone(subscription),
@@ -124,6 +127,7 @@ impl Target {
             address: Arc::new(address),
             headers,
             signer,
+            secrets: secrets.into(),
             second: RefCell::new((0, HeaderValue::from(0))),
         })
     }

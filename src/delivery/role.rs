@@ -4,7 +4,8 @@
 //! The partitions' windows and lanes live on `worker` threads, which exchange whole batches with this one. Every 100 ms
 //! the workers report each partition's state: its window, and the outcomes since the last report. Outcomes and
 //! positions are committed in one transaction; positions alone by a plain commit. After a failed transaction the
-//! outcomes are kept and written again with the next state, so an aborted transaction repeats no POST.
+//! outcomes are kept and written again, so an aborted transaction repeats no POST; what cannot be written stops nothing
+//! else (`writing`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,24 +19,25 @@ use super::busy::Busy;
 use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
-use super::partition::effect::Outcome;
 use super::partition::event::Incoming;
 use super::recommit::Recommit;
 use super::top_subscribers::TopSubscribers;
 use super::workers::Workers;
+use super::writing::OutcomeWriter;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Gap, Member, Polled, TopicPartition};
-use crate::edge::kafka::producer::Producer;
 use crate::edge::kafka::record::read_command;
 use crate::model::units::Offset;
-use crate::model::window::{Place, ReadError, Snapshot, VERSION, Window};
+use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, VERSION, Window};
 use crate::runtime::context::RoleContext;
 
 /// How often positions and outcomes are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// How often to ask which offsets without a record were passed.
+const PASSED_EVERY: Duration = Duration::from_secs(1);
 /// The most records taken in one turn.
 const TURN: usize = 512;
 /// The least share of `--max-queued-bytes` that a partition gets, however many partitions there are, bytes.
@@ -60,7 +62,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
     let workers = Workers::start(context, metrics)?;
     let group = format!("{}deliver", settings.group_prefix);
     let topic = settings.topics.commands();
-    let producer = Producer::new(settings, &context.keep_waiting(), "deliver", 0)?;
+    let outcomes = OutcomeWriter::new(context)?;
     let prefetch = [("queued.max.messages.kbytes", "4096")];
     let member = Member::join(
         settings,
@@ -74,22 +76,23 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         context,
         metrics,
         member,
-        producer,
+        outcomes,
         workers,
         cluster: context.cluster()?,
         topic: Arc::from(topic),
         partitions: HashMap::new(),
-        kept: Vec::new(),
-        one_by_one: false,
         next_commit: clock::instant(),
+        next_passed: clock::instant(),
         outage: Outage::default(),
         recommit: Recommit::default(),
+        metadata_limit: METADATA_LIMIT,
         oldest: Duration::ZERO,
         top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
         busy: Busy::default(),
     };
     // Series of an earlier run within this process.
     metrics.forget_subscriber_attempts();
+    metrics.reset_breakers(settings.lag_top);
     metrics.systemic_failure().set(0);
     context.ready();
     let result = delivery.go();
@@ -135,20 +138,19 @@ pub(super) struct Delivery<'a> {
     pub(super) context: &'a RoleContext,
     pub(super) metrics: &'a DeliveryMetrics,
     pub(super) member: Member,
-    pub(super) producer: Producer,
+    pub(super) outcomes: OutcomeWriter,
     pub(super) workers: Workers,
     pub(super) cluster: ClusterId,
     pub(super) topic: Arc<str>,
     pub(super) partitions: HashMap<i32, Owned>,
-    /// Outcomes of a failed transaction, to be written with the next one.
-    pub(super) kept: Vec<(i32, Outcome)>,
-    /// Whether each outcome waits for the previous one's acknowledgement: then none is rejected because of others in
-    /// its batch.
-    pub(super) one_by_one: bool,
     pub(super) next_commit: Instant,
+    /// When to ask again which offsets without a record were passed.
+    next_passed: Instant,
     pub(super) outage: Outage,
     /// Whether a delayed commit may still overwrite later ones.
     pub(super) recommit: Recommit,
+    /// Characters that the broker keeps with a position, as far as it is known to keep fewer than usual.
+    pub(super) metadata_limit: usize,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
     /// The subscribers with their own metric series.
@@ -168,8 +170,28 @@ impl Delivery<'_> {
             self.turn(wait)?;
             self.flow()?;
             if clock::instant() >= self.next_commit {
+                self.pass()?;
                 self.commit()?;
                 self.next_commit = clock::instant() + COMMIT_EVERY;
+            }
+        }
+        Ok(())
+    }
+
+    /// Positions behind the ends of transactions are committed too: else a group at rest would seem to be behind.
+    fn pass(&mut self) -> Result<(), Failure> {
+        let now = clock::instant();
+        if now < self.next_passed {
+            return Ok(());
+        }
+        self.next_passed = now + PASSED_EVERY;
+        for (at, position) in self.member.passed()? {
+            let number = at.partition;
+            // All records before it are with the worker by now, which does nothing about a position that it knows.
+            if self.partitions.contains_key(&number) {
+                self.workers
+                    .of(number)
+                    .send(Message::Passed(number, position));
             }
         }
         Ok(())
@@ -259,9 +281,24 @@ impl Delivery<'_> {
 
     /// Records already taken are still delivered; if the topic ends before the position, the partition starts over.
     fn gap(&mut self, gap: &Gap) {
-        self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+        let metrics = &self.context.metrics;
+        metrics.lost_offsets(&gap.at.topic, gap.lost());
         let number = gap.at.partition;
-        if gap.lost() == 0 && self.partitions.contains_key(&number) {
+        if gap.is_restart()
+            && let Some(owned) = self.partitions.get(&number)
+        {
+            // What is held from the new end on is not read again.
+            let gone = u64::try_from(gap.from.0 - gap.end.0).unwrap_or(0);
+            let dropped = gone.min(owned.load.commands() as u64);
+            metrics.lost_offsets(&gap.at.topic, dropped);
+            if dropped > 0 {
+                tracing::error!(
+                    topic = &*gap.at.topic,
+                    partition = number,
+                    dropped,
+                    "LOST: unfinished commands of a topic that was truncated, deleted or recreated"
+                );
+            }
             self.forget(&[number]);
             self.open(number, Window::new(gap.to), None);
         }
@@ -430,14 +467,14 @@ impl Delivery<'_> {
         }
         self.workers.give_up(list);
         self.partitions.retain(|number, _| !gone.contains(number));
-        self.kept.retain(|(number, _)| !gone.contains(number));
+        self.outcomes.forget(&gone);
         for number in list {
             self.metrics.forget_partition(*number);
         }
     }
 
     fn end(self, ended: Result<(), Failure>) -> Result<(), Failure> {
-        drop(self.producer);
+        self.outcomes.end();
         let ended = self.member.leave(ended);
         self.workers.end();
         ended

@@ -4,12 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::partition::env::{Standing, Subscriptions, Terms};
+use super::partition::env::{Standing, Subscriptions, Terms, Unavailable};
 use super::partition::lane::{Limits, Rate};
 use super::request::Target;
+use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::kafka::subscription_cache::SubscriptionCache;
+use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::subscription::{State, Subscription};
 
 /// Looks up subscriptions for one worker.
@@ -20,25 +21,72 @@ pub(super) struct Directory {
     pub(super) policy: Arc<EgressPolicy>,
     /// Defaults for what a subscription does not set.
     pub(super) settings: Arc<Settings>,
+    /// Signing secrets.
+    pub(super) secrets: Arc<Secrets>,
+    /// Lets the worker ask for terms again when a secret was read.
+    pub(super) wake: Wake,
 }
 
+/// How long terms are valid without a change of the subscription; `None`: without limit.
+type Validity = Option<Duration>;
+
 impl Directory {
-    fn standing(&self, subscription: &Arc<Subscription>) -> Standing<Rc<Target>> {
+    fn standing(
+        &self,
+        subscription: &Arc<Subscription>,
+        before: Option<&Rc<Target>>,
+    ) -> (Standing<Rc<Target>>, Validity) {
         match subscription.state {
-            State::Paused => return Standing::Waiting,
-            State::Disabled => return Standing::Disabled,
+            State::Paused => return (Standing::Waiting, None),
+            State::Disabled => return (Standing::Disabled, None),
             State::Active => {}
         }
         if let Err(denied) = self.policy.check_url(&subscription.url) {
-            return Standing::Denied(denied.to_string().into());
+            return (Standing::Denied(denied.to_string().into()), None);
         }
-        match Target::new(subscription, &self.settings) {
-            Ok(target) => Standing::Open(Rc::new(target)),
-            Err(error) => {
-                tracing::error!(subscription = %subscription.id, "cannot send, commands wait: {error}");
-                Standing::Waiting
+        self.open(subscription, before).unwrap_or_else(|error| {
+            tracing::error!(subscription = %subscription.id, "cannot send, commands wait: {error}");
+            (Standing::Waiting, Some(MISSING_SECRET))
+        })
+    }
+
+    /// The endpoint, once its secrets are known: `before` if neither the subscription nor a secret has changed.
+    fn open(
+        &self,
+        subscription: &Arc<Subscription>,
+        before: Option<&Rc<Target>>,
+    ) -> Result<(Standing<Rc<Target>>, Validity), String> {
+        /// While a file is read again.
+        const SOON: Duration = Duration::from_secs(1);
+        let sources = subscription.secrets.iter();
+        // All of them, so that they are read at the same time.
+        let secrets: Vec<Secret> = sources
+            .map(|source| self.secrets.get(source, &self.wake))
+            .collect();
+        let (mut texts, mut loading, mut again) = (Vec::with_capacity(secrets.len()), false, false);
+        for secret in secrets {
+            match secret {
+                Secret::Known { text, again: more } => {
+                    texts.push(text);
+                    again |= more;
+                }
+                Secret::Reading => loading = true,
+                Secret::Unusable(error) => return Err(error),
             }
         }
+        if loading {
+            return Ok((Standing::Loading, Some(Duration::ZERO)));
+        }
+        let target = match before {
+            Some(same) if same.is_of(subscription, &texts) => Rc::clone(same),
+            _ => Rc::new(Target::new(subscription, &self.settings, texts)?),
+        };
+        let valid_for = match target.reads_files() {
+            true if again => Some(SOON),
+            true => Some(SECRET_FILE),
+            false => None,
+        };
+        Ok((Standing::Open(target), valid_for))
     }
 }
 
@@ -49,23 +97,27 @@ impl Subscriptions for Directory {
         self.table.version()
     }
 
-    fn terms(&self, id: &str) -> Option<Terms<Rc<Target>>> {
-        const MISSING_SECRET: Duration = Duration::from_secs(10);
-        const SECRET_FILE: Duration = Duration::from_secs(60);
-        let subscription = self.table.get(id)?;
-        let standing = self.standing(&subscription);
-        let valid_for = match &standing {
-            Standing::Waiting => Some(MISSING_SECRET),
-            Standing::Open(target) if target.reads_files() => Some(SECRET_FILE),
-            Standing::Open(_) | Standing::Disabled | Standing::Denied(_) => None,
-        };
-        Some(Terms {
-            subscriber: Arc::from(&*subscription.subscriber),
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
+        match self.table.get(id) {
+            Known::Valid(found) if *found.subscriber == *subscriber => Ok(found),
+            Known::Valid(found) => Err(Unavailable::Foreign(found.subscriber.clone())),
+            Known::Invalid => Err(Unavailable::Invalid),
+            Known::Missing => Err(Unavailable::Missing),
+        }
+    }
+
+    fn terms(
+        &self,
+        subscription: &Arc<Subscription>,
+        before: Option<&Rc<Target>>,
+    ) -> Terms<Rc<Target>> {
+        let (standing, valid_for) = self.standing(subscription, before);
+        Terms {
             standing,
-            limits: limits(&subscription, &self.settings),
+            limits: limits(subscription, &self.settings),
             order: subscription.order,
             valid_for,
-        })
+        }
     }
 }
 
@@ -78,5 +130,215 @@ fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
             per_second: limit.per_second,
             burst: f64::from(limit.burst),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use prometheus::IntCounter;
+
+    use super::*;
+    use crate::config::{EgressSettings, Layers, Machine, Source};
+    use crate::delivery::partition::Partition;
+    use crate::delivery::partition::effect::{Effect, Effects, Outcome};
+    use crate::delivery::partition::env::{Env, Rules};
+    use crate::delivery::partition::event::{Event, Incoming};
+    use crate::delivery::secrets::Reader;
+    use crate::edge::clock;
+    use crate::model::command::{Command, tests::sample};
+    use crate::model::outcome::ParkReason;
+    use crate::model::subscription::TopicRecord;
+    use crate::model::units::{Offset, Position};
+    use crate::model::window::Window;
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A partition over a real directory, with a stub that reads the files.
+    struct Scene {
+        directory: Directory,
+        machine: Partition<Rc<Target>>,
+        invalid: IntCounter,
+        woken: Receiver<()>,
+        next: i64,
+    }
+
+    impl Scene {
+        fn new(read: Arc<Reader>) -> Self {
+            let mut layers = Layers::new();
+            layers.give("brokers", Source::Flag, "b:1");
+            let machine = Machine {
+                host_name: "h".to_owned(),
+                cores: 1,
+            };
+            let settings = Settings::check(&layers, &machine).unwrap();
+            let rules = Rules {
+                cluster: "cluster".into(),
+                tiers: settings.tiers.clone(),
+            };
+            let (wake, woken) = channel();
+            let policy = EgressPolicy::new(&EgressSettings::default());
+            Self {
+                directory: Directory {
+                    table: Arc::default(),
+                    policy: Arc::new(policy),
+                    settings: Arc::new(settings),
+                    secrets: Arc::new(Secrets::over(read)),
+                    wake: Arc::new(move || wake.send(()).unwrap_or_default()),
+                },
+                machine: Partition::new(Arc::new(rules), Window::new(Position(0))),
+                invalid: IntCounter::new("invalid", "invalid").unwrap(),
+                woken,
+                next: 0,
+            }
+        }
+
+        fn put(&self, id: &str, secret: &str, state: &str) {
+            let record = serde_json::json!({
+                "id": id, "subscriber": "acme", "events": ["**"], "url": "https://example.com/",
+                "secrets": [secret], "state": state,
+            });
+            let (key, value) = (Some(id.as_bytes()), record.to_string());
+            let record = TopicRecord {
+                key,
+                value: Some(value.as_bytes()),
+                applied: None,
+                partition: None,
+                timestamp: None,
+            };
+            self.directory.table.apply(&record, &self.invalid);
+            assert_eq!(self.invalid.get(), 0, "{value}");
+        }
+
+        /// Applies an event and gives every lane that asks for one its turn; returns what else is to be done.
+        fn apply(&mut self, event: Event<Rc<Target>>) -> Vec<Effect<Rc<Target>>> {
+            let mut random = fastrand::Rng::with_seed(1);
+            let mut effects = Effects::default();
+            let env = Env {
+                now: clock::instant(),
+                wall: clock::now(),
+                has_spare: true,
+                subscriptions: &self.directory,
+            };
+            self.machine.apply(event, &env, &mut random, &mut effects);
+            let mut rest = Vec::new();
+            while !effects.list.is_empty() {
+                for effect in std::mem::take(&mut effects.list) {
+                    match effect {
+                        Effect::Ready(lane) => {
+                            let turn = Event::Turn { lane, spare: 100 };
+                            self.machine.apply(turn, &env, &mut random, &mut effects);
+                        }
+                        other => rest.push(other),
+                    }
+                }
+            }
+            rest
+        }
+
+        fn take(&mut self, id: &str) -> Vec<Effect<Rc<Target>>> {
+            let command = Command {
+                subscription: id.into(),
+                subscriber: "acme".into(),
+                due: None,
+                enqueued: clock::now(),
+                ..sample()
+            };
+            let offset = Offset(self.next);
+            self.next += 1;
+            self.apply(Event::Taken(vec![Incoming {
+                offset,
+                content: Ok(Box::new(command)),
+            }]))
+        }
+    }
+
+    fn sent(effects: &[Effect<Rc<Target>>]) -> Vec<Rc<Target>> {
+        let each = effects.iter();
+        each.filter_map(|effect| match effect {
+            Effect::Send(attempt) => Some(Rc::clone(&attempt.endpoint)),
+            _ => None,
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_change_of_one_subscription_reads_no_secret_of_the_others() {
+        let mut scene = Scene::new(Arc::new(|_: &Path| Ok(SECRET.to_owned())));
+        let ids: Vec<String> = (0..20).map(|number| format!("s{number}")).collect();
+        for id in &ids {
+            scene.put(id, &format!("file:/secrets/{id}"), "active");
+        }
+        let mut before = Vec::new();
+        for id in &ids {
+            let mut now = sent(&scene.take(id));
+            while now.is_empty() {
+                scene.woken.recv_timeout(PATIENCE).unwrap();
+                now = sent(&scene.apply(Event::Tick));
+            }
+            before.append(&mut now);
+        }
+        assert_eq!(scene.directory.secrets.reads(), 20);
+        for round in 0..2 {
+            scene.put("other", &format!("env:NONE_{round}"), "paused");
+            for (id, before) in ids.iter().zip(&before) {
+                let now = sent(&scene.take(id));
+                assert!(
+                    Rc::ptr_eq(&now[0], before),
+                    "the endpoint of {id} was made again"
+                );
+            }
+        }
+        assert_eq!(scene.directory.secrets.reads(), 20);
+        scene.put("s3", "file:/secrets/new", "active");
+        let mut now = sent(&scene.take("s3"));
+        while now.is_empty() {
+            scene.woken.recv_timeout(PATIENCE).unwrap();
+            now = sent(&scene.apply(Event::Tick));
+        }
+        assert!(!Rc::ptr_eq(&now[0], &before[3]));
+        assert_eq!(scene.directory.secrets.reads(), 21);
+    }
+
+    #[test]
+    fn commands_wait_in_their_lane_while_a_secret_is_read_and_others_are_sent() {
+        let (give, given) = channel::<Result<String, String>>();
+        let given = Mutex::new(given);
+        let mut scene = Scene::new(Arc::new(move |_: &Path| {
+            given.lock().unwrap().recv().unwrap()
+        }));
+        scene.put("slow", "file:/slow/secret", "active");
+        scene.put("well", SECRET, "active");
+        for _ in 0..3 {
+            assert!(scene.take("slow").is_empty(), "neither sent nor parked");
+        }
+        assert_eq!(sent(&scene.take("well")).len(), 1);
+        assert!(sent(&scene.apply(Event::Tick)).is_empty());
+        give.send(Ok(SECRET.to_owned())).unwrap();
+        scene.woken.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(sent(&scene.apply(Event::Tick)).len(), 3);
+        assert_eq!(scene.directory.secrets.reads(), 1);
+    }
+
+    #[test]
+    fn commands_whose_secret_cannot_be_read_wait_in_a_tier() {
+        let mut scene = Scene::new(Arc::new(|_: &Path| Err("it is a FIFO".to_owned())));
+        scene.put("s", "file:/fifo", "active");
+        assert!(scene.take("s").is_empty());
+        scene.woken.recv_timeout(PATIENCE).unwrap();
+        let effects = scene.apply(Event::Tick);
+        assert!(sent(&effects).is_empty());
+        assert!(
+            effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Parked(ParkReason::Paused))),
+            "its commands wait"
+        );
+        let written = |effect: &Effect<_>| matches!(effect, Effect::Write(_, Outcome::Tier(..)));
+        assert_eq!(effects.iter().filter(|effect| written(effect)).count(), 1);
     }
 }

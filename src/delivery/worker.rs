@@ -19,16 +19,14 @@ use tokio::task::AbortHandle;
 
 use super::attempt_log::{AttemptFacts, Entry, Notes};
 use super::look_ahead;
-use super::messages::{Load, Message, PartitionState, WorkerState};
+use super::messages::{Load, Message, WorkerState};
 use super::metrics::DeliveryMetrics;
-use super::notices::{log_notice, log_outcome};
-use super::outage::{Health, LATELY};
+use super::notices::Lines;
 use super::partition::Partition;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
 use super::partition::env::{Env, Rules};
 use super::partition::event::{Event, LaneId};
-use super::partition::lane::most_alone;
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
 use super::terms::Directory;
@@ -40,9 +38,10 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::otlp::Tracer;
 use crate::model::attempt::Excerpt;
 use crate::model::outcome::{AttemptOutcome, Response};
-use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::Place;
+use crate::model::window::{METADATA_LIMIT, Place};
+
+mod report;
 
 /// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
@@ -118,7 +117,7 @@ struct Owned {
     /// Requests in flight, and responses whose bodies are still open.
     slots: usize,
     /// Outcomes to write with the next commit.
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<(Option<Offset>, Outcome)>,
     /// Signalled when nothing is in flight after a stop.
     drained: Option<Sender<()>>,
 }
@@ -145,8 +144,8 @@ struct Worker {
     epoch: u64,
     random: fastrand::Rng,
     pause: Option<Pause>,
-    /// Limits the log lines of dead letters.
-    dead_letter_lines: Throttle,
+    /// Limits log lines.
+    lines: Lines,
     next_ticket: Ticket,
     /// Log entries of attempts whose response body is still open: at most one per slot.
     unfinished_notes: Map<Ticket, Entry>,
@@ -154,6 +153,8 @@ struct Worker {
     of_gone: Vec<(Arc<str>, AttemptCounts)>,
     /// Reusable buffer for the effects of an event.
     effects: Effects<Rc<Target>>,
+    /// Characters that the broker keeps with a position.
+    limit: usize,
     /// The result of the last applied attempt.
     concluded: Option<Concluded>,
 }
@@ -175,11 +176,12 @@ impl Worker {
             epoch: 0,
             random: fastrand::Rng::new(),
             pause: None,
-            dead_letter_lines: Throttle::new(Duration::from_secs(1)),
+            lines: Lines::default(),
             next_ticket: 0,
             unfinished_notes: Map::default(),
             of_gone: Vec::new(),
             effects: Effects::default(),
+            limit: METADATA_LIMIT,
             concluded: None,
         }
     }
@@ -194,10 +196,12 @@ impl Worker {
             } => {
                 self.close(partition);
                 self.epoch += 1;
+                let mut machine = Partition::new(Arc::clone(&self.rules), window);
+                machine.set_limit(self.limit);
                 let owned = Owned {
                     epoch: self.epoch,
                     place,
-                    machine: Partition::new(Arc::clone(&self.rules), window),
+                    machine,
                     load,
                     in_flight: BTreeMap::new(),
                     slots: 0,
@@ -222,11 +226,29 @@ impl Worker {
                 // The role's thread waits for this; if it is gone, the process is ending.
                 reply.send(state).ok();
             }
+            Message::SnapshotWith(offsets, reply) => {
+                let format = self.around.settings.window_format;
+                let each = offsets.into_iter().filter_map(|(number, offsets)| {
+                    let owned = self.partitions.get(&number)?;
+                    let machine = &owned.machine;
+                    Some((number, machine.snapshot_with(&offsets, owned.place, format)))
+                });
+                reply.send(each.collect()).ok();
+            }
+            Message::Limit(characters) => {
+                self.limit = characters;
+                for owned in self.partitions.values_mut() {
+                    owned.machine.set_limit(characters);
+                }
+            }
+            Message::Passed(number, position) => self.apply(number, Event::Passed(position)),
+            Message::Durable(number, offsets) => self.apply(number, Event::Durable(offsets)),
             Message::LookedAhead(partition, epoch, found) => {
                 if self.owns(Owner { partition, epoch }) {
                     self.apply(partition, Event::LookedAhead(found));
                 }
             }
+            Message::SecretRead => self.tick(),
             Message::Pause => {
                 self.pause = Some(Pause {
                     since: clock::instant(),
@@ -253,9 +275,7 @@ impl Worker {
                     }
                 }
             }
-            Message::Close(partitions) => partitions
-                .into_iter()
-                .for_each(|partition| self.close(partition)),
+            Message::Close(list) => list.into_iter().for_each(|one| self.close(one)),
         }
     }
 
@@ -301,7 +321,7 @@ impl Worker {
         match effect {
             Effect::Ready(lane) => self.ready.push_back((owner, lane)),
             Effect::Send(attempt) => self.send(owner, attempt),
-            Effect::Write(outcome) => self.write(owner.partition, outcome),
+            Effect::Write(offset, outcome) => self.write(owner.partition, offset, outcome),
             Effect::Parked(why) => self.around.metrics.parked(why).inc(),
             Effect::WakeAt(at) => self.timers.push(Reverse((at, owner))),
             Effect::LookAhead(question) => {
@@ -320,7 +340,7 @@ impl Worker {
                     );
                 }
             }
-            Effect::Notice(notice) => log_notice(&self.around.metrics, notice),
+            Effect::Notice(notice) => self.lines.notice(&self.around.metrics, notice),
             Effect::Drained => {
                 let owned = self.partitions.get_mut(&owner.partition);
                 if let Some(done) = owned.and_then(|owned| owned.drained.take()) {
@@ -350,6 +370,7 @@ impl Worker {
     }
 
     fn tick(&mut self) {
+        self.lines.flush(&self.around.metrics, clock::instant());
         for number in self.numbers() {
             self.apply(number, Event::Tick);
         }
@@ -510,60 +531,11 @@ impl Worker {
         }
     }
 
-    fn write(&mut self, number: i32, outcome: Outcome) {
-        log_outcome(&mut self.dead_letter_lines, &outcome);
+    fn write(&mut self, number: i32, offset: Option<Offset>, outcome: Outcome) {
+        self.lines.outcome(&outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
-            owned.outcomes.push(outcome);
+            owned.outcomes.push((offset, outcome));
         }
-    }
-
-    fn health(&self) -> Health {
-        let now = clock::instant();
-        let mut health = Health {
-            responded: self.pause.as_ref().is_some_and(|pause| pause.responded),
-            can_probe: self.in_flight > 0 || !self.ready.is_empty(),
-            ..Health::default()
-        };
-        for owned in self.partitions.values() {
-            let (active, failing) = owned.machine.health(LATELY, now);
-            health.active += active;
-            health.failing += failing;
-        }
-        health
-    }
-
-    /// Takes the attempts since the last call.
-    fn attempts(&mut self) -> Vec<(Arc<str>, AttemptCounts)> {
-        let mut all = std::mem::take(&mut self.of_gone);
-        for owned in self.partitions.values_mut() {
-            owned.machine.take_attempts(&mut all);
-        }
-        all
-    }
-
-    fn states(&mut self) -> Vec<PartitionState> {
-        let now = clock::instant();
-        let format = self.around.settings.window_format;
-        let most = most_alone(self.around.max_in_flight);
-        let paused = self.pause.is_some();
-        let each = self.partitions.iter_mut();
-        each.map(|(&partition, owned)| {
-            let ages = owned.in_flight.values().map(|flight| now - flight.started);
-            PartitionState {
-                partition,
-                snapshot: owned.machine.snapshot(owned.place, format),
-                span: owned.machine.span(),
-                stalled: owned.machine.stalled(now),
-                oldest: ages.max().unwrap_or_default(),
-                runnable: if paused {
-                    0
-                } else {
-                    owned.machine.runnable(most, now)
-                },
-                outcomes: std::mem::take(&mut owned.outcomes),
-            }
-        })
-        .collect()
     }
 
     fn close(&mut self, number: i32) {

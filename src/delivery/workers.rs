@@ -11,20 +11,23 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{
+    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+};
 
 use super::attempt_log::AttemptLog;
 use super::messages::{Message, WorkerState};
 use super::metrics::DeliveryMetrics;
+use super::secrets::{Secrets, Wake};
 use super::terms::Directory;
 use super::worker::{self, Surroundings};
+use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::http::{HttpClient, HttpOptions};
+use crate::edge::http::{HttpClient, HttpOptions, max_idle};
 use crate::edge::kafka::error::Failure;
+use crate::model::units::Offset;
+use crate::model::window::Snapshot;
 use crate::runtime::context::RoleContext;
-
-/// Concurrent DNS lookups per worker; further ones wait, within their attempts' deadlines.
-const RESOLVERS: usize = 16;
 
 pub(super) struct WorkerHandle {
     messages: UnboundedSender<Message>,
@@ -45,6 +48,26 @@ fn not_started(error: io::Error) -> Failure {
     Failure::Internal(format!("starting a delivery worker: {error}"))
 }
 
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
+
+/// Lets a worker look at its lanes when a secret was read.
+fn waker(worker: WeakUnboundedSender<Message>) -> Wake {
+    Arc::new(move || {
+        if let Some(worker) = worker.upgrade() {
+            // A worker that has ended needs no secret.
+            worker.send(Message::SecretRead).ok();
+        }
+    })
+}
+
 /// Runs a worker's thread. The runtime never leaves the thread, so that its tasks need no queue besides the runtime's.
 fn work(
     surroundings: Surroundings,
@@ -53,8 +76,6 @@ fn work(
 ) {
     let runtime = match Builder::new_current_thread()
         .enable_all()
-        // DNS lookups run there: slow DNS must not create hundreds of threads.
-        .max_blocking_threads(RESOLVERS)
         .build_local(LocalOptions::default())
     {
         Ok(runtime) => runtime,
@@ -66,8 +87,6 @@ fn work(
     };
     started.send(Ok(runtime.metrics())).ok();
     runtime.block_on(worker::run(surroundings, inbox));
-    // A lookup that still runs on the blocking pool must not delay the end of the process.
-    runtime.shutdown_background();
 }
 
 /// The worker of each partition.
@@ -111,16 +130,19 @@ impl Workers {
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
+        let count = settings.workers.max(1);
+        let files = descriptors::raise_limit();
+        options.max_idle = max_idle(files, settings.max_in_flight).div_ceil(count);
         let attempt_log = match settings.attempt_log {
             true => Some(AttemptLog::start(context, metrics)?),
             false => None,
         };
-        // All workers share one set of trust roots; each has its own connections.
-        let count = settings.workers.max(1);
+        let secrets = Arc::new(Secrets::new());
+        // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
             let client = HttpClient::new(options.clone())
-                .map_err(|error| Failure::Internal(error.to_string()))?;
+                .map_err(|error| Failure::Internal(with_causes(&error)))?;
             let (messages, inbox) = unbounded_channel();
             let surroundings = Surroundings {
                 settings: Arc::clone(settings),
@@ -131,6 +153,8 @@ impl Workers {
                     table: Arc::clone(&context.table),
                     policy: Arc::clone(&policy),
                     settings: Arc::clone(settings),
+                    secrets: Arc::clone(&secrets),
+                    wake: waker(messages.downgrade()),
                 },
                 client,
                 max_in_flight: settings.max_in_flight.div_ceil(count),
@@ -210,6 +234,35 @@ impl Workers {
                     .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))
             })
             .collect()
+    }
+
+    /// What may be committed together with the outcomes of these offsets, by partition.
+    pub(super) fn snapshots_with(
+        &self,
+        offsets: &HashMap<i32, Vec<Offset>>,
+    ) -> Result<HashMap<i32, Snapshot>, Failure> {
+        let mut asked = Vec::new();
+        for worker in &self.all {
+            let theirs = offsets
+                .iter()
+                .filter(|(number, _)| self.owns(worker, **number));
+            let theirs: HashMap<i32, Vec<Offset>> = theirs
+                .map(|(&number, offsets)| (number, offsets.clone()))
+                .collect();
+            if !theirs.is_empty() {
+                let (reply, snapshots) = channel();
+                worker.send(Message::SnapshotWith(theirs, reply));
+                asked.push(snapshots);
+            }
+        }
+        let mut all = HashMap::new();
+        for snapshots in asked {
+            let snapshots = snapshots
+                .recv()
+                .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))?;
+            all.extend(snapshots);
+        }
+        Ok(all)
     }
 
     pub(super) fn end(self) {

@@ -29,6 +29,7 @@ use url::{Host, Url};
 
 use crate::config::EgressSettings;
 
+pub mod lookups;
 pub mod resolver;
 
 /// The rules, as configured by the operator.

@@ -17,13 +17,15 @@
 //! | lookup, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; also bounds dials that no request waits for any more |
 //! | response headers | [`MAX_HEADER_BYTES`], on HTTP/1.1 also [`MAX_HEADERS`] | class other, connection closed |
 //! | response body | [`MAX_BODY_BYTES`] | [`Drained::TooLong`], connection closed (HTTP/2: stream reset) |
-//! | idle connections | [`HttpOptions::pool_idle_timeout`] (up to an eighth more), [`HttpOptions::max_idle_per_host`] | closed |
+//! | idle connections | [`HttpOptions::pool_idle_timeout`] (up to an eighth more), [`HttpOptions::max_idle`] | closed, those first that were idle for longest |
+//! | requests on one HTTP/2 connection | what its server accepts, [`MAX_STREAMS`]; those of one subscriber | another connection |
 //! | unresponsive HTTP/2 connection | [`H2_PING_INTERVAL`] + [`H2_PING_TIMEOUT`] | closed |
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -40,20 +42,23 @@ use tokio::time::{Instant, timeout_at};
 pub use self::failure::{Failure, FailureClass};
 pub use self::limits::{
     DIAL_LIMIT, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS,
-    TCP_LIMIT,
+    MAX_STREAMS, TCP_LIMIT, max_idle,
 };
-use self::pool::{Http1, Line, Message, Opener, Pool, SWEEPS};
+use self::line::{Evict, Http1, Message, Opener};
+use self::pool::{Line, Pool, SWEEPS, Slot};
 pub use self::trust::HttpSetupError;
 #[cfg(feature = "otlp")]
 pub(crate) use self::trust::client_config as trusted;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::egress::lookups::Lookups;
 use crate::edge::failpoint;
 use crate::model::retry_after;
 
 mod dial;
 mod failure;
 mod limits;
+mod line;
 mod pool;
 mod trust;
 
@@ -64,25 +69,28 @@ pub struct HttpOptions {
     pub policy: Arc<EgressPolicy>,
     /// A PEM file of certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// Name lookups, to be shared by all clients of a process.
+    pub lookups: Lookups,
     /// Sent if a request has no `user-agent`.
     pub user_agent: String,
     /// How long an idle connection is kept.
     pub pool_idle_timeout: Duration,
-    /// Idle connections kept per scheme, host and port. If this is less than the requests in flight, every pause of a
-    /// busy host closes connections that its next burst has to reopen.
-    pub max_idle_per_host: usize,
+    /// Idle connections of all hosts. A host keeps those that it needed within `pool_idle_timeout`, so this limit only
+    /// protects the process's file descriptors.
+    pub max_idle: usize,
 }
 
 impl HttpOptions {
-    /// The defaults: system roots, `hookstream/<version>`, 60 s, 256 connections.
+    /// The defaults: system roots, `hookstream/<version>`, 60 s, 1,024 connections.
     #[must_use]
     pub fn new(policy: Arc<EgressPolicy>) -> Self {
         Self {
             policy,
             ca_file: None,
+            lookups: Lookups::default(),
             user_agent: concat!("hookstream/", env!("CARGO_PKG_VERSION")).to_owned(),
             pool_idle_timeout: Duration::from_secs(60),
-            max_idle_per_host: 256,
+            max_idle: 1024,
         }
     }
 }
@@ -94,6 +102,8 @@ pub struct Address {
     /// The target as sent by HTTP/1.1: only path and query.
     target: Uri,
     host: HeaderValue,
+    /// Whose requests share HTTP/2 connections.
+    tenant: Arc<str>,
     pool: OnceLock<Arc<Pool>>,
 }
 
@@ -120,8 +130,18 @@ impl Address {
             target: path.into(),
             uri,
             host,
+            tenant: Arc::from(""),
             pool: OnceLock::new(),
         })
+    }
+
+    /// The destination of a subscriber: its requests share HTTP/2 connections with no other one.
+    #[must_use]
+    pub fn for_subscriber(self, subscriber: &str) -> Self {
+        Self {
+            tenant: subscriber.into(),
+            ..self
+        }
     }
 
     /// The value of the `host` header, for callers that prepare headers once for many requests.
@@ -224,12 +244,15 @@ impl HttpClient {
         let user_agent =
             HeaderValue::try_from(options.user_agent).map_err(|_| HttpSetupError::UserAgent)?;
         let tls = trust::client_config(options.ca_file.as_deref(), options.policy.allows_http())?;
-        let opener = Opener {
-            dial: dial::Dial::new(options.policy, tls),
-            max_idle: options.max_idle_per_host,
-        };
-        Ok(Self(Arc::new(Shared {
-            opener: Arc::new(opener),
+        let dial = dial::Dial::new(options.policy, options.lookups, tls);
+        Ok(Self(Arc::new_cyclic(|client: &Weak<Shared>| Shared {
+            opener: Arc::new(Opener {
+                dial,
+                client: Weak::<Shared>::clone(client),
+                max_idle: options.max_idle,
+                idle: AtomicUsize::new(0),
+                stamps: AtomicU64::new(0),
+            }),
             user_agent,
             sweep_every: (options.pool_idle_timeout / SWEEPS).max(FINEST),
             pools: Mutex::default(),
@@ -261,28 +284,27 @@ impl HttpClient {
         let mut message = self.prepare(request);
         loop {
             let (line, used) = pool
-                .line()
+                .line(&to.tenant)
                 .await
                 .map_err(|error| Failure::of_open(&error))?;
-            let (sent, own) = match line {
+            let (sent, on) = match line {
                 Line::Own(mut own) => {
                     *message.uri_mut() = to.target.clone();
                     let headers = message.headers_mut();
                     headers.entry(HOST).or_insert_with(|| to.host.clone());
-                    (own.exchange(message).await, Some(own))
+                    let sent = own.exchange(message).await;
+                    let pool = Arc::clone(&pool);
+                    (sent, OnLoan::Own { own, pool })
                 }
-                Line::Shared(mut shared) => {
+                Line::Shared(slot) => {
                     *message.uri_mut() = to.uri.clone();
                     // HTTP/2 carries the host in the URI.
                     message.headers_mut().remove(HOST);
-                    (shared.try_send_request(message).await, None)
+                    (slot.exchange(message).await, OnLoan::Shared(slot))
                 }
             };
             match sent {
-                Ok(response) => {
-                    let on = own.map(|own| OnLoan { own, pool });
-                    return Ok(Answer::of(response, on));
-                }
+                Ok(response) => return Ok(Answer::of(response, on)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if used => message = unsent,
                     _ => return Err(Failure::of_exchange(&error.into_error())),
@@ -351,6 +373,36 @@ impl Shared {
     fn pools(&self) -> MutexGuard<'_, Pools> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn sweep(&self) {
+        let mut idle = 0;
+        self.pools().all.retain(|_, pool| match pool.sweep() {
+            Some(kept) => {
+                idle += kept;
+                true
+            }
+            None => Arc::strong_count(pool) > 1,
+        });
+        self.opener.idle.store(idle, Ordering::Relaxed);
+    }
+}
+
+impl Evict for Shared {
+    /// Closes the connections of any pool that were idle for longest: those above the limit, and an eighth of the limit
+    /// more, so that this happens once for many connections.
+    fn evict(&self) {
+        let pools = self.pools();
+        let mut stamps = Vec::new();
+        pools.all.values().for_each(|pool| pool.stamps(&mut stamps));
+        let (idle, most) = (stamps.len(), self.opener.max_idle);
+        let surplus = idle.saturating_sub(most);
+        let close = if surplus == 0 { 0 } else { surplus + most / 8 }.min(idle);
+        if close > 0 {
+            let (_, &mut last, _) = stamps.select_nth_unstable(close - 1);
+            pools.all.values().for_each(|pool| pool.close_until(last));
+        }
+        self.opener.idle.store(idle - close, Ordering::Relaxed);
+    }
 }
 
 /// Closes connections that were idle for too long, as long as a client exists. Removes a pool that is empty and
@@ -361,35 +413,35 @@ async fn sweep(client: Weak<Shared>, every: Duration) {
         let Some(client) = client.upgrade() else {
             return;
         };
-        client
-            .pools()
-            .all
-            .retain(|_, pool| !pool.sweep() || Arc::strong_count(pool) > 1);
+        client.sweep();
     }
 }
 
-/// A connection, and the pool that it returns to.
+/// What a request occupies until its response was read to its end.
 #[derive(Debug)]
-struct OnLoan {
-    own: Box<Http1>,
-    pool: Arc<Pool>,
+enum OnLoan {
+    /// An HTTP/1.1 connection, and the pool that it returns to. Dropping it closes the connection.
+    Own { own: Box<Http1>, pool: Arc<Pool> },
+    /// A stream of an HTTP/2 connection.
+    Shared(Slot),
 }
 
 impl OnLoan {
     fn end(self) {
-        self.pool.give_back(self.own);
+        match self {
+            Self::Own { own, pool } => pool.give_back(own),
+            Self::Shared(slot) => drop(slot),
+        }
     }
 }
 
 impl Answer {
-    fn of(response: http::Response<Incoming>, on: Option<OnLoan>) -> Self {
+    fn of(response: http::Response<Incoming>, on: OnLoan) -> Self {
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());
         let body = response.into_body();
         let rest = if body.is_end_stream() {
-            if let Some(on) = on {
-                on.end();
-            }
+            on.end();
             None
         } else {
             Some(Rest { body, on })
@@ -422,8 +474,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[derive(Debug)]
 pub struct Rest {
     body: Incoming,
-    /// The HTTP/1.1 connection that it arrives on; dropping it closes the connection.
-    on: Option<OnLoan>,
+    /// What it arrives on.
+    on: OnLoan,
 }
 
 impl Rest {
@@ -453,24 +505,22 @@ impl Rest {
         let drained = timeout_at(deadline, whole)
             .await
             .unwrap_or(Drained::Timeout);
-        if drained == Drained::Complete
-            && let Some(on) = self.on
-        {
-            on.end();
+        if drained == Drained::Complete {
+            self.on.end();
         }
         drained
     }
 
     async fn read_on(
         body: &mut Incoming,
-        on: &mut Option<OnLoan>,
+        on: &mut OnLoan,
         keep: &mut impl FnMut(&[u8]),
     ) -> Drained {
         let mut total = 0;
         loop {
             let frame = poll_fn(|cx| {
-                if let Some(on) = on {
-                    on.own.drive(cx);
+                if let OnLoan::Own { own, .. } = on {
+                    own.drive(cx);
                 }
                 Pin::new(&mut *body).poll_frame(cx)
             });

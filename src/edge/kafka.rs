@@ -3,10 +3,11 @@
 //! | module | what |
 //! |---|---|
 //! | [`client`], [`credentials`], [`log`], [`error`] | settings, logins, the library's log, what an error means |
-//! | [`member`], [`producer`], [`pipeline`] | a member of a consumer group; transactions |
+//! | [`member`], [`producer`], [`pipeline`], [`writer`] | a member of a consumer group; transactions |
 //! | [`best_effort`] | records that may be lost |
-//! | [`log_reader`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
+//! | [`log_reader`], [`ends`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
 //! | [`subscription_cache`] | the subscriptions, kept in memory |
+//! | [`subscription_log`] | the subscriptions, read once |
 //! | [`record`] | headers and commands as records |
 //! | [`watchdog`], `bootstrap` | calls that hang, clients that lost every broker |
 
@@ -15,6 +16,7 @@ mod bootstrap;
 pub mod client;
 pub mod cluster;
 pub mod credentials;
+pub mod ends;
 pub mod error;
 pub mod log;
 pub mod log_reader;
@@ -23,6 +25,8 @@ pub mod pipeline;
 pub mod producer;
 pub mod record;
 pub mod subscription_cache;
+pub mod subscription_log;
 pub mod topics;
 pub mod wait;
 pub mod watchdog;
+pub mod writer;

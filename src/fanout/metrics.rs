@@ -1,8 +1,9 @@
 //! The metrics of fan-out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use prometheus::IntCounter;
+use prometheus::{GaugeVec, IntCounter, IntGaugeVec, Opts};
 
 use crate::runtime::metrics::{Counters, Registry, labels};
 
@@ -29,6 +30,8 @@ struct All {
     record_times_replaced: IntCounter,
     attributes_left_out: IntCounter,
     webhook_id_collisions: IntCounter,
+    blocked: GaugeVec,
+    blocked_offsets: IntGaugeVec,
 }
 
 impl std::fmt::Debug for FanoutMetrics {
@@ -59,6 +62,14 @@ impl FanoutMetrics {
                 "hookstream_webhook_id_collisions_total",
                 "Events of a batch with the webhook ids of another event of that batch, but other contents.",
             ),
+            blocked: registry.add(GaugeVec::new(
+                Opts::new("hookstream_event_blocked_seconds", "How long a publisher's open transaction has held up a partition of an event topic, seconds; no series below a minute."),
+                &["topic", "partition"],
+            )),
+            blocked_offsets: registry.add(IntGaugeVec::new(
+                Opts::new("hookstream_event_blocked_offsets", "Offsets of an event topic that a publisher's open transaction hides, from the last stable offset to the high watermark; no series below a minute."),
+                &["topic", "partition"],
+            )),
         }))
     }
 
@@ -78,6 +89,21 @@ impl FanoutMetrics {
     #[must_use]
     pub fn webhook_id_collisions(&self) -> &IntCounter {
         &self.0.webhook_id_collisions
+    }
+
+    /// An open transaction has held up a partition for `time`, and hides so many offsets.
+    pub fn blocked(&self, topic: &str, partition: i32, time: Duration, offsets: u64) {
+        let labels = [topic, &partition.to_string()];
+        let seconds = self.0.blocked.with_label_values(&labels);
+        seconds.set(time.as_secs_f64());
+        let hidden = self.0.blocked_offsets.with_label_values(&labels);
+        hidden.set(i64::try_from(offsets).unwrap_or(i64::MAX));
+    }
+
+    /// Removes the series of all partitions that were held up.
+    pub fn forget_blocked(&self) {
+        self.0.blocked.reset();
+        self.0.blocked_offsets.reset();
     }
 
     /// Events read.

@@ -5,13 +5,14 @@
 //! again.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
 use super::batch::{Batch, Counts, EventPartition, Limits, Next, TooLarge};
+use super::blocked::{self, OwnedPartitions};
 use super::metrics::{EventResult, FanoutMetrics};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
@@ -66,6 +67,8 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         &topics,
         &[],
     )?;
+    let owned = OwnedPartitions::default();
+    let _watch = blocked::watch(settings, metrics, &owned)?;
     let mut fanout = Fanout {
         context,
         metrics,
@@ -77,6 +80,7 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         events: EventTopics::new(&settings.topics.events),
         commands: settings.topics.commands(),
         invalid: settings.topics.invalid_events(),
+        owned,
     };
     context.ready();
     let ended = fanout.run(&member);
@@ -171,6 +175,8 @@ struct Fanout<'a> {
     events: EventTopics,
     commands: String,
     invalid: String,
+    /// For the thread that looks for open transactions.
+    owned: OwnedPartitions,
 }
 
 impl Fanout<'_> {
@@ -289,6 +295,7 @@ impl Fanout<'_> {
         let taken = self.events.event_partitions(partitions);
         self.batch.assigned(taken.into_iter());
         log_partitions("partitions assigned", partitions);
+        self.note_owned();
         Ok(())
     }
 
@@ -314,7 +321,14 @@ impl Fanout<'_> {
             self.recover(member, settled)?;
         }
         self.batch.revoked(&given_up);
+        self.note_owned();
         Ok(member.give_up(partitions)?)
+    }
+
+    fn note_owned(&self) {
+        let owned = self.batch.owned();
+        let owned = owned.map(|at| self.events.topic_partition(at)).collect();
+        *self.owned.lock().unwrap_or_else(PoisonError::into_inner) = owned;
     }
 
     /// After a failure: gives up all batches that are not committed, and reads again from the committed positions.

@@ -1,5 +1,5 @@
 //! The lag of fan-out: for each partition of the event topics, the offsets from the one that the fan-out group has
-//! committed to the last stable offset.
+//! committed to the high watermark: what an open transaction hides waits for fan-out too.
 //!
 //! It has its own thread and clients, so that a missing event topic or a partition without a leader does not delay the
 //! other figures. It reads no records: once a second it queries the committed offsets in one request, and the end offsets
@@ -150,7 +150,7 @@ struct Reader {
     topics: Vec<String>,
     /// Reads the committed offsets, as uncommitted: else a request would wait for a transaction that is about to move them.
     positions: Client,
-    /// Reads the end offsets, as committed, so that they are the last stable offsets.
+    /// Reads the end offsets, as uncommitted, so that they are the high watermarks.
     ends: Client,
     /// The first offset of each partition.
     lows: BTreeMap<At, i64>,
@@ -165,7 +165,7 @@ impl Reader {
         Ok(Self {
             topics: settings.topics.events.clone(),
             positions: client(settings, &group, "read_uncommitted")?,
-            ends: client(settings, &group, "read_committed")?,
+            ends: client(settings, &group, "read_uncommitted")?,
             lows: BTreeMap::new(),
             grown: None,
             missing: BTreeSet::new(),
@@ -253,7 +253,7 @@ impl Reader {
         Ok(positions)
     }
 
-    /// The first offset of each partition, or the last stable one.
+    /// The first offset of each partition, or the high watermark.
     fn offsets(&self, of: &[At], which: Offset) -> Result<BTreeMap<At, i64>, Failure> {
         let failed = |error| Failure::from_client("reading the offsets of the event topics", error);
         if of.is_empty() {

@@ -60,7 +60,7 @@ impl LagMetrics {
             )),
             lag_behind: registry.gauge("hookstream_lag_behind_offsets", "Offsets that the lag role has not read yet; 0 when its figures are exact."),
             event_lag: registry.add(IntGaugeVec::new(
-                Opts::new("hookstream_event_lag", "Offsets of an event topic not yet processed by fan-out, from its committed offset to the last stable offset. Exported by the lag role; the same in each replica."),
+                Opts::new("hookstream_event_lag", "Offsets of an event topic not yet processed by fan-out, from its committed offset to the high watermark. Exported by the lag role; the same in each replica."),
                 &["topic", "partition"],
             )),
         }))

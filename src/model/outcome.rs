@@ -5,7 +5,7 @@
 //! | 2xx | delivered, as soon as the headers are complete |
 //! | 410 | dead letter (`gone`), and the subscription is disabled |
 //! | 400 405 406 411 413 414 415 422 431 451 501 505 | dead letter (`permanent-status`): a retry cannot help |
-//! | denied by the egress rules | dead letter (`egress-denied`) |
+//! | denied by the egress rules, after a lookup | retry; at the end of the attempts a dead letter (`egress-denied`). A URL that is denied whatever its lookup says is no attempt |
 //! | 429, 503 | retry; with `Retry-After`, the lane is held off until then |
 //! | everything else, 3xx included; timeouts; connection errors | retry |
 //!
@@ -199,7 +199,7 @@ pub enum Verdict {
     Permanent,
     /// The endpoint is permanently gone: disable the subscription.
     Gone,
-    /// The egress rules deny the endpoint.
+    /// The egress rules deny an address that the endpoint's name had at this attempt: retry.
     EgressDenied,
 }
 
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_tried_again_unless_the_egress_rules_forbid_the_endpoint() {
+    fn no_answer_is_tried_again_and_a_denied_address_is_told_apart() {
         let failed = |class| judge(Response::None(class), &StatusRules::default());
         assert_eq!(failed(Class::Egress), Verdict::EgressDenied);
         for class in [Class::Timeout, Class::Connect, Class::Tls, Class::Other] {

@@ -5,22 +5,28 @@
 //! after it; all problems are reported at once. No message shows a secret or a header value (**Secret**). Whether a URL
 //! may be reached is decided by the egress policy, not here.
 
+mod decision;
 pub mod filter;
+mod fold;
 mod json;
 mod model;
 mod record;
 mod validate;
+mod version;
 
+pub use decision::{Decider, Decision};
 pub use filter::{Filter, TypePattern};
+pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use model::{
     Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules, Subscription,
 };
-pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted, with_state};
+pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,
 };
+pub use version::{APPLIED, Source, Version};
 
 #[cfg(test)]
 mod tests;

@@ -41,8 +41,6 @@ const BYTES: usize = 3068;
 /// cluster and has the same room, so that what one version holds fits the other.
 const HEADER: usize = 40;
 const ROOM: usize = BYTES - HEADER;
-/// The number of offsets that a bitmap covers.
-const BITMAP_SPAN: i64 = (ROOM * 8) as i64;
 
 /// The latest version of the format of commit metadata that this program reads.
 pub const VERSION: u8 = 2;
@@ -52,7 +50,7 @@ const FORM_GAPS: u8 = 2;
 /// Offsets that are taken and unfinished, and the position behind the last one taken.
 ///
 /// Offsets that do not exist (transaction markers, compaction) count as finished.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Window {
     /// Unfinished offsets, each with its gap: how many offsets lie between it and the one before it; the
     /// first one's gap is 0, since the base of a snapshot is its own offset. After a restore it also holds
@@ -64,6 +62,8 @@ pub struct Window {
     next: i64,
     /// Behind the last offset that this or a former owner has taken.
     end: i64,
+    /// Bytes that gaps or bitmap may take.
+    room: usize,
 }
 
 /// The version of the format that is written.
@@ -133,7 +133,20 @@ impl Window {
             gap_bytes: 0,
             next: position.0,
             end: position.0,
+            room: ROOM,
         }
+    }
+
+    /// The broker keeps at most this many characters (`offset.metadata.max.bytes`). Intake stops until what is finished
+    /// fits them; meanwhile the commit leaves out what does not fit, which is then done again after a restart.
+    pub fn set_limit(&mut self, characters: usize) {
+        self.room = room(characters);
+    }
+
+    /// How many offsets from the position on a commit of so many characters can describe, whatever is finished.
+    #[must_use]
+    pub fn reach(characters: usize) -> usize {
+        room(characters) * 8
     }
 
     /// A window as its last owner committed it. Unusable `metadata` reads as empty, with the reason.
@@ -162,8 +175,8 @@ impl Window {
             return true;
         };
         offset.0 < self.end
-            || offset.0 - first < BITMAP_SPAN
-            || self.gap_bytes + varint_length(self.gap_to(offset.0)) <= ROOM
+            || offset.0 - first < bits(self.room)
+            || self.gap_bytes + varint_length(self.gap_to(offset.0)) <= self.room
     }
 
     /// Takes the next offset; offsets are taken in ascending order. `false` when it was finished by a former
@@ -183,6 +196,15 @@ impl Window {
         self.end = self.next;
         self.push(offset.0);
         true
+    }
+
+    /// There is nothing to take below `position`, as behind the end of a transaction. Does nothing while an offset is
+    /// unfinished: what the commit says is the same then, and longer.
+    pub fn pass(&mut self, position: Position) {
+        if self.open.is_empty() && position.0 > self.end {
+            self.next = position.0;
+            self.end = position.0;
+        }
     }
 
     /// Finishes an offset that was taken. `false` if it is not open, which is a bug of the caller.
@@ -238,7 +260,7 @@ impl Window {
         let metadata = self.encode(position, place, format);
         debug_assert!(
             metadata.len() <= METADATA_LIMIT,
-            "room is asked for when an offset is taken"
+            "the commit fits whatever was taken"
         );
         Snapshot { position, metadata }
     }
@@ -270,8 +292,12 @@ impl Window {
 
     fn encode(&self, position: Position, place: Place, format: Format) -> String {
         let span = usize::try_from(self.end - position.0).unwrap_or(0);
-        if span == self.open.len() {
+        if span == self.open.len() || self.room == 0 {
             return String::new();
+        }
+        let is_short = self.gap_bytes <= span / 8;
+        if self.gap_bytes.min(span.div_ceil(8)) > self.room {
+            return self.cut().encode(position, place, format);
         }
         let mut bytes = Vec::with_capacity(BYTES);
         bytes.push(match format {
@@ -284,7 +310,7 @@ impl Window {
             bytes.extend_from_slice(&place.cluster.to_be_bytes());
         }
         bytes.extend_from_slice(&position.0.to_be_bytes());
-        if self.gap_bytes <= span / 8 {
+        if is_short {
             bytes.push(FORM_GAPS);
             self.write_gaps(&mut bytes);
         } else {
@@ -294,6 +320,21 @@ impl Window {
         let crc = crc32fast::hash(&bytes[5..]);
         bytes[1..5].copy_from_slice(&crc.to_be_bytes());
         STANDARD_NO_PAD.encode(&bytes)
+    }
+
+    /// As if nothing behind what fits had been taken. Only after the limit was lowered.
+    fn cut(&self) -> Self {
+        let end = self.end.min(self.position().0 + bits(self.room));
+        let mut open = self.open.clone();
+        let cut_off = open.split_off(&end);
+        let gaps = cut_off.values().map(|&gap| varint_length(gap));
+        Self {
+            open,
+            gap_bytes: self.gap_bytes - gaps.sum::<usize>(),
+            next: self.next.min(end),
+            end,
+            room: self.room,
+        }
     }
 
     /// How many offsets are finished behind the last unfinished one, then each unfinished one's gap.
@@ -322,6 +363,16 @@ impl Window {
             bitmap[at / 8] &= !(1 << (at % 8));
         }
     }
+}
+
+/// Bytes for gaps or bitmap in a text of so many characters.
+fn room(characters: usize) -> usize {
+    (characters * 3 / 4).saturating_sub(HEADER).min(ROOM)
+}
+
+/// The number of offsets that a bitmap of `room` bytes covers.
+fn bits(room: usize) -> i64 {
+    i64::try_from(room * 8).unwrap_or(i64::MAX)
 }
 
 /// Stable over versions and machines, which the standard library's hasher is not.

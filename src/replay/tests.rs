@@ -1,6 +1,8 @@
 //! The plan of a replay: pace, limit, and what another cluster has replayed already.
 
 use super::*;
+use crate::model::dead_letter::Reason;
+use crate::model::subscription::{Decision, Fold, TopicRecord};
 
 #[test]
 fn a_paced_batch_covers_one_second() {
@@ -57,4 +59,66 @@ fn a_limit_is_reached_by_that_many_dead_letters() {
         !Plan::default().is_reached(u64::MAX),
         "without a limit it is never reached"
     );
+}
+
+fn sample() -> DeadLetter {
+    DeadLetter {
+        at: Coordinates {
+            partition: 0,
+            offset: Offset(1),
+        },
+        subscriber: String::new(),
+        subscription: String::new(),
+        webhook_id: "msg_1".to_owned(),
+        event_id: "e1".to_owned(),
+        event_type: "order.created".to_owned(),
+        attempts: 1,
+        enqueued: None,
+        info: dead_letter::DeadLetterInfo {
+            reason: Reason::Gone,
+            status: Some(410),
+            error: String::new(),
+            first_failure: EpochMs(1),
+            last_failure: EpochMs(1),
+        },
+    }
+}
+
+#[test]
+fn only_what_its_subscription_takes_is_replayed() {
+    let letter = |subscription: &str, subscriber: &str| DeadLetter {
+        subscription: subscription.to_owned(),
+        subscriber: subscriber.to_owned(),
+        ..sample()
+    };
+    let mut fold = Fold::default();
+    let put = |fold: &mut Fold, key: &str, value: &[u8]| {
+        fold.take(&TopicRecord {
+            key: Some(key.as_bytes()),
+            value: Some(value),
+            ..TopicRecord::default()
+        });
+    };
+    for (id, state) in [
+        ("on", "active"),
+        ("wait", "paused"),
+        ("off", "disabled"),
+        ("gone", "active"),
+    ] {
+        let value = serde_json::json!({
+            "id": id, "subscriber": "acme", "url": "https://a.example/", "events": ["**"], "state": state
+        });
+        put(&mut fold, id, value.to_string().as_bytes());
+    }
+    let gone = Decision::gone(fold.get("gone").unwrap(), EpochMs(1)).to_json();
+    put(&mut fold, "disabled/gone", &gone);
+    put(&mut fold, "odd", b"{}");
+    let why = |id: &str, subscriber: &str| Why::of(&letter(id, subscriber), &fold);
+    assert_eq!(why("on", "acme"), None);
+    assert_eq!(why("wait", "acme"), None, "its commands wait");
+    assert_eq!(why("odd", "acme"), None, "its commands wait");
+    assert_eq!(why("off", "acme"), Some(Why::Disabled));
+    assert_eq!(why("gone", "acme"), Some(Why::Gone));
+    assert_eq!(why("none", "acme"), Some(Why::Missing));
+    assert_eq!(why("on", "globex"), Some(Why::OtherSubscriber));
 }

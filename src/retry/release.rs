@@ -3,9 +3,11 @@
 //! | file | kind | what |
 //! |---|---|---|
 //! | `machine` | P | which records are held, when they move and where to, when a partition is paused |
-//! | `role` | E | polls, pauses, resumes, produces |
+//! | `role` | E | polls, pauses, resumes |
+//! | `moving` | E | produces and commits |
 
 pub mod machine;
+mod moving;
 mod role;
 
 pub use role::run;

@@ -1,9 +1,19 @@
 //! The admin HTTP server: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes, and the pages of the roles.
+//!
+//! A probe without a response ends the pod, so probes are served whatever other clients do: a connection is always
+//! accepted, if need be in place of another one, and pages are rendered on other threads.
+//!
+//! | what | limit | beyond it |
+//! |---|---|---|
+//! | connections | `CONNECTIONS` | one is closed: of the address that has most, the one without a request for longest |
+//! | headers of a request, and the wait for the next one | `HEADERS` | closed |
+//! | pages that are rendered at the same time | `RENDERS` | wait; probes do not |
 
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, header};
@@ -14,16 +24,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::health::{Health, State};
 use super::metrics::{Metrics, Registry};
 use crate::edge::clock;
 use crate::edge::kafka::watchdog::Brokers;
 
-/// Maximum concurrent connections; more wait in the listener's queue.
+/// Maximum concurrent connections.
 const CONNECTIONS: usize = 64;
 /// Timeout for the headers of a request.
-const HEADERS: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(5);
+/// Pages that are rendered at the same time.
+const RENDERS: usize = 2;
 
 /// The HTTP server cannot listen.
 #[derive(Debug, Error)]
@@ -89,22 +102,16 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
 
 /// Serves `site` until `shutdown`.
 pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future<Output = ()>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let open = Arc::new(Open::default());
+    let renders = Arc::new(Semaphore::new(RENDERS));
     tokio::pin!(shutdown);
     loop {
-        let slot = tokio::select! {
-            () = &mut shutdown => return,
-            slot = Arc::clone(&slots).acquire_owned() => slot,
-        };
-        let Ok(slot) = slot else {
-            return;
-        };
         let accepted = tokio::select! {
             () = &mut shutdown => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Usually too many open files; all that helps is to wait.
                 tracing::warn!("accepting an HTTP connection failed: {error}");
@@ -112,12 +119,17 @@ pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future
                 continue;
             }
         };
-        let site = Arc::clone(&site);
-        tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let uri = request.uri();
-                let response = site.respond(request.method(), uri.path(), uri.query());
-                async move { Ok::<_, Infallible>(response) }
+        let (site, renders, all) = (Arc::clone(&site), Arc::clone(&renders), Arc::clone(&open));
+        let mut connections = open.connections();
+        let id = connections.next();
+        let task = tokio::spawn(async move {
+            let own = Entry { open: all, id };
+            let (site, renders, connection) = (&site, &renders, &own);
+            let service = service_fn(move |request: Request<Incoming>| async move {
+                connection.set_rendering(true);
+                let response = respond(site, renders, request).await;
+                connection.set_rendering(false);
+                Ok::<_, Infallible>(response)
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -127,8 +139,150 @@ pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future
             if let Err(error) = served {
                 tracing::debug!("HTTP connection failed: {error}");
             }
-            drop(slot);
         });
+        connections.add(id, peer.ip(), task.abort_handle());
+    }
+}
+
+/// Probes are answered at once; everything else is rendered on another thread, in turn.
+async fn respond(
+    site: &Arc<Site>,
+    renders: &Arc<Semaphore>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    if matches!(uri.path(), "/livez" | "/readyz") {
+        return site.respond(&method, uri.path(), uri.query());
+    }
+    let site = Arc::clone(site);
+    // It fails only when it was closed, which nobody does.
+    let Ok(permit) = Arc::clone(renders).acquire_owned().await else {
+        return failed();
+    };
+    let rendered = tokio::task::spawn_blocking(move || {
+        let response = site.respond(&method, uri.path(), uri.query());
+        drop(permit);
+        response
+    });
+    rendered.await.unwrap_or_else(|error| {
+        tracing::error!("a page was not rendered: {error}");
+        failed()
+    })
+}
+
+fn failed() -> Response<Full<Bytes>> {
+    let why = "the page was not rendered, see the log\n".to_owned();
+    text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", why)
+}
+
+/// The open connections.
+#[derive(Debug, Default)]
+struct Open(Mutex<Connections>);
+
+impl Open {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection in [`Open`] until its task ends.
+struct Entry {
+    open: Arc<Open>,
+    id: u64,
+}
+
+impl Entry {
+    fn set_rendering(&self, rendering: bool) {
+        self.open.connections().request(self.id, rendering);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.open.connections().all.remove(&self.id);
+    }
+}
+
+#[derive(Debug)]
+struct Connections<H = AbortHandle> {
+    all: BTreeMap<u64, Connection<H>>,
+    /// The number of connections and requests so far.
+    count: u64,
+}
+
+#[derive(Debug)]
+struct Connection<H> {
+    peer: IpAddr,
+    /// Its place in the order of connections and requests.
+    last: u64,
+    /// Whether a response is being made.
+    rendering: bool,
+    task: H,
+}
+
+impl<H> Default for Connections<H> {
+    fn default() -> Self {
+        Self {
+            all: BTreeMap::new(),
+            count: 0,
+        }
+    }
+}
+
+impl<H: Close> Connections<H> {
+    fn next(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    /// Adds a connection; closes another one if there are too many.
+    fn add(&mut self, id: u64, peer: IpAddr, task: H) {
+        if self.all.len() >= CONNECTIONS
+            && let Some(victim) = self.victim()
+            && let Some(victim) = self.all.remove(&victim)
+        {
+            victim.task.close();
+        }
+        let connection = Connection {
+            peer,
+            last: id,
+            rendering: false,
+            task,
+        };
+        self.all.insert(id, connection);
+    }
+
+    fn request(&mut self, id: u64, rendering: bool) {
+        let last = self.next();
+        if let Some(connection) = self.all.get_mut(&id) {
+            connection.rendering = rendering;
+            connection.last = last;
+        }
+    }
+
+    /// Of the addresses with most connections, the one that has been without a request for longest.
+    fn victim(&self) -> Option<u64> {
+        let mut by_peer: HashMap<IpAddr, usize> = HashMap::new();
+        for connection in self.all.values() {
+            *by_peer.entry(connection.peer).or_default() += 1;
+        }
+        let most = by_peer.values().max().copied()?;
+        let of_most = self.all.iter();
+        let of_most = of_most.filter(|(_, connection)| by_peer[&connection.peer] == most);
+        of_most
+            .min_by_key(|(_, connection)| (connection.rendering, connection.last))
+            .map(|(&id, _)| id)
+    }
+}
+
+/// The end of a connection from outside.
+trait Close {
+    fn close(self);
+}
+
+impl Close for AbortHandle {
+    fn close(self) {
+        self.abort();
     }
 }
 
@@ -155,7 +309,7 @@ impl Site {
         let now = clock::instant();
         let brokers = (self.brokers)(now);
         match path {
-            "/metrics" => match self.render(brokers) {
+            "/metrics" => match self.render(&brokers) {
                 Ok(rendered) => text(
                     StatusCode::OK,
                     "text/plain; version=0.0.4; charset=utf-8",
@@ -167,8 +321,8 @@ impl Site {
                     format!("{error}\n"),
                 ),
             },
-            "/livez" => probe(self.health.liveness(now, brokers)),
-            "/readyz" => probe(self.health.readiness(brokers)),
+            "/livez" => probe(self.health.liveness(now, &brokers)),
+            "/readyz" => probe(self.health.readiness(&brokers)),
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
@@ -177,7 +331,7 @@ impl Site {
         }
     }
 
-    fn render(&self, brokers: Brokers) -> Result<String, prometheus::Error> {
+    fn render(&self, brokers: &Brokers) -> Result<String, prometheus::Error> {
         let states = self.health.states(brokers);
         let waits = |state: &State| matches!(state, State::Waiting(_));
         let is_up = !states.iter().any(|(_, state)| waits(state));
@@ -221,6 +375,8 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     const BOUND: Duration = Duration::from_secs(5);
@@ -263,7 +419,7 @@ mod tests {
         let status_of = |site: &Site| site.respond(&Method::GET, "/readyz", None).status();
         assert_eq!(status_of(&half), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(
-            half.health.readiness(Brokers::default()).1["roles"]["deliver"]["reason"],
+            half.health.readiness(&Brokers::default()).1["roles"]["deliver"]["reason"],
             "no broker"
         );
         half.health.set("deliver", State::Ready);
@@ -278,18 +434,19 @@ mod tests {
         let now = clock::instant() + BOUND * 3;
         let brokers = Brokers {
             away: true,
-            unreachable: now.checked_sub(Duration::from_secs(2)),
+            outage: Some(now),
+            ..Brokers::default()
         };
-        let (ready, told) = health.readiness(brokers);
+        let (ready, told) = health.readiness(&brokers);
         assert!(!ready);
         assert_eq!(told["roles"]["fanout"]["reason"], "no broker answers");
-        assert!(health.liveness(now, brokers).0);
-        assert!(!health.liveness(now, Brokers::default()).0);
+        assert!(health.liveness(now, &brokers).0);
+        assert!(!health.liveness(now, &Brokers::default()).0);
         let site = site(health);
-        let rendered = site.render(brokers).unwrap();
+        let rendered = site.render(&brokers).unwrap();
         assert!(rendered.contains("hookstream_broker_up 0"));
         assert!(rendered.contains("hookstream_role_ready{role=\"fanout\"} 0"));
-        let rendered = site.render(Brokers::default()).unwrap();
+        let rendered = site.render(&Brokers::default()).unwrap();
         assert!(rendered.contains("hookstream_broker_up 1"));
         assert!(rendered.contains("hookstream_role_ready{role=\"fanout\"} 1"));
     }
@@ -320,10 +477,24 @@ mod tests {
         tokio::sync::oneshot::Sender<()>,
         tokio::task::JoinHandle<()>,
     ) {
+        serving(Vec::new()).await
+    }
+
+    /// The same, with pages.
+    async fn serving(
+        routes: Vec<Route>,
+    ) -> (
+        SocketAddr,
+        tokio::sync::oneshot::Sender<()>,
+        tokio::task::JoinHandle<()>,
+    ) {
         let listener = TcpListener::from_std(bind(LOOPBACK).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let site = Arc::new(site(health(&[("fanout", State::Ready)])));
+        let site = Arc::new(Site {
+            routes,
+            ..site(health(&[("fanout", State::Ready)]))
+        });
         let serving = tokio::spawn(serve(listener, site, async {
             stopped.await.ok();
         }));
@@ -367,30 +538,118 @@ mod tests {
             .unwrap();
     }
 
-    #[tokio::test]
-    async fn clients_that_hold_all_connections_do_not_prevent_shutdown() {
-        let (address, stop, serving) = server().await;
+    const PROBE: &str = "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+    /// Opens connections and writes `beginning` on each.
+    async fn hold(address: SocketAddr, count: usize, beginning: &str) -> Vec<TcpStream> {
+        use tokio::io::AsyncWriteExt;
         let mut held = Vec::new();
-        for _ in 0..=CONNECTIONS {
-            held.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // One that makes room for another is closed meanwhile.
+            stream.write_all(beginning.as_bytes()).await.ok();
+            held.push(stream);
         }
-        // Once the last that fits gets a response, all slots are taken and the server waits for one.
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let last = &mut held[CONNECTIONS - 1];
-        last.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .unwrap();
-        let mut byte = [0];
-        tokio::time::timeout(PATIENCE, last.read_exact(&mut byte))
+        held
+    }
+
+    #[tokio::test]
+    async fn probes_are_served_while_others_hold_half_sent_requests() {
+        let (address, stop, serving) = server().await;
+        for count in [CONNECTIONS, 300, 1] {
+            let held = hold(address, count, "GET /metrics HTTP/1.1\r\nho").await;
+            let asked = clock::instant();
+            for _ in 0..10 {
+                let response = exchange(address, PROBE).await;
+                assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+            }
+            let took = clock::instant() - asked;
+            assert!(
+                took < HEADERS / 2,
+                "{count} clients delay probes by {took:?}"
+            );
+            drop(held);
+        }
+        // Clients that hold all connections do not delay the end either.
+        let _held = hold(address, CONNECTIONS, "GET").await;
+        stop.send(()).unwrap();
+        let stopped = tokio::time::timeout(HEADERS / 2, serving).await;
+        assert!(stopped.is_ok(), "the server must stop");
+    }
+
+    #[tokio::test]
+    async fn probes_are_served_while_pages_hang() {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let (address, stop, serving) = serving(vec![Route {
+            path: "/slow",
+            page: Box::new(move |_| {
+                held.lock().unwrap().recv().unwrap_or_default();
+                Page {
+                    status: StatusCode::OK,
+                    content_type: "text/plain",
+                    policy: None,
+                    body: String::new(),
+                }
+            }),
+        }])
+        .await;
+        let slow = "GET /slow HTTP/1.1\r\nhost: x\r\n\r\n";
+        let _held = self::hold(address, 2 * CONNECTIONS, slow).await;
+        for _ in 0..10 {
+            let response = exchange(address, PROBE).await;
+            assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        }
+        drop(hold);
+        stop.send(()).unwrap();
+        tokio::time::timeout(PATIENCE, serving)
             .await
             .unwrap()
             .unwrap();
-        stop.send(()).unwrap();
-        let stopped = tokio::time::timeout(HEADERS / 2, serving).await;
-        assert!(
-            stopped.is_ok(),
-            "a server that waits for a slot must stop too"
-        );
+    }
+
+    /// What was closed.
+    #[derive(Clone, Default)]
+    struct Closed(std::rc::Rc<std::cell::RefCell<Vec<u64>>>, u64);
+
+    impl Close for Closed {
+        fn close(self) {
+            self.0.borrow_mut().push(self.1);
+        }
+    }
+
+    #[test]
+    fn a_new_connection_takes_the_place_of_the_least_useful_one() {
+        let closed = Closed::default();
+        let mut connections = Connections::default();
+        let [flood, scraper, other] = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
+        let open = |connections: &mut Connections<Closed>, peer| {
+            let id = connections.next();
+            connections.add(id, peer, Closed(std::rc::Rc::clone(&closed.0), id));
+            id
+        };
+        let scrape = open(&mut connections, scraper);
+        let first: Vec<u64> = (1..CONNECTIONS)
+            .map(|_| open(&mut connections, flood))
+            .collect();
+        connections.request(first[0], true);
+        connections.request(first[1], true);
+        connections.request(first[1], false);
+        for _ in 0..2 * CONNECTIONS {
+            open(&mut connections, flood);
+        }
+        assert_eq!(connections.all.len(), CONNECTIONS);
+        let order = closed.0.borrow().clone();
+        assert_eq!(order[..2], first[2..4], "without a request for longest");
+        assert!(order.contains(&first[1]), "its response was made");
+        assert!(!order.contains(&first[0]), "its response is being made");
+        assert!(!order.contains(&scrape), "the address with most pays");
+        // Even when all are busy, a new one gets a place.
+        let ids: Vec<u64> = connections.all.keys().copied().collect();
+        ids.iter().for_each(|&id| connections.request(id, true));
+        let new = open(&mut connections, other);
+        assert!(connections.all.contains_key(&new));
+        assert_eq!(connections.all.len(), CONNECTIONS);
     }
 
     #[test]

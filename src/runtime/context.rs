@@ -115,6 +115,14 @@ impl RoleContext {
         })
     }
 
+    /// A callback for background threads: returns whether to continue, and reports no heartbeat, since the role's own
+    /// thread may hang meanwhile.
+    #[must_use]
+    pub fn unless_stopping(&self) -> KeepWaiting {
+        let stop = Arc::clone(&self.process.stop);
+        Arc::new(move || !stop.is_requested())
+    }
+
     /// Marks the role as ready.
     pub fn ready(&self) {
         tracing::info!(role = self.role, "ready");

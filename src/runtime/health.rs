@@ -96,7 +96,7 @@ impl Health {
     }
 
     /// The state of each role; none is ready while no broker is reachable.
-    pub(super) fn states(&self, brokers: Brokers) -> Vec<(&'static str, State)> {
+    pub(super) fn states(&self, brokers: &Brokers) -> Vec<(&'static str, State)> {
         let roles = self.roles();
         let each = roles.iter().map(|(name, role)| {
             let waits = brokers.away && role.state == State::Ready;
@@ -112,7 +112,7 @@ impl Health {
 
     /// Whether all roles are ready, and what each is doing.
     #[must_use]
-    pub fn readiness(&self, brokers: Brokers) -> (bool, serde_json::Value) {
+    pub fn readiness(&self, brokers: &Brokers) -> (bool, serde_json::Value) {
         let states = self.states(brokers);
         let ready = !states.is_empty() && states.iter().all(|(_, state)| *state == State::Ready);
         let told: serde_json::Map<_, _> = states
@@ -129,15 +129,16 @@ impl Health {
         (ready, serde_json::json!({"status": status, "roles": told}))
     }
 
-    /// Whether all roles sent a heartbeat within their bounds before `now`, and which did not. Time without a reachable
-    /// broker does not count: a role may wait for one within the client library, and a restart would not help.
+    /// Whether all roles sent a heartbeat within their bounds before `now`, and which did not. Time in which
+    /// the role's own clients, or all, reached no broker does not count: it may wait for one within the client library, and a
+    /// restart would not help. Those of other roles do not matter.
     #[must_use]
-    pub fn liveness(&self, now: Instant, brokers: Brokers) -> (bool, serde_json::Value) {
+    pub fn liveness(&self, now: Instant, brokers: &Brokers) -> (bool, serde_json::Value) {
         let stale: serde_json::Map<_, _> = self
             .roles()
             .iter()
             .filter_map(|(name, role)| {
-                let since = brokers.unreachable.map_or(role.heartbeat, |at| at.max(role.heartbeat));
+                let since = brokers.excused(name).map_or(role.heartbeat, |at| at.max(role.heartbeat));
                 let silent = now.saturating_duration_since(since);
                 let dead = silent > role.bound || role.state == State::Failed;
                 dead.then(|| {
@@ -164,10 +165,30 @@ mod tests {
         health.register("fanout", BOUND);
         health.set("fanout", State::Waiting("no broker".to_owned()));
         let now = clock::instant();
-        assert!(health.liveness(now, Brokers::default()).0);
+        assert!(health.liveness(now, &Brokers::default()).0);
         let (alive, told) =
-            health.liveness(now + BOUND + Duration::from_secs(1), Brokers::default());
+            health.liveness(now + BOUND + Duration::from_secs(1), &Brokers::default());
         assert!(!alive);
         assert!(told["stale"]["fanout"]["silent_seconds"].as_u64().unwrap() > BOUND.as_secs());
+    }
+
+    #[test]
+    fn a_role_that_reaches_no_broker_does_not_mask_another_that_hangs() {
+        let health = Health::new();
+        for role in ["deliver", "fanout"] {
+            health.register(role, BOUND);
+            health.set(role, State::Ready);
+        }
+        let now = clock::instant() + BOUND * 2;
+        let brokers = Brokers {
+            excused: vec![("deliver".into(), now)],
+            ..Brokers::default()
+        };
+        let (alive, told) = health.liveness(now, &brokers);
+        assert!(!alive);
+        assert!(told["stale"]["fanout"].is_object(), "{told}");
+        assert!(told["stale"]["deliver"].is_null(), "{told}");
+        health.heartbeat("fanout");
+        assert!(health.readiness(&brokers).0, "one client is no outage");
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, TextEncoder,
 };
 
@@ -162,6 +162,10 @@ impl Registry {
     }
 }
 
+fn partition_label(partition: Option<i32>) -> String {
+    partition.map_or_else(|| "all".to_owned(), |partition| partition.to_string())
+}
+
 const TRANSACTION_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
@@ -175,6 +179,7 @@ struct All {
     lost_offsets: IntCounterVec,
     commands: Counters,
     spans: Counters,
+    unwritable: GaugeVec,
     broker_up: IntGauge,
     role_ready: IntGaugeVec,
     role_restarts: IntCounterVec,
@@ -231,6 +236,10 @@ impl Metrics {
             )),
             commands: registry.counters::<Cause>("hookstream_commands_total", "Commands written to the commands topic, by cause.", "cause"),
             spans: registry.counters::<SpanResult>("hookstream_spans_total", "Spans that ended, by whether the collector has them.", "result"),
+            unwritable: registry.add(GaugeVec::new(
+                Opts::new("hookstream_unwritable_seconds", "How long a role has been unable to write to a partition, seconds; the partition is `all` when the topic as a whole cannot be written. No series while it can be written."),
+                &["role", "topic", "partition"],
+            )),
             broker_up: registry.gauge("hookstream_broker_up", "1 while brokers answer; 0 while a role waits for one."),
             role_ready: registry.add(IntGaugeVec::new(
                 Opts::new("hookstream_role_ready", "1 while the role does its work."),
@@ -263,6 +272,29 @@ impl Metrics {
             .lost_offsets
             .with_label_values(&[topic])
             .inc_by(count);
+    }
+
+    /// A role has been unable to write to a partition, or the whole topic, for `time`.
+    pub fn unwritable(
+        &self,
+        role: TransactionalRole,
+        topic: &str,
+        partition: Option<i32>,
+        time: Duration,
+    ) {
+        self.0
+            .unwritable
+            .with_label_values(&[role.text(), topic, &partition_label(partition)])
+            .set(time.as_secs_f64());
+    }
+
+    /// The partition can be written, or the role no longer writes to it.
+    pub fn writable(&self, role: TransactionalRole, topic: &str, partition: Option<i32>) {
+        // A partition that was writable all the time has no series to remove.
+        self.0
+            .unwritable
+            .remove_label_values(&[role.text(), topic, &partition_label(partition)])
+            .ok();
     }
 
     /// Commands written to the commands topic.

@@ -45,7 +45,7 @@ mod tests {
     use crate::lag::index::Waiting;
     use crate::lag::top::SubscriberSeries;
     use crate::model::outcome::Class;
-    use crate::runtime::metrics::Metrics;
+    use crate::runtime::metrics::{Metrics, TransactionalRole};
 
     fn all() -> (Registry, Metrics, Families) {
         let registry = Registry::new();
@@ -65,8 +65,11 @@ mod tests {
         lag.event_lag("topic", 0, 0);
         common.role_ready("fanout").set(0);
         common.role_restarts("fanout").reset();
+        metrics.reset_breakers(1);
         metrics.breaker_open("acme", "orders", true);
         common.lost_offsets("topic", 0);
+        common.unwritable(TransactionalRole::Deliver, "topic", None, Duration::ZERO);
+        families.fanout.blocked("topic", 0, Duration::ZERO, 0);
         let mut series = SubscriberSeries::default();
         let waiting = Waiting {
             oldest: Some(0),

@@ -574,13 +574,11 @@ fn an_endpoint_in_a_forbidden_network_gets_no_request() {
     let world = world("egress");
     let receiver = Receiver::good();
     let by_name = format!("http://localhost:{}/", receiver.port());
-    put(
-        &world,
-        &[
-            subscription("by-address", &receiver.url("/"), &["**"]),
-            subscription("by-name", &by_name, &["**"]),
-        ],
-    );
+    // The address of a name may change, so each attempt asks again.
+    let mut by_name = subscription("by-name", &by_name, &["**"]);
+    by_name["retry_schedule"] = json!(["10ms"]);
+    let by_address = subscription("by-address", &receiver.url("/"), &["**"]);
+    put(&world, &[by_address, by_name]);
     let process = start(&world, &["--egress-deny-cidr", "127.0.0.0/8"]);
     world.produce_event("k", &[], event("1", "order.created", "1"));
     let letters = wait_for_dead_letters(&world, 2);
@@ -593,6 +591,10 @@ fn an_endpoint_in_a_forbidden_network_gets_no_request() {
         process.metric(r#"hookstream_attempts_total{class="egress",outcome="dead_lettered"}"#),
         Some(1.0),
         "what is forbidden by its address alone is no attempt"
+    );
+    assert_eq!(
+        process.metric(r#"hookstream_attempts_total{class="egress",outcome="retry"}"#),
+        Some(1.0)
     );
 }
 

@@ -11,6 +11,7 @@ use hookstream::model::command::{Cause, Command, ContentType};
 use hookstream::model::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
 };
+use hookstream::model::subscription::{Decider, Decision, Fold, State, TopicRecord};
 use hookstream::model::units::{EpochMs, Offset, Position};
 use hookstream::model::window::{Format, Place, Window};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -130,6 +131,10 @@ fn written() -> String {
             writeln!(text, "{name}: {value}").unwrap();
         }
     }
+    text.push_str("\n## decisions about a subscription's state\n");
+    for (key, value) in decisions() {
+        writeln!(text, "{key}: {}", String::from_utf8(value).unwrap()).unwrap();
+    }
     text.push_str("\n## attempt\n");
     let command = command();
     let value = serde_json::to_string(&attempt(&command)).unwrap();
@@ -146,6 +151,33 @@ fn written() -> String {
         }
     }
     text
+}
+
+const APPLIED: &[u8] =
+    br#"{"id":"acme-orders","subscriber":"acme","url":"https://acme.example/","events":["order.*"]}"#;
+
+fn topic_record<'a>(key: &'a str, value: &'a [u8]) -> TopicRecord<'a> {
+    TopicRecord {
+        key: Some(key.as_bytes()),
+        value: Some(value),
+        applied: Some(b"1700000000000-0badcafe"),
+        ..TopicRecord::default()
+    }
+}
+
+/// An operator's decision, and hookstream's on top of it.
+fn decisions() -> [(String, Vec<u8>); 2] {
+    let id = "acme-orders";
+    let mut fold = Fold::default();
+    fold.take(&topic_record(id, APPLIED));
+    let now = EpochMs(1_700_000_000_000);
+    let resumed = Decision::by_operator(fold.get(id).unwrap(), State::Active, now).to_json();
+    fold.take(&topic_record(&Decider::Operator.key(id), &resumed));
+    let gone = Decision::gone(fold.get(id).unwrap(), now).to_json();
+    [
+        (Decider::Operator.key(id), resumed),
+        (Decider::Hookstream.key(id), gone),
+    ]
 }
 
 #[test]
@@ -193,6 +225,18 @@ fn what_the_golden_files_hold_is_read() {
     reads(now, command(), |fact| {
         fact.cluster.as_deref() == Some(CLUSTER) && fact.moment == Some(letter().moment())
     });
+    let sections = sections(now);
+    let decisions = sections
+        .iter()
+        .find(|(title, _)| title.starts_with("decisions"));
+    let mut fold = Fold::default();
+    fold.take(&topic_record("acme-orders", APPLIED));
+    for (key, value) in &decisions.unwrap().1 {
+        fold.take(&topic_record(key, value.as_bytes()));
+    }
+    let folded = fold.get("acme-orders").unwrap();
+    assert_eq!(folded.state, State::Disabled);
+    assert_eq!(folded.resumed_at, Some(EpochMs(1_700_000_000_000)));
 }
 
 fn reads(golden: &str, expected: Command, is_of_version: impl Fn(&Settled) -> bool) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use hookstream::model::tiers::LONGEST_PARK;
 use serde_json::{Value, json};
 
-use crate::scene::{LATER, put, subscription, wait_until_done, with, world};
+use crate::scene::{LATER, event, put, subscription, wait_until_done, with, world};
 use crate::support::{Answer, Process, Receiver, Seen, World, eventually_true};
 
 /// For what takes half a minute on a quiet machine.
@@ -453,4 +453,49 @@ fn a_dead_endpoint_with_a_large_backlog_costs_little_memory_and_the_others_nothi
     assert_eq!(webhooks(&seen), DEAD);
     let peak = process.peak_memory_mib();
     assert!(peak < MEMORY, "{peak} MiB");
+}
+
+/// In a mass outage the metrics and the log stay small: a total, some series, and lines that are summed up.
+#[test]
+fn many_open_breakers_are_counted_and_few_are_shown() {
+    const MANY: usize = 60;
+    let world = world("breakers");
+    let works = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&works);
+    let receiver = Receiver::start(move |_| match now.load(Ordering::SeqCst) {
+        true => Answer::ok(),
+        false => Answer::status(500),
+    });
+    let all: Vec<Value> = (0..MANY)
+        .map(|number| {
+            let id = format!("s{number}");
+            let rules = json!({"breaker": {"failures": 1, "probe": "2s", "max_probe": "2s"}});
+            with(subscription(&id, &receiver.url("/"), &["**"]), rules)
+        })
+        .collect();
+    put(&world, &all);
+    let process = crate::scene::start(&world, &["--lag-top", "5"]);
+    world.produce_event("k", &[], event("1", "order.created", "1"));
+    eventually_true("all breakers are open", LATER, || {
+        process.metric("hookstream_breakers_open") == Some(MANY as f64)
+    });
+    let series = || {
+        let (_, metrics) = process.get("/metrics");
+        let lines = metrics.lines();
+        lines
+            .filter(|line| line.starts_with("hookstream_breaker_open{"))
+            .count()
+    };
+    assert_eq!(series(), 5);
+    process.wait_for_line("breakers opened suppressed=", LATER);
+    works.store(true, Ordering::SeqCst);
+    // What the probes send.
+    world.produce_event("k", &[], event("2", "order.created", "2"));
+    eventually_true("all breakers are closed", LATER, || {
+        process.metric("hookstream_breakers_open") == Some(0.0)
+    });
+    assert_eq!(series(), 0);
+    let lines = process.stderr();
+    let opened = lines.iter().filter(|line| line.contains("breaker opened"));
+    assert!(opened.count() <= 15, "{lines:?}");
 }

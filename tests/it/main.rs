@@ -14,6 +14,7 @@
 
 mod attempts;
 mod bad_input;
+mod brokers;
 mod credentials;
 mod demo;
 mod docs;
@@ -27,6 +28,7 @@ mod isolation;
 mod lag;
 mod layers;
 mod mirror;
+mod neighbours;
 mod observe;
 mod operator;
 mod order;
@@ -38,5 +40,7 @@ mod services;
 mod skipped;
 #[cfg(feature = "otlp")]
 mod spans;
+mod states;
 mod support;
 mod trace;
+mod unwritable;

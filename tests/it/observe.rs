@@ -513,6 +513,7 @@ fn attempts_are_told_by_subscriber_and_class_and_one_that_begins_to_fail_gets_a_
     });
     assert_eq!(receiver.seen().len(), 16, "each request is told once");
     let given_away = with(subscriptions[2].clone(), json!({"subscriber": "heir"}));
+    world.delete_subscription("refusing");
     put(&world, &[given_away]);
     eventually_true("the heir's attempts, among the rest", LATER, || {
         produce("refusing", 1);

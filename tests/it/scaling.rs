@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::isolation::send;
 use crate::scene::{LATER, event, put, subscription, wait_for_records, with, world};
-use crate::support::{Answer, Process, Receiver, SOON, World, eventually_true};
+use crate::support::{Answer, Broker, Process, Receiver, SOON, World, eventually_true};
 
 fn event_lag(process: &Process, topic: &str, partition: i32) -> Option<f64> {
     let labels = format!(r#"{{partition="{partition}",topic="{topic}"}}"#);
@@ -275,5 +275,81 @@ fn endpoints_that_are_dead_slow_limited_or_paused_make_no_command_runnable() {
     assert!(
         deliver.metric("hookstream_queued_commands") > Some(0.0),
         "a backlog is there"
+    );
+}
+
+/// The high watermark of each partition of a topic, the ends of transactions included.
+fn high_watermarks(world: &World, topic: &str) -> Vec<i64> {
+    let mut config = world.client_config();
+    let consumer: BaseConsumer = config
+        .set("group.id", format!("{}ends", world.prefix))
+        .set("isolation.level", "read_uncommitted")
+        .create()
+        .unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), SOON).unwrap();
+    let partitions = metadata.topics()[0].partitions();
+    let end = |partition| consumer.fetch_watermarks(topic, partition, SOON).unwrap().1;
+    partitions.iter().map(|one| end(one.id())).collect()
+}
+
+/// What `kafka-consumer-groups --describe` shows as LAG, over all groups and partitions.
+fn lag_of_groups(world: &World) -> i64 {
+    let mut all = vec![
+        ("fanout", world.events.clone()),
+        ("deliver", world.topics.commands()),
+    ];
+    let tiers = world.tiers.iter();
+    all.extend(tiers.map(|&tier| ("release", world.topics.retry(tier))));
+    let lag = |(group, topic): (&str, String)| {
+        let committed = world.committed(group, &topic);
+        let ends = high_watermarks(world, &topic);
+        let each = ends.into_iter().zip(0..).map(|(end, partition)| {
+            let position = committed.iter().find(|(number, ..)| *number == partition);
+            end - position.map_or(0, |(_, position, _)| *position)
+        });
+        each.sum::<i64>()
+    };
+    all.into_iter().map(lag).sum()
+}
+
+#[test]
+fn kafkas_own_lag_of_each_group_is_0_at_rest_and_nothing_is_committed_then() {
+    let broker = Broker::own();
+    let mut world = World::on(&broker, "own-lag");
+    world.tiers = vec![Duration::from_secs(1)];
+    world.create_topics(2);
+    let receiver = Receiver::start(|seen| {
+        let first = seen.header("hookstream-attempt") == Some("1");
+        Answer::status(if seen.path == "/flaky" && first {
+            500
+        } else {
+            200
+        })
+    });
+    let subscriptions = ["/flaky", "/good"].map(|path| {
+        let url = receiver.url(path);
+        subscription(&path[1..], &url, &["**"])
+    });
+    put(&world, &subscriptions);
+    let process = world.spawn("run", &["--retry-schedule", "1s,1s,1s"]);
+    process.wait_ready();
+    let mut publisher = Publisher::new(&world);
+    for round in 1..=2 {
+        publisher.publish(0, 4, true);
+        publisher.publish(1, 3, true);
+        publisher.publish(1, 3, false);
+        receiver.wait_for(round * 7 * 3, LATER);
+        eventually_true("no group has a lag", LATER, || lag_of_groups(&world) == 0);
+    }
+    let commits = || -> i64 { high_watermarks(&world, "__consumer_offsets").iter().sum() };
+    let as_of = || process.metric("hookstream_lag_as_of_timestamp_seconds");
+    let (before, began) = (commits(), as_of().unwrap());
+    eventually_true("five seconds pass by the figures' own clock", LATER, || {
+        as_of().is_some_and(|now| now >= began + 5.0)
+    });
+    assert_eq!(
+        commits(),
+        before,
+        "positions that did not change are committed"
     );
 }

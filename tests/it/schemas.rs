@@ -139,8 +139,19 @@ fn every_record_on_kafka_is_as_its_schema_says() {
         assert_valid(&schema("attempt.schema.json"), &record.json(), "attempt");
         assert!(record.headers.is_empty(), "{:?}", record.headers);
     }
-    let subscriptions = read(&world.topics.subscriptions());
-    assert_eq!(subscriptions.len(), 3);
+    let paused = world.run(&["subscriptions", "pause", "good"], "");
+    assert_eq!(paused.code, 0, "{}", paused.stderr);
+    let (decisions, subscriptions): (Vec<_>, Vec<_>) = read(&world.topics.subscriptions())
+        .into_iter()
+        .partition(|record| record.key_text().contains('/'));
+    assert_eq!((subscriptions.len(), decisions.len()), (3, 1));
+    for record in &decisions {
+        assert_valid(
+            &schema("subscription-state.schema.json"),
+            &record.json(),
+            "decision",
+        );
+    }
     for record in &subscriptions {
         assert_valid(
             &schema("subscription.schema.json"),

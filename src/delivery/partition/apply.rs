@@ -44,6 +44,10 @@ impl<E: Endpoint> Partition<E> {
                 self.fairness.learn(last, end);
                 self.admit(step);
             }
+            Event::Durable(offsets) => self.durable(&offsets, step),
+            // What is pending is not in the window yet.
+            Event::Passed(position) if self.pending.is_empty() => self.window.pass(position),
+            Event::Passed(_) => {}
             Event::Resumed { responded } => self.resume(responded, step),
             Event::Stop => self.stop(step),
         }
@@ -65,8 +69,13 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get_mut(&id) else {
             return;
         };
-        let Standing::Open(endpoint) = &entry.standing else {
-            return self.clear_lane(id, step);
+        let endpoint = match &entry.standing {
+            Standing::Open(endpoint) => endpoint,
+            // Each tick asks again, and so does the end of the read.
+            Standing::Loading => return,
+            Standing::Waiting | Standing::Disabled | Standing::Denied(_) => {
+                return self.clear_lane(id, step);
+            }
         };
         match entry.lane.next(spare, step.env.now) {
             Next::Send(taken, permit) => {

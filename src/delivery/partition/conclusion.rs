@@ -72,10 +72,16 @@ impl<E: Endpoint> Partition<E> {
         taken.command.first_failure.get_or_insert(now);
         let reason = match verdict {
             Verdict::Delivered => return,
-            Verdict::Retry {
-                retry_after,
-                hold_off,
-            } => {
+            Verdict::Retry { .. } | Verdict::EgressDenied => {
+                // What the URL itself says is denied before any attempt: this was denied after a lookup, whose next
+                // result may be another.
+                let (retry_after, hold_off, last) = match verdict {
+                    Verdict::Retry {
+                        retry_after,
+                        hold_off,
+                    } => (retry_after, hold_off, Reason::AttemptsExhausted),
+                    _ => (None, None, Reason::EgressDenied),
+                };
                 if let Some(hold_off) = hold_off {
                     self.hold_off(lane, hold_off.min(LONGEST_PARK), step);
                 }
@@ -89,10 +95,9 @@ impl<E: Endpoint> Partition<E> {
                     let tier = self.rules.tiers.for_rest(delay);
                     return self.leave(taken, tier, step);
                 }
-                Reason::AttemptsExhausted
+                last
             }
             Verdict::Permanent => Reason::PermanentStatus,
-            Verdict::EgressDenied => Reason::EgressDenied,
             Verdict::Gone => {
                 self.disable(lane, &endpoint, step);
                 Reason::Gone
@@ -137,7 +142,8 @@ impl<E: Endpoint> Partition<E> {
             Arc::ptr_eq(current.subscription(), decided_on)
         });
         if unchanged {
-            step.push(Effect::Write(Outcome::Disable(Arc::clone(decided_on))));
+            let outcome = Outcome::Disable(Arc::clone(decided_on));
+            step.push(Effect::Write(None, outcome));
         }
     }
 

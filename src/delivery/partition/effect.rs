@@ -38,7 +38,8 @@ pub enum Outcome {
     DeadLetter(Box<Command>, Box<DeadLetterInfo>),
     /// Write to the invalid events.
     Invalid(Box<InvalidRecord>),
-    /// Disable this subscription, unless it has changed since: its endpoint is gone.
+    /// Decide that this subscription is disabled, as it was in the attempt: its endpoint is gone. A no-op for readers if
+    /// it has changed since.
     Disable(Arc<Subscription>),
 }
 
@@ -97,18 +98,11 @@ pub enum Notice {
         /// The lane's subscriber.
         subscriber: Arc<str>,
     },
-    /// The lane of an open breaker now belongs to this subscriber.
-    BreakerMoved {
-        /// The lane's subscription.
-        subscription: Rc<str>,
-        /// The lane's new subscriber.
-        subscriber: Arc<str>,
-    },
-    /// The lane of an open breaker is gone or belongs to another subscriber.
+    /// The lane of an open breaker is gone.
     BreakerForgotten {
         /// The lane's subscription.
         subscription: Rc<str>,
-        /// The lane's former subscriber.
+        /// The lane's subscriber.
         subscriber: Arc<str>,
     },
     /// A command that blocks others is long overdue: the tiers are read again.
@@ -123,8 +117,8 @@ pub enum Effect<E> {
     Ready(LaneId),
     /// Start this attempt.
     Send(Attempt<E>),
-    /// Write this with the next commit.
-    Write(Outcome),
+    /// Write this, and report [`super::event::Event::Durable`] with the offset, if there is one, once it is durable.
+    Write(Option<Offset>, Outcome),
     /// A command was parked.
     Parked(ParkReason),
     /// An attempt ended with this result.

@@ -30,6 +30,8 @@ pub trait Endpoint: Clone {
 pub enum Standing<E> {
     /// It accepts commands.
     Open(E),
+    /// It accepts commands, which wait in their lane while its signing secrets are read.
+    Loading,
     /// It is paused or has no usable signing secret: its commands wait.
     Waiting,
     /// It is disabled: its commands become dead letters.
@@ -38,11 +40,25 @@ pub enum Standing<E> {
     Denied(Box<str>),
 }
 
+impl<E> Standing<E> {
+    /// The endpoint that commands are sent to, if they are.
+    pub fn endpoint(&self) -> Option<&E> {
+        match self {
+            Self::Open(endpoint) => Some(endpoint),
+            Self::Loading | Self::Waiting | Self::Disabled | Self::Denied(_) => None,
+        }
+    }
+
+    /// Whether commands enter the lane.
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::Loading)
+    }
+}
+
 /// The terms of a subscription.
 #[derive(Clone, Debug)]
 pub struct Terms<E> {
-    /// Its subscriber.
-    pub subscriber: Arc<str>,
     /// Whether it accepts commands.
     pub standing: Standing<E>,
     /// The limits of its lane.
@@ -54,14 +70,35 @@ pub struct Terms<E> {
     pub valid_for: Option<Duration>,
 }
 
+/// Why there is no subscription for a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// It does not exist.
+    Missing,
+    /// It belongs to this subscriber, not to the command's: it was deleted and created again.
+    Foreign(Box<str>),
+    /// It exists, but its only record is invalid: its commands wait.
+    Invalid,
+}
+
 /// Subscription lookups of the state machine.
 pub trait Subscriptions {
     /// The endpoint type of attempts.
     type Endpoint: Endpoint;
     /// Changes whenever a subscription does.
     fn version(&self) -> u64;
-    /// The current terms of a subscription; `None` when it does not exist.
-    fn terms(&self, id: &str) -> Option<Terms<Self::Endpoint>>;
+    /// A subscription, for the commands of a subscriber. Another [`Arc`] whenever the subscription changes, and only then:
+    /// the terms of lanes whose subscription is the same are not asked for again.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable>;
+    /// The current terms of a subscription; `before` is the endpoint in its former terms.
+    fn terms(
+        &self,
+        subscription: &Arc<Subscription>,
+        before: Option<&Self::Endpoint>,
+    ) -> Terms<Self::Endpoint>;
 }
 
 /// The environment of one event.

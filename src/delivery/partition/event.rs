@@ -104,6 +104,10 @@ pub enum Event<E> {
     Tick,
     /// The result of a requested look-ahead ([`super::effect::Effect::LookAhead`]).
     LookedAhead(LookAhead),
+    /// The outcomes of these offsets ([`super::effect::Effect::Write`]) are durable.
+    Durable(Vec<Offset>),
+    /// There are no more records before this position, to which the log was read.
+    Passed(Position),
     /// An egress outage has ended.
     Resumed {
         /// Whether a response showed the end; then failures during the outage do not count against breakers.

@@ -1,5 +1,6 @@
 //! Order within a subject: connects the lanes to their subject queues ([`super::order`]).
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::effect::{Effect, Notice};
@@ -11,7 +12,7 @@ use super::state::{Knowledge, Partition, Step, Taken};
 use crate::model::command::{Cause, Command};
 use crate::model::outcome::ParkReason;
 use crate::model::subscription::Order;
-use crate::model::units::EpochMs;
+use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
 /// A command that should have returned from its tier this long ago is overdue: the tiers are read again.
@@ -29,15 +30,17 @@ fn place(command: &Command, order: Order) -> Option<(&str, i64)> {
 }
 
 /// The found commands that block others of their subject.
-fn still_ahead(window: &Window, order: Order, found: Vec<Found>) -> Vec<Ahead> {
+fn still_ahead(
+    window: &Window,
+    unwritten: &HashSet<i64>,
+    order: Order,
+    found: Vec<Found>,
+) -> Vec<Ahead> {
+    let has_ended = |offset: Offset| window.is_finished(offset) || unwritten.contains(&offset.0);
     found
         .into_iter()
         .filter(|found| order == Order::Strict || found.attempt == 0)
-        .filter(|found| {
-            !found
-                .released
-                .is_some_and(|offset| window.is_finished(offset))
-        })
+        .filter(|found| !found.released.is_some_and(&has_ended))
         .map(|found| Ahead {
             subject: found.subject,
             sequence: found.sequence,
@@ -78,7 +81,7 @@ impl<E: Endpoint> Partition<E> {
                     Knowledge::Known(found) => {
                         let found = found.remove(&*entry.name).unwrap_or_default();
                         // A new queue holds no waiting items.
-                        subjects.learn(still_ahead(&self.window, order, found));
+                        subjects.learn(still_ahead(&self.window, &self.unwritten, order, found));
                     }
                     needed @ Knowledge::NotNeeded => *needed = Knowledge::Needed,
                     Knowledge::Needed | Knowledge::Asked => {}
@@ -194,7 +197,8 @@ impl<E: Endpoint> Partition<E> {
             let order = entry.order;
             if let Some(subjects) = &mut entry.subjects {
                 let found = found.remove(&*entry.name).unwrap_or_default();
-                let first = subjects.learn(still_ahead(&self.window, order, found));
+                let first =
+                    subjects.learn(still_ahead(&self.window, &self.unwritten, order, found));
                 go.push((id, first, subjects.take_behind_away()));
             }
         }

@@ -7,13 +7,30 @@ use std::time::{Duration, Instant};
 use super::counts::AttemptCounts;
 use super::env::{Endpoint, Standing};
 use super::state::Partition;
+use crate::model::units::Offset;
 use crate::model::window::{Format, Place, Snapshot};
 
 impl<E: Endpoint> Partition<E> {
-    /// What may be committed, once the outcomes so far are durable.
+    /// What may be committed now.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
         self.window.snapshot(place, format)
+    }
+
+    /// What may be committed together with the outcomes of these offsets. They stay open here until
+    /// [`super::event::Event::Durable`].
+    #[must_use]
+    pub fn snapshot_with(&self, offsets: &[Offset], place: Place, format: Format) -> Snapshot {
+        let mut window = self.window.clone();
+        for &offset in offsets {
+            window.finish(offset);
+        }
+        window.snapshot(place, format)
+    }
+
+    /// The broker keeps at most this many characters with a position.
+    pub fn set_limit(&mut self, characters: usize) {
+        self.window.set_limit(characters);
     }
 
     /// The number of offsets from the committed position to the last one taken.

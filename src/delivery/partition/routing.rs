@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::counts::AttemptCounts;
-use super::effect::{Effect, Notice, Outcome};
-use super::env::{Endpoint, Standing, Subscriptions};
+use super::effect::{Effect, Outcome};
+use super::env::{Endpoint, Standing, Subscriptions, Unavailable};
 use super::event::{Incoming, LaneId};
 use super::lane::{Full, Lane, Slowness};
 use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
-use crate::model::command::Cause;
+use crate::model::command::{Cause, Command};
 use crate::model::dead_letter::{DeadLetterInfo, Reason};
 use crate::model::outcome::ParkReason;
 use crate::model::tiers::LONGEST_PARK;
@@ -92,16 +92,19 @@ impl<E: Endpoint> Partition<E> {
             self.not_yet(taken, due, step);
             return None;
         }
-        let Some(id) = self.lane_of(&taken.command.subscription, step) else {
-            self.subscription_missing(taken, step);
-            return None;
+        let id = match self.lane_of(&taken.command, step) {
+            Ok(id) => id,
+            Err(why) => {
+                self.unavailable(taken, why, step);
+                return None;
+            }
         };
         let entry = self.lanes.get_mut(&id)?;
         if entry.subjects.is_some() {
             let offset = taken.offset.0;
             taken.command.place_in_order(&self.rules.cluster, offset);
         }
-        if !matches!(entry.standing, Standing::Open(_)) {
+        if !entry.standing.accepts() {
             let standing = entry.standing.clone();
             self.turn_away(taken, &standing, step);
             return None;
@@ -135,9 +138,14 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// Makes room in the window: parks the queue of the slow lane whose first command is the oldest. Returns `false` if
-    /// no lane is slow; quick lanes will make room soon.
+    /// no lane is slow, since quick lanes will make room soon, and if the oldest offset has an outcome that is not durable
+    /// yet, since parking more makes no room before that.
     fn make_room<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) -> bool {
         let now = step.env.now;
+        let first = self.window.position();
+        if self.unwritten.contains(&first.0) {
+            return false;
+        }
         let oldest = self
             .lanes
             .iter()
@@ -171,16 +179,25 @@ impl<E: Endpoint> Partition<E> {
         self.wake_at(step.env.now + rest, step);
     }
 
-    fn subscription_missing<S: Subscriptions<Endpoint = E>>(
+    /// Handles a command that has no subscription, or not a known one.
+    fn unavailable<S: Subscriptions<Endpoint = E>>(
         &mut self,
         taken: Taken,
+        why: Unavailable,
         step: &mut Step<'_, S>,
     ) {
+        let id = &taken.command.subscription;
+        let error = match why {
+            Unavailable::Invalid => return self.park(taken, ParkReason::Paused, None, step),
+            Unavailable::Missing => format!("the subscription {id} does not exist"),
+            Unavailable::Foreign(owner) => format!(
+                "the subscription {id} belongs to {owner}, not to {}: it was deleted and created again for another subscriber",
+                taken.command.subscriber
+            ),
+        };
         if step.env.wall.since(taken.command.enqueued) < SUBSCRIPTION_GRACE {
             return self.park(taken, ParkReason::Paused, None, step);
         }
-        let id = &taken.command.subscription;
-        let error = format!("the subscription {id} does not exist");
         self.dead_letter(taken, Reason::SubscriptionMissing, None, error, step);
     }
 
@@ -192,7 +209,7 @@ impl<E: Endpoint> Partition<E> {
         step: &mut Step<'_, S>,
     ) {
         match standing {
-            Standing::Open(_) | Standing::Waiting => {
+            Standing::Open(_) | Standing::Loading | Standing::Waiting => {
                 self.park(taken, ParkReason::Paused, None, step);
             }
             Standing::Disabled => {
@@ -290,18 +307,28 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// The lane of a subscription, with current terms; `None` when the subscription does not exist.
+    /// The lane of a command's subscription, with current terms.
     fn lane_of<S: Subscriptions<Endpoint = E>>(
         &mut self,
-        subscription: &str,
+        command: &Command,
         step: &mut Step<'_, S>,
-    ) -> Option<LaneId> {
-        if let Some(&id) = self.by_subscription.get(subscription) {
-            return self.refresh(id, step).then_some(id);
+    ) -> Result<LaneId, Unavailable> {
+        let subscription = &*command.subscription;
+        if let Some(&id) = self.by_subscription.get(subscription)
+            && self.refresh(id, step)
+            && let Some(entry) = self.lanes.get(&id)
+        {
+            return if *entry.subscriber == *command.subscriber {
+                Ok(id)
+            } else {
+                Err(Unavailable::Foreign((&*entry.subscriber).into()))
+            };
         }
         let now = step.env.now;
         let version = step.env.subscriptions.version();
-        let terms = step.env.subscriptions.terms(subscription)?;
+        let subscriber = &*command.subscriber;
+        let current = step.env.subscriptions.get(subscription, subscriber)?;
+        let terms = step.env.subscriptions.terms(&current, None);
         let id = self.next_lane;
         self.next_lane += 1;
         let name: Rc<str> = Rc::from(subscription);
@@ -309,9 +336,10 @@ impl<E: Endpoint> Partition<E> {
         let entry = LaneEntry {
             lane: Lane::new(terms.limits, now),
             name,
-            subscriber: terms.subscriber,
+            subscriber: Arc::from(subscriber),
             counts: AttemptCounts::default(),
             standing: terms.standing,
+            subscription: current,
             version,
             valid_until: terms.valid_for.map(|time| now + time),
             ready: false,
@@ -324,10 +352,11 @@ impl<E: Endpoint> Partition<E> {
         };
         self.lanes.insert(id, entry);
         self.keep_order(id, terms.order, step);
-        Some(id)
+        Ok(id)
     }
 
-    /// Updates a lane to a changed subscription; returns `false` when the subscription no longer exists.
+    /// Updates a lane to a changed subscription; returns `false` and removes the lane when the subscription no longer
+    /// exists for its subscriber.
     pub(super) fn refresh<S: Subscriptions<Endpoint = E>>(
         &mut self,
         id: LaneId,
@@ -342,35 +371,27 @@ impl<E: Endpoint> Partition<E> {
         if entry.version == version && holds {
             return true;
         }
-        let Some(terms) = step.env.subscriptions.terms(&entry.name) else {
-            self.remove_lane(id, step);
-            return false;
+        let current = step.env.subscriptions.get(&entry.name, &entry.subscriber);
+        let current = match current {
+            Ok(current) => current,
+            Err(why) => {
+                self.remove_lane(id, &why, step);
+                return false;
+            }
         };
         entry.version = version;
+        if holds && Arc::ptr_eq(&current, &entry.subscription) {
+            return true;
+        }
+        let before = entry.standing.endpoint();
+        let terms = step.env.subscriptions.terms(&current, before);
+        entry.subscription = current;
         entry.valid_until = terms.valid_for.map(|time| now + time);
         entry.standing = terms.standing;
         entry.lane.set_limits(terms.limits, now);
-        if entry.subscriber != terms.subscriber {
-            // Earlier attempts, and the metric series of an open breaker, belong to the previous subscriber.
-            let before = std::mem::replace(&mut entry.subscriber, terms.subscriber);
-            if let Some(counts) = entry.counts.take() {
-                self.gone.push((Arc::clone(&before), counts));
-            }
-            if entry.opened.is_some() {
-                let name = &entry.name;
-                step.push(Effect::Notice(Notice::BreakerForgotten {
-                    subscription: Rc::clone(name),
-                    subscriber: before,
-                }));
-                step.push(Effect::Notice(Notice::BreakerMoved {
-                    subscription: Rc::clone(name),
-                    subscriber: Arc::clone(&entry.subscriber),
-                }));
-            }
-        }
-        let is_open = matches!(entry.standing, Standing::Open(_));
+        let accepts = entry.standing.accepts();
         self.keep_order(id, terms.order, step);
-        if !is_open {
+        if !accepts {
             self.clear_lane(id, step);
         }
         true
@@ -393,14 +414,19 @@ impl<E: Endpoint> Partition<E> {
     }
 
     /// The subscription was deleted. Attempts in flight end on their own; queued commands are dead-lettered or parked.
-    fn remove_lane<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
+    fn remove_lane<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        id: LaneId,
+        why: &Unavailable,
+        step: &mut Step<'_, S>,
+    ) {
         let Some(mut entry) = self.lanes.remove(&id) else {
             return;
         };
         self.forget_lane(&mut entry, step);
         self.by_subscription.remove(&entry.name);
         for taken in entry.take_all() {
-            self.subscription_missing(taken, step);
+            self.unavailable(taken, why.clone(), step);
         }
     }
 }

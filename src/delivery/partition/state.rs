@@ -1,7 +1,7 @@
 //! The data of the state machine.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use super::fairness::Fairness;
 use super::lane::Lane;
 use super::order::SubjectQueue;
 use crate::model::command::Command;
-use crate::model::subscription::Order;
+use crate::model::subscription::{Order, Subscription};
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
@@ -88,7 +88,9 @@ pub(super) struct LaneEntry<E> {
     /// Attempts since the last report.
     pub(super) counts: AttemptCounts,
     pub(super) standing: Standing<E>,
-    /// The version of the subscriptions that `standing` comes from, and until when it is valid.
+    /// What `standing` and the lane's limits come from.
+    pub(super) subscription: Arc<Subscription>,
+    /// The version of the subscriptions in which `subscription` was current, and until when `standing` is valid.
     pub(super) version: u64,
     pub(super) valid_until: Option<Instant>,
     /// Whether a turn has been requested.
@@ -126,7 +128,10 @@ impl<E> LaneEntry<E> {
 #[derive(Debug)]
 pub struct Partition<E> {
     pub(super) rules: Arc<Rules>,
+    /// Offsets are open in it until their outcome is durable.
     pub(super) window: Window,
+    /// Offsets that have ended, and whose outcome is not durable yet.
+    pub(super) unwritten: HashSet<i64>,
     /// Records that were read but not routed: their lane or the window has no room.
     pub(super) pending: VecDeque<Incoming>,
     /// Whether the first of `pending` is already in the window.
@@ -169,6 +174,7 @@ impl<E: Endpoint> Partition<E> {
         Self {
             rules,
             window,
+            unwritten: HashSet::new(),
             pending: VecDeque::new(),
             first_is_taken: false,
             stalled_since: None,
@@ -214,7 +220,8 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Ends an offset, with the outcome that must be durable before the position passes it.
+    /// Ends an offset. With an outcome, it stays open in the window until that is durable: the position does not pass
+    /// an outcome that cannot be written, and what the window takes in always fits the commit's metadata.
     pub(super) fn settle<S: Subscriptions<Endpoint = E>>(
         &mut self,
         offset: Offset,
@@ -222,12 +229,34 @@ impl<E: Endpoint> Partition<E> {
         outcome: Option<Outcome>,
         step: &mut Step<'_, S>,
     ) {
-        let was_open = self.window.finish(offset);
-        debug_assert!(was_open, "an offset ends once");
         match outcome {
             // It holds memory until it is durable.
-            Some(outcome) => step.push(Effect::Write(outcome)),
-            None => step.effects.free(weight),
+            Some(outcome) => {
+                let is_new = self.unwritten.insert(offset.0);
+                debug_assert!(is_new, "an offset ends once");
+                step.push(Effect::Write(Some(offset), outcome));
+            }
+            None => {
+                let was_open = self.window.finish(offset);
+                debug_assert!(was_open, "an offset ends once");
+                step.effects.free(weight);
+            }
+        }
+    }
+
+    /// The outcomes of these offsets are durable.
+    pub(super) fn durable<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        offsets: &[Offset],
+        step: &mut Step<'_, S>,
+    ) {
+        for &offset in offsets {
+            let was_unwritten = self.unwritten.remove(&offset.0);
+            debug_assert!(was_unwritten, "an outcome becomes durable once");
+            self.window.finish(offset);
+        }
+        if self.intake == Intake::Open {
+            self.admit(step);
         }
     }
 

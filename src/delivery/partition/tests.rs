@@ -2,7 +2,7 @@
 //! all events, and the crate's invariants as assertions. A crash drops the machine at any step, with everything
 //! uncommitted, and restores it from the last snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,12 @@ use proptest::prelude::*;
 
 use super::Partition;
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
-use super::env::{Endpoint, Env, Rules, Standing, Subscriptions, Terms};
+use super::env::{Endpoint, Env, Rules, Standing, Subscriptions, Terms, Unavailable};
 use super::event::{AttemptEnd, Event, Found, Incoming, LaneId, LookAhead, UnderWay};
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::command::{Cause, Command, tests::sample};
+use crate::model::dead_letter::Reason;
 use crate::model::outcome::{Class, Response};
 use crate::model::subscription::{Order, Subscription, parse};
 use crate::model::tiers::Tiers;
@@ -50,11 +51,17 @@ impl Endpoint for Peer {
 #[derive(Default)]
 struct Listed {
     all: HashMap<String, Arc<Subscription>>,
+    /// Those whose only record is invalid.
+    invalid: HashSet<String>,
     version: u64,
 }
 
 impl Listed {
     fn put(&mut self, number: usize, order: Order, state: &str) {
+        self.put_for(number, &format!("owner{number}"), order, state);
+    }
+
+    fn put_for(&mut self, number: usize, subscriber: &str, order: Order, state: &str) {
         let id = format!("s{number}");
         let order = match order {
             Order::None => "none",
@@ -62,18 +69,26 @@ impl Listed {
             Order::Strict => "strict",
         };
         let record = serde_json::json!({
-            "id": id, "subscriber": format!("owner{number}"), "events": ["a"], "url": "https://example.com/",
+            "id": id, "subscriber": subscriber, "events": ["a"], "url": "https://example.com/",
             "order": order, "state": state,
         });
         let text = record.to_string();
         let parsed = parse(Some(id.as_bytes()), text.as_bytes()).unwrap();
+        self.invalid.remove(&id);
         self.all.insert(id, Arc::new(parsed));
         self.version += 1;
     }
 
     fn remove(&mut self, number: usize) {
         self.all.remove(&format!("s{number}"));
+        self.invalid.remove(&format!("s{number}"));
         self.version += 1;
+    }
+
+    /// As after a restart with an invalid record.
+    fn spoil(&mut self, number: usize) {
+        self.remove(number);
+        self.invalid.insert(format!("s{number}"));
     }
 }
 
@@ -84,8 +99,18 @@ impl Subscriptions for Listed {
         self.version
     }
 
-    fn terms(&self, id: &str) -> Option<Terms<Peer>> {
-        let subscription = self.all.get(id)?;
+    fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
+        if self.invalid.contains(id) {
+            return Err(Unavailable::Invalid);
+        }
+        let subscription = self.all.get(id).ok_or(Unavailable::Missing)?;
+        if *subscription.subscriber != *subscriber {
+            return Err(Unavailable::Foreign(subscription.subscriber.clone()));
+        }
+        Ok(Arc::clone(subscription))
+    }
+
+    fn terms(&self, subscription: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
         let standing = match subscription.state {
             crate::model::subscription::State::Active => {
                 Standing::Open(Peer(Arc::clone(subscription)))
@@ -93,12 +118,11 @@ impl Subscriptions for Listed {
             crate::model::subscription::State::Paused => Standing::Waiting,
             crate::model::subscription::State::Disabled => Standing::Disabled,
         };
-        Some(Terms {
-            subscriber: Arc::from(&*subscription.subscriber),
+        Terms {
             standing,
             limits: Limits {
                 max_in_flight: 3,
-                rate: (id == "s3").then_some(Rate {
+                rate: (&*subscription.id == "s3").then_some(Rate {
                     per_second: 2.0,
                     burst: 2.0,
                 }),
@@ -113,7 +137,7 @@ impl Subscriptions for Listed {
             },
             order: subscription.order,
             valid_for: None,
-        })
+        }
     }
 }
 
@@ -150,7 +174,7 @@ struct Sim {
     in_flight: Vec<Attempt<Peer>>,
     /// Lanes with an open response body.
     bodies: Vec<LaneId>,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<(Option<Offset>, Outcome)>,
     questions: Vec<Question>,
     /// Bytes that the machine holds, as its shell counts them.
     load: usize,
@@ -250,14 +274,15 @@ impl Sim {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
                 Effect::Send(attempt) => self.sent(attempt),
-                Effect::Write(outcome) => self.outcomes.push(outcome),
+                Effect::Write(offset, outcome) => self.outcomes.push((offset, outcome)),
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
                 Effect::LookAhead(question) => self.questions.push(question),
                 Effect::Drained => self.drained = true,
                 Effect::Parked(_) | Effect::Concluded(_) | Effect::Notice(_) => {}
             }
         }
-        let held: usize = self.outcomes.iter().filter_map(Outcome::weight).sum();
+        let each = self.outcomes.iter();
+        let held: usize = each.filter_map(|(_, outcome)| outcome.weight()).sum();
         assert!(self.load >= held, "what is held for outcomes is counted");
     }
 
@@ -328,7 +353,7 @@ impl Sim {
     }
 
     fn is_given_up(&self, id: &str) -> bool {
-        self.outcomes.iter().any(|outcome| match outcome {
+        self.outcomes.iter().any(|(_, outcome)| match outcome {
             Outcome::DeadLetter(command, _) => &*command.webhook_id == id,
             _ => false,
         })
@@ -409,7 +434,21 @@ impl Sim {
 
     /// Commits outcomes and position in one transaction.
     fn commit(&mut self) {
-        for outcome in std::mem::take(&mut self.outcomes) {
+        self.commit_some(usize::MAX);
+    }
+
+    /// Commits some of the outcomes with what belongs to them; the others cannot be written.
+    fn commit_some(&mut self, which: usize) {
+        let all = std::mem::take(&mut self.outcomes).into_iter().enumerate();
+        let (written, refused): (Vec<_>, Vec<_>) =
+            all.partition(|(number, _)| which & (1 << (number % 64)) != 0);
+        self.outcomes = refused.into_iter().map(|(_, outcome)| outcome).collect();
+        let offsets: Vec<Offset> = written
+            .iter()
+            .filter_map(|(_, (offset, _))| *offset)
+            .collect();
+        self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V2);
+        for (_, (_, outcome)) in written {
             self.load -= outcome.weight().unwrap_or(0);
             match outcome {
                 Outcome::Tier(tier, command) => {
@@ -433,11 +472,20 @@ impl Sim {
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
             }
         }
-        self.durable.snapshot = self.machine.snapshot(place(), Format::V2);
         assert!(
             self.durable.snapshot.metadata.len() <= METADATA_LIMIT,
             "the window is always encodable"
         );
+        self.apply(Event::Durable(offsets));
+        assert!(
+            self.machine.snapshot(place(), Format::V2).metadata.len() <= METADATA_LIMIT,
+            "the window is always encodable, whatever cannot be written"
+        );
+    }
+
+    /// Commits the position alone: every outcome waits.
+    fn commit_position(&mut self) {
+        self.durable.snapshot = self.machine.snapshot(place(), Format::V2);
     }
 
     fn restored(&self) -> Window {
@@ -620,6 +668,9 @@ enum Action {
     FreeSlot,
     Advance(u64),
     Commit,
+    CommitSome(usize),
+    CommitPosition,
+    Pass,
     Release(u64),
     Burst(usize),
     Answer,
@@ -629,6 +680,9 @@ enum Action {
     Resume(bool),
     Change(usize, Order, &'static str),
     Delete(usize),
+    /// Delete, and create again for another subscriber.
+    Move(usize),
+    Spoil(usize),
 }
 
 fn order() -> impl Strategy<Value = Order> {
@@ -649,7 +703,10 @@ fn action() -> impl Strategy<Value = Action> {
         14 => (any::<usize>(), 0..8_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
         6 => Just(Action::FreeSlot),
         8 => prop_oneof![1..500_u64, 500..5_000_u64, 5_000..100_000_u64].prop_map(Action::Advance),
-        6 => Just(Action::Commit),
+        4 => Just(Action::Commit),
+        3 => any::<usize>().prop_map(Action::CommitSome),
+        2 => Just(Action::CommitPosition),
+        2 => Just(Action::Pass),
         5 => prop::sample::select(vec![0, 0, 500, 1_500, 30_000]).prop_map(Action::Release),
         5 => Just(Action::Answer),
         2 => Just(Action::Crash),
@@ -667,6 +724,8 @@ fn change() -> impl Strategy<Value = Action> {
         30 => action(),
         1 => state.prop_map(|(one, state)| Action::Change(one, Order::None, state)),
         1 => (0..SUBSCRIPTIONS).prop_map(Action::Delete),
+        1 => (0..SUBSCRIPTIONS).prop_map(Action::Move),
+        1 => (0..SUBSCRIPTIONS).prop_map(Action::Spoil),
     ]
 }
 
@@ -703,6 +762,15 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
                 sim.commit();
                 sim.check_lineage();
             }
+            Action::CommitSome(which) => {
+                sim.commit_some(which);
+                sim.check_lineage();
+            }
+            Action::CommitPosition => {
+                sim.commit_position();
+                sim.check_lineage();
+            }
+            Action::Pass => sim.apply(Event::Passed(Position(sim.read_to as i64))),
             Action::Release(ahead) => sim.release(Duration::from_millis(ahead)),
             Action::Burst(subscription) => {
                 for _ in 0..=QUEUE_COMMANDS {
@@ -723,6 +791,8 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
             }
             Action::Change(number, order, state) => sim.listed.put(number, order, state),
             Action::Delete(number) => sim.listed.remove(number),
+            Action::Move(number) => sim.listed.put_for(number, "other", Order::None, "active"),
+            Action::Spoil(number) => sim.listed.spoil(number),
         }
     }
     sim.settle();
@@ -797,4 +867,92 @@ fn a_backlog_holds_nobody_behind_it_up_for_long() {
             "a subscriber with one command waits behind another one's backlog"
         );
     }
+}
+
+/// What a lookup returns holds for one attempt.
+#[test]
+fn an_address_that_a_lookup_denies_costs_one_attempt_until_the_schedule_ends() {
+    let mut sim = Sim::new(7, [Order::None; SUBSCRIPTIONS]);
+    sim.produce(0, None);
+    for attempt in 0..=SCHEDULE.len() {
+        sim.take(10);
+        sim.dispatch();
+        assert_eq!(sim.in_flight.len(), 1, "attempt {attempt}");
+        sim.end(0, Response::None(Class::Egress), false);
+        match &sim.outcomes[..] {
+            [(_, Outcome::Tier(..))] => {
+                assert!(attempt < SCHEDULE.len(), "a fifth attempt follows")
+            }
+            [(_, Outcome::DeadLetter(_, info))] => {
+                assert_eq!(attempt, SCHEDULE.len(), "dead after an early attempt");
+                assert_eq!(info.reason, Reason::EgressDenied);
+            }
+            other => panic!("{other:?}"),
+        }
+        sim.commit();
+        sim.advance(Duration::from_secs(120));
+        sim.release(Duration::ZERO);
+    }
+    assert_eq!(sim.durable.dead.len(), 1);
+}
+
+/// Commands of a subscription that was created again for another subscriber are not sent to its endpoint.
+#[test]
+fn a_command_of_another_subscriber_becomes_a_dead_letter() {
+    let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
+    sim.produce(0, None);
+    sim.produce(0, None);
+    sim.take(1);
+    sim.listed.put_for(0, "other", Order::None, "active");
+    sim.take(1);
+    sim.dispatch();
+    assert!(
+        sim.in_flight.is_empty(),
+        "nothing is sent to another subscriber's endpoint"
+    );
+    let parked = |(_, outcome): &(_, Outcome)| matches!(outcome, Outcome::Tier(..));
+    assert!(
+        sim.outcomes.iter().all(parked),
+        "a young command waits: {:?}",
+        sim.outcomes
+    );
+    sim.commit();
+    sim.advance(Duration::from_secs(15));
+    sim.release(Duration::ZERO);
+    sim.take(2);
+    sim.dispatch();
+    assert!(sim.in_flight.is_empty());
+    assert_eq!(sim.outcomes.len(), 2);
+    for (_, outcome) in &sim.outcomes {
+        let Outcome::DeadLetter(_, info) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(info.reason, Reason::SubscriptionMissing);
+        assert!(
+            info.error.contains("other") && info.error.contains("owner0"),
+            "{}",
+            info.error
+        );
+    }
+}
+
+/// A subscription whose only record is invalid exists: its commands wait for a valid one.
+#[test]
+fn commands_of_an_unknown_subscription_wait() {
+    let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
+    sim.produce(0, None);
+    sim.listed.spoil(0);
+    sim.advance(Duration::from_secs(60));
+    for _ in 0..5 {
+        sim.take(4);
+        sim.dispatch();
+        sim.commit();
+        sim.advance(Duration::from_secs(700));
+        sim.release(Duration::ZERO);
+    }
+    assert!(sim.durable.dead.is_empty() && sim.in_flight.is_empty());
+    sim.listed.put(0, Order::None, "active");
+    sim.take(4);
+    sim.dispatch();
+    assert_eq!(sim.in_flight.len(), 1);
 }

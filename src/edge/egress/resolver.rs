@@ -1,8 +1,8 @@
 //! Resolves a name to the addresses that may be dialled, once per connection.
 //!
-//! Runs inside hyper-util's `HttpConnector`, which dials exactly the addresses that this returns. The system's resolver
-//! does the lookup (`getaddrinfo` on the runtime's blocking threads, whose number bounds concurrent lookups). So search
-//! domains, `/etc/hosts` and the like work as usual, and no second resolver is involved.
+//! Runs inside hyper-util's `HttpConnector`, which dials exactly the addresses that this returns. [`Lookups`] does the
+//! lookup with the system's resolver. So search domains, `/etc/hosts` and the like work as usual, and no second resolver
+//! is involved.
 
 use std::future::Future;
 use std::io;
@@ -11,10 +11,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::connect::dns::Name;
 use thiserror::Error;
 use tower_service::Service;
 
+use super::lookups::Lookups;
 use super::{EgressDenied, EgressPolicy};
 use crate::edge::failpoint;
 
@@ -38,7 +39,7 @@ pub enum ResolveError {
 
 /// Resolves with `R` and returns only addresses that the policy allows.
 #[derive(Clone, Debug)]
-pub struct GuardedResolver<R = GaiResolver> {
+pub struct GuardedResolver<R = Lookups> {
     policy: Arc<EgressPolicy>,
     inner: R,
 }
@@ -46,8 +47,8 @@ pub struct GuardedResolver<R = GaiResolver> {
 impl GuardedResolver {
     /// Uses the system's resolver.
     #[must_use]
-    pub fn new(policy: Arc<EgressPolicy>) -> Self {
-        Self::over(policy, GaiResolver::new())
+    pub fn new(policy: Arc<EgressPolicy>, lookups: Lookups) -> Self {
+        Self::over(policy, lookups)
     }
 }
 

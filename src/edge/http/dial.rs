@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::limits::{DIAL_LIMIT, TCP_LIMIT};
+use crate::edge::egress::lookups::Lookups;
 use crate::edge::egress::resolver::{GuardedResolver, ResolveError};
 use crate::edge::egress::{EgressDenied, EgressPolicy};
 
@@ -53,8 +54,9 @@ pub(super) struct Dial {
 }
 
 impl Dial {
-    pub(super) fn new(policy: Arc<EgressPolicy>, tls: ClientConfig) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(GuardedResolver::new(Arc::clone(&policy)));
+    pub(super) fn new(policy: Arc<EgressPolicy>, lookups: Lookups, tls: ClientConfig) -> Self {
+        let resolver = GuardedResolver::new(Arc::clone(&policy), lookups);
+        let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(TCP_LIMIT));

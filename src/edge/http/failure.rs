@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::dial::DialError;
 use super::limits::MAX_HEADER_BYTES;
-use super::pool::OpenError;
+use super::line::OpenError;
 use crate::model::units::format_duration;
 
 /// The label `class` of attempts without response headers.

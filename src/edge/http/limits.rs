@@ -17,6 +17,33 @@ pub const MAX_BODY_BYTES: usize = 16 * 1024;
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(15);
 /// The time limit for the response to a ping.
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum number of streams on one HTTP/2 connection, however many its server accepts.
+pub const MAX_STREAMS: usize = 100;
 /// The receive window of one stream and of one connection, in bytes.
 pub(super) const H2_STREAM_WINDOW: u32 = 64 * 1024;
 pub(super) const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Descriptors kept free for Kafka, files and the admin server.
+const OTHER_FILES: u64 = 512;
+/// The bounds of [`max_idle`]: an idle TLS connection holds some 30 KB.
+const IDLE: std::ops::RangeInclusive<usize> = 64..=8192;
+
+/// The maximum number of idle connections of a process that may open `files` files and sends up to `in_flight` requests
+/// at once: what these leave, within limits.
+#[must_use]
+pub fn max_idle(files: u64, in_flight: usize) -> usize {
+    let left = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
+    left.saturating_sub(in_flight)
+        .clamp(*IDLE.start(), *IDLE.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::max_idle;
+
+    #[test]
+    fn idle_connections_get_the_descriptors_that_nothing_else_needs() {
+        assert_eq!(max_idle(4096, 1024), 2560);
+        assert_eq!(max_idle(1024, 1024), 64);
+        assert_eq!(max_idle(u64::MAX, 1024), 8192);
+    }
+}

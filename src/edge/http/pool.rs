@@ -2,161 +2,117 @@
 //!
 //! An HTTP/1.1 connection is driven by the request that uses it, on the same task, so only the task that waits for the
 //! response is woken. An idle connection is not driven. That its peer has closed it is noticed on its next use (hyper
-//! reads before it writes, and returns the unsent request) or by [`Pool::sweep`]. An HTTP/2 connection has its own task
-//! and is shared by all requests.
+//! reads before it writes, and returns the unsent request) or by [`Pool::sweep`]. An HTTP/2 connection has its own task.
 //!
-//! A request that finds no idle connection dials, and uses whichever comes first: its own connection, or one that
-//! another request returns meanwhile. In the latter case its own is completed in the background and kept.
+//! The requests of one subscriber share HTTP/2 connections, up to the number of streams that the server accepts; beyond
+//! it, another connection is opened. Subscribers share none: streams of one that hang would count against the server's
+//! limit and fill the connection's window for others. HTTP/1.1 connections are shared by all subscribers, in turn.
+//!
+//! A request that finds no connection dials, and uses whichever comes first: its own connection, or one that another
+//! request returns meanwhile. In the latter case its own is completed in the background, and the next request that finds
+//! none waits for that one, so that never more connections are opened than requests are in flight.
+//!
+//! The connection used last is used next, so those that were not needed since the last peak are idle for longest. They
+//! are closed after the idle timeout, or when the client has too many ([`Evict`](super::line::Evict)).
 
-use std::collections::VecDeque;
-use std::fmt;
+use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Response, Uri};
+use http::Uri;
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::client::legacy::connect::Connection as _;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::client::conn::http2::SendRequest;
 use tokio::sync::oneshot;
-use tower_service::Service;
+use tokio::time::timeout;
 
-use super::dial::{Dial, DialError, Stream};
-use super::limits::{
-    H2_CONNECTION_WINDOW, H2_PING_INTERVAL, H2_PING_TIMEOUT, H2_STREAM_WINDOW, MAX_HEADER_BYTES,
-    MAX_HEADERS,
+use super::limits::MAX_STREAMS;
+use super::line::{
+    Http1, Message, OpenError, Opened, Opener, STREAMS_BEFORE_SETTINGS, Sent, Undriven,
 };
-
-/// The request type of hyper.
-pub(super) type Message = http::Request<Full<Bytes>>;
-/// The result of sending a request. An error contains the request if none of it was sent.
-pub(super) type Sent = Result<Response<Incoming>, TrySendError<Message>>;
+use crate::edge::clock;
 
 /// Sweeps per idle timeout. A connection is closed at the first sweep after the timeout, so up to an eighth later; in
 /// exchange, returning a connection reads no clock.
 pub(super) const SWEEPS: u32 = 8;
-
-/// Why no connection is available.
-#[derive(Debug)]
-pub(super) enum OpenError {
-    Dial(DialError),
-    Handshake(hyper::Error),
-}
-
-/// Opens connections, for all pools of a client.
-#[derive(Debug)]
-pub(super) struct Opener {
-    pub(super) dial: Dial,
-    pub(super) max_idle: usize,
-}
-
-impl Opener {
-    async fn open(self: Arc<Self>, origin: Uri) -> Result<Line, OpenError> {
-        let mut dial = self.dial.clone();
-        poll_fn(|cx| dial.poll_ready(cx))
-            .await
-            .map_err(OpenError::Dial)?;
-        let stream = dial.call(origin).await.map_err(OpenError::Dial)?;
-        let opened = if stream.connected().is_negotiated_h2() {
-            Self::http2(stream).await.map(Line::Shared)
-        } else {
-            Self::http1(stream).await.map(Line::Own)
-        };
-        opened.map_err(OpenError::Handshake)
-    }
-
-    async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(MAX_HEADER_BYTES)
-            .max_headers(MAX_HEADERS)
-            .handshake(stream)
-            .await?;
-        Ok(Box::new(Http1 {
-            sender,
-            driver: Some(driver),
-            since: 0,
-        }))
-    }
-
-    async fn http2(stream: Stream) -> Result<Http2, hyper::Error> {
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
-            .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .keep_alive_interval(H2_PING_INTERVAL)
-            .keep_alive_timeout(H2_PING_TIMEOUT)
-            .handshake(stream)
-            .await?;
-        tokio::spawn(async move {
-            if let Err(error) = driver.await {
-                // Each of its open requests receives its own error.
-                tracing::debug!("an http/2 connection ended: {error}");
-            }
-        });
-        Ok(sender)
-    }
-}
-
-type Http2 = http2::SendRequest<Full<Bytes>>;
-
-/// An HTTP/1.1 connection. Dropping it closes it.
-pub(super) struct Http1 {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` after the connection has ended.
-    driver: Option<http1::Connection<Stream, Full<Bytes>>>,
-    /// The sweep count when it was returned.
-    since: u64,
-}
-
-impl fmt::Debug for Http1 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Http1")
-    }
-}
-
-impl Http1 {
-    /// Sends one request and waits for the response headers. Dropping the future leaves the connection in the middle of
-    /// an exchange: drop the connection too.
-    pub(super) async fn exchange(&mut self, message: Message) -> Sent {
-        let Self { sender, driver, .. } = self;
-        let mut sent = pin!(sender.try_send_request(message));
-        poll_fn(|cx| {
-            drive(driver, cx);
-            sent.as_mut().poll(cx)
-        })
-        .await
-    }
-
-    /// Drives the connection: call this before polling anything that waits for it.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        drive(&mut self.driver, cx);
-    }
-
-    /// Whether it can take another request, as far as this side knows.
-    fn is_free(&self) -> bool {
-        self.driver.is_some() && self.sender.is_ready()
-    }
-}
-
-fn drive<T: Future + Unpin>(driver: &mut Option<T>, cx: &mut Context<'_>) {
-    // The request in flight receives the connection's error.
-    if let Some(running) = driver
-        && Pin::new(running).poll(cx).is_ready()
-    {
-        *driver = None;
-    }
-}
+/// How long a request waits for a connection that another one has begun to open, counted from then. One that takes
+/// longer may take for ever.
+const CLAIM: Duration = Duration::from_secs(1);
 
 /// A connection to send a request on.
 #[derive(Debug)]
 pub(super) enum Line {
     Own(Box<Http1>),
-    Shared(Http2),
+    Shared(Slot),
+}
+
+/// An HTTP/2 connection of one subscriber.
+#[derive(Debug)]
+struct Http2 {
+    sender: SendRequest<Full<Bytes>>,
+    tenant: Arc<str>,
+    // All of these change under the pool's lock.
+    /// Streams in use.
+    used: AtomicUsize,
+    /// Streams that may be in use.
+    limit: AtomicUsize,
+    /// As in [`Http1`].
+    since: AtomicU64,
+    stamp: AtomicU64,
+}
+
+impl Http2 {
+    fn has_room(&self) -> bool {
+        self.used.load(Ordering::Relaxed) < self.limit.load(Ordering::Relaxed)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.used.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A stream of an HTTP/2 connection, to be dropped when its response was read to its end.
+#[derive(Debug)]
+pub(super) struct Slot {
+    connection: Arc<Http2>,
+    pool: Arc<Pool>,
+}
+
+impl Slot {
+    /// Sends one request and waits for the response headers.
+    pub(super) async fn exchange(&self, message: Message) -> Sent {
+        self.connection
+            .sender
+            .clone()
+            .try_send_request(message)
+            .await
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.pool.free(&self.connection);
+    }
+}
+
+/// A message to a request that waits for a connection.
+#[derive(Debug)]
+enum Given {
+    Line(Line),
+    /// The connection that it waits for is not coming.
+    Dial,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    tenant: Arc<str>,
+    give: oneshot::Sender<Given>,
+    /// Whether it dials itself.
+    dials: bool,
 }
 
 /// The connections to one origin.
@@ -167,6 +123,8 @@ pub(super) struct Pool {
     kept: Mutex<Kept>,
 }
 
+type ByTenant = HashMap<Arc<str>, Vec<Arc<Http2>>, foldhash::fast::RandomState>;
+
 #[derive(Debug, Default)]
 #[allow(
     clippy::vec_box,
@@ -175,24 +133,56 @@ pub(super) struct Pool {
 struct Kept {
     /// In order of last use; the most recent one is used next.
     idle: Vec<Box<Http1>>,
-    /// With the sweep count of its last use.
-    shared: Option<(Http2, u64)>,
-    /// Requests that are still dialling.
-    waiting: VecDeque<oneshot::Sender<Line>>,
+    shared: ByTenant,
+    /// Requests that found no connection.
+    waiting: VecDeque<Waiting>,
+    /// When the dials began that no request waits for any more.
+    spare: Vec<Instant>,
+    /// The stream limit of the last HTTP/2 connection; `None` if the last one was HTTP/1.1.
+    streams: Option<usize>,
     /// The number of sweeps so far.
     sweeps: u64,
 }
 
 impl Kept {
-    fn line(&mut self) -> Option<Line> {
-        if let Some((shared, used)) = &mut self.shared {
-            if !shared.is_closed() {
-                *used = self.sweeps;
-                return Some(Line::Shared(shared.clone()));
+    /// A stream of a connection of `tenant`, which is counted as used.
+    fn stream(&mut self, tenant: &str, opener: &Opener) -> Option<Arc<Http2>> {
+        let all = self.shared.get_mut(tenant)?;
+        all.retain(|one| {
+            let closed = one.sender.is_closed();
+            if closed && one.is_idle() {
+                opener.not_idle(1);
             }
-            self.shared = None;
+            !closed
+        });
+        let found = all.iter().find(|one| one.has_room())?;
+        if found.used.fetch_add(1, Ordering::Relaxed) == 0 {
+            opener.not_idle(1);
         }
-        self.idle.pop().map(Line::Own)
+        Some(Arc::clone(found))
+    }
+
+    /// Whether a connection is being opened that a request of `tenant` may wait for.
+    fn may_claim(&self, tenant: &str) -> bool {
+        let waits = |one: &&Waiting| !one.give.is_closed();
+        if let Some(streams) = self.streams {
+            let own = self.waiting.iter().filter(waits);
+            let own = own.filter(|one| *one.tenant == *tenant);
+            let (mut all, mut dials) = (0, 0);
+            for one in own {
+                all += 1;
+                dials += usize::from(one.dials);
+            }
+            return all < dials * streams;
+        }
+        if self.spare.is_empty() {
+            return false;
+        }
+        let now = clock::instant();
+        let young = |at: &&Instant| now.saturating_duration_since(**at) < CLAIM;
+        let coming = self.spare.iter().filter(young).count();
+        let claims = self.waiting.iter().filter(waits);
+        claims.filter(|one| !one.dials).count() < coming
     }
 }
 
@@ -215,89 +205,250 @@ impl Pool {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection, and whether it was used before: if it was, a request that it returns unsent is to be sent on
-    /// another.
-    pub(super) async fn line(self: &Arc<Self>) -> Result<(Line, bool), OpenError> {
-        let kept = self.kept().line();
-        match kept {
+    /// A connection for a request of `tenant`, and whether it was used before: if it was, a request that it returns
+    /// unsent is to be sent on another.
+    pub(super) async fn line(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+    ) -> Result<(Line, bool), OpenError> {
+        match self.kept_line(tenant) {
             Some(line) => Ok((line, true)),
-            None => self.open().await,
+            None => self.open(tenant).await,
         }
     }
 
-    async fn open(self: &Arc<Self>) -> Result<(Line, bool), OpenError> {
+    fn kept_line(self: &Arc<Self>, tenant: &str) -> Option<Line> {
+        let mut kept = self.kept();
+        if !kept.shared.is_empty()
+            && let Some(connection) = kept.stream(tenant, &self.opener)
+        {
+            return Some(Line::Shared(self.slot(connection)));
+        }
+        let own = kept.idle.pop()?;
+        self.opener.not_idle(1);
+        Some(Line::Own(own))
+    }
+
+    fn slot(self: &Arc<Self>, connection: Arc<Http2>) -> Slot {
+        Slot {
+            connection,
+            pool: Arc::clone(self),
+        }
+    }
+
+    async fn open(self: &Arc<Self>, tenant: &Arc<str>) -> Result<(Line, bool), OpenError> {
+        let (mut given, claims) = self.wait(tenant, true);
+        if claims {
+            match timeout(CLAIM, &mut given).await {
+                Ok(Ok(Given::Line(line))) => return Ok((line, true)),
+                Ok(Ok(Given::Dial) | Err(_)) | Err(_) => {
+                    given.close();
+                    if let Ok(Given::Line(line)) = given.try_recv() {
+                        return Ok((line, true));
+                    }
+                    (given, _) = self.wait(tenant, false);
+                }
+            }
+        }
+        let began = clock::instant();
         let mut dialled = Box::pin(Arc::clone(&self.opener).open(self.origin.clone()));
-        let mut given = self.wait();
         tokio::select! {
             biased;
-            // The sender is dropped only with the pool, which this request keeps alive.
-            Ok(line) = &mut given => {
+            // Only requests that claim are told to dial.
+            Ok(Given::Line(line)) = &mut given => {
                 if matches!(line, Line::Own(_)) {
-                    let pool = Arc::clone(self);
-                    tokio::spawn(async move {
-                        if let Ok(line) = dialled.await {
-                            drop(pool.accept(line));
-                        }
-                    });
+                    self.complete(dialled, began, Arc::clone(tenant));
                 }
                 Ok((line, true))
             }
             opened = &mut dialled => {
                 given.close();
-                if let Ok(Line::Own(other)) = given.try_recv() {
-                    self.give_back(other);
+                if let Ok(Given::Line(other)) = given.try_recv() {
+                    self.put_back(other);
                 }
-                match opened? {
-                    Line::Own(own) => Ok((Line::Own(own), false)),
-                    shared => Ok((self.share(shared), false)),
+                match opened {
+                    Ok(Opened::Http1(own)) => {
+                        self.kept().streams = None;
+                        Ok((Line::Own(own), false))
+                    }
+                    Ok(Opened::Http2(undriven)) => {
+                        Ok((Line::Shared(self.share(*undriven, tenant)), false))
+                    }
+                    Err(error) => {
+                        self.not_coming();
+                        Err(error)
+                    }
                 }
             }
         }
     }
 
-    fn wait(&self) -> oneshot::Receiver<Line> {
+    /// Waits for a connection, and returns whether one is coming for it, unless it `may_claim` none.
+    fn wait(&self, tenant: &Arc<str>, may_claim: bool) -> (oneshot::Receiver<Given>, bool) {
         let (give, given) = oneshot::channel();
         let mut kept = self.kept();
         // Remove requests that no longer wait, such as after their deadline.
-        kept.waiting.retain(|one| !one.is_closed());
-        kept.waiting.push_back(give);
-        given
+        kept.waiting.retain(|one| !one.give.is_closed());
+        let claims = may_claim && kept.may_claim(tenant);
+        kept.waiting.push_back(Waiting {
+            tenant: Arc::clone(tenant),
+            give,
+            dials: !claims,
+        });
+        (given, claims)
     }
 
-    /// Keeps a connection that no request waits for any more.
-    fn accept(&self, line: Line) -> Option<Line> {
+    /// Completes a dial that no request waits for any more.
+    fn complete(
+        self: &Arc<Self>,
+        dialled: Pin<Box<impl Future<Output = Result<Opened, OpenError>> + Send + 'static>>,
+        began: Instant,
+        tenant: Arc<str>,
+    ) {
+        self.kept().spare.push(began);
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let opened = dialled.await;
+            {
+                let mut kept = pool.kept();
+                if let Some(at) = kept.spare.iter().position(|one| *one == began) {
+                    kept.spare.swap_remove(at);
+                }
+            }
+            match opened {
+                Ok(Opened::Http1(own)) => pool.give_back(own),
+                Ok(Opened::Http2(undriven)) => drop(pool.share(*undriven, &tenant)),
+                // Those who dial themselves get their own error.
+                Err(_) => pool.not_coming(),
+            }
+        });
+    }
+
+    /// Lets a request dial that waits for a connection that another one has failed to open.
+    fn not_coming(&self) {
+        loop {
+            let claims = {
+                let mut kept = self.kept();
+                let at = kept.waiting.iter().position(|one| !one.dials);
+                at.and_then(|at| kept.waiting.remove(at))
+            };
+            // One whose deadline has passed needs none.
+            if claims.is_none_or(|waiting| waiting.give.send(Given::Dial).is_ok()) {
+                return;
+            }
+        }
+    }
+
+    fn put_back(&self, line: Line) {
         match line {
-            Line::Own(own) => {
-                self.give_back(own);
-                None
-            }
-            shared => Some(self.share(shared)),
+            Line::Own(own) => self.give_back(own),
+            Line::Shared(slot) => drop(slot),
         }
     }
 
-    /// Keeps a connection for all requests to share, unless there is one already.
-    fn share(&self, line: Line) -> Line {
-        let mut kept = self.kept();
-        if let Some(line) = kept
-            .shared
-            .as_ref()
-            .filter(|(shared, _)| !shared.is_closed())
-            .map(|(shared, _)| Line::Shared(shared.clone()))
+    /// Keeps a new connection for the requests of `tenant` to share, and returns its first stream.
+    fn share(self: &Arc<Self>, undriven: Undriven, tenant: &Arc<str>) -> Slot {
+        let Undriven {
+            sender,
+            mut driver,
+            settings,
+        } = undriven;
+        let connection = Arc::new(Http2 {
+            sender,
+            tenant: Arc::clone(tenant),
+            used: AtomicUsize::new(1),
+            limit: AtomicUsize::new(STREAMS_BEFORE_SETTINGS),
+            since: AtomicU64::new(0),
+            stamp: AtomicU64::new(0),
+        });
         {
-            return line;
+            let mut kept = self.kept();
+            kept.streams.get_or_insert(STREAMS_BEFORE_SETTINGS);
+            let own = kept.shared.entry(Arc::clone(tenant)).or_default();
+            own.push(Arc::clone(&connection));
         }
-        if let Line::Shared(shared) = &line {
-            kept.shared = Some((shared.clone(), kept.sweeps));
-            for waiting in kept.waiting.drain(..) {
-                // Its deadline may have passed.
-                waiting.send(Line::Shared(shared.clone())).ok();
+        let (pool, driven) = (Arc::downgrade(self), Arc::downgrade(&connection));
+        tokio::spawn(async move {
+            let mut known = STREAMS_BEFORE_SETTINGS;
+            let mut step = pin!(settings.step());
+            let ended = poll_fn(|cx| {
+                let polled: Poll<_> = Pin::new(&mut driver).poll(cx);
+                while step.as_mut().poll(cx).is_ready() {
+                    step.set(settings.step());
+                }
+                let streams = driver.current_max_send_streams();
+                if std::mem::replace(&mut known, streams) != streams {
+                    settings.are_known();
+                    accepts(&pool, &driven, streams);
+                }
+                polled
+            });
+            if let Err(error) = ended.await {
+                // Each of its open requests receives its own error.
+                tracing::debug!("an http/2 connection ended: {error}");
             }
-        }
-        line
+        });
+        self.slot(connection)
     }
 
-    /// Returns a connection whose response was read to its end; closes it if it cannot take another request, or if
-    /// enough are idle.
+    /// Gives streams of a connection to the requests that wait for one, as far as it has room.
+    fn serve(self: &Arc<Self>, connection: &Arc<Http2>) {
+        loop {
+            let waiting = {
+                let mut kept = self.kept();
+                let own =
+                    |one: &Waiting| *one.tenant == *connection.tenant && !one.give.is_closed();
+                // First those who do not dial: once a request that dials has a stream, nobody waits for its dial.
+                let claims = |one: &Waiting| own(one) && !one.dials;
+                let all = &kept.waiting;
+                let first = all.iter().position(claims);
+                let first = first.or_else(|| all.iter().position(own));
+                match first.filter(|_| connection.has_room() && !connection.sender.is_closed()) {
+                    Some(at) => {
+                        if connection.used.fetch_add(1, Ordering::Relaxed) == 0 {
+                            self.opener.not_idle(1);
+                        }
+                        kept.waiting.remove(at)
+                    }
+                    None => None,
+                }
+            };
+            let Some(waiting) = waiting else {
+                return;
+            };
+            // Not under the lock: if its deadline has passed meanwhile, the stream is dropped, which takes the lock.
+            let slot = self.slot(Arc::clone(connection));
+            drop(waiting.give.send(Given::Line(Line::Shared(slot))));
+        }
+    }
+
+    /// Counts a stream as free.
+    fn count_free(&self, connection: &Arc<Http2>) {
+        let mut kept = self.kept();
+        if connection.used.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        let sweeps = kept.sweeps;
+        let Some(all) = kept.shared.get_mut(&connection.tenant) else {
+            return;
+        };
+        if connection.sender.is_closed() {
+            all.retain(|one| !Arc::ptr_eq(one, connection));
+        } else if all.iter().any(|one| Arc::ptr_eq(one, connection)) {
+            connection.since.store(sweeps, Ordering::Relaxed);
+            let stamp = self.opener.idle_one();
+            connection.stamp.store(stamp, Ordering::Relaxed);
+        }
+    }
+
+    /// The end of a stream.
+    fn free(self: &Arc<Self>, connection: &Arc<Http2>) {
+        self.count_free(connection);
+        self.serve(connection);
+        self.opener.trim();
+    }
+
+    /// Returns a connection whose response was read to its end; closes it if it cannot take another request.
     pub(super) fn give_back(&self, mut own: Box<Http1>) {
         if !own.is_free() {
             own.drive(&mut Context::from_waker(Waker::noop()));
@@ -305,35 +456,81 @@ impl Pool {
                 return;
             }
         }
-        let mut kept = self.kept();
-        while let Some(waiting) = kept.waiting.pop_front() {
-            match waiting.send(Line::Own(own)) {
-                Ok(()) => return,
-                Err(Line::Own(back)) => own = back,
-                Err(Line::Shared(_)) => return,
+        {
+            let mut kept = self.kept();
+            while let Some(waiting) = kept.waiting.pop_front() {
+                match waiting.give.send(Given::Line(Line::Own(own))) {
+                    Err(Given::Line(Line::Own(back))) => own = back,
+                    Ok(()) | Err(_) => return,
+                }
             }
-        }
-        if kept.idle.len() < self.opener.max_idle {
             own.since = kept.sweeps;
+            own.stamp = self.opener.idle_one();
             kept.idle.push(own);
         }
+        self.opener.trim();
     }
 
-    /// Closes connections that were unused for more than [`SWEEPS`] sweeps or closed by their peers. Returns whether
-    /// the pool is empty.
-    pub(super) fn sweep(&self) -> bool {
+    /// Closes connections that were unused for more than [`SWEEPS`] sweeps or closed by their peers. Returns the number
+    /// of idle ones, or `None` if the pool is empty.
+    pub(super) fn sweep(&self) -> Option<usize> {
         let mut kept = self.kept();
         kept.sweeps += 1;
-        let stale = |since: u64, sweeps: u64| sweeps - since > u64::from(SWEEPS);
         let sweeps = kept.sweeps;
+        let stale = |since: u64| sweeps - since > u64::from(SWEEPS);
         let mut cx = Context::from_waker(Waker::noop());
         kept.idle.retain_mut(|own| {
             own.drive(&mut cx);
-            own.is_free() && !stale(own.since, sweeps)
+            own.is_free() && !stale(own.since)
         });
-        kept.shared
-            .take_if(|(shared, used)| shared.is_closed() || stale(*used, sweeps));
-        kept.waiting.retain(|one| !one.is_closed());
-        kept.idle.is_empty() && kept.shared.is_none() && kept.waiting.is_empty()
+        let mut idle = kept.idle.len();
+        kept.shared.retain(|_, all| {
+            all.retain(|one| {
+                let ends = one.is_idle() && stale(one.since.load(Ordering::Relaxed));
+                !one.sender.is_closed() && !ends
+            });
+            idle += all.iter().filter(|one| one.is_idle()).count();
+            !all.is_empty()
+        });
+        kept.waiting.retain(|one| !one.give.is_closed());
+        let empty = kept.idle.is_empty()
+            && kept.shared.is_empty()
+            && kept.waiting.is_empty()
+            && kept.spare.is_empty();
+        (!empty).then_some(idle)
     }
+
+    /// The order in which its idle connections became idle.
+    pub(super) fn stamps(&self, into: &mut Vec<u64>) {
+        let kept = self.kept();
+        into.extend(kept.idle.iter().map(|own| own.stamp));
+        let shared = kept.shared.values().flatten();
+        let idle = shared.filter(|one| one.is_idle());
+        into.extend(idle.map(|one| one.stamp.load(Ordering::Relaxed)));
+    }
+
+    /// Closes idle connections that became idle up to `stamp`.
+    pub(super) fn close_until(&self, stamp: u64) {
+        let mut kept = self.kept();
+        kept.idle.retain(|own| own.stamp > stamp);
+        kept.shared.retain(|_, all| {
+            all.retain(|one| !one.is_idle() || one.stamp.load(Ordering::Relaxed) > stamp);
+            !all.is_empty()
+        });
+    }
+}
+
+/// The server of a connection accepts so many streams from now on.
+fn accepts(pool: &Weak<Pool>, connection: &Weak<Http2>, streams: usize) {
+    let (Some(pool), Some(connection)) = (pool.upgrade(), connection.upgrade()) else {
+        return;
+    };
+    // One that accepts none for the moment gets one request, which waits.
+    let streams = streams.clamp(1, MAX_STREAMS);
+    {
+        let mut kept = pool.kept();
+        connection.limit.store(streams, Ordering::Relaxed);
+        kept.streams = Some(streams);
+    }
+    pool.serve(&connection);
 }

@@ -751,7 +751,7 @@ async fn no_more_idle_connections_are_kept_than_allowed() {
     };
     let (server, mut ended) = telling_of_ends(answer).await;
     let client = HttpClient::new(HttpOptions {
-        max_idle_per_host: 1,
+        max_idle: 1,
         ..options(&["127.0.0.0/8"])
     })
     .unwrap();
@@ -870,4 +870,230 @@ async fn many_requests_at_once_each_get_their_answer() {
         })
         .await;
     assert!(server.accepted() <= 64);
+}
+
+/// Runs `workers` loops of `each` requests at once on one thread, as delivery does; `tenant` names the subscriber of each
+/// loop.
+async fn load(
+    client: &HttpClient,
+    url: &str,
+    workers: usize,
+    each: usize,
+    tenant: fn(usize) -> String,
+) {
+    let local = tokio::task::LocalSet::new();
+    let work = async {
+        let tasks = (0..workers).map(|number| {
+            let client = client.clone();
+            let to = Address::new(url.parse().unwrap()).unwrap();
+            let to = Arc::new(to.for_subscriber(&tenant(number)));
+            tokio::task::spawn_local(async move {
+                for _ in 0..each {
+                    let request = Request {
+                        to: Arc::clone(&to),
+                        ..request("http://127.0.0.1/")
+                    };
+                    let answer = answered(client.post(request, within(LONG)).await);
+                    if let Some(rest) = answer.rest {
+                        assert_eq!(rest.drain(within(LONG)).await, Drained::Complete);
+                    }
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+    };
+    local.run_until(work).await;
+}
+
+#[tokio::test]
+async fn no_more_connections_are_opened_than_requests_were_in_flight() {
+    const IN_FLIGHT: usize = 640;
+    let server = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let client = client();
+    for _ in 0..3 {
+        load(&client, &server.url(), IN_FLIGHT, 10, |_| String::new()).await;
+        settle().await;
+    }
+    let opened = server.accepted();
+    assert!(
+        opened * 10 <= IN_FLIGHT * 11,
+        "{opened} connections for {IN_FLIGHT} requests at once"
+    );
+}
+
+#[tokio::test]
+async fn the_connections_idle_for_longest_are_closed_whatever_their_origin() {
+    const MOST: usize = 16;
+    let mut servers = Vec::new();
+    for _ in 0..20 {
+        servers.push(Server::answering(OK).await);
+    }
+    let client = HttpClient::new(HttpOptions {
+        max_idle: MOST,
+        ..options(&["127.0.0.0/8"])
+    })
+    .unwrap();
+    for server in &servers {
+        answered(post(&client, &server.url()).await);
+    }
+    let idle = |client: &HttpClient| client.0.opener.idle.load(Ordering::Relaxed);
+    assert!(idle(&client) <= MOST, "{} are idle", idle(&client));
+    // The first ones were closed, the last ones are used again.
+    for server in servers.iter().rev().take(8) {
+        answered(post(&client, &server.url()).await);
+        assert_eq!(server.accepted(), 1);
+    }
+    answered(post(&client, &servers[0].url()).await);
+    assert_eq!(servers[0].accepted(), 2);
+}
+
+/// An HTTP/2 server that accepts `streams` streams per connection. Requests to `/hang` get no response; the others wait for
+/// `pause`.
+async fn streams_server(
+    acceptor: TlsAcceptor,
+    streams: u32,
+    pause: Duration,
+) -> (Server, Arc<AtomicUsize>) {
+    let most = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&most);
+    let server = Server::start(move |stream| {
+        let (acceptor, most) = (acceptor.clone(), Arc::clone(&most));
+        async move {
+            let Ok(tls) = acceptor.accept(stream).await else {
+                return;
+            };
+            let now = Arc::new(AtomicUsize::new(0));
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+                async move {
+                    let open = now.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(open, Ordering::SeqCst);
+                    if request.uri().path() == "/hang" {
+                        std::future::pending::<()>().await;
+                    }
+                    tokio::time::sleep(pause).await;
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(
+                        Bytes::from_static(b"hi"),
+                    )))
+                }
+            });
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .max_concurrent_streams(streams)
+                .serve_connection(TokioIo::new(tls), service)
+                .await
+                .ok();
+        }
+    })
+    .await;
+    (server, seen)
+}
+
+fn to(url: &str, subscriber: &str) -> Request {
+    let to = Address::new(url.parse().unwrap()).unwrap();
+    Request {
+        to: Arc::new(to.for_subscriber(subscriber)),
+        ..request("http://127.0.0.1/")
+    }
+}
+
+#[tokio::test]
+async fn beyond_the_streams_that_a_server_accepts_another_connection_is_opened() {
+    let (certified, ca_file) = certificate("127.0.0.1");
+    for (streams, connections) in [(1, 8..=8), (3, 3..=8), (250, 1..=8)] {
+        let acceptor = acceptor(&certified, &["h2"]);
+        let (server, most) = streams_server(acceptor, streams, SHORT / 5).await;
+        let client = trusting(&ca_file);
+        let url = format!("https://{}/", server.address);
+        for _ in 0..3 {
+            load(&client, &url, 8, 4, |_| "acme".to_owned()).await;
+        }
+        let opened = server.accepted();
+        assert!(connections.contains(&opened), "{streams} streams: {opened}");
+        let most = u32::try_from(most.load(Ordering::SeqCst)).unwrap();
+        assert!(most <= streams, "{most} of {streams} streams");
+    }
+}
+
+#[tokio::test]
+async fn requests_of_one_subscriber_share_connections_and_open_few() {
+    let (certified, ca_file) = certificate("127.0.0.1");
+    let acceptor = acceptor(&certified, &["h2"]);
+    let (server, _) = streams_server(acceptor, 50, SHORT / 5).await;
+    let client = trusting(&ca_file);
+    let url = format!("https://{}/", server.address);
+    answered(client.post(to(&url, "acme"), within(LONG)).await);
+    load(&client, &url, 100, 3, |_| "acme".to_owned()).await;
+    let opened = server.accepted();
+    assert!(opened <= 4, "{opened} connections for 100 requests at once");
+}
+
+#[tokio::test]
+async fn a_subscriber_that_hangs_holds_no_stream_of_another() {
+    let (certified, ca_file) = certificate("127.0.0.1");
+    let acceptor = acceptor(&certified, &["h2"]);
+    let (server, _) = streams_server(acceptor, 4, Duration::ZERO).await;
+    let client = trusting(&ca_file);
+    let url = format!("https://{}/", server.address);
+    let hang = format!("{url}hang");
+    answered(client.post(to(&url, "well"), within(LONG)).await);
+    let hanging: Vec<_> = (0..40)
+        .map(|_| {
+            let (client, request) = (client.clone(), to(&hang, "hangs"));
+            tokio::spawn(async move { client.post(request, within(LONG)).await })
+        })
+        .collect();
+    let all_hang = async {
+        while server.accepted() < 11 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let all_hang = tokio::time::timeout(LONG / 2, all_hang).await;
+    assert!(all_hang.is_ok(), "{} connections", server.accepted());
+    let before = server.accepted();
+    for _ in 0..50 {
+        let answer = client.post(to(&url, "well"), within(LONG / 2)).await;
+        answered(answer);
+    }
+    assert_eq!(server.accepted(), before, "its own connection is used");
+    hanging.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_zone_that_does_not_respond_delays_no_request_to_another() {
+    let server = Server::answering(OK).await;
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let lookups = Lookups::over(Box::new(move |host| {
+        if host.ends_with(".dead.example") {
+            let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.recv().unwrap_or_default();
+        }
+        Ok(vec!["127.0.0.1:0".parse().unwrap()])
+    }));
+    let client = HttpClient::new(HttpOptions {
+        lookups,
+        ..options(&["127.0.0.0/8"])
+    })
+    .unwrap();
+    let port = server.address.port();
+    let dead: Vec<_> = (0..100)
+        .map(|number| {
+            let client = client.clone();
+            let url = format!("http://h{number}.dead.example:{port}/");
+            tokio::spawn(async move { post(&client, &url).await })
+        })
+        .collect();
+    settle().await;
+    for number in 0..20 {
+        let request = request(&format!("http://h{number}.well.example:{port}/"));
+        answered(client.post(request, within(LONG / 3)).await);
+    }
+    assert_eq!(server.accepted(), 20, "a dead zone was dialled");
+    drop(hold);
+    for one in dead {
+        answered(one.await.unwrap());
+    }
 }

@@ -11,15 +11,25 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 
+use crate::edge::small_file::{self, FileError, MAX_BUNDLE_BYTES};
+
 /// Why a client cannot be built.
 #[derive(Debug, Error)]
 pub enum HttpSetupError {
-    /// The file of certificate authorities cannot be read or is not PEM.
+    /// The file of certificate authorities cannot be read.
     #[error("cannot read the certificate authorities in {path}")]
     CaFile {
         /// The path of the file.
         path: PathBuf,
-        /// The I/O or PEM error.
+        /// Why not.
+        source: FileError,
+    },
+    /// The file of certificate authorities is not PEM.
+    #[error("the certificate authorities in {path} are not PEM")]
+    CaPem {
+        /// The path of the file.
+        path: PathBuf,
+        /// The place and kind of the error.
         source: rustls::pki_types::pem::Error,
     },
     /// One of its certificates cannot be used.
@@ -82,14 +92,17 @@ pub(crate) fn client_config(
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), HttpSetupError> {
-    let unreadable = |source| HttpSetupError::CaFile {
-        path: path.to_owned(),
-        source,
-    };
+    let content = small_file::read(path, MAX_BUNDLE_BYTES).map_err(|source| {
+        let path = path.to_owned();
+        HttpSetupError::CaFile { path, source }
+    })?;
     let mut position = 0;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+    for certificate in CertificateDer::pem_slice_iter(&content) {
         position += 1;
-        let certificate = certificate.map_err(unreadable)?;
+        let certificate = certificate.map_err(|source| {
+            let path = path.to_owned();
+            HttpSetupError::CaPem { path, source }
+        })?;
         roots
             .add(certificate)
             .map_err(|source| HttpSetupError::CaCertificate {

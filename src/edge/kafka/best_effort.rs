@@ -213,7 +213,7 @@ impl Client {
             .create_with_context(context)
             .map_err(|error| Failure::from_client("creating the attempt log producer", error))?;
         let producer = Arc::new(producer);
-        bootstrap::keep(settings, &producer, |producer| producer.client())?;
+        bootstrap::keep(settings, &producer, |producer| producer.client(), PURPOSE)?;
         Ok(Self {
             producer,
             taken: 0,

@@ -14,7 +14,7 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::credentials::keep_current;
-use super::watchdog;
+use super::watchdog::Link;
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
 
@@ -26,7 +26,8 @@ const RESPONSE: Duration = Duration::from_secs(1);
 /// server is dropped again with the next metadata, and a request to it at that moment may be lost.
 const DISCONNECTED_PROBES: usize = 2;
 
-/// Watches `client` while it is in use, and passes new credentials to it; `inner` returns the client to probe.
+/// Watches `client` while it is in use, and passes new credentials to it; `inner` returns the client to probe. Returns the
+/// link through which its calls are supervised; `purpose` is the name of its role.
 ///
 /// # Errors
 /// [`Failure`] when the thread cannot be started, or the list of servers is not a C string.
@@ -34,7 +35,8 @@ pub(super) fn keep<T, C>(
     settings: &Settings,
     client: &Arc<T>,
     inner: fn(&T) -> &Client<C>,
-) -> Result<(), Failure>
+    purpose: &str,
+) -> Result<Link, Failure>
 where
     T: Send + Sync + 'static,
     C: ClientContext + 'static,
@@ -44,15 +46,17 @@ where
     let topic = settings.topics.commands();
     keep_current(&settings.credentials, client, inner);
     let watched: Weak<T> = Arc::downgrade(client);
+    let link = Link::new(purpose);
+    let own = link.clone();
     let watch = move || {
         let mut disconnected = 0;
         while let Some(client) = watched.upgrade() {
             let client_inner = inner(&client);
             let found = probe(client_inner, &topic);
             if found == Probe::Brokers {
-                watchdog::reachable();
+                own.reachable();
             } else {
-                watchdog::unreachable();
+                own.unreachable();
             }
             disconnected = if found == Probe::NoConnection {
                 disconnected + 1
@@ -70,7 +74,7 @@ where
         .name("bootstrap".to_owned())
         .spawn(watch)
         .map_err(|error| Failure::Internal(format!("cannot start a thread: {error}")))?;
-    Ok(())
+    Ok(link)
 }
 
 /// The result of a probe.

@@ -133,6 +133,32 @@ pub fn is_refused(error: &KafkaError) -> bool {
     )
 }
 
+/// Whether an error of a record is about its partition or topic, and not about the producer or its transaction.
+#[must_use]
+pub fn is_of_partition(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::MessageTimedOut
+                | Code::NotEnoughReplicas
+                | Code::NotEnoughReplicasAfterAppend
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::UnknownTopicOrPartition
+                | Code::TopicAuthorizationFailed
+                | Code::InvalidTopic
+                | Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::RequestTimedOut
+                | Code::KafkaStorageError
+                | Code::PolicyViolation
+                | Code::InvalidRecord
+                | Code::InvalidTimestamp
+        )
+    )
+}
+
 /// Whether permission was denied.
 #[must_use]
 pub fn is_denied(error: &KafkaError) -> bool {

@@ -8,7 +8,7 @@
 //! Two properties of the client are verified rather than trusted: that it returns each record once (`sequence_guard`),
 //! and that it is not stuck (`health`, and a second client that reads committed offsets in its place).
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::bootstrap;
-use super::watchdog::bounded;
+use super::watchdog::Link;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
@@ -34,6 +34,7 @@ use crate::model::throttle::Throttle;
 use crate::model::units::Position;
 use committed::CommittedReader;
 use context::{Event, MemberContext, unassign};
+use gap_search::GapSearch;
 use health::ClientHealth;
 use partition::plain;
 use read_positions::ReadPositions;
@@ -42,6 +43,9 @@ use sequence_guard::{Arrival, SequenceGuard};
 mod committed;
 mod context;
 mod gap;
+mod gap_search;
+mod gaps;
+mod hanging;
 mod health;
 mod partition;
 mod read_positions;
@@ -73,6 +77,7 @@ pub enum Polled<'a> {
 /// A member of one consumer group; used from one thread.
 pub struct Member {
     consumer: Arc<BaseConsumer<MemberContext>>,
+    link: Link,
     settings: Settings,
     purpose: &'static str,
     keep_waiting: KeepWaiting,
@@ -83,8 +88,10 @@ pub struct Member {
     read_positions: RefCell<ReadPositions>,
     sequence: RefCell<SequenceGuard>,
     repeats: RefCell<Throttle>,
-    /// A position is out of range; the gap has not been located yet.
-    out_of_range: Cell<bool>,
+    /// Limits how often to look for deleted topics.
+    deletions: RefCell<Throttle>,
+    /// Locates positions that are out of range.
+    gap_search: RefCell<GapSearch>,
 }
 
 impl Member {
@@ -120,6 +127,7 @@ impl Member {
             closing: AtomicBool::new(false),
             // The client rejects a value that is no number; its own default is one minute.
             health: ClientHealth::new(timeout.unwrap_or(60_000)),
+            refused: Mutex::default(),
         };
         let consumer: BaseConsumer<MemberContext> =
             config.create_with_context(context).map_err(|error| {
@@ -129,9 +137,10 @@ impl Member {
             Failure::from_client(format!("subscribing to {}", topics.join(", ")), error)
         })?;
         let consumer = Arc::new(consumer);
-        bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
+        let link = bootstrap::keep(settings, &consumer, |consumer| consumer.client(), purpose)?;
         Ok(Self {
             consumer,
+            link,
             settings: settings.clone(),
             purpose,
             keep_waiting,
@@ -140,7 +149,8 @@ impl Member {
             read_positions: RefCell::default(),
             sequence: RefCell::default(),
             repeats: RefCell::new(Throttle::new(Duration::from_secs(1))),
-            out_of_range: Cell::new(false),
+            deletions: RefCell::new(Throttle::new(Duration::from_secs(5))),
+            gap_search: RefCell::default(),
         })
     }
 
@@ -148,8 +158,7 @@ impl Member {
     /// minutes.
     ///
     /// # Errors
-    /// [`Failure`] for what waiting does not fix: a missing topic, a denied permission, a fatal client error, a stuck
-    /// client.
+    /// [`Failure`] for what waiting does not fix: a denied permission, a fatal client error, a stuck client.
     pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
         if self.consumer.context().health.is_stuck() {
             return Err(Failure::Stuck(self.purpose));
@@ -157,7 +166,7 @@ impl Member {
         if let Some(event) = self.next_event() {
             return Ok(event);
         }
-        if self.out_of_range.get() {
+        if self.gap_search.borrow().is_wanted() {
             self.look_for_gaps()?;
             if let Some(event) = self.next_event() {
                 return Ok(event);
@@ -220,10 +229,11 @@ impl Member {
         }
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                self.missing_topic().map_or(Ok(Polled::Idle), Err)
+                self.look_for_deleted_topics()?;
+                Ok(self.next_event().unwrap_or(Polled::Idle))
             }
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                self.out_of_range.set(true);
+                self.gap_search.borrow_mut().want();
                 Ok(Polled::Idle)
             }
             _ if is_denied(&error) => Err(Failure::from_client(
@@ -237,39 +247,6 @@ impl Member {
                 Ok(Polled::Idle)
             }
         }
-    }
-
-    /// Compares every position with the range of the log, and resumes at the earliest record where it is outside.
-    fn look_for_gaps(&self) -> Result<(), Failure> {
-        const ANSWER: Duration = Duration::from_secs(5);
-        let mut found = Vec::new();
-        let positions = self.read_positions.borrow().current(&self.consumer)?;
-        for (at, from) in &positions {
-            let ends = self
-                .consumer
-                .fetch_watermarks(&at.topic, at.partition, ANSWER);
-            match ends {
-                Ok((low, high)) => found.extend(Gap::find(at, *from, low, high)),
-                // Retried at the next poll.
-                Err(error) => {
-                    tracing::warn!(group = self.group, "offset gap check failed: {error}");
-                    return Ok(());
-                }
-            }
-        }
-        self.out_of_range.set(false);
-        if found.is_empty() {
-            // The log has changed since the error, but the client has stopped a partition.
-            return positions
-                .into_iter()
-                .try_for_each(|(at, from)| self.start_at(at, from));
-        }
-        for gap in found {
-            gap.log();
-            self.start_at(gap.at.clone(), gap.to)?;
-            self.consumer.context().push_event(Event::Gap(gap));
-        }
-        Ok(())
     }
 
     /// Reassigns one partition: the client has stopped it, so seeking fails. The group is not involved.
@@ -298,27 +275,13 @@ impl Member {
     fn started(&self, positions: &[(TopicPartition, Option<Position>)]) -> Result<(), Failure> {
         let mut sequence = self.sequence.borrow_mut();
         for (at, position) in positions {
+            self.consumer.context().health.forget_end(at);
             let start = position.unwrap_or_default();
             sequence.start(&at.topic, at.partition, start.0);
         }
         self.read_positions
             .borrow_mut()
             .start(&self.consumer, positions)
-    }
-
-    /// A leader change briefly looks like a missing topic; only a topic absent from the metadata is missing.
-    fn missing_topic(&self) -> Option<Failure> {
-        let subscribed = self.consumer.subscription().ok()?;
-        let metadata = self
-            .consumer
-            .fetch_metadata(None, Duration::from_secs(5))
-            .ok()?;
-        subscribed
-            .elements()
-            .iter()
-            .map(|element| element.topic().to_owned())
-            .find(|topic| !metadata.topics().iter().any(|found| found.name() == topic))
-            .map(Failure::TopicMissing)
     }
 
     /// The committed offsets of `partitions`. Waits while an open transaction holds them, and while no broker is
@@ -329,6 +292,7 @@ impl Member {
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, Failure> {
         let reader = CommittedReader {
             consumer: &self.consumer,
+            link: &self.link,
             settings: &self.settings,
             purpose: self.purpose,
             group: &self.group,
@@ -450,9 +414,16 @@ impl Member {
             failpoint::point("snapshot-commit.before");
             self.consumer.commit(&list, CommitMode::Sync)
         };
-        bounded("committing positions", commit)?;
+        self.link.bounded("committing positions", commit)?;
         failpoint::point("snapshot-commit.after");
         Ok(())
+    }
+
+    /// Partitions whose commit the broker has refused since the last call, as known after a poll. It may have taken those
+    /// of other partitions in the same request, and [`Member::commit`] has returned no error then.
+    #[must_use]
+    pub fn refused_commits(&self) -> Vec<(TopicPartition, KafkaError)> {
+        self.consumer.context().take_refused()
     }
 
     /// Whether a connection broke or a request timed out since the last call. The client may then have sent a commit

@@ -4,31 +4,32 @@
 //! the caller commits offsets after [`Producer::finish`] has returned. After an abort the client is replaced: librdkafka
 //! lacks KIP-890, so a delayed EndTxn could end a later transaction; the epoch bump of a new client fences it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{
-    BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
-};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::util::Timeout;
 use thiserror::Error;
 
-use super::bootstrap;
-use super::watchdog::bounded;
+use super::watchdog::Link;
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log::LogContext;
 use crate::edge::kafka::member::{Commit, commit_list};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::transaction_end::TransactionEnd;
+use deliveries::Deliveries;
+use recipe::{IDS, OnStuck, Recipe};
+
+mod deliveries;
+mod recipe;
+
+pub use deliveries::{DeliveryContext, Refused};
 
 /// One record to write.
 pub struct Record<'a> {
@@ -91,83 +92,16 @@ impl BatchError {
     }
 }
 
-/// The delivery reports of the current batch.
-#[derive(Default)]
-struct Deliveries {
-    outstanding: AtomicUsize,
-    failed: Mutex<Option<(usize, KafkaError)>>,
-    none_left: Condvar,
-}
-
-impl Deliveries {
-    fn report(&self, tag: usize, result: Result<(), KafkaError>) {
-        if let Err(error) = result {
-            self.failed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert((tag, error));
-        }
-        if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Under the lock, so that a waiter cannot miss the notification between its check and its wait.
-            drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
-            self.none_left.notify_all();
-        }
-    }
-
-    /// Waits until every record is acknowledged or rejected. Terminates because `message.timeout.ms` bounds how long a
-    /// record is neither.
-    fn wait(&self) -> Result<(), (usize, KafkaError)> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.outstanding.load(Ordering::Acquire) > 0 {
-            failed = self
-                .none_left
-                .wait(failed)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        failed.take().map_or(Ok(()), Err)
-    }
-}
-
-/// Counts delivery reports.
-pub struct DeliveryContext {
-    log: LogContext,
-    deliveries: Arc<Deliveries>,
-}
-
-impl ClientContext for DeliveryContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.log.error(error, reason);
-    }
-}
-
-impl ProducerContext for DeliveryContext {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
-        let result = result
-            .as_ref()
-            .map(|_| ())
-            .map_err(|(error, _)| error.clone());
-        self.deliveries.report(tag, result);
-    }
-}
-
-/// How to create the client.
-struct Recipe {
-    settings: Settings,
-    keep_waiting: KeepWaiting,
-    purpose: &'static str,
-    transactional_id: Option<String>,
-}
+/// How long a record of a [`super::writer::Writer`] may take to be acknowledged. Shorter than
+/// [`super::client::TRANSACTION_TIMEOUT`], so that the record is refused before the coordinator ends its transaction; longer
+/// than the election of a leader takes.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
 pub struct Producer {
     recipe: Recipe,
     client: Arc<ThreadedProducer<DeliveryContext>>,
+    link: Link,
     deliveries: Arc<Deliveries>,
     begun: bool,
     /// When this producer was recently fenced.
@@ -191,7 +125,84 @@ impl Producer {
             "{}{purpose}-{}-{slot}",
             settings.group_prefix, settings.instance
         );
-        Self::with_id(settings, KeepWaiting::clone(keep_waiting), purpose, id)
+        let keep_waiting = KeepWaiting::clone(keep_waiting);
+        // Without transactions, whose timeout is the bound, the watchdog must not be the first to give up.
+        let deadline = match settings.guarantee {
+            Guarantee::ExactlyOnce => None,
+            Guarantee::AtLeastOnce => Some(settings.hang_deadline * 4 / 5),
+        };
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            OnStuck::NextId,
+            deadline,
+        )
+    }
+
+    /// The same for a [`super::writer::Writer`]: a record that is not acknowledged within [`WRITE_DEADLINE`] is refused.
+    ///
+    /// # Errors
+    /// As [`Producer::new`].
+    pub fn for_writer(
+        settings: &Settings,
+        keep_waiting: &KeepWaiting,
+        purpose: &'static str,
+    ) -> Result<Self, Failure> {
+        let id = format!("{}{purpose}-{}-0", settings.group_prefix, settings.instance);
+        let keep_waiting = KeepWaiting::clone(keep_waiting);
+        let deadline = Some(WRITE_DEADLINE);
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            OnStuck::NextId,
+            deadline,
+        )
+    }
+
+    /// A producer with the transactional id `slot` of its own, which fails while that id's last transaction cannot end.
+    ///
+    /// # Errors
+    /// [`Failure`] when the client cannot be created, or transactions cannot be started with it at present.
+    pub fn probe(
+        settings: &Settings,
+        keep_waiting: &KeepWaiting,
+        purpose: &'static str,
+        slot: usize,
+    ) -> Result<Self, Failure> {
+        let id = format!(
+            "{}{purpose}-{}-probe-{slot}",
+            settings.group_prefix, settings.instance
+        );
+        let keep_waiting = KeepWaiting::clone(keep_waiting);
+        let deadline = Some(WRITE_DEADLINE);
+        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Fail, deadline)
+    }
+
+    /// A new producer with the next alternative id, which does not wait for the end of this one's last transaction. Only
+    /// for a batch that was given up before its offsets were sent: no later request can commit it.
+    ///
+    /// # Errors
+    /// As [`Producer::new`].
+    pub fn successor(&mut self, keep_waiting: &KeepWaiting) -> Result<Self, Failure> {
+        if self.is_fenced() {
+            self.note_fencing()?;
+        }
+        let mut recipe = self.recipe.clone();
+        recipe.keep_waiting = KeepWaiting::clone(keep_waiting);
+        recipe.turn = (recipe.turn + 1) % IDS;
+        let (client, link, deliveries) = recipe.make()?;
+        Ok(Self {
+            recipe,
+            client,
+            link,
+            deliveries,
+            begun: false,
+            fenced: std::mem::take(&mut self.fenced),
+        })
     }
 
     /// A producer for `purpose` that is unique across all processes, whatever their `--instance`: a new one fences any
@@ -201,7 +212,8 @@ impl Producer {
     /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable.
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         let id = format!("{}{purpose}", settings.group_prefix);
-        Self::with_id(settings, Arc::new(|| true), purpose, id)
+        let keep_waiting: KeepWaiting = Arc::new(|| true);
+        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, None)
     }
 
     fn with_id(
@@ -209,21 +221,27 @@ impl Producer {
         keep_waiting: KeepWaiting,
         purpose: &'static str,
         id: String,
+        on_stuck: OnStuck,
+        deadline: Option<Duration>,
     ) -> Result<Self, Failure> {
         let transactional_id = match settings.guarantee {
             Guarantee::ExactlyOnce => Some(id),
             Guarantee::AtLeastOnce => None,
         };
-        let recipe = Recipe {
+        let mut recipe = Recipe {
             settings: settings.clone(),
             keep_waiting,
             purpose,
             transactional_id,
+            turn: 0,
+            on_stuck,
+            deadline,
         };
-        let (client, deliveries) = recipe.make()?;
+        let (client, link, deliveries) = recipe.make()?;
         Ok(Self {
             recipe,
             client,
+            link,
             deliveries,
             begun: false,
             fenced: Vec::new(),
@@ -253,7 +271,7 @@ impl Producer {
     fn abort(&self) {
         const PATIENCE: Duration = Duration::from_secs(5);
         let abort = || self.client.abort_transaction(PATIENCE);
-        if let Err(error) = bounded("aborting a transaction", abort) {
+        if let Err(error) = self.link.bounded("aborting a transaction", abort) {
             tracing::debug!(client = self.recipe.purpose, "abort failed: {error}");
         }
     }
@@ -304,7 +322,26 @@ impl Producer {
             failpoint::point("acknowledged.before");
             self.deliveries.wait()
         };
-        bounded("waiting for acknowledgements", wait).map_err(|(tag, error)| self.sort(tag, error))
+        self.link
+            .bounded("waiting for acknowledgements", wait)
+            .map_err(|(tag, error)| self.sort(tag, error))
+    }
+
+    /// Waits until the whole batch is acknowledged or refused, for at most `time`. Returns the records that were refused;
+    /// `None` while some are neither.
+    #[must_use]
+    pub fn acknowledged_within(&self, time: Duration) -> Option<Vec<Refused>> {
+        self.deliveries.wait_for(time)
+    }
+
+    /// The number of partitions of a topic, as far as a broker tells at once.
+    #[must_use]
+    pub fn partitions(&self, topic: &str) -> Option<i32> {
+        const ANSWER: Duration = Duration::from_secs(2);
+        let client = self.client.client();
+        let metadata = client.fetch_metadata(Some(topic), ANSWER).ok()?;
+        let found = metadata.topics().first()?.partitions().len();
+        i32::try_from(found).ok().filter(|&count| count > 0)
     }
 
     /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
@@ -341,7 +378,8 @@ impl Producer {
                 self.client
                     .send_offsets_to_transaction(&offsets, generation, OFFSETS)
             };
-            bounded("sending offsets to the transaction", send)
+            self.link
+                .bounded("sending offsets to the transaction", send)
                 .map_err(|error| self.sort(0, error))?;
             failpoint::point("offsets-sent.after");
         }
@@ -350,7 +388,9 @@ impl Producer {
             // Any timeout "risk[s] internal state desynchronization" (librdkafka's manual).
             self.client.commit_transaction(Timeout::Never)
         };
-        bounded("committing a transaction", commit).map_err(|error| self.sort(0, error))?;
+        self.link
+            .bounded("committing a transaction", commit)
+            .map_err(|error| self.sort(0, error))?;
         failpoint::point("end-txn.after");
         self.begun = false;
         Ok(())
@@ -369,8 +409,9 @@ impl Producer {
             // Saves readers the wait for the transaction timeout; the new client's epoch guarantees the abort.
             self.abort();
         }
-        let (client, deliveries) = self.recipe.make()?;
+        let (client, link, deliveries) = self.recipe.make()?;
         self.client = client;
+        self.link = link;
         self.deliveries = deliveries;
         self.begun = false;
         Ok(())
@@ -412,66 +453,6 @@ impl Producer {
 fn fencing_limit() -> usize {
     static LIMIT: OnceLock<usize> = OnceLock::new();
     *LIMIT.get_or_init(|| 3 + 2 * fastrand::usize(0..4))
-}
-
-impl Recipe {
-    fn make(&self) -> Result<(Arc<ThreadedProducer<DeliveryContext>>, Arc<Deliveries>), Failure> {
-        let deliveries = Arc::new(Deliveries::default());
-        let context = DeliveryContext {
-            log: LogContext::new(self.purpose),
-            deliveries: Arc::clone(&deliveries),
-        };
-        let config = match &self.transactional_id {
-            Some(id) => {
-                crate::edge::kafka::client::transactional_config(&self.settings, self.purpose, id)
-            }
-            None => {
-                let mut config =
-                    crate::edge::kafka::client::producer_config(&self.settings, self.purpose);
-                // With transactions, their timeout is the bound. Otherwise a dead connection would block writing for
-                // the default of one minute.
-                super::client::default(&mut config, "socket.timeout.ms", "12000");
-                config
-            }
-        };
-        let client: ThreadedProducer<DeliveryContext> =
-            config.create_with_context(context).map_err(|error| {
-                Failure::from_client(format!("creating the producer of {}", self.purpose), error)
-            })?;
-        let client = Arc::new(client);
-        bootstrap::keep(&self.settings, &client, |client| client.client())?;
-        if self.transactional_id.is_some() {
-            self.init_transactions(&client)?;
-        }
-        Ok((client, deliveries))
-    }
-
-    fn init_transactions(&self, client: &ThreadedProducer<DeliveryContext>) -> Result<(), Failure> {
-        const TRY: Duration = Duration::from_secs(10);
-        loop {
-            let init = || {
-                failpoint::point("init-transactions.before");
-                client.init_transactions(TRY)
-            };
-            let Err(error) = bounded("starting transactions", init) else {
-                return Ok(());
-            };
-            let retriable =
-                matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
-            if !(self.keep_waiting)()
-                || !retriable && !crate::edge::kafka::error::is_unreachable(&error)
-            {
-                return Err(Failure::from_client(
-                    format!("starting transactions of {}", self.purpose),
-                    error,
-                ));
-            }
-            tracing::warn!(
-                client = self.purpose,
-                "starting transactions failed, retrying: {error}"
-            );
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The subscription cache: the compacted topic in memory, kept current by a reader that joins no group.
 //!
 //! Fan-out looks up matching subscriptions in the index, delivery looks up one by its id. An invalid record is ignored
-//! with a log line and a metric; the last valid record of that id stays in effect.
+//! with a log line and a metric; the last valid record of that id stays in effect. See [`Fold`] for the records of a
+//! subscription and their precedence.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -12,23 +13,38 @@ use prometheus::IntCounter;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::bootstrap;
+use super::record::each_header;
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::model::matching::Index;
-use crate::model::subscription::{Subscription, parse};
+use crate::model::subscription::{APPLIED, Change, Fold, Subscription, TopicRecord};
+use crate::model::units::EpochMs;
 
 /// All valid subscriptions, shared by the roles of a process.
 #[derive(Default)]
 pub struct SubscriptionCache {
     index: RwLock<Index>,
-    /// The raw records, so that one can be changed without losing fields unknown to this version.
-    records: RwLock<HashMap<Box<str>, Box<[u8]>>>,
+    /// Locked before the index.
+    fold: RwLock<Fold>,
     version: AtomicU64,
+}
+
+/// A subscription, as far as its records say.
+#[derive(Clone, Debug)]
+pub enum Known {
+    /// It is this.
+    Valid(Arc<Subscription>),
+    /// It exists, but its only record is invalid.
+    Invalid,
+    /// It does not exist.
+    Missing,
 }
 
 impl SubscriptionCache {
@@ -39,21 +55,17 @@ impl SubscriptionCache {
 
     /// One subscription.
     #[must_use]
-    pub fn get(&self, id: &str) -> Option<Arc<Subscription>> {
-        self.index().get(id).cloned()
-    }
-
-    /// The record that this subscription was read from, as it came; `None` when it has changed since.
-    #[must_use]
-    pub fn record_of(&self, subscription: &Arc<Subscription>) -> Option<Box<[u8]>> {
-        // Records change under the index's lock.
-        let index = self.index();
-        let current = index.get(&subscription.id)?;
-        if !Arc::ptr_eq(current, subscription) {
-            return None;
+    pub fn get(&self, id: &str) -> Known {
+        if let Some(found) = self.index().get(id) {
+            return Known::Valid(Arc::clone(found));
         }
-        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        records.get(&subscription.id).cloned()
+        // Rarely needed. A record that is being applied is in the fold first.
+        let fold = self.fold.read().unwrap_or_else(PoisonError::into_inner);
+        match fold.get(id) {
+            Some(found) => Known::Valid(Arc::clone(found)),
+            None if fold.is_unknown(id) => Known::Invalid,
+            None => Known::Missing,
+        }
     }
 
     /// Changes whenever a subscription does.
@@ -63,46 +75,65 @@ impl SubscriptionCache {
     }
 
     /// Applies one record; `invalid` counts ignored ones. Public for tests and for readers of other sources.
-    pub fn apply(&self, key: Option<&[u8]>, value: Option<&[u8]>, invalid: &IntCounter) {
-        let Some(value) = value else {
-            let id = key.map(String::from_utf8_lossy).unwrap_or_default();
-            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-            index.remove(&id);
-            self.records
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&*id);
-            drop(index);
-            self.changed();
-            return;
-        };
-        match parse(key, value) {
-            Ok(subscription) => {
-                let id = subscription.id.clone();
-                let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-                self.records
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(id, value.into());
-                index.insert(Arc::new(subscription));
-                drop(index);
-                self.changed();
+    pub fn apply(&self, record: &TopicRecord<'_>, invalid: &IntCounter) {
+        let mut fold = self.fold.write().unwrap_or_else(PoisonError::into_inner);
+        let change = fold.take(record);
+        let index = || self.index.write().unwrap_or_else(PoisonError::into_inner);
+        match change {
+            Change::Updated(subscription) => {
+                let known = self.index().get(&subscription.id).cloned();
+                if known.is_some_and(|known| Arc::ptr_eq(&known, &subscription)) {
+                    return;
+                }
+                index().insert(subscription);
             }
-            Err(error) => {
+            Change::Removed(id) => index().remove(&id),
+            Change::Nothing => return,
+            Change::Refused {
+                error,
+                in_force,
+                updated,
+            } => {
                 invalid.inc();
-                let id = key.map(String::from_utf8_lossy).unwrap_or_default();
-                tracing::error!(subscription = %id, "invalid subscription record ignored, the last valid one stays in effect: {error}");
+                let key = String::from_utf8_lossy(record.key.unwrap_or_default());
+                let key: String = key.chars().take(MAX_SHOWN_KEY).collect();
+                let effect = if in_force {
+                    "the last valid one stays in effect"
+                } else {
+                    "commands of this id wait for a valid one"
+                };
+                tracing::error!(
+                    key,
+                    "invalid subscription record ignored, {effect}: {error}"
+                );
+                if let Some(subscription) = updated {
+                    index().insert(subscription);
+                }
             }
         }
-    }
-
-    fn changed(&self) {
+        drop(fold);
         self.version.fetch_add(1, Ordering::Release);
     }
 }
 
+/// The most of a key that a log line shows, in characters.
+const MAX_SHOWN_KEY: usize = 220;
+
+/// A record of the topic, as the fold reads it.
+#[must_use]
+pub fn topic_record<'a>(message: &'a BorrowedMessage<'_>) -> TopicRecord<'a> {
+    let header = each_header(message).find(|(name, _)| *name == APPLIED);
+    TopicRecord {
+        key: message.key(),
+        value: message.payload(),
+        applied: header.and_then(|(_, value)| value),
+        partition: Some(message.partition()),
+        timestamp: message.timestamp().to_millis().map(EpochMs),
+    }
+}
+
 /// Reads the topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is
-/// reached for the first time.
+/// reached for the first time. Partitions that are added later are read too.
 ///
 /// # Errors
 /// [`Failure`] when the topic is missing, permission is denied, or the client fails permanently.
@@ -114,6 +145,8 @@ pub fn follow(
     ready: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
     const PURPOSE: &str = "table";
+    /// How often to look for new partitions.
+    const GROWTH: Duration = Duration::from_secs(5);
     let topic = settings.topics.subscriptions();
     let mut config = consumer_config(
         settings,
@@ -125,18 +158,34 @@ pub fn follow(
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating the reader of subscriptions", error))?;
     let consumer = Arc::new(consumer);
-    bootstrap::keep(settings, &consumer, |consumer| consumer.client())?;
-    let mut behind = assign_all(&consumer, &topic, stop)?;
+    bootstrap::keep(settings, &consumer, |consumer| consumer.client(), PURPOSE)?;
+    let mut assigned = HashSet::new();
+    while assigned.is_empty() && !stop() {
+        if let Some(found) = partitions(&consumer, &topic)? {
+            assign_new(&consumer, &topic, &mut assigned, found)?;
+        }
+    }
+    let mut behind = assigned.clone();
     let mut loaded = false;
+    let mut grown = clock::instant();
     while !stop() {
         if behind.is_empty() && !loaded {
             loaded = true;
             tracing::info!(subscriptions = table.index().len(), "subscriptions loaded");
             ready();
         }
+        if loaded && grown.elapsed() > GROWTH {
+            // A topic that is missing for a moment is reported by the client.
+            match partitions(&consumer, &topic) {
+                Ok(Some(found)) => assign_new(&consumer, &topic, &mut assigned, found)?,
+                Ok(None) | Err(Failure::TopicMissing(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+            grown = clock::instant();
+        }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                table.apply(message.key(), message.payload(), invalid);
+                table.apply(&topic_record(&message), invalid);
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 behind.remove(&partition);
@@ -156,48 +205,53 @@ pub fn follow(
     Ok(())
 }
 
-/// Assigns all partitions from their beginning and returns them: all must be read before the cache is complete.
-fn assign_all(
+/// The partitions of the topic; `None` when no broker responds.
+fn partitions(
     consumer: &BaseConsumer<LoggedConsumer>,
     topic: &str,
-    stop: &dyn Fn() -> bool,
-) -> Result<HashSet<i32>, Failure> {
-    let reading = || format!("reading {topic}");
-    while !stop() {
-        let metadata = match consumer.fetch_metadata(Some(topic), Duration::from_secs(2)) {
-            Ok(metadata) => metadata,
-            Err(error) if crate::edge::kafka::error::is_denied(&error) => {
-                return Err(Failure::from_client(reading(), error));
-            }
-            Err(error) => {
-                tracing::warn!(topic, "fetching metadata of the topic failed: {error}");
-                continue;
-            }
-        };
-        let partitions: HashSet<i32> = metadata
-            .topics()
-            .iter()
-            .filter(|found| found.name() == topic)
-            .flat_map(|found| {
-                found
-                    .partitions()
-                    .iter()
-                    .map(rdkafka::metadata::MetadataPartition::id)
-            })
-            .collect();
-        if partitions.is_empty() {
-            return Err(Failure::TopicMissing(topic.to_owned()));
+) -> Result<Option<Vec<i32>>, Failure> {
+    let metadata = match consumer.fetch_metadata(Some(topic), Duration::from_secs(2)) {
+        Ok(metadata) => metadata,
+        Err(error) if crate::edge::kafka::error::is_denied(&error) => {
+            return Err(Failure::from_client(format!("reading {topic}"), error));
         }
-        let mut assignment = TopicPartitionList::new();
-        for &partition in &partitions {
-            assignment
-                .add_partition_offset(topic, partition, rdkafka::Offset::Beginning)
-                .map_err(|error| Failure::from_client(reading(), error))?;
+        Err(error) => {
+            tracing::warn!(topic, "fetching metadata of the topic failed: {error}");
+            return Ok(None);
         }
-        consumer
-            .assign(&assignment)
-            .map_err(|error| Failure::from_client(reading(), error))?;
-        return Ok(partitions);
+    };
+    let found: Vec<i32> = metadata
+        .topics()
+        .iter()
+        .filter(|found| found.name() == topic)
+        .flat_map(|found| found.partitions())
+        .map(rdkafka::metadata::MetadataPartition::id)
+        .collect();
+    if found.is_empty() {
+        return Err(Failure::TopicMissing(topic.to_owned()));
     }
-    Ok(HashSet::new())
+    Ok(Some(found))
+}
+
+/// Reads those of `found` that are not read yet, from their beginning.
+fn assign_new(
+    consumer: &BaseConsumer<LoggedConsumer>,
+    topic: &str,
+    assigned: &mut HashSet<i32>,
+    found: Vec<i32>,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::from_client(format!("reading {topic}"), error);
+    let mut fresh = TopicPartitionList::new();
+    for partition in found {
+        if assigned.insert(partition) {
+            fresh
+                .add_partition_offset(topic, partition, rdkafka::Offset::Beginning)
+                .map_err(failed)?;
+        }
+    }
+    if fresh.count() == 0 {
+        return Ok(());
+    }
+    tracing::debug!(topic, partitions = fresh.count(), "reading partitions");
+    consumer.incremental_assign(&fresh).map_err(failed)
 }

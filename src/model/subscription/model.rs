@@ -11,8 +11,10 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::filter::{Filter, TypePattern};
+use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
+use crate::model::units::EpochMs;
 
 /// A valid subscription.
 #[derive(Clone, Debug)]
@@ -33,8 +35,12 @@ pub struct Subscription {
     pub format: Format,
     /// Additional request headers; never a reserved one. Those that carry a credential are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Whether commands are sent.
+    /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
+    /// When it was last resumed, as far as that is known.
+    pub resumed_at: Option<EpochMs>,
+    /// The records that it comes from.
+    pub source: Source,
     /// The maximum number of requests in flight, 1 to 1,024.
     pub max_in_flight: u32,
     /// The rate limit of attempts.

@@ -1,9 +1,8 @@
-//! The record of a subscription as JSON: parsing, redaction, and change of state.
+//! The record of a subscription as JSON: parsing and redaction.
 
 use serde_json::{Map, Value};
 
 use super::json::StrictValue;
-use super::model::State;
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
@@ -33,6 +32,17 @@ pub enum SubscriptionError {
     /// The problems; each names its field.
     #[error("the subscription is invalid: {}", .0.join("; "))]
     Invalid(Vec<String>),
+    /// Its subscriber differs from that of the record in force. Pending commands are keyed by the subscriber, so limits
+    /// and order would not hold across a change.
+    #[error(
+        "subscriber: must not change from {from:?} to {to:?}, since pending commands are keyed by it; create a subscription with a new id instead"
+    )]
+    SubscriberChanged {
+        /// The subscriber in force.
+        from: Box<str>,
+        /// The subscriber of the record.
+        to: Box<str>,
+    },
 }
 
 impl SubscriptionError {
@@ -44,16 +54,6 @@ impl SubscriptionError {
             other => vec![other.to_string()],
         }
     }
-}
-
-/// The record with another state; all other members keep their values, including unknown ones.
-///
-/// # Errors
-/// When the value is not a JSON object.
-pub fn with_state(value: &[u8], state: State) -> Result<Vec<u8>, SubscriptionError> {
-    let mut record = read_object(value)?;
-    record.insert("state".to_owned(), Value::from(state.as_str()));
-    Ok(Value::Object(record).to_string().into_bytes())
 }
 
 /// The record as `list` and `show` print it: literal secrets and the values of headers that carry credentials are

@@ -333,18 +333,6 @@ fn the_more_specific_status_rule_wins() {
 }
 
 #[test]
-fn changing_the_state_keeps_everything_else() {
-    let mut record = with("rate_limit", json!({"per_second": 0.3}));
-    record["unknown"] = json!({"of": ["a", "later", "version"]});
-    let changed = with_state(record.to_string().as_bytes(), State::Paused).unwrap();
-    let mut changed: Value = serde_json::from_slice(&changed).unwrap();
-    assert_eq!(changed["state"], "paused");
-    changed.as_object_mut().unwrap().remove("state");
-    assert_eq!(changed, record);
-    assert!(with_state(b"5", State::Active).is_err());
-}
-
-#[test]
 fn type_patterns_match_whole_segments() {
     let cases = [
         ("order.created", "order.created", true),

@@ -18,6 +18,7 @@ use url::Url;
 use super::filter::{Filter, TypePattern};
 use super::model::{RateLimit, Redacted, SecretSource, StatusRules, Subscription};
 use super::record::{SubscriptionError, is_credential, read_object};
+use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::tiers::LONGEST_PARK;
 use crate::model::units::parse_duration;
@@ -79,6 +80,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         format: check.enumerated("format"),
         headers: check.headers(),
         state: check.enumerated("state"),
+        resumed_at: None,
+        source: Source::default(),
         max_in_flight: check
             .integer("max_in_flight")
             .unwrap_or(DEFAULT_MAX_IN_FLIGHT),

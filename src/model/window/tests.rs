@@ -191,7 +191,7 @@ fn a_window_full_of_unfinished_offsets_has_no_room_for_more() {
         window.take(Offset(offset));
         offset += 1;
     }
-    assert_eq!(offset, BITMAP_SPAN, "a bitmap tells of any mix in its span");
+    assert_eq!(offset, bits(ROOM), "a bitmap tells of any mix in its span");
     window.finish(Offset(1));
     assert!(
         !window.has_room(Offset(offset)),
@@ -284,4 +284,67 @@ fn what_retention_has_removed_is_not_waited_for() {
     );
     restored.finish(Offset(8));
     assert_eq!(restored.position(), Position(10));
+}
+
+#[test]
+fn an_empty_window_passes_offsets_without_a_record_and_another_does_not() {
+    let mut window = Window::new(Position(5));
+    window.pass(Position(7));
+    assert_eq!(window.position(), Position(7));
+    window.pass(Position(6));
+    assert_eq!(window.position(), Position(7), "never back");
+    assert!(window.take(Offset(9)));
+    window.pass(Position(12));
+    assert_eq!((window.position(), window.span()), (Position(9), 1));
+    window.finish(Offset(9));
+    window.pass(Position(12));
+    let snapshot = window.snapshot(at(3), Format::V2);
+    assert_eq!((snapshot.position, &*snapshot.metadata), (Position(12), ""));
+}
+
+#[test]
+fn a_smaller_limit_bounds_intake_and_what_is_committed_from_then_on() {
+    for limit in [2048, 128, 80, 56, 0] {
+        let mut window = Window::new(Position(0));
+        for offset in 0..30_000 {
+            assert!(window.take(Offset(offset)));
+        }
+        for offset in (0..30_000).filter(|offset| offset % 3 == 1) {
+            window.finish(Offset(offset));
+        }
+        window.set_limit(limit);
+        assert!(!window.has_room(Offset(30_000)), "{limit}");
+        let mut repeated = 0;
+        while window.unfinished() > 0 {
+            let Snapshot { position, metadata } = window.snapshot(at(3), Format::V2);
+            assert!(metadata.len() <= limit, "{limit}: {}", metadata.len());
+            let (restored, error) = Window::restore(position, &metadata, at(3));
+            assert_eq!(error, None);
+            assert_eq!(restored.position(), window.position());
+            // What the text has no room for is taken again, and nothing else is finished.
+            let first = position.0;
+            for offset in first..first + 500 {
+                let known = restored.is_finished(Offset(offset));
+                assert!(
+                    !known || window.is_finished(Offset(offset)),
+                    "{limit}: {offset}"
+                );
+                repeated += usize::from(!known && window.is_finished(Offset(offset)));
+                let reach = i64::try_from(Window::reach(limit)).unwrap();
+                let within = offset < first + reach && offset < 30_000;
+                assert!(
+                    !within || known == window.is_finished(Offset(offset)),
+                    "{limit}"
+                );
+            }
+            for offset in first..first + 300 {
+                window.finish(Offset(offset));
+            }
+        }
+        assert!(limit > 1000 || repeated > 0);
+        assert!(
+            window.has_room(Offset(30_000)),
+            "{limit}: when all is finished"
+        );
+    }
 }

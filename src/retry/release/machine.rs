@@ -4,221 +4,30 @@
 //! buffer. A partition whose buffer is full is paused, since its records take a while to fall due, and resumed when
 //! half of the buffer is free: memory is bounded whatever the backlog, and each record is fetched about once.
 //!
+//! A record moves to a partition that may refuse writes. A transaction with such a record aborts as a whole, so after a
+//! failure each tier partition is moved up to the first record for a partition that refuses, and one such record at a
+//! time probes it, apart from all others ([`Unwritable`]). So only what is behind such a record waits.
+//!
 //! A batch takes a portion from each partition with due records. It begins behind the last partition of the batch
 //! before it, so that a full batch leaves no partition out twice in a row (**Isolated**).
 //!
 //! Pure: records come in as they were decoded, time is an argument, and what is to be done is returned.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::model::command::{Cause, Command};
-use crate::model::invalid_record::InvalidRecord;
+use crate::model::partitioner;
 use crate::model::tiers::{Head, Tiers};
 use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::units::Position;
+use crate::model::unwritable::{Target, Unwritable};
 
-/// One partition of one tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TierPartition {
-    /// The tier's index: 0 is the shortest.
-    pub tier: usize,
-    /// The partition's number.
-    pub partition: i32,
-}
+mod batch;
 
-/// The time, by both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// What due times are compared with.
-    pub wall: EpochMs,
-    /// What pauses of this process are measured with.
-    pub steady: Instant,
-}
-
-/// A record of a tier.
-#[derive(Debug)]
-pub struct HeldRecord {
-    /// Its offset.
-    pub offset: Offset,
-    /// When it was appended to the tier.
-    pub appended: EpochMs,
-    /// The command, or a record that is none.
-    pub content: Result<Box<Command>, Box<InvalidRecord>>,
-}
-
-impl HeldRecord {
-    fn weight(&self) -> usize {
-        match &self.content {
-            Ok(command) => command.weight(),
-            Err(record) => record.weight(),
-        }
-    }
-
-    fn head(&self, tier: usize, tiers: &Tiers, now: EpochMs) -> Head {
-        match &self.content {
-            Ok(command) => {
-                let due = command.due.unwrap_or(self.appended);
-                tiers.at_head(tier, self.appended, due, now)
-            }
-            // Not a command: there is nothing to wait for.
-            Err(_) => Head::Due,
-        }
-    }
-
-    /// `None` while it must wait.
-    fn destination(&self, tier: usize, tiers: &Tiers, now: EpochMs) -> Option<Destination<'_>> {
-        let head = self.head(tier, tiers, now);
-        Some(match (&self.content, head) {
-            (_, Head::Wait(_)) => return None,
-            (Ok(command), Head::Due) => Destination::Commands(command),
-            (Ok(command), Head::Hop(tier)) => Destination::Tier(tier, command),
-            (Err(record), _) => Destination::Invalid(record),
-        })
-    }
-}
-
-/// Where a record moves.
-#[derive(Clone, Copy, Debug)]
-pub enum Destination<'a> {
-    /// To `webhook-commands`: it is due.
-    Commands(&'a Command),
-    /// To the tier of this index: that is where the rest of its wait is.
-    Tier(usize, &'a Command),
-    /// To `webhook-invalid-events`: it is not a command.
-    Invalid(&'a InvalidRecord),
-}
-
-/// One record of a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Move<'a> {
-    /// The partition that it leaves.
-    pub from: TierPartition,
-    /// Its offset there.
-    pub offset: Offset,
-    /// When it was appended there.
-    pub appended: EpochMs,
-    /// Where it goes.
-    pub to: Destination<'a>,
-}
-
-/// What a batch takes from one partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Portion {
-    /// The partition.
-    pub from: TierPartition,
-    /// How many records, from its head on.
-    pub records: usize,
-    /// The position to commit with the batch.
-    pub position: Position,
-}
-
-/// Records to move in one transaction.
-#[derive(Debug)]
-pub struct Batch {
-    /// When it was decided on.
-    pub now: EpochMs,
-    /// One for each partition that it takes records from.
-    pub portions: Vec<Portion>,
-    /// Records, in total.
-    pub records: usize,
-    /// Their weight.
-    pub bytes: usize,
-    /// Commands that move to another tier.
-    pub hops: u64,
-    /// Commands that move to `webhook-commands`, in the order of [`Cause::ALL`].
-    pub released: [u64; Cause::ALL.len()],
-}
-
-impl Batch {
-    fn new(now: EpochMs) -> Self {
-        Self {
-            now,
-            portions: Vec::new(),
-            records: 0,
-            bytes: 0,
-            hops: 0,
-            released: [0; Cause::ALL.len()],
-        }
-    }
-
-    fn is_full(&self, limits: &Limits) -> bool {
-        self.records >= limits.batch_records || self.bytes >= limits.batch_bytes
-    }
-
-    fn add(&mut self, record: &HeldRecord, to: Destination<'_>) {
-        self.records += 1;
-        self.bytes += record.weight();
-        match to {
-            Destination::Commands(command) => {
-                for (cause, count) in Cause::ALL.iter().zip(&mut self.released) {
-                    *count += u64::from(*cause == command.cause);
-                }
-            }
-            Destination::Tier(..) => self.hops += 1,
-            Destination::Invalid(_) => {}
-        }
-    }
-}
-
-/// What keeps memory, batches and waits bounded.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Bytes of all buffers, except that each holds at least one record.
-    pub buffer_bytes: usize,
-    /// Bytes of one buffer, at least: a smaller one saves no fetches.
-    pub least_buffer: usize,
-    /// Records of a batch.
-    pub batch_records: usize,
-    /// Bytes of a batch, except that one record always fits.
-    pub batch_bytes: usize,
-    /// Records of one partition in a batch: what falls due all at once, as after an outage, comes back among the new
-    /// commands of its partition, and not before them all.
-    pub portion: usize,
-    /// Records of one partition in a batch that many partitions share.
-    pub least_portion: usize,
-    /// From the end of one batch to the next, so that a steady trickle is moved in batches.
-    pub gather: Duration,
-    /// One wait for records.
-    pub wait: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            buffer_bytes: 64 * 1024 * 1024,
-            least_buffer: 128 * 1024,
-            batch_records: 2000,
-            batch_bytes: 4 * 1024 * 1024,
-            portion: 500,
-            least_portion: 20,
-            gather: Duration::from_millis(20),
-            wait: Duration::from_millis(100),
-        }
-    }
-}
-
-/// Whether a partition is fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// Its buffer is full.
-    Pause,
-    /// Half of its buffer is free.
-    Resume,
-}
-
-/// What follows the end of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Its records have moved.
-    Continue,
-    /// Renew the producer, and read these partitions again from their committed positions.
-    ReadAgain(Vec<TierPartition>),
-    /// A record that came from a tier is too large for where it goes: an operator must change that topic.
-    TooLarge,
-    /// This process cannot write.
-    Stop,
-}
+pub use batch::{
+    Batch, Destination, Flow, HeldRecord, Limits, Move, Next, Now, Portion, Purpose,
+    TOO_LARGE_AGAIN, TierPartition,
+};
 
 /// The head of a tier partition, and the records behind it as far as they are known.
 #[derive(Debug, Default)]
@@ -226,12 +35,18 @@ struct Buffer {
     records: VecDeque<HeldRecord>,
     bytes: usize,
     paused: bool,
+    /// Whether some of its records are in a batch under way.
+    busy: bool,
+    /// Its head is too large for where it goes, and is not tried again before this time.
+    blocked: Option<Instant>,
 }
 
 impl Buffer {
     fn clear(&mut self) {
         self.records.clear();
         self.bytes = 0;
+        self.busy = false;
+        self.blocked = None;
     }
 }
 
@@ -245,6 +60,11 @@ pub struct Machine {
     first: TierPartition,
     /// When it may begin.
     next_batch: Instant,
+    unwritable: Unwritable,
+    /// Partitions of each topic, where that is known.
+    counts: HashMap<usize, i32>,
+    /// How many records are still to be moved one by one, to find the one that is too large.
+    one_by_one: usize,
 }
 
 impl Machine {
@@ -260,6 +80,9 @@ impl Machine {
                 partition: 0,
             },
             next_batch: now,
+            unwritable: Unwritable::default(),
+            counts: HashMap::new(),
+            one_by_one: 0,
         }
     }
 
@@ -270,7 +93,7 @@ impl Machine {
         }
     }
 
-    /// Forgets partitions that were revoked or lost. No batch is open between two polls, so nothing of them is under way.
+    /// Forgets partitions that were revoked or lost. Give up batches with records of them before.
     pub fn revoked(&mut self, partitions: impl Iterator<Item = TierPartition>) {
         for at in partitions {
             self.owned.remove(&at);
@@ -278,13 +101,16 @@ impl Machine {
     }
 
     /// Reading goes on at `to` instead of `from`. Behind deleted records, what is held moves as before. A topic that
-    /// ends before what was read was truncated or made again: what is held is not in it, or is polled again.
-    pub fn gap(&mut self, at: TierPartition, from: Position, to: Position) {
-        if to < from
-            && let Some(buffer) = self.owned.get_mut(&at)
-        {
-            buffer.clear();
-        }
+    /// ends before what was read, at `end`, was truncated or made again: what is held is polled again, or is not in it any
+    /// more. Returns how many records are lost that way. Give up a batch with records of it before.
+    pub fn gap(&mut self, at: TierPartition, from: Position, to: Position, end: Position) -> u64 {
+        let Some(buffer) = self.owned.get_mut(&at).filter(|_| to < from) else {
+            return 0;
+        };
+        let gone = |record: &&HeldRecord| record.offset.0 >= end.0;
+        let lost = buffer.records.iter().filter(gone).count();
+        buffer.clear();
+        lost as u64
     }
 
     /// Whether records of the partition are taken. The client may still hold some of a partition that was given up.
@@ -304,7 +130,7 @@ impl Machine {
     /// How long to wait for records: until the next head is due, or the limit.
     #[must_use]
     pub fn wait(&self, now: Now) -> Duration {
-        let until_due = self.heads(now.wall).map(|head| match head {
+        let until_due = self.heads(now).map(|head| match head {
             Head::Wait(until) => until.since(now.wall),
             Head::Due | Head::Hop(_) => Duration::ZERO,
         });
@@ -331,15 +157,61 @@ impl Machine {
         changes
     }
 
-    /// The next batch, if a record is due and the last batch ended long enough ago. Tell with [`Machine::ended`] how it
-    /// ended before anything else is polled.
+    /// The topic number of commands; tiers are numbered from 0.
     #[must_use]
-    pub fn next_batch(&self, now: Now) -> Option<Batch> {
+    pub fn commands_topic(&self) -> usize {
+        self.tiers.delays().len()
+    }
+
+    /// The topic number of invalid events.
+    #[must_use]
+    pub fn invalid_topic(&self) -> usize {
+        self.commands_topic() + 1
+    }
+
+    /// Where a record is written; the partition is `None` while the topic's count is not known.
+    #[must_use]
+    pub fn target(&self, to: &Destination<'_>) -> Target {
+        let topic = match to {
+            Destination::Commands(_) => self.commands_topic(),
+            Destination::Tier(tier, _) => *tier,
+            Destination::Invalid(_) => self.invalid_topic(),
+        };
+        let count = self.counts.get(&topic);
+        Target {
+            topic,
+            partition: count.and_then(|&count| partitioner::partition(to.hash(), count)),
+        }
+    }
+
+    /// Whether the count of a topic's partitions is not known.
+    #[must_use]
+    pub fn needs_count(&self, topic: usize) -> bool {
+        !self.counts.contains_key(&topic)
+    }
+
+    /// A topic has this many partitions.
+    pub fn learn_count(&mut self, topic: usize, count: i32) {
+        self.counts.insert(topic, count);
+    }
+
+    /// The failing partition that holds a record back.
+    fn holds(&self, to: &Destination<'_>) -> Option<Target> {
+        if self.unwritable.is_empty() {
+            return None;
+        }
+        self.unwritable.holds(self.target(to))
+    }
+
+    /// The next batch, if a record is due and the last batch ended long enough ago. Tell with [`Machine::ended`],
+    /// [`Machine::refused`] or [`Machine::gave_up`] how it ended; its partitions are in no other batch until then.
+    #[must_use]
+    pub fn next_batch(&mut self, now: Now) -> Option<Batch> {
         if now.steady < self.next_batch {
             return None;
         }
         let due = self
-            .heads(now.wall)
+            .heads(now)
             .filter(|head| !matches!(head, Head::Wait(_)))
             .count();
         if due == 0 {
@@ -352,18 +224,26 @@ impl Machine {
             ..
         } = self.limits;
         let portion = (batch_records / due).clamp(least_portion, portion);
-        let mut batch = Batch::new(now.wall);
+        let portion = if self.one_by_one > 0 { 1 } else { portion };
+        let mut batch = Batch::new(Purpose::Ordinary, now.wall);
         let from_first = self.owned.range(self.first..);
         for (&from, buffer) in from_first.chain(self.owned.range(..self.first)) {
             let mut records = 0;
             let mut position = None;
+            if buffer.busy || buffer.blocked.is_some_and(|until| now.steady < until) {
+                continue;
+            }
             for record in buffer.records.iter().take(portion) {
-                if batch.is_full(&self.limits) {
+                let single = self.one_by_one > 0 && batch.records > 0;
+                if batch.is_full(&self.limits) || single {
                     break;
                 }
                 let Some(to) = record.destination(from.tier, &self.tiers, now.wall) else {
                     break;
                 };
+                if self.holds(&to).is_some() {
+                    break;
+                }
                 batch.add(record, to);
                 records += 1;
                 position = Some(record.offset.next());
@@ -376,7 +256,51 @@ impl Machine {
                 });
             }
         }
+        if batch.portions.is_empty() {
+            return None;
+        }
+        self.one_by_one = self.one_by_one.saturating_sub(1);
+        self.under_way(&batch, true);
         Some(batch)
+    }
+
+    /// The next record that probes a partition which refuses writes, if it is time for one. How it ended is told as with
+    /// [`Machine::next_batch`].
+    #[must_use]
+    pub fn next_probe(&mut self, now: Now) -> Option<Batch> {
+        let due: Vec<Target> = self.unwritable.due(now.steady).collect();
+        for target in due {
+            let heads = self.owned.iter().filter_map(|(&from, buffer)| {
+                let free = !buffer.busy && buffer.blocked.is_none_or(|until| now.steady >= until);
+                let record = buffer.records.front().filter(|_| free)?;
+                let to = record.destination(from.tier, &self.tiers, now.wall)?;
+                (self.holds(&to) == Some(target)).then_some((from, record, to))
+            });
+            if let Some((from, record, to)) = heads.into_iter().next() {
+                let mut batch = Batch::new(Purpose::Probe(target), now.wall);
+                batch.add(record, to);
+                batch.portions.push(Portion {
+                    from,
+                    records: 1,
+                    position: record.offset.next(),
+                });
+                self.under_way(&batch, true);
+                return Some(batch);
+            }
+            // What was for it has gone to another owner.
+            if !self.owned.values().any(|buffer| buffer.busy) {
+                self.unwritable.forget(target);
+            }
+        }
+        None
+    }
+
+    fn under_way(&mut self, batch: &Batch, busy: bool) {
+        for portion in &batch.portions {
+            if let Some(buffer) = self.owned.get_mut(&portion.from) {
+                buffer.busy = busy;
+            }
+        }
     }
 
     /// The records of a batch, in order.
@@ -402,8 +326,10 @@ impl Machine {
         self.next_batch = now + self.limits.gather;
         match end {
             TransactionEnd::Committed => {
+                self.under_way(batch, false);
                 for portion in &batch.portions {
                     if let Some(buffer) = self.owned.get_mut(&portion.from) {
+                        buffer.blocked = None;
                         for record in buffer.records.drain(..portion.records) {
                             buffer.bytes -= record.weight();
                         }
@@ -417,18 +343,103 @@ impl Machine {
             }
             // Once the producer is renewed, the committed positions tell what became of it.
             TransactionEnd::Aborted | TransactionEnd::Fenced | TransactionEnd::Ambiguous => {
-                self.owned.values_mut().for_each(Buffer::clear);
-                Next::ReadAgain(self.owned.keys().copied().collect())
+                Next::Ask(batch.portions.iter().map(|portion| portion.from).collect())
             }
-            TransactionEnd::TooLarge { .. } => Next::TooLarge,
+            TransactionEnd::TooLarge { .. } => {
+                self.gave_up(batch);
+                self.too_large(batch, now)
+            }
             TransactionEnd::Fatal => Next::Stop,
         }
     }
 
-    fn heads(&self, now: EpochMs) -> impl Iterator<Item = Head> + '_ {
+    /// The broker refuses a record together with those that it gets in the same request, so of many any may be too large.
+    fn too_large(&mut self, batch: &Batch, now: Instant) -> Next {
+        let [
+            Portion {
+                from, records: 1, ..
+            },
+        ] = batch.portions[..]
+        else {
+            self.one_by_one = batch.records;
+            return Next::TryAgain;
+        };
+        if let Some(buffer) = self.owned.get_mut(&from) {
+            buffer.blocked = Some(now + TOO_LARGE_AGAIN);
+        }
+        if let Purpose::Probe(target) = batch.purpose {
+            self.unwritable.failed(target, now);
+        }
+        Next::TooLarge(from)
+    }
+
+    /// The committed position of a partition after a batch that may have been committed: what is before it has moved. All
+    /// else is held as before and not read again, since its records may be deleted from the tier by now.
+    pub fn committed(&mut self, at: TierPartition, position: Position) {
+        if let Some(buffer) = self.owned.get_mut(&at) {
+            buffer.busy = false;
+            while let Some(first) = buffer.records.front()
+                && first.offset.0 < position.0
+            {
+                buffer.bytes -= first.weight();
+                buffer.records.pop_front();
+            }
+        }
+    }
+
+    /// A batch is committed: the partition that it has probed takes records again. Returns for how long it did not.
+    pub fn recovered(&mut self, batch: &Batch, now: Instant) -> Option<(Target, Duration)> {
+        let Purpose::Probe(target) = batch.purpose else {
+            return None;
+        };
+        let after = self.unwritable.written(target, now)?;
+        Some((target, after))
+    }
+
+    /// A batch was given up before its positions were sent: these partitions have refused records of it. Its records are
+    /// tried again, those for other partitions at once.
+    pub fn refused(&mut self, batch: &Batch, by: &HashSet<Target>, now: Instant) {
+        self.gave_up(batch);
+        for &target in by {
+            self.unwritable.failed(target, now);
+        }
+        if let Purpose::Probe(target) = batch.purpose
+            && !by.contains(&target)
+        {
+            self.unwritable.failed(target, now);
+        }
+    }
+
+    /// A batch was given up before its positions were sent.
+    pub fn gave_up(&mut self, batch: &Batch) {
+        self.under_way(batch, false);
+    }
+
+    /// Whether all polled records of a partition have moved, so that a position behind the ends of transactions may be
+    /// committed.
+    #[must_use]
+    pub fn is_empty(&self, at: TierPartition) -> bool {
+        let buffer = self.owned.get(&at);
+        buffer.is_some_and(|buffer| buffer.records.is_empty() && !buffer.busy)
+    }
+
+    /// The partitions that refuse writes, and since when.
+    pub fn failing(&self) -> impl Iterator<Item = (Target, Instant)> {
+        self.unwritable.all()
+    }
+
+    /// The heads of the partitions that may move: those in no batch, not held back and not blocked.
+    fn heads(&self, now: Now) -> impl Iterator<Item = Head> + '_ {
         self.owned.iter().filter_map(move |(at, buffer)| {
-            let head = buffer.records.front()?;
-            Some(head.head(at.tier, &self.tiers, now))
+            if buffer.busy || buffer.blocked.is_some_and(|until| now.steady < until) {
+                return None;
+            }
+            let record = buffer.records.front()?;
+            let to = record.destination(at.tier, &self.tiers, now.wall);
+            if to.is_some_and(|to| self.holds(&to).is_some()) {
+                return None;
+            }
+            Some(record.head(at.tier, &self.tiers, now.wall))
         })
     }
 }

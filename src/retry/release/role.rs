@@ -2,30 +2,26 @@
 //!
 //! Each batch and the positions that it came from are one transaction (**One lineage**).
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
-use super::machine::{
-    Batch, Destination, Flow, HeldRecord, Limits, Machine, Next, Now, TierPartition,
-};
-use crate::config::Guarantee;
+use super::machine::{Batch, Flow, HeldRecord, Limits, Machine, Now, TierPartition};
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
-use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::{command_headers, invalid_headers, read_command};
+use crate::edge::kafka::producer::Producer;
+use crate::edge::kafka::record::read_command;
+use crate::edge::kafka::writer::Writer;
 use crate::edge::otlp::Together;
-use crate::model::command::{Cause, Command};
-use crate::model::invalid_record::InvalidRecord;
-use crate::model::span;
-use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::{EpochMs, Offset};
-use crate::retry::metrics::{ReleaseMetrics, Released};
+use crate::model::throttle::Throttle;
+use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::unwritable::{ProbeIds, Target};
+use crate::retry::metrics::ReleaseMetrics;
 use crate::runtime::context::RoleContext;
-use crate::runtime::metrics::TransactionalRole;
 
 /// Records polled before anything else is looked at.
 const TURN: usize = 512;
@@ -42,7 +38,12 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     if !context.wait_until_possible("release", &needed)? {
         return Ok(());
     }
-    let producer = Producer::new(settings, &context.keep_waiting(), "release", 0)?;
+    let producer = Producer::for_writer(settings, &context.keep_waiting(), "release")?;
+    let half = || Half {
+        writer: Writer::new(settings, context.unless_stopping(), "release"),
+        under_way: None,
+    };
+    let (main, probe) = (half(), half());
     let group = format!("{}release", settings.group_prefix);
     let subscribed: Vec<&str> = tiers.iter().map(String::as_str).collect();
     // Small fetches: when a partition is paused, the client drops the records that it has fetched ahead.
@@ -61,7 +62,16 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     let mut release = Release {
         context,
         metrics,
-        producer,
+        main: Half {
+            writer: main.writer.with(producer),
+            ..main
+        },
+        probe,
+        slots: ProbeIds::default(),
+        passed: HashMap::new(),
+        next_passed: clock::instant(),
+        lines: Throttle::new(Duration::from_secs(5)),
+        exported: BTreeSet::new(),
         machine: Machine::new(settings.tiers.clone(), Limits::default(), clock::instant()),
         topics: Topics {
             tiers: tiers.into_iter().map(Arc::from).collect(),
@@ -72,20 +82,30 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
     context.ready();
     let ended = release.run(&member);
     context.draining();
+    release.end();
     drop(release);
     member.leave(ended)
 }
 
 /// The names of the topics that release reads and writes.
-struct Topics {
+pub(super) struct Topics {
     /// By the tier's index.
-    tiers: Vec<Arc<str>>,
-    commands: String,
-    invalid: String,
+    pub(super) tiers: Vec<Arc<str>>,
+    pub(super) commands: String,
+    pub(super) invalid: String,
 }
 
 impl Topics {
-    fn tier_partition(&self, topic: &str, partition: i32) -> Option<TierPartition> {
+    /// A topic's name by its number in the machine.
+    pub(super) fn name(&self, topic: usize) -> &str {
+        match topic.checked_sub(self.tiers.len()) {
+            None => &self.tiers[topic],
+            Some(0) => &self.commands,
+            Some(_) => &self.invalid,
+        }
+    }
+
+    pub(super) fn tier_partition(&self, topic: &str, partition: i32) -> Option<TierPartition> {
         let tier = self.tiers.iter().position(|name| &**name == topic)?;
         Some(TierPartition { tier, partition })
     }
@@ -99,7 +119,7 @@ impl Topics {
             .filter_map(|at| self.tier_partition(&at.topic, at.partition))
     }
 
-    fn topic_partition(&self, at: TierPartition) -> TopicPartition {
+    pub(super) fn topic_partition(&self, at: TierPartition) -> TopicPartition {
         TopicPartition {
             topic: Arc::clone(&self.tiers[at.tier]),
             partition: at.partition,
@@ -107,12 +127,43 @@ impl Topics {
     }
 }
 
-struct Release<'a> {
-    context: &'a RoleContext,
-    metrics: &'a ReleaseMetrics,
-    producer: Producer,
-    machine: Machine,
-    topics: Topics,
+pub(super) struct Release<'a> {
+    pub(super) context: &'a RoleContext,
+    pub(super) metrics: &'a ReleaseMetrics,
+    pub(super) main: Half,
+    pub(super) probe: Half,
+    pub(super) slots: ProbeIds,
+    /// Committed positions behind the ends of transactions.
+    pub(super) passed: HashMap<TierPartition, Position>,
+    pub(super) next_passed: Instant,
+    pub(super) lines: Throttle,
+    /// Partitions with a series of the metric.
+    pub(super) exported: BTreeSet<Target>,
+    pub(super) machine: Machine,
+    pub(super) topics: Topics,
+}
+
+/// Which of the two producers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All records but those for partitions that refuse writes.
+    Main,
+    /// One of those.
+    Probe,
+}
+
+/// A batch that is not acknowledged yet.
+pub(super) struct UnderWay {
+    pub(super) batch: Batch,
+    pub(super) began: Instant,
+    /// Of its traced commands.
+    pub(super) spans: Together,
+    pub(super) sent: bool,
+}
+
+pub(super) struct Half {
+    pub(super) writer: Writer,
+    pub(super) under_way: Option<UnderWay>,
 }
 
 impl Release<'_> {
@@ -127,9 +178,47 @@ impl Release<'_> {
                     Flow::Resume => member.resume(&at)?,
                 }
             }
-            if let Some(batch) = self.machine.next_batch(now()) {
-                self.move_batch(member, &batch)?;
+            self.move_due(member, Which::Main)?;
+            self.move_due(member, Which::Probe)?;
+            self.observe();
+            self.pass(member)?;
+        }
+        Ok(())
+    }
+
+    /// Commits positions behind the ends of transactions: else the group would seem to be behind at rest.
+    fn pass(&mut self, member: &Member) -> Result<(), Failure> {
+        const EVERY: Duration = Duration::from_secs(1);
+        let now = clock::instant();
+        if now < self.next_passed {
+            return Ok(());
+        }
+        self.next_passed = now + EVERY;
+        let mut commits = Vec::new();
+        for (at, position) in member.passed()? {
+            let Some(from) = self.topics.tier_partition(&at.topic, at.partition) else {
+                continue;
+            };
+            if self.machine.is_empty(from) && self.passed.get(&from) != Some(&position) {
+                let metadata = String::new();
+                commits.push(Commit {
+                    at,
+                    position,
+                    metadata,
+                });
             }
+        }
+        match member.commit(&commits) {
+            Ok(()) => {
+                let each = commits.iter().filter_map(|commit| {
+                    let at = &commit.at;
+                    let from = self.topics.tier_partition(&at.topic, at.partition)?;
+                    Some((from, commit.position))
+                });
+                self.passed.extend(each.collect::<Vec<_>>());
+            }
+            // Tried again with the next ones.
+            Err(error) => tracing::debug!("positions not committed: {error}"),
         }
         Ok(())
     }
@@ -144,7 +233,20 @@ impl Release<'_> {
                     metrics.lost_offsets(&gap.at.topic, gap.lost());
                     let at = &gap.at;
                     if let Some(at) = self.topics.tier_partition(&at.topic, at.partition) {
-                        self.machine.gap(at, gap.from, gap.to);
+                        if gap.is_restart() {
+                            self.end_batches_of(member, &[at])?;
+                        }
+                        self.passed.remove(&at);
+                        let dropped = self.machine.gap(at, gap.from, gap.to, gap.end);
+                        metrics.lost_offsets(&gap.at.topic, dropped);
+                        if dropped > 0 {
+                            tracing::error!(
+                                topic = &*gap.at.topic,
+                                partition = gap.at.partition,
+                                dropped,
+                                "LOST: retries of a topic that was truncated, deleted or recreated"
+                            );
+                        }
                     }
                     return Ok(());
                 }
@@ -158,6 +260,9 @@ impl Release<'_> {
                     return Ok(());
                 }
                 Polled::Revoked { partitions, .. } => {
+                    let leaving: Vec<_> = self.topics.tier_partitions(&partitions).collect();
+                    self.end_batches_of(member, &leaving)?;
+                    self.passed.retain(|at, _| !leaving.contains(at));
                     self.machine
                         .revoked(self.topics.tier_partitions(&partitions));
                     tracing::info!(partitions = partitions.len(), "tier partitions revoked");
@@ -184,125 +289,9 @@ impl Release<'_> {
         }
         Ok(())
     }
-
-    fn move_batch(&mut self, member: &Member, batch: &Batch) -> Result<(), Failure> {
-        let started = clock::instant();
-        let mut spans = Together::default();
-        let result = self
-            .write(batch, &mut spans)
-            .and_then(|()| self.commit(member, batch));
-        let ended = clock::instant();
-        self.context.metrics.transaction(
-            TransactionalRole::Release,
-            result.is_ok(),
-            ended - started,
-        );
-        let end = result
-            .as_ref()
-            .map_or_else(BatchError::end, |()| TransactionEnd::Committed);
-        match (self.machine.ended(batch, end, ended), result) {
-            (Next::ReadAgain(partitions), Err(error)) => {
-                tracing::warn!("reading the tiers again from the committed positions: {error}");
-                self.producer.renew()?;
-                let partitions: Vec<_> = partitions
-                    .into_iter()
-                    .map(|at| self.topics.topic_partition(at))
-                    .collect();
-                member.rewind(&partitions)
-            }
-            (_, Err(BatchError::Failed(failure))) => Err(failure),
-            (_, Err(BatchError::TooLarge { .. })) => Err(Failure::Internal(
-                "a record of a retry topic is larger than the topic that it moves to allows: raise max.message.bytes of the topic that `hookstream topics check` names".to_owned(),
-            )),
-            (_, Err(error)) => Err(Failure::Internal(error.to_string())),
-            (_, Ok(())) => {
-                self.count(batch);
-                spans.end();
-                Ok(())
-            }
-        }
-    }
-
-    fn write(&mut self, batch: &Batch, spans: &mut Together) -> Result<(), BatchError> {
-        for (tag, one) in self.machine.moves(batch).enumerate() {
-            let (command, topic): (&Command, &str) = match one.to {
-                Destination::Commands(command) => (command, &self.topics.commands),
-                Destination::Tier(tier, command) => (command, &self.topics.tiers[tier]),
-                Destination::Invalid(record) => {
-                    self.producer
-                        .send(invalid(record, &self.topics.invalid, tag))?;
-                    continue;
-                }
-            };
-            self.producer.send(Record {
-                topic,
-                partition: None,
-                key: Some(command.subscriber.as_bytes()),
-                value: Some(&command.body),
-                headers: command_headers(&command.envelope()),
-                tag,
-            })?;
-            let carried = command.traceparent.as_deref();
-            if let Some(span) = self.context.tracer.of_command(carried) {
-                let at = span::Place {
-                    topic: &self.topics.tiers[one.from.tier],
-                    partition: one.from.partition,
-                    offset: one.offset.0,
-                };
-                let waited = batch.now.since(one.appended);
-                spans.add(span, span::release(command, at, topic, waited));
-            }
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, member: &Member, batch: &Batch) -> Result<(), BatchError> {
-        let commits: Vec<Commit> = batch
-            .portions
-            .iter()
-            .map(|portion| Commit {
-                at: self.topics.topic_partition(portion.from),
-                position: portion.position,
-                metadata: String::new(),
-            })
-            .collect();
-        self.producer
-            .finish(&commits, member.generation().as_deref())?;
-        match self.context.settings.guarantee {
-            Guarantee::ExactlyOnce => Ok(()),
-            Guarantee::AtLeastOnce => member.commit(&commits).map_err(BatchError::Aborted),
-        }
-    }
-
-    fn count(&self, batch: &Batch) {
-        self.metrics.released(Released::Tier).inc_by(batch.hops);
-        for (cause, count) in Cause::ALL.into_iter().zip(batch.released) {
-            self.metrics.released(Released::Commands).inc_by(count);
-            self.context.metrics.commands(cause).inc_by(count);
-        }
-    }
 }
 
-/// The record that sets one aside that is not a command.
-fn invalid<'a>(record: &'a InvalidRecord, topic: &'a str, tag: usize) -> Record<'a> {
-    tracing::error!(
-        topic = record.topic,
-        partition = record.partition,
-        offset = record.offset.0,
-        "not a command: {}",
-        record.error
-    );
-    Record {
-        topic,
-        partition: None,
-        key: record.key.as_deref(),
-        value: record.value.as_deref(),
-        headers: invalid_headers(record),
-        tag,
-    }
-}
-
-fn now() -> Now {
+pub(super) fn now() -> Now {
     Now {
         wall: clock::now(),
         steady: clock::instant(),

@@ -181,6 +181,16 @@ impl Broker {
         );
     }
 
+    /// Runs one of Kafka's console tools, such as `kafka-transactions`.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> std::process::Output {
+        Command::new(script())
+            .args(["tool", name])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
     /// Process id of one of this process's own brokers, numbered from 1.
     pub fn pid(&self, number: u32) -> u32 {
         let dir = &self.script.as_ref().unwrap().dir;

@@ -6,6 +6,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::context::MemberContext;
+use super::hanging::{OFFSETS_TOPIC, message, partition_of};
 use super::partition::{TopicPartition, plain};
 use crate::config::Settings;
 use crate::edge::clock;
@@ -14,7 +15,7 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::wait::KeepWaiting;
-use crate::edge::kafka::watchdog::{bounded, was_unreachable_within};
+use crate::edge::kafka::watchdog::{Link, was_unreachable_within};
 use crate::model::units::Position;
 
 /// The committed offset of a partition.
@@ -31,6 +32,7 @@ pub struct Committed {
 /// Reads the committed offsets of one group.
 pub(super) struct CommittedReader<'a> {
     pub(super) consumer: &'a BaseConsumer<MemberContext>,
+    pub(super) link: &'a Link,
     pub(super) settings: &'a Settings,
     pub(super) purpose: &'static str,
     pub(super) group: &'a str,
@@ -72,7 +74,7 @@ impl CommittedReader<'_> {
                 failpoint::point("committed-read.before");
                 self.consumer.committed_offsets(wanted.clone(), TRY)
             };
-            match bounded("reading committed offsets", read) {
+            match self.link.bounded("reading committed offsets", read) {
                 Ok(found) => {
                     failpoint::point("committed-read.after");
                     let found = read_committed(partitions, &found)?;
@@ -106,14 +108,38 @@ impl CommittedReader<'_> {
                     if tries % DIAGNOSE_EVERY == 0
                         && self.second_client_reads(&wanted, "read_uncommitted", TRY)
                     {
-                        tracing::error!(
-                            group = self.group,
-                            "committed offsets blocked by a hanging transaction, whose end a broker has lost; waiting, see HangingTransaction in the runbook"
-                        );
+                        tracing::error!(group = self.group, "{}", self.hanging());
                     }
                 }
             }
         }
+    }
+
+    /// What an operator has to do about the transaction that holds the positions.
+    fn hanging(&self) -> String {
+        const ANSWER: Duration = Duration::from_secs(5);
+        let found = || {
+            let client = self.second_client("read_committed")?;
+            let metadata = client.fetch_metadata(Some(OFFSETS_TOPIC), ANSWER).ok()?;
+            let count = metadata.topics().first()?.partitions().len();
+            let partition = partition_of(self.group, i32::try_from(count).ok()?)?;
+            // As read-committed readers see it, the partition ends where the transaction starts.
+            let ends = client.fetch_watermarks(OFFSETS_TOPIC, partition, ANSWER);
+            std::thread::spawn(move || drop(client));
+            Some((partition, ends.ok().map(|(_, stable)| stable)))
+        };
+        let link = Link::new(self.purpose);
+        match link.bounded("looking for a hanging transaction", found) {
+            Some((partition, start)) => message(&self.settings.brokers, Some(partition), start),
+            None => message(&self.settings.brokers, None, None),
+        }
+    }
+
+    fn second_client(&self, isolation: &str) -> Option<BaseConsumer<LoggedConsumer>> {
+        let mut config = consumer_config(self.settings, self.purpose, self.group);
+        config.set("isolation.level", isolation);
+        let context = LoggedConsumer(LogContext::new(self.purpose));
+        config.create_with_context(context).ok()
     }
 
     /// Whether a client that is not a member can read the committed offsets. If it can with `read_committed`, neither
@@ -124,13 +150,14 @@ impl CommittedReader<'_> {
         isolation: &str,
         timeout: Duration,
     ) -> bool {
-        let mut config = consumer_config(self.settings, self.purpose, self.group);
-        config.set("isolation.level", isolation);
-        let context = LoggedConsumer(LogContext::new(self.purpose));
-        let second: Result<BaseConsumer<LoggedConsumer>, _> = config.create_with_context(context);
-        let Ok(client) = second else { return false };
+        let Some(client) = self.second_client(isolation) else {
+            return false;
+        };
         let read = || client.committed_offsets(wanted.clone(), timeout);
-        let reads = bounded("reading committed offsets with a second client", read).is_ok();
+        let link = Link::new(self.purpose);
+        let reads = link
+            .bounded("reading committed offsets with a second client", read)
+            .is_ok();
         // Dropping a client can block while no coordinator responds.
         std::thread::spawn(move || drop(client));
         reads

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -32,6 +32,9 @@ pub(super) struct MemberContext {
     pub(super) events: Mutex<VecDeque<Event>>,
     pub(super) closing: AtomicBool,
     pub(super) health: ClientHealth,
+    /// Partitions whose commit the broker has refused, while it may have taken others of the same request: then the
+    /// commit itself reports no error.
+    pub(super) refused: Mutex<Vec<(TopicPartition, KafkaError)>>,
 }
 
 impl MemberContext {
@@ -40,6 +43,11 @@ impl MemberContext {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop_front()
+    }
+
+    pub(super) fn take_refused(&self) -> Vec<(TopicPartition, KafkaError)> {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *refused)
     }
 
     pub(super) fn push_event(&self, event: Event) {
@@ -68,6 +76,19 @@ impl ClientContext for MemberContext {
 }
 
 impl ConsumerContext for MemberContext {
+    fn commit_callback(&self, _: Result<(), KafkaError>, offsets: &TopicPartitionList) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        for element in offsets.elements() {
+            if let Err(error) = element.error() {
+                let at = TopicPartition {
+                    topic: Arc::from(element.topic()),
+                    partition: element.partition(),
+                };
+                refused.push((at, error));
+            }
+        }
+    }
+
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,

@@ -5,8 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
+
+use super::partition::TopicPartition;
 
 /// The part of the client's statistics that is used.
 #[derive(Deserialize)]
@@ -14,6 +17,21 @@ struct Statistics {
     cgrp: Option<Group>,
     #[serde(default)]
     brokers: HashMap<String, Connection>,
+    #[serde(default)]
+    topics: HashMap<String, Topic>,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    #[serde(default)]
+    partitions: HashMap<String, Partition>,
+}
+
+/// The high watermark that the client knows; negative before the first.
+#[derive(Deserialize)]
+struct Partition {
+    #[serde(default)]
+    hi_offset: i64,
 }
 
 /// The client's group state, and how long it has lasted, ms.
@@ -40,6 +58,8 @@ pub(super) struct ClientHealth {
     stuck: AtomicBool,
     disturbed: AtomicBool,
     failures: AtomicI64,
+    /// The highest end of each partition that was known.
+    ends: Mutex<HashMap<(String, i32), i64>>,
 }
 
 impl ClientHealth {
@@ -53,6 +73,7 @@ impl ClientHealth {
             stuck: AtomicBool::new(false),
             disturbed: AtomicBool::new(false),
             failures: AtomicI64::new(0),
+            ends: Mutex::default(),
         }
     }
 
@@ -65,6 +86,7 @@ impl ClientHealth {
                 return;
             }
         };
+        self.note_ends(statistics.topics);
         let brokers = statistics.brokers.values();
         let failures = brokers.map(|broker| broker.disconnects + broker.req_timeouts);
         let failures = failures.sum();
@@ -80,6 +102,32 @@ impl ClientHealth {
         if statistics.cgrp.is_some_and(is_stuck) {
             self.stuck.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn note_ends(&self, topics: HashMap<String, Topic>) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        for (topic, found) in topics {
+            for (number, partition) in found.partitions {
+                if let Ok(number) = number.parse()
+                    && partition.hi_offset >= 0
+                {
+                    let end = ends.entry((topic.clone(), number)).or_default();
+                    *end = partition.hi_offset.max(*end);
+                }
+            }
+        }
+    }
+
+    /// The highest end of a partition that was known since it was last forgotten.
+    pub(super) fn known_end(&self, at: &TopicPartition) -> Option<i64> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.get(&(at.topic.to_string(), at.partition)).copied()
+    }
+
+    /// The partition is read from elsewhere, perhaps of a topic that was made again.
+    pub(super) fn forget_end(&self, at: &TopicPartition) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.remove(&(at.topic.to_string(), at.partition));
     }
 
     /// Notes that a connection broke or a request timed out.
@@ -100,7 +148,7 @@ impl ClientHealth {
 
 #[cfg(test)]
 mod tests {
-    use super::ClientHealth;
+    use super::{ClientHealth, TopicPartition};
 
     fn statistics(state: &str, age: i64, disconnects: [i64; 2]) -> String {
         let [a, b] = disconnects;
@@ -120,6 +168,26 @@ mod tests {
         }
         health.read(statistics("wait-coord", 15_001, [0, 0]).as_bytes());
         assert!(health.is_stuck());
+    }
+
+    #[test]
+    fn the_highest_end_of_a_partition_is_known_until_it_is_forgotten() {
+        let health = ClientHealth::new(12_000);
+        let at = TopicPartition {
+            topic: "t".into(),
+            partition: 3,
+        };
+        let read = |end: i64| {
+            let told = serde_json::json!({"topics": {"t": {"partitions": {"3": {"hi_offset": end}, "-1": {}}}}});
+            health.read(told.to_string().as_bytes());
+        };
+        read(-1001);
+        assert_eq!(health.known_end(&at), None);
+        read(7);
+        read(2);
+        assert_eq!(health.known_end(&at), Some(7), "it was made again");
+        health.forget_end(&at);
+        assert_eq!(health.known_end(&at), None);
     }
 
     #[test]

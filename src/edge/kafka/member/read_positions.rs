@@ -42,6 +42,11 @@ impl ReadPositions {
         Ok(each.collect())
     }
 
+    /// The partition's topic is deleted. Returns whether it was known.
+    pub(super) fn forget(&mut self, at: &TopicPartition) -> bool {
+        self.0.remove(at).is_some()
+    }
+
     /// Reading starts at `positions`.
     pub(super) fn start(
         &mut self,

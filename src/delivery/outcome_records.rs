@@ -1,0 +1,154 @@
+//! Outcomes as records: which topic each goes to, its key and its headers.
+
+use std::sync::Arc;
+
+use rdkafka::message::OwnedHeaders;
+
+use super::partition::effect::Outcome;
+use crate::config::Settings;
+use crate::edge::clock;
+use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::record::{command_headers, invalid_headers, with_header};
+use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
+use crate::model::command::{Command, Envelope};
+use crate::model::invalid_record::InvalidRecord;
+use crate::model::partitioner::key_hash;
+use crate::model::subscription::{Decider, Decision, Subscription};
+
+/// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions.
+pub(super) struct OutcomeTopics(Vec<Arc<str>>);
+
+impl OutcomeTopics {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let mut all = settings.retry_topics();
+        let topics = &settings.topics;
+        all.extend([
+            topics.dead_letters(),
+            topics.invalid_events(),
+            topics.subscriptions(),
+        ]);
+        Self(all.into_iter().map(Arc::from).collect())
+    }
+
+    pub(super) fn name(&self, topic: usize) -> &Arc<str> {
+        &self.0[topic]
+    }
+
+    /// The number of an outcome's topic, and the hash of its key there.
+    pub(super) fn of(&self, outcome: &Outcome) -> (usize, u32) {
+        let dead_letters = self.0.len() - 3;
+        let command_hash = |command: &Command| key_hash(command.subscriber.as_bytes());
+        match outcome {
+            Outcome::Tier(tier, command) => (*tier, command_hash(command)),
+            Outcome::DeadLetter(command, _) => (dead_letters, command_hash(command)),
+            Outcome::Invalid(record) => (dead_letters + 1, invalid_hash(record)),
+            Outcome::Disable(subscription) => {
+                (dead_letters + 2, key_hash(subscription.id.as_bytes()))
+            }
+        }
+    }
+}
+
+/// A record without a key goes to a partition by where it was read.
+fn invalid_hash(record: &InvalidRecord) -> u32 {
+    let place = || format!("{} {}:{}", record.topic, record.partition, record.offset);
+    match &record.key {
+        Some(key) => key_hash(key),
+        None => key_hash(place().as_bytes()),
+    }
+}
+
+/// Where a record goes.
+pub(super) struct Destination<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: Option<i32>,
+    pub(super) tag: usize,
+}
+
+/// Sends the record of an outcome.
+pub(super) fn write(
+    producer: &mut Producer,
+    outcome: &Outcome,
+    to: Destination<'_>,
+    table: &SubscriptionCache,
+) -> Result<(), BatchError> {
+    match outcome {
+        Outcome::Tier(_, command) => {
+            let headers = command_headers(&command.envelope());
+            write_command(producer, command, headers, to)
+        }
+        Outcome::DeadLetter(command, info) => {
+            let headers = info
+                .headers()
+                .iter()
+                .fold(dead_letter_headers(command), |headers, (name, value)| {
+                    with_header(headers, name, value)
+                });
+            write_command(producer, command, headers, to)
+        }
+        Outcome::Invalid(record) => producer.send(Record {
+            topic: to.topic,
+            partition: to.partition,
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            headers: invalid_headers(record),
+            tag: to.tag,
+        }),
+        Outcome::Disable(decided_on) => write_disabled(producer, decided_on, to, table),
+    }
+}
+
+fn write_command(
+    producer: &mut Producer,
+    command: &Command,
+    headers: OwnedHeaders,
+    to: Destination<'_>,
+) -> Result<(), BatchError> {
+    producer.send(Record {
+        topic: to.topic,
+        partition: to.partition,
+        key: Some(command.subscriber.as_bytes()),
+        value: Some(&command.body),
+        headers,
+        tag: to.tag,
+    })
+}
+
+/// Writes the decision to disable a subscription. It names what it was made on, so an apply or a resume that comes first,
+/// or at the same time, prevails, whatever this replica has read of it.
+fn write_disabled(
+    producer: &mut Producer,
+    decided_on: &Arc<Subscription>,
+    to: Destination<'_>,
+    table: &SubscriptionCache,
+) -> Result<(), BatchError> {
+    let id = &*decided_on.id;
+    let now = table.get(id);
+    if !matches!(now, Known::Valid(now) if now.source == decided_on.source) {
+        tracing::info!(
+            subscription = id,
+            "not disabled: the subscription has changed"
+        );
+        return Ok(());
+    }
+    let key = Decider::Hookstream.key(id);
+    let value = Decision::gone(decided_on, clock::now()).to_json();
+    producer.send(Record {
+        topic: to.topic,
+        partition: decided_on.source.partition,
+        key: Some(key.as_bytes()),
+        value: Some(&value),
+        headers: OwnedHeaders::new(),
+        tag: to.tag,
+    })
+}
+
+fn dead_letter_headers(command: &Command) -> OwnedHeaders {
+    // The dead letter's own first-failure header replaces the command's, and a replay gets a new sequence.
+    command_headers(&Envelope {
+        first_failure: None,
+        sequence: None,
+        cluster: None,
+        ..command.envelope()
+    })
+}

@@ -1,0 +1,61 @@
+//! What a worker reports to the role's thread.
+
+use std::sync::Arc;
+
+use super::Worker;
+use crate::delivery::messages::PartitionState;
+use crate::delivery::outage::{Health, LATELY};
+use crate::delivery::partition::counts::AttemptCounts;
+use crate::delivery::partition::lane::most_alone;
+use crate::edge::clock;
+
+impl Worker {
+    pub(super) fn health(&self) -> Health {
+        let now = clock::instant();
+        let mut health = Health {
+            responded: self.pause.as_ref().is_some_and(|pause| pause.responded),
+            can_probe: self.in_flight > 0 || !self.ready.is_empty(),
+            ..Health::default()
+        };
+        for owned in self.partitions.values() {
+            let (active, failing) = owned.machine.health(LATELY, now);
+            health.active += active;
+            health.failing += failing;
+        }
+        health
+    }
+
+    /// Takes the attempts since the last call.
+    pub(super) fn attempts(&mut self) -> Vec<(Arc<str>, AttemptCounts)> {
+        let mut all = std::mem::take(&mut self.of_gone);
+        for owned in self.partitions.values_mut() {
+            owned.machine.take_attempts(&mut all);
+        }
+        all
+    }
+
+    pub(super) fn states(&mut self) -> Vec<PartitionState> {
+        let now = clock::instant();
+        let format = self.around.settings.window_format;
+        let most = most_alone(self.around.max_in_flight);
+        let paused = self.pause.is_some();
+        let each = self.partitions.iter_mut();
+        each.map(|(&partition, owned)| {
+            let ages = owned.in_flight.values().map(|flight| now - flight.started);
+            PartitionState {
+                partition,
+                snapshot: owned.machine.snapshot(owned.place, format),
+                span: owned.machine.span(),
+                stalled: owned.machine.stalled(now),
+                oldest: ages.max().unwrap_or_default(),
+                runnable: if paused {
+                    0
+                } else {
+                    owned.machine.runnable(most, now)
+                },
+                outcomes: std::mem::take(&mut owned.outcomes),
+            }
+        })
+        .collect()
+    }
+}

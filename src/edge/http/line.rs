@@ -1,0 +1,236 @@
+//! Opens connections, and exchanges requests on one that no other request uses.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::Context;
+
+use bytes::Bytes;
+use http::{Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::rt::Executor;
+use hyper_util::client::legacy::connect::Connection as _;
+use hyper_util::rt::TokioTimer;
+use tokio::sync::Notify;
+use tower_service::Service;
+
+use super::dial::{Dial, DialError, Stream};
+use super::limits::{
+    H2_CONNECTION_WINDOW, H2_PING_INTERVAL, H2_PING_TIMEOUT, H2_STREAM_WINDOW, MAX_HEADER_BYTES,
+    MAX_HEADERS,
+};
+
+/// The request type of hyper.
+pub(super) type Message = http::Request<Full<Bytes>>;
+/// The result of sending a request. An error contains the request if none of it was sent.
+pub(super) type Sent = Result<Response<Incoming>, TrySendError<Message>>;
+
+/// Streams that an HTTP/2 connection may carry before its server has said how many it accepts.
+pub(super) const STREAMS_BEFORE_SETTINGS: usize = 1;
+
+/// Why no connection is available.
+#[derive(Debug)]
+pub(super) enum OpenError {
+    Dial(DialError),
+    Handshake(hyper::Error),
+}
+
+/// Closes idle connections of any pool if there are too many.
+pub(super) trait Evict: fmt::Debug + Send + Sync {
+    /// Closes those that were idle for longest.
+    fn evict(&self);
+}
+
+/// What all pools of a client share: the way to open connections, and the number of idle ones.
+#[derive(Debug)]
+pub(super) struct Opener {
+    pub(super) dial: Dial,
+    /// The owner of the pools.
+    pub(super) client: Weak<dyn Evict>,
+    /// The maximum number of idle connections of all pools.
+    pub(super) max_idle: usize,
+    /// Idle connections of all pools.
+    pub(super) idle: AtomicUsize,
+    /// The number of times that a connection became idle.
+    pub(super) stamps: AtomicU64,
+}
+
+/// An HTTP/2 connection that nothing drives yet.
+pub(super) struct Undriven {
+    pub(super) sender: http2::SendRequest<Full<Bytes>>,
+    pub(super) driver: http2::Connection<Stream, Full<Bytes>, Settings>,
+    pub(super) settings: Settings,
+}
+
+/// Runs the tasks of an HTTP/2 connection. One of them receives the server's settings, and tells only the other ones'
+/// common state: as long as these settings are missing, each step of a task is reported to whoever waits for them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings(Arc<Arrival>);
+
+#[derive(Debug, Default)]
+struct Arrival {
+    known: AtomicBool,
+    step: Notify,
+}
+
+impl Settings {
+    /// Waits for the next step of any task.
+    pub(super) async fn step(&self) {
+        self.0.step.notified().await;
+    }
+
+    /// Nobody waits for them any more.
+    pub(super) fn are_known(&self) {
+        self.0.known.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Settings {
+    fn execute(&self, task: F) {
+        if self.0.known.load(Ordering::Relaxed) {
+            tokio::spawn(task);
+            return;
+        }
+        let arrival = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let mut task = pin!(task);
+            poll_fn(|cx| {
+                let polled = task.as_mut().poll(cx);
+                if !arrival.known.load(Ordering::Relaxed) {
+                    arrival.step.notify_one();
+                }
+                polled
+            })
+            .await;
+        });
+    }
+}
+
+/// A connection that was just opened.
+pub(super) enum Opened {
+    Http1(Box<Http1>),
+    Http2(Box<Undriven>),
+}
+
+impl Opener {
+    pub(super) async fn open(self: Arc<Self>, origin: Uri) -> Result<Opened, OpenError> {
+        let mut dial = self.dial.clone();
+        poll_fn(|cx| dial.poll_ready(cx))
+            .await
+            .map_err(OpenError::Dial)?;
+        let stream = dial.call(origin).await.map_err(OpenError::Dial)?;
+        let opened = if stream.connected().is_negotiated_h2() {
+            http2(stream).await.map(Box::new).map(Opened::Http2)
+        } else {
+            http1(stream).await.map(Opened::Http1)
+        };
+        opened.map_err(OpenError::Handshake)
+    }
+
+    /// Counts a connection that has become idle; returns the order in which it did.
+    pub(super) fn idle_one(&self) -> u64 {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        self.stamps.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts `count` connections that are no longer idle.
+    pub(super) fn not_idle(&self, count: usize) {
+        self.idle.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Closes the connections that were idle for longest, if there are too many.
+    pub(super) fn trim(&self) {
+        if self.idle.load(Ordering::Relaxed) > self.max_idle
+            && let Some(client) = self.client.upgrade()
+        {
+            client.evict();
+        }
+    }
+}
+
+async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
+    let (sender, driver) = http1::Builder::new()
+        .max_buf_size(MAX_HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .handshake(stream)
+        .await?;
+    Ok(Box::new(Http1 {
+        sender,
+        driver: Some(driver),
+        since: 0,
+        stamp: 0,
+    }))
+}
+
+async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
+    let settings = Settings::default();
+    let (sender, driver) = http2::Builder::new(settings.clone())
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
+        .keep_alive_interval(H2_PING_INTERVAL)
+        .keep_alive_timeout(H2_PING_TIMEOUT)
+        .handshake(stream)
+        .await?;
+    Ok(Undriven {
+        sender,
+        driver,
+        settings,
+    })
+}
+
+/// An HTTP/1.1 connection. Dropping it closes it.
+pub(super) struct Http1 {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// `None` after the connection has ended.
+    driver: Option<http1::Connection<Stream, Full<Bytes>>>,
+    /// The sweep count when it was returned.
+    pub(super) since: u64,
+    /// The order in which it was returned.
+    pub(super) stamp: u64,
+}
+
+impl fmt::Debug for Http1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Http1")
+    }
+}
+
+impl Http1 {
+    /// Sends one request and waits for the response headers. Dropping the future leaves the connection in the middle of
+    /// an exchange: drop the connection too.
+    pub(super) async fn exchange(&mut self, message: Message) -> Sent {
+        let Self { sender, driver, .. } = self;
+        let mut sent = pin!(sender.try_send_request(message));
+        poll_fn(|cx| {
+            drive(driver, cx);
+            sent.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Drives the connection: call this before polling anything that waits for it.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        drive(&mut self.driver, cx);
+    }
+
+    /// Whether it can take another request, as far as this side knows.
+    pub(super) fn is_free(&self) -> bool {
+        self.driver.is_some() && self.sender.is_ready()
+    }
+}
+
+fn drive<T: Future + Unpin>(driver: &mut Option<T>, cx: &mut Context<'_>) {
+    // The request in flight receives the connection's error.
+    if let Some(running) = driver
+        && Pin::new(running).poll(cx).is_ready()
+    {
+        *driver = None;
+    }
+}

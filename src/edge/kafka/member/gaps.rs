@@ -1,0 +1,93 @@
+//! Positions outside of their logs, and topics that are deleted while they are read.
+
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer;
+
+use super::Member;
+use super::context::Event;
+use super::gap::Gap;
+use super::gap_search::Found;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
+
+impl Member {
+    /// A position is out of range, and the client does not report which. Asks for the range of each partition in the
+    /// background: a broker that does not respond must not keep this thread.
+    pub(super) fn look_for_gaps(&self) -> Result<(), Failure> {
+        let mut search = self.gap_search.borrow_mut();
+        if let Some(found) = search.found() {
+            drop(search);
+            return self.handle_gaps(found);
+        }
+        if search.is_due(clock::instant()) {
+            let positions = self.read_positions.borrow().current(&self.consumer)?;
+            search.start(&self.consumer, positions, clock::instant());
+        }
+        Ok(())
+    }
+
+    /// Resumes at the earliest record where the position is outside of its log, and elsewhere where it was, since the
+    /// client has stopped some partition.
+    fn handle_gaps(&self, found: Vec<Found>) -> Result<(), Failure> {
+        let now = self.read_positions.borrow().current(&self.consumer)?;
+        let mut all_known = true;
+        let mut any = false;
+        for Found { at, from, range } in &found {
+            // What has moved on meanwhile is not stopped; what has left is no longer ours.
+            if !now.contains(&(at.clone(), *from)) {
+                continue;
+            }
+            let Some(range) = *range else {
+                all_known = false;
+                continue;
+            };
+            let known = self.consumer.context().health.known_end(at);
+            let Some(gap) = Gap::find(at, *from, range, known) else {
+                continue;
+            };
+            any = true;
+            gap.log();
+            self.start_at(gap.at.clone(), gap.to)?;
+            self.consumer.context().push_event(Event::Gap(gap));
+        }
+        if all_known {
+            self.gap_search.borrow_mut().end();
+            if !any {
+                // The log has changed since the error, but the client has stopped a partition.
+                for Found { at, from, .. } in found {
+                    if now.contains(&(at.clone(), from)) {
+                        self.start_at(at, from)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A leader change briefly looks like a missing topic; only a topic absent from the metadata is deleted. Its partitions
+    /// are reported as gaps. The group gives them up, and assigns them again when the topic is back.
+    pub(super) fn look_for_deleted_topics(&self) -> Result<(), Failure> {
+        const ANSWER: Duration = Duration::from_secs(2);
+        if self.deletions.borrow_mut().pass(clock::instant()).is_none() {
+            return Ok(());
+        }
+        let Ok(metadata) = self.consumer.fetch_metadata(None, ANSWER) else {
+            return Ok(());
+        };
+        let context = self.consumer.context();
+        let positions = self.read_positions.borrow().current(&self.consumer)?;
+        for (at, from) in positions {
+            let mut topics = metadata.topics().iter();
+            if !topics.any(|found| found.name() == &*at.topic) {
+                let gap = Gap::deleted(&at, from, context.health.known_end(&at));
+                context.health.forget_end(&at);
+                if from.0 > 0 && self.read_positions.borrow_mut().forget(&at) {
+                    gap.log();
+                    context.push_event(Event::Gap(gap));
+                }
+            }
+        }
+        Ok(())
+    }
+}

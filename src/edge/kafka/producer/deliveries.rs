@@ -1,0 +1,107 @@
+//! The delivery reports of a batch: how many records are outstanding, and which were refused.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use rdkafka::producer::{DeliveryResult, ProducerContext};
+
+use crate::edge::kafka::log::LogContext;
+
+/// A record that was not written.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The input of the batch that it comes from.
+    pub tag: usize,
+    /// The partition that it was for, if the client had chosen one.
+    pub partition: Option<i32>,
+    /// Why.
+    pub error: KafkaError,
+}
+
+/// The delivery reports of the current batch.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    pub(super) outstanding: AtomicUsize,
+    failed: Mutex<Vec<Refused>>,
+    none_left: Condvar,
+}
+
+impl Deliveries {
+    fn report(&self, result: Result<(), Refused>) {
+        if let Err(refused) = result {
+            self.failed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(refused);
+        }
+        if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Under the lock, so that a waiter cannot miss the notification between its check and its wait.
+            drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
+            self.none_left.notify_all();
+        }
+    }
+
+    /// Waits until every record is acknowledged or rejected. Terminates because `message.timeout.ms` bounds how long a
+    /// record is neither.
+    pub(super) fn wait(&self) -> Result<(), (usize, KafkaError)> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.outstanding.load(Ordering::Acquire) > 0 {
+            failed = self
+                .none_left
+                .wait(failed)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let first = std::mem::take(&mut *failed).into_iter().next();
+        first.map_or(Ok(()), |refused| Err((refused.tag, refused.error)))
+    }
+
+    /// The same for at most `time`: the records that were not written, or `None` while some are neither.
+    pub(super) fn wait_for(&self, time: Duration) -> Option<Vec<Refused>> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut failed, _) = self
+            .none_left
+            .wait_timeout_while(failed, time, |_| {
+                self.outstanding.load(Ordering::Acquire) > 0
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let done = self.outstanding.load(Ordering::Acquire) == 0;
+        done.then(|| std::mem::take(&mut *failed))
+    }
+}
+
+/// Counts delivery reports.
+pub struct DeliveryContext {
+    pub(super) log: LogContext,
+    pub(super) deliveries: Arc<Deliveries>,
+}
+
+impl ClientContext for DeliveryContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(error, reason);
+    }
+}
+
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
+        let result = result.as_ref().map(|_| ()).map_err(|(error, message)| {
+            let partition = message.partition();
+            Refused {
+                tag,
+                partition: (partition >= 0).then_some(partition),
+                error: error.clone(),
+            }
+        });
+        self.deliveries.report(result);
+    }
+}

@@ -1,0 +1,107 @@
+//! Decisions about a subscription's state, which are records of their own beside the applied one.
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{State, Subscription};
+use super::record::{MAX_RECORD_BYTES, SubscriptionError};
+use super::version::Version;
+use crate::model::units::EpochMs;
+
+/// The prefix of the key of an operator's decision.
+const OPERATOR: &str = "state/";
+/// The prefix of the key of delivery's decision.
+const DISABLED: &str = "disabled/";
+
+/// Who decides about a subscription's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decider {
+    /// An operator, with `subscriptions pause` or `resume`.
+    Operator,
+    /// hookstream, after a response 410.
+    Hookstream,
+}
+
+impl Decider {
+    /// Splits the key of a decision; `None` for other keys.
+    #[must_use]
+    pub fn of_key(key: &str) -> Option<(Self, &str)> {
+        let operator = key.strip_prefix(OPERATOR).map(|id| (Self::Operator, id));
+        operator.or_else(|| Some((Self::Hookstream, key.strip_prefix(DISABLED)?)))
+    }
+
+    /// The key of the decision about a subscription.
+    #[must_use]
+    pub fn key(self, id: &str) -> String {
+        let prefix = match self {
+            Self::Operator => OPERATOR,
+            Self::Hookstream => DISABLED,
+        };
+        format!("{prefix}{id}")
+    }
+}
+
+/// A decision about a subscription's state: the value of its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The subscription's id.
+    pub subscription: Box<str>,
+    /// What it was made on; it holds only while that is current.
+    pub version: Version,
+    /// The state.
+    pub state: State,
+    /// When it was made.
+    pub at: EpochMs,
+    /// When the subscription was last resumed, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_at: Option<EpochMs>,
+}
+
+impl Decision {
+    /// An operator's decision about `subscription` as it is now.
+    #[must_use]
+    pub fn by_operator(subscription: &Subscription, state: State, now: EpochMs) -> Self {
+        let resumed = (state == State::Active).then_some(now);
+        Self {
+            subscription: subscription.id.clone(),
+            version: subscription.source.applied.clone(),
+            state,
+            at: now,
+            resumed_at: resumed.or(subscription.resumed_at),
+        }
+    }
+
+    /// The decision to disable `subscription`, whose endpoint is gone.
+    #[must_use]
+    pub fn gone(subscription: &Subscription, now: EpochMs) -> Self {
+        Self {
+            subscription: subscription.id.clone(),
+            version: subscription.source.version.clone(),
+            state: State::Disabled,
+            at: now,
+            resumed_at: None,
+        }
+    }
+
+    /// The value of its record.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        // A struct of texts and numbers always serializes.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    pub(super) fn read(id: &str, value: &[u8]) -> Result<Self, SubscriptionError> {
+        if value.len() > MAX_RECORD_BYTES {
+            return Err(SubscriptionError::TooLarge(value.len()));
+        }
+        let invalid = |problem| SubscriptionError::Invalid(vec![problem]);
+        let read: Self =
+            serde_json::from_slice(value).map_err(|error| invalid(format!("state: {error}")))?;
+        if *read.subscription != *id {
+            return Err(invalid(format!(
+                "subscription: {:?} differs from the record's key, of {id:?}",
+                read.subscription
+            )));
+        }
+        Ok(read)
+    }
+}

@@ -1,0 +1,371 @@
+//! The subscriptions as a fold of their topic, where each one has up to three records with keys of their own.
+//!
+//! | key | written by | contents |
+//! |---|---|---|
+//! | `ID` | `subscriptions apply` | the subscription as applied; a tombstone deletes it |
+//! | `state/ID` | `subscriptions pause` and `resume` | what operators decided: [`Decision`] |
+//! | `disabled/ID` | delivery, after a 410 | that the endpoint is gone: [`Decision`] |
+//!
+//! An id has no slash, so the keys cannot collide. Each kind of writer owns its record, so none overwrites what another
+//! one decided. Kafka has no compare-and-set, so a decision names the [`Version`](super::Version) that it was made on, and is ignored
+//! when that is no longer current: a 410 that arrives after an apply or a resume disables nothing.
+//!
+//! A version is a hash of bytes, not an offset: it survives compaction, and is the same on every replica and on a
+//! mirrored cluster. Identical bytes are the same version, so a tool that writes all its records again does not undo a
+//! pause. `subscriptions apply` adds a header that makes each of its records distinct.
+//!
+//! The three records of a subscription are in one partition, and the fold follows their order there. So it is the same
+//! for a reader that has followed the topic and for one that reads it after compaction, with one exception: a reader
+//! that saw a record knows the last valid one before it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::decision::{Decider, Decision};
+use super::model::{State, Subscription};
+use super::record::SubscriptionError;
+use super::validate::parse;
+use super::version::{Version, digest};
+use crate::model::units::EpochMs;
+
+/// The maximum length of an id, in bytes.
+const MAX_ID: usize = 200;
+
+/// A record of the topic.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TopicRecord<'a> {
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Its [`APPLIED`](super::APPLIED) header.
+    pub applied: Option<&'a [u8]>,
+    /// Its partition.
+    pub partition: Option<i32>,
+    /// Its timestamp.
+    pub timestamp: Option<EpochMs>,
+}
+
+/// What a record changes.
+#[derive(Debug)]
+pub enum Change {
+    /// The subscription is now this one: the same [`Arc`] as before if nothing about it has changed.
+    Updated(Arc<Subscription>),
+    /// The subscription no longer exists.
+    Removed(Box<str>),
+    /// Nothing.
+    Nothing,
+    /// The record is invalid.
+    Refused {
+        /// Why.
+        error: SubscriptionError,
+        /// Whether an earlier record stays in force.
+        in_force: bool,
+        /// The subscription, if it changes nevertheless: it waits while a decision about it cannot be read.
+        updated: Option<Arc<Subscription>>,
+    },
+}
+
+/// The latest valid applied record.
+#[derive(Debug)]
+struct Applied {
+    folded: Arc<Subscription>,
+    /// The state in the record itself.
+    state: State,
+    timestamp: Option<EpochMs>,
+}
+
+/// The operator's latest decision.
+#[derive(Debug, Default)]
+enum Operator {
+    #[default]
+    None,
+    /// A decision, with the hash of its record.
+    Known(Box<Decision>, Box<str>),
+    /// It cannot be read, and there is no earlier one: nothing is sent until it can.
+    Unreadable,
+}
+
+/// The records of one subscription.
+#[derive(Debug, Default)]
+struct Entry {
+    applied: Option<Applied>,
+    /// Whether the latest applied record is invalid.
+    is_invalid: bool,
+    operator: Operator,
+    disabled: Option<Decision>,
+    /// When a record ended a pause, as far as this reader saw it.
+    resumed_at: Option<EpochMs>,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.applied.is_none()
+            && !self.is_invalid
+            && self.disabled.is_none()
+            && matches!(self.operator, Operator::None)
+    }
+
+    /// Folds the three records again after one of them changed at `timestamp`.
+    fn fold(&mut self, was: Option<State>, timestamp: Option<EpochMs>) -> Change {
+        let Some(applied) = &mut self.applied else {
+            return Change::Nothing;
+        };
+        let mut state = applied.state;
+        let mut version = applied.folded.source.applied.clone();
+        let mut resumed_at = self.resumed_at;
+        match &self.operator {
+            Operator::Known(decision, hash) => {
+                resumed_at = resumed_at.max(decision.resumed_at);
+                if decision.version == version {
+                    state = decision.state;
+                    version = version.with(hash);
+                } else if decision.state != State::Active && state == State::Active {
+                    // The apply that made the decision void has ended the pause.
+                    resumed_at = resumed_at.max(applied.timestamp);
+                }
+            }
+            Operator::Unreadable if state == State::Active => state = State::Paused,
+            Operator::Unreadable | Operator::None => {}
+        }
+        if let Some(disabled) = &self.disabled
+            && disabled.version == version
+        {
+            state = disabled.state;
+        }
+        if state == State::Active && was.is_some_and(|was| was != State::Active) {
+            self.resumed_at = self.resumed_at.max(timestamp);
+            resumed_at = resumed_at.max(timestamp);
+        }
+        let now = &applied.folded;
+        if now.state == state && now.resumed_at == resumed_at && now.source.version == version {
+            return Change::Updated(Arc::clone(now));
+        }
+        let folded = Arc::make_mut(&mut applied.folded);
+        folded.state = state;
+        folded.resumed_at = resumed_at;
+        folded.source.version = version;
+        Change::Updated(Arc::clone(&applied.folded))
+    }
+
+    fn state(&self) -> Option<State> {
+        self.applied.as_ref().map(|applied| applied.folded.state)
+    }
+}
+
+/// All subscriptions.
+#[derive(Debug, Default)]
+pub struct Fold {
+    entries: HashMap<Box<str>, Entry>,
+}
+
+impl Fold {
+    /// Takes the next record.
+    pub fn take(&mut self, record: &TopicRecord<'_>) -> Change {
+        let key = record.key.unwrap_or_default();
+        let Ok(text) = std::str::from_utf8(key) else {
+            return self.take_applied("", record);
+        };
+        match Decider::of_key(text) {
+            Some((by, id)) => self.take_decision(id, by, record),
+            None => self.take_applied(text, record),
+        }
+    }
+
+    fn take_applied(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
+        let Some(value) = record.value else {
+            // Decisions end with their subscription: one that is created again begins anew.
+            return match self.entries.remove(id) {
+                Some(_) => Change::Removed(id.into()),
+                None => Change::Nothing,
+            };
+        };
+        let before = self
+            .entries
+            .get(id)
+            .and_then(|entry| entry.applied.as_ref());
+        if before.is_some_and(|before| is_outdated(before, record)) {
+            return Change::Nothing;
+        }
+        let version = Version::of_applied(value, record.applied);
+        if before.is_some_and(|before| is_same(before, &version, record)) {
+            return self.again(id, record);
+        }
+        let parsed = parse(record.key, value).and_then(|parsed| match before {
+            Some(before) if before.folded.subscriber != parsed.subscriber => {
+                Err(SubscriptionError::SubscriberChanged {
+                    from: before.folded.subscriber.clone(),
+                    to: parsed.subscriber,
+                })
+            }
+            _ => Ok(parsed),
+        });
+        let mut subscription = match parsed {
+            Ok(subscription) => subscription,
+            Err(error) => {
+                let in_force = before.is_some();
+                if is_id(id) {
+                    self.entries.entry(id.into()).or_default().is_invalid = true;
+                }
+                return refused(error, in_force);
+            }
+        };
+        subscription.source.applied = version;
+        subscription.source.partition = record.partition;
+        let entry = self.entries.entry(id.into()).or_default();
+        let was = entry.state();
+        entry.is_invalid = false;
+        entry.applied = Some(Applied {
+            state: subscription.state,
+            timestamp: record.timestamp,
+            folded: Arc::new(subscription),
+        });
+        entry.fold(was, record.timestamp)
+    }
+
+    /// The record in force was written again.
+    fn again(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return Change::Nothing;
+        };
+        // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
+        entry.is_invalid = false;
+        let was = entry.state();
+        entry.fold(was, record.timestamp)
+    }
+
+    fn take_decision(&mut self, id: &str, by: Decider, record: &TopicRecord<'_>) -> Change {
+        let read = record.value.map(|value| Decision::read(id, value));
+        if !is_id(id) {
+            let problem = format!("key: {id:?} is not the id of a subscription");
+            return match record.value {
+                None => Change::Nothing,
+                Some(_) => refused(SubscriptionError::Invalid(vec![problem]), false),
+            };
+        }
+        let entry = self.entries.entry(id.into()).or_default();
+        let was = entry.state();
+        let mut problem = None;
+        match (by, read) {
+            (Decider::Operator, None) => entry.operator = Operator::None,
+            (Decider::Operator, Some(Ok(decision))) => {
+                let hash = digest(record.value.unwrap_or_default(), None);
+                entry.operator = Operator::Known(Box::new(decision), hash.into());
+            }
+            (Decider::Operator, Some(Err(error))) => {
+                let in_force = matches!(entry.operator, Operator::Known(..));
+                if !in_force {
+                    entry.operator = Operator::Unreadable;
+                }
+                problem = Some((error, in_force));
+            }
+            (Decider::Hookstream, None) => entry.disabled = None,
+            (Decider::Hookstream, Some(Ok(decision))) => entry.disabled = Some(decision),
+            (Decider::Hookstream, Some(Err(error))) => {
+                problem = Some((error, entry.disabled.is_some()));
+            }
+        }
+        let change = entry.fold(was, record.timestamp);
+        if entry.is_empty() {
+            self.entries.remove(id);
+        }
+        match (problem, change) {
+            (None, change) => change,
+            (Some((error, in_force)), Change::Updated(updated)) => Change::Refused {
+                error,
+                in_force,
+                updated: Some(updated),
+            },
+            (Some((error, in_force)), _) => refused(error, in_force),
+        }
+    }
+
+    /// A subscription.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Arc<Subscription>> {
+        let applied = self.entries.get(id)?.applied.as_ref()?;
+        Some(&applied.folded)
+    }
+
+    /// All subscriptions, in arbitrary order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
+        let applied = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.applied.as_ref());
+        applied.map(|applied| &applied.folded)
+    }
+
+    /// Whether the latest record of a subscription is invalid and no earlier one is known: the subscription exists, but
+    /// is not known, so its commands wait.
+    #[must_use]
+    pub fn is_unknown(&self, id: &str) -> bool {
+        let entry = self.entries.get(id);
+        entry.is_some_and(|entry| entry.is_invalid && entry.applied.is_none())
+    }
+
+    /// The keys of the decisions about a subscription.
+    #[must_use]
+    pub fn decisions(&self, id: &str) -> Vec<String> {
+        let Some(entry) = self.entries.get(id) else {
+            return Vec::new();
+        };
+        let by_operator = !matches!(entry.operator, Operator::None);
+        let deciders = [
+            (by_operator, Decider::Operator),
+            (entry.disabled.is_some(), Decider::Hookstream),
+        ];
+        let there = deciders.into_iter().filter(|(there, _)| *there);
+        there.map(|(_, by)| by.key(id)).collect()
+    }
+
+    /// Who put a subscription into its state, and when; `None` when that is the state in its applied record.
+    #[must_use]
+    pub fn decided_by(&self, id: &str) -> Option<(Decider, EpochMs)> {
+        let entry = self.entries.get(id)?;
+        let source = &entry.applied.as_ref()?.folded.source;
+        if let Some(decision) = &entry.disabled
+            && decision.version == source.version
+        {
+            return Some((Decider::Hookstream, decision.at));
+        }
+        match &entry.operator {
+            Operator::Known(decision, _) if decision.version == source.applied => {
+                Some((Decider::Operator, decision.at))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn refused(error: SubscriptionError, in_force: bool) -> Change {
+    Change::Refused {
+        error,
+        in_force,
+        updated: None,
+    }
+}
+
+/// Whether `record` is the same version in the same partition.
+fn is_same(before: &Applied, version: &Version, record: &TopicRecord<'_>) -> bool {
+    let source = &before.folded.source;
+    source.applied == *version && source.partition == record.partition
+}
+
+/// Whether `record` is older than one of another partition: after partitions were added, a key may have records in two,
+/// which are read in any order.
+fn is_outdated(before: &Applied, record: &TopicRecord<'_>) -> bool {
+    let times = record.timestamp.zip(before.timestamp);
+    before.folded.source.partition != record.partition
+        && times.is_some_and(|(time, before)| time < before)
+}
+
+/// Whether a text may be the id of a subscription.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests;

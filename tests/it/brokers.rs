@@ -1,0 +1,227 @@
+//! Brokers with other settings, and what others do to topics and transactions, on a real Kafka: work goes on, and what
+//! it cannot do is named.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::util::Timeout;
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::json;
+
+use crate::scene::{event, put, subscription, wait_for_records, wait_until_done_within, with};
+use crate::support::{Answer, Broker, Process, Receiver, SOON, World, eventually_true};
+
+const LATER: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_broker_that_keeps_little_metadata_bounds_intake_and_the_position_moves() {
+    const EVENTS: usize = 900;
+    let dir = tempfile::tempdir().unwrap();
+    let properties = dir.path().join("broker.properties");
+    std::fs::write(&properties, "offset.metadata.max.bytes=128\n").unwrap();
+    let broker = Broker::with_options(&["--properties", properties.to_str().unwrap()]);
+    let mut world = World::on(&broker, "little-metadata");
+    world.tiers = vec![Duration::from_secs(1)];
+    world.create_topics(1);
+    let receiver = Receiver::start(|seen| {
+        let first = seen.header("hookstream-attempt") == Some("1");
+        match &*seen.path {
+            "/slow" => Answer::ok().after(Duration::from_secs(2)),
+            "/flaky" if first => Answer::status(500),
+            _ => Answer::ok(),
+        }
+    });
+    let of = |id: &str, types: &str| {
+        let url = receiver.url(&format!("/{id}"));
+        with(
+            subscription(id, &url, &[types]),
+            json!({"max_in_flight": 64}),
+        )
+    };
+    put(
+        &world,
+        &[
+            of("slow", "slow.*"),
+            of("good", "order.*"),
+            of("flaky", "order.*"),
+        ],
+    );
+    let process = world.spawn("run", &["--retry-schedule", "1s,1s,1s"]);
+    process.wait_ready();
+    world.produce_events((0..EVENTS).map(|number| {
+        let kind = if number % 300 == 10 {
+            "slow.one"
+        } else {
+            "order.created"
+        };
+        (
+            format!("k{number}"),
+            event(&format!("e{number}"), kind, "1"),
+        )
+    }));
+    receiver.wait_for(EVENTS - 3 + (EVENTS - 3) * 2 + 3, LATER);
+    wait_until_done_within(&world, LATER);
+    process.wait_for_line("offset.metadata.max.bytes", SOON);
+    for (_, position, metadata) in world.committed("deliver", &world.topics.commands()) {
+        assert!(metadata.len() <= 128, "{position}: {metadata}");
+    }
+    let mut attempts = BTreeSet::new();
+    for seen in receiver.seen() {
+        let attempt = seen.header("hookstream-attempt").map(str::to_owned);
+        let one = (seen.webhook_id().to_owned(), attempt);
+        assert!(attempts.insert(one.clone()), "{one:?} was sent twice");
+    }
+}
+
+fn sample(process: &Process, name: &str, world: &World, partition: i32) -> Option<f64> {
+    let topic = &world.events;
+    process.metric(&format!(
+        r#"{name}{{partition="{partition}",topic="{topic}"}}"#
+    ))
+}
+
+#[test]
+fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
+    let world = World::new("open-transaction");
+    world.create_topics(2);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    let process = world.spawn("run", &[]);
+    process.wait_ready();
+    let mut config = world.client_config();
+    let publisher: BaseProducer = config
+        .set("transactional.id", format!("{}open", world.prefix))
+        .set("transaction.timeout.ms", "600000")
+        .create()
+        .unwrap();
+    publisher.init_transactions(SOON).unwrap();
+    publisher.begin_transaction().unwrap();
+    let plain: BaseProducer = world.client_config().create().unwrap();
+    let send = |producer: &BaseProducer, partition: i32, id: &str| {
+        let payload = event(id, "a.b", "1");
+        let record = BaseRecord::<str, str>::to(&world.events)
+            .partition(partition)
+            .payload(&payload);
+        producer.send(record).unwrap();
+        producer.flush(SOON).unwrap();
+    };
+    send(&publisher, 0, "open");
+    send(&plain, 0, "behind1");
+    send(&plain, 0, "behind2");
+    send(&plain, 1, "other");
+    assert_eq!(
+        receiver.wait_for(1, LATER).len(),
+        1,
+        "the other partition goes on"
+    );
+
+    let line = process.wait_for_line("stays open at offset 0", LATER);
+    assert!(line.contains(&world.events), "{line}");
+    assert!(line.contains("3 offsets"), "{line}");
+    assert!(line.contains("kafka-transactions.sh"), "{line}");
+    for (name, least) in [
+        ("hookstream_event_blocked_seconds", 60.0),
+        ("hookstream_event_blocked_offsets", 3.0),
+        ("hookstream_event_lag", 3.0),
+    ] {
+        eventually_true(&format!("{name} tells"), SOON, || {
+            sample(&process, name, &world, 0).is_some_and(|value| value >= least)
+        });
+        let other = sample(&process, name, &world, 1);
+        assert!(other.is_none_or(|value| value == 0.0), "{name}: {other:?}");
+    }
+    publisher.abort_transaction(Timeout::Never).unwrap();
+    receiver.wait_for(3, LATER);
+    eventually_true("the series is gone, and nothing waits", LATER, || {
+        sample(&process, "hookstream_event_blocked_seconds", &world, 0).is_none()
+            && sample(&process, "hookstream_event_lag", &world, 0) == Some(0.0)
+    });
+}
+
+#[test]
+fn a_hanging_transaction_on_the_positions_is_reported_with_the_command_that_ends_it() {
+    let broker = Broker::own();
+    let mut world = World::on(&broker, "hanging");
+    world.tiers = vec![Duration::from_secs(1)];
+    world.create_topics(1);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    world.produce_event("k", &[], event("1", "a.b", "1"));
+    // A transaction with a position of the group, which nobody ends.
+    let mut config = world.client_config();
+    config.set("group.id", format!("{}fanout", world.prefix));
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut config = world.client_config();
+    let holder: BaseProducer = config
+        .set("transactional.id", format!("{}holder", world.prefix))
+        .set("transaction.timeout.ms", "600000")
+        .create()
+        .unwrap();
+    holder.init_transactions(SOON).unwrap();
+    holder.begin_transaction().unwrap();
+    let mut positions = TopicPartitionList::new();
+    positions
+        .add_partition_offset(&world.events, 0, Offset::Offset(0))
+        .unwrap();
+    let group = consumer.group_metadata().unwrap();
+    holder
+        .send_offsets_to_transaction(&positions, &group, SOON)
+        .unwrap();
+
+    let process = world.spawn("run", &[]);
+    let line = process.wait_for_line("hanging transaction", Duration::from_secs(75));
+    assert!(line.contains("KAFKA-20734"), "{line}");
+    assert_eq!(process.get("/livez").0, 200, "a restart would not help");
+    let command = line.split('`').nth(1).unwrap();
+    let arguments: Vec<&str> = command.split_whitespace().collect();
+    assert_eq!(arguments[0], "kafka-transactions.sh");
+    let output = broker.tool("kafka-transactions", &arguments[1..]);
+    assert!(output.status.success(), "{command}: {output:?}");
+    receiver.wait_for(1, LATER);
+}
+
+#[test]
+fn retries_of_a_deleted_topic_are_counted_and_work_goes_on_when_it_is_back() {
+    let mut world = World::new("deleted");
+    world.tiers = vec![Duration::from_secs(30)];
+    world.create_topics(1);
+    let receiver =
+        Receiver::start(|seen| Answer::status(if seen.path == "/bad" { 500 } else { 200 }));
+    let of = |id: &str, types: &str| subscription(id, &receiver.url(&format!("/{id}")), &[types]);
+    put(&world, &[of("bad", "bad.*"), of("good", "good.*")]);
+    let mut process = world.spawn("run", &["--retry-schedule", "30s,30s,30s"]);
+    process.wait_ready();
+    let tier = world.topics.retry(world.tiers[0]);
+    world.produce_events((0..5).map(|n| ("k", event(&format!("b{n}"), "bad.one", "1"))));
+    wait_for_records(&world, &tier, 5);
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let deleted = runtime.block_on(admin.delete_topics(&[&tier], &AdminOptions::new()));
+    assert!(deleted.unwrap()[0].is_ok());
+    let line = process.wait_for_line("LOST: retries", LATER);
+    assert!(line.contains(&tier), "{line}");
+    let lost = format!(r#"hookstream_lost_offsets_total{{topic="{tier}"}}"#);
+    assert!(process.metric(&lost).is_some_and(|lost| lost >= 5.0));
+
+    // Others go on; a retry waits for the topic, and is written when it is back.
+    world.produce_event("k", &[], event("g1", "good.one", "1"));
+    world.produce_event("k", &[], event("b5", "bad.one", "1"));
+    receiver.wait_until("the good one has its event", LATER, |seen| {
+        seen.iter().any(|seen| seen.path == "/good")
+    });
+    world.create_topic(&tier, 1, &[("message.timestamp.type", "LogAppendTime")]);
+    let records = wait_for_records(&world, &tier, 1);
+    assert_eq!(records[0].header("hs-event-id"), Some("b5"));
+    receiver.wait_until("its retry is sent", LATER, |seen| {
+        seen.iter()
+            .any(|seen| seen.header("hookstream-attempt") == Some("2"))
+    });
+    assert_eq!(process.exited(), None, "nothing was restarted");
+}
