@@ -5,6 +5,7 @@
 
 pub mod dead_letters;
 pub mod demo;
+mod documents;
 pub mod exit;
 pub mod interrupt;
 pub mod lag;

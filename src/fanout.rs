@@ -5,11 +5,13 @@
 //! | `batch` | P | which commands an event becomes, when a batch ends and what it commits, which events are set aside |
 //! | `blocked` | E | open transactions of publishers that hold up event partitions |
 //! | `history` | P | where recent events came from, and what failed |
+//! | `identities` | P | events of a batch whose webhooks have one id, although their contents differ |
 //! | `role` | E | polls, produces, commits |
 
 mod batch;
 mod blocked;
 mod history;
+mod identities;
 pub mod metrics;
 mod role;
 

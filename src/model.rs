@@ -14,6 +14,7 @@ pub mod invalid_record;
 pub mod matching;
 pub mod outcome;
 pub mod partitioner;
+pub mod retry_after;
 pub mod span;
 pub mod subscription;
 pub mod throttle;

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::stored::{Stored, Write, write};
+use super::documents;
 use super::exit::{CliError, Exit};
 use super::print::{self, Output, Row};
 use crate::config::Settings;
@@ -26,7 +27,7 @@ use crate::model::subscription::{Decision, State, Subscription, SubscriptionErro
 use crate::model::units::EpochMs;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
-const MAX_INPUT_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_INPUT_BYTES: u64 = documents::MAX_BYTES as u64;
 
 /// `hookstream subscriptions`.
 #[derive(Subcommand, Clone, Debug)]
@@ -262,7 +263,7 @@ fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
 
 /// Parses and checks all documents; returns all errors, each with its place.
 fn parse_input(name: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
-    let found = documents(text).map_err(|error| vec![format!("{name}: {error}")])?;
+    let found = documents::documents(text).map_err(|error| vec![format!("{name}: {error}")])?;
     if found.is_empty() {
         return Err(vec![format!("{name} contains no subscription")]);
     }
@@ -295,41 +296,6 @@ fn parse_input(name: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
     } else {
         Err(errors)
     }
-}
-
-/// Splits an input into documents: JSON (one, an array, or several in a row), else YAML (one, a list, or several separated
-/// by `---`).
-fn documents(text: &str) -> Result<Vec<(String, Value)>, String> {
-    let text = text.trim_start_matches('\u{feff}');
-    let values: Vec<Value> = if text.trim_start().starts_with(['{', '[']) {
-        let stream = serde_json::Deserializer::from_str(text).into_iter();
-        stream
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("not valid JSON: {error}"))?
-    } else {
-        serde_saphyr::from_multiple(text).map_err(|error| format!("not valid YAML: {error}"))?
-    };
-    let many = values.len() > 1;
-    let mut found = Vec::new();
-    for (index, value) in values.into_iter().enumerate() {
-        let place = if many {
-            format!("document {}", index + 1)
-        } else {
-            "the document".to_owned()
-        };
-        match value {
-            Value::Array(items) => {
-                let items = items.into_iter().enumerate();
-                found.extend(
-                    items.map(|(item, value)| (format!("{place}, item {}", item + 1), value)),
-                );
-            }
-            // An empty YAML document, such as after a final `---`.
-            Value::Null => {}
-            value => found.push((place, value)),
-        }
-    }
-    Ok(found)
 }
 
 // ---- list, show, change ----

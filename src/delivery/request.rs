@@ -15,7 +15,7 @@ use url::Url;
 use super::partition::env::Endpoint;
 use super::signing::Signer;
 use crate::config::Settings;
-use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Rest, RetryAfter};
+use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Rest};
 use crate::model::attempt::{Excerpt, Mask, shown_url};
 use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
@@ -218,20 +218,13 @@ fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) 
 }
 
 /// The response, the error if there was none, and the body still to be read.
-pub(super) fn response_of(
-    reply: Reply,
-    now: EpochMs,
-) -> (Response, Option<Box<str>>, Option<Rest>) {
+pub(super) fn response_of(reply: Reply) -> (Response, Option<Box<str>>, Option<Rest>) {
     match reply {
         Reply::Answered(Answer {
             status,
             retry_after,
             rest,
         }) => {
-            let retry_after = retry_after.map(|after| match after {
-                RetryAfter::Seconds(seconds) => Duration::from_secs(seconds),
-                RetryAfter::At(at) => at.since(now),
-            });
             let response = Response::Status {
                 status,
                 retry_after,

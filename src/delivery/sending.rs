@@ -84,7 +84,7 @@ impl Sending {
             Reply::Answered(_) => true,
             Reply::Failed(failure) => failure.heard,
         };
-        let (response, error, rest) = response_of(reply, clock::now());
+        let (response, error, rest) = response_of(reply);
         let delivered = || judge(response, &target.subscription.on_status) == Verdict::Delivered;
         if let Some(span) = span {
             let reply = span::Reply {

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
@@ -56,7 +56,7 @@ use crate::edge::egress::EgressPolicy;
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::failpoint;
 use crate::model::backoff::resend_delay;
-use crate::model::units::EpochMs;
+use crate::model::retry_after;
 
 mod dial;
 mod failure;
@@ -195,19 +195,10 @@ pub enum Reply {
 pub struct Answer {
     /// 100 to 999; informational ones (1xx) are skipped.
     pub status: u16,
-    /// When the receiver wants the next request.
-    pub retry_after: Option<RetryAfter>,
+    /// How long the receiver wants no further request.
+    pub retry_after: Option<Duration>,
     /// The unread body; `None` if it is empty. Dropping it unread closes the connection.
     pub rest: Option<Rest>,
-}
-
-/// `Retry-After`, RFC 9110 section 10.2.3. Invalid values count as absent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryAfter {
-    /// Seconds from now; `u64::MAX` for larger numbers.
-    Seconds(u64),
-    /// At this time.
-    At(EpochMs),
 }
 
 /// How reading a body ended. The connection is reused only after [`Drained::Complete`].
@@ -486,10 +477,7 @@ impl OnLoan {
 impl Answer {
     fn of(response: http::Response<Incoming>, on: OnLoan) -> Self {
         let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(RetryAfter::read);
+        let retry_after = retry_after(response.headers());
         let body = response.into_body();
         let rest = if body.is_end_stream() {
             on.end();
@@ -505,18 +493,20 @@ impl Answer {
     }
 }
 
-impl RetryAfter {
-    fn read(value: &HeaderValue) -> Option<Self> {
-        let text = value.to_str().ok()?.trim();
-        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Some(Self::Seconds(text.parse().unwrap_or(u64::MAX)));
-        }
-        let time = httpdate::parse_http_date(text)
-            .ok()?
-            .duration_since(UNIX_EPOCH)
-            .ok()?;
-        Some(Self::At(EpochMs(i64::try_from(time.as_millis()).ok()?)))
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    if !headers.contains_key(RETRY_AFTER) {
+        return None;
     }
+    let values = || headers.get_all(RETRY_AFTER).iter();
+    let wait = retry_after::wait(values().map(HeaderValue::as_bytes), clock::now());
+    if wait.is_none() {
+        let values: Vec<_> = values().collect();
+        tracing::debug!(
+            ?values,
+            "Retry-After ignored: neither seconds nor an HTTP date"
+        );
+    }
+    wait
 }
 
 /// The unread body of a response.

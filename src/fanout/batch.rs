@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::history::{EventPartition, Failures, Held, Origin, Origins};
+use super::identities::Identities;
 use crate::model::command::{Cause, ContentType, Envelope};
 use crate::model::event::{self, Event, Format, RawEvent};
 use crate::model::invalid_record::{Extent, InvalidRecord};
@@ -53,6 +54,14 @@ pub(super) struct Counts {
     pub(super) invalid: u64,
     /// Commands.
     pub(super) commands: u64,
+    /// Tombstones.
+    pub(super) tombstones: u64,
+    /// Events whose record has no usable timestamp.
+    pub(super) times_replaced: u64,
+    /// Attributes that CloudEvents does not allow.
+    pub(super) left_out: u64,
+    /// Events with the webhook ids of another one of the batch.
+    pub(super) collisions: u64,
 }
 
 /// A batch that has ended, to be committed.
@@ -186,11 +195,7 @@ impl<'a> Commands<'a> {
                 event: self.event,
                 subscription,
                 content_type,
-                webhook_id: event::webhook_id(
-                    self.event.source(),
-                    self.event.id(),
-                    &subscription.id,
-                ),
+                webhook_id: self.event.webhook_id(&subscription.id),
                 enqueued,
                 traceparent,
                 body: self.bodies[slot].as_deref().unwrap_or_default(),
@@ -245,6 +250,7 @@ pub(super) struct Batch {
     /// Positions behind the ends of transactions that were committed although there is no event before them.
     passed: HashMap<EventPartition, Position>,
     next_passed: Instant,
+    identities: Identities,
 }
 
 impl Batch {
@@ -271,6 +277,7 @@ impl Batch {
             owned: HashSet::new(),
             passed: HashMap::new(),
             next_passed: now,
+            identities: Identities::default(),
         }
     }
 
@@ -332,7 +339,20 @@ impl Batch {
         known.copied().unwrap_or_default()
     }
 
-    /// Counts an event that was set aside.
+    /// Counts a tombstone, which is neither an event nor set aside.
+    pub(super) fn skip_tombstone(&mut self) {
+        self.open.counts.tombstones += 1;
+    }
+
+    /// Counts what is odd about an event that was read from `value`.
+    pub(super) fn observe(&mut self, event: &Event<'_>, value: &[u8], time_replaced: bool) {
+        let counts = &mut self.open.counts;
+        counts.times_replaced += u64::from(time_replaced);
+        counts.left_out += event.left_out() as u64;
+        counts.collisions += u64::from(self.identities.collides(event, value));
+    }
+
+    /// Counts an invalid event, whose record is to be written.
     pub(super) fn set_aside(&mut self, record: &InvalidRecord) {
         self.open.bytes += record.weight();
         self.open.counts.invalid += 1;
@@ -420,6 +440,7 @@ impl Batch {
             self.one_by_one = self.one_by_one.saturating_sub(1);
         }
         self.failures.ended(open.events, self.limits.batches);
+        self.identities.clear();
         Some(Ended {
             positions: open.positions,
             counts: open.counts,
@@ -502,6 +523,7 @@ impl Batch {
     pub(super) fn give_up(&mut self) {
         self.open = Open::default();
         self.alone = None;
+        self.identities.clear();
         self.passed.clear();
     }
 

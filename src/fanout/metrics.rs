@@ -16,6 +16,8 @@ labels!(
         Unmatched = "unmatched",
         /// It could not be read.
         Invalid = "invalid",
+        /// A tombstone of a compacted topic, which is no event.
+        Tombstone = "tombstone",
     }
 );
 
@@ -25,6 +27,9 @@ pub struct FanoutMetrics(Arc<All>);
 
 struct All {
     events: Counters,
+    record_times_replaced: IntCounter,
+    attributes_left_out: IntCounter,
+    webhook_id_collisions: IntCounter,
     blocked: GaugeVec,
     blocked_offsets: IntGaugeVec,
     held: IntCounterVec,
@@ -46,6 +51,18 @@ impl FanoutMetrics {
                 "Events read, by what became of them.",
                 "result",
             ),
+            record_times_replaced: registry.counter(
+                "hookstream_record_times_replaced_total",
+                "Events read whose record has no usable timestamp, so that the time of reading stands for it.",
+            ),
+            attributes_left_out: registry.counter(
+                "hookstream_event_attributes_left_out_total",
+                "Attributes of events read that CloudEvents does not allow, and that its format therefore leaves out.",
+            ),
+            webhook_id_collisions: registry.counter(
+                "hookstream_webhook_id_collisions_total",
+                "Events of a batch with the webhook ids of another event of that batch, but other contents.",
+            ),
             blocked: registry.add(GaugeVec::new(
                 Opts::new("hookstream_event_blocked_seconds", "How long a publisher's open transaction has held up a partition of an event topic, seconds; no series below a minute."),
                 &["topic", "partition"],
@@ -62,6 +79,24 @@ impl FanoutMetrics {
                 &["topic"],
             )),
         }))
+    }
+
+    /// Events read whose record has no usable timestamp.
+    #[must_use]
+    pub fn record_times_replaced(&self) -> &IntCounter {
+        &self.0.record_times_replaced
+    }
+
+    /// Attributes that a body in CloudEvents format leaves out.
+    #[must_use]
+    pub fn attributes_left_out(&self) -> &IntCounter {
+        &self.0.attributes_left_out
+    }
+
+    /// Events with the webhook ids of another event.
+    #[must_use]
+    pub fn webhook_id_collisions(&self) -> &IntCounter {
+        &self.0.webhook_id_collisions
     }
 
     /// An open transaction has held up a partition for `time`, and hides so many offsets.

@@ -28,11 +28,11 @@ use crate::edge::kafka::record::{
 };
 use crate::edge::otlp::{Open, Together};
 use crate::model::command::Cause;
-use crate::model::event::{Event, RawEvent};
+use crate::model::event::{Event, RawEvent, record_time};
 use crate::model::span;
 use crate::model::subscription::Subscription;
 use crate::model::throttle::Throttle;
-use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::units::{Offset, Position};
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::{Metrics, TransactionalRole};
 
@@ -414,16 +414,23 @@ impl Fanout<'_> {
     /// Writes an event's records.
     fn write(&mut self, message: &BorrowedMessage<'_>, tag: usize) -> Result<(), BatchError> {
         let headers: Vec<(&str, &[u8])> = each_header(message)
-            .map(|(name, value)| (name, value.unwrap_or_default()))
+            .filter_map(|(name, value)| Some((name, value?)))
             .collect();
+        let (timestamp, replaced) = record_time(message.timestamp().to_millis(), clock::now());
         let raw = RawEvent {
             topic: message.topic(),
             payload: message.payload(),
             headers: &headers,
-            timestamp: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
+            timestamp,
         };
+        if raw.is_tombstone() {
+            self.batch.skip_tombstone();
+            return Ok(());
+        }
         match self.batch.read(tag, &raw) {
             Ok(event) => {
+                let value = message.payload().unwrap_or_default();
+                self.batch.observe(&event, value, replaced);
                 let mut matching = std::mem::take(&mut self.matching);
                 self.context.table.index().matching(&event, &mut matching);
                 let at = span::Place {
@@ -512,9 +519,15 @@ fn count(
         (EventResult::FannedOut, counts.fanned_out),
         (EventResult::Unmatched, counts.unmatched),
         (EventResult::Invalid, counts.invalid),
+        (EventResult::Tombstone, counts.tombstones),
     ] {
         metrics.events(result).inc_by(count);
     }
+    metrics
+        .record_times_replaced()
+        .inc_by(counts.times_replaced);
+    metrics.attributes_left_out().inc_by(counts.left_out);
+    metrics.webhook_id_collisions().inc_by(counts.collisions);
     common.commands(Cause::New).inc_by(counts.commands);
 }
 

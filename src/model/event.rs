@@ -5,9 +5,12 @@
 //! | form | recognised by | source |
 //! |---|---|---|
 //! | CloudEvents 1.0, structured | header `content-type: application/cloudevents+json` | JSON event format 1.0.2 |
-//! | CloudEvents 1.0, binary | header `ce_specversion` | Kafka protocol binding 1.0.2 |
+//! | CloudEvents 1.0, binary | header `ce_specversion`, `ce_id`, `ce_source` or `ce_type` | Kafka protocol binding 1.0.2 |
 //! | CloudEvents 1.0, structured | an object with the member `specversion`, whatever the content type | at least one SDK writes `application/json` |
 //! | plain | any other object | `schemas/event.schema.json` |
+//!
+//! A record without a value is a tombstone, unless it is a CloudEvent in binary mode: it deletes a key of a compacted
+//! topic, and is no event.
 //!
 //! Whether an event is valid never depends on subscriptions: all of it that a filter or a body could touch is
 //! parsed here, so a bad number deep in `data` is refused even when nobody looks at it. The reading is a pure
@@ -16,15 +19,19 @@
 
 mod attributes;
 mod body;
+mod data;
 mod decode;
 mod error;
+mod framing;
 mod json;
 mod model;
+mod time;
 
-pub use body::{Format, rfc3339, webhook_id};
+pub use body::{Format, plain_webhook_id, rfc3339, webhook_id};
 pub use decode::{RawEvent, read};
 pub use error::{InvalidEvent, MAX_ATTRIBUTE_BYTES, MAX_DEPTH, MAX_TIME_BYTES};
 pub use model::{Attribute, Event};
+pub use time::record_time;
 
 #[cfg(test)]
 mod tests;

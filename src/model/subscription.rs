@@ -8,6 +8,7 @@
 mod decision;
 pub mod filter;
 mod fold;
+mod json;
 mod model;
 mod record;
 mod validate;
@@ -16,6 +17,7 @@ mod version;
 pub use decision::{Decider, Decision};
 pub use filter::{Filter, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};
+pub use json::StrictValue;
 pub use model::{
     Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules, Subscription,
 };

@@ -73,8 +73,10 @@ impl EventMatcher {
             usize::MAX,
         );
         let event = read.ok()?;
+        // Until 0.2 the type of a plain event was not part of the webhook id.
         let is_of = |(_, webhook): &(String, Webhook)| {
-            webhook_id(event.source(), event.id(), &webhook.subscription) == webhook.id
+            event.webhook_id(&webhook.subscription) == webhook.id
+                || webhook_id(event.source(), event.id(), &webhook.subscription) == webhook.id
         };
         if event.id() != self.id && !self.found.iter().any(is_of) {
             return None;

@@ -11,7 +11,7 @@ use hookstream::model::command::{Cause, Command, ContentType};
 use hookstream::model::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Reason, Settled, Settlement,
 };
-use hookstream::model::event::webhook_id;
+use hookstream::model::event::plain_webhook_id;
 use hookstream::model::units::{EpochMs, Offset};
 use serde_json::{Value, json};
 
@@ -164,7 +164,7 @@ fn subscriptions(endpoint: &Endpoint) -> Vec<Value> {
 
 /// Event ids by the subscriptions that want them.
 #[derive(Default)]
-struct Sent(Vec<(String, Vec<&'static str>)>);
+struct Sent(Vec<(String, String, Vec<&'static str>)>);
 
 impl Sent {
     fn send(&mut self, world: &World, event_type: &str, count: usize, wanted_by: &[&'static str]) {
@@ -181,15 +181,17 @@ impl Sent {
             let event = json!({"id": id, "type": event_type, "subject": subject, "data": data});
             (subject, event.to_string())
         }));
-        self.0
-            .extend(ids.into_iter().map(|id| (id, wanted_by.to_vec())));
+        self.0.extend(
+            ids.into_iter()
+                .map(|id| (id, event_type.to_owned(), wanted_by.to_vec())),
+        );
     }
 
     /// All webhooks that there are to be, by what identifies them.
     fn webhooks(&self, world: &World) -> BTreeMap<String, (&'static str, &str)> {
-        let each = self.0.iter().flat_map(|(id, wanted_by)| {
+        let each = self.0.iter().flat_map(|(id, event_type, wanted_by)| {
             wanted_by.iter().map(move |subscription| {
-                let webhook = webhook_id(&world.events, id, subscription);
+                let webhook = plain_webhook_id(&world.events, event_type, id, subscription);
                 (webhook, (*subscription, id.as_str()))
             })
         });
@@ -544,7 +546,7 @@ fn an_unplanned_failover_loses_nothing_that_was_mirrored_and_repeats_what_it_goe
     clusters.mirror.stop();
 
     let mirrored = event_ids(target);
-    let tail = sent.0.iter().filter(|(id, _)| !mirrored.contains(id));
+    let tail = sent.0.iter().filter(|(id, ..)| !mirrored.contains(id));
     let tail = tail.count();
     eprintln!(
         "{} events, {} of them mirrored; the tail that was not: {tail}",

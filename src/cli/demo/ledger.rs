@@ -94,7 +94,12 @@ impl Ledger {
         self.orders += 1;
         for (subscriber, account) in SUBSCRIBERS.iter().zip(&mut self.accounts) {
             if subscriber.matches(event) {
-                let id = event::webhook_id(&self.source, &event.id, subscriber.name);
+                let id = event::plain_webhook_id(
+                    &self.source,
+                    event.event_type,
+                    &event.id,
+                    subscriber.name,
+                );
                 let webhook = Webhook {
                     ordered: now,
                     attempts: 0,

@@ -254,29 +254,17 @@ async fn a_redirect_is_an_answer_and_is_not_followed() {
 }
 
 #[tokio::test]
-async fn retry_after_is_read_in_seconds_and_as_a_date() {
-    for (value, expected) in [
-        ("120", Some(RetryAfter::Seconds(120))),
-        (
-            "99999999999999999999999",
-            Some(RetryAfter::Seconds(u64::MAX)),
-        ),
-        (
-            "Sun, 06 Nov 1994 08:49:37 GMT",
-            Some(RetryAfter::At(EpochMs(784_111_777_000))),
-        ),
-        ("-1", None),
-        ("soon", None),
+async fn the_longest_retry_after_of_a_response_counts() {
+    for (lines, expected) in [
+        ("retry-after: 8\r\nRetry-After: 120\r\n", Some(120)),
+        ("retry-after: 1.5\r\n", Some(2)),
+        ("retry-after: soon\r\n", None),
         ("", None),
     ] {
-        let head =
-            format!("HTTP/1.1 429 Slow\r\nretry-after: {value}\r\ncontent-length: 0\r\n\r\n");
+        let head = format!("HTTP/1.1 429 Slow\r\n{lines}content-length: 0\r\n\r\n");
         let server = Server::closing(head).await;
-        assert_eq!(
-            answered(post(&client(), &server.url()).await).retry_after,
-            expected,
-            "{value:?}"
-        );
+        let wait = answered(post(&client(), &server.url()).await).retry_after;
+        assert_eq!(wait, expected.map(Duration::from_secs), "{lines:?}");
     }
 }
 

@@ -209,7 +209,7 @@ impl World {
         let command = |one: &Arc<Subscription>| {
             let body = event.body(one.format);
             let bytes = body.len();
-            let id = event::webhook_id(event.source(), event.id(), &one.id);
+            let id = event.webhook_id(&one.id);
             written(
                 Some(format!("{} {id}", one.id)),
                 &one.subscriber,

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::attributes::{check_specversion, checked_subject, checked_time, required};
+use super::data::{self, Media};
 use super::error::InvalidEvent;
-use super::json::{Members, not_json, parse_data, parse_members, string};
-use super::model::{Event, Form};
+use super::framing;
+use super::json::{Members, parse_data, parse_members, string};
+use super::model::{Event, Form, Payload, is_sendable};
 use crate::model::trace_context::TraceContext;
 use crate::model::units::EpochMs;
 
@@ -23,10 +24,18 @@ pub struct RawEvent<'a> {
     pub topic: &'a str,
     /// The record's value; `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
-    /// The record's headers, in order.
+    /// The record's headers, in order; without those whose value is null, which are attributes that are not set.
     pub headers: &'a [(&'a str, &'a [u8])],
     /// The record's timestamp: the time of an event that has none.
     pub timestamp: EpochMs,
+}
+
+impl RawEvent<'_> {
+    /// Whether it is a tombstone: a record without a value that is not a CloudEvent in binary mode either.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        self.payload.is_none() && !is_binary(self.headers)
+    }
 }
 
 /// Reads an event. Deterministic; `max_bytes` bounds the value, with the `ce_*` headers in binary mode.
@@ -36,30 +45,72 @@ pub struct RawEvent<'a> {
 /// # Errors
 /// What makes the record unreadable, in one sentence.
 pub fn read<'a>(raw: &RawEvent<'a>, max_bytes: usize) -> Result<Event<'a>, InvalidEvent> {
-    let payload = raw
-        .payload
-        .filter(|payload| !payload.is_empty())
-        .ok_or(InvalidEvent::NoValue)?;
+    let content_type = content_type(raw.headers);
+    let structured = match &content_type {
+        Some(media) => is_structured(&media.essence)?,
+        None => false,
+    };
+    let payload = raw.payload.unwrap_or_default();
     check_size(payload.len(), max_bytes)?;
+    let event = if !structured && is_binary(raw.headers) {
+        read_binary(raw, payload, content_type, max_bytes)
+    } else if payload.is_empty() {
+        return Err(InvalidEvent::NoValue);
+    } else {
+        read_json(raw, payload, structured)
+    };
+    event.map_err(|error| match error {
+        InvalidEvent::NotUtf8 { .. } | InvalidEvent::NotJson { .. } | InvalidEvent::Missing(_) => {
+            framing::explain(error, payload, raw.headers)
+        }
+        error => error,
+    })
+}
+
+fn read_json<'a>(
+    raw: &RawEvent<'a>,
+    payload: &'a [u8],
+    structured: bool,
+) -> Result<Event<'a>, InvalidEvent> {
     let text = std::str::from_utf8(payload).map_err(|error| InvalidEvent::NotUtf8 {
         at: error.valid_up_to(),
     })?;
-    let content_type = content_type(raw.headers);
-    let structured = content_type.as_deref().map_or(Ok(false), is_structured)?;
-    if !structured
-        && raw
-            .headers
+    let members = parse_members(text);
+    if structured {
+        return read_structured(raw, text, members?);
+    }
+    match (members, foreign_attribute(raw.headers)) {
+        (Ok(members), _) if members.contains_key("specversion") => {
+            read_structured(raw, text, members)
+        }
+        (_, Some(name)) => Err(InvalidEvent::ForeignPrefix(name.to_owned())),
+        (members, None) => read_plain(raw, text, &members?),
+    }
+}
+
+/// The attributes that every CloudEvent has.
+const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
+
+/// Whether a header carries an attribute that every CloudEvent in binary mode has.
+fn is_binary(headers: &[(&str, &[u8])]) -> bool {
+    let is_required = |attribute: &str| REQUIRED.contains(&attribute);
+    headers
+        .iter()
+        .any(|(name, _)| name.strip_prefix("ce_").is_some_and(is_required))
+}
+
+/// A header with a required attribute in the spelling of another binding: `ce-id` (HTTP), `cloudEvents:id` (AMQP), `CE_ID`.
+fn foreign_attribute<'a>(headers: &[(&'a str, &[u8])]) -> Option<&'a str> {
+    let is_foreign = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        let prefixes = ["ce_", "ce-", "cloudevents_", "cloudevents:", "cloudevents-"];
+        prefixes
             .iter()
-            .any(|(name, _)| *name == "ce_specversion")
-    {
-        return read_binary(raw, text, content_type, max_bytes);
-    }
-    let members = parse_members(text)?;
-    if structured || members.contains_key("specversion") {
-        read_structured(raw, text, members)
-    } else {
-        read_plain(raw, text, &members)
-    }
+            .filter_map(|prefix| lower.strip_prefix(prefix))
+            .any(|attribute| REQUIRED.contains(&attribute))
+    };
+    let mut names = headers.iter().map(|(name, _)| *name);
+    names.find(|name| is_foreign(name))
 }
 
 fn check_size(size: usize, limit: usize) -> Result<(), InvalidEvent> {
@@ -70,19 +121,11 @@ fn check_size(size: usize, limit: usize) -> Result<(), InvalidEvent> {
     }
 }
 
-/// The media type in lower case without parameters.
-fn content_type(headers: &[(&str, &[u8])]) -> Option<String> {
+fn content_type(headers: &[(&str, &[u8])]) -> Option<Media> {
     let (_, value) = headers
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case("content-type"))?;
-    let text = String::from_utf8_lossy(value);
-    let media = text
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    (!media.is_empty()).then_some(media)
+    Media::parse(&String::from_utf8_lossy(value))
 }
 
 fn is_structured(media: &str) -> Result<bool, InvalidEvent> {
@@ -109,7 +152,7 @@ fn read_plain<'a>(
     {
         return Err(InvalidEvent::DataBase64);
     }
-    let (raw_data, data) = parse_data(text, members.get("data").copied(), 1)?;
+    let (json, data) = parse_data(text, members.get("data").copied(), 1)?;
     Ok(Event {
         id: required("id", string(text, members, "id")?)?,
         source: required("source", Some(Cow::Borrowed(raw.topic)))?,
@@ -118,10 +161,11 @@ fn read_plain<'a>(
         subject: checked_subject(string(text, members, "subject")?)?,
         traceparent: header_traceparent(raw.headers),
         received: raw.timestamp,
-        raw_data,
+        payload: Payload::Json(json),
         data,
         extensions: Vec::new(),
         form: Form::Plain,
+        empty_subject: false,
     })
 }
 
@@ -130,19 +174,37 @@ fn read_structured<'a>(
     text: &'a str,
     members: Members<'a>,
 ) -> Result<Event<'a>, InvalidEvent> {
-    check_specversion(
-        &string(text, &members, "specversion")?.ok_or(InvalidEvent::Missing("specversion"))?,
-    )?;
-    if members.contains_key("data_base64") {
-        return Err(InvalidEvent::DataBase64);
-    }
-    let (raw_data, data) = parse_data(text, members.get("data").copied(), 1)?;
+    let specversion =
+        string(text, &members, "specversion")?.ok_or(InvalidEvent::Missing("specversion"))?;
+    check_specversion(&specversion)?;
+    let media = string(text, &members, "datacontenttype")?;
+    let media = media.as_deref().and_then(Media::parse);
+    let base64 = string(text, &members, "data_base64")?;
+    let data = members.get("data").filter(|raw| raw.get() != "null");
+    let (payload, data) = match (data.copied(), base64) {
+        (Some(_), Some(_)) => return Err(InvalidEvent::TwoPayloads),
+        (None, Some(base64)) => data::of_base64(base64, media.as_ref())?,
+        (data, None) => data::of_member(text, data, media.as_ref())?,
+    };
     let id = required("id", string(text, &members, "id")?)?;
     let source = required("source", string(text, &members, "source")?)?;
     let event_type = required("type", string(text, &members, "type")?)?;
     let time = checked_time(string(text, &members, "time")?)?;
-    let subject = checked_subject(string(text, &members, "subject")?)?;
+    let subject = string(text, &members, "subject")?;
+    let empty_subject = subject.as_deref().is_some_and(str::is_empty);
+    let subject = checked_subject(subject)?;
     let extensions = structured_extensions(text, members)?;
+    let is_sendable = !empty_subject
+        && extensions
+            .iter()
+            .all(|(name, value)| is_sendable(name, value));
+    // Bytes that came as a string of `data` are passed on as such.
+    let as_it_came = !matches!(&payload, Payload::Base64(Cow::Owned(_)));
+    let form = if is_sendable && as_it_came {
+        Form::Verbatim(text)
+    } else {
+        Form::CloudEvent { specversion }
+    };
     Ok(Event {
         id,
         source,
@@ -151,10 +213,11 @@ fn read_structured<'a>(
         subject,
         traceparent: extension_traceparent(&extensions).or_else(|| header_traceparent(raw.headers)),
         received: raw.timestamp,
-        raw_data,
+        payload,
         data,
         extensions,
-        form: Form::Structured(text),
+        form,
+        empty_subject,
     })
 }
 
@@ -166,7 +229,7 @@ fn structured_extensions<'a>(
     for (name, raw) in members {
         if matches!(
             &*name,
-            "specversion" | "id" | "source" | "type" | "time" | "subject" | "data"
+            "specversion" | "id" | "source" | "type" | "time" | "subject" | "data" | "data_base64"
         ) {
             continue;
         }
@@ -180,12 +243,12 @@ fn structured_extensions<'a>(
 
 fn read_binary<'a>(
     raw: &RawEvent<'a>,
-    text: &'a str,
-    content_type: Option<String>,
+    value: &'a [u8],
+    content_type: Option<Media>,
     max_bytes: usize,
 ) -> Result<Event<'a>, InvalidEvent> {
     let mut attributes = binary_attributes(raw.headers)?;
-    let size = attributes.iter().fold(text.len(), |sum, (name, value)| {
+    let size = attributes.iter().fold(value.len(), |sum, (name, value)| {
         sum + name.len() + value.len()
     });
     check_size(size, max_bytes)?;
@@ -193,21 +256,21 @@ fn read_binary<'a>(
         .remove("specversion")
         .ok_or(InvalidEvent::Missing("ce_specversion"))?;
     check_specversion(specversion)?;
-    if let Some(media) = content_type {
-        if !is_json(&media) {
-            return Err(InvalidEvent::DataNotJson(media));
-        }
-        attributes.remove("datacontenttype");
-    }
-    let whole: &'a RawValue =
-        serde_json::from_str(text).map_err(|error| not_json(&error, "", 0))?;
-    let (raw_data, data) = parse_data(text, Some(whole), 1)?;
+    // The header is binary mode's `datacontenttype`, but some publishers write the attribute.
+    let attribute = attributes.get("datacontenttype").copied();
+    let media = content_type.or_else(|| attribute.and_then(Media::parse));
+    let (payload, data) = match value {
+        [] => (Payload::Absent, Value::Null),
+        value => data::of_value(value, media.as_ref())?,
+    };
     let mut take = |name| attributes.remove(name).map(Cow::Borrowed);
     let id = required("ce_id", take("id"))?;
     let source = required("ce_source", take("source"))?;
     let event_type = required("ce_type", take("type"))?;
     let time = checked_time(take("time"))?;
-    let subject = checked_subject(take("subject"))?;
+    let subject = take("subject");
+    let empty_subject = subject.as_deref().is_some_and(str::is_empty);
+    let subject = checked_subject(subject)?;
     let extensions = binary_extensions(raw.headers, attributes);
     Ok(Event {
         id,
@@ -217,10 +280,13 @@ fn read_binary<'a>(
         subject,
         traceparent: extension_traceparent(&extensions).or_else(|| header_traceparent(raw.headers)),
         received: raw.timestamp,
-        raw_data,
+        payload,
         data,
         extensions,
-        form: Form::Binary { specversion },
+        form: Form::CloudEvent {
+            specversion: Cow::Borrowed(specversion),
+        },
+        empty_subject,
     })
 }
 
@@ -241,6 +307,12 @@ fn binary_attributes<'a>(
             return Err(refuse("is not a CloudEvents attribute"));
         }
         let value = std::str::from_utf8(value).map_err(|_| refuse("is not UTF-8"))?;
+        let is_quoted = value.len() >= 2 && value.starts_with('"') && value.ends_with('"');
+        if is_quoted && is_core(attribute) {
+            return Err(refuse(
+                "is in quotation marks; a header holds the text of the attribute itself, not JSON",
+            ));
+        }
         if attributes.insert(attribute, value).is_some() {
             return Err(refuse("occurs twice"));
         }
@@ -267,10 +339,13 @@ fn binary_extensions<'a>(
         .collect()
 }
 
-fn is_json(media: &str) -> bool {
-    media
-        .split_once('/')
-        .is_some_and(|(_, subtype)| subtype == "json" || subtype.ends_with("+json"))
+/// Whether an attribute is defined by CloudEvents itself: none of these begins with a quotation mark.
+fn is_core(attribute: &str) -> bool {
+    REQUIRED.contains(&attribute)
+        || matches!(
+            attribute,
+            "subject" | "time" | "datacontenttype" | "dataschema"
+        )
 }
 
 fn extension_traceparent<'a>(extensions: &[(Cow<'a, str>, Value)]) -> Option<Cow<'a, str>> {

@@ -11,8 +11,8 @@ pub const MAX_DEPTH: usize = 127;
 /// Why a record is not a valid event. Each message is suitable for the header `hookstream-error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
-    /// No value, or one of no bytes.
-    #[error("the record has no value (a tombstone or an empty one); an event is a JSON object")]
+    /// A value of no bytes, or none.
+    #[error("the value is empty; an event is a JSON object")]
     NoValue,
     /// Over `--max-event-bytes`.
     #[error("the event is {size} bytes, the limit is {limit} bytes (--max-event-bytes)")]
@@ -49,12 +49,33 @@ pub enum InvalidEvent {
         "the content type {0:?} is not supported; structured CloudEvents must be application/cloudevents+json"
     )]
     UnsupportedFormat(String),
-    /// The data of a binary mode event is not JSON.
-    #[error("the content type {0:?} is not JSON; the data of an event must be JSON")]
-    DataNotJson(String),
-    /// CloudEvents' `data_base64`, also in a plain event: the payload would be dropped silently.
-    #[error("data_base64 is not supported; the data of an event must be JSON in data")]
+    /// A string as data of a type that is neither JSON nor text.
+    #[error(
+        "data is a string and not base64, but datacontenttype {0:?} is neither JSON nor text; bytes belong into data_base64"
+    )]
+    DataNotText(String),
+    /// CloudEvents' `data_base64` in a plain event: the payload would be dropped silently.
+    #[error("a plain event has no data_base64; put JSON into data, or publish a CloudEvent")]
     DataBase64,
+    /// `data_base64` that is not base64.
+    #[error("data_base64 is not base64 with padding (RFC 4648, section 4)")]
+    NotBase64,
+    /// Two payloads.
+    #[error("data and data_base64 are both present; a CloudEvent has only one of them")]
+    TwoPayloads,
+    /// The headers of a CloudEvent in another binding's spelling.
+    #[error(
+        "the header {0:?} looks like a CloudEvents attribute, but its prefix is not \"ce_\" (Kafka protocol binding 1.0.2, section 3.2.3.1)"
+    )]
+    ForeignPrefix(String),
+    /// A value that is recognised as something else.
+    #[error("the value begins with, or is, {what}; {way_out}")]
+    Framing {
+        /// What it is.
+        what: String,
+        /// What the publisher can do.
+        way_out: &'static str,
+    },
     /// A required member is missing.
     #[error("{0} is missing")]
     Missing(&'static str),

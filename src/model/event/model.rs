@@ -16,21 +16,37 @@ pub struct Event<'a> {
     pub(super) subject: Option<Cow<'a, str>>,
     pub(super) traceparent: Option<Cow<'a, str>>,
     pub(super) received: EpochMs,
-    /// The producer's bytes of `data`.
-    pub(super) raw_data: &'a str,
+    pub(super) payload: Payload<'a>,
+    /// The payload for filters; `null` when there is none, and for bytes.
     pub(super) data: Value,
     /// CloudEvents attributes beside the fields above: `datacontenttype`, `dataschema` and extensions; by name.
     pub(super) extensions: Vec<(Cow<'a, str>, Value)>,
     pub(super) form: Form<'a>,
+    /// Whether it came with a `subject` of no characters, which CloudEvents does not allow.
+    pub(super) empty_subject: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What an event carries, as it is written into bodies.
+#[derive(Clone, Debug)]
+pub(super) enum Payload<'a> {
+    /// Nothing: the value of a CloudEvent in binary mode, or the data of a structured one, is absent.
+    Absent,
+    /// JSON, in the producer's own bytes.
+    Json(&'a str),
+    /// Text that is not JSON, as a JSON string.
+    Text(String),
+    /// Other bytes, in base64.
+    Base64(Cow<'a, str>),
+}
+
+#[derive(Clone, Debug)]
 pub(super) enum Form<'a> {
     Plain,
-    /// The whole text: it is a structured CloudEvent already.
-    Structured(&'a str),
-    Binary {
-        specversion: &'a str,
+    /// The whole text: it is a structured CloudEvent that any SDK accepts.
+    Verbatim(&'a str),
+    /// A CloudEvent in binary mode, or a structured one with attributes that must be left out.
+    CloudEvent {
+        specversion: Cow<'a, str>,
     },
 }
 
@@ -41,6 +57,27 @@ pub enum Attribute<'e> {
     Text(&'e str),
     /// An extension in its JSON type.
     Json(&'e Value),
+}
+
+/// Whether an attribute can be part of a CloudEvent: a name of lower-case letters and digits, a string, a boolean or a
+/// 32-bit integer (CloudEvents 1.0.2, "Naming Conventions" and "Type System").
+pub(super) fn is_sendable(name: &str, value: &Value) -> bool {
+    let is_name = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let is_value = match value {
+        Value::Bool(_) => true,
+        Value::Number(number) => number
+            .as_i64()
+            .is_some_and(|number| i32::try_from(number).is_ok()),
+        // These two must not be empty.
+        Value::String(text) => {
+            !text.is_empty() || !matches!(name, "datacontenttype" | "dataschema")
+        }
+        _ => false,
+    };
+    is_name && is_value
 }
 
 impl Event<'_> {
@@ -80,7 +117,7 @@ impl Event<'_> {
         self.traceparent.as_deref()
     }
 
-    /// Parsed, for filters; `null` when the event has none.
+    /// Parsed, for filters: text that is not JSON is a string; `null` when the event has none, and for bytes.
     #[must_use]
     pub fn data(&self) -> &Value {
         &self.data
@@ -92,6 +129,17 @@ impl Event<'_> {
         self.attributes()
             .find(|(known, _)| *known == name)
             .map(|(_, value)| value)
+    }
+
+    /// The number of attributes that a body in CloudEvents format leaves out: their names or types are not those of
+    /// the specification, and an SDK would refuse the whole webhook.
+    #[must_use]
+    pub fn left_out(&self) -> usize {
+        let extensions = self.extensions.iter();
+        extensions
+            .filter(|(name, value)| !is_sendable(name, value))
+            .count()
+            + usize::from(self.empty_subject)
     }
 
     /// All that [`Event::attribute`] knows; each name once.

@@ -1,5 +1,6 @@
 //! Every form, every refusal, and the exact bytes of the bodies.
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::attributes::is_rfc3339;
@@ -158,10 +159,12 @@ fn binary_refusals_name_the_header() {
     assert!(with("ce_source", b"\xff").contains("\"ce_source\" is not UTF-8"));
     assert!(with("ce_data", b"1").contains("not a CloudEvents attribute"));
     assert!(with("ce_time", b"now").contains("RFC 3339"));
-    assert!(with("content-type", b"text/xml").contains("\"text/xml\" is not JSON"));
+    assert!(with("ce_type", b"\"a.b\"").contains("\"ce_type\" is in quotation marks"));
+    assert!(with("ce_time", b"\"2026-07-01T12:00:00Z\"").contains("quotation marks"));
     let twice = [&BINARY[..], &[("ce_id", b"2")]].concat();
     assert!(refusal("{}", &twice).contains("occurs twice"));
     assert!(refusal("{}", &BINARY[..4]).contains("ce_source is missing"));
+    assert!(refusal("{}", &BINARY[3..4]).contains("ce_specversion is missing"));
     assert!(refusal("<a/>", &BINARY).contains("line 1 column 1"));
 }
 
@@ -177,7 +180,7 @@ fn every_refusal_says_what_is_wrong() {
     assert!(read(&raw(&nested(MAX_DEPTH - 1), &[]), LIMIT).is_ok());
     let long = format!(r#"{{"id":"{}","type":"a"}}"#, "x".repeat(1025));
     let cases: &[(&str, &str)] = &[
-        ("", "no value"),
+        ("", "the value is empty"),
         ("[]", "expected an object"),
         ("nonsense", "line 1 column 2"),
         (r#"{"id":"1","type":"a""#, "EOF"),
@@ -229,8 +232,20 @@ fn every_refusal_says_what_is_wrong() {
             "specversion is a number",
         ),
         (
-            r#"{"specversion":"1.0","id":"1","source":"s","type":"a","data_base64":"AA=="}"#,
-            "data_base64",
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"a","data_base64":"AA"}"#,
+            "data_base64 is not base64",
+        ),
+        (
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"a","data":1,"data_base64":"AA=="}"#,
+            "both present",
+        ),
+        (
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"a","datacontenttype":"application/avro","data":"?"}"#,
+            "\"application/avro\" is neither JSON nor text",
+        ),
+        (
+            r#"{"id":"1","type":"a","data_base64":"AA=="}"#,
+            "a plain event has no data_base64",
         ),
         (
             r#"{"specversion":"1.0","id":"1","source":"s","type":"a","ext":1e999}"#,
@@ -265,7 +280,28 @@ fn tombstones_bad_text_and_size_are_refused() {
         payload: None,
         ..raw("", &[])
     };
+    assert!(tombstone.is_tombstone());
     assert_eq!(read(&tombstone, LIMIT).unwrap_err(), InvalidEvent::NoValue);
+    assert!(
+        !raw("", &[]).is_tombstone(),
+        "an empty value deletes nothing"
+    );
+    let headers: [(&str, &[u8]); 2] =
+        [("traceparent", b"x"), ("content-type", b"application/json")];
+    assert!(
+        RawEvent {
+            headers: &headers,
+            ..tombstone
+        }
+        .is_tombstone()
+    );
+    assert!(
+        !RawEvent {
+            headers: &BINARY,
+            ..tombstone
+        }
+        .is_tombstone()
+    );
     let text = RawEvent {
         payload: Some(b"{\"id\":\"\xff\"}"),
         ..raw("", &[])
@@ -336,9 +372,244 @@ fn a_webhook_id_never_changes() {
         "fields must not run together"
     );
     assert!(!GOLDEN_ID.contains('.'));
+    let of = |text: &str| {
+        read(&raw(text, &[]), LIMIT)
+            .unwrap()
+            .webhook_id("acme-orders")
+    };
+    let cloud = r#"{"specversion":"1.0","id":"evt-1","source":"order-events","type":"order.paid"}"#;
+    assert_eq!(of(cloud), GOLDEN_ID);
+    assert_eq!(of(&cloud.replace("paid", "created")), GOLDEN_ID);
+    let plain = r#"{"id":"evt-1","type":"order.paid"}"#;
+    assert_eq!(of(plain), GOLDEN_PLAIN_ID);
+    assert_ne!(of(&plain.replace("paid", "created")), GOLDEN_PLAIN_ID);
 }
 /// Computed with another implementation (Python's hashlib).
 const GOLDEN_ID: &str = "msg_mVQPllEe56yt9b9llT8M0XQAIqs";
+const GOLDEN_PLAIN_ID: &str = "msg_nEwSHe0ICuhupoV1OWIy8JMXW0U";
+
+#[test]
+fn a_cloudevent_without_data_is_delivered_without() {
+    let standard = r#"{"type":"a.b","timestamp":"2026-01-01T00:00:00.007Z","data":null}"#;
+    let without_data = r#"{"specversion":"1.0","id":"é%20","source":"/shop","type":"a.b","datacontenttype":"application/json","region":"eu"}"#;
+    for payload in [None, Some(&b""[..])] {
+        let raw = RawEvent {
+            payload,
+            ..raw("", &BINARY)
+        };
+        let event = read(&raw, LIMIT).unwrap();
+        assert_eq!(event.body(Format::Standard), standard.as_bytes());
+        assert_eq!(event.body(Format::CloudEvents), without_data.as_bytes());
+        assert!(event.data().is_null());
+    }
+    let structured = r#"{"specversion":"1.0","id":"1","source":"/shop","type":"a.b"}"#;
+    assert_eq!(body(structured, &[], Format::Standard), standard);
+    assert_eq!(body(structured, &[], Format::CloudEvents), structured);
+}
+
+/// As in [`BINARY`], with another content type.
+fn binary_of(media: &'static [u8]) -> Vec<(&'static str, &'static [u8])> {
+    let others = BINARY.into_iter().skip(1);
+    [("Content-Type", media)]
+        .into_iter()
+        .chain(others)
+        .collect()
+}
+
+#[test]
+fn data_need_not_be_json() {
+    let text = |media: &'static [u8], value: &[u8]| {
+        let headers = binary_of(media);
+        let raw = RawEvent {
+            payload: Some(value),
+            ..raw("", &headers)
+        };
+        let event = read(&raw, LIMIT).unwrap();
+        let of = |format| -> Value { serde_json::from_slice(&event.body(format)).unwrap() };
+        let (standard, cloud) = (of(Format::Standard), of(Format::CloudEvents));
+        assert_eq!(standard["data"], cloud["data"]);
+        assert_eq!(standard["data_base64"], cloud["data_base64"]);
+        assert_eq!(cloud["datacontenttype"].as_str().unwrap().as_bytes(), media);
+        if standard["data_base64"].is_null() {
+            assert_eq!(*event.data(), standard["data"], "filters see the text");
+        } else {
+            assert!(standard.get("data").is_none() && event.data().is_null());
+        }
+        standard
+    };
+    for media in [
+        &b"text/plain; charset=utf-8"[..],
+        b"TEXT/html",
+        b"application/xml",
+        b"application/soap+xml; charset=\"UTF-8\"",
+        b"text/plain;charset=us-ascii",
+    ] {
+        let value = "<a x=\"1\">\u{e9}\n</a>";
+        assert_eq!(text(media, value.as_bytes())["data"], value);
+    }
+    for (media, value) in [
+        (&b"application/octet-stream"[..], &b"{}"[..]),
+        (b"application/avro", b"\x00\x01\xff"),
+        (b"image/png", b"\x89PNG"),
+        (b"text/plain", b"\xff is not UTF-8"),
+        (b"text/plain; charset=iso-8859-1", b"\xe9"),
+    ] {
+        let base64 = base64::engine::general_purpose::STANDARD.encode(value);
+        assert_eq!(text(media, value)["data_base64"], base64);
+    }
+    assert_eq!(
+        text(b"application/problem+json", b" [1 ]")["data"],
+        json!([1])
+    );
+}
+
+#[test]
+fn a_structured_cloudevent_follows_the_same_rule() {
+    let event = |members: &str| {
+        format!(r#"{{"specversion":"1.0","id":"1","source":"/shop","type":"a.b",{members}}}"#)
+    };
+    let head = r#"{"type":"a.b","timestamp":"2026-01-01T00:00:00.007Z","#;
+    for (members, wanted) in [
+        (r#""data_base64":"AAH/""#, r#""data_base64":"AAH/"}"#),
+        (
+            r#""datacontenttype":"text/plain","data":"x""#,
+            r#""data":"x"}"#,
+        ),
+        (
+            r#""datacontenttype":"text/plain","data_base64":"eA==""#,
+            r#""data":"x"}"#,
+        ),
+        (
+            r#""datacontenttype":"application/avro","data_base64":"AAH/""#,
+            r#""data_base64":"AAH/"}"#,
+        ),
+        (
+            r#""datacontenttype":"application/avro","data":{"x":1}"#,
+            r#""data":{"x":1}}"#,
+        ),
+        (r#""data":null,"data_base64":null"#, r#""data":null}"#),
+    ] {
+        let text = event(members);
+        assert_eq!(
+            body(&text, &[], Format::Standard),
+            format!("{head}{wanted}")
+        );
+        assert_eq!(
+            body(&text, &[], Format::CloudEvents),
+            text,
+            "an SDK accepts it as it is"
+        );
+    }
+    let avro = event(r#""datacontenttype":"application/avro","data":"AAH/""#);
+    assert_eq!(
+        body(&avro, &[], Format::Standard),
+        format!(r#"{head}"data_base64":"AAH/"}}"#)
+    );
+    assert_eq!(
+        body(&avro, &[], Format::CloudEvents),
+        event(r#""datacontenttype":"application/avro","data_base64":"AAH/""#)
+    );
+}
+
+#[test]
+fn what_cloudevents_does_not_allow_is_left_out_of_its_format() {
+    let text = r#"{"specversion":"1.0","id":"1","source":"/shop","type":"a.b","subject":"","My-Ext":"x","level":3,"ratio":0.5,"big":4294967296,"list":[1],"flag":true,"dataschema":"","data":{"x": 1}}"#;
+    let structured = raw(text, &[]);
+    let event = read(&structured, LIMIT).unwrap();
+    assert_eq!(event.left_out(), 6);
+    assert_eq!(
+        body(text, &[], Format::CloudEvents),
+        r#"{"specversion":"1.0","id":"1","source":"/shop","type":"a.b","flag":true,"level":3,"data":{"x": 1}}"#
+    );
+    let headers = [
+        &BINARY[..],
+        &[("ce_My-Ext", b"x"), ("ce_ID", b"2"), ("ce_subject", b"")],
+    ]
+    .concat();
+    let with = raw("1", &headers);
+    let event = read(&with, LIMIT).unwrap();
+    assert_eq!(event.left_out(), 3);
+    assert_eq!(
+        body("1", &headers, Format::CloudEvents),
+        body("1", &BINARY, Format::CloudEvents)
+    );
+    assert!(event.attribute("My-Ext").is_some(), "filters see it");
+}
+
+#[test]
+fn attributes_in_the_spelling_of_another_binding_are_named() {
+    let plain = r#"{"id":"1","type":"a"}"#;
+    for name in [
+        "ce-specversion",
+        "ce-id",
+        "CE_ID",
+        "Ce_Type",
+        "cloudEvents:id",
+        "cloudEvents_type",
+    ] {
+        for payload in [plain, "{}", "x"] {
+            let refusal = refusal(payload, &[(name, b"1.0")]);
+            assert!(
+                refusal.contains(name) && refusal.contains("\"ce_\""),
+                "{refusal}"
+            );
+        }
+    }
+    assert!(read(&raw(plain, &[("ce-region", b"eu"), ("ceid", b"1")]), LIMIT).is_ok());
+    let structured = r#"{"specversion":"1.0","id":"1","source":"s","type":"a"}"#;
+    assert!(
+        read(&raw(structured, &[("ce-id", b"1")]), LIMIT).is_ok(),
+        "its attributes are inside"
+    );
+}
+
+#[test]
+fn framings_are_named() {
+    for (payload, wanted) in [
+        (
+            &b"\x00\x00\x00\x00\x07{\"id\":\"1\"}"[..],
+            "the schema id 7 of a Schema Registry",
+        ),
+        (
+            b"\xef\xbb\xbf{\"id\":\"1\",\"type\":\"a\"}",
+            "byte order mark",
+        ),
+        (b"\xff\xfe{\x00}\x00", "UTF-16"),
+        (b"\x00{\x00}", "UTF-16"),
+        (b"{\x00}\x00", "UTF-16"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\x28\xb5\x2f\xfd\x00", "zstd"),
+        (b"\xac\xed\x00\x05t", "serialized Java object"),
+        (
+            br#"{"schema":{"type":"struct"},"payload":{"id":"1"}}"#,
+            "Kafka Connect",
+        ),
+        (
+            br#"{"before":null,"after":{},"source":{},"op":"c"}"#,
+            "Debezium",
+        ),
+    ] {
+        let raw = RawEvent {
+            payload: Some(payload),
+            ..raw("", &[])
+        };
+        let error = read(&raw, LIMIT).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{payload:?}: {error}");
+    }
+    let headers: [(&str, &[u8]); 1] = [("__value_schema_id", b"\x01")];
+    assert!(refusal("x", &headers).contains("__value_schema_id"));
+    let framed = [&BINARY[..], &[]].concat();
+    let value = RawEvent {
+        payload: Some(b"\x00\x00\x00\x00\x07{}"),
+        ..raw("", &framed)
+    };
+    assert!(
+        read(&value, LIMIT)
+            .unwrap_err()
+            .to_string()
+            .contains("schema id 7")
+    );
+}
 
 #[test]
 fn the_schema_and_the_code_agree() {
@@ -385,6 +656,8 @@ fn the_schema_and_the_code_agree() {
         cloud("source", json!("")),
         cloud("source", Value::Null),
         cloud("data_base64", json!("AA==")),
+        cloud("data_base64", json!(1)),
+        cloud("data_base64", Value::Null),
         cloud("subject", json!(7)),
     ];
     for sample in samples {

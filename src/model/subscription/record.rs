@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::json::StrictValue;
+
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
 
@@ -94,7 +96,7 @@ pub(super) fn read_object(value: &[u8]) -> Result<Map<String, Value>, Subscripti
         return Err(SubscriptionError::TooLarge(value.len()));
     }
     match serde_json::from_slice(value) {
-        Ok(Value::Object(record)) => Ok(record),
+        Ok(StrictValue(Value::Object(record))) => Ok(record),
         Ok(_) => Err(SubscriptionError::NotJson(
             "it is another kind of value".to_owned(),
         )),
