@@ -184,8 +184,8 @@ fn without_transactions_a_retry_partition_that_refuses_writes_stops_no_healthy_e
 fn release_holds_only_what_moves_to_a_partition_that_refuses_writes() {
     let broker = Broker::cluster(3);
     let mut world = World::on(&broker, "unreleasable");
-    // A retry waits in the longer tier, then the rest in the shorter one.
-    world.tiers = [1, 2].map(Duration::from_secs).to_vec();
+    // A retry waits in the longer tier, then the rest in the shorter one, even if it was written some seconds late.
+    world.tiers = [4, 8].map(Duration::from_secs).to_vec();
     let shorter = world.topics.retry(world.tiers[0]);
     create_split(
         &world,
@@ -201,7 +201,7 @@ fn release_holds_only_what_moves_to_a_partition_that_refuses_writes() {
         .map(|name| subscription(name, &receiver.url(&format!("/{name}")), &["**"]))
         .collect();
     put(&world, &subscriptions);
-    let mut process = world.spawn("run", &["--retry-schedule", "3s,3s,3s,3s,3s"]);
+    let mut process = world.spawn("run", &["--retry-schedule", "14s,14s,14s,14s,14s"]);
     process.wait_ready();
     broker.control(&["stop-broker", "3"]);
     world.produce_events((0..EVENTS).map(|number| {
