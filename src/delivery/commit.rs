@@ -195,8 +195,11 @@ impl Delivery<'_> {
     /// when they cannot be written.
     fn are_durable(&self, outcomes: &[(i32, Outcome)]) {
         for (partition, outcome) in outcomes {
-            if let (Some(owned), Some(weight)) = (self.partitions.get(partition), outcome.weight())
-            {
+            let Some(owned) = self.partitions.get(partition) else {
+                continue;
+            };
+            owned.load.add_durable();
+            if let Some(weight) = outcome.weight() {
                 owned.load.sub(1, weight);
             }
         }

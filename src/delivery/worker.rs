@@ -297,9 +297,14 @@ impl Worker {
             Effect::WakeAt(at) => self.timers.push(Reverse((at, owner))),
             Effect::LookAhead(question) => {
                 let (settings, cluster) = (&self.around.settings, &self.around.cluster);
+                let Some(owned) = self.partitions.get(&owner.partition) else {
+                    return;
+                };
                 let asked = look_ahead::Asked {
                     partition: owner.partition,
                     epoch: owner.epoch,
+                    outcomes: owned.load.outcomes(),
+                    load: Arc::downgrade(&owned.load),
                     question,
                 };
                 if let Err(error) = look_ahead::start(
@@ -497,6 +502,7 @@ impl Worker {
     fn write(&mut self, number: i32, outcome: Outcome) {
         log_outcome(&mut self.dead_letter_lines, &outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
+            owned.load.add_outcome();
             owned.outcomes.push(outcome);
         }
     }
