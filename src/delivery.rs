@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `role`, `commit`, `writing`, `outcome_records` | the thread of the group: polls, rebalances, commits, writes outcomes |
-//! | `drain` | partitions that leave |
+//! | `drain`, `newer` | partitions that leave, and those that stop at what a newer program wrote |
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
@@ -18,6 +18,7 @@ mod drain;
 mod look_ahead;
 mod messages;
 pub mod metrics;
+mod newer;
 mod notices;
 mod open_breakers;
 pub mod outage;

@@ -234,7 +234,7 @@ impl Reader {
         let value = value.filter(|value| !value.is_string());
         let in_filter = self.in_filter();
         if let Some(value) = value
-            && (!in_filter || value.to_string() == text)
+            && (!in_filter || serde_json::to_string(&value).is_ok_and(|json| json == text))
         {
             return Ok(value);
         }

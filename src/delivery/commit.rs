@@ -298,9 +298,11 @@ impl Delivery<'_> {
     /// intake stops when they cannot be written.
     fn are_durable(&mut self, batch: &Batch<Outcome>, offsets: HashMap<i32, Vec<Offset>>) {
         for entry in &batch.entries {
-            let owned = self.partitions.get(&entry.partition);
-            if let (Some(owned), Some(load)) = (owned, entry.load) {
-                owned.load.sub(1, load);
+            if let Some(owned) = self.partitions.get(&entry.partition) {
+                owned.load.add_durable();
+                if let Some(load) = entry.load {
+                    owned.load.sub(1, load);
+                }
             }
             if let Outcome::Invalid(record) = &entry.record {
                 self.context.metrics.set_aside(&record.topic).inc();

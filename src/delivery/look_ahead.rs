@@ -5,13 +5,14 @@
 //!   fetches the release group's positions first, then reads the tiers, and the commands last: whatever release moves
 //!   meanwhile appears in at least one of them, and its sequence identifies duplicates. Each is read to its high
 //!   watermark. A crashed owner's open transaction would otherwise hide what others committed behind it, and its
-//!   subject would appear to be free. Only the transactions of this partition matter, and those for five seconds.
+//!   subject would appear to be free. Only the transactions of this partition matter, and those for five seconds. The
+//!   outcomes of this owner have to be durable before: the commands that it has just moved to a tier are in neither.
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
 //!   backlog through the tiers would be wasted work.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rdkafka::Message as _;
@@ -20,7 +21,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
-use super::messages::Message;
+use super::messages::{Load, Message};
 use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::effect::Question;
 use super::partition::env::ORDER_BYTES;
@@ -48,7 +49,28 @@ const OPEN_TRANSACTION: Duration = Duration::from_secs(5);
 pub(super) struct Asked {
     pub(super) partition: i32,
     pub(super) epoch: u64,
+    /// The outcomes before the question, which are to be durable before the topics are read.
+    pub(super) outcomes: u64,
+    pub(super) load: Weak<Load>,
     pub(super) question: Question,
+}
+
+impl Asked {
+    /// Waits for the outcomes before the question; `false` when nobody needs the answer any more.
+    fn waits_until_durable(&self, stop: &dyn Fn() -> bool) -> bool {
+        const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+        if matches!(self.question, Question::Others(..)) {
+            return true;
+        }
+        while let Some(load) = self.load.upgrade().filter(|_| !stop()) {
+            if load.are_durable(self.outcomes) {
+                return true;
+            }
+            drop(load);
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        false
+    }
 }
 
 /// Reads on a separate thread and sends the result to `worker`; retries until that works or the worker has ended.
@@ -68,6 +90,9 @@ pub(super) fn start(
     let name = format!("ahead-{}", asked.partition);
     let read = move || {
         let stop = || worker.strong_count() == 0;
+        if !asked.waits_until_durable(&stop) {
+            return;
+        }
         while !stop() {
             match answer(&settings, &cluster, &asked, &stop) {
                 Ok((answer, result)) => {

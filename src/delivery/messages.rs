@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -76,13 +76,16 @@ pub(super) struct PartitionState {
     pub(super) runnable: usize,
 }
 
-/// A partition's use of memory: commands handed over and not done.
+/// A partition's use of memory: commands handed over and not done; and how many of its outcomes are durable.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     /// The bytes that it may hold before it is paused.
     share: AtomicUsize,
     bytes: AtomicUsize,
     commands: AtomicUsize,
+    /// Outcomes so far, and those that are durable: they become so in this order.
+    outcomes: AtomicU64,
+    durable: AtomicU64,
 }
 
 impl Load {
@@ -96,6 +99,26 @@ impl Load {
     pub(super) fn sub(&self, commands: usize, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.commands.fetch_sub(commands, Ordering::Relaxed);
+    }
+
+    /// Counts an outcome that is to be written.
+    pub(super) fn add_outcome(&self) {
+        self.outcomes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an outcome that has become durable.
+    pub(super) fn add_durable(&self) {
+        self.durable.fetch_add(1, Ordering::Release);
+    }
+
+    /// The number of outcomes so far.
+    pub(super) fn outcomes(&self) -> u64 {
+        self.outcomes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the first `count` outcomes are durable.
+    pub(super) fn are_durable(&self, count: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= count
     }
 
     pub(super) fn set_share(&self, bytes: usize) {

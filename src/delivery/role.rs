@@ -294,40 +294,6 @@ impl Delivery<'_> {
         }
     }
 
-    /// Stops reading a partition at a record of a newer program, or, without an offset, because of its commit. All before
-    /// is delivered, other partitions go on, and an upgraded replica continues here.
-    fn stop_at_newer(
-        &mut self,
-        number: i32,
-        offset: Option<Offset>,
-        version: u32,
-    ) -> Result<(), Failure> {
-        self.stopped.insert(number);
-        self.count_stopped();
-        if let Some(suppressed) = self.stopped_lines.pass(clock::instant()) {
-            tracing::error!(
-                topic = %self.topic,
-                partition = number,
-                offset = offset.map(|offset| offset.0),
-                version,
-                metric = "hookstream_stopped_partitions",
-                suppressed,
-                "partition stopped: {} written by a newer hookstream; upgrade every replica",
-                if offset.is_some() { "this record was" } else { "the commit metadata was" },
-            );
-        }
-        let at = [TopicPartition {
-            topic: Arc::clone(&self.topic),
-            partition: number,
-        }];
-        self.member.pause(&at)
-    }
-
-    fn count_stopped(&self) {
-        let gauge = self.context.metrics.stopped_partitions(&self.topic);
-        gauge.set(as_gauge(self.stopped.len()));
-    }
-
     /// Bounds memory: pauses a partition that holds more than its share until half of it is free. A pause discards the
     /// client's prefetched records, so the share is large compared to them.
     fn flow(&mut self) -> Result<(), Failure> {
@@ -595,7 +561,7 @@ impl Delivery<'_> {
     }
 }
 
-fn as_gauge(value: usize) -> i64 {
+pub(super) fn as_gauge(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

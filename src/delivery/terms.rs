@@ -117,7 +117,7 @@ impl Subscriptions for Directory {
             standing,
             limits: limits(subscription, &self.settings),
             order: subscription.order,
-            max_age: max_age(&subscription, &self.settings),
+            max_age: max_age(subscription, &self.settings),
             resumed_at: subscription.resumed_at,
             valid_for,
         }

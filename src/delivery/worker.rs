@@ -318,9 +318,14 @@ impl Worker {
             Effect::WakeAt(at) => self.timers.push(Reverse((at, owner))),
             Effect::LookAhead(question) => {
                 let (settings, cluster) = (&self.around.settings, &self.around.cluster);
+                let Some(owned) = self.partitions.get(&owner.partition) else {
+                    return;
+                };
                 let asked = look_ahead::Asked {
                     partition: owner.partition,
                     epoch: owner.epoch,
+                    outcomes: owned.load.outcomes(),
+                    load: Arc::downgrade(&owned.load),
                     question,
                 };
                 if let Err(error) = look_ahead::start(
@@ -519,6 +524,7 @@ impl Worker {
     fn write(&mut self, number: i32, offset: Option<Offset>, outcome: Outcome) {
         self.lines.outcome(&outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
+            owned.load.add_outcome();
             owned.outcomes.push((offset, outcome));
         }
     }

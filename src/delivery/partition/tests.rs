@@ -212,7 +212,8 @@ struct Sim {
     /// Lanes with an open response body.
     bodies: Vec<LaneId>,
     outcomes: Vec<(Option<Offset>, Outcome)>,
-    questions: Vec<Question>,
+    /// With whether all outcomes before each are durable.
+    questions: Vec<(Question, bool)>,
     /// Bytes that the machine holds, as its shell counts them.
     load: usize,
     known: BTreeMap<Box<str>, Known>,
@@ -337,7 +338,9 @@ impl Sim {
                     self.outcomes.push((offset, outcome));
                 }
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
-                Effect::LookAhead(question) => self.questions.push(question),
+                Effect::LookAhead(question) => {
+                    self.questions.push((question, self.outcomes.is_empty()));
+                }
                 Effect::Drained => self.drained = true,
                 Effect::Parked(_) | Effect::Concluded(_) | Effect::Notice(_) => {}
             }
@@ -622,6 +625,11 @@ impl Sim {
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
             }
         }
+        if self.outcomes.is_empty() {
+            for (_, is_durable) in &mut self.questions {
+                *is_durable = true;
+            }
+        }
         assert!(
             self.durable.snapshot.metadata.len() <= METADATA_LIMIT,
             "the window is always encodable"
@@ -685,7 +693,12 @@ impl Sim {
     }
 
     fn answer(&mut self) {
-        for question in std::mem::take(&mut self.questions) {
+        for (question, is_durable) in std::mem::take(&mut self.questions) {
+            // As in `look_ahead.rs`.
+            if !is_durable && matches!(question, Question::UnderWay(_)) {
+                self.questions.push((question, false));
+                continue;
+            }
             let found = match question {
                 Question::UnderWay(window) => LookAhead::UnderWay(self.under_way(&window)),
                 Question::Others(from, except) => {
@@ -1615,6 +1628,35 @@ fn a_command_that_came_back_too_early_still_blocks_its_subject() {
         assert_eq!(sim.durable.dead.len(), 0);
         sim.check_lineage();
     }
+}
+
+/// With little memory for order, the tiers are read again now and then. A command that went to a tier a moment ago is not
+/// found there before its outcome is durable, so they are not read before.
+#[test]
+fn a_command_that_is_parked_just_before_the_tiers_are_read_again_is_not_overtaken() {
+    use Action::{Advance, Answer, Commit, Dispatch, End, Produce, Release, Take};
+    let mut sim = Sim::new(0, [Order::PerSubject; SUBSCRIPTIONS]);
+    sim.order_bytes = 1;
+    sim.reopen();
+    let throttled = End(0, 9, false);
+    let actions = vec![
+        Produce(1, None),
+        Take(1),
+        Advance(1),
+        Produce(1, Some(0)),
+        Take(1),
+        Answer,
+        Dispatch,
+        throttled,
+        Commit,
+        Advance(2563),
+        Produce(1, Some(0)),
+        Release(500),
+        Take(3),
+        Advance(437),
+        Produce(1, Some(0)),
+    ];
+    run(&mut sim, actions);
 }
 
 /// A dead endpoint with strict order: what is remembered of its unfinished commands stays within its bound, and when it
