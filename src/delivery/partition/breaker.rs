@@ -3,8 +3,8 @@
 //! While closed, it counts consecutive failures and the share of failures in a sliding window. Past either limit it
 //! opens, unless the endpoint shows that it is not down:
 //!
-//! - a success less than a moment ago ([`MOMENT`]), of whatever command;
-//! - for failures with a response or a timeout: a [`Kind`] of command whose last attempt succeeded less than [`RECENT`]
+//! - a success less than a moment ago (`MOMENT`), of whatever command;
+//! - for failures with a response or a timeout: a [`Kind`] of command whose last attempt succeeded less than `RECENT`
 //!   ago. One event type that is refused, or first attempts that always fail, say nothing about the others.
 //!
 //! While open, nothing is sent until the next probe, a single attempt, which closes it or opens it for longer. Any other

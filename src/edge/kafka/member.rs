@@ -1,7 +1,7 @@
 //! A member of a consumer group whose rebalances are ordinary events of the poll loop.
 //!
 //! Membership and reading are two clients. The *member* subscribes, commits and knows the generation; its partitions are
-//! paused, so it never fetches. The [`reader`] belongs to no group and fetches what the member hands it. With one client,
+//! paused, so it never fetches. The `reader` belongs to no group and fetches what the member hands it. With one client,
 //! librdkafka fetches nothing from a revocation until the partitions are given up, also of the partitions that stay.
 //!
 //! librdkafka reports a rebalance in a callback inside `poll`. Here the callback only queues it, and [`Member::poll`]
