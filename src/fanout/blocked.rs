@@ -99,9 +99,20 @@ impl Tracker {
     }
 }
 
-/// Stops the thread when dropped.
+/// Stops the thread when dropped, and waits for the end of its clients, which would report a broker that stops next.
 pub(super) struct Watch {
-    _open: Sender<()>,
+    open: Option<Sender<()>>,
+    ended: Receiver<()>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        /// A broker that does not respond must not delay the end of the role.
+        const LONGEST: Duration = Duration::from_secs(2);
+        self.open = None;
+        // Nothing is ever sent: the thread drops its end of the channel.
+        let _ended = self.ended.recv_timeout(LONGEST);
+    }
 }
 
 /// Starts the thread.
@@ -114,12 +125,19 @@ pub(super) fn watch(
     owned: &OwnedPartitions,
 ) -> Result<Watch, Failure> {
     let (open, closed) = channel();
+    let (running, ended) = channel::<()>();
     let (settings, metrics, owned) = (Arc::clone(settings), metrics.clone(), Arc::clone(owned));
     std::thread::Builder::new()
         .name("event-ends".to_owned())
-        .spawn(move || run(&settings, &metrics, &owned, &closed))
+        .spawn(move || {
+            run(&settings, &metrics, &owned, &closed);
+            drop(running);
+        })
         .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
-    Ok(Watch { _open: open })
+    Ok(Watch {
+        open: Some(open),
+        ended,
+    })
 }
 
 fn run(
