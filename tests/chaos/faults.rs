@@ -150,6 +150,12 @@ impl Fault {
         )
     }
 
+    /// Whether it was added since the short run was last seen through; `FAULTS` names these.
+    fn is_new(self) -> bool {
+        let named: String = crate::setting("FAULTS", String::new());
+        named.is_empty() && (self.is_of_tenant() || self == Self::Unwritable)
+    }
+
     /// Whether it concerns one tenant, record or topic, so that nobody else may notice.
     pub fn is_of_tenant(self) -> bool {
         matches!(
@@ -196,7 +202,7 @@ impl Bag {
     pub fn new(wanted: &dyn Fn(Fault) -> bool, short: bool) -> Self {
         let kinds = Fault::ALL
             .into_iter()
-            .filter(|&kind| wanted(kind) && !(short && kind.is_long()));
+            .filter(|&kind| wanted(kind) && !(short && (kind.is_long() || kind.is_new())));
         Self {
             kinds: kinds.collect(),
             left: Vec::new(),
