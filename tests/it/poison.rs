@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hookstream::edge::clock;
 use hookstream::model::invalid_record::{HEAD_KEY_BYTES, HEAD_VALUE_BYTES};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -167,18 +168,29 @@ fn where_not_even_the_head_fits_the_coordinates_are_kept_or_only_logged() {
     }
 }
 
-/// Records that no program of this version can use.
-fn garbage() -> Vec<RawRecord> {
-    let good: [(&str, &[u8]); 8] = [
-        ("webhook-id", b"msg_1"),
+/// The time of enqueueing of a command that is not old enough to expire.
+fn enqueued_now() -> String {
+    clock::now().0.to_string()
+}
+
+/// The headers of a command for `acme` as fan-out writes it.
+fn good_headers<'a>(webhook_id: &'a [u8], enqueued: &'a str) -> [(&'a str, &'a [u8]); 8] {
+    [
+        ("webhook-id", webhook_id),
         ("hs-subscription", b"acme"),
         ("hs-event-id", b"e"),
         ("hs-event-type", b"order.created"),
         ("hs-content-type", b"application/json"),
         ("hs-attempt", b"0"),
-        ("hs-enqueued", b"1700000000000"),
+        ("hs-enqueued", enqueued.as_bytes()),
         ("hs-cause", b"new"),
-    ];
+    ]
+}
+
+/// Records that no program of this version can use.
+fn garbage() -> Vec<RawRecord> {
+    let enqueued = enqueued_now();
+    let good = good_headers(b"msg_1", &enqueued);
     let mut all = vec![
         RawRecord::default(),
         RawRecord {
@@ -241,27 +253,24 @@ fn garbage() -> Vec<RawRecord> {
     all
 }
 
+fn odd_command(name: &str, value: &[u8]) -> RawRecord {
+    let enqueued = enqueued_now();
+    let fields = [&good_headers(b"msg_odd", &enqueued)[..], &[(name, value)]].concat();
+    raw(b"acme", &fields, b"odd")
+}
+
+/// A command of the beginning of time: it can be read, and has expired.
+fn ancient() -> RawRecord {
+    odd_command("hs-enqueued", b"-9223372036854775808")
+}
+
 /// Commands that are odd and can be read: they are delivered.
 fn odd() -> Vec<RawRecord> {
-    let command = |name: &str, value: &[u8]| {
-        let fields: [(&str, &[u8]); 9] = [
-            ("webhook-id", b"msg_odd"),
-            ("hs-subscription", b"acme"),
-            ("hs-event-id", b"e"),
-            ("hs-event-type", b"order.created"),
-            ("hs-content-type", b"application/json"),
-            ("hs-attempt", b"0"),
-            ("hs-enqueued", b"1700000000000"),
-            ("hs-cause", b"new"),
-            (name, value),
-        ];
-        raw(b"acme", &fields, b"odd")
-    };
+    let command = odd_command;
     let mut all = vec![
         command("hs-attempt", b"4294967295"),
         command("hs-due", b"-9223372036854775808"),
         command("hs-enqueued", b"9223372036854775807"),
-        command("hs-enqueued", b"-9223372036854775808"),
         command("hs-first-failure", b"9223372036854775807"),
         command("hs-sequence", b"-9223372036854775808"),
         command("webhook-id", b"line\r\nbreak"),
@@ -325,6 +334,7 @@ fn garbage_on_every_topic_is_set_aside_counted_and_named_and_all_good_work_is_do
         world.produce_events((0..20).map(|n| ("k", event(&format!("a{n}"), "order.created", "1"))));
         produce();
         world.produce_raw(&commands, 0, &odd);
+        world.produce_raw(&commands, 0, &[ancient()]);
         world.produce_events((0..20).map(|n| ("k", event(&format!("b{n}"), "order.created", "1"))));
 
         receiver.wait_until("the good work is done", LATER, |seen| {
@@ -333,6 +343,11 @@ fn garbage_on_every_topic_is_set_aside_counted_and_named_and_all_good_work_is_do
         });
         wait_until_done(&world);
         alive(&mut process);
+        let letters = world.read_all(&dead_letters, Isolation::Committed);
+        let expired = letters
+            .iter()
+            .filter(|letter| letter.header("hs-reason") == Some("expired"));
+        assert_eq!(expired.count(), 1, "{guarantee}: the ancient one");
         let good = receiver.seen_at("/flaky").len();
         assert_eq!(good, 80, "{guarantee}: forty events, each twice");
         let copies = copies(&world);
@@ -655,6 +670,7 @@ fn what_delivery_and_release_may_not_write_for_its_size_ends_elsewhere_and_stops
         // What waits in a retry topic and does not fit the commands is set aside by release.
         alter_topic(&world, &tier, &[("max.message.bytes", "1000000")]);
         alter_topic(&world, &commands, &small);
+        let enqueued = enqueued_now();
         let waits = |id: &str, body: usize| {
             let headers: [(&str, &[u8]); 8] = [
                 ("webhook-id", id.as_bytes()),
@@ -663,7 +679,7 @@ fn what_delivery_and_release_may_not_write_for_its_size_ends_elsewhere_and_stops
                 ("hs-event-type", b"small.event"),
                 ("hs-content-type", b"application/json"),
                 ("hs-attempt", b"1"),
-                ("hs-enqueued", b"1700000000000"),
+                ("hs-enqueued", enqueued.as_bytes()),
                 ("hs-cause", b"retry"),
             ];
             raw(b"good", &headers, &noise(body))
