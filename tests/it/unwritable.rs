@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hookstream::model::partitioner::{key_hash, partition};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{NewTopic, TopicReplication};
 
 use crate::scene::{event, put, subscription, wait_for_records, wait_until_done_within};
 use crate::support::{
@@ -18,19 +17,13 @@ const LATER: Duration = Duration::from_secs(120);
 /// A topic of two partitions: 0 on the first two brokers, 1 on the first and the third. While the third is down, only
 /// partition 0 can be written.
 fn create_split(world: &World, topic: &str, settings: &[(&str, &str)]) {
-    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
-    let mut new = NewTopic::new(topic, 2, TopicReplication::Variable(&[&[1, 2], &[1, 3]]))
+    let new = NewTopic::new(topic, 2, TopicReplication::Variable(&[&[1, 2], &[1, 3]]))
         .set("min.insync.replicas", "2");
-    for (key, value) in settings {
-        new = new.set(key, value);
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let options = AdminOptions::new().request_timeout(Some(SOON));
-    let made = runtime.block_on(admin.create_topics([&new], &options));
-    assert!(made.unwrap()[0].is_ok(), "{topic} was not created");
+    world.create(
+        settings
+            .iter()
+            .fold(new, |new, (key, value)| new.set(key, value)),
+    );
 }
 
 /// A world on three brokers whose retry and dead-letter topics are split.

@@ -1154,7 +1154,7 @@ fn commands_of_an_unknown_subscription_wait() {
     assert_eq!(sim.in_flight.len(), 1);
 }
 
-/// Every command ends: with an endpoint that is dead for good, at the latest at its maximum age and the lateness that
+/// Every command ends: with an endpoint that never recovers, at the latest at its maximum age and the lateness that
 /// tiers permit, although most commands never have an attempt, because the breaker is open.
 #[test]
 fn the_commands_of_a_dead_endpoint_all_end_at_their_maximum_age() {

@@ -128,7 +128,6 @@ impl Producer {
             "{}{purpose}-{}-{slot}",
             settings.group_prefix, settings.instance
         );
-        let keep_waiting = KeepWaiting::clone(keep_waiting);
         // Without transactions, whose timeout is the bound, the watchdog must not be the first to give up.
         let deadline = match settings.guarantee {
             Guarantee::ExactlyOnce => None,
@@ -154,7 +153,6 @@ impl Producer {
         purpose: &'static str,
     ) -> Result<Self, Failure> {
         let id = format!("{}{purpose}-{}-0", settings.group_prefix, settings.instance);
-        let keep_waiting = KeepWaiting::clone(keep_waiting);
         let deadline = Some(WRITE_DEADLINE);
         Self::with_id(
             settings,
@@ -180,7 +178,6 @@ impl Producer {
             "{}{purpose}-{}-probe-{slot}",
             settings.group_prefix, settings.instance
         );
-        let keep_waiting = KeepWaiting::clone(keep_waiting);
         let deadline = Some(WRITE_DEADLINE);
         Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Fail, deadline)
     }
@@ -216,12 +213,12 @@ impl Producer {
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         let id = format!("{}{purpose}", settings.group_prefix);
         let keep_waiting: KeepWaiting = Arc::new(|| true);
-        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, None)
+        Self::with_id(settings, &keep_waiting, purpose, id, OnStuck::Wait, None)
     }
 
     fn with_id(
         settings: &Settings,
-        keep_waiting: KeepWaiting,
+        keep_waiting: &KeepWaiting,
         purpose: &'static str,
         id: String,
         on_stuck: OnStuck,
@@ -233,7 +230,7 @@ impl Producer {
         };
         let mut recipe = Recipe {
             settings: settings.clone(),
-            keep_waiting,
+            keep_waiting: KeepWaiting::clone(keep_waiting),
             purpose,
             transactional_id,
             turn: 0,

@@ -191,7 +191,7 @@ fn a_window_full_of_unfinished_offsets_has_no_room_for_more() {
         window.take(Offset(offset));
         offset += 1;
     }
-    assert_eq!(offset, bits(ROOM), "a bitmap tells of any mix in its span");
+    assert_eq!(offset, bits(ROOM), "a bitmap holds any mix in its span");
     window.finish(Offset(1));
     assert!(
         !window.has_room(Offset(offset)),

@@ -221,11 +221,19 @@ impl World {
     /// Creates a topic, and waits until this broker's metadata shows it.
     #[track_caller]
     pub fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(self.replicas));
+        self.create(
+            settings
+                .iter()
+                .fold(topic, |topic, (key, value)| topic.set(key, value)),
+        );
+    }
+
+    /// The same for a topic whose replicas a test places itself.
+    #[track_caller]
+    pub fn create(&self, topic: NewTopic<'_>) {
         let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(self.replicas));
-        for (key, value) in settings {
-            topic = topic.set(key, value);
-        }
+        let name = topic.name;
         let options = AdminOptions::new()
             .operation_timeout(Some(SOON))
             .request_timeout(Some(SOON));
@@ -241,7 +249,7 @@ impl World {
             let metadata = admin.inner().fetch_metadata(Some(name), SOON);
             metadata.is_ok_and(|metadata| {
                 let found = metadata.topics()[0].partitions();
-                found.len() == usize::try_from(partitions).unwrap()
+                found.len() == usize::try_from(topic.num_partitions).unwrap()
                     && found.iter().all(|one| one.leader() >= 0)
             })
         });
