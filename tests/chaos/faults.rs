@@ -150,10 +150,9 @@ impl Fault {
         )
     }
 
-    /// Whether it was added since the short run was last seen through; `FAULTS` names these.
-    fn is_new(self) -> bool {
-        let named: String = crate::setting("FAULTS", String::new());
-        named.is_empty() && (self.is_of_tenant() || self == Self::Unwritable)
+    /// Whether it may stop nothing beyond one tenant, record or topic.
+    pub fn is_contained(self) -> bool {
+        self.is_of_tenant() || self == Self::Unwritable
     }
 
     /// Whether it concerns one tenant, record or topic, so that nobody else may notice.
@@ -202,7 +201,7 @@ impl Bag {
     pub fn new(wanted: &dyn Fn(Fault) -> bool, short: bool) -> Self {
         let kinds = Fault::ALL
             .into_iter()
-            .filter(|&kind| wanted(kind) && !(short && (kind.is_long() || kind.is_new())));
+            .filter(|&kind| wanted(kind) && !(short && kind.is_long()));
         Self {
             kinds: kinds.collect(),
             left: Vec::new(),
