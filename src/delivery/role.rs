@@ -354,7 +354,14 @@ impl Delivery<'_> {
                 );
             }
             self.forget(&[number]);
-            self.open(number, Window::new(gap.to), None);
+            // Its next owner starts it over.
+            let leaves = self
+                .drain
+                .as_mut()
+                .is_some_and(|drain| drain.emptied(number));
+            if !leaves {
+                self.open(number, Window::new(gap.to), None);
+            }
         }
     }
 
