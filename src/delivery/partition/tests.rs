@@ -576,16 +576,8 @@ impl Sim {
             self.hold(lane);
         }
         self.apply(Event::Ended(AttemptEnd {
-            lane: attempt.lane,
-            offset: attempt.offset,
-            command: attempt.command,
-            endpoint: attempt.endpoint,
-            permit: attempt.permit,
-            response,
-            error: None,
-            heard: false,
             slot_follows,
-            keep_copy: false,
+            ..ended(attempt, response)
         }));
     }
 
@@ -843,6 +835,22 @@ impl Sim {
             );
         }
         assert_eq!(self.load, 0, "nothing is held when all is done");
+    }
+}
+
+/// The end of an attempt whose whole response, or its absence, is known at once.
+fn ended<E>(attempt: Attempt<E>, response: Response) -> AttemptEnd<E> {
+    AttemptEnd {
+        lane: attempt.lane,
+        offset: attempt.offset,
+        command: attempt.command,
+        endpoint: attempt.endpoint,
+        permit: attempt.permit,
+        response,
+        error: None,
+        heard: false,
+        slot_follows: false,
+        keep_copy: false,
     }
 }
 
@@ -1568,16 +1576,8 @@ fn a_response_that_is_not_valid_is_a_response_too() {
     let at = sim.sent_to("s0").unwrap();
     let attempt = sim.in_flight.swap_remove(at);
     sim.apply(Event::Ended(AttemptEnd {
-        lane: attempt.lane,
-        offset: attempt.offset,
-        command: attempt.command,
-        endpoint: attempt.endpoint,
-        permit: attempt.permit,
-        response: Response::None(Class::Other),
-        error: None,
         heard: true,
-        slot_follows: false,
-        keep_copy: false,
+        ..ended(attempt, Response::None(Class::Other))
     }));
     assert!(sim.machine.heard());
 }
