@@ -15,6 +15,7 @@ mod attempt_log;
 mod busy;
 mod commit;
 mod drain;
+mod durable_prefix;
 mod look_ahead;
 mod messages;
 pub mod metrics;

@@ -10,7 +10,7 @@ use hookstream::model::units::format_duration;
 use hookstream::model::window::Place;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
@@ -467,6 +467,24 @@ impl World {
         }
         records.sort_by_key(|record| (record.partition, record.offset));
         records
+    }
+
+    /// Commits a position with metadata as another program would, while nobody is a member of the group.
+    /// `group` is without the prefix: `deliver`.
+    #[track_caller]
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, position: i64, metadata: &str) {
+        let mut config = self.client_config();
+        let committer: BaseConsumer = config
+            .set("group.id", format!("{}{group}", self.prefix))
+            .create()
+            .unwrap();
+        let mut positions = TopicPartitionList::new();
+        let mut element = positions.add_partition(topic, partition);
+        element.set_offset(Offset::Offset(position)).unwrap();
+        element.set_metadata(metadata);
+        super::eventually_true("the coordinator takes a commit", SOON, || {
+            committer.commit(&positions, CommitMode::Sync).is_ok()
+        });
     }
 
     /// What a group has committed for a topic: partition, position and metadata, where it has committed.
