@@ -23,6 +23,7 @@ mod exact;
 mod faults;
 mod flows;
 mod formats;
+mod gaps;
 mod harness;
 mod image;
 mod isolation;

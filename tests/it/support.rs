@@ -16,7 +16,7 @@ mod world;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-pub use broker::{Broker, broker};
+pub use broker::{Broker, Frozen, broker};
 pub use mirror::{Mirror, kafka_tool};
 pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};
 pub use proxy::{Proxy, Weather};

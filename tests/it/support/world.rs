@@ -392,6 +392,17 @@ impl World {
         })
     }
 
+    /// The number of the broker that leads a partition.
+    pub fn leader(&self, topic: &str, partition: i32) -> u32 {
+        let consumer = self.reader(&format!("{}reader", self.prefix), Isolation::Committed);
+        super::eventually("the partition has a leader", SOON, || {
+            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
+            let metadata = metadata.ok()?;
+            let mut partitions = metadata.topics().first()?.partitions().iter();
+            u32::try_from(partitions.find(|one| one.id() == partition)?.leader()).ok()
+        })
+    }
+
     /// Where the commit metadata of a partition of the commands counts.
     pub fn window_place(&self, partition: i32) -> Place {
         Place::new(&self.cluster(), &self.topics.commands(), partition)
