@@ -48,7 +48,7 @@ impl Layers {
     /// The fields that the file gives, as rows: name and value.
     pub(super) fn mapping_rows(&self) -> impl Iterator<Item = (String, String)> {
         self.mappings.iter().map(|((topic, field), values)| {
-            (format!("{NAME}.\"{topic}\".{field}"), values.join("|"))
+            (format!("{NAME}.\"{topic}\".{field}"), values.join(";"))
         })
     }
 }
@@ -105,14 +105,14 @@ impl Reader<'_> {
     }
 }
 
-/// The topics, fields and values of a text such as `a=debezium-outbox,a:type=header:kind|topic`.
+/// The topics, fields and values of a text such as `a=debezium-outbox,a:type=header:kind;topic`.
 fn entries(text: &str) -> Option<Vec<(String, String, Vec<String>)>> {
     let items = text.split(',').map(str::trim);
     let items = items.filter(|item| !item.is_empty());
     let each = items.map(|item| {
         let (name, value) = item.split_once('=')?;
         let (topic, field) = name.split_once(':').unwrap_or((name, "preset"));
-        let values = value.split('|').map(|value| value.trim().to_owned());
+        let values = value.split(';').map(|value| value.trim().to_owned());
         let (topic, field) = (topic.trim(), field.trim());
         let is_named = !topic.is_empty() && !field.is_empty();
         is_named.then(|| (topic.to_owned(), field.to_owned(), values.collect()))
@@ -141,7 +141,7 @@ mod tests {
 
     fn mapping(fields: &[(&str, &str)]) -> Mapping {
         let each = fields.iter().map(|(name, values)| {
-            let values = values.split('|').map(str::to_owned).collect();
+            let values = values.split(';').map(str::to_owned).collect();
             ((*name).to_owned(), values)
         });
         Mapping::read(&each.collect()).unwrap()
@@ -168,7 +168,7 @@ mod tests {
         layers.give(
             NAME,
             Source::Flag,
-            " orders:id=header:id|json:id , outbox.event.order:type=const:a",
+            " orders:id=header:id;json:id , outbox.event.order:type=const:a",
         );
         let settings = Settings::check(&layers, &machine()).unwrap();
         assert_eq!(settings.event_mappings.len(), 2);
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(
             settings.event_mappings["orders"],
             mapping(&[
-                ("id", "header:id|json:id"),
+                ("id", "header:id;json:id"),
                 ("type", "const:order.changed, twice"),
             ])
         );
@@ -195,7 +195,7 @@ mod tests {
         };
         assert_eq!(
             row(r#"event-mapping."outbox.event.order".type"#),
-            ("header:kind|topic", "file")
+            ("header:kind;topic", "file")
         );
         assert_eq!(row(NAME).1, "flag");
     }
