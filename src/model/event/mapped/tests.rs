@@ -173,6 +173,10 @@ fn without_a_mapping_such_records_are_no_events() {
             "{}",
             sample.name
         );
+        if sample.name == "outbox, JSON without schemas" {
+            let refused = sample.with(|raw| read(&raw, LIMIT).unwrap_err().to_string());
+            assert!(refused.contains("the preset debezium-outbox"), "{refused}");
+        }
     }
     for sample in samples("spring") {
         assert!(
