@@ -244,6 +244,7 @@ fn plain<'d>(
         Some(places) => record.text(name, places),
         None => Ok(None),
     };
+    let id = required("id", text("id", &fields.id)?)?;
     let event_type = match &mapping.tombstone {
         Tombstone::Event(Some(event_type)) if raw.payload.is_none() => {
             Some(event_type.clone().into())
@@ -256,7 +257,7 @@ fn plain<'d>(
     };
     let time = text("time", &fields.time)?.map(stated_time);
     Ok(Event {
-        id: required("id", text("id", &fields.id)?)?,
+        id,
         source: required("source", source)?,
         event_type: required("type", event_type)?,
         time: checked_time(time)?,

@@ -108,7 +108,7 @@ fn every_form_of_an_outbox_record_becomes_the_same_event() {
         let Some(form) = sample.name.strip_prefix("outbox, ") else {
             continue;
         };
-        let has_type = form.contains("type in") || form.contains("headers as JSON");
+        let has_type = form.contains("type ") || form.contains("headers as JSON");
         let event_type = if has_type {
             "order.created"
         } else {
