@@ -94,7 +94,8 @@ fn an_order_and_its_row_in_the_outbox_become_one_verified_webhook() {
     let steps: Vec<Value> = serde_json::from_str(&trace.stdout).unwrap();
     assert_eq!(steps[0]["step"], "event", "{steps:?}");
     assert_eq!(steps[0]["topic"], TOPIC);
-    assert_eq!(steps[0]["event_type"], "order.created");
+    let what = steps[0]["what"].as_str().unwrap();
+    assert!(what.contains("order.created"), "{what}");
     assert_eq!(steps[1]["step"], "new");
     assert_eq!(steps[1]["webhook_id"], seen[0].webhook_id());
     assert!(steps.iter().all(|step| step["event_id"] == id.as_str()));
