@@ -594,7 +594,7 @@ fn a_long_record_is_read_in_time_that_is_linear_in_it() {
         );
         serde_json::to_string(&inner).unwrap()
     };
-    let mut time = |items: usize| {
+    let time = |items: usize| {
         let value = value(items);
         let raw = raw(None, &[], Some(&value));
         let run = || {
