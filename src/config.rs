@@ -8,6 +8,7 @@ mod binding;
 pub mod credentials;
 mod files;
 mod layers;
+mod mapping;
 mod parse;
 mod report;
 mod secrets;

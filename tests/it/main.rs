@@ -34,6 +34,7 @@ mod neighbours;
 mod observe;
 mod operator;
 mod order;
+mod outbox;
 mod poison;
 mod readme;
 mod scaling;

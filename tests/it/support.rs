@@ -8,6 +8,7 @@
 
 mod broker;
 mod mirror;
+mod outbox;
 mod process;
 mod proxy;
 mod receiver;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 pub use broker::{Broker, Frozen, broker};
 pub use mirror::{Mirror, kafka_tool};
+pub use outbox::{Connect, Postgres};
 pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};

@@ -128,3 +128,18 @@ pub(super) fn string<'a>(
     };
     Err(InvalidEvent::WrongType { name, found })
 }
+
+/// The whole text as one JSON value, without the blanks around it.
+pub(super) fn raw_value(text: &str) -> Result<&RawValue, InvalidEvent> {
+    serde_json::from_str(text).map_err(|error| not_json(&error, "", 0))
+}
+
+/// The text of a JSON string; `None` if `json` is none.
+pub(super) fn parse_string(json: &str) -> Option<Cow<'_, str>> {
+    if !json.starts_with('"') {
+        return None;
+    }
+    serde_json::from_str::<Text<'_>>(json)
+        .ok()
+        .map(|Text(text)| text)
+}

@@ -13,6 +13,7 @@ const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 fn raw<'a>(payload: &'a str, headers: &'a [(&'a str, &'a [u8])]) -> RawEvent<'a> {
     RawEvent {
         topic: "order-events",
+        key: None,
         payload: Some(payload.as_bytes()),
         headers,
         timestamp: EpochMs(1_767_225_600_007),
@@ -280,10 +281,10 @@ fn tombstones_bad_text_and_size_are_refused() {
         payload: None,
         ..raw("", &[])
     };
-    assert!(tombstone.is_tombstone());
+    assert!(tombstone.is_skipped(None));
     assert_eq!(read(&tombstone, LIMIT).unwrap_err(), InvalidEvent::NoValue);
     assert!(
-        !raw("", &[]).is_tombstone(),
+        !raw("", &[]).is_skipped(None),
         "an empty value deletes nothing"
     );
     let headers: [(&str, &[u8]); 2] =
@@ -293,14 +294,14 @@ fn tombstones_bad_text_and_size_are_refused() {
             headers: &headers,
             ..tombstone
         }
-        .is_tombstone()
+        .is_skipped(None)
     );
     assert!(
         !RawEvent {
             headers: &BINARY,
             ..tombstone
         }
-        .is_tombstone()
+        .is_skipped(None)
     );
     let text = RawEvent {
         payload: Some(b"{\"id\":\"\xff\"}"),

@@ -17,6 +17,7 @@ fn with_event<R>(payload: &Value, check: impl FnOnce(&Event<'_>) -> R) -> R {
     let text = payload.to_string();
     let raw = RawEvent {
         topic: "t",
+        key: None,
         payload: Some(text.as_bytes()),
         headers: &[],
         timestamp: EpochMs(0),
