@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::json::StrictValue;
+use super::reference::is_reference;
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
@@ -57,7 +58,7 @@ impl SubscriptionError {
 }
 
 /// The record as `list` and `show` print it: literal secrets and the values of headers that carry credentials are
-/// redacted; everything else, query strings included, is as stored.
+/// redacted; everything else, references and query strings included, is as stored.
 ///
 /// # Errors
 /// When the value is not a JSON object.
@@ -70,7 +71,8 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
     }
     if let Some(Value::Object(headers)) = record.get_mut("headers") {
         for (name, value) in headers {
-            if is_credential(&name.to_ascii_lowercase()) {
+            let text = value.as_str().unwrap_or_default();
+            if is_credential(&name.to_ascii_lowercase()) && !is_reference(name, text) {
                 *value = Value::from("(redacted)");
             }
         }
