@@ -299,6 +299,19 @@ mod tests {
         .collect()
     }
 
+    /// The effects of a command of `s` until it waits in a tier. Its secret may be read before it is asked for again.
+    fn parked(scene: &mut Scene) -> Vec<Effect<Rc<Target>>> {
+        let is_parked = |effect: &Effect<_>| matches!(effect, Effect::Parked(ParkReason::Paused));
+        let mut effects = scene.take("s");
+        let deadline = clock::instant() + PATIENCE;
+        while !effects.iter().any(is_parked) {
+            assert!(clock::instant() < deadline, "its command does not wait");
+            std::thread::yield_now();
+            effects.extend(scene.apply(Event::Tick));
+        }
+        effects
+    }
+
     #[test]
     fn a_change_of_one_subscription_reads_no_secret_of_the_others() {
         let mut scene = Scene::new(Arc::new(|_: &Path| Ok(SECRET.to_owned())));
@@ -361,16 +374,8 @@ mod tests {
     fn commands_whose_secret_cannot_be_read_wait_in_a_tier() {
         let mut scene = Scene::new(Arc::new(|_: &Path| Err("it is a FIFO".to_owned())));
         scene.put("s", "file:/fifo", "active");
-        assert!(scene.take("s").is_empty());
-        scene.woken.recv_timeout(PATIENCE).unwrap();
-        let effects = scene.apply(Event::Tick);
+        let effects = parked(&mut scene);
         assert!(sent(&effects).is_empty());
-        assert!(
-            effects
-                .iter()
-                .any(|effect| matches!(effect, Effect::Parked(ParkReason::Paused))),
-            "its commands wait"
-        );
         let written = |effect: &Effect<_>| matches!(effect, Effect::Write(_, Outcome::Tier(..)));
         assert_eq!(effects.iter().filter(|effect| written(effect)).count(), 1);
     }
@@ -387,14 +392,7 @@ mod tests {
             "id": "s", "subscriber": "acme", "events": ["**"], "url": "https://example.com/", "secrets": [SECRET],
             "headers": {"x-tenant": "acme", "authorization": "Bearer file:/run/token"},
         }));
-        assert!(sent(&scene.take("s")).is_empty(), "it is being read");
-        scene.woken.recv_timeout(PATIENCE).unwrap();
-        let effects = scene.apply(Event::Tick);
-        assert!(
-            effects
-                .iter()
-                .any(|effect| matches!(effect, Effect::Parked(ParkReason::Paused)))
-        );
+        assert!(sent(&parked(&mut scene)).is_empty());
         let refused = &scene.directory.refused;
         assert_eq!(refused.logged(), 1);
 

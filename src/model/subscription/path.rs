@@ -172,11 +172,15 @@ pub(super) fn doubt(path: &[Box<str>]) -> Option<String> {
             "eventid" => "id",
             "contenttype" => "datacontenttype",
             "schemaurl" => "dataschema",
+            "topic" => "source",
             _ => return None,
         };
         return Some(format!(
             "{name} is no attribute of CloudEvents, so it matches only events with an extension of that name; perhaps {meant} is meant"
         ));
+    }
+    if let Some(padded) = path.iter().find(|name| name.trim() != &***name) {
+        return Some(format!("the name {padded:?} begins or ends with a blank"));
     }
     let mut inner = path.iter().skip(1);
     let number = inner.find(|name| name.bytes().all(|byte| byte.is_ascii_digit()))?;
@@ -275,6 +279,7 @@ mod tests {
                 .unwrap()
                 .contains("not a position")
         );
+        assert!(doubt("data.total ").unwrap().contains("a blank"));
         assert!(doubt("timestamp").unwrap().contains("perhaps time"));
         for path in ["data.items", "time", "tenantid", "data", "data.v1"] {
             assert_eq!(doubt(path), None, "{path}");

@@ -5,11 +5,23 @@ use std::path::PathBuf;
 use http::{HeaderName, HeaderValue};
 
 use super::model::{HeaderSource, Redacted, SecretSource};
-use super::record::is_credential;
 use crate::model::signing_key::SigningKey;
 
 /// The longest value of a header, in bytes, also of one that is read from a reference.
 pub const MAX_HEADER_BYTES: usize = 4096;
+
+/// A header whose name contains one of these carries a credential.
+const CREDENTIAL_WORDS: [&str; 9] = [
+    "auth",
+    "cookie",
+    "token",
+    "key",
+    "secret",
+    "password",
+    "passwd",
+    "signature",
+    "credential",
+];
 
 const SECRET_FORMS: &str = "must be env:NAME, file:/absolute/path, whsec_… with 24 to 64 bytes in base64, \
                             or whsk_… with 32 or 64 bytes in base64";
@@ -52,7 +64,7 @@ pub(super) fn secret_source(text: &str) -> Result<SecretSource, String> {
 ///
 /// A reference is the whole value, or follows `Bearer `; in `authorization` it may follow any scheme.
 pub(super) fn header_source(name: &HeaderName, value: &str) -> Result<HeaderSource, &'static str> {
-    let (prefix, rest) = match value.trim().split_once(' ') {
+    let (prefix, rest) = match value.trim().split_once([' ', '\t']) {
         Some((scheme, rest)) if is_scheme(name, scheme) => {
             (format!("{scheme} "), rest.trim_start())
         }
@@ -73,7 +85,8 @@ pub(super) fn header_source(name: &HeaderName, value: &str) -> Result<HeaderSour
 }
 
 fn is_scheme(name: &HeaderName, word: &str) -> bool {
-    word.eq_ignore_ascii_case("bearer") || name == http::header::AUTHORIZATION
+    word.eq_ignore_ascii_case("bearer")
+        || name == http::header::AUTHORIZATION && reference(word).is_none()
 }
 
 fn header_value(value: &str) -> Result<HeaderValue, &'static str> {
@@ -120,6 +133,11 @@ impl HeaderSource {
     }
 }
 
+/// Whether a header carries a credential, by its name in lower case.
+pub(super) fn is_credential(name: &str) -> bool {
+    CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
+}
+
 /// Whether the value of a header is a reference, which may be shown.
 pub(super) fn is_reference(name: &str, value: &str) -> bool {
     let source = HeaderName::try_from(name)
@@ -149,6 +167,7 @@ mod tests {
             ("x-api-key", "file:/run/secrets/acme", "hush"),
             ("authorization", "Bearer env:ACME_TOKEN", "Bearer hush"),
             ("authorization", "bearer  file:/run/a b", "bearer hush"),
+            ("authorization", "Bearer\tenv:A", "Bearer hush"),
             ("authorization", "Basic env:_A1", "Basic hush"),
             ("x-forward-auth", "Bearer env:A", "Bearer hush"),
         ] {
@@ -181,6 +200,8 @@ mod tests {
             ("x-a", "env: ACME"),
             ("x-a", "file:secret"),
             ("x-a", "file:/"),
+            ("authorization", "env: ACME"),
+            ("authorization", "env:ACME TOKEN"),
             ("authorization", "Bearer env:A B"),
             ("authorization", "Token file:relative"),
         ] {

@@ -345,12 +345,8 @@ fn secrets_are_never_shown() {
 #[test]
 fn a_literal_secret_is_accepted_exactly_if_it_can_sign() {
     let seed = format!("whsk_{}=", "A".repeat(43));
-    for secret in [
-        SECRET,
-        &seed,
-        seed.trim_end_matches('='),
-        &SECRET.replace("Sw", "Q"),
-    ] {
+    let unpadded = format!("whsec_{}", "A".repeat(34));
+    for secret in [SECRET, &seed, seed.trim_end_matches('='), &unpadded] {
         let record = with("secrets", json!([secret]));
         assert!(read(&record).is_ok(), "{secret}: {:?}", read(&record));
     }
