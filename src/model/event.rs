@@ -24,6 +24,7 @@ mod decode;
 mod error;
 mod framing;
 mod json;
+mod lenient;
 mod model;
 mod time;
 

@@ -11,6 +11,7 @@ pub mod filter;
 mod fold;
 mod json;
 mod model;
+mod numbers;
 mod path;
 mod record;
 mod reference;
@@ -25,6 +26,7 @@ pub use model::{
     HeaderSource, Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules,
     Subscription,
 };
+pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
 pub use reference::MAX_HEADER_BYTES;
 pub use validate::{

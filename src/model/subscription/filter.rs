@@ -5,7 +5,7 @@
 //!
 //! | matcher | holds when a value at the path … |
 //! |---|---|
-//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` equals `5.0`, and integers exactly at any size |
+//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` equals `5.0`, integers of 64 bits exactly |
 //! | `{"prefix":"a"}`, `{"suffix":"z"}` | is a string that starts or ends with it |
 //! | `{"anything-but":x}` | exists, is not an object, and is not x; x is a value, a list, `{"prefix":…}` or `{"suffix":…}` |
 //! | `{"numeric":[">=",100,"<",200]}` | is a number within the bounds |

@@ -15,6 +15,7 @@ use url::Url;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
 use super::model::{HeaderSource, RateLimit, SecretSource, StatusRules, Subscription};
+use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
 use super::reference::{header_source, secret_source};
 use super::version::Source;
@@ -70,6 +71,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
     };
     check.schema();
     check.key(key);
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    check.problems.extend(check_numbers(text).err());
     let url = check.url();
     let subscription = Subscription {
         id: check.text("id").into(),
