@@ -12,6 +12,7 @@
     unreachable_pub
 )]
 
+mod applied;
 mod attempts;
 mod bad_input;
 mod brokers;
@@ -34,6 +35,7 @@ mod observe;
 mod operator;
 mod order;
 mod poison;
+mod positions;
 mod readme;
 mod scaling;
 mod scene;
