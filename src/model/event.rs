@@ -26,6 +26,7 @@ mod decode;
 mod error;
 mod framing;
 mod json;
+mod lenient;
 mod mapped;
 mod mapping;
 mod model;

@@ -12,6 +12,7 @@
     unreachable_pub
 )]
 
+mod applied;
 mod attempts;
 mod bad_input;
 mod brokers;
@@ -36,6 +37,7 @@ mod operator;
 mod order;
 mod outbox;
 mod poison;
+mod positions;
 mod readme;
 mod scaling;
 mod scene;

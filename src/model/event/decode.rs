@@ -9,7 +9,7 @@ use super::attributes::{check_specversion, checked_subject, checked_time, requir
 use super::data::{self, Media};
 use super::error::InvalidEvent;
 use super::framing;
-use super::json::{Members, parse_data, parse_members, string};
+use super::json::{Members, parse_attribute, parse_data, parse_members, string};
 use super::model::{Event, Form, Payload, is_sendable};
 use crate::model::trace_context::TraceContext;
 use crate::model::units::EpochMs;
@@ -255,7 +255,7 @@ fn structured_extensions<'a>(
         ) {
             continue;
         }
-        let (_, value) = parse_data(text, Some(raw), 1)?;
+        let (_, value) = parse_attribute(text, raw)?;
         if !value.is_null() {
             extensions.push((name, value));
         }
