@@ -49,7 +49,6 @@ pub use self::limits::{
 use self::line::{Evict, Http1, Message, Opener};
 use self::pool::{Line, Pool, SWEEPS, Slot};
 pub use self::trust::HttpSetupError;
-#[cfg(feature = "otlp")]
 pub(crate) use self::trust::client_config as trusted;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;

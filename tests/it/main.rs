@@ -37,6 +37,7 @@ mod poison;
 mod readme;
 mod scaling;
 mod scene;
+mod schema_registry;
 mod schemas;
 mod services;
 mod skipped;
