@@ -304,7 +304,7 @@ fn value(writer: &mut Writer, message: &DynamicMessage, depth: usize) -> Result<
         // Protobuf's own JSON has no form for it.
         return Ok(writer.output.raw("null")?);
     };
-    match &*value {
+    match value {
         // Null, as the number of an enum.
         Value::EnumNumber(_) => Ok(writer.output.raw("null")?),
         value => writer.value(value, &field.kind(), depth),
