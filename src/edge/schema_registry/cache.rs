@@ -158,6 +158,7 @@ fn known(state: &State) -> Lookup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::clock;
     use crate::model::schema::{Definition, Language};
 
     fn schema() -> Arc<Schema> {
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     fn an_id_is_asked_for_once_and_kept() {
-        let (mut cache, now) = (Cache::default(), Instant::now());
+        let (mut cache, now) = (Cache::default(), clock::instant());
         assert!(matches!(
             cache.lookup(ID, now),
             (Lookup::Pending(None), true)
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_missing_schema_is_asked_for_again_after_a_while() {
-        let (mut cache, now) = (Cache::default(), Instant::now());
+        let (mut cache, now) = (Cache::default(), clock::instant());
         cache.lookup(ID, now);
         cache.missing(ID, now);
         let before = now + FORGET_MISSING / 2;
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn failures_wait_longer_each_time_and_keep_their_reason() {
-        let (mut cache, mut now) = (Cache::default(), Instant::now());
+        let (mut cache, mut now) = (Cache::default(), clock::instant());
         let mut waits = Vec::new();
         cache.lookup(ID, now);
         for _ in 0..7 {
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_bounded_and_what_is_asked_for_stays() {
-        let (mut cache, now) = (Cache::default(), Instant::now());
+        let (mut cache, now) = (Cache::default(), clock::instant());
         cache.lookup(ID, now);
         for number in 1000..1000 + u32::try_from(MAX_IDS).unwrap() * 2 {
             cache.lookup(SchemaId::Number(number), now);
