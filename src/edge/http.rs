@@ -50,7 +50,6 @@ use self::line::{Evict, Http1, Message, Opener};
 use self::pool::{Line, Pool, SWEEPS, Slot};
 use self::received::Heard;
 pub use self::trust::HttpSetupError;
-#[cfg(feature = "otlp")]
 pub(crate) use self::trust::client_config as trusted;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
