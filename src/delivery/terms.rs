@@ -339,9 +339,14 @@ mod tests {
 
     #[test]
     fn commands_whose_secret_cannot_be_read_wait_in_a_tier() {
-        let mut scene = Scene::new(Arc::new(|_: &Path| Err("it is a FIFO".to_owned())));
+        let (give, given) = channel::<Result<String, String>>();
+        let given = Mutex::new(given);
+        let mut scene = Scene::new(Arc::new(move |_: &Path| {
+            given.lock().unwrap().recv().unwrap()
+        }));
         scene.put("s", "file:/fifo", "active");
         assert!(scene.take("s").is_empty());
+        give.send(Err("it is a FIFO".to_owned())).unwrap();
         scene.woken.recv_timeout(PATIENCE).unwrap();
         let effects = scene.apply(Event::Tick);
         assert!(sent(&effects).is_empty());
