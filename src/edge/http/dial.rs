@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::limits::{DIAL_LIMIT, TCP_LIMIT};
+use super::verify::{NOTES, Notes};
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::egress::resolver::{GuardedResolver, ResolveError};
 use crate::edge::egress::{EgressDenied, EgressPolicy};
@@ -36,7 +37,7 @@ pub(super) enum DialError {
     #[error("tcp connect failed")]
     Tcp(#[source] io::Error),
     #[error("tls handshake failed")]
-    Tls(#[source] io::Error),
+    Tls(#[source] io::Error, Notes),
     #[error("no connection within {DIAL_LIMIT:?}")]
     TimedOut,
     #[error("connect failed")]
@@ -86,12 +87,13 @@ impl Service<Uri> for Dial {
             return Box::pin(ready(Err(DialError::Denied(denied))));
         }
         let dialling = self.https.call(uri);
-        Box::pin(async move {
+        let dialled = async move {
             match timeout(DIAL_LIMIT, dialling).await {
                 Ok(dialled) => dialled.map_err(sort),
                 Err(_) => Err(DialError::TimedOut),
             }
-        })
+        };
+        Box::pin(NOTES.scope(Notes::default(), dialled))
     }
 }
 
@@ -99,7 +101,10 @@ impl Service<Uri> for Dial {
 /// `io::Error`; the inner connector keeps resolver and socket errors as the source of its own private type.
 fn sort(error: BoxError) -> DialError {
     let error = match error.downcast::<io::Error>() {
-        Ok(handshake) => return DialError::Tls(*handshake),
+        Ok(handshake) => {
+            let notes = NOTES.try_with(Notes::clone).unwrap_or_default();
+            return DialError::Tls(*handshake, notes);
+        }
         Err(error) => error,
     };
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
