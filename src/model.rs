@@ -23,4 +23,5 @@ pub mod trace_context;
 pub mod transaction_end;
 pub mod units;
 pub mod unwritable;
+pub mod url_target;
 pub mod window;

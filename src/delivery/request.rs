@@ -21,6 +21,7 @@ use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
 use crate::model::subscription::{SecretSource, Subscription};
 use crate::model::units::EpochMs;
+use crate::model::url_target::as_sent;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -59,10 +60,17 @@ impl Logged {
             .filter(|(_, value)| value.is_sensitive())
             .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
         let secrets = secrets.iter().map(|secret| Cow::Borrowed(&**secret));
-        let in_url = parts(&subscription.url);
+        let typed = parts(&subscription.url);
+        // Percent-encoded, as the endpoint gets it.
+        let sent: Option<Url> = as_sent(&subscription.url).parse().ok();
+        let sent: Vec<Cow<'_, str>> = sent
+            .iter()
+            .flat_map(parts)
+            .map(|part| Cow::Owned(part.into_owned()))
+            .collect();
         Self {
             url: shown_url(&subscription.url).into(),
-            mask: Mask::new(credentials.chain(secrets).chain(in_url)),
+            mask: Mask::new(credentials.chain(secrets).chain(typed).chain(sent)),
         }
     }
 }
@@ -104,9 +112,7 @@ impl Target {
     ) -> Result<Self, String> {
         let texts = secrets.iter().map(|secret| &**secret);
         let signer = Signer::new(texts).map_err(|error| error.to_string())?;
-        let uri = subscription
-            .url
-            .as_str()
+        let uri = as_sent(&subscription.url)
             .parse()
             .map_err(|error| format!("its url cannot be used: {error}"))?;
         let address = Address::new(uri)
