@@ -8,6 +8,7 @@ mod binding;
 pub mod credentials;
 mod files;
 mod layers;
+mod login;
 mod parse;
 mod report;
 mod secrets;

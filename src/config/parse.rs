@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::credentials::Credentials;
 use super::layers::{Layers, Source};
+use super::login;
 use super::secrets::may_hold_credentials;
 use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
@@ -117,6 +118,9 @@ impl<'a> Reader<'a> {
         self.read("log-format", |text| {
             matches!(text, "text" | "json").then_some(())
         });
+        let properties = self.layers.properties();
+        let property = |key: &str| properties.get(key).map(|(value, _)| *value);
+        self.mistakes.extend(login::mistakes(property));
         let topics = match (events, prefix, &tiers) {
             (Some(events), Some(prefix), Some(tiers)) => {
                 self.separate(Topics { events, prefix }, tiers)
@@ -125,9 +129,7 @@ impl<'a> Reader<'a> {
         };
         Some(Settings {
             brokers: brokers?,
-            properties: self
-                .layers
-                .properties()
+            properties: properties
                 .into_iter()
                 .map(|(key, (value, _))| (key.to_owned(), value.to_owned()))
                 .collect(),
