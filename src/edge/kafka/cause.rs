@@ -6,7 +6,8 @@
 /// Parts of librdkafka's texts, and what they mean. The first that matches counts.
 const CAUSES: &[(&[&str], &str)] = &[
     (
-        &["connecting to a SSL listener"],
+        // The first request of every connection.
+        &["connecting to a SSL listener", "in state APIVERSION_QUERY"],
         "the broker closes connections of this kind: its listener may want TLS or a login, see security.protocol",
     ),
     (
@@ -84,6 +85,10 @@ const CAUSES: &[(&[&str], &str)] = &[
             "Invalid username or password",
         ],
         "the broker rejects the user or the password, see sasl.username and sasl.password",
+    ),
+    (
+        &["in state SSL_HANDSHAKE"],
+        "the broker ends TLS before it begins: its listener may be a plaintext one, see security.protocol",
     ),
     (
         &["Failed to resolve"],

@@ -173,11 +173,11 @@ mod tests {
             (vec![], "the broker closes connections of this kind"),
             (
                 vec!["security.protocol=SSL"],
-                "the broker does not speak TLS there",
+                "its listener may be a plaintext one",
             ),
             (
                 with("security.protocol=SASL_SSL"),
-                "the broker does not speak TLS there",
+                "its listener may be a plaintext one",
             ),
             (
                 with("security.protocol=SASL_PLAINTEXT"),
