@@ -141,7 +141,7 @@ pub struct Rest {
 
 impl Rest {
     /// Reads and discards the body, so that the connection can be reused. Pass the deadline of the
-    /// [`post`](HttpClient::post): a whole attempt has a single deadline.
+    /// [`post`](super::HttpClient::post): a whole attempt has a single deadline.
     pub async fn drain(self, deadline: Instant) -> Drained {
         if self.body.size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Drained::TooLong;

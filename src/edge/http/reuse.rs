@@ -113,11 +113,8 @@ impl Hint {
                 } else {
                     continue;
                 };
-                *known = known
-                    .into_iter()
-                    .map(|it| *it)
-                    .chain(number(&parameter[at + 1..]))
-                    .min();
+                let value = number(&parameter[at + 1..]);
+                *known = known.iter().copied().chain(value).min();
             }
         }
         hint

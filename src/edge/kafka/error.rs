@@ -39,8 +39,6 @@ pub enum Failure {
         what: String,
         /// The cause.
         cause: String,
-        /// The client's error.
-        source: KafkaError,
     },
     /// Another process uses the same transactional id, or this one was suspended for too long.
     #[error(

@@ -163,11 +163,7 @@ pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
             }
             Some(Cause { text, .. }) => {
                 let what = what.into();
-                return Failure::Unreachable {
-                    what,
-                    cause: text,
-                    source: error,
-                };
+                return Failure::Unreachable { what, cause: text };
             }
             None => {}
         }
