@@ -9,6 +9,7 @@ pub mod credentials;
 mod files;
 mod layers;
 mod login;
+mod mapping;
 mod parse;
 mod report;
 mod secrets;

@@ -21,7 +21,7 @@ const MIB: usize = 1024 * 1024;
 
 /// Reads settings and collects all problems.
 pub(super) struct Reader<'a> {
-    layers: &'a Layers,
+    pub(super) layers: &'a Layers,
     pub(super) mistakes: Vec<String>,
     /// Settings with an invalid value.
     wrong: BTreeSet<&'static str>,
@@ -121,6 +121,7 @@ impl<'a> Reader<'a> {
         let properties = self.layers.properties();
         let property = |key: &str| properties.get(key).map(|(value, _)| *value);
         self.mistakes.extend(login::mistakes(property));
+        let event_mappings = self.event_mappings(events.as_deref());
         let topics = match (events, prefix, &tiers) {
             (Some(events), Some(prefix), Some(tiers)) => {
                 self.separate(Topics { events, prefix }, tiers)
@@ -135,6 +136,7 @@ impl<'a> Reader<'a> {
                 .collect(),
             credentials: Credentials::default(),
             topics: topics?,
+            event_mappings: event_mappings?,
             group_prefix: group_prefix?,
             guarantee: guarantee?,
             instance: instance?,
@@ -280,33 +282,39 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Reports an invalid value.
+    pub(super) fn refuse(&mut self, setting: &'static Setting, value: &str, source: Source) {
+        self.wrong.insert(setting.name);
+        let what = match source {
+            Source::Environment if self.layers.is_from_file(setting, source) => {
+                format!(": invalid value in the file of {}", setting.file_variable())
+            }
+            Source::Environment => {
+                format!(
+                    ": invalid value {value:?} (environment {})",
+                    setting.variable()
+                )
+            }
+            Source::Binding => {
+                let binding = self::setting("kafka-binding");
+                let place = binding.and_then(|binding| self.layers.effective(binding));
+                let place = place.map_or("", |(place, _)| place);
+                format!(": invalid value {value:?} (binding {place})")
+            }
+            other => format!(": invalid value {value:?} ({})", other.name()),
+        };
+        self.mistakes.push(format!(
+            "--{}{what}; allowed: {}",
+            setting.name, setting.range
+        ));
+    }
+
     fn read<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
+        let setting = setting(name)?;
         let (value, source) = self.layers.effective(setting)?;
         let parsed = parse(value.trim());
         if parsed.is_none() {
-            self.wrong.insert(name);
-            let what = match source {
-                Source::Environment if self.layers.is_from_file(setting, source) => {
-                    format!(": invalid value in the file of {}", setting.file_variable())
-                }
-                Source::Environment => {
-                    format!(
-                        ": invalid value {value:?} (environment {})",
-                        setting.variable()
-                    )
-                }
-                Source::Binding => {
-                    let place = self
-                        .layers
-                        .effective(binding)
-                        .map_or("", |(place, _)| place);
-                    format!(": invalid value {value:?} (binding {place})")
-                }
-                other => format!(": invalid value {value:?} ({})", other.name()),
-            };
-            self.mistakes
-                .push(format!("--{name}{what}; allowed: {}", setting.range));
+            self.refuse(setting, value, source);
         }
         parsed
     }
@@ -344,7 +352,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn setting(name: &str) -> Option<&'static Setting> {
+pub(super) fn setting(name: &str) -> Option<&'static Setting> {
     let found = SETTINGS.iter().find(|setting| setting.name == name);
     debug_assert!(found.is_some(), "{name} is not in the table of settings");
     found

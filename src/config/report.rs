@@ -70,6 +70,8 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
             (None, name) => row(name, "", Source::Default),
         })
         .collect();
+    let mappings = layers.mapping_rows();
+    rows.extend(mappings.map(|(name, value)| row(&name, &value, Source::File)));
     rows.extend(
         layers
             .properties()
@@ -124,7 +126,7 @@ pub fn reference() -> String {
     }
     text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeat the flag, or separate properties by `;` in the variable. The value `@FILE` is read from that file; a leading `@@` is a literal `@` |\n");
     text.push_str(
-        "| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these settings |\n",
+        "| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these settings, and with event mappings, table `[event-mapping.\"TOPIC\"]` |\n",
     );
     text.push_str("|  | `HOOKSTREAM_…_FILE` |  | A file with the value of any of these variables except `HOOKSTREAM_CONFIG`; one trailing newline is dropped; for `HOOKSTREAM_X`, one property per line |\n");
     text

@@ -1,7 +1,9 @@
 //! Validated settings.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -9,6 +11,7 @@ use ipnet::IpNet;
 use super::credentials::Credentials;
 use super::files::Connection;
 use crate::model::breaker_rules::BreakerRules;
+use crate::model::event::Mapping;
 use crate::model::tiers::Tiers;
 use crate::model::units::format_duration;
 use crate::model::window::Format as WindowFormat;
@@ -33,6 +36,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// Names of all topics.
     pub topics: Topics,
+    /// How records of event topics are read that are neither CloudEvents nor plain events; by topic.
+    pub event_mappings: Arc<BTreeMap<String, Mapping>>,
     /// Prefix of all consumer groups.
     pub group_prefix: String,
     /// What a crash may duplicate.

@@ -21,7 +21,6 @@ use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
 use crate::model::subscription::{SecretSource, Subscription};
 use crate::model::units::EpochMs;
-use crate::model::url_target::as_sent;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -40,7 +39,7 @@ pub(super) struct Target {
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
-    /// What `signer` was made from.
+    /// What `signer` and the headers were made from.
     secrets: Box<[Arc<str>]>,
     /// The timestamp of the last request, in seconds and as a header: many requests share one.
     second: RefCell<(i64, HeaderValue)>,
@@ -54,23 +53,20 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    fn new(subscription: &Subscription, secrets: &[Arc<str>]) -> Self {
-        let headers = subscription.headers.iter();
+    fn new(
+        subscription: &Subscription,
+        headers: &[(HeaderName, HeaderValue)],
+        secrets: &[Arc<str>],
+    ) -> Self {
         let credentials = headers
+            .iter()
             .filter(|(_, value)| value.is_sensitive())
             .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
         let secrets = secrets.iter().map(|secret| Cow::Borrowed(&**secret));
-        let typed = parts(&subscription.url);
-        // Percent-encoded, as the endpoint gets it.
-        let sent: Option<Url> = as_sent(&subscription.url).parse().ok();
-        let sent: Vec<Cow<'_, str>> = sent
-            .iter()
-            .flat_map(parts)
-            .map(|part| Cow::Owned(part.into_owned()))
-            .collect();
+        let in_url = parts(&subscription.url);
         Self {
             url: shown_url(&subscription.url).into(),
-            mask: Mask::new(credentials.chain(secrets).chain(typed).chain(sent)),
+            mask: Mask::new(credentials.chain(secrets).chain(in_url)),
         }
     }
 }
@@ -85,19 +81,15 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
     });
     let written = whole.chain(segments).chain(pairs);
     let meant = url.query_pairs().map(|(_, value)| value);
-    let meant_in_path = url.path().split('/');
-    let meant_in_path =
-        meant_in_path.map(|segment| percent_decode_str(segment).decode_utf8_lossy());
-    written.map(Cow::Borrowed).chain(meant).chain(meant_in_path)
+    let decoded = written.clone();
+    let decoded = decoded.map(|part| percent_decode_str(part).decode_utf8_lossy());
+    written.map(Cow::Borrowed).chain(meant).chain(decoded)
 }
 
 impl Target {
     /// Whether one of its secrets may change without a change of the subscription.
     pub(super) fn reads_files(&self) -> bool {
-        self.subscription
-            .secrets
-            .iter()
-            .any(|source| matches!(source, SecretSource::File(_)))
+        sources(&self.subscription).any(|source| matches!(source, SecretSource::File(_)))
     }
 
     /// Whether it was made from these.
@@ -105,20 +97,26 @@ impl Target {
         Arc::ptr_eq(&self.subscription, subscription) && *self.secrets == *secrets
     }
 
+    /// `secrets` are the texts of its [`sources`].
     pub(super) fn new(
         subscription: &Arc<Subscription>,
         settings: &Settings,
         secrets: Vec<Arc<str>>,
     ) -> Result<Self, String> {
-        let texts = secrets.iter().map(|secret| &**secret);
+        let signing = subscription.secrets.len().min(secrets.len());
+        let (signing, in_headers) = secrets.split_at(signing);
+        let texts = signing.iter().map(|secret| &**secret);
         let signer = Signer::new(texts).map_err(|error| error.to_string())?;
-        let uri = as_sent(&subscription.url)
+        let own = own_headers(subscription, in_headers)?;
+        let uri = subscription
+            .url
+            .as_str()
             .parse()
             .map_err(|error| format!("its url cannot be used: {error}"))?;
         let address = Address::new(uri)
             .map_err(|error| format!("its url cannot be used: {error}"))?
             .for_subscriber(&subscription.subscriber);
-        let headers = template(&subscription.headers, &address, !signer.is_empty());
+        let headers = template(&own, &address, !signer.is_empty());
         Ok(Self {
             subscription: Arc::clone(subscription),
             timeout: subscription.timeout.unwrap_or(settings.timeout),
@@ -129,7 +127,7 @@ impl Target {
                 .into(),
             log: settings
                 .attempt_log
-                .then(|| Logged::new(subscription, &secrets)),
+                .then(|| Logged::new(subscription, &own, &secrets)),
             address: Arc::new(address),
             headers,
             signer,
@@ -199,6 +197,30 @@ impl Endpoint for Rc<Target> {
     fn schedule(&self) -> &[Duration] {
         &self.schedule
     }
+}
+
+/// The secrets of a subscription: those that sign, then those in its headers.
+pub(super) fn sources(subscription: &Subscription) -> impl Iterator<Item = &SecretSource> {
+    let in_headers = subscription.headers.iter();
+    let in_headers = in_headers.filter_map(|(_, source)| source.reference());
+    subscription.secrets.iter().chain(in_headers)
+}
+
+/// The subscription's own headers; `secrets` are the texts of their references.
+fn own_headers(
+    subscription: &Subscription,
+    secrets: &[Arc<str>],
+) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let mut secrets = secrets.iter();
+    let headers = subscription.headers.iter();
+    headers
+        .map(|(name, source)| {
+            let secret = source.reference().and_then(|_| secrets.next());
+            let value = source.value(secret.map(|secret| &**secret));
+            let value = value.map_err(|error| format!("header {name}: {error}"))?;
+            Ok((name.clone(), value))
+        })
+        .collect()
 }
 
 /// All headers of a request, with empty values for those that each request sets: a request's header map is a copy that

@@ -19,6 +19,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::busy::Busy;
 use super::drain::{Drain, Step};
+use super::durable_prefix::DurablePrefix;
 use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
@@ -137,6 +138,7 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
 /// A partition as this thread sees it.
 pub(super) struct Owned {
     pub(super) load: Arc<Load>,
+    pub(super) durable_moves: DurablePrefix,
     pub(super) paused: bool,
     /// The last snapshot known to be committed.
     pub(super) committed: Option<Snapshot>,
@@ -352,7 +354,14 @@ impl Delivery<'_> {
                 );
             }
             self.forget(&[number]);
-            self.open(number, Window::new(gap.to), None);
+            // Its next owner starts it over.
+            let leaves = self
+                .drain
+                .as_mut()
+                .is_some_and(|drain| drain.emptied(number));
+            if !leaves {
+                self.open(number, Window::new(gap.to), None);
+            }
         }
     }
 
@@ -371,6 +380,7 @@ impl Delivery<'_> {
         });
         let owned = Owned {
             load,
+            durable_moves: DurablePrefix::default(),
             paused: false,
             committed,
         };

@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{
 use super::attempt_log::AttemptLog;
 use super::messages::{Message, WorkerState};
 use super::metrics::DeliveryMetrics;
+use super::refused::Refused;
 use super::secrets::{Secrets, Wake};
 use super::terms::Directory;
 use super::worker::{self, Surroundings};
@@ -138,6 +139,7 @@ impl Workers {
             false => None,
         };
         let secrets = Arc::new(Secrets::new());
+        let refused = Arc::new(Refused::new(metrics.clone()));
         // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
@@ -154,6 +156,7 @@ impl Workers {
                     policy: Arc::clone(&policy),
                     settings: Arc::clone(settings),
                     secrets: Arc::clone(&secrets),
+                    refused: Arc::clone(&refused),
                     wake: waker(messages.downgrade()),
                 },
                 client,

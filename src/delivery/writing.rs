@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 
+use super::messages::Decided;
 use super::outbox::{Batch, Entry, Outbox, Purpose, Recovered};
 use super::outcome_records::{Destination, OutcomeTopics, write};
 use super::oversize::{Source, smaller};
@@ -114,12 +115,18 @@ impl OutcomeWriter {
         })
     }
 
-    /// Adds an outcome of a partition, which ends the command at `offset`, if there is one.
-    pub(super) fn add(&mut self, partition: i32, offset: Option<Offset>, outcome: Outcome) {
+    /// Adds an outcome of a partition.
+    pub(super) fn add(&mut self, partition: i32, decided: Decided) {
+        let Decided {
+            offset,
+            move_number,
+            outcome,
+        } = decided;
         let (topic, hash) = self.topics.of(&outcome);
         self.outbox.add(Entry {
             partition,
             offset,
+            move_number,
             topic,
             hash,
             weight: weight(&outcome),

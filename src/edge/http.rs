@@ -50,6 +50,7 @@ pub use self::limits::{
 };
 use self::line::{Evict, Message, Opener};
 use self::pool::{Line, Pool};
+use self::received::Heard;
 use self::response::OnLoan;
 pub use self::response::{Answer, Drained, Rest};
 use self::reuse::Idle;
@@ -68,6 +69,7 @@ mod head;
 mod limits;
 mod line;
 mod pool;
+mod received;
 mod response;
 mod reuse;
 mod tls_error;
@@ -256,16 +258,17 @@ impl HttpClient {
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
         let started = clock::instant();
         failpoint::point("request.before");
-        match timeout_at(deadline, self.send(request)).await {
+        let heard = Heard::default();
+        let mut failure = match timeout_at(deadline, self.send(request, &heard)).await {
             Ok(Ok(answer)) => {
                 failpoint::point("response-head.after");
-                Reply::Answered(answer)
+                return Reply::Answered(answer);
             }
-            Ok(Err(failure)) => Reply::Failed(failure),
-            Err(_) => Reply::Failed(Failure::timeout(
-                deadline.into_std().saturating_duration_since(started),
-            )),
-        }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
+        };
+        failure.heard |= heard.get();
+        Reply::Failed(failure)
     }
 
     /// Does the same, but sends the request that `build` returns again while the server refuses it before it processes
@@ -299,14 +302,14 @@ impl HttpClient {
         }
     }
 
-    async fn send(&self, request: Request) -> Result<Answer, Failure> {
+    async fn send(&self, request: Request, heard: &Heard) -> Result<Answer, Failure> {
         let to = Arc::clone(&request.to);
         let pool = self.pool(&to);
         let mut message = self.prepare(request);
         let mut is_first = true;
         loop {
             let (line, used) = pool
-                .line(&to.tenant)
+                .line(&to.tenant, heard)
                 .await
                 .map_err(|error| Failure::of_open(&error))?;
             let (sent, on) = match line {
@@ -314,7 +317,7 @@ impl HttpClient {
                     *message.uri_mut() = to.target.clone();
                     let headers = message.headers_mut();
                     headers.entry(HOST).or_insert_with(|| to.host.clone());
-                    let sent = own.exchange(message).await;
+                    let sent = own.exchange(message, heard).await;
                     let pool = Arc::clone(&pool);
                     (sent, OnLoan::Own { own, pool })
                 }
@@ -322,7 +325,7 @@ impl HttpClient {
                     *message.uri_mut() = to.uri.clone();
                     // HTTP/2 carries the host in the URI.
                     message.headers_mut().remove(HOST);
-                    (slot.exchange(message).await, OnLoan::Shared(slot))
+                    (slot.exchange(message, heard).await, OnLoan::Shared(slot))
                 }
             };
             match sent {
@@ -330,11 +333,13 @@ impl HttpClient {
                 Err(mut error) => match error.take_message() {
                     // Nothing of it was sent. A server that closes new connections too fails the second one.
                     Some(unsent) if used || is_first => {
+                        // An end that arrived while the connection was idle.
+                        heard.reset();
                         is_first &= used;
                         message = unsent;
                     }
                     Some(_) => return Err(Failure::of_exchange(&error.into_error())),
-                    None => return on.cut_off(&error.into_error()).await,
+                    None => return on.cut_off(&error.into_error(), heard).await,
                 },
             }
         }

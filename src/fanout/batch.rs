@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::history::{EventPartition, Failures, Held, Origin, Origins};
 use super::identities::Identities;
 use crate::model::command::{Cause, ContentType, Envelope};
-use crate::model::event::{self, Event, Format, RawEvent};
+use crate::model::event::{self, Event, Format, Mapping, RawEvent};
 use crate::model::invalid_record::{Extent, InvalidRecord};
 use crate::model::subscription::{Order, Subscription};
 use crate::model::transaction_end::TransactionEnd;
@@ -317,12 +317,21 @@ impl Batch {
         self.origins.add((at, offset))
     }
 
-    /// Reads the event with this tag.
+    /// Reads the event with this tag, by the mapping of its topic if there is one.
     ///
     /// # Errors
     /// Why it is to be set aside with [`Batch::set_aside`].
-    pub(super) fn read<'a>(&self, tag: usize, raw: &RawEvent<'a>) -> Result<Event<'a>, String> {
-        let event = event::read(raw, self.limits.event_bytes).map_err(|error| error.to_string())?;
+    pub(super) fn read<'a>(
+        &self,
+        tag: usize,
+        raw: &RawEvent<'a>,
+        mapping: Option<&Mapping>,
+    ) -> Result<Event<'a>, String> {
+        let event = match mapping {
+            None => event::read(raw, self.limits.event_bytes),
+            Some(mapping) => event::read_mapped(raw, mapping, self.limits.event_bytes),
+        };
+        let event = event.map_err(|error| error.to_string())?;
         if !self.oversized.is_empty()
             && let Some(origin) = self.origins.of(tag)
             && self.oversized.contains_key(&origin)

@@ -28,7 +28,7 @@ use crate::edge::kafka::record::{
 };
 use crate::edge::otlp::{Open, Together};
 use crate::model::command::Cause;
-use crate::model::event::{Event, RawEvent, record_time};
+use crate::model::event::{Event, Mapping, RawEvent, record_time};
 use crate::model::span;
 use crate::model::subscription::Subscription;
 use crate::model::throttle::Throttle;
@@ -85,7 +85,7 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         spans: Together::default(),
         matching: Vec::new(),
         invalid_log: Throttle::new(Duration::from_secs(1)),
-        events: EventTopics::new(&settings.topics.events),
+        events: EventTopics::new(settings),
         commands: settings.topics.commands(),
         invalid: settings.topics.invalid_events(),
         owned,
@@ -124,18 +124,27 @@ fn limits(settings: &Settings) -> Limits {
 struct EventTopics {
     names: Vec<Arc<str>>,
     numbers: HashMap<Arc<str>, usize>,
+    /// By number.
+    mappings: Vec<Option<Mapping>>,
 }
 
 impl EventTopics {
-    fn new(topics: &[String]) -> Self {
+    fn new(settings: &Settings) -> Self {
         let mut all = Self {
             names: Vec::new(),
             numbers: HashMap::new(),
+            mappings: Vec::new(),
         };
-        for topic in topics {
+        for topic in &settings.topics.events {
             all.number(topic);
+            let mapping = settings.event_mappings.get(topic);
+            all.mappings.push(mapping.cloned());
         }
         all
+    }
+
+    fn mapping(&self, at: EventPartition) -> Option<&Mapping> {
+        self.mappings.get(at.topic)?.as_ref()
     }
 
     fn number(&mut self, topic: &str) -> usize {
@@ -246,7 +255,7 @@ impl Fanout<'_> {
         }
         let now = clock::instant();
         let tag = self.batch.take(at, offset, now);
-        self.write(message, tag)?;
+        self.write(message, at, tag)?;
         if self.batch.is_full(now) {
             self.end_batch(member)
         } else {
@@ -412,33 +421,40 @@ impl Fanout<'_> {
     }
 
     /// Writes an event's records.
-    fn write(&mut self, message: &BorrowedMessage<'_>, tag: usize) -> Result<(), BatchError> {
+    fn write(
+        &mut self,
+        message: &BorrowedMessage<'_>,
+        at: EventPartition,
+        tag: usize,
+    ) -> Result<(), BatchError> {
         let headers: Vec<(&str, &[u8])> = each_header(message)
             .filter_map(|(name, value)| Some((name, value?)))
             .collect();
         let (timestamp, replaced) = record_time(message.timestamp().to_millis(), clock::now());
         let raw = RawEvent {
             topic: message.topic(),
+            key: message.key(),
             payload: message.payload(),
             headers: &headers,
             timestamp,
         };
-        if raw.is_tombstone() {
+        let mapping = self.events.mapping(at);
+        if raw.is_skipped(mapping) {
             self.batch.skip_tombstone();
             return Ok(());
         }
-        match self.batch.read(tag, &raw) {
+        match self.batch.read(tag, &raw, mapping) {
             Ok(event) => {
                 let value = message.payload().unwrap_or_default();
                 self.batch.observe(&event, value, replaced);
                 let mut matching = std::mem::take(&mut self.matching);
                 self.context.table.index().matching(&event, &mut matching);
-                let at = span::Place {
+                let place = span::Place {
                     topic: message.topic(),
                     partition: message.partition(),
                     offset: message.offset(),
                 };
-                let written = self.fan_out(tag, &event, &matching, at);
+                let written = self.fan_out(tag, &event, &matching, place);
                 matching.clear();
                 self.matching = matching;
                 match written? {

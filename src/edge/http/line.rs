@@ -18,7 +18,6 @@ use hyper::rt::Executor;
 use hyper_util::client::legacy::connect::Connection as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
-use tower_service::Service;
 
 use super::dial::{Dial, DialError, Stream};
 use super::head::{CutOff, Marks, Tap};
@@ -26,6 +25,7 @@ use super::limits::{
     H2_CONNECTION_WINDOW, H2_MAX_HEADER_BYTES, H2_PING_INTERVAL, H2_PING_TIMEOUT, H2_STREAM_WINDOW,
     MAX_HEADER_BYTES,
 };
+use super::received::{Heard, Received, listen};
 use super::reuse::{self, Idle, Reuse};
 
 /// The request type of hyper.
@@ -70,6 +70,7 @@ pub(super) struct Undriven {
     pub(super) sender: http2::SendRequest<Full<Bytes>>,
     pub(super) driver: http2::Connection<Stream, Full<Bytes>, Settings>,
     pub(super) settings: Settings,
+    pub(super) received: Received,
 }
 
 /// Runs the tasks of an HTTP/2 connection. One of them receives the server's settings, and tells only the other ones'
@@ -123,16 +124,18 @@ pub(super) enum Opened {
 }
 
 impl Opener {
-    pub(super) async fn open(self: Arc<Self>, origin: Uri) -> Result<Opened, OpenError> {
-        let mut dial = self.dial.clone();
-        poll_fn(|cx| dial.poll_ready(cx))
-            .await
-            .map_err(OpenError::Dial)?;
-        let stream = dial.call(origin).await.map_err(OpenError::Dial)?;
+    pub(super) async fn open(
+        self: Arc<Self>,
+        origin: Uri,
+        received: Received,
+    ) -> Result<Opened, OpenError> {
+        let stream = self.dial.dial(origin, received.clone()).await;
+        let stream = stream.map_err(OpenError::Dial)?;
         let opened = if stream.connected().is_negotiated_h2() {
-            http2(stream).await.map(Box::new).map(Opened::Http2)
+            let undriven = http2(stream, received).await;
+            undriven.map(Box::new).map(Opened::Http2)
         } else {
-            http1(stream).await.map(Opened::Http1)
+            http1(stream, received).await.map(Opened::Http1)
         };
         opened.map_err(OpenError::Handshake)
     }
@@ -158,7 +161,7 @@ impl Opener {
     }
 }
 
-async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
+async fn http1(stream: Stream, received: Received) -> Result<Box<Http1>, hyper::Error> {
     let marks = Arc::new(Marks::default());
     let stream = Tap::new(TokioIo::new(stream), Arc::clone(&marks));
     let (sender, driver) = http1::Builder::new()
@@ -173,6 +176,7 @@ async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
         sender,
         driver,
         has_ended: false,
+        received,
         marks,
         reuse: Reuse::default(),
         since: 0,
@@ -180,7 +184,7 @@ async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
     }))
 }
 
-async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
+async fn http2(stream: Stream, received: Received) -> Result<Undriven, hyper::Error> {
     let settings = Settings::default();
     let (sender, driver) = http2::Builder::new(settings.clone())
         .timer(TokioTimer::new())
@@ -196,6 +200,7 @@ async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
         sender,
         driver,
         settings,
+        received,
     })
 }
 
@@ -208,6 +213,7 @@ pub(super) struct Http1 {
     driver: http1::Connection<Io, Full<Bytes>>,
     /// Whether `driver` has ended, and must not be polled again.
     has_ended: bool,
+    received: Received,
     /// Shared with the tap on the connection.
     marks: Arc<Marks>,
     /// What the server says about using it again.
@@ -226,18 +232,21 @@ impl fmt::Debug for Http1 {
 
 impl Http1 {
     /// Sends one request and waits for the response headers. Dropping the future leaves the connection in the middle of
-    /// an exchange: drop the connection too.
-    pub(super) async fn exchange(&mut self, message: Message) -> Sent {
+    /// an exchange: drop the connection too. `heard` notes whether anything arrives.
+    pub(super) async fn exchange(&mut self, message: Message, heard: &Heard) -> Sent {
         self.marks.begin();
         let Self {
             sender,
             driver,
             has_ended,
+            received,
             ..
         } = self;
+        let before = received.reads();
         let mut sent = pin!(sender.try_send_request(message));
         poll_fn(|cx| {
             drive(driver, has_ended, cx);
+            heard.note(received.reads() != before);
             sent.as_mut().poll(cx)
         })
         .await
@@ -245,10 +254,16 @@ impl Http1 {
 
     /// What has arrived of the response whose [`exchange`](Self::exchange) has failed after the request was, at least in
     /// part, sent.
-    /// If its status has not, returns the error that ended reading, if there was one.
-    pub(super) async fn cut_off(self: Box<Self>) -> Result<CutOff, Option<io::Error>> {
-        let Self { driver, .. } = *self;
-        driver.into_parts().io.into_inner().cut_off().await
+    /// If its status has not, returns the error that ended reading, if there was one. `heard` notes whether more arrives.
+    pub(super) async fn cut_off(
+        self: Box<Self>,
+        heard: &Heard,
+    ) -> Result<CutOff, Option<io::Error>> {
+        let Self {
+            driver, received, ..
+        } = *self;
+        let tap = driver.into_parts().io.into_inner();
+        listen(tap.cut_off(), &received, heard).await
     }
 
     /// Drives the connection: call this before polling anything that waits for it.

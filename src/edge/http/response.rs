@@ -15,6 +15,7 @@ use super::head::CutOff;
 use super::limits::MAX_BODY_BYTES;
 use super::line::Http1;
 use super::pool::{Pool, Slot};
+use super::received::Heard;
 use crate::edge::clock;
 use crate::model::retry_after;
 
@@ -52,10 +53,15 @@ pub(super) enum OnLoan {
 }
 
 impl OnLoan {
-    /// The response that hyper could not read because of `error`, if its status has arrived.
-    pub(super) async fn cut_off(self, error: &hyper::Error) -> Result<Answer, Failure> {
+    /// The response that hyper could not read because of `error`, if its status has arrived. `heard` notes whether anything
+    /// arrives.
+    pub(super) async fn cut_off(
+        self,
+        error: &hyper::Error,
+        heard: &Heard,
+    ) -> Result<Answer, Failure> {
         let found = match self {
-            Self::Own { own, .. } => own.cut_off().await,
+            Self::Own { own, .. } => own.cut_off(heard).await,
             Self::Shared(_) => Err(None),
         };
         let found = found.map_err(|cause| {

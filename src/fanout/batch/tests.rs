@@ -144,6 +144,7 @@ fn place(number: usize) -> EventPartition {
 fn raw(at: EventPartition, payload: &str) -> RawEvent<'_> {
     RawEvent {
         topic: ["orders", "payments"][at.topic],
+        key: None,
         payload: Some(payload.as_bytes()),
         headers: &[],
         timestamp: EpochMs(1_700_000_000_000),
@@ -325,7 +326,7 @@ impl World {
         self.open_events += 1;
         let tag = self.batch.take(at, Offset(offset), self.now());
         let matching = entry.matching();
-        match self.batch.read(tag, &raw(at, payload)) {
+        match self.batch.read(tag, &raw(at, payload), None) {
             Ok(event) => match self.batch.fan_out(&event, &matching) {
                 Ok(commands) => {
                     let ordered = matching.iter().any(|one| one.order != Order::None);
@@ -582,7 +583,7 @@ fn an_event_that_is_refused_is_set_aside_and_then_ever_less_of_it() {
         assert_eq!(batch.extent(tag), extent);
         assert!(
             batch
-                .read(tag, &raw(place(1), r#"{"id":"e","type":"a"}"#))
+                .read(tag, &raw(place(1), r#"{"id":"e","type":"a"}"#), None)
                 .is_err()
         );
         batch.give_up();
@@ -591,7 +592,7 @@ fn an_event_that_is_refused_is_set_aside_and_then_ever_less_of_it() {
     assert_eq!(batch.extent(tag), Extent::Whole, "no other event is blamed");
     assert!(
         batch
-            .read(tag, &raw(place(0), r#"{"id":"e","type":"a"}"#))
+            .read(tag, &raw(place(0), r#"{"id":"e","type":"a"}"#), None)
             .is_ok()
     );
 }

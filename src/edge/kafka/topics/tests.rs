@@ -23,6 +23,7 @@ fn settings() -> Settings {
             events: vec!["order-events".to_owned()],
             prefix: "webhook-".to_owned(),
         },
+        event_mappings: std::sync::Arc::default(),
         group_prefix: "hookstream-".to_owned(),
         guarantee: Guarantee::ExactlyOnce,
         instance: "test".to_owned(),
