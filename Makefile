@@ -23,6 +23,8 @@ test: ## every test, the ones on a real Kafka included
 	@scripts/skipped begin
 	@scripts/kafka fetch
 	@scripts/debezium fetch
+	# Without it, the tests that need it are skipped, and listed at the end.
+	-@scripts/schema-registry fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture

@@ -1,5 +1,5 @@
-//! The edges: Kafka, HTTP, names and addresses, the collector of spans, the system's clock. Thin, and without decisions
-//! that could be pure.
+//! The edges: Kafka, HTTP, names and addresses, the collector of spans, the schema registry, the system's clock. Thin, and
+//! without decisions that could be pure.
 
 pub mod clock;
 pub mod descriptors;
@@ -9,4 +9,5 @@ pub mod fair_pool;
 pub mod http;
 pub mod kafka;
 pub mod otlp;
+pub mod schema_registry;
 pub mod small_file;

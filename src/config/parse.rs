@@ -1,5 +1,7 @@
 //! Parses and validates settings: the ranges of the table, in code.
 
+mod schema_registry;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::str::FromStr;
@@ -113,6 +115,7 @@ impl<'a> Reader<'a> {
         );
         let egress = self.egress();
         let otlp = self.otlp();
+        let schema_registry = self.schema_registry();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
         self.read("log", log_filter);
         self.read("log-format", |text| {
@@ -151,6 +154,7 @@ impl<'a> Reader<'a> {
             window_format: window_format?,
             lag_top: lag_top?,
             otlp: otlp?,
+            schema_registry: schema_registry?,
             egress: egress?,
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::files::is_file_variable;
 use super::layers::{Layers, Source};
 use super::parse;
-use super::secrets::{REDACTED, is_secret, may_hold_credentials};
+use super::secrets::{REDACTED, is_secret, may_be_secret};
 use super::settings::Machine;
 use super::table::{SETTINGS, Setting};
 
@@ -61,8 +61,8 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
         .iter()
         .map(|setting| match (layers.effective(setting), setting.name) {
             (Some((_, source)), name) if hidden(setting, source) => row(name, REDACTED, source),
-            (Some((value, source)), "otlp-endpoint") if may_hold_credentials(value) => {
-                row("otlp-endpoint", REDACTED, source)
+            (Some((value, source)), name) if may_be_secret(name, value) => {
+                row(name, REDACTED, source)
             }
             (Some((value, source)), name) => row(name, value, source),
             (None, "instance") => row("instance", &machine.host_name, Source::Default),

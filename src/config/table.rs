@@ -73,6 +73,11 @@ settings! {
     "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may use" "ports, comma-separated, or any";
     "otlp-endpoint" "URL" "" "URL of an OpenTelemetry collector (OTLP over HTTP); no spans are exported if unset" "http://HOST:PORT or https://HOST:PORT, /v1/traces is appended; set credentials in OTEL_EXPORTER_OTLP_HEADERS";
     "trace-sample" "RATIO" "0" "Sampling ratio for events without a trace context; events with one follow the sampled flag of their publisher" "0 to 1";
+    "schema-registry" "URL" "" "URL of a Schema Registry with Confluent's API: values that begin with a schema id, or have one in the header __value_schema_id, are decoded (Avro, Protobuf, JSON Schema); they are invalid events if unset" "http://HOST:PORT or https://HOST:PORT, with the registry's path if it has one";
+    "schema-registry-user" "NAME" "" "User for basic authentication at the Schema Registry" "a name without a colon, with --schema-registry-password";
+    "schema-registry-password" "REF" "" "Where the password of --schema-registry-user is; a file is read again for each request" "env:NAME or file:PATH";
+    "schema-registry-token" "REF" "" "Where a bearer token for the Schema Registry is; a file is read again for each request" "env:NAME or file:PATH";
+    "schema-registry-ca-file" "FILE" "" "Additional certificate authorities to trust for the Schema Registry, PEM (default: --ca-file)" "a readable file";
     "ca-file" "FILE" "" "Additional certificate authorities, or certificates of endpoints, to trust, PEM" "a readable file";
     "log" "FILTER" "info" "Log level, or a filter by module such as hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
     "log-format" "FORMAT" "text" "Format of the log on standard error" "text or json";

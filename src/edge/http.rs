@@ -55,7 +55,6 @@ use self::response::OnLoan;
 pub use self::response::{Answer, Drained, Rest};
 use self::reuse::Idle;
 pub use self::trust::HttpSetupError;
-#[cfg(feature = "otlp")]
 pub(crate) use self::trust::client_config as trusted;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;

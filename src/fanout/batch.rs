@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::history::{EventPartition, Failures, Held, Origin, Origins};
 use super::identities::Identities;
+use super::waiting::Waiting;
 use crate::model::command::{Cause, ContentType, Envelope};
 use crate::model::event::{self, Event, Format, Mapping, RawEvent};
 use crate::model::invalid_record::{Extent, InvalidRecord};
@@ -246,6 +247,8 @@ pub(super) struct Batch {
     /// Events of which the broker refused a record for its size, and how much of each is set aside.
     oversized: HashMap<Origin, Extent>,
     held: BTreeMap<EventPartition, Held>,
+    /// Partitions that wait for the schema of their next event: their events are dropped for now, too.
+    pub(super) waiting: Waiting,
     owned: HashSet<EventPartition>,
     /// Positions behind the ends of transactions that were committed although there is no event before them.
     passed: HashMap<EventPartition, Position>,
@@ -274,6 +277,7 @@ impl Batch {
             failures: Failures::default(),
             oversized: HashMap::new(),
             held: BTreeMap::new(),
+            waiting: Waiting::default(),
             owned: HashSet::new(),
             passed: HashMap::new(),
             next_passed: now,
@@ -283,7 +287,7 @@ impl Batch {
 
     /// Whether events of this partition are dropped for now: it is read again later, see [`Batch::due`].
     pub(super) fn is_held(&self, at: EventPartition) -> bool {
-        self.held.get(&at).is_some_and(|held| held.until.is_some())
+        self.waiting.contains(at) || self.held.get(&at).is_some_and(|held| held.until.is_some())
     }
 
     /// Whether all earlier batches must be committed before this event is taken: it failed before, and is tried alone.
@@ -554,6 +558,7 @@ impl Batch {
         for at in partitions {
             self.passed.remove(at);
             self.held.remove(at);
+            self.waiting.remove(*at);
         }
         if !self.oversized.is_empty() {
             self.oversized.retain(|(at, _), _| !partitions.contains(at));

@@ -4,6 +4,8 @@
 //! and when partitions move while a batch is open, batches that are not committed are given up and their events read
 //! again.
 
+mod schema_waits;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -16,6 +18,7 @@ use super::batch::{Batch, Counts, Limits, Next, TooLarge};
 use super::blocked::{self, OwnedPartitions};
 use super::history::EventPartition;
 use super::metrics::{EventResult, FanoutMetrics};
+use super::schemas::{Needs, Schemas};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::client::RECORD_OVERHEAD;
@@ -81,6 +84,7 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         metrics,
         pipeline,
         batch: Batch::new(limits(settings), clock::instant()),
+        schemas: Schemas::start(settings, metrics, clock::instant())?,
         committed: Arc::default(),
         spans: Together::default(),
         matching: Vec::new(),
@@ -184,6 +188,7 @@ struct Fanout<'a> {
     metrics: &'a FanoutMetrics,
     pipeline: Pipeline,
     batch: Batch,
+    schemas: Schemas,
     /// Batches that were committed.
     committed: Arc<AtomicU64>,
     /// Of the traced events in the open batch.
@@ -250,12 +255,16 @@ impl Fanout<'_> {
             return Ok(());
         }
         let offset = Offset(message.offset());
+        let needs = self.schemas.needs(message);
+        if let Needs::Later(schema) = needs {
+            return self.wait_for_schema(member, at, offset, schema);
+        }
         if self.batch.is_suspect(at, offset) {
             self.settle(member)?;
         }
         let now = clock::instant();
         let tag = self.batch.take(at, offset, now);
-        self.write(message, at, tag)?;
+        self.write(message, at, tag, &needs)?;
         if self.batch.is_full(now) {
             self.end_batch(member)
         } else {
@@ -263,10 +272,14 @@ impl Fanout<'_> {
         }
     }
 
-    /// Reads partitions again that were held because of an event that failed alone.
+    /// Reads partitions again that were held because of an event that failed alone, or for a schema.
     fn read_held(&mut self, member: &Member) -> Result<(), Failure> {
-        let due = self.batch.due(clock::instant()).into_iter();
-        let due: Vec<_> = due.map(|at| self.events.topic_partition(at)).collect();
+        let mut due = self.batch.due(clock::instant());
+        due.extend(self.schemas_due());
+        let due: Vec<_> = due
+            .into_iter()
+            .map(|at| self.events.topic_partition(at))
+            .collect();
         if due.is_empty() {
             return Ok(());
         }
@@ -367,6 +380,9 @@ impl Fanout<'_> {
             let settled = self.settle(member);
             self.recover(member, settled)?;
         }
+        for &at in &given_up {
+            self.no_longer_waits(at);
+        }
         self.batch.revoked(&given_up);
         self.note_owned();
         Ok(member.give_up(partitions)?)
@@ -426,15 +442,20 @@ impl Fanout<'_> {
         message: &BorrowedMessage<'_>,
         at: EventPartition,
         tag: usize,
+        needs: &Needs,
     ) -> Result<(), BatchError> {
-        let headers: Vec<(&str, &[u8])> = each_header(message)
+        let mut headers: Vec<(&str, &[u8])> = each_header(message)
             .filter_map(|(name, value)| Some((name, value?)))
             .collect();
+        let json = match self.schemas.decode(needs, message, &mut headers) {
+            Ok(json) => json,
+            Err(error) => return self.set_aside(message, error, tag),
+        };
         let (timestamp, replaced) = record_time(message.timestamp().to_millis(), clock::now());
         let raw = RawEvent {
             topic: message.topic(),
             key: message.key(),
-            payload: message.payload(),
+            payload: json.as_deref().or_else(|| message.payload()),
             headers: &headers,
             timestamp,
         };

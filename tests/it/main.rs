@@ -41,6 +41,7 @@ mod positions;
 mod readme;
 mod scaling;
 mod scene;
+mod schema_registry;
 mod schemas;
 mod services;
 mod skipped;

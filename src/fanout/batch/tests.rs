@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::model::schema::SchemaId;
 use crate::model::subscription::parse;
 
 fn limits() -> Limits {
@@ -256,6 +257,7 @@ impl World {
             !known.any(|known| *known == at),
             "what was given up is forgotten"
         );
+        assert!(!self.batch.waiting.contains(at));
     }
 
     fn restart(&mut self) {
@@ -298,6 +300,9 @@ impl World {
             self.reset(at);
         }
         let next = Offset(self.logs[&at].next);
+        if self.batch.waiting.contains(at) {
+            return self.drop_next(at);
+        }
         if self.batch.is_held(at) {
             return;
         }
@@ -360,6 +365,39 @@ impl World {
         assert_eq!(self.batch.is_full(self.now()), full);
         if full {
             self.end();
+        }
+    }
+
+    /// The client still gives what it has fetched of a partition that waits for a schema, and that is dropped.
+    fn drop_next(&mut self, at: EventPartition) {
+        let log = self.logs.get_mut(&at).unwrap();
+        if log.next < log.end() {
+            let entry = &log.entries[usize::try_from(log.next).unwrap()];
+            log.next += 1;
+            log.passed = matches!(entry, Entry::Marker).then_some(log.next);
+        }
+    }
+
+    /// The next event needs a schema that is not known yet.
+    fn wait_for_schema(&mut self, at: EventPartition) {
+        if !self.owned.contains(&at) || self.batch.is_held(at) {
+            return;
+        }
+        self.settle();
+        if self.batch.is_held(at) {
+            return;
+        }
+        let next = Offset(self.logs[&at].next);
+        let (schema, now) = (SchemaId::Number(1), self.now());
+        self.batch.waiting.add(at, next, schema, now);
+        assert!(self.batch.is_held(at));
+    }
+
+    fn schemas_are_known(&mut self) {
+        let waiting: Vec<_> = self.batch.waiting.all().map(|(at, _)| at).collect();
+        for at in waiting {
+            self.batch.waiting.remove(at);
+            self.reset(at);
         }
     }
 
@@ -503,7 +541,9 @@ impl World {
                 self.logs.get_mut(&at).unwrap().entries.push(entry);
             }
             25..=59 => self.poll(at),
-            60..=64 => self.end(),
+            60..=61 => self.end(),
+            62..=63 => self.wait_for_schema(at),
+            64 => self.schemas_are_known(),
             65..=69 => self.now += u64::try_from(b).unwrap(),
             70..=84 => self.commit(TransactionEnd::Committed, true, b),
             85 => self.commit(TransactionEnd::Aborted, false, b),
@@ -521,6 +561,7 @@ impl World {
     /// Everything is committed once nothing fails any more, the ends of transactions included.
     fn drain(&mut self) {
         (0..PLACES).for_each(|number| self.assign(place(number)));
+        self.schemas_are_known();
         for _ in 0..10_000 {
             let (mut at_end, mut all) = (0, 0);
             for log in self.logs.values() {

@@ -64,4 +64,4 @@ fn recognise(payload: &[u8], headers: &[(&str, &[u8])]) -> Option<InvalidEvent> 
 }
 
 const COMPRESSION: &str = "leave compression to the producer's compression.type";
-const REGISTRY: &str = "publish JSON without that framing";
+const REGISTRY: &str = "set --schema-registry, or publish JSON without that framing";

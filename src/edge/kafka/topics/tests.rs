@@ -38,6 +38,7 @@ fn settings() -> Settings {
         window_format: crate::model::window::Format::V2,
         hang_deadline: Duration::from_secs(30),
         otlp: None,
+        schema_registry: None,
         egress: EgressSettings::default(),
         ca_file: None,
         max_event_bytes: 1024 * 1024,
