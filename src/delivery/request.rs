@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn of_an_url_that_an_endpoint_echoes_nothing_is_logged_that_may_be_a_credential() {
-        let url = "https://a.example/in/path-s3cret%3D%3D/a+b=c&d?key=query%20s3cret";
+        let url = "https://a.example/in/path-s3cret%3D%3D/a+b=c&d?key=query%20s3cret&x=a%7C+b";
         let url: Url = url.parse().unwrap();
         let mask = Mask::new(parts(&url));
         let shown = |body: &str| Excerpt::new(body.as_bytes(), true, &mask).text;
@@ -313,6 +313,10 @@ mod tests {
             "key=query%20s3cret",
             "query%20s3cret",
             "query s3cret",
+            "x=a%7C+b",
+            "a%7C+b",
+            "a|+b",
+            "a| b",
         ] {
             assert_eq!(&*shown(&format!("you sent {echo}!")), "you sent ***!");
         }

@@ -325,16 +325,19 @@ async fn a_response_before_the_body_is_through_counts_over_tls_too() {
 
 #[tokio::test]
 async fn a_connection_that_breaks_in_the_body_without_a_response_is_a_failure() {
-    let server = Server::start(|mut stream| async move {
-        respond_early(&mut stream, "").await;
-    })
-    .await;
-    let reply = client()
-        .post(large_request(&server.url()), within(LONG))
+    for (part, expected) in [("", false), ("HTTP/1.1 4", true)] {
+        let server = Server::start(move |mut stream| async move {
+            respond_early(&mut stream, part).await;
+        })
         .await;
-    let (class, error) = failed(reply);
-    assert_eq!(class, FailureClass::Other);
-    assert!(error.starts_with("the connection "), "{error}");
+        let reply = client()
+            .post(large_request(&server.url()), within(LONG))
+            .await;
+        assert_eq!(heard(&reply), expected, "{part:?}");
+        let (class, error) = failed(reply);
+        assert_eq!(class, FailureClass::Other);
+        assert!(error.starts_with("the connection "), "{error}");
+    }
 }
 
 /// Responds with `lines`, and reports when each connection ends.
