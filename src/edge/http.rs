@@ -338,14 +338,7 @@ impl HttpClient {
                         message = unsent;
                     }
                     Some(_) => return Err(Failure::of_exchange(&error.into_error())),
-                    None => {
-                        let error = error.into_error();
-                        // The end of the connection within a head: an incomplete response is none (RFC 9112, section 8).
-                        if error.is_incomplete_message() {
-                            return Err(Failure::of_exchange(&error));
-                        }
-                        return on.cut_off(&error, heard).await;
-                    }
+                    None => return on.cut_off(&error.into_error(), heard).await,
                 },
             }
         }
