@@ -1,4 +1,5 @@
-//! Moves the committed offsets of the groups to a mirrored cluster, exactly. [`control`] shows and sets them.
+//! Moves the committed offsets of the groups to a mirrored cluster, exactly. [`control`] shows and sets them, [`start`]
+//! writes them at a first start.
 //!
 //! On a mirror, records have other offsets. MirrorMaker 2 translates a committed offset to one at or before the exact one,
 //! and copies commit metadata, whose offsets are invalid on the target. By itself, a failover would repeat the records in
@@ -9,6 +10,7 @@
 //! of every partition, so it also verifies that the mirror is complete.
 
 pub mod control;
+pub mod start;
 pub mod trail;
 
 use std::ops::ControlFlow;
@@ -93,7 +95,9 @@ impl GroupRole {
         format!("{}{}", settings.group_prefix, self.as_str())
     }
 
-    fn topics(self, settings: &Settings) -> Vec<String> {
+    /// The topics that its group reads.
+    #[must_use]
+    pub fn topics(self, settings: &Settings) -> Vec<String> {
         let topics = &settings.topics;
         let tiers = settings.tiers.delays().iter();
         match self {

@@ -27,6 +27,7 @@ use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
 use crate::edge::otlp::{Exporter, SetupError};
 use crate::lag::pages;
+use crate::positions::{GroupRole, start};
 use crate::runtime::admin_http::{self, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
 use crate::runtime::metrics::{Metrics, Registry};
@@ -78,7 +79,35 @@ impl Role {
         }
     }
 
+    /// The role as the owner of a group's positions.
+    fn group(self) -> Option<GroupRole> {
+        match self {
+            Self::Fanout => Some(GroupRole::Fanout),
+            Self::Deliver => Some(GroupRole::Deliver),
+            Self::Release => Some(GroupRole::Release),
+            Self::Lag => None,
+        }
+    }
+
+    /// Decides where the role's group begins, before it joins it; `false` when told to stop meanwhile.
+    fn begin(self, context: &RoleContext) -> Result<bool, Failure> {
+        let Some(group) = self.group() else {
+            return Ok(true);
+        };
+        let settings = &context.settings;
+        let topics = group.topics(settings);
+        let mut needed = topics.clone();
+        needed.push(settings.topics.subscriptions());
+        if !context.wait_until_possible(self.name(), &needed)? {
+            return Ok(false);
+        }
+        start::begin(settings, group, &topics, &context.keep_waiting())
+    }
+
     fn run_once(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
+        if !self.begin(context)? {
+            return Ok(());
+        }
         match self {
             Self::Fanout => crate::fanout::run(context, &families.fanout),
             Self::Deliver => crate::delivery::run(context, &families.delivery),

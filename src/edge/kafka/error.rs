@@ -61,6 +61,9 @@ pub enum Failure {
     /// The client lost a response and waits for it forever; a new client does not.
     #[error("{0}: consumer stuck waiting for the group coordinator")]
     Stuck(&'static str),
+    /// A group's positions are gone, or none can be committed at its first start; says what to do.
+    #[error("{0}")]
+    PositionsLost(String),
     /// An internal error, such as a thread that ended unexpectedly.
     #[error("{0}")]
     Internal(String),

@@ -389,7 +389,8 @@ fn retried<T, E>(
     ask()
 }
 
-fn is_moving(error: &KafkaError) -> bool {
+/// Whether a partition has no leader, or a group no coordinator, for the moment.
+pub(crate) fn is_moving(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

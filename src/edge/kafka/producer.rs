@@ -216,6 +216,21 @@ impl Producer {
         Self::with_id(settings, &keep_waiting, purpose, id, OnStuck::Wait, None)
     }
 
+    /// A producer with a transactional id that replicas share: a new one fences any other and aborts its open
+    /// transaction. Without transactions, nothing excludes another.
+    ///
+    /// # Errors
+    /// As [`Producer::new`].
+    pub fn shared(
+        settings: &Settings,
+        keep_waiting: &KeepWaiting,
+        purpose: &'static str,
+        id: String,
+    ) -> Result<Self, Failure> {
+        let deadline = Some(WRITE_DEADLINE);
+        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, deadline)
+    }
+
     fn with_id(
         settings: &Settings,
         keep_waiting: &KeepWaiting,

@@ -140,6 +140,8 @@ impl World {
             // Whatever `localhost` is.
             ("--egress-allow-cidr", "127.0.0.0/8,::1/128"),
             ("--egress-ports", "any"),
+            // Most tests publish before the first start.
+            ("--start-at", "earliest"),
         ];
         let mut arguments: Vec<String> = pairs
             .iter()
