@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `Some(None)` for the default: some decisions need an explicit one.
+    /// `Some(None)` for `now` by default: some decisions need an explicit one.
     fn start_at(&mut self) -> Option<Option<StartAt>> {
         let parsed = self.read("start-at", |text| match text {
             "now" => Some(StartAt::Now),
@@ -181,7 +181,8 @@ impl<'a> Reader<'a> {
             }
         })?;
         let (_, source) = self.layers.effective(setting("start-at")?)?;
-        Some((source != Source::Default).then_some(parsed))
+        let is_default = source == Source::Default && parsed == StartAt::default();
+        Some((!is_default).then_some(parsed))
     }
 
     fn breaker(&mut self) -> Option<BreakerRules> {
