@@ -223,6 +223,19 @@ pub enum Polled<R> {
     Idle,
 }
 
+impl<R> Polled<R> {
+    /// The same with what `read` makes of a record, so that the member is free for other calls.
+    pub fn map<T>(self, read: impl FnOnce(R) -> T) -> Polled<T> {
+        match self {
+            Self::Message(record) => Polled::Message(read(record)),
+            Self::Assigned(committed) => Polled::Assigned(committed),
+            Self::Revoked { partitions, lost } => Polled::Revoked { partitions, lost },
+            Self::Gap(gap) => Polled::Gap(gap),
+            Self::Idle => Polled::Idle,
+        }
+    }
+}
+
 /// A member of one consumer group, which also reads its partitions. Used by one task.
 ///
 /// Assignments are cooperative: a rebalance revokes only the partitions that leave, and the member reads and commits the
@@ -330,8 +343,7 @@ pub trait Member {
     ///
     /// # Errors
     /// The broker's rejection: this process is not a member.
-    fn renew_generation(&self, anchor: &[Commit])
-    -> impl Future<Output = Result<(), ClientError>>;
+    fn renew_generation(&self, anchor: &[Commit]) -> impl Future<Output = Result<(), ClientError>>;
 
     /// Leaves the group when the role has ended with the result `ended`.
     ///
@@ -365,10 +377,7 @@ pub trait Producer: Send + 'static {
 
     /// Waits until the whole batch is acknowledged or refused, for at most `time`. Returns the records that were refused;
     /// `None` while some are neither.
-    fn acknowledged_within(
-        &self,
-        time: Duration,
-    ) -> impl Future<Output = Option<Vec<Refused>>>;
+    fn acknowledged_within(&self, time: Duration) -> impl Future<Output = Option<Vec<Refused>>>;
 
     /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
     /// caller commits them. An empty batch only commits.
@@ -470,7 +479,7 @@ pub trait Ends {
 }
 
 /// Sends webhooks. Clones share their connections.
-pub trait Http: Clone + 'static {
+pub trait Http: Clone + Send + 'static {
     /// A response's body that is still to be read. Dropping it closes the connection.
     type Rest: 'static;
 
@@ -484,10 +493,7 @@ pub trait Http: Clone + 'static {
     ) -> impl Future<Output = Reply<Self::Rest>>;
 
     /// Reads and discards the body, so that the connection can be reused.
-    fn drain(
-        rest: Self::Rest,
-        deadline: tokio::time::Instant,
-    ) -> impl Future<Output = Drained>;
+    fn drain(rest: Self::Rest, deadline: tokio::time::Instant) -> impl Future<Output = Drained>;
 
     /// The same, but keeps up to [`super::http::MAX_BODY_BYTES`].
     fn read_snippet(
