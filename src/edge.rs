@@ -1,5 +1,5 @@
 //! The edges: Kafka, HTTP, names and addresses, the collector of spans, the system's clock. Thin, and without decisions
-//! that could be pure.
+//! that could be pure. The roles reach them over the [`port`], whose product's side is [`live`].
 
 pub mod clock;
 pub mod descriptors;

@@ -109,9 +109,7 @@ pub fn log_set_aside(record: &InvalidRecord, suppressed: u64) {
 
 /// The headers of a message, in order. Headers whose names are not UTF-8 are left out: hookstream gives a meaning to none
 /// of them.
-pub fn each_header<'a>(
-    message: &'a impl RecordView,
-) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
+pub fn each_header(message: &impl RecordView) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
     message
         .headers()
         .filter_map(|(name, value)| std::str::from_utf8(name).ok().map(|name| (name, value)))
