@@ -64,7 +64,7 @@ enum Command {
     /// Create and check the topics
     #[command(subcommand)]
     Topics(topics::Command),
-    /// Move the committed offsets of the groups to a mirrored cluster
+    /// Show and set the committed offsets of the groups, and move them to a mirrored cluster
     #[command(subcommand)]
     Positions(positions::Command),
     /// Print the effective settings and their sources

@@ -81,6 +81,13 @@ impl Drain {
         self.revoked.take_if(|revoked| revoked.is_empty());
     }
 
+    /// All that was held of this partition is dropped, so no worker will report it: it is not waited for. Returns whether
+    /// it is leaving; the group still waits for it then.
+    pub(super) fn emptied(&mut self, number: i32) -> bool {
+        self.busy.remove(&number);
+        self.leaving.contains(&number)
+    }
+
     /// Attempts may end until `deadline` at least.
     pub(super) fn extend(&mut self, deadline: Instant) {
         self.deadline = self.deadline.max(deadline);
@@ -167,6 +174,23 @@ mod tests {
         drain.lost(&[1]);
         assert_eq!(drain.step(now), Step::LastCommit { cut: 0 });
         assert_eq!(drain.end(), (vec![2], None));
+    }
+
+    #[test]
+    fn a_partition_that_starts_over_while_it_leaves_is_given_up_without_a_wait() {
+        let now = crate::edge::clock::instant();
+        let mut drain = Drain::new(now + DEADLINE);
+        let at = TopicPartition {
+            topic: "a".into(),
+            partition: 1,
+        };
+        drain.add(&[1]);
+        drain.revoked(std::slice::from_ref(&at));
+        assert_eq!(drain.step(now), Step::Wait);
+        assert!(!drain.emptied(2), "it stays");
+        assert!(drain.emptied(1));
+        assert_eq!(drain.step(now), Step::LastCommit { cut: 0 });
+        assert_eq!(drain.end(), (vec![1], Some(vec![at])));
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub use self::limits::{
 };
 use self::line::{Evict, Http1, Message, Opener};
 use self::pool::{Line, Pool, SWEEPS, Slot};
+use self::received::Heard;
 pub use self::trust::HttpSetupError;
-#[cfg(feature = "otlp")]
 pub(crate) use self::trust::client_config as trusted;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
@@ -63,6 +63,7 @@ mod failure;
 mod limits;
 mod line;
 mod pool;
+mod received;
 mod trust;
 
 /// The options of a client.
@@ -275,16 +276,17 @@ impl HttpClient {
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
         let started = clock::instant();
         failpoint::point("request.before");
-        match timeout_at(deadline, self.send(request)).await {
+        let heard = Heard::default();
+        let mut failure = match timeout_at(deadline, self.send(request, &heard)).await {
             Ok(Ok(answer)) => {
                 failpoint::point("response-head.after");
-                Reply::Answered(answer)
+                return Reply::Answered(answer);
             }
-            Ok(Err(failure)) => Reply::Failed(failure),
-            Err(_) => Reply::Failed(Failure::timeout(
-                deadline.into_std().saturating_duration_since(started),
-            )),
-        }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
+        };
+        failure.heard |= heard.get();
+        Reply::Failed(failure)
     }
 
     /// Does the same, but sends the request that `build` returns again while the server refuses it before it processes
@@ -318,14 +320,14 @@ impl HttpClient {
         }
     }
 
-    async fn send(&self, request: Request) -> Result<Answer, Failure> {
+    async fn send(&self, request: Request, heard: &Heard) -> Result<Answer, Failure> {
         let to = Arc::clone(&request.to);
         let pool = self.pool(&to);
         let mut message = self.prepare(request);
         let mut is_first = true;
         loop {
             let (line, used) = pool
-                .line(&to.tenant)
+                .line(&to.tenant, heard)
                 .await
                 .map_err(|error| Failure::of_open(&error))?;
             let (sent, on) = match line {
@@ -333,7 +335,7 @@ impl HttpClient {
                     *message.uri_mut() = to.target.clone();
                     let headers = message.headers_mut();
                     headers.entry(HOST).or_insert_with(|| to.host.clone());
-                    let sent = own.exchange(message).await;
+                    let sent = own.exchange(message, heard).await;
                     let pool = Arc::clone(&pool);
                     (sent, OnLoan::Own { own, pool })
                 }
@@ -341,7 +343,7 @@ impl HttpClient {
                     *message.uri_mut() = to.uri.clone();
                     // HTTP/2 carries the host in the URI.
                     message.headers_mut().remove(HOST);
-                    (slot.exchange(message).await, OnLoan::Shared(slot))
+                    (slot.exchange(message, heard).await, OnLoan::Shared(slot))
                 }
             };
             match sent {
@@ -349,6 +351,8 @@ impl HttpClient {
                 Err(mut error) => match error.take_message() {
                     // Nothing of it was sent. A server that closes new connections too fails the second one.
                     Some(unsent) if used || is_first => {
+                        // An end that arrived while the connection was idle.
+                        heard.reset();
                         is_first &= used;
                         message = unsent;
                     }

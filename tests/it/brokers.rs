@@ -2,7 +2,7 @@
 //! it cannot do is named.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -12,8 +12,10 @@ use rdkafka::util::Timeout;
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
-use crate::scene::{event, put, subscription, wait_for_records, wait_until_done_within, with};
-use crate::support::{Answer, Broker, Process, Receiver, SOON, World, eventually_true};
+use crate::scene::{
+    body, event, put, subscription, wait_for_records, wait_until_done_within, with,
+};
+use crate::support::{Answer, Broker, Process, Receiver, SOON, World, block_on, eventually_true};
 
 const LATER: Duration = Duration::from_secs(120);
 
@@ -195,6 +197,8 @@ fn retries_of_a_deleted_topic_are_counted_and_work_goes_on_when_it_is_back() {
     put(&world, &[of("bad", "bad.*"), of("good", "good.*")]);
     let mut process = world.spawn("run", &["--retry-schedule", "30s,30s,30s"]);
     process.wait_ready();
+    // Only what release has read is known to be lost: it must not begin to read when the topic is gone.
+    process.wait_for_line("tier partitions assigned", LATER);
     let tier = world.topics.retry(world.tiers[0]);
     world.produce_events((0..5).map(|n| ("k", event(&format!("b{n}"), "bad.one", "1"))));
     wait_for_records(&world, &tier, 5);
@@ -223,5 +227,110 @@ fn retries_of_a_deleted_topic_are_counted_and_work_goes_on_when_it_is_back() {
         seen.iter()
             .any(|seen| seen.header("hookstream-attempt") == Some("2"))
     });
+    assert_eq!(process.exited(), None, "nothing was restarted");
+}
+
+fn delete_topic(world: &World, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
+    let deleted = block_on(admin.delete_topics(&[topic], &AdminOptions::new()));
+    assert!(deleted.unwrap()[0].is_ok());
+}
+
+fn lost_offsets(process: &Process, topic: &str) -> f64 {
+    let name = format!(r#"hookstream_lost_offsets_total{{topic="{topic}"}}"#);
+    process.metric(&name).unwrap_or_default()
+}
+
+#[test]
+fn commands_of_a_recreated_topic_are_counted_and_work_goes_on_without_a_restart() {
+    const HANGING: usize = 3;
+    let world = World::new("recreated-commands");
+    world.create_topics(1);
+    let receiver = Receiver::start(|seen| match &*seen.path {
+        "/hang" => Answer::hang(),
+        _ => Answer::ok(),
+    });
+    let of = |id: &str, types: &str| subscription(id, &receiver.url(&format!("/{id}")), &[types]);
+    let slow = with(of("hang", "hang.*"), json!({"timeout": "60s"}));
+    put(&world, &[slow, of("good", "good.*")]);
+    let mut process = world.spawn("run", &[]);
+    process.wait_ready();
+    world.produce_event("k", &[], event("g0", "good.one", "1"));
+    world.produce_events((0..HANGING).map(|n| ("k", event(&format!("h{n}"), "hang.one", "1"))));
+    let arrived = |path: &str, count: usize| {
+        receiver.wait_until(&format!("{count} at {path}"), LATER, |seen| {
+            seen.iter().filter(|seen| seen.path == path).count() >= count
+        });
+    };
+    arrived("/good", 1);
+    arrived("/hang", HANGING);
+    let commands = world.topics.commands();
+    delete_topic(&world, &commands);
+    let line = process.wait_for_line("LOST", LATER);
+    assert!(line.contains(&commands), "{line}");
+    // Fan-out has nowhere to write to: its event waits.
+    world.produce_event("k", &[], event("g1", "good.one", "1"));
+    world.create_topic(&commands, 1, &[("cleanup.policy", "delete")]);
+    world.produce_event("k", &[], event("g2", "good.one", "1"));
+    arrived("/good", 3);
+    eventually_true("what hung is counted as lost", SOON, || {
+        lost_offsets(&process, &commands) >= HANGING as f64
+    });
+    assert_eq!(process.exited(), None, "nothing was restarted");
+}
+
+#[test]
+fn unread_events_of_a_recreated_topic_are_counted_and_work_goes_on_without_a_restart() {
+    const UNREAD: i32 = 3;
+    /// Of partition 1 nothing is read.
+    const PARTITIONS: i32 = 2;
+    /// Two of the times after which the client tells where partitions end.
+    const KNOWN: Duration = Duration::from_secs(6);
+    let world = World::new("recreated-events");
+    world.create_topics(PARTITIONS);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    let mut process = world.spawn("run", &[]);
+    process.wait_ready();
+    let plain: BaseProducer = world.client_config().create().unwrap();
+    let send = |producer: &BaseProducer, partition: i32, data: &str| {
+        let payload = event(&format!("e{data}"), "a.b", data);
+        let record = BaseRecord::<str, str>::to(&world.events)
+            .partition(partition)
+            .payload(&payload);
+        producer.send(record).unwrap();
+        producer.flush(SOON).unwrap();
+    };
+    send(&plain, 0, "0");
+    receiver.wait_for(1, LATER);
+    // What is behind an open transaction is not read.
+    let mut config = world.client_config();
+    let publisher: BaseProducer = config
+        .set("transactional.id", format!("{}open", world.prefix))
+        .set("transaction.timeout.ms", "600000")
+        .create()
+        .unwrap();
+    publisher.init_transactions(SOON).unwrap();
+    publisher.begin_transaction().unwrap();
+    for partition in 0..PARTITIONS {
+        send(&publisher, partition, "1");
+        (0..UNREAD).for_each(|_| send(&plain, partition, "1"));
+    }
+    // Nothing outside shows when the reader knows the ends.
+    let produced = Instant::now();
+    eventually_true("the backlog is known", LATER, || {
+        let of = |partition| sample(&process, "hookstream_event_lag", &world, partition);
+        produced.elapsed() > KNOWN && (0..PARTITIONS).all(|at| of(at) > Some(f64::from(UNREAD)))
+    });
+    delete_topic(&world, &world.events);
+    let line = process.wait_for_line("LOST", LATER);
+    assert!(line.contains(&world.events), "{line}");
+    eventually_true("what was not read is counted", SOON, || {
+        lost_offsets(&process, &world.events) == f64::from(PARTITIONS * (UNREAD + 1))
+    });
+    world.create_events_topic(PARTITIONS);
+    world.produce_event("k", &[], event("again", "a.b", "2"));
+    let seen = receiver.wait_for(2, LATER);
+    assert_eq!(String::from_utf8_lossy(&seen[1].body), body("a.b", "2"));
     assert_eq!(process.exited(), None, "nothing was restarted");
 }

@@ -47,8 +47,8 @@ pub struct Failure {
     pub class: FailureClass,
     /// For operators; one sentence without secrets.
     pub error: String,
-    /// Whether the endpoint was heard: bytes came from it that are not a valid response. Bytes before the deadline or
-    /// before a premature end of the connection do not count, since the HTTP stack does not report them.
+    /// Whether the endpoint was heard: bytes came from it during the request that are not a complete response, also when
+    /// the deadline passed or the connection ended after them.
     pub heard: bool,
     /// Whether the server certainly did not process the request (RFC 9113, section 8.7): it was refused, or its HTTP/2
     /// connection was retired before its turn.

@@ -16,13 +16,13 @@ use hyper::rt::Executor;
 use hyper_util::client::legacy::connect::Connection as _;
 use hyper_util::rt::TokioTimer;
 use tokio::sync::Notify;
-use tower_service::Service;
 
 use super::dial::{Dial, DialError, Stream};
 use super::limits::{
     H2_CONNECTION_WINDOW, H2_PING_INTERVAL, H2_PING_TIMEOUT, H2_STREAM_WINDOW, MAX_HEADER_BYTES,
     MAX_HEADERS,
 };
+use super::received::{Heard, Received};
 
 /// The request type of hyper.
 pub(super) type Message = http::Request<Full<Bytes>>;
@@ -64,6 +64,7 @@ pub(super) struct Undriven {
     pub(super) sender: http2::SendRequest<Full<Bytes>>,
     pub(super) driver: http2::Connection<Stream, Full<Bytes>, Settings>,
     pub(super) settings: Settings,
+    pub(super) received: Received,
 }
 
 /// Runs the tasks of an HTTP/2 connection. One of them receives the server's settings, and tells only the other ones'
@@ -117,16 +118,18 @@ pub(super) enum Opened {
 }
 
 impl Opener {
-    pub(super) async fn open(self: Arc<Self>, origin: Uri) -> Result<Opened, OpenError> {
-        let mut dial = self.dial.clone();
-        poll_fn(|cx| dial.poll_ready(cx))
-            .await
-            .map_err(OpenError::Dial)?;
-        let stream = dial.call(origin).await.map_err(OpenError::Dial)?;
+    pub(super) async fn open(
+        self: Arc<Self>,
+        origin: Uri,
+        received: Received,
+    ) -> Result<Opened, OpenError> {
+        let stream = self.dial.dial(origin, received.clone()).await;
+        let stream = stream.map_err(OpenError::Dial)?;
         let opened = if stream.connected().is_negotiated_h2() {
-            http2(stream).await.map(Box::new).map(Opened::Http2)
+            let undriven = http2(stream, received).await;
+            undriven.map(Box::new).map(Opened::Http2)
         } else {
-            http1(stream).await.map(Opened::Http1)
+            http1(stream, received).await.map(Opened::Http1)
         };
         opened.map_err(OpenError::Handshake)
     }
@@ -152,7 +155,7 @@ impl Opener {
     }
 }
 
-async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
+async fn http1(stream: Stream, received: Received) -> Result<Box<Http1>, hyper::Error> {
     let (sender, driver) = http1::Builder::new()
         .max_buf_size(MAX_HEADER_BYTES)
         .max_headers(MAX_HEADERS)
@@ -161,12 +164,13 @@ async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
     Ok(Box::new(Http1 {
         sender,
         driver: Some(driver),
+        received,
         since: 0,
         stamp: 0,
     }))
 }
 
-async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
+async fn http2(stream: Stream, received: Received) -> Result<Undriven, hyper::Error> {
     let settings = Settings::default();
     let (sender, driver) = http2::Builder::new(settings.clone())
         .timer(TokioTimer::new())
@@ -182,6 +186,7 @@ async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
         sender,
         driver,
         settings,
+        received,
     })
 }
 
@@ -190,6 +195,7 @@ pub(super) struct Http1 {
     sender: http1::SendRequest<Full<Bytes>>,
     /// `None` after the connection has ended.
     driver: Option<http1::Connection<Stream, Full<Bytes>>>,
+    received: Received,
     /// The sweep count when it was returned.
     pub(super) since: u64,
     /// The order in which it was returned.
@@ -204,12 +210,19 @@ impl fmt::Debug for Http1 {
 
 impl Http1 {
     /// Sends one request and waits for the response headers. Dropping the future leaves the connection in the middle of
-    /// an exchange: drop the connection too.
-    pub(super) async fn exchange(&mut self, message: Message) -> Sent {
-        let Self { sender, driver, .. } = self;
+    /// an exchange: drop the connection too. `heard` notes whether anything arrives.
+    pub(super) async fn exchange(&mut self, message: Message, heard: &Heard) -> Sent {
+        let Self {
+            sender,
+            driver,
+            received,
+            ..
+        } = self;
+        let before = received.reads();
         let mut sent = pin!(sender.try_send_request(message));
         poll_fn(|cx| {
             drive(driver, cx);
+            heard.note(received.reads() != before);
             sent.as_mut().poll(cx)
         })
         .await

@@ -34,6 +34,7 @@ use super::limits::MAX_STREAMS;
 use super::line::{
     Http1, Message, OpenError, Opened, Opener, STREAMS_BEFORE_SETTINGS, Sent, Undriven,
 };
+use super::received::{Heard, Received, listen};
 use crate::edge::clock;
 
 /// Sweeps per idle timeout. A connection is closed at the first sweep after the timeout, so up to an eighth later; in
@@ -54,6 +55,7 @@ pub(super) enum Line {
 #[derive(Debug)]
 struct Http2 {
     sender: SendRequest<Full<Bytes>>,
+    received: Received,
     tenant: Arc<str>,
     // All of these change under the pool's lock.
     /// Streams in use.
@@ -83,13 +85,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Sends one request and waits for the response headers.
-    pub(super) async fn exchange(&self, message: Message) -> Sent {
-        self.connection
-            .sender
-            .clone()
-            .try_send_request(message)
-            .await
+    /// Sends one request and waits for the response headers. `heard` notes whether anything arrives on the connection.
+    pub(super) async fn exchange(&self, message: Message, heard: &Heard) -> Sent {
+        let mut sender = self.connection.sender.clone();
+        let sent = sender.try_send_request(message);
+        listen(sent, &self.connection.received, heard).await
     }
 }
 
@@ -206,14 +206,15 @@ impl Pool {
     }
 
     /// A connection for a request of `tenant`, and whether it was used before: if it was, a request that it returns
-    /// unsent is to be sent on another.
+    /// unsent is to be sent on another. `heard` notes whether anything arrives while one is opened.
     pub(super) async fn line(
         self: &Arc<Self>,
         tenant: &Arc<str>,
+        heard: &Heard,
     ) -> Result<(Line, bool), OpenError> {
         match self.kept_line(tenant) {
             Some(line) => Ok((line, true)),
-            None => self.open(tenant).await,
+            None => self.open(tenant, heard).await,
         }
     }
 
@@ -236,7 +237,11 @@ impl Pool {
         }
     }
 
-    async fn open(self: &Arc<Self>, tenant: &Arc<str>) -> Result<(Line, bool), OpenError> {
+    async fn open(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+        heard: &Heard,
+    ) -> Result<(Line, bool), OpenError> {
         let (mut given, claims) = self.wait(tenant, true);
         if claims {
             match timeout(CLAIM, &mut given).await {
@@ -251,7 +256,9 @@ impl Pool {
             }
         }
         let began = clock::instant();
-        let mut dialled = Box::pin(Arc::clone(&self.opener).open(self.origin.clone()));
+        let received = Received::default();
+        let opening = Arc::clone(&self.opener).open(self.origin.clone(), received.clone());
+        let mut dialled = Box::pin(opening);
         tokio::select! {
             biased;
             // Only requests that claim are told to dial.
@@ -261,7 +268,7 @@ impl Pool {
                 }
                 Ok((line, true))
             }
-            opened = &mut dialled => {
+            opened = listen(&mut dialled, &received, heard) => {
                 given.close();
                 if let Ok(Given::Line(other)) = given.try_recv() {
                     self.put_back(other);
@@ -352,9 +359,11 @@ impl Pool {
             sender,
             mut driver,
             settings,
+            received,
         } = undriven;
         let connection = Arc::new(Http2 {
             sender,
+            received,
             tenant: Arc::clone(tenant),
             used: AtomicUsize::new(1),
             limit: AtomicUsize::new(STREAMS_BEFORE_SETTINGS),

@@ -70,6 +70,14 @@ fn answered(reply: Reply) -> Answer {
 }
 
 #[track_caller]
+fn heard(reply: &Reply) -> bool {
+    match reply {
+        Reply::Answered(answer) => panic!("{answer:?}"),
+        Reply::Failed(failure) => failure.heard,
+    }
+}
+
+#[track_caller]
 fn failed(reply: Reply) -> (FailureClass, String) {
     match reply {
         Reply::Answered(answer) => panic!("{answer:?}"),
@@ -304,6 +312,46 @@ async fn headers_that_trickle_end_at_the_deadline_too() {
     .await;
     let client = client();
     let reply = client.post(request(&server.url()), within(SHORT)).await;
+    assert!(heard(&reply), "bytes that came are a response");
+    assert_eq!(failed(reply).0, FailureClass::Timeout);
+}
+
+#[tokio::test]
+async fn bytes_before_a_deadline_or_an_early_end_are_a_sign_of_the_endpoint() {
+    let part = "HTTP/1.1 2";
+    let dripping = |bytes: &'static str, ends: bool| {
+        Server::start(move |mut stream| async move {
+            read_request(&mut stream).await;
+            stream.write_all(bytes.as_bytes()).await.ok();
+            while !ends && stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+        })
+    };
+    for (bytes, ends, expected) in [
+        (part, false, true),
+        (part, true, true),
+        ("", false, false),
+        ("", true, false),
+    ] {
+        let server = dripping(bytes, ends).await;
+        let client = client();
+        let reply = client.post(request(&server.url()), within(SHORT)).await;
+        assert_eq!(heard(&reply), expected, "{bytes:?}, ends: {ends}");
+    }
+}
+
+#[tokio::test]
+async fn what_arrived_before_a_request_is_no_sign_of_the_endpoint() {
+    let server = Server::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(OK).await.ok();
+        while stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+    })
+    .await;
+    let client = client();
+    answered(post(&client, &server.url()).await);
+    let reply = client.post(request(&server.url()), within(SHORT)).await;
+    assert_eq!(server.accepted(), 1, "on the same connection");
+    assert!(!heard(&reply));
     assert_eq!(failed(reply).0, FailureClass::Timeout);
 }
 
@@ -667,6 +715,7 @@ async fn a_handshake_that_hangs_ends_at_the_deadline() {
             within(SHORT),
         )
         .await;
+    assert!(!heard(&reply), "it sent nothing");
     assert_eq!(failed(reply).0, FailureClass::Timeout);
 }
 

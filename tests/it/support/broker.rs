@@ -191,6 +191,13 @@ impl Broker {
             .unwrap()
     }
 
+    /// Stops one of this process's own brokers, numbered from 1, in the middle of what it does.
+    pub fn freeze(&self, number: u32) -> Frozen {
+        let pid = self.pid(number);
+        signal(pid, "STOP");
+        Frozen(pid)
+    }
+
     /// Process id of one of this process's own brokers, numbered from 1.
     pub fn pid(&self, number: u32) -> u32 {
         let dir = &self.script.as_ref().unwrap().dir;
@@ -200,6 +207,22 @@ impl Broker {
             .parse()
             .unwrap()
     }
+}
+
+/// A broker that neither responds nor closes a connection, as on a machine that swaps. It goes on when this is dropped.
+pub struct Frozen(u32);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status();
+    assert!(sent.unwrap().success(), "SIG{name} to {pid}");
 }
 
 impl Drop for Script {
