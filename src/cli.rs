@@ -313,6 +313,26 @@ mod tests {
     }
 
     #[test]
+    fn connection_settings_that_cannot_work_are_usage_errors() {
+        let broken = tempfile::NamedTempFile::new().unwrap();
+        let authorities = format!("ssl.ca.location={}", broken.path().display());
+        let sasl = "security.protocol=SASL_SSL";
+        for properties in [
+            &[sasl, "sasl.mechanism=OAUTHBEARER"][..],
+            &["sasl.mechanism=OAUTHBEARER"],
+            &[sasl, "sasl.mechanism=GSSAPI"],
+            &[sasl],
+            &[sasl, "sasl.mechanism=PLAIN", "sasl.username=me"],
+            &["security.protocol=SSL", &authorities],
+        ] {
+            let mut line = vec!["hookstream", "topics", "check", "--brokers", "127.0.0.1:9"];
+            line.extend(properties.iter().flat_map(|property| ["-X", *property]));
+            let exit = main(line.into_iter().map(OsString::from));
+            assert_eq!(exit, Exit::Usage, "{properties:?}");
+        }
+    }
+
+    #[test]
     fn settings_may_precede_or_follow_the_command() {
         for line in [
             ["hookstream", "--brokers", "b:1", "fanout"],

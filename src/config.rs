@@ -8,6 +8,7 @@ mod binding;
 pub mod credentials;
 mod files;
 mod layers;
+mod login;
 mod mapping;
 mod parse;
 mod report;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::credentials::Credentials;
 use super::layers::{Layers, Source};
+use super::login;
 use super::secrets::may_hold_credentials;
 use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
@@ -120,6 +121,9 @@ impl<'a> Reader<'a> {
         self.read("log-format", |text| {
             matches!(text, "text" | "json").then_some(())
         });
+        let properties = self.layers.properties();
+        let property = |key: &str| properties.get(key).map(|(value, _)| *value);
+        self.mistakes.extend(login::mistakes(property));
         let event_mappings = self.event_mappings(events.as_deref());
         let topics = match (events, prefix, &tiers) {
             (Some(events), Some(prefix), Some(tiers)) => {
@@ -129,9 +133,7 @@ impl<'a> Reader<'a> {
         };
         Some(Settings {
             brokers: brokers?,
-            properties: self
-                .layers
-                .properties()
+            properties: properties
                 .into_iter()
                 .map(|(key, (value, _))| (key.to_owned(), value.to_owned()))
                 .collect(),

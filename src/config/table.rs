@@ -78,7 +78,7 @@ settings! {
     "schema-registry-password" "REF" "" "Where the password of --schema-registry-user is; a file is read again for each request" "env:NAME or file:PATH";
     "schema-registry-token" "REF" "" "Where a bearer token for the Schema Registry is; a file is read again for each request" "env:NAME or file:PATH";
     "schema-registry-ca-file" "FILE" "" "Additional certificate authorities to trust for the Schema Registry, PEM (default: --ca-file)" "a readable file";
-    "ca-file" "FILE" "" "Additional certificate authorities to trust, PEM" "a readable file";
+    "ca-file" "FILE" "" "Additional certificate authorities, or certificates of endpoints, to trust, PEM" "a readable file";
     "log" "FILTER" "info" "Log level, or a filter by module such as hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
     "log-format" "FORMAT" "text" "Format of the log on standard error" "text or json";
 }

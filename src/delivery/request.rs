@@ -80,12 +80,12 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.map(|(_, value)| value)
     });
-    let written = whole.chain(segments).chain(pairs);
+    let written = segments.chain(pairs);
     let meant = url.query_pairs().map(|(_, value)| value);
-    let meant_in_path = url.path().split('/');
-    let meant_in_path =
-        meant_in_path.map(|segment| percent_decode_str(segment).decode_utf8_lossy());
-    written.map(Cow::Borrowed).chain(meant).chain(meant_in_path)
+    let decoded = written.clone();
+    let decoded = decoded.map(|part| percent_decode_str(part).decode_utf8_lossy());
+    let written = whole.chain(written).map(Cow::Borrowed);
+    written.chain(meant).chain(decoded)
 }
 
 impl Target {
@@ -319,5 +319,11 @@ mod tests {
             assert_eq!(&*shown(&format!("you sent {echo}!")), "you sent ***!");
         }
         assert_eq!(&*shown("it came in"), "it came in");
+        let url: Url = "https://a.example/?x=s3%7C+cret&y=1".parse().unwrap();
+        let mask = Mask::new(parts(&url));
+        for echo in ["s3%7C+cret", "s3|+cret", "s3| cret"] {
+            let shown = Excerpt::new(echo.as_bytes(), true, &mask).text;
+            assert_eq!(&*shown, "***");
+        }
     }
 }

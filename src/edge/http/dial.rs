@@ -18,6 +18,7 @@ use tower_service::Service;
 
 use super::limits::{DIAL_LIMIT, TCP_LIMIT};
 use super::received::{Counted, Received};
+use super::verify::{NOTES, Notes};
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::egress::resolver::{GuardedResolver, ResolveError};
 use crate::edge::egress::{EgressDenied, EgressPolicy};
@@ -36,7 +37,7 @@ pub(super) enum DialError {
     #[error("tcp connect failed")]
     Tcp(#[source] io::Error),
     #[error("tls handshake failed")]
-    Tls(#[source] io::Error),
+    Tls(#[source] io::Error, Notes),
     #[error("no connection within {DIAL_LIMIT:?}")]
     TimedOut,
     #[error("connect failed")]
@@ -82,10 +83,13 @@ impl Dial {
             poll_fn(|cx| https.poll_ready(cx)).await?;
             https.call(uri).await
         };
-        match timeout(DIAL_LIMIT, dialling).await {
-            Ok(dialled) => dialled.map_err(sort),
-            Err(_) => Err(DialError::TimedOut),
-        }
+        let dialled = async {
+            match timeout(DIAL_LIMIT, dialling).await {
+                Ok(dialled) => dialled.map_err(sort),
+                Err(_) => Err(DialError::TimedOut),
+            }
+        };
+        NOTES.scope(Notes::default(), dialled).await
     }
 }
 
@@ -119,7 +123,10 @@ impl Service<Uri> for CountedConnector {
 /// `io::Error`; the inner connector keeps resolver and socket errors as the source of its own private type.
 fn sort(error: BoxError) -> DialError {
     let error = match error.downcast::<io::Error>() {
-        Ok(handshake) => return DialError::Tls(*handshake),
+        Ok(handshake) => {
+            let notes = NOTES.try_with(Notes::clone).unwrap_or_default();
+            return DialError::Tls(*handshake, notes);
+        }
         Err(error) => error,
     };
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);

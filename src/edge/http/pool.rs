@@ -13,7 +13,8 @@
 //! none waits for that one, so that never more connections are opened than requests are in flight.
 //!
 //! The connection used last is used next, so those that were not needed since the last peak are idle for longest. They
-//! are closed after the idle timeout, or when the client has too many ([`Evict`](super::line::Evict)).
+//! are closed after the idle timeout, which for HTTP/1.1 depends on what the server says ([`reuse`](super::reuse)), or when
+//! the client has too many ([`Evict`](super::line::Evict)).
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -37,9 +38,6 @@ use super::line::{
 use super::received::{Heard, Received, listen};
 use crate::edge::clock;
 
-/// Sweeps per idle timeout. A connection is closed at the first sweep after the timeout, so up to an eighth later; in
-/// exchange, returning a connection reads no clock.
-pub(super) const SWEEPS: u32 = 8;
 /// How long a request waits for a connection that another one has begun to open, counted from then. One that takes
 /// longer may take for ever.
 const CLAIM: Duration = Duration::from_secs(1);
@@ -225,9 +223,13 @@ impl Pool {
         {
             return Some(Line::Shared(self.slot(connection)));
         }
-        let own = kept.idle.pop()?;
-        self.opener.not_idle(1);
-        Some(Line::Own(own))
+        loop {
+            let own = kept.idle.pop()?;
+            self.opener.not_idle(1);
+            if !own.is_over(clock::instant) {
+                return Some(Line::Own(own));
+            }
+        }
     }
 
     fn slot(self: &Arc<Self>, connection: Arc<Http2>) -> Slot {
@@ -465,6 +467,9 @@ impl Pool {
                 return;
             }
         }
+        if own.is_over(clock::instant) {
+            return;
+        }
         {
             let mut kept = self.kept();
             while let Some(waiting) = kept.waiting.pop_front() {
@@ -480,22 +485,30 @@ impl Pool {
         self.opener.trim();
     }
 
-    /// Closes connections that were unused for more than [`SWEEPS`] sweeps or closed by their peers. Returns the number
-    /// of idle ones, or `None` if the pool is empty.
+    /// Closes connections that were unused for too long, or closed by their peers. Returns the number of idle ones, or
+    /// `None` if the pool is empty.
     pub(super) fn sweep(&self) -> Option<usize> {
         let mut kept = self.kept();
         kept.sweeps += 1;
         let sweeps = kept.sweeps;
-        let stale = |since: u64| sweeps - since > u64::from(SWEEPS);
+        let keep = self.opener.keep;
+        let stale = |since: u64, limit: u64| sweeps - since > limit;
         let mut cx = Context::from_waker(Waker::noop());
+        let now = clock::instant();
         kept.idle.retain_mut(|own| {
             own.drive(&mut cx);
-            own.is_free() && !stale(own.since)
+            let limit = if own.is_hinted() {
+                keep.most
+            } else {
+                keep.unhinted
+            };
+            own.is_free() && !own.is_over(|| now) && !stale(own.since, limit)
         });
         let mut idle = kept.idle.len();
         kept.shared.retain(|_, all| {
             all.retain(|one| {
-                let ends = one.is_idle() && stale(one.since.load(Ordering::Relaxed));
+                let since = one.since.load(Ordering::Relaxed);
+                let ends = one.is_idle() && stale(since, keep.most);
                 !one.sender.is_closed() && !ends
             });
             idle += all.iter().filter(|one| one.is_idle()).count();
