@@ -3,6 +3,7 @@
 //! Settings are global flags, generated from the table in `config/table.rs`; they may precede or follow the command. Data
 //! goes to standard output, everything else to standard error.
 
+mod confirm;
 pub mod dead_letters;
 pub mod demo;
 mod documents;

@@ -1,13 +1,12 @@
 //! `hookstream positions show|set|export|import`: the committed offsets of the groups, and a planned failover to a mirrored
 //! cluster.
 
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::confirm;
 use super::dead_letters::parse_time;
 use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
@@ -111,6 +110,12 @@ fn offset(offset: Option<i64>) -> String {
     offset.map_or_else(|| "-".to_owned(), |offset| offset.to_string())
 }
 
+/// What every row begins with, and its figures.
+fn cells(group: &str, topic: &str, partition: i32, figures: [String; 4]) -> Vec<String> {
+    let place = [group.to_owned(), topic.to_owned(), partition.to_string()];
+    place.into_iter().chain(figures).collect()
+}
+
 impl Row for Shown {
     const HEADINGS: &'static [&'static str] = &[
         "GROUP",
@@ -123,15 +128,17 @@ impl Row for Shown {
     ];
 
     fn cells(&self) -> Vec<String> {
-        vec![
-            self.group.clone(),
-            self.topic.clone(),
-            self.partition.to_string(),
-            offset(self.position),
-            self.low.to_string(),
-            self.end.to_string(),
-            self.behind.to_string(),
-        ]
+        cells(
+            &self.group,
+            &self.topic,
+            self.partition,
+            [
+                offset(self.position),
+                self.low.to_string(),
+                self.end.to_string(),
+                self.behind.to_string(),
+            ],
+        )
     }
 }
 
@@ -147,15 +154,17 @@ impl Row for Moved {
     ];
 
     fn cells(&self) -> Vec<String> {
-        vec![
-            self.group.clone(),
-            self.topic.clone(),
-            self.partition.to_string(),
-            offset(self.before),
-            self.position.to_string(),
-            self.skipped.to_string(),
-            self.repeated.to_string(),
-        ]
+        cells(
+            &self.group,
+            &self.topic,
+            self.partition,
+            [
+                offset(self.before),
+                self.position.to_string(),
+                self.skipped.to_string(),
+                self.repeated.to_string(),
+            ],
+        )
     }
 }
 
@@ -171,15 +180,17 @@ impl Row for Imported {
     ];
 
     fn cells(&self) -> Vec<String> {
-        vec![
-            self.group.clone(),
-            self.topic.clone(),
-            self.partition.to_string(),
-            offset(self.before),
-            self.position.to_string(),
-            self.records.to_string(),
-            self.finished.to_string(),
-        ]
+        cells(
+            &self.group,
+            &self.topic,
+            self.partition,
+            [
+                offset(self.before),
+                self.position.to_string(),
+                self.records.to_string(),
+                self.finished.to_string(),
+            ],
+        )
     }
 }
 
@@ -236,32 +247,8 @@ fn set(settings: &Settings, args: &SetArgs, interrupt: &Interrupt) -> Result<Exi
 }
 
 fn is_confirmed(positions: u64, interrupt: &Interrupt) -> Result<bool, CliError> {
-    print::note(&format!("Set {}? [y/N]", counted(positions, "position")));
-    // Signals have handlers by now and do not interrupt the reading of a line, so another thread reads it.
-    let (answer, answered) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
-        // Fails only if the command no longer waits for the answer.
-        answer.send(read.map(|_| line)).ok();
-    });
-    loop {
-        match answered.recv_timeout(Duration::from_millis(100)) {
-            Ok(Ok(line)) => {
-                let yes = matches!(line.trim(), "y" | "Y" | "yes");
-                if !yes {
-                    print::note("nothing was committed");
-                }
-                return Ok(yes);
-            }
-            Ok(Err(error)) => {
-                let message = format!("reading the answer: {error}");
-                return Err(CliError::new(Exit::Failure, message));
-            }
-            Err(RecvTimeoutError::Timeout) if !interrupt.is_raised() => {}
-            Err(_) => return Ok(false),
-        }
-    }
+    let question = format!("Set {}?", counted(positions, "position"));
+    confirm::ask(&question, "nothing was committed", interrupt)
 }
 
 fn read(args: &ImportArgs) -> Result<Document, CliError> {

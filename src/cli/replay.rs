@@ -5,7 +5,7 @@
 //! dead letters are then either replayed or open, and the next run takes the open ones.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::confirm;
 use super::dead_letters::{FilterArgs, parse_time};
 use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
@@ -146,37 +147,8 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
 fn is_confirmed(counts: &DeadLetterCounts, interrupt: &Interrupt) -> Result<bool, CliError> {
     note_left_open(counts);
     print::note(&print::draw(&groups(counts)));
-    print::note(&format!(
-        "Replay {}? [y/N]",
-        counted(counts.letters(), "dead letter")
-    ));
-    // Signals have handlers by now and do not interrupt the reading of a line, so another thread reads it.
-    let (answer, answered) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
-        // Fails only if the command no longer waits for the answer.
-        answer.send(read.map(|_| line)).ok();
-    });
-    loop {
-        match answered.recv_timeout(Duration::from_millis(100)) {
-            Ok(Ok(line)) => {
-                let yes = matches!(line.trim(), "y" | "Y" | "yes");
-                if !yes {
-                    print::note("nothing was replayed");
-                }
-                return Ok(yes);
-            }
-            Ok(Err(error)) => {
-                return Err(CliError::new(
-                    Exit::Failure,
-                    format!("reading the answer: {error}"),
-                ));
-            }
-            Err(RecvTimeoutError::Timeout) if !interrupt.is_raised() => {}
-            Err(_) => return Ok(false),
-        }
-    }
+    let question = format!("Replay {}?", counted(counts.letters(), "dead letter"));
+    confirm::ask(&question, "nothing was replayed", interrupt)
 }
 
 /// Runs the replay on its own thread until it ends or is abandoned.

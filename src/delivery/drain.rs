@@ -127,6 +127,13 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(8);
 
+    fn place(partition: i32) -> TopicPartition {
+        TopicPartition {
+            topic: "a".into(),
+            partition,
+        }
+    }
+
     #[test]
     fn the_last_commit_is_due_when_nothing_is_in_flight_any_more() {
         let now = crate::edge::clock::instant();
@@ -163,10 +170,7 @@ mod tests {
     fn what_is_lost_is_neither_waited_for_nor_given_up_again() {
         let now = crate::edge::clock::instant();
         let mut drain = Drain::new(now + DEADLINE);
-        let at = TopicPartition {
-            topic: "a".into(),
-            partition: 1,
-        };
+        let at = place(1);
         drain.add(&[1, 2]);
         drain.revoked(&[at]);
         drain.idle().send(2).unwrap();
@@ -180,10 +184,7 @@ mod tests {
     fn a_partition_that_starts_over_while_it_leaves_is_given_up_without_a_wait() {
         let now = crate::edge::clock::instant();
         let mut drain = Drain::new(now + DEADLINE);
-        let at = TopicPartition {
-            topic: "a".into(),
-            partition: 1,
-        };
+        let at = place(1);
         drain.add(&[1]);
         drain.revoked(std::slice::from_ref(&at));
         assert_eq!(drain.step(now), Step::Wait);
@@ -206,10 +207,7 @@ mod tests {
     fn partitions_that_are_added_by_a_shutdown_get_their_own_time() {
         let now = crate::edge::clock::instant();
         let mut drain = Drain::new(now + DEADLINE);
-        let at = TopicPartition {
-            topic: "a".into(),
-            partition: 1,
-        };
+        let at = place(1);
         drain.add(&[1]);
         drain.revoked(std::slice::from_ref(&at));
         drain.idle().send(1).unwrap();

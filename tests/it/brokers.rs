@@ -89,14 +89,8 @@ fn sample(process: &Process, name: &str, world: &World, partition: i32) -> Optio
     ))
 }
 
-#[test]
-fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
-    let world = World::new("open-transaction");
-    world.create_topics(2);
-    let receiver = Receiver::good();
-    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
-    let process = world.spawn("run", &[]);
-    process.wait_ready();
+/// A publisher with a transaction that stays open.
+fn open_transaction(world: &World) -> BaseProducer {
     let mut config = world.client_config();
     let publisher: BaseProducer = config
         .set("transactional.id", format!("{}open", world.prefix))
@@ -105,14 +99,30 @@ fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
         .unwrap();
     publisher.init_transactions(SOON).unwrap();
     publisher.begin_transaction().unwrap();
+    publisher
+}
+
+/// Writes an event to a partition, and waits until it is there.
+fn send_to(world: &World, producer: &BaseProducer, partition: i32, payload: &str) {
+    let record = BaseRecord::<str, str>::to(&world.events)
+        .partition(partition)
+        .payload(payload);
+    producer.send(record).unwrap();
+    producer.flush(SOON).unwrap();
+}
+
+#[test]
+fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
+    let world = World::new("open-transaction");
+    world.create_topics(2);
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    let process = world.spawn("run", &[]);
+    process.wait_ready();
+    let publisher = open_transaction(&world);
     let plain: BaseProducer = world.client_config().create().unwrap();
     let send = |producer: &BaseProducer, partition: i32, id: &str| {
-        let payload = event(id, "a.b", "1");
-        let record = BaseRecord::<str, str>::to(&world.events)
-            .partition(partition)
-            .payload(&payload);
-        producer.send(record).unwrap();
-        producer.flush(SOON).unwrap();
+        send_to(&world, producer, partition, &event(id, "a.b", "1"));
     };
     send(&publisher, 0, "open");
     send(&plain, 0, "behind1");
@@ -210,13 +220,7 @@ fn retries_of_a_deleted_topic_are_counted_and_work_goes_on_when_it_is_back() {
     let tier = world.topics.retry(world.tiers[0]);
     world.produce_events((0..3).map(|n| ("k", event(&format!("b{n}"), "bad.one", "1"))));
     wait_for_records(&world, &tier, 5);
-    let admin: AdminClient<DefaultClientContext> = world.client_config().create().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let deleted = runtime.block_on(admin.delete_topics(&[&tier], &AdminOptions::new()));
-    assert!(deleted.unwrap()[0].is_ok());
+    delete_topic(&world, &tier);
     let line = process.wait_for_line("LOST: retries", LATER);
     assert!(line.contains(&tier), "{line}");
     let lost = format!(r#"hookstream_lost_offsets_total{{topic="{tier}"}}"#);
@@ -300,23 +304,12 @@ fn unread_events_of_a_recreated_topic_are_counted_and_work_goes_on_without_a_res
     let plain: BaseProducer = world.client_config().create().unwrap();
     let send = |producer: &BaseProducer, partition: i32, data: &str| {
         let payload = event(&format!("e{data}"), "a.b", data);
-        let record = BaseRecord::<str, str>::to(&world.events)
-            .partition(partition)
-            .payload(&payload);
-        producer.send(record).unwrap();
-        producer.flush(SOON).unwrap();
+        send_to(&world, producer, partition, &payload);
     };
     send(&plain, 0, "0");
     receiver.wait_for(1, LATER);
     // What is behind an open transaction is not read.
-    let mut config = world.client_config();
-    let publisher: BaseProducer = config
-        .set("transactional.id", format!("{}open", world.prefix))
-        .set("transaction.timeout.ms", "600000")
-        .create()
-        .unwrap();
-    publisher.init_transactions(SOON).unwrap();
-    publisher.begin_transaction().unwrap();
+    let publisher = open_transaction(&world);
     for partition in 0..PARTITIONS {
         send(&publisher, partition, "1");
         (0..UNREAD).for_each(|_| send(&plain, partition, "1"));

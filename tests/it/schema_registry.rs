@@ -1,7 +1,7 @@
 //! Values that are framed with a schema id, on a real Kafka: a stub of a registry for what goes wrong, a real one for values
 //! that Confluent's serializers have written.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,9 @@ use crate::scene::{
     LATER, body, event, put, start, subscription, wait_for_records, wait_until_done,
 };
 use crate::skipped::skip;
-use crate::support::{Answer, Isolation, Process, RawRecord, Receiver, World, eventually_true};
+use crate::support::{
+    Answer, Isolation, Process, RawRecord, Receiver, World, eventually_true, first_line,
+};
 
 const SCHEMA: &str = r#"{"schema":"{\"type\":\"record\",\"name\":\"E\",\"fields\":[{\"name\":\"id\",\"type\":\"string\"},{\"name\":\"type\",\"type\":\"string\"},{\"name\":\"data\",\"type\":\"long\"}]}"}"#;
 const NO_SUCH_SCHEMA: &str = r#"{"error_code":40403,"message":"Schema not found"}"#;
@@ -176,15 +178,7 @@ impl Registry {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut address = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut address)
-            .unwrap();
-        let address = address.trim().to_owned();
-        assert!(
-            !address.is_empty(),
-            "scripts/schema-registry gave no address"
-        );
+        let address = first_line(&mut child, "scripts/schema-registry run");
         Some(Self { child, address })
     }
 

@@ -17,7 +17,7 @@ mod world;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-pub use broker::{Broker, Frozen, broker};
+pub use broker::{Broker, Frozen, broker, first_line};
 pub use mirror::{Mirror, kafka_tool};
 pub use outbox::{Connect, Postgres};
 pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};

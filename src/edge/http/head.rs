@@ -10,6 +10,7 @@
 //! | another status | reads it | goes through the head line by line, keeps `Retry-After` |
 //! | more or longer headers than the limits, control characters, contradictory lengths | fails | has the status |
 //! | arrived before the request was written, which then failed | did not look | reads it from the socket (RFC 9112, section 9.5) |
+//! | ended with its connection before the head did | fails | is not asked: an incomplete response is none (section 8) |
 //! | no status line | fails | has nothing: the response is not HTTP |
 
 use std::future::poll_fn;

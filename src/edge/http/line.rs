@@ -242,14 +242,12 @@ impl Http1 {
             received,
             ..
         } = self;
-        let before = received.reads();
         let mut sent = pin!(sender.try_send_request(message));
-        poll_fn(|cx| {
+        let driven = poll_fn(|cx| {
             drive(driver, has_ended, cx);
-            heard.note(received.reads() != before);
             sent.as_mut().poll(cx)
-        })
-        .await
+        });
+        listen(driven, received, heard).await
     }
 
     /// What has arrived of the response whose [`exchange`](Self::exchange) has failed after the request was, at least in

@@ -29,7 +29,7 @@ impl Received {
 pub(super) struct Heard(AtomicBool);
 
 impl Heard {
-    pub(super) fn note(&self, heard: bool) {
+    fn note(&self, heard: bool) {
         if heard {
             self.0.store(true, Ordering::Relaxed);
         }

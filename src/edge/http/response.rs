@@ -53,16 +53,17 @@ pub(super) enum OnLoan {
 }
 
 impl OnLoan {
-    /// The response that hyper could not read because of `error`, if its status has arrived. `heard` notes whether anything
-    /// arrives.
+    /// The response that hyper could not read because of `error`, if its status has arrived. A head that ended with its
+    /// connection is none: what it means may depend on headers that are missing (RFC 9112, section 8). `heard` notes
+    /// whether anything arrives.
     pub(super) async fn cut_off(
         self,
         error: &hyper::Error,
         heard: &Heard,
     ) -> Result<Answer, Failure> {
         let found = match self {
-            Self::Own { own, .. } => own.cut_off(heard).await,
-            Self::Shared(_) => Err(None),
+            Self::Own { own, .. } if !error.is_incomplete_message() => own.cut_off(heard).await,
+            Self::Own { .. } | Self::Shared(_) => Err(None),
         };
         let found = found.map_err(|cause| {
             let of_tls = cause.as_ref().and_then(Failure::of_tls);

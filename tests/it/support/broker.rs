@@ -10,6 +10,21 @@ use std::sync::OnceLock;
 
 use super::Proxy;
 
+/// What a script that serves something prints when it is there: its address.
+#[track_caller]
+pub fn first_line(child: &mut Child, script: &str) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let line = line.trim().to_owned();
+    assert!(
+        !line.is_empty(),
+        "{script} gave no address; its reason is on standard error"
+    );
+    line
+}
+
 /// A running Kafka.
 pub struct Broker {
     /// Bootstrap servers.
@@ -122,15 +137,7 @@ impl Broker {
             .spawn()
             .expect("scripts/kafka should start");
         let stdin = child.stdin.take();
-        let mut address = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut address)
-            .unwrap();
-        let address = address.trim().to_owned();
-        assert!(
-            !address.is_empty(),
-            "scripts/kafka run gave no address; its reason is on standard error"
-        );
+        let address = first_line(&mut child, "scripts/kafka run");
         for (number, proxy) in (1..).zip(&proxies) {
             let file = dir.join(format!("{number}/port"));
             let port = std::fs::read_to_string(file).unwrap();

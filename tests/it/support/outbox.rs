@@ -1,9 +1,11 @@
 //! A real PostgreSQL, by `scripts/postgres`, and Debezium in a standalone Kafka Connect, by `scripts/debezium`. Both end
 //! with this process at the latest.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+
+use super::first_line;
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -40,10 +42,7 @@ impl Postgres {
             .spawn()
             .expect("scripts/postgres should start");
         let stdin = child.stdin.take();
-        let mut line = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        stdout.read_line(&mut line).unwrap();
-        let port = line.trim().parse();
+        let port = first_line(&mut child, "scripts/postgres run").parse();
         Self {
             port: port.expect("scripts/postgres prints its port"),
             password,
