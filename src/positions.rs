@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
@@ -352,14 +353,20 @@ pub fn import(
 }
 
 fn commit(client: &Client, group: &str, list: &[Commit]) -> Result<(), Failure> {
-    let failed =
-        |error| Failure::from_client(format!("committing the positions of {group}"), error);
+    commit_without_member(client, list).map_err(|error| not_committed(group, error))
+}
+
+fn not_committed(group: &str, error: KafkaError) -> Failure {
+    Failure::from_client(format!("committing the positions of {group}"), error)
+}
+
+/// A broker accepts this only while the group has no members.
+fn commit_without_member(client: &Client, list: &[Commit]) -> Result<(), KafkaError> {
     if list.is_empty() {
         return Ok(());
     }
-    // Without membership: a broker accepts that only while the group has no members.
-    let list = commit_list(list).map_err(failed)?;
-    settled(|| client.commit(&list, CommitMode::Sync)).map_err(failed)
+    let list = commit_list(list)?;
+    settled(|| client.commit(&list, CommitMode::Sync))
 }
 
 fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {

@@ -25,7 +25,9 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
+use crate::edge::live::Live;
 use crate::edge::otlp::{Exporter, SetupError};
+use crate::edge::port::task::block_on;
 use crate::lag::pages;
 use crate::positions::{GroupRole, start};
 use crate::runtime::admin_http::{self, BindError, Site};
@@ -98,7 +100,8 @@ impl Role {
         let topics = group.topics(settings);
         let mut needed = topics.clone();
         needed.push(settings.topics.subscriptions());
-        if !context.wait_until_possible(self.name(), &needed)? {
+        let possible = context.wait_until_possible(&Live, self.name(), &needed);
+        if !block_on(possible)? {
             return Ok(false);
         }
         start::begin(settings, group, &topics, &context.keep_waiting())
@@ -109,9 +112,13 @@ impl Role {
             return Ok(());
         }
         match self {
-            Self::Fanout => crate::fanout::run(context, &families.fanout),
-            Self::Deliver => crate::delivery::run(context, &families.delivery),
-            Self::Release => crate::retry::release::run(context, &families.release),
+            Self::Fanout => block_on(crate::fanout::run(&Live, context, &families.fanout)),
+            Self::Deliver => block_on(crate::delivery::run(&Live, context, &families.delivery)),
+            Self::Release => block_on(crate::retry::release::run(
+                &Live,
+                context,
+                &families.release,
+            )),
             Self::Lag => crate::lag::run(context, &families.lag, &families.board),
         }
     }

@@ -161,6 +161,12 @@ impl Address {
         }
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
     /// The value of the `host` header, for callers that prepare headers once for many requests.
     #[must_use]
     pub fn host(&self) -> &HeaderValue {
@@ -197,9 +203,9 @@ pub struct Request {
 
 /// The result of a POST.
 #[derive(Debug)]
-pub enum Reply {
+pub enum Reply<R = Rest> {
     /// A status was received, any.
-    Answered(Answer),
+    Answered(Answer<R>),
     /// No response was received.
     Failed(Failure),
 }

@@ -8,16 +8,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
-
 use super::history::EventPartition;
 use super::metrics::{FanoutMetrics, SchemaResult};
 use super::waiting::Waiting;
 use crate::config::Settings;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::TopicPartition;
 use crate::edge::kafka::record::each_header;
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::{RecordView, TopicPartition};
 use crate::edge::schema_registry::{Asked, Lookup, SchemaRegistry};
 use crate::model::schema::{self, Framed, SCHEMA_ID_HEADER, Schema, SchemaId};
 
@@ -73,7 +70,7 @@ impl Schemas {
     }
 
     /// What the value of `message` needs.
-    pub(super) fn needs(&self, message: &BorrowedMessage<'_>) -> Needs {
+    pub(super) fn needs(&self, message: &impl RecordView) -> Needs {
         let Some(registry) = &self.registry else {
             return Needs::Nothing;
         };
@@ -155,7 +152,7 @@ impl Schemas {
     pub(super) fn decode<'a>(
         &self,
         needs: &Needs,
-        message: &'a BorrowedMessage<'_>,
+        message: &'a impl RecordView,
         headers: &mut Vec<(&'a str, &'a [u8])>,
     ) -> Result<Option<Cow<'a, [u8]>>, String> {
         let (id, schema) = match needs {
@@ -175,7 +172,7 @@ impl Schemas {
 }
 
 /// What a value is framed with; larger ones are refused as they are.
-fn framed<'a>(message: &'a BorrowedMessage<'_>, max_bytes: usize) -> Option<Framed<'a>> {
+fn framed(message: &impl RecordView, max_bytes: usize) -> Option<Framed<'_>> {
     let value = message.payload().filter(|value| value.len() <= max_bytes)?;
     let header = |wanted: &str| {
         let mut all = each_header(message);

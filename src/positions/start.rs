@@ -22,13 +22,14 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Message, OwnedHeaders};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::{Client, GroupRole, PURPOSE, commit};
+use super::{Client, GroupRole, PURPOSE, commit_without_member, not_committed};
 use crate::config::{Guarantee, Settings, StartAt};
+use crate::edge::clock;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, is_moving, settled};
-use crate::edge::kafka::member::{Commit, TopicPartition};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, settled};
+use crate::edge::kafka::member::{Commit, TopicPartition, hanging_transaction};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::start_marker::{self, Subject};
@@ -51,6 +52,8 @@ pub fn begin(
 ) -> Result<bool, Failure> {
     /// The longest delay before another try. At random, so that of many replicas one succeeds.
     const LONGEST: u64 = 2000;
+    /// Our own transactions end within the transaction timeout, plus up to ten seconds until a broker notices.
+    const DIAGNOSE_EVERY: Duration = Duration::from_secs(30);
     let start = Start {
         settings,
         role,
@@ -59,11 +62,29 @@ pub fn begin(
         keep_waiting,
     };
     let mut delay = 100;
+    let mut held_since = None;
     loop {
-        match start.attempt() {
+        let step = start.attempt();
+        if !matches!(step, Ok(Step::Held(_))) {
+            held_since = None;
+        }
+        match step {
             Ok(Step::Done) => return Ok(true),
             Ok(Step::Again(why)) => {
                 tracing::debug!(group = start.group, "start not decided yet: {why}");
+            }
+            Ok(Step::Held(failure)) => {
+                tracing::warn!(
+                    group = start.group,
+                    "start not decided, retrying: {failure}"
+                );
+                let now = clock::instant();
+                let since = held_since.get_or_insert(now);
+                if now.saturating_duration_since(*since) >= DIAGNOSE_EVERY {
+                    let found = hanging_transaction(settings, PURPOSE, &start.group);
+                    tracing::error!(group = start.group, "{found}");
+                    *since = now;
+                }
             }
             Err(failure) if passes(&failure) => {
                 tracing::warn!(
@@ -84,15 +105,7 @@ pub fn begin(
 /// Whether waiting may help.
 fn passes(failure: &Failure) -> bool {
     match failure {
-        Failure::Client { source, .. } => {
-            is_moving(source)
-                || failure.is_unreachable()
-                || matches!(
-                    source.rdkafka_error_code(),
-                    // Some of the brokers did not list their groups.
-                    Some(RDKafkaErrorCode::Partial)
-                )
-        }
+        Failure::Client { source, .. } => source.is_moving() || source.is_unreachable(),
         // Another replica decides at the same time.
         Failure::Fenced { .. } => true,
         other => other.is_unreachable(),
@@ -103,6 +116,8 @@ fn passes(failure: &Failure) -> bool {
 enum Step {
     Done,
     Again(String),
+    /// The positions can be read, but not as read-committed readers see them: an open transaction holds one.
+    Held(Failure),
 }
 
 struct Start<'a> {
@@ -193,7 +208,10 @@ impl Start<'_> {
         let id = format!("{}-start", self.group);
         let producer = Producer::shared(self.settings, self.keep_waiting, purpose, id)?;
         let client = self.client("read_committed")?;
-        let positions = self.positions(&client)?;
+        let positions = match self.positions(&client) {
+            Err(failure) if failure.is_unreachable() => return Ok(Step::Held(failure)),
+            read => read?,
+        };
         let log = Log::open(self.settings, self.settings.topics.subscriptions(), PURPOSE)?;
         let Some(markers) = self.markers(&log)? else {
             return Ok(Step::Again("interrupted".to_owned()));
@@ -382,11 +400,11 @@ impl Start<'_> {
             return Ok(Step::Done);
         }
         if self.settings.guarantee == Guarantee::AtLeastOnce {
-            match commit(client, &self.group, &plan.commits) {
-                Err(Failure::Client { source, .. }) if is_of_group(source.rdkafka_error_code()) => {
-                    return Ok(Step::Again(source.to_string()));
+            match commit_without_member(client, &plan.commits) {
+                Err(error) if is_of_group(error.rdkafka_error_code()) => {
+                    return Ok(Step::Again(error.to_string()));
                 }
-                committed => committed?,
+                committed => committed.map_err(|error| not_committed(&self.group, error))?,
             }
         }
         match self.write_batch(&mut producer, client, plan, cluster) {

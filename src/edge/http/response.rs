@@ -21,13 +21,13 @@ use crate::model::retry_after;
 
 /// A response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Answer<R = Rest> {
     /// 100 to 999; informational ones (1xx, but 101) are skipped.
     pub status: u16,
     /// How long the receiver wants no further request.
     pub retry_after: Option<Duration>,
     /// The unread body; `None` if it is empty or cannot be read. Dropping it unread closes the connection.
-    pub rest: Option<Rest>,
+    pub rest: Option<R>,
 }
 
 /// How reading a body ended. The connection is reused only after [`Drained::Complete`].

@@ -19,10 +19,11 @@ use super::client::consumer_config;
 use super::cluster::{self, ClusterId};
 use super::credentials::keep_current;
 use super::error::{Failure, is_unreachable};
-use super::log::{LogContext, explain};
+use super::log::{LogContext, LoggedConsumer, explain};
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::model::units::EpochMs;
+use crate::edge::port::records::TopicPartition;
+use crate::model::units::{EpochMs, Position};
 
 /// Timeout of one request to the broker.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -34,16 +35,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// hookstream.
 const HIDDEN: Duration = Duration::from_secs(90);
 
-/// How far to read one partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The partition.
-    pub partition: i32,
-    /// The first offset that the broker still has.
-    pub low: i64,
-    /// One past the last offset to read.
-    pub end: i64,
-}
+pub use crate::edge::port::records::Range;
 
 /// How a read ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -390,7 +382,7 @@ fn retried<T, E>(
 }
 
 /// Whether a partition has no leader, or a group no coordinator, for the moment.
-pub(crate) fn is_moving(error: &KafkaError) -> bool {
+fn is_moving(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -402,6 +394,37 @@ pub(crate) fn is_moving(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::CoordinatorLoadInProgress
         )
     )
+}
+
+/// The committed positions of a group, in the order of `partitions`. The client never joins it.
+///
+/// # Errors
+/// [`Failure`] when the coordinator does not respond in time or refuses.
+pub fn positions_of(
+    settings: &Settings,
+    group: &str,
+    purpose: &'static str,
+    partitions: &[TopicPartition],
+) -> Result<Vec<Option<Position>>, Failure> {
+    let asking = || format!("reading the offsets of {group}");
+    let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, purpose, group)
+        .create_with_context(LoggedConsumer(LogContext::new(purpose)))
+        .map_err(|error| Failure::from_client(asking(), error))?;
+    let mut wanted = TopicPartitionList::new();
+    for at in partitions {
+        wanted.add_partition(&at.topic, at.partition);
+    }
+    let committed = consumer
+        .committed_offsets(wanted, ANSWER)
+        .map_err(|error| Failure::from_client(asking(), error))?;
+    let position = |at: &TopicPartition| {
+        let found = committed.find_partition(&at.topic, at.partition)?;
+        match found.offset() {
+            Offset::Offset(offset) => Some(Position(offset)),
+            _ => None,
+        }
+    };
+    Ok(partitions.iter().map(position).collect())
 }
 
 /// The topic's partitions, requested by name, which distinguishes a denied topic from a missing one. A topic that was just

@@ -2,23 +2,23 @@
 
 use super::Fanout;
 use crate::edge::clock;
-use crate::edge::kafka::member::Member;
-use crate::edge::kafka::producer::BatchError;
+use crate::edge::port::failure::BatchError;
+use crate::edge::port::{Member as _, Port};
 use crate::fanout::history::EventPartition;
 use crate::model::schema::SchemaId;
 use crate::model::units::Offset;
 
-impl Fanout<'_> {
+impl<P: Port> Fanout<'_, P> {
     /// Holds a partition until the schema of its next event is known.
-    pub(super) fn wait_for_schema(
+    pub(super) async fn wait_for_schema(
         &mut self,
-        member: &Member,
+        member: &P::Member,
         at: EventPartition,
         offset: Offset,
         schema: SchemaId,
     ) -> Result<(), BatchError> {
         // What was taken before is committed: the partition is read on from this event.
-        self.settle(member)?;
+        self.settle(member).await?;
         let now = clock::instant();
         self.batch.waiting.add(at, offset, schema, now);
         Ok(member.pause(&[self.events.topic_partition(at)])?)

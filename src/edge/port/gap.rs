@@ -1,6 +1,6 @@
 //! Records that are gone from the topic before the group has read them.
 
-use super::partition::TopicPartition;
+use super::records::TopicPartition;
 use crate::model::units::Position;
 
 /// A range of deleted offsets, or a log end before the committed position.
@@ -21,7 +21,8 @@ pub struct Gap {
 impl Gap {
     /// The gap, if the position `from` is outside the log's range from `low` to `high`. `known` is where the log is known
     /// to have ended before.
-    pub(super) fn find(
+    #[must_use]
+    pub fn find(
         at: &TopicPartition,
         from: Position,
         (low, high): (i64, i64),
@@ -38,7 +39,8 @@ impl Gap {
     }
 
     /// The topic is deleted: the gap is all that it is known to have had from `from` on.
-    pub(super) fn deleted(at: &TopicPartition, from: Position, known: Option<i64>) -> Self {
+    #[must_use]
+    pub fn deleted(at: &TopicPartition, from: Position, known: Option<i64>) -> Self {
         Self {
             at: at.clone(),
             from,
