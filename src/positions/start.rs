@@ -2,7 +2,7 @@
 //!
 //! A group without positions would otherwise begin at the first record, whether it never ran, or its positions have
 //! expired and everything would be sent again. So a first start leaves a marker ([`start_marker`]), and what a start
-//! decides is in [`decision`].
+//! decides is in `decision`.
 //!
 //! With exactly-once, positions and markers are written in one transaction with a transactional id that all replicas of
 //! the role share: whoever starts it fences the others, and reads again before it writes. A replica joins the group only

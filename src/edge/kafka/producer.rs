@@ -112,7 +112,7 @@ impl Producer {
     /// transaction. Without transactions, nothing excludes another.
     ///
     /// # Errors
-    /// As [`Producer::new`].
+    /// As [`Producer::of_kind`].
     pub fn shared(
         settings: &Settings,
         keep_waiting: &KeepWaiting,
