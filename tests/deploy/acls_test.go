@@ -419,7 +419,7 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	// Other roles' work is denied.
 	for user, args := range map[string][]string{
 		"hookstream-fanout":  {"dead-letters", "list"},
-		"hookstream-release": {"subscriptions", "list"},
+		"hookstream-release": {"dead-letters", "list"},
 		"hookstream-lag":     {"replay", "--dead-letters", "--yes"},
 		"hookstream-topics":  {"dead-letters", "list"},
 		"hookstream-deliver": {"trace", "1"},
