@@ -27,7 +27,7 @@ use crate::config::Settings;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, settled};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets, settled};
 use crate::edge::kafka::member::{Commit, TopicPartition, commit_list};
 use crate::edge::kafka::record::header_pairs;
 use crate::model::units::{Offset, Position};
@@ -398,15 +398,13 @@ fn committed(
 ) -> Result<Vec<CommittedPartition>, Failure> {
     /// Longer than the open transaction of a killed process can block the committed offsets.
     const PATIENCE: Duration = Duration::from_secs(60);
-    let failed = |error| {
-        let group = role.group(settings);
-        Failure::from_client(format!("reading the positions of {group}"), error)
-    };
+    let what = || format!("reading the positions of {}", role.group(settings));
+    let failed = |error| Failure::from_client(what(), error);
     let mut asked = TopicPartitionList::new();
     for range in ranges {
         asked.add_partition(topic, range.partition);
     }
-    let found = settled(|| client.committed_offsets(asked.clone(), PATIENCE)).map_err(failed)?;
+    let found = committed_offsets(client, &asked, PATIENCE, what)?;
     let mut all = Vec::new();
     for range in ranges {
         let Some(element) = found.find_partition(topic, range.partition) else {

@@ -98,9 +98,8 @@ impl Role {
         };
         let settings = &context.settings;
         let topics = group.topics(settings);
-        let mut needed = topics.clone();
-        needed.push(settings.topics.subscriptions());
-        let possible = context.wait_until_possible(&Live, self.name(), &needed);
+        // Not the topic of the subscriptions: a release of an older installation may not describe it.
+        let possible = context.wait_until_possible(&Live, self.name(), &topics);
         if !block_on(possible)? {
             return Ok(false);
         }

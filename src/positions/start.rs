@@ -28,7 +28,7 @@ use crate::edge::clock;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, settled};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets};
 use crate::edge::kafka::member::{Commit, TopicPartition, hanging_transaction};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::wait::KeepWaiting;
@@ -61,7 +61,10 @@ pub fn begin(
         topics,
         keep_waiting,
     };
+    /// Replicas that start together need a few tries.
+    const LOG_AFTER: Duration = Duration::from_secs(10);
     let mut delay = 100;
+    let mut undecided_since = None;
     let mut held_since = None;
     loop {
         let step = start.attempt();
@@ -71,7 +74,14 @@ pub fn begin(
         match step {
             Ok(Step::Done) => return Ok(true),
             Ok(Step::Again(why)) => {
-                tracing::debug!(group = start.group, "start not decided yet: {why}");
+                let now = clock::instant();
+                let since = *undecided_since.get_or_insert(now);
+                if now.saturating_duration_since(since) >= LOG_AFTER {
+                    undecided_since = Some(now);
+                    tracing::warn!(group = start.group, "start not decided, retrying: {why}");
+                } else {
+                    tracing::debug!(group = start.group, "start not decided yet: {why}");
+                }
             }
             Ok(Step::Held(failure)) => {
                 tracing::warn!(
@@ -190,8 +200,7 @@ impl Start<'_> {
         positions: &[Vec<Option<i64>>],
         failure: Failure,
     ) -> Result<Step, Failure> {
-        let has_all = positions.iter().flatten().all(Option::is_some);
-        if !has_all || !matches!(failure, Failure::Denied { .. }) {
+        if !self.kind().has_begun(positions) || !matches!(failure, Failure::Denied { .. }) {
             return Err(failure);
         }
         tracing::warn!(
@@ -333,8 +342,8 @@ impl Start<'_> {
 
     /// The position in each partition of each topic.
     fn positions(&self, client: &Client) -> Result<Vec<Vec<Option<i64>>>, Failure> {
-        let failed =
-            |error| Failure::from_client(format!("reading the positions of {}", self.group), error);
+        let what = || format!("reading the positions of {}", self.group);
+        let failed = |error| Failure::from_client(what(), error);
         let mut asked = TopicPartitionList::new();
         let mut counts = Vec::new();
         for topic in self.topics {
@@ -344,7 +353,7 @@ impl Start<'_> {
             }
             counts.push(count);
         }
-        let found = settled(|| client.committed_offsets(asked.clone(), ANSWER)).map_err(failed)?;
+        let found = committed_offsets(client, &asked, ANSWER, what)?;
         let mut all = Vec::new();
         for (topic, count) in self.topics.iter().zip(counts) {
             let mut positions = Vec::new();
@@ -407,8 +416,13 @@ impl Start<'_> {
                 committed => committed.map_err(|error| not_committed(&self.group, error))?,
             }
         }
-        match self.write_batch(&mut producer, client, plan, cluster) {
+        let written = self.write_batch(&mut producer, client, plan, cluster);
+        match written.map_err(|error| producer.explained(error)) {
             Ok(()) => Ok(Step::Done),
+            Err(BatchError::Failed(Failure::Denied { source, .. })) => Err(Failure::Denied {
+                what: self.writing(),
+                source,
+            }),
             Err(BatchError::Failed(failure)) => Err(failure),
             Err(error) => {
                 let why = error.to_string();
@@ -418,6 +432,16 @@ impl Start<'_> {
                 Ok(Step::Again(why))
             }
         }
+    }
+
+    /// What is denied when a write is: the topic and the group are in the same transaction.
+    fn writing(&self) -> String {
+        format!(
+            "recording the start of {} (WRITE on {}, READ on the group and on {})",
+            self.group,
+            self.settings.topics.subscriptions(),
+            self.topics.join(", "),
+        )
     }
 
     fn write_batch(

@@ -346,6 +346,23 @@ impl Producer {
         Err(Failure::from_client(what, source))
     }
 
+    /// The cause of a batch that was aborted: where the broker does not add a partition to the transaction, as when the
+    /// topic is denied, its records are only reported as purged.
+    #[must_use]
+    pub fn explained(&self, error: BatchError) -> BatchError {
+        let is_open = self.recipe.transactional_id.is_some() && self.begun;
+        if !is_open || !matches!(error, BatchError::Aborted(_)) {
+            return error;
+        }
+        // Begins nothing while one is open: a failed one responds with what it failed for, any other with its state.
+        match self.client.begin_transaction() {
+            Err(cause) if cause.rdkafka_error_code() != Some(RDKafkaErrorCode::State) => {
+                self.sort(0, cause)
+            }
+            _ => error,
+        }
+    }
+
     fn sort(&self, tag: usize, error: impl Into<ClientError>) -> BatchError {
         let error = error.into();
         if error.is_too_large() {

@@ -83,6 +83,19 @@ impl Kind {
             Self::Events(given) => given.unwrap_or_default(),
         }
     }
+
+    /// Whether a group with these positions, by topic, has begun to read its topics, as far as they say. Only then may it
+    /// go on where no marker can be written: partitions without a position are read from their beginning.
+    pub(super) fn has_begun(self, positions: &[Vec<Option<i64>>]) -> bool {
+        let mut each = positions
+            .iter()
+            .map(|topic| topic.iter().any(Option::is_some));
+        match self {
+            // A tier that was never used has no positions.
+            Self::Own => each.any(|has_some| has_some),
+            Self::Events(_) => each.all(|has_some| has_some),
+        }
+    }
 }
 
 /// What to do.

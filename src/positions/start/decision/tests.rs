@@ -214,3 +214,16 @@ fn ranges_are_listed_up_to_a_bound() {
         ranges.text()
     );
 }
+
+#[test]
+fn a_group_has_begun_where_it_has_a_position() {
+    let events = Kind::Events(None);
+    for (positions, own, of_events) in [
+        (vec![vec![Some(1), None], vec![None]], true, false),
+        (vec![vec![Some(1), None], vec![Some(0)]], true, true),
+        (vec![vec![None], vec![None]], false, false),
+    ] {
+        assert_eq!(Kind::Own.has_begun(&positions), own, "{positions:?}");
+        assert_eq!(events.has_begun(&positions), of_events, "{positions:?}");
+    }
+}
