@@ -32,7 +32,7 @@ mod tenants;
 mod traffic;
 mod truth;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use checker::Promise;
@@ -40,10 +40,16 @@ use faults::Fault;
 use it::support::Broker;
 use report::Report;
 
+static MACHINE: RwLock<()> = RwLock::new(());
+
 /// Held by a test that needs the whole machine.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by a test that mostly waits.
+fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A setting from the environment, which `make chaos` fills.
