@@ -13,9 +13,11 @@ use std::sync::Arc;
 pub use rdkafka::types::RDKafkaErrorCode as Code;
 
 pub mod assignor;
+pub mod client;
 pub mod cluster;
 pub mod group;
 pub mod log;
+pub mod net;
 pub mod transaction;
 
 use group::Subscription;

@@ -11,4 +11,10 @@
     unreachable_pub
 )]
 
+#[path = "../it"]
+mod it {
+    pub mod support;
+}
+
+mod conformance;
 mod kafka;
