@@ -9,4 +9,5 @@ pub mod fair_pool;
 pub mod http;
 pub mod kafka;
 pub mod otlp;
+pub mod port;
 pub mod small_file;

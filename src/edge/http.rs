@@ -147,6 +147,12 @@ impl Address {
         }
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
     /// The value of the `host` header, for callers that prepare headers once for many requests.
     #[must_use]
     pub fn host(&self) -> &HeaderValue {
@@ -183,22 +189,22 @@ pub struct Request {
 
 /// The result of a POST.
 #[derive(Debug)]
-pub enum Reply {
+pub enum Reply<R = Rest> {
     /// Complete response headers were received, with any status.
-    Answered(Answer),
+    Answered(Answer<R>),
     /// No complete response headers were received.
     Failed(Failure),
 }
 
 /// Complete response headers.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Answer<R = Rest> {
     /// 100 to 999; informational ones (1xx) are skipped.
     pub status: u16,
     /// How long the receiver wants no further request.
     pub retry_after: Option<Duration>,
     /// The unread body; `None` if it is empty. Dropping it unread closes the connection.
-    pub rest: Option<Rest>,
+    pub rest: Option<R>,
 }
 
 /// How reading a body ended. The connection is reused only after [`Drained::Complete`].
