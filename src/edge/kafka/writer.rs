@@ -80,6 +80,12 @@ impl Writer {
         })
     }
 
+    /// Whether the producer is being created.
+    #[must_use]
+    pub fn is_opening(&self) -> bool {
+        matches!(self.state, State::Opening(_))
+    }
+
     /// The producer, if it is open.
     pub fn producer(&mut self) -> Option<&mut Producer> {
         match &mut self.state {

@@ -238,7 +238,13 @@ impl Release<'_> {
     }
 
     fn poll(&mut self, member: &Member) -> Result<(), Failure> {
-        let mut wait = self.machine.wait(now());
+        /// Between looks at a producer that is being created: due records cannot be moved before, however long it takes.
+        const OPENING: Duration = Duration::from_millis(20);
+        let least = match self.main.writer.is_opening() {
+            true => OPENING,
+            false => Duration::ZERO,
+        };
+        let mut wait = self.machine.wait(now()).max(least);
         for _ in 0..TURN {
             match member.poll(wait)? {
                 Polled::Message(message) => self.take(&message),
