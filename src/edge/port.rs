@@ -330,8 +330,7 @@ pub trait Member {
     ///
     /// # Errors
     /// The broker's rejection: this process is not a member.
-    fn renew_generation(&self, anchor: &[Commit])
-    -> impl Future<Output = Result<(), ClientError>>;
+    fn renew_generation(&self, anchor: &[Commit]) -> impl Future<Output = Result<(), ClientError>>;
 
     /// Leaves the group when the role has ended with the result `ended`.
     ///
@@ -365,10 +364,7 @@ pub trait Producer: Send + 'static {
 
     /// Waits until the whole batch is acknowledged or refused, for at most `time`. Returns the records that were refused;
     /// `None` while some are neither.
-    fn acknowledged_within(
-        &self,
-        time: Duration,
-    ) -> impl Future<Output = Option<Vec<Refused>>>;
+    fn acknowledged_within(&self, time: Duration) -> impl Future<Output = Option<Vec<Refused>>>;
 
     /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
     /// caller commits them. An empty batch only commits.
@@ -484,10 +480,7 @@ pub trait Http: Clone + 'static {
     ) -> impl Future<Output = Reply<Self::Rest>>;
 
     /// Reads and discards the body, so that the connection can be reused.
-    fn drain(
-        rest: Self::Rest,
-        deadline: tokio::time::Instant,
-    ) -> impl Future<Output = Drained>;
+    fn drain(rest: Self::Rest, deadline: tokio::time::Instant) -> impl Future<Output = Drained>;
 
     /// The same, but keeps up to [`super::http::MAX_BODY_BYTES`].
     fn read_snippet(

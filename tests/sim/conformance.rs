@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use crate::it::support::Broker;
 use scenarios::{Scenario, scenarios};
-use step::{Side, play};
+use step::play;
 
 mod real;
 mod scenarios;

@@ -3,13 +3,14 @@
 //! | layer | modules |
 //! |---|---|
 //! | pure: no I/O, no clock, no chance of its own | [`log`] one partition; [`group`] one consumer group; [`transaction`] one transactional id; [`cluster`] brokers, topics, coordinators, timers; [`assignor`] who gets which partition |
-//! | in virtual time | [`net`] requests that take time, are lost, or lose their response; [`client`] what the program's use of librdkafka does |
+//! | in virtual time | [`net`] requests that take time, are lost, or lose their response; [`client`] what the program's use of librdkafka does; [`port`] that as the roles' port |
 //!
 //! Errors are those of the protocol, by the names of the client library. `docs/simulation.md` lists what is simulated, and
 //! the scenario that compares it with a real broker.
 
 use std::sync::Arc;
 
+pub use hookstream::edge::port::records::TopicPartition as Tp;
 pub use rdkafka::types::RDKafkaErrorCode as Code;
 
 pub mod assignor;
@@ -18,19 +19,11 @@ pub mod cluster;
 pub mod group;
 pub mod log;
 pub mod net;
+pub mod port;
 pub mod transaction;
 
 use group::Subscription;
 use log::Appended;
-
-/// One partition of one topic.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tp {
-    /// The topic's name.
-    pub topic: Arc<str>,
-    /// The partition's number.
-    pub partition: i32,
-}
 
 /// A broker, numbered from 1.
 pub type Node = i32;

@@ -448,8 +448,8 @@ impl Real {
 
     fn produce(&mut self, step: &Step) -> Option<String> {
         Some(match step {
-            Step::Open(name, id, timeout) => self.open(name, Some((id, *timeout))),
-            Step::OpenPlain(name) => self.open(name, None),
+            Step::Open(name, id, timeout) => self.open(*name, Some((*id, *timeout))),
+            Step::OpenPlain(name) => self.open(*name, None),
             Step::Begin(name) => shown(self.producers[name].client.begin_transaction()),
             Step::Send(name, topic, partition, records, ago) => {
                 let each = records.iter();
@@ -464,7 +464,8 @@ impl Real {
             }
             Step::Flush(name) => {
                 let client = &self.producers[name].client;
-                client.flush(CALL).unwrap();
+                // What is not written by then is missing below.
+                client.flush(CALL).ok();
                 let reports = std::mem::take(&mut *client.context().0.lock().unwrap());
                 reports.into_values().collect::<Vec<_>>().join(" ")
             }
@@ -502,7 +503,7 @@ impl Side for Real {
             }
             Step::Ends(topic) => self.ends(topic),
             Step::Since(topic, ago) => self.since(topic, *ago),
-            Step::Join(name, group, topic, instance) => self.join(name, group, topic, instance),
+            Step::Join(name, group, topic, instance) => self.join(*name, group, topic, instance),
             Step::Own(wanted) => {
                 let goal = wanted.iter().map(|(name, count)| format!("{name}:{count}"));
                 let goal = goal.collect::<Vec<_>>().join(" ");
@@ -537,7 +538,7 @@ impl Side for Real {
             }
             Step::Keep(name, kept) => {
                 let membership = self.members[name].client.group_metadata().unwrap();
-                self.kept.insert(kept, Arc::new(membership));
+                self.kept.insert(*kept, Arc::new(membership));
                 "ok".to_owned()
             }
             Step::CommitAs(name, topic, partition, position, length) => {

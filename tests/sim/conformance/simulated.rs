@@ -182,7 +182,7 @@ impl Simulated {
         })
     }
 
-    fn offsets(&self, at: &Tp, of: &[Spec]) -> Vec<i64> {
+    fn offsets(&self, at: &Tp, of: &[Spec]) -> String {
         let link = Link::new(&self.net, "ends");
         self.runtime.block_on(async {
             let leader = link.leader(at).await.unwrap();
@@ -193,9 +193,10 @@ impl Simulated {
                     cluster.offsets(leader, &[(at, spec)]).into_values().next()
                 };
                 let found = link.call(leader, Api::Metadata, ask).await.unwrap();
-                all.push(found.unwrap());
+                let shown = found.map_or_else(|| "End".to_owned(), |offset| offset.to_string());
+                all.push(shown);
             }
-            all
+            all.join(" ")
         })
     }
 
@@ -207,7 +208,6 @@ impl Simulated {
             heartbeat: Duration::from_millis(200),
             refresh: Duration::from_millis(500),
         };
-        let _inside = self.runtime.enter();
         let member = Arc::new(Member::join(&self.net, name, group, &[topic], config));
         let shared: Arc<Mutex<Shared>> = Arc::default();
         let task = tokio::spawn(poll(Arc::clone(&member), Arc::clone(&shared)));
@@ -312,8 +312,8 @@ impl Simulated {
 
     fn produce(&mut self, step: &Step) -> Option<String> {
         Some(match step {
-            Step::Open(name, id, timeout) => self.open(name, Some((id, *timeout))),
-            Step::OpenPlain(name) => self.open(name, None),
+            Step::Open(name, id, timeout) => self.open(*name, Some((*id, *timeout))),
+            Step::OpenPlain(name) => self.open(*name, None),
             Step::Begin(name) => shown(self.producers[name].0.begin()),
             Step::Send(name, topic, partition, records, ago) => {
                 let each = records.iter();
@@ -354,7 +354,7 @@ impl Simulated {
 
     fn grouped(&mut self, step: &Step) -> Option<String> {
         Some(match step {
-            Step::Join(name, group, topic, instance) => self.join(name, group, topic, instance),
+            Step::Join(name, group, topic, instance) => self.join(*name, group, topic, instance),
             Step::Own(wanted) => {
                 let goal = wanted.iter().map(|(name, count)| format!("{name}:{count}"));
                 let goal = goal.collect::<Vec<_>>().join(" ");
@@ -384,7 +384,7 @@ impl Simulated {
             Step::Leave(name) => self.leave(name),
             Step::Keep(name, kept) => {
                 let membership = self.members[name].member.membership();
-                self.kept.insert(kept, membership);
+                self.kept.insert(*kept, membership);
                 "ok".to_owned()
             }
             Step::CommitAs(name, topic, partition, position, length) => {
@@ -418,6 +418,9 @@ fn set(config: &mut TopicConfig, key: &str, value: &str) {
 
 impl Side for Simulated {
     fn act(&mut self, step: &Step) -> String {
+        // Outside of it, the clock would be the machine's.
+        let runtime = self.runtime.handle().clone();
+        let _inside = runtime.enter();
         if let Some(seen) = self.administer(step) {
             return seen;
         }
@@ -433,14 +436,11 @@ impl Side for Simulated {
             }
             Step::Ends(topic) => {
                 let all = [Spec::Start, Spec::Stable, Spec::High];
-                let ends = self.offsets(&tp(topic, 0), &all).into_iter();
-                ends.map(|end| end.to_string())
-                    .collect::<Vec<_>>()
-                    .join(" ")
+                self.offsets(&tp(topic, 0), &all)
             }
             Step::Since(topic, ago) => {
                 let at = Spec::Time(self.net.now() - ago);
-                self.offsets(&tp(topic, 0), &[at])[0].to_string()
+                self.offsets(&tp(topic, 0), &[at])
             }
             Step::CommitAlone(group, topic, position) => {
                 self.commit_alone(group, tp(topic, 0), *position)

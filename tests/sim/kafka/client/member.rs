@@ -450,7 +450,8 @@ impl Task {
         };
         let who = self.membership();
         let sync = move |cluster: &mut Cluster, now: Ms, node| {
-            Ok((node, cluster.sync(now, node, &who, all)?))
+            let token = cluster.sync(now, node, &who, all);
+            token.map(|token| (node, token))
         };
         let kind = Kind::Group;
         let (node, token) = self

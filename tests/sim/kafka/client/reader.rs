@@ -38,6 +38,8 @@ struct Part {
     failed: bool,
     /// Records in the queue.
     queued: usize,
+    /// The high watermark, as far as known.
+    high: Option<i64>,
 }
 
 /// A reader.
@@ -83,6 +85,7 @@ impl Reader {
             watched,
             failed: false,
             queued: 0,
+            high: None,
         };
         self.parts.insert(tp.clone(), part);
         self.ready.insert(tp.clone());
@@ -98,6 +101,29 @@ impl Reader {
     /// Whether a partition is read.
     pub fn reads(&self, tp: &Tp) -> bool {
         self.parts.contains_key(tp)
+    }
+
+    /// The partitions that are read, with the position behind the last record returned.
+    pub fn positions(&self) -> impl Iterator<Item = (&Tp, i64)> {
+        let each = self.parts.iter();
+        each.map(|(tp, part)| (tp, part.returned))
+    }
+
+    /// The high watermark of a partition, as far as known.
+    pub fn known_end(&self, tp: &Tp) -> Option<i64> {
+        self.parts.get(tp)?.high
+    }
+
+    /// Waits until something may have come, for at most `timeout`. Nothing is lost when this is dropped.
+    pub async fn moved(&self, timeout: Duration) {
+        // Those that failed are asked again soon, without a signal.
+        let timeout = if self.ready.is_empty() {
+            timeout
+        } else {
+            timeout.min(BACKOFF)
+        };
+        let moved = self.watch.moved.notified();
+        tokio::time::timeout(timeout, moved).await.ok();
     }
 
     /// Pauses or resumes a partition; what was fetched ahead is fetched again.
@@ -234,6 +260,7 @@ impl Reader {
         part.fetch = found.next;
         let empty = found.records.is_empty();
         part.queued += found.records.len();
+        part.high = Some(found.bounds.high);
         let each = found.records.into_iter();
         self.queue
             .extend(each.map(|(offset, record)| Event::Record(tp.clone(), offset, record)));

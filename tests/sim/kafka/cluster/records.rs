@@ -146,8 +146,8 @@ impl Cluster {
         self.token()
     }
 
-    /// One offset of each partition; those that `node` does not lead are left out. A time beyond the last record gives the
-    /// stable offset, as for a reader of committed records.
+    /// One offset of each partition. Those that `node` does not lead are left out, and those without a record of the time
+    /// or later.
     pub fn offsets(&self, node: Node, of: &[(Tp, Spec)]) -> BTreeMap<Tp, i64> {
         let each = of.iter().filter_map(|(tp, spec)| {
             let log = &self.led(node, tp).ok()?.log;
@@ -156,7 +156,7 @@ impl Cluster {
                 Spec::Start => bounds.start,
                 Spec::Stable => bounds.stable,
                 Spec::High => bounds.high,
-                Spec::Time(at) => log.at_time(at).map_or(bounds.stable, |(offset, _)| offset),
+                Spec::Time(at) => log.at_time(at)?.0,
             };
             Some((tp.clone(), offset))
         });

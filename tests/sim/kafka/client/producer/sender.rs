@@ -12,6 +12,9 @@ use crate::kafka::log::{self, Appended, BATCH_OVERHEAD, Batch, Source};
 use crate::kafka::net::{Api, lock};
 use crate::kafka::{Code, Pending, Reply, Tp};
 
+/// How long a new transaction waits for the markers of the last one before it asks again.
+const SOON: Duration = Duration::from_millis(20);
+
 /// What sends for one producer.
 #[derive(Clone)]
 pub(super) struct Sender {
@@ -26,6 +29,8 @@ enum Sent {
     Done(Appended),
     Refused(Code),
     Again,
+    /// The last transaction is still being ended.
+    Soon,
     Fenced,
 }
 
@@ -100,6 +105,7 @@ impl Sender {
                     return;
                 }
                 Sent::Again => tokio::time::sleep(BACKOFF).await,
+                Sent::Soon => tokio::time::sleep(SOON).await,
             }
         }
     }
@@ -132,10 +138,7 @@ impl Sender {
                 Ok(())
             }
             Err(Code::InvalidProducerEpoch | Code::ProducerFenced) => Err(Sent::Fenced),
-            Err(Code::ConcurrentTransactions) => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                Err(Sent::Again)
-            }
+            Err(Code::ConcurrentTransactions) => Err(Sent::Soon),
             Err(code) if is_moving(code) || code == Code::UnknownTopicOrPartition => {
                 Err(Sent::Again)
             }
