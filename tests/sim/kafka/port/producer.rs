@@ -294,9 +294,8 @@ impl port::Producer for SimProducer {
                 let what = "offsets to commit without a consumer group".to_owned();
                 return Err(Failure::Internal(what).into());
             };
-            let sent = self
-                .client
-                .send_offsets(generation, &to_offsets(commits), OFFSETS);
+            let offsets = to_offsets(commits);
+            let sent = self.client.send_offsets(generation, &offsets, OFFSETS);
             sent.await.map_err(|trouble| self.sort(0, trouble))?;
         }
         let committed = self.client.commit().await;
