@@ -199,3 +199,6 @@ pub fn outage(
         None => since.or(Some(now)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,7 +126,8 @@ pub(super) fn transactions() -> Vec<Scenario> {
             &[
                 "a record beyond the client's limit is refused at once, and the transaction goes on",
                 "a batch beyond the topic's limit is refused, and its transaction must be aborted",
-                "after the abort, the same producer goes on",
+                "the next transaction of that producer fails too: its sequence numbers have a gap",
+                "the one after that is written in a new epoch",
             ],
             vec![
                 Topic("t", 1, &[("max.message.bytes", "2000")]),
@@ -145,7 +146,12 @@ pub(super) fn transactions() -> Vec<Scenario> {
                 Send("p", "t", 0, &["c"], 0),
                 Flush("p"),
                 Commit("p"),
-                until(Read("t", 0, 0, true), "2=c"),
+                Abort("p"),
+                Begin("p"),
+                Send("p", "t", 0, &["d"], 0),
+                Flush("p"),
+                Commit("p"),
+                until(Read("t", 0, 0, true), "3=d"),
             ],
         ),
         quick(

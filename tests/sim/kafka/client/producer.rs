@@ -89,6 +89,8 @@ struct State {
     failed: Option<Trouble>,
     fatal: Option<Trouble>,
     closed: bool,
+    /// The next transaction needs a new epoch.
+    bump: bool,
 }
 
 /// A producer. Dropping it leaves its transaction open, as a crash does.
@@ -381,7 +383,12 @@ impl Producer {
         let Some((id, producer)) = known else {
             return Err(Trouble::new(Class::Plain, Code::State));
         };
-        self.end(id, producer, false).await
+        self.end(id, producer, false).await?;
+        if std::mem::take(&mut lock(&self.state).bump) {
+            self.init(self.config.transaction_timeout).await?;
+            lock(&self.state).sequences.clear();
+        }
+        Ok(())
     }
 
     async fn settle(&self) {

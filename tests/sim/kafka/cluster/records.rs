@@ -72,15 +72,17 @@ impl Cluster {
         };
         if delay == 0 {
             self.replicated(tp, id, appended.last + 1);
-            return Ok(Pending::Now(appended));
+            if appended.last < self.partition(tp)?.log.bounds().high {
+                return Ok(Pending::Now(appended));
+            }
+            // A replica does not answer: what is appended waits until that is out of sync.
+        } else {
+            let timer = Timer::Replicated(tp.clone(), id, appended.last + 1);
+            self.start(now + delay, timer);
         }
         let token = self.token();
         let partition = self.partition_mut(tp)?;
         partition.waiting.insert((appended.last, token), appended);
-        self.start(
-            now + delay,
-            Timer::Replicated(tp.clone(), id, appended.last + 1),
-        );
         Ok(Pending::Later(token))
     }
 

@@ -31,7 +31,8 @@ enum Sent {
     Again,
     /// The last transaction is still being ended.
     Soon,
-    Fenced,
+    /// By a newer epoch; the batch is reported with this.
+    Fenced(Code),
 }
 
 impl Sender {
@@ -96,11 +97,11 @@ impl Sender {
                     return;
                 }
                 Sent::Refused(code) => return self.refuse(tp, &batch, code).await,
-                Sent::Fenced => {
+                Sent::Fenced(code) => {
                     let mut state = lock(&self.state);
                     fail(&mut state, Class::Fatal, Code::Fenced);
                     for queued in &batch {
-                        report(&mut state, tp, queued, Err(Code::InvalidProducerEpoch));
+                        report(&mut state, tp, queued, Err(code));
                     }
                     return;
                 }
@@ -137,7 +138,9 @@ impl Sender {
                 lock(&self.state).added.insert(tp.clone());
                 Ok(())
             }
-            Err(Code::InvalidProducerEpoch | Code::ProducerFenced) => Err(Sent::Fenced),
+            Err(Code::InvalidProducerEpoch | Code::ProducerFenced) => {
+                Err(Sent::Fenced(Code::PurgeQueue))
+            }
             Err(Code::ConcurrentTransactions) => Err(Sent::Soon),
             Err(code) if is_moving(code) || code == Code::UnknownTopicOrPartition => {
                 Err(Sent::Again)
@@ -193,7 +196,7 @@ impl Sender {
         match result {
             Ok(appended) => Sent::Done(appended),
             Err(Code::InvalidProducerEpoch | Code::ProducerFenced) if self.config.id.is_some() => {
-                Sent::Fenced
+                Sent::Fenced(Code::InvalidProducerEpoch)
             }
             Err(
                 code @ (Code::NotLeaderForPartition
@@ -218,11 +221,20 @@ impl Sender {
     async fn refuse(&self, tp: &Tp, batch: &[Queued], code: Code) {
         {
             let mut state = lock(&self.state);
+            let mut reported = code;
             if self.config.id.is_some() {
                 fail(&mut state, Class::Abort, code);
+                // The library does not send these sequence numbers again, although the broker has not taken them: what
+                // comes next is out of order, and only then the library asks for a new epoch.
+                let next = state.sequences.entry(tp.clone()).or_default();
+                *next = log::after(*next, batch.len());
+                if code == Code::OutOfOrderSequenceNumber {
+                    state.bump = true;
+                    reported = Code::PurgeQueue;
+                }
             }
             for queued in batch {
-                report(&mut state, tp, queued, Err(code));
+                report(&mut state, tp, queued, Err(reported));
             }
             if self.config.id.is_some() {
                 return;
