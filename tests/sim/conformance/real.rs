@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication, TopicResult,
+};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{
@@ -157,7 +159,7 @@ fn shown(result: Result<(), KafkaError>) -> String {
     result.map_or_else(|error| describe(&error), |()| "ok".to_owned())
 }
 
-fn shown_code(result: Result<String, (String, Code)>) -> String {
+fn shown_code(result: TopicResult) -> String {
     result.map_or_else(|(_, code)| format!("{code:?}"), |_| "ok".to_owned())
 }
 
@@ -411,7 +413,7 @@ impl Real {
 
     fn administer(&self, step: &Step) -> Option<String> {
         let options = AdminOptions::new().operation_timeout(Some(CALL));
-        let first = |result: Result<Vec<Result<String, (String, Code)>>, KafkaError>| match result {
+        let first = |result: Result<Vec<TopicResult>, KafkaError>| match result {
             Ok(results) => shown_code(results.into_iter().next().unwrap()),
             Err(error) => describe(&error),
         };
@@ -448,8 +450,8 @@ impl Real {
 
     fn produce(&mut self, step: &Step) -> Option<String> {
         Some(match step {
-            Step::Open(name, id, timeout) => self.open(*name, Some((*id, *timeout))),
-            Step::OpenPlain(name) => self.open(*name, None),
+            Step::Open(name, id, timeout) => self.open(name, Some((*id, *timeout))),
+            Step::OpenPlain(name) => self.open(name, None),
             Step::Begin(name) => shown(self.producers[name].client.begin_transaction()),
             Step::Send(name, topic, partition, records, ago) => {
                 let each = records.iter();
@@ -503,7 +505,7 @@ impl Side for Real {
             }
             Step::Ends(topic) => self.ends(topic),
             Step::Since(topic, ago) => self.since(topic, *ago),
-            Step::Join(name, group, topic, instance) => self.join(*name, group, topic, instance),
+            Step::Join(name, group, topic, instance) => self.join(name, group, topic, instance),
             Step::Own(wanted) => {
                 let goal = wanted.iter().map(|(name, count)| format!("{name}:{count}"));
                 let goal = goal.collect::<Vec<_>>().join(" ");

@@ -312,8 +312,8 @@ impl Simulated {
 
     fn produce(&mut self, step: &Step) -> Option<String> {
         Some(match step {
-            Step::Open(name, id, timeout) => self.open(*name, Some((*id, *timeout))),
-            Step::OpenPlain(name) => self.open(*name, None),
+            Step::Open(name, id, timeout) => self.open(name, Some((*id, *timeout))),
+            Step::OpenPlain(name) => self.open(name, None),
             Step::Begin(name) => shown(self.producers[name].0.begin()),
             Step::Send(name, topic, partition, records, ago) => {
                 let each = records.iter();
@@ -354,7 +354,7 @@ impl Simulated {
 
     fn grouped(&mut self, step: &Step) -> Option<String> {
         Some(match step {
-            Step::Join(name, group, topic, instance) => self.join(*name, group, topic, instance),
+            Step::Join(name, group, topic, instance) => self.join(name, group, topic, instance),
             Step::Own(wanted) => {
                 let goal = wanted.iter().map(|(name, count)| format!("{name}:{count}"));
                 let goal = goal.collect::<Vec<_>>().join(" ");

@@ -289,7 +289,7 @@ impl Group {
         let mut joined = self.members.iter();
         let joined = joined.find(|(_, member)| member.joining.is_some());
         let keeps = self.leader.as_ref().and_then(|id| self.members.get(id));
-        if !keeps.is_some_and(|member| member.joining.is_some()) {
+        if keeps.is_none_or(|member| member.joining.is_none()) {
             self.leader = joined.map(|(id, _)| Arc::clone(id));
         }
         self.phase = Phase::Completing;

@@ -318,6 +318,16 @@ impl Log {
         Ok(offset)
     }
 
+    /// Whether the marker that was written at `offset` is still there, or was deleted since with what is before it.
+    pub fn has_marker(&self, offset: i64, producer: Producer) -> bool {
+        let found = self.entries.get(self.index(offset));
+        let is_marker = |entry: &Entry| {
+            let of = matches!(entry.body, Body::Marker { producer: by, .. } if by == producer);
+            entry.offset == offset && of
+        };
+        offset < self.start || found.is_some_and(is_marker)
+    }
+
     fn end_transaction(&mut self, producer: Producer, commit: bool, marker: i64) {
         let known = self.producers.entry(producer.id).or_insert_with(|| Known {
             epoch: producer.epoch,

@@ -10,7 +10,7 @@
 //! for is refused with `CONCURRENT_TRANSACTIONS`, which it retries. The client is one without KIP-890's second part: its
 //! epoch stays the same from one transaction to the next. Pure: the time is an argument.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::log::{Ms, Producer};
@@ -45,6 +45,8 @@ pub struct Transaction {
     pub partitions: BTreeSet<Tp>,
     /// Groups whose offsets it commits.
     pub groups: BTreeSet<Arc<str>>,
+    /// Markers that are written, and perhaps not replicated yet: a leader that dies may take one with it.
+    pub written: BTreeMap<Tp, i64>,
 }
 
 /// The response to the start of a producer.
@@ -65,6 +67,7 @@ impl Transaction {
             stage: Stage::Empty,
             partitions: BTreeSet::new(),
             groups: BTreeSet::new(),
+            written: BTreeMap::new(),
         }
     }
 
@@ -213,6 +216,7 @@ impl Transaction {
             self.stage = Stage::Ended { commit };
             self.partitions.clear();
             self.groups.clear();
+            self.written.clear();
         }
     }
 }

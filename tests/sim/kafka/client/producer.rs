@@ -408,8 +408,7 @@ impl Producer {
         commit: bool,
     ) -> Result<(), Trouble> {
         let until = Instant::now() + self.config.transaction_timeout;
-        let registered = lock(&self.state).registered;
-        while registered {
+        while lock(&self.state).registered {
             let name = Arc::clone(&id);
             let end = move |cluster: &mut Cluster, now, node| {
                 cluster.end_transaction(now, node, &name, producer, commit)

@@ -116,7 +116,7 @@ impl Cluster {
         for (number, partition) in (0..).zip(topic.partitions) {
             let gone = Err(Code::UnknownTopicOrPartition);
             let waiting = partition.waiting.into_keys();
-            let waiting = waiting.map(|(_, token)| (token, Reply::Appended(gone.clone())));
+            let waiting = waiting.map(|(_, token)| (token, Reply::Appended(gone)));
             self.finished.extend(waiting);
             let tp = Tp {
                 topic: Arc::from(name),

@@ -1,5 +1,6 @@
 //! Groups and transactions, at their coordinators.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Cluster, Kind, SEATS, Seat, Timer};
@@ -400,6 +401,7 @@ impl Cluster {
     /// Writes the markers that can be written; again after a while where a leader is missing.
     pub(super) fn write_markers(&mut self, now: Ms, id: &Arc<str>) {
         const AGAIN: Ms = 100;
+        const REPLICATED: Ms = 5;
         let Some(transaction) = self.transactions.get(id) else {
             return;
         };
@@ -409,30 +411,48 @@ impl Cluster {
         let producer = transaction.producer();
         let seat = self.seat(Kind::Transaction, id);
         let works = seat.leader.is_some_and(|node| self.is_up(node)) && seat.ready <= now;
-        let (mut partitions, mut groups) =
-            (transaction.partitions.clone(), transaction.groups.clone());
+        let mut partitions = transaction.partitions.clone();
+        let mut groups = transaction.groups.clone();
+        let mut written = transaction.written.clone();
         if works {
-            partitions.retain(|tp| !self.write_marker(now, tp, producer, commit));
+            partitions.retain(|tp| !self.write_marker(now, tp, producer, commit, &mut written));
             groups.retain(|group| !self.end_offsets(now, group, producer, commit));
         }
+        let waits = partitions.iter().any(|tp| written.contains_key(tp));
         let done = partitions.is_empty() && groups.is_empty();
         if let Some(transaction) = self.transactions.get_mut(id) {
             transaction.partitions = partitions;
             transaction.groups = groups;
+            transaction.written = written;
             if done {
                 transaction.ended();
             }
         }
         if !done {
-            self.start(now + AGAIN, Timer::Markers(Arc::clone(id)));
+            let again = if waits { REPLICATED } else { AGAIN };
+            self.start(now + again, Timer::Markers(Arc::clone(id)));
         }
     }
 
-    /// Returns whether the marker is written, or need not be: a topic that is gone needs none.
-    fn write_marker(&mut self, now: Ms, tp: &Tp, producer: Producer, commit: bool) -> bool {
+    /// Returns whether the marker is written and replicated, or need not be: a topic that is gone needs none.
+    fn write_marker(
+        &mut self,
+        now: Ms,
+        tp: &Tp,
+        producer: Producer,
+        commit: bool,
+        written: &mut BTreeMap<Tp, i64>,
+    ) -> bool {
         let Ok(partition) = self.partition(tp) else {
             return true;
         };
+        let high = partition.log.bounds().high;
+        if let Some(&offset) = written.get(tp) {
+            if partition.log.has_marker(offset, producer) {
+                return offset < high;
+            }
+            written.remove(tp);
+        }
         let topic = &self.topics[&tp.topic];
         let (least, id) = (topic.config.min_in_sync, topic.id);
         let leads = partition.leader.is_some_and(|leader| self.is_up(leader));
@@ -452,12 +472,15 @@ impl Cluster {
         let Ok(offset) = partition.log.mark(now, producer, commit) else {
             return true;
         };
-        if delay == 0 {
-            self.replicated(tp, id, offset + 1);
-        } else {
-            self.start(now + delay, Timer::Replicated(tp.clone(), id, offset + 1));
+        written.insert(tp.clone(), offset);
+        if delay > 0 {
+            let timer = Timer::Replicated(tp.clone(), id, offset + 1);
+            self.start(now + delay, timer);
+            return false;
         }
-        true
+        self.replicated(tp, id, offset + 1);
+        let partition = self.partition(tp);
+        partition.is_ok_and(|partition| offset < partition.log.bounds().high)
     }
 
     fn end_offsets(&mut self, now: Ms, group: &Arc<str>, producer: Producer, commit: bool) -> bool {
