@@ -24,6 +24,8 @@ test: ## every test, the ones on a real Kafka included
 	@scripts/kafka fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
+	# The roles in virtual time, on another outside than Kafka, hyper and threads.
+	cargo test --locked --features simulation --test port
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::live::Live;
+use crate::edge::port::task::block_on;
 use crate::model::units::EpochMs;
 use crate::runtime::context::RoleContext;
 use figures::{Board, Figures};
@@ -50,7 +52,8 @@ const IDLE: Duration = Duration::from_millis(50);
 /// [`Failure`] when the role cannot continue.
 pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result<(), Failure> {
     let settings = &context.settings;
-    if !context.wait_until_possible("lag", &needed_topics(settings))? {
+    let topics = needed_topics(settings);
+    if !block_on(context.wait_until_possible(&Live, "lag", &topics))? {
         return Ok(());
     }
     let mut top = TopSubscribers::new(settings.lag_top);

@@ -37,7 +37,7 @@
 //! |---|---|
 //! | [`model`], P | the domain: events, subscriptions, matching, commands, attempts, dead letters, tiers, windows |
 //! | [`config`] | settings |
-//! | [`edge`] | Kafka, HTTP, DNS and egress rules, span export, the clock |
+//! | [`edge`] | Kafka, HTTP, DNS and egress rules, span export, the clock; [`edge::port`], over which the roles use them |
 //! | [`runtime`] | services that every role shares: context, health, shutdown, HTTP, metrics |
 //! | stages | [`fanout`], [`delivery`], [`retry`], [`lag`], [`replay`], [`timeline`], [`positions`] |
 //! | [`wiring`] | the threads of a process, and their shutdown order |

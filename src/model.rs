@@ -11,6 +11,7 @@ pub mod dead_letter;
 pub mod event;
 pub mod expiry;
 pub mod invalid_record;
+pub mod maps;
 pub mod matching;
 pub mod outcome;
 pub mod partitioner;

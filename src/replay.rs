@@ -35,6 +35,7 @@ use crate::edge::kafka::log_reader::{Log, Range, Reading};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::record::{header_pairs, with_header};
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
+use crate::edge::port::failure::ClientError;
 use crate::model::dead_letter;
 use crate::model::dead_letter::{
     Coordinates, DeadLetter, Filter, OpenLetters, Settled, Settlement,
@@ -123,7 +124,7 @@ pub enum ReplayError {
     TooLarge(Coordinates),
     /// The batch was not committed, or the result is unknown.
     #[error("a batch of dead letters was not committed")]
-    NotCommitted(#[source] rdkafka::error::KafkaError),
+    NotCommitted(#[source] ClientError),
     /// Any other failure.
     #[error(transparent)]
     Failed(#[from] Failure),

@@ -25,7 +25,9 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
+use crate::edge::live::Live;
 use crate::edge::otlp::{Exporter, SetupError};
+use crate::edge::port::task::block_on;
 use crate::lag::pages;
 use crate::runtime::admin_http::{self, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
@@ -80,9 +82,13 @@ impl Role {
 
     fn run_once(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
         match self {
-            Self::Fanout => crate::fanout::run(context, &families.fanout),
-            Self::Deliver => crate::delivery::run(context, &families.delivery),
-            Self::Release => crate::retry::release::run(context, &families.release),
+            Self::Fanout => block_on(crate::fanout::run(&Live, context, &families.fanout)),
+            Self::Deliver => block_on(crate::delivery::run(&Live, context, &families.delivery)),
+            Self::Release => block_on(crate::retry::release::run(
+                &Live,
+                context,
+                &families.release,
+            )),
             Self::Lag => crate::lag::run(context, &families.lag, &families.board),
         }
     }

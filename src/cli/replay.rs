@@ -366,9 +366,7 @@ fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError 
     }
     let exit = match error {
         ReplayError::TakenOver => Exit::Failure,
-        ReplayError::NotCommitted(source) if crate::edge::kafka::error::is_unreachable(source) => {
-            Exit::Unreachable
-        }
+        ReplayError::NotCommitted(source) if source.is_unreachable() => Exit::Unreachable,
         ReplayError::Failed(failure) if print::failed(failure).exit == Exit::Unreachable => {
             Exit::Unreachable
         }

@@ -4,11 +4,9 @@
 //! written. After a failed transaction the outcomes are written again, unless the broker's committed offsets show that
 //! the transaction succeeded.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::messages::{Message, PartitionState, WorkerState};
 use super::outage::{Health, Step};
@@ -18,18 +16,18 @@ use super::role::Delivery;
 use super::writing::{Which, offsets};
 use crate::config::Guarantee;
 use crate::edge::clock;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, TopicPartition};
-use crate::edge::kafka::producer::BatchError;
 use crate::edge::kafka::record::log_set_aside;
+use crate::edge::port::failure::{BatchError, ClientError, ErrorKind, Failure};
+use crate::edge::port::records::{Commit, TopicPartition};
+use crate::edge::port::{Member as _, Port, Producer as _};
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Snapshot, Window};
 use crate::runtime::metrics::TransactionalRole;
 
-impl Delivery<'_> {
+impl<P: Port> Delivery<'_, P> {
     /// Commits what has changed since the last commit. Returns whether nothing is left that can be committed at present.
-    pub(super) fn commit(&mut self) -> Result<bool, Failure> {
-        let mut reports = self.workers.states()?;
+    pub(super) async fn commit(&mut self) -> Result<bool, Failure> {
+        let mut reports = self.workers.states().await?;
         self.report_attempts(&mut reports);
         let mut health = Health::default();
         for worker in &mut reports {
@@ -50,7 +48,7 @@ impl Delivery<'_> {
         }
         let again = self.recommit.is_due(now);
         self.note_refused_commits();
-        let mut snapshots = HashMap::new();
+        let mut snapshots = BTreeMap::new();
         for state in states {
             self.observe(&state);
             if !self.partitions.contains_key(&state.partition) {
@@ -71,34 +69,34 @@ impl Delivery<'_> {
         }
         let mut all_well = true;
         for which in [Which::Main, Which::Probe] {
-            all_well &= self.write_outcomes(which, &mut snapshots)?;
+            all_well &= self.write_outcomes(which, &mut snapshots).await?;
         }
         self.outcomes.observe();
         snapshots.retain(|number, snapshot| {
             let owned = self.partitions.get(number);
             owned.is_some_and(|owned| again || owned.committed.as_ref() != Some(snapshot))
         });
-        let all_well = self.commit_positions(snapshots) && all_well;
+        let all_well = self.commit_positions(snapshots).await && all_well;
         Ok(all_well && self.outcomes.is_settled())
     }
 
     /// Writes outcomes, and commits the snapshots that belong to them; these are removed from `snapshots`. Returns whether
     /// no commit failed.
-    fn write_outcomes(
+    async fn write_outcomes(
         &mut self,
         which: Which,
-        snapshots: &mut HashMap<i32, Snapshot>,
+        snapshots: &mut BTreeMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
         /// So that positions are committed, and records polled, however many outcomes there are.
         const TURN: Duration = Duration::from_millis(200);
         let began = clock::instant();
-        while let Some(batch) = self.outcomes.advance(which, &self.context.table)? {
+        while let Some(batch) = self.outcomes.advance(which, &self.context.table).await? {
             let offsets = offsets(&batch);
             for number in offsets.keys() {
                 snapshots.remove(number);
             }
-            let wanted = self.workers.snapshots_with(&offsets)?;
-            if !self.commit_outcomes(which, batch, offsets, wanted)? {
+            let wanted = self.workers.snapshots_with(&offsets).await?;
+            if !self.commit_outcomes(which, batch, offsets, wanted).await? {
                 return Ok(false);
             }
             if clock::instant() - began > TURN {
@@ -188,11 +186,11 @@ impl Delivery<'_> {
     }
 
     /// Commits positions alone. Returns whether that succeeded.
-    fn commit_positions(&mut self, snapshots: HashMap<i32, Snapshot>) -> bool {
+    async fn commit_positions(&mut self, snapshots: BTreeMap<i32, Snapshot>) -> bool {
         if snapshots.is_empty() {
             return true;
         }
-        match self.member.commit(&self.commits(&snapshots)) {
+        match self.member.commit(&self.commits(&snapshots)).await {
             Ok(()) => {
                 self.are_committed(snapshots);
                 true
@@ -212,7 +210,7 @@ impl Delivery<'_> {
         }
     }
 
-    fn commits(&self, snapshots: &HashMap<i32, Snapshot>) -> Vec<Commit> {
+    fn commits(&self, snapshots: &BTreeMap<i32, Snapshot>) -> Vec<Commit> {
         let each = snapshots.iter().map(|(&partition, snapshot)| {
             let at = TopicPartition {
                 topic: Arc::clone(&self.topic),
@@ -228,7 +226,7 @@ impl Delivery<'_> {
         each.collect()
     }
 
-    fn are_committed(&mut self, snapshots: HashMap<i32, Snapshot>) {
+    fn are_committed(&mut self, snapshots: BTreeMap<i32, Snapshot>) {
         for (number, snapshot) in snapshots {
             if let Some(owned) = self.partitions.get_mut(&number) {
                 owned.committed = Some(snapshot);
@@ -238,19 +236,19 @@ impl Delivery<'_> {
 
     /// Commits a batch whose records are acknowledged: with transactions, together with the snapshots in which its offsets
     /// are finished; without, the records are durable already. Returns whether all of that succeeded.
-    fn commit_outcomes(
+    async fn commit_outcomes(
         &mut self,
         which: Which,
         batch: Batch<Outcome>,
-        offsets: HashMap<i32, Vec<Offset>>,
-        wanted: HashMap<i32, Snapshot>,
+        offsets: BTreeMap<i32, Vec<Offset>>,
+        wanted: BTreeMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
         if self.context.settings.guarantee == Guarantee::AtLeastOnce {
             self.context
                 .metrics
                 .transaction(TransactionalRole::Deliver, true, Duration::ZERO);
             self.are_durable(&batch, offsets);
-            return Ok(self.commit_positions(wanted));
+            return Ok(self.commit_positions(wanted).await);
         }
         let started = clock::instant();
         let commits = self.commits(&wanted);
@@ -259,7 +257,7 @@ impl Delivery<'_> {
             self.outcomes.not_committed(which, batch);
             return Ok(false);
         };
-        let ended = producer.finish(&commits, generation.as_deref());
+        let ended = producer.finish(&commits, generation.as_ref()).await;
         let took = clock::instant() - started;
         self.context
             .metrics
@@ -273,7 +271,7 @@ impl Delivery<'_> {
             Err(BatchError::Failed(failure)) => Err(failure),
             Err(error) => {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
-                producer.renew()?;
+                producer.renew().await?;
                 if let BatchError::Aborted(error) = &error {
                     self.note_eviction(error);
                 }
@@ -282,7 +280,7 @@ impl Delivery<'_> {
                     self.outcomes.not_committed(which, batch);
                     return Ok(false);
                 }
-                if self.is_committed(&batch, &wanted)? {
+                if self.is_committed(&batch, &wanted).await? {
                     tracing::info!("the outcomes had been committed after all");
                     self.are_durable(&batch, offsets);
                     self.are_committed(wanted);
@@ -296,7 +294,7 @@ impl Delivery<'_> {
 
     /// Outcomes are durable: their offsets end, and their memory is free. Until then they count in their partitions, so
     /// intake stops when they cannot be written.
-    fn are_durable(&mut self, batch: &Batch<Outcome>, offsets: HashMap<i32, Vec<Offset>>) {
+    fn are_durable(&mut self, batch: &Batch<Outcome>, offsets: BTreeMap<i32, Vec<Offset>>) {
         for entry in &batch.entries {
             if let Some(owned) = self.partitions.get(&entry.partition) {
                 owned.load.add_durable();
@@ -322,13 +320,13 @@ impl Delivery<'_> {
     /// conclusive: each outcome ends an offset, so only this transaction can have committed the position that it
     /// wanted. For other partitions a plain commit may have done so. (A late copy of an earlier commit that arrives
     /// between the transaction and this check would hide it; no such case is known.)
-    fn is_committed(
+    async fn is_committed(
         &self,
         batch: &Batch<Outcome>,
-        wanted: &HashMap<i32, Snapshot>,
+        wanted: &BTreeMap<i32, Snapshot>,
     ) -> Result<bool, Failure> {
         let ends = batch.entries.iter().filter(|entry| entry.offset.is_some());
-        let telling: HashSet<i32> = ends.map(|entry| entry.partition).collect();
+        let telling: BTreeSet<i32> = ends.map(|entry| entry.partition).collect();
         let asked: Vec<_> = telling
             .into_iter()
             .map(|partition| TopicPartition {
@@ -336,7 +334,7 @@ impl Delivery<'_> {
                 partition,
             })
             .collect();
-        let found = self.member.committed(&asked)?;
+        let found = self.member.committed(&asked).await?;
         Ok(found.into_iter().any(|found| {
             let metadata = found.metadata;
             let snapshot = found
@@ -362,11 +360,11 @@ impl Delivery<'_> {
     }
 }
 
-fn longest(snapshots: &HashMap<i32, Snapshot>) -> usize {
+fn longest(snapshots: &BTreeMap<i32, Snapshot>) -> usize {
     let lengths = snapshots.values().map(|one| one.metadata.len());
     lengths.max().unwrap_or(0)
 }
 
-fn is_metadata_too_large(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge)
+fn is_metadata_too_large(error: &ClientError) -> bool {
+    error.kind() == ErrorKind::MetadataTooLarge
 }

@@ -4,11 +4,12 @@
 //!
 //! Pure, but for the channel on which workers report that nothing of a partition is in flight any more.
 
-use std::collections::HashSet;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::edge::kafka::member::TopicPartition;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::edge::port::records::TopicPartition;
 
 /// The time limit for the last commit, retries included.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
@@ -30,27 +31,27 @@ pub(super) enum Step {
 /// Partitions that leave.
 #[derive(Debug)]
 pub(super) struct Drain {
-    leaving: HashSet<i32>,
+    leaving: BTreeSet<i32>,
     /// Those of them with attempts in flight.
-    busy: HashSet<i32>,
+    busy: BTreeSet<i32>,
     /// What the group waits for.
     revoked: Option<Vec<TopicPartition>>,
     deadline: Instant,
     commit_until: Option<Instant>,
     /// Workers report here. A drain has its own channel, so that no report of an earlier one counts.
-    idle: (Sender<i32>, Receiver<i32>),
+    idle: (UnboundedSender<i32>, UnboundedReceiver<i32>),
 }
 
 impl Drain {
     /// Of no partition yet; attempts may end until `deadline`.
     pub(super) fn new(deadline: Instant) -> Self {
         Self {
-            leaving: HashSet::new(),
-            busy: HashSet::new(),
+            leaving: BTreeSet::new(),
+            busy: BTreeSet::new(),
             revoked: None,
             deadline,
             commit_until: None,
-            idle: channel(),
+            idle: unbounded_channel(),
         }
     }
 
@@ -86,13 +87,13 @@ impl Drain {
     }
 
     /// Where a worker reports each partition of which nothing is in flight any more.
-    pub(super) fn idle(&self) -> Sender<i32> {
+    pub(super) fn idle(&self) -> UnboundedSender<i32> {
         self.idle.0.clone()
     }
 
     /// What is due at `now`.
     pub(super) fn step(&mut self, now: Instant) -> Step {
-        for idle in self.idle.1.try_iter() {
+        while let Ok(idle) = self.idle.1.try_recv() {
             self.busy.remove(&idle);
         }
         match self.commit_until {
@@ -194,8 +195,7 @@ mod tests {
         assert_eq!(drain.step(now + DEADLINE), Step::Wait);
         drain.idle().send(2).unwrap();
         assert_eq!(drain.step(now), Step::LastCommit { cut: 0 });
-        let (mut leaving, revoked) = drain.end();
-        leaving.sort_unstable();
+        let (leaving, revoked) = drain.end();
         assert_eq!((leaving, revoked), (vec![1, 2], Some(vec![at])));
     }
 }

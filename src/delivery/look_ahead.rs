@@ -11,14 +11,9 @@
 //!   backlog through the tiers would be wasted work.
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use rdkafka::Message as _;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use super::messages::{Load, Message};
@@ -28,12 +23,11 @@ use super::partition::env::ORDER_BYTES;
 use super::partition::event::LookAhead;
 use super::partition::under_way::{Found, UnderWay};
 use crate::config::Settings;
-use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{ANSWER, Log, Range};
 use crate::edge::kafka::record::{each_header, read_command};
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::{Isolation, Range, RecordView, TopicPartition};
+use crate::edge::port::{Log, Port};
 use crate::model::command::header;
 use crate::model::units::{Offset, Position};
 use crate::model::window::Window;
@@ -57,7 +51,7 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Waits for the outcomes before the question; `false` when nobody needs the answer any more.
-    fn waits_until_durable(&self, stop: &dyn Fn() -> bool) -> bool {
+    async fn waits_until_durable(&self, port: &impl Port, stop: &dyn Fn() -> bool) -> bool {
         const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
         if matches!(self.question, Question::Others(..)) {
             return true;
@@ -67,34 +61,36 @@ impl Asked {
                 return true;
             }
             drop(load);
-            std::thread::sleep(BETWEEN_LOOKS);
+            port.sleep(BETWEEN_LOOKS).await;
         }
         false
     }
 }
 
-/// Reads on a separate thread and sends the result to `worker`; retries until that works or the worker has ended.
+/// Reads in a separate task and sends the result to `worker`; retries until that works or the worker has ended.
 ///
 /// # Errors
-/// When the thread cannot be started.
-pub(super) fn start(
+/// [`Failure`] when the task cannot be started.
+pub(super) fn start<P: Port>(
+    port: &P,
     settings: &Arc<Settings>,
     cluster: &ClusterId,
     metrics: &DeliveryMetrics,
     asked: Asked,
     worker: WeakUnboundedSender<Message>,
-) -> std::io::Result<()> {
+) -> Result<(), Failure> {
     const BETWEEN_TRIES: Duration = Duration::from_secs(1);
     let (settings, cluster) = (Arc::clone(settings), cluster.clone());
     let metrics = metrics.clone();
     let name = format!("ahead-{}", asked.partition);
-    let read = move || {
+    let own = port.clone();
+    let read = move || async move {
         let stop = || worker.strong_count() == 0;
-        if !asked.waits_until_durable(&stop) {
+        if !asked.waits_until_durable(&own, &stop).await {
             return;
         }
         while !stop() {
-            match answer(&settings, &cluster, &asked, &stop) {
+            match answer(&own, &settings, &cluster, &asked, &stop).await {
                 Ok((answer, result)) => {
                     metrics.look_aheads(result).inc();
                     if let Some(worker) = worker.upgrade() {
@@ -111,15 +107,16 @@ pub(super) fn start(
                         partition = asked.partition,
                         "look-ahead failed, retrying: {error}"
                     );
-                    std::thread::sleep(BETWEEN_TRIES);
+                    own.sleep(BETWEEN_TRIES).await;
                 }
             }
         }
     };
-    std::thread::Builder::new().name(name).spawn(read).map(drop)
+    port.spawn(name, read).map(drop)
 }
 
-fn answer(
+async fn answer(
+    port: &impl Port,
     settings: &Settings,
     cluster: &ClusterId,
     asked: &Asked,
@@ -127,17 +124,19 @@ fn answer(
 ) -> Result<(LookAhead, LookAheadResult), Failure> {
     match &asked.question {
         Question::UnderWay(window) => {
-            let (found, result) = under_way(settings, cluster, asked.partition, window, stop)?;
+            let (found, result) =
+                under_way(port, settings, cluster, asked.partition, window, stop).await?;
             Ok((LookAhead::UnderWay(found), result))
         }
         Question::Others(from, of) => {
-            let found = others(settings, asked.partition, *from, of, stop)?;
+            let found = others(port, settings, asked.partition, *from, of, stop).await?;
             Ok((found, LookAheadResult::Complete))
         }
     }
 }
 
-fn others(
+async fn others(
+    port: &impl Port,
     settings: &Settings,
     partition: i32,
     from: Offset,
@@ -146,24 +145,31 @@ fn others(
 ) -> Result<LookAhead, Failure> {
     let mut last = None;
     let mut end = Position(from.0);
-    let log = Log::open(settings, settings.topics.commands(), PURPOSE)?;
-    let ends = log.stable_ends()?;
-    read(&log, ends, partition, Some(end), stop, |message| {
+    let topic = settings.topics.commands();
+    let log = port.log(settings, topic, PURPOSE).await?;
+    let mut ranges = log.stable_ends().await?;
+    ranges.retain(|range| range.partition == partition);
+    for range in &mut ranges {
+        range.low = range.low.max(from.0);
+    }
+    log.read(Isolation::Committed, &ranges, stop, |message| {
         let offset = Offset(message.offset());
         end = offset.next();
         if !subscription(message).is_some_and(|subscription| of.contains(subscription)) {
             last = Some(offset);
         }
-    })?;
+    })
+    .await?;
     Ok(LookAhead::Others(last, end))
 }
 
-fn subscription<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a str> {
+fn subscription(message: &impl RecordView) -> Option<&str> {
     let (_, value) = each_header(message).find(|(name, _)| *name == header::SUBSCRIPTION)?;
     std::str::from_utf8(value?).ok()
 }
 
-fn under_way(
+async fn under_way(
+    port: &impl Port,
     settings: &Settings,
     cluster: &ClusterId,
     partition: i32,
@@ -178,24 +184,34 @@ fn under_way(
         .rev()
         .map(|&delay| topics.retry(delay))
         .collect();
-    let released_to = released(settings, &tiers, partition)?;
+    let asked: Vec<_> = tiers
+        .iter()
+        .map(|tier| TopicPartition {
+            topic: Arc::from(tier.as_str()),
+            partition,
+        })
+        .collect();
+    let group = format!("{}release", settings.group_prefix);
+    let released_to = port.positions(settings, &group, PURPOSE, &asked).await?;
     let mut found = UnderWay::new(ORDER_BYTES);
     let mut result = LookAheadResult::Complete;
     for (topic, position) in tiers.into_iter().zip(released_to) {
-        let log = Log::open(settings, topic, PURPOSE)?;
+        let log = port.log(settings, topic, PURPOSE).await?;
         let read = read_all(&log, partition, position, stop, |message| {
             note(&mut found, message, None, cluster);
-        })?;
+        });
+        let read = read.await?;
         result = worse(result, read);
     }
-    let log = Log::open(settings, topics.commands(), PURPOSE)?;
+    let log = port.log(settings, topics.commands(), PURPOSE).await?;
     let from = Some(window.position());
     let read = read_all(&log, partition, from, stop, |message| {
         let offset = Offset(message.offset());
         if !window.is_finished(offset) {
             note(&mut found, message, Some(offset), cluster);
         }
-    })?;
+    });
+    let read = read.await?;
     Ok((found, worse(result, read)))
 }
 
@@ -212,21 +228,23 @@ fn worse(one: LookAheadResult, other: LookAheadResult) -> LookAheadResult {
 /// A transaction that stays open must not withhold the order of the whole partition. What lies behind it is read then
 /// whatever becomes of it. A command whose record is aborted later is unfinished all the same, as its original is, so
 /// this blocks too much rather than too little: a subject may wait until its command is overdue.
-fn read_all(
-    log: &Log,
+async fn read_all<L: Log>(
+    log: &L,
     partition: i32,
     from: Option<Position>,
     stop: &dyn Fn() -> bool,
-    mut each: impl FnMut(&BorrowedMessage<'_>),
+    mut each: impl FnMut(&L::Record<'_>),
 ) -> Result<LookAheadResult, Failure> {
-    let (range, stable) = log.high_watermark(partition, OPEN_TRANSACTION, stop)?;
+    let asked = log.high_watermark(partition, OPEN_TRANSACTION, stop);
+    let (range, stable) = asked.await?;
     let low = from.map_or(range.low, |from| from.0.max(range.low));
     let committed = Range {
         low,
         end: stable,
         ..range
     };
-    read(log, vec![committed], partition, None, stop, &mut each)?;
+    log.read(Isolation::Committed, &[committed], stop, &mut each)
+        .await?;
     if stable >= range.end {
         return Ok(LookAheadResult::Complete);
     }
@@ -242,69 +260,14 @@ fn read_all(
         low: stable.max(low),
         ..range
     };
-    log.read_uncommitted::<Failure>(&[behind], stop, |message| {
-        each(message);
-        Ok(ControlFlow::Continue(()))
-    })?;
+    log.read(Isolation::Uncommitted, &[behind], stop, each)
+        .await?;
     Ok(LookAheadResult::OpenTransaction)
-}
-
-fn read(
-    log: &Log,
-    ends: Vec<Range>,
-    partition: i32,
-    from: Option<Position>,
-    stop: &dyn Fn() -> bool,
-    mut each: impl FnMut(&BorrowedMessage<'_>),
-) -> Result<(), Failure> {
-    let ranges: Vec<Range> = ends
-        .into_iter()
-        .filter(|range| range.partition == partition)
-        .map(|range| Range {
-            low: from.map_or(range.low, |from| from.0.max(range.low)),
-            ..range
-        })
-        .collect();
-    log.read::<Failure>(&ranges, stop, |message| {
-        each(message);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(())
-}
-
-/// The position up to which each tier's partition has been released.
-fn released(
-    settings: &Settings,
-    tiers: &[String],
-    partition: i32,
-) -> Result<Vec<Option<Position>>, Failure> {
-    let group = format!("{}release", settings.group_prefix);
-    let asking = || format!("reading the offsets of {group}");
-    // It never joins the group: it only fetches the group's offsets.
-    let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, PURPOSE, &group)
-        .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
-        .map_err(|error| Failure::from_client(asking(), error))?;
-    let mut wanted = TopicPartitionList::new();
-    for tier in tiers {
-        wanted.add_partition(tier, partition);
-    }
-    let committed = consumer
-        .committed_offsets(wanted, ANSWER)
-        .map_err(|error| Failure::from_client(asking(), error))?;
-    Ok(tiers
-        .iter()
-        .map(
-            |tier| match committed.find_partition(tier, partition)?.offset() {
-                At::Offset(offset) => Some(Position(offset)),
-                _ => None,
-            },
-        )
-        .collect())
 }
 
 fn note(
     found: &mut UnderWay,
-    message: &BorrowedMessage<'_>,
+    message: &impl RecordView,
     released: Option<Offset>,
     cluster: &ClusterId,
 ) {

@@ -1,10 +1,11 @@
 //! Messages between the role's thread and its workers.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
 
 use super::outage::Health;
 use super::partition::counts::AttemptCounts;
@@ -25,9 +26,12 @@ pub(super) enum Message {
     /// Records that were read from this partition.
     Take(i32, Vec<Incoming>),
     /// Report the state of all partitions. Reported outcomes are then forgotten here.
-    Snapshot(Sender<WorkerState>),
+    Snapshot(oneshot::Sender<WorkerState>),
     /// Report what may be committed together with the outcomes of these offsets, for the partitions of this worker.
-    SnapshotWith(HashMap<i32, Vec<Offset>>, Sender<Vec<(i32, Snapshot)>>),
+    SnapshotWith(
+        BTreeMap<i32, Vec<Offset>>,
+        oneshot::Sender<Vec<(i32, Snapshot)>>,
+    ),
     /// The broker keeps at most this many characters with a position.
     Limit(usize),
     /// A partition has no more records before this position, to which it was read.
@@ -45,7 +49,7 @@ pub(super) enum Message {
     /// The outage is over; the flag says whether an endpoint was heard.
     OutageEnded(bool),
     /// Start nothing more in these partitions, and report each of them when nothing of it is in flight.
-    Stop(Vec<i32>, Sender<i32>),
+    Stop(Vec<i32>, mpsc::UnboundedSender<i32>),
     /// Drop these partitions, and cut off what is still in flight.
     Close(Vec<i32>),
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::role::{Delivery, as_gauge};
 use crate::edge::clock;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::TopicPartition;
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::TopicPartition;
+use crate::edge::port::{Member as _, Port};
 use crate::model::units::Offset;
 
-impl Delivery<'_> {
+impl<P: Port> Delivery<'_, P> {
     /// Stops reading a partition at a record of a newer program, or, without an offset, because of its commit. All before
     /// is delivered, other partitions go on, and an upgraded replica continues here.
     pub(super) fn stop_at_newer(

@@ -10,7 +10,7 @@
 //!
 //! Pure: time is an argument, and records are whatever the caller gives.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::partitioner;
@@ -220,7 +220,7 @@ impl<R> Outbox<R> {
     pub(super) fn refused(
         &mut self,
         batch: Batch<R>,
-        by: &HashSet<Target>,
+        by: &BTreeSet<Target>,
         now: Instant,
     ) -> Vec<Target> {
         let mut new = Vec::new();

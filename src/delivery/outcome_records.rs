@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use rdkafka::message::OwnedHeaders;
-
 use super::partition::effect::Outcome;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::record::{command_headers, copied, with_header};
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
+use crate::edge::port::Producer;
+use crate::edge::port::failure::BatchError;
+use crate::edge::port::records::{Headers, Record};
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::partitioner::key_hash;
@@ -66,8 +66,8 @@ pub(super) struct Destination<'a> {
 }
 
 /// Sends the record of an outcome.
-pub(super) fn write(
-    producer: &mut Producer,
+pub(super) async fn write(
+    producer: &mut impl Producer,
     outcome: &Outcome,
     to: Destination<'_>,
     table: &SubscriptionCache,
@@ -75,7 +75,7 @@ pub(super) fn write(
     match outcome {
         Outcome::Tier(_, command) => {
             let headers = command_headers(&command.envelope());
-            write_command(producer, command, headers, to)
+            write_command(producer, command, headers, to).await
         }
         Outcome::DeadLetter(command, info) => {
             let headers = info
@@ -84,39 +84,43 @@ pub(super) fn write(
                 .fold(dead_letter_headers(command), |headers, (name, value)| {
                     with_header(headers, name, value)
                 });
-            write_command(producer, command, headers, to)
+            write_command(producer, command, headers, to).await
         }
         Outcome::Invalid(record) => match record.copy() {
-            Some(copy) => producer.send(Record {
-                partition: to.partition,
-                ..copied(&copy, to.topic, to.tag)
-            }),
+            Some(copy) => {
+                let record = Record {
+                    partition: to.partition,
+                    ..copied(&copy, to.topic, to.tag)
+                };
+                producer.send(record).await
+            }
             None => Ok(()),
         },
-        Outcome::Disable(decided_on) => write_disabled(producer, decided_on, to, table),
+        Outcome::Disable(decided_on) => write_disabled(producer, decided_on, to, table).await,
     }
 }
 
-fn write_command(
-    producer: &mut Producer,
+async fn write_command<P: Producer>(
+    producer: &mut P,
     command: &Command,
-    headers: OwnedHeaders,
+    headers: P::Headers,
     to: Destination<'_>,
 ) -> Result<(), BatchError> {
-    producer.send(Record {
+    let record = Record {
         topic: to.topic,
         partition: to.partition,
         key: Some(command.subscriber.as_bytes()),
         value: Some(&command.body),
         headers,
         tag: to.tag,
-    })
+    };
+    producer.send(record).await
 }
 
 /// Writes the decision to disable a subscription. It names what it was made on, so an apply or a resume that comes first,
 /// or at the same time, prevails, whatever this replica has read of it.
-fn write_disabled(
-    producer: &mut Producer,
+async fn write_disabled<P: Producer>(
+    producer: &mut P,
     decided_on: &Arc<Subscription>,
     to: Destination<'_>,
     table: &SubscriptionCache,
@@ -132,17 +136,18 @@ fn write_disabled(
     }
     let key = Decider::Hookstream.key(id);
     let value = Decision::gone(decided_on, clock::now()).to_json();
-    producer.send(Record {
+    let record = Record {
         topic: to.topic,
         partition: decided_on.source.partition,
         key: Some(key.as_bytes()),
         value: Some(&value),
-        headers: OwnedHeaders::new(),
+        headers: P::Headers::default(),
         tag: to.tag,
-    })
+    };
+    producer.send(record).await
 }
 
-fn dead_letter_headers(command: &Command) -> OwnedHeaders {
+fn dead_letter_headers<H: Headers>(command: &Command) -> H {
     // The dead letter's own first-failure header replaces the command's, and a replay gets a new sequence.
     command_headers(&Envelope {
         first_failure: None,

@@ -15,7 +15,8 @@ use url::Url;
 use super::partition::env::Endpoint;
 use super::signing::Signer;
 use crate::config::Settings;
-use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Rest};
+use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request};
+use crate::edge::port::Http;
 use crate::model::attempt::{Excerpt, Mask, shown_url};
 use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
@@ -218,7 +219,7 @@ fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) 
 }
 
 /// The response, the error if there was none, and the body still to be read.
-pub(super) fn response_of(reply: Reply) -> (Response, Option<Box<str>>, Option<Rest>) {
+pub(super) fn response_of<R>(reply: Reply<R>) -> (Response, Option<Box<str>>, Option<R>) {
     match reply {
         Reply::Answered(Answer {
             status,
@@ -249,16 +250,16 @@ pub(super) fn response_of(reply: Reply) -> (Response, Option<Box<str>>, Option<R
 
 /// Reads a response body to its end, so that its connection can be reused, and keeps its beginning for the attempt log
 /// if that is enabled.
-pub(super) async fn read_rest(
-    rest: Rest,
+pub(super) async fn read_rest<H: Http>(
+    rest: H::Rest,
     deadline: tokio::time::Instant,
     logged: Option<Rc<Target>>,
 ) -> Option<Excerpt> {
     let Some(shown) = logged.as_ref().and_then(|target| target.log.as_ref()) else {
-        rest.drain(deadline).await;
+        H::drain(rest, deadline).await;
         return None;
     };
-    let (body, drained) = rest.read_snippet(deadline).await;
+    let (body, drained) = H::read_snippet(rest, deadline).await;
     Some(Excerpt::new(
         &body,
         drained == Drained::Complete,

@@ -10,12 +10,9 @@
 //! Partitions that leave are no longer read, and their attempts in flight may end; all else goes on meanwhile (see
 //! [`Drain`]). At the end of the process all partitions leave in the same way.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rdkafka::Message as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::busy::Busy;
 use super::drain::{Drain, Step};
@@ -30,9 +27,11 @@ use super::writing::OutcomeWriter;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, Committed, Gap, Member, Polled, TopicPartition};
 use crate::edge::kafka::record::{Newer, read_command};
+use crate::edge::port::failure::{ClientError, ErrorKind, Failure};
+use crate::edge::port::gap::Gap;
+use crate::edge::port::records::{Commit, Committed, RecordView as _, TopicPartition};
+use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, Window};
@@ -55,25 +54,35 @@ const STALE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// [`Failure`] when the role cannot continue.
-pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failure> {
+pub async fn run<P: Port>(
+    port: &P,
+    context: &RoleContext,
+    metrics: &DeliveryMetrics,
+) -> Result<(), Failure> {
     let settings = &context.settings;
     let topics = needed_topics(settings);
-    if !context.wait_until_possible("deliver", &topics)? {
+    if !context
+        .wait_until_possible(port, "deliver", &topics)
+        .await?
+    {
         return Ok(());
     }
-    let workers = Workers::start(context, metrics)?;
+    let workers = Workers::start(port, context, metrics)?;
     let group = format!("{}deliver", settings.group_prefix);
     let topic = settings.topics.commands();
-    let outcomes = OutcomeWriter::new(context)?;
+    let outcomes = OutcomeWriter::new(port, context).await?;
     let prefetch = [("queued.max.messages.kbytes", "4096")];
-    let member = Member::join(
-        settings,
-        context.keep_waiting(),
-        "deliver",
-        &group,
-        &[&topic],
-        &prefetch,
-    )?;
+    let keep_waiting = context.keep_waiting();
+    let member = port
+        .join(
+            settings,
+            keep_waiting,
+            "deliver",
+            &group,
+            &[&topic],
+            &prefetch,
+        )
+        .await?;
     let mut delivery = Delivery {
         context,
         metrics,
@@ -82,7 +91,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
         workers,
         cluster: context.cluster()?,
         topic: Arc::from(topic),
-        partitions: HashMap::new(),
+        partitions: BTreeMap::new(),
         stopped: BTreeSet::new(),
         stopped_lines: Throttle::new(Duration::from_secs(1)),
         set_aside_lines: Throttle::new(Duration::from_secs(1)),
@@ -103,12 +112,12 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
     metrics.reset_breakers(settings.lag_top);
     metrics.systemic_failure().set(0);
     context.ready();
-    let result = delivery.go();
+    let result = delivery.go().await;
     if result.is_ok() {
         context.draining();
     }
     let ended = match result {
-        Ok(()) => delivery.finish(),
+        Ok(()) => delivery.finish().await,
         Err(failure) => {
             // As when partitions are lost.
             let list: Vec<i32> = delivery.partitions.keys().copied().collect();
@@ -116,7 +125,7 @@ pub fn run(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<(), Failu
             Err(failure)
         }
     };
-    delivery.end(ended)
+    delivery.end(ended).await
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {
@@ -142,15 +151,15 @@ pub(super) struct Owned {
     pub(super) committed: Option<Snapshot>,
 }
 
-pub(super) struct Delivery<'a> {
+pub(super) struct Delivery<'a, P: Port> {
     pub(super) context: &'a RoleContext,
     pub(super) metrics: &'a DeliveryMetrics,
-    pub(super) member: Member,
-    pub(super) outcomes: OutcomeWriter,
-    pub(super) workers: Workers,
+    pub(super) member: P::Member,
+    pub(super) outcomes: OutcomeWriter<P>,
+    pub(super) workers: Workers<P>,
     pub(super) cluster: ClusterId,
     pub(super) topic: Arc<str>,
-    pub(super) partitions: HashMap<i32, Owned>,
+    pub(super) partitions: BTreeMap<i32, Owned>,
     /// Partitions with a record or a commit of a newer program, which are not read further.
     pub(super) stopped: BTreeSet<i32>,
     pub(super) stopped_lines: Throttle,
@@ -178,37 +187,37 @@ pub(super) struct Delivery<'a> {
     pub(super) busy: Busy,
 }
 
-impl Delivery<'_> {
-    fn go(&mut self) -> Result<(), Failure> {
+impl<P: Port> Delivery<'_, P> {
+    async fn go(&mut self) -> Result<(), Failure> {
         while !self.context.stopping() {
-            self.round()?;
+            self.round().await?;
         }
         Ok(())
     }
 
     /// Lets all partitions leave.
-    fn finish(&mut self) -> Result<(), Failure> {
+    async fn finish(&mut self) -> Result<(), Failure> {
         let all: Vec<i32> = self.partitions.keys().copied().collect();
         let each = all.iter().map(|&number| self.at(number));
         self.member.stop_reading(&each.collect::<Vec<_>>())?;
         self.stop(&all);
         while self.drain.is_some() {
-            self.round()?;
+            self.round().await?;
         }
         Ok(())
     }
 
-    fn round(&mut self) -> Result<(), Failure> {
+    async fn round(&mut self) -> Result<(), Failure> {
         // A stuck commit stops the heartbeat, and so does an attempt that outlives every deadline.
         if self.oldest <= STALE {
             self.context.heartbeat();
         }
         let wait = self.next_commit.saturating_duration_since(clock::instant());
-        self.turn(wait)?;
+        self.turn(wait).await?;
         self.flow()?;
         if clock::instant() >= self.next_commit {
             self.pass()?;
-            self.settle()?;
+            self.settle().await?;
             self.next_commit = clock::instant() + COMMIT_EVERY;
         }
         Ok(())
@@ -238,25 +247,25 @@ impl Delivery<'_> {
     }
 
     /// Takes the available records, at most [`TURN`].
-    fn turn(&mut self, wait: Duration) -> Result<(), Failure> {
-        let mut taken: HashMap<i32, Vec<Incoming>> = HashMap::new();
+    async fn turn(&mut self, wait: Duration) -> Result<(), Failure> {
+        let mut taken: BTreeMap<i32, Vec<Incoming>> = BTreeMap::new();
         let mut wait = wait;
         for _ in 0..TURN {
-            match self.member.poll(wait)? {
+            let polled = self.member.poll(wait).await?;
+            let polled = polled.map(|message| {
+                let (number, offset) = (message.partition(), Offset(message.offset()));
+                let is_read = !self.stopped.contains(&number);
+                (number, offset, is_read.then(|| read_command(&message)))
+            });
+            match polled {
                 // Its partition is not read further: the next owner reads it again.
-                Polled::Message(message) if self.stopped.contains(&message.partition()) => {}
-                Polled::Message(message) => {
-                    let (number, offset) = (message.partition(), Offset(message.offset()));
-                    match read_command(&message) {
-                        Ok(content) => {
-                            let incoming = Incoming { offset, content };
-                            taken.entry(number).or_default().push(incoming);
-                        }
-                        Err(Newer { version }) => {
-                            drop(message);
-                            self.stop_at_newer(number, Some(offset), version)?;
-                        }
-                    }
+                Polled::Message((_, _, None)) => {}
+                Polled::Message((number, offset, Some(Ok(content)))) => {
+                    let incoming = Incoming { offset, content };
+                    taken.entry(number).or_default().push(incoming);
+                }
+                Polled::Message((number, offset, Some(Err(Newer { version })))) => {
+                    self.stop_at_newer(number, Some(offset), version)?;
                 }
                 Polled::Assigned(committed) => {
                     self.hand_over(taken);
@@ -279,7 +288,7 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    fn hand_over(&self, taken: HashMap<i32, Vec<Incoming>>) {
+    fn hand_over(&self, taken: BTreeMap<i32, Vec<Incoming>>) {
         for (partition, incoming) in taken {
             // A record of a revoked partition that was still in the client's queue belongs to the next owner.
             let Some(owned) = self.partitions.get(&partition) else {
@@ -457,7 +466,7 @@ impl Delivery<'_> {
 
     /// Commits, and gives up the partitions that leave when nothing of them is in flight, or their time is over. What is
     /// cut off then, the next owner repeats.
-    fn settle(&mut self) -> Result<(), Failure> {
+    async fn settle(&mut self) -> Result<(), Failure> {
         let step = self
             .drain
             .as_mut()
@@ -467,8 +476,8 @@ impl Delivery<'_> {
                 "the drain deadline has passed: attempts in flight are cut and will be repeated"
             );
         }
-        let committed = match self.renew_generation() {
-            Ok(()) => self.commit()?,
+        let committed = match self.renew_generation().await {
+            Ok(()) => self.commit().await?,
             Err(error) => {
                 tracing::warn!("the group rejects the commits of this member: {error}");
                 self.note_eviction(&error);
@@ -491,8 +500,8 @@ impl Delivery<'_> {
     }
 
     /// Takes note of an error of a commit that only a member gets which the group has evicted.
-    pub(super) fn note_eviction(&mut self, error: &KafkaError) {
-        let evicted = error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownMemberId);
+    pub(super) fn note_eviction(&mut self, error: &ClientError) {
+        let evicted = error.kind() == ErrorKind::UnknownMember;
         self.is_evicted |= evicted && self.drain.is_some();
     }
 
@@ -509,7 +518,7 @@ impl Delivery<'_> {
     }
 
     /// Obtains the present generation after a revocation, by repeating the commit of a committed position.
-    fn renew_generation(&mut self) -> Result<(), KafkaError> {
+    async fn renew_generation(&mut self) -> Result<(), ClientError> {
         if !self.is_generation_old {
             return Ok(());
         }
@@ -526,7 +535,7 @@ impl Delivery<'_> {
             })
             .take(1)
             .collect();
-        self.member.renew_generation(&anchor)?;
+        self.member.renew_generation(&anchor).await?;
         self.is_generation_old = false;
         Ok(())
     }
@@ -553,10 +562,10 @@ impl Delivery<'_> {
         }
     }
 
-    fn end(self, ended: Result<(), Failure>) -> Result<(), Failure> {
+    async fn end(self, ended: Result<(), Failure>) -> Result<(), Failure> {
         self.outcomes.end();
-        let ended = self.member.leave(ended);
-        self.workers.end();
+        let ended = self.member.leave(ended).await;
+        self.workers.end().await;
         ended
     }
 }

@@ -9,8 +9,9 @@ use super::partition::effect::Attempt;
 use super::partition::event::{AttemptEnd, LaneId};
 use super::request::{Target, read_rest, response_of};
 use crate::edge::clock;
-use crate::edge::http::{HttpClient, Reply};
+use crate::edge::http::Reply;
 use crate::edge::otlp::Open;
+use crate::edge::port::Http;
 use crate::model::attempt::Excerpt;
 use crate::model::outcome::{Verdict, judge};
 use crate::model::span;
@@ -45,16 +46,16 @@ pub(super) struct Finished {
 }
 
 /// An attempt to make.
-pub(super) struct Sending {
+pub(super) struct Sending<H> {
     pub(super) owner: Owner,
     pub(super) ticket: Ticket,
     pub(super) attempt: Attempt<Rc<Target>>,
-    pub(super) client: HttpClient,
+    pub(super) client: H,
     pub(super) span: Option<Open>,
     pub(super) ended: UnboundedSender<Ended>,
 }
 
-impl Sending {
+impl<H: Http> Sending<H> {
     /// Sends the request, reports the result, and then reads the rest of the response.
     pub(super) async fn run(self) {
         let Self {
@@ -124,7 +125,7 @@ impl Sending {
         ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
         if let Some(rest) = rest {
             let deadline = deadline.min((clock::instant() + DRAIN).into());
-            let excerpt = read_rest(rest, deadline, logged).await;
+            let excerpt = read_rest::<H>(rest, deadline, logged).await;
             let excerpt = excerpt.map(|excerpt| (ticket, excerpt));
             ended.send(Ended::Slot(owner, lane, excerpt)).ok();
         }

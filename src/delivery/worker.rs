@@ -6,10 +6,9 @@
 //! partitions.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{
@@ -34,10 +33,11 @@ use super::terms::Directory;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
-use crate::edge::http::HttpClient;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::otlp::Tracer;
+use crate::edge::port::Port;
 use crate::model::attempt::Excerpt;
+use crate::model::maps::FastMap as Map;
 use crate::model::outcome::AttemptOutcome;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
@@ -48,14 +48,15 @@ mod report;
 const TICK: Duration = Duration::from_millis(100);
 
 /// The dependencies of a worker.
-pub(super) struct Surroundings {
+pub(super) struct Surroundings<P: Port> {
+    pub(super) port: P,
     pub(super) settings: Arc<Settings>,
     pub(super) cluster: ClusterId,
     /// Subscription lookups.
     pub(super) directory: Directory,
     pub(super) metrics: DeliveryMetrics,
     pub(super) tracer: Tracer,
-    pub(super) client: HttpClient,
+    pub(super) client: P::Http,
     /// This worker's share of the replica's requests in flight.
     pub(super) max_in_flight: usize,
     /// The attempt log, if enabled.
@@ -65,7 +66,10 @@ pub(super) struct Surroundings {
 }
 
 /// Runs until the sender of `messages` is dropped.
-pub(super) async fn run(around: Surroundings, mut messages: UnboundedReceiver<Message>) {
+pub(super) async fn run<P: Port>(
+    around: Surroundings<P>,
+    mut messages: UnboundedReceiver<Message>,
+) {
     let (ended_in, mut ended) = unbounded_channel();
     let mut worker = Worker::new(around, ended_in);
     let mut tick = tokio::time::interval(TICK);
@@ -99,9 +103,6 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Used several times per delivery: randomly seeded, and faster than the standard library's map.
-type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
-
 /// An attempt in flight.
 struct Flight {
     abort: AbortHandle,
@@ -120,13 +121,13 @@ struct Owned {
     /// Outcomes to write with the next commit.
     outcomes: Vec<(Option<Offset>, Outcome)>,
     /// Gets the partition's number when nothing is in flight after a stop.
-    drained: Option<Sender<i32>>,
+    drained: Option<UnboundedSender<i32>>,
 }
 
-struct Worker {
-    around: Surroundings,
+struct Worker<P: Port> {
+    around: Surroundings<P>,
     rules: Arc<Rules>,
-    partitions: Map<i32, Owned>,
+    partitions: BTreeMap<i32, Owned>,
     /// Lanes that have something to send, in the order in which they asked.
     ready: VecDeque<(Owner, LaneId)>,
     timers: BinaryHeap<Reverse<(Instant, Owner)>>,
@@ -152,23 +153,24 @@ struct Worker {
     concluded: Option<Concluded>,
 }
 
-impl Worker {
-    fn new(around: Surroundings, ended: UnboundedSender<Ended>) -> Self {
+impl<P: Port> Worker<P> {
+    fn new(around: Surroundings<P>, ended: UnboundedSender<Ended>) -> Self {
         let rules = Rules {
             cluster: around.cluster.as_str().into(),
             tiers: around.settings.tiers.clone(),
             order_bytes: ORDER_BYTES,
         };
+        let random = fastrand::Rng::with_seed(around.port.seed());
         Self {
             around,
             rules: Arc::new(rules),
-            partitions: Map::default(),
+            partitions: BTreeMap::new(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             in_flight: 0,
             ended,
             epoch: 0,
-            random: fastrand::Rng::new(),
+            random,
             outage: false,
             lines: Lines::default(),
             next_ticket: 0,
@@ -329,6 +331,7 @@ impl Worker {
                     question,
                 };
                 if let Err(error) = look_ahead::start(
+                    &self.around.port,
                     settings,
                     cluster,
                     &self.around.metrics,
@@ -337,7 +340,7 @@ impl Worker {
                 ) {
                     tracing::error!(
                         partition = owner.partition,
-                        "cannot start the thread that reads ahead: {error}; commands in order wait until the partition moves"
+                        "{error}; commands in order wait until the partition moves"
                     );
                 }
             }
@@ -403,18 +406,12 @@ impl Worker {
             client: self.around.client.clone(),
             ended: self.ended.clone(),
         };
-        let task = tokio::task::spawn_local(sending.run());
+        let abort = self.around.port.spawn_local(sending.run());
         self.in_flight += 1;
         self.around.metrics.in_flight().inc();
         if let Some(owned) = self.partitions.get_mut(&owner.partition) {
             owned.slots += 1;
-            owned.in_flight.insert(
-                offset,
-                Flight {
-                    abort: task.abort_handle(),
-                    started,
-                },
-            );
+            owned.in_flight.insert(offset, Flight { abort, started });
         }
     }
 

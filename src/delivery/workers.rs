@@ -3,17 +3,12 @@
 //! A partition goes to the worker with the fewest. Its number does not decide: a group assigns partitions in turn, so
 //! with two replicas one gets the odd ones, which modulo two workers would all go to the same worker.
 
-use std::collections::HashMap;
-use std::io;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
-use tokio::sync::mpsc::{
-    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
-};
+use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender, unbounded_channel};
+use tokio::sync::oneshot::channel;
 
 use super::attempt_log::AttemptLog;
 use super::messages::{Message, WorkerState};
@@ -23,19 +18,19 @@ use super::terms::Directory;
 use super::worker::{self, Surroundings};
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::http::{HttpClient, HttpOptions, max_idle};
-use crate::edge::kafka::error::Failure;
+use crate::edge::http::{HttpOptions, max_idle};
+use crate::edge::port::failure::Failure;
+use crate::edge::port::{Port, Task as _};
 use crate::model::units::Offset;
 use crate::model::window::Snapshot;
 use crate::runtime::context::RoleContext;
 
-pub(super) struct WorkerHandle {
+pub(super) struct WorkerHandle<T> {
     messages: UnboundedSender<Message>,
-    thread: JoinHandle<()>,
-    runtime: RuntimeMetrics,
+    task: T,
 }
 
-impl WorkerHandle {
+impl<T> WorkerHandle<T> {
     pub(super) fn send(&self, message: Message) {
         if self.messages.send(message).is_err() {
             // The worker's thread has panicked; the role notices when it asks for the state.
@@ -44,8 +39,8 @@ impl WorkerHandle {
     }
 }
 
-fn not_started(error: io::Error) -> Failure {
-    Failure::Internal(format!("starting a delivery worker: {error}"))
+fn panicked() -> Failure {
+    Failure::Internal("a delivery worker has panicked".to_owned())
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
@@ -66,27 +61,6 @@ fn waker(worker: WeakUnboundedSender<Message>) -> Wake {
             worker.send(Message::SecretRead).ok();
         }
     })
-}
-
-/// Runs a worker's thread. The runtime never leaves the thread, so that its tasks need no queue besides the runtime's.
-fn work(
-    surroundings: Surroundings,
-    inbox: UnboundedReceiver<Message>,
-    started: &Sender<io::Result<RuntimeMetrics>>,
-) {
-    let runtime = match Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            // The thread that starts a worker waits for this.
-            started.send(Err(error)).ok();
-            return;
-        }
-    };
-    started.send(Ok(runtime.metrics())).ok();
-    runtime.block_on(worker::run(surroundings, inbox));
 }
 
 /// The worker of each partition.
@@ -116,15 +90,19 @@ impl Places {
     }
 }
 
-pub(super) struct Workers {
-    pub(super) all: Vec<WorkerHandle>,
+pub(super) struct Workers<P: Port> {
+    pub(super) all: Vec<WorkerHandle<P::Task>>,
     places: Places,
     /// Set when the attempt log is enabled.
     attempt_log: Option<AttemptLog>,
 }
 
-impl Workers {
-    pub(super) fn start(context: &RoleContext, metrics: &DeliveryMetrics) -> Result<Self, Failure> {
+impl<P: Port> Workers<P> {
+    pub(super) fn start(
+        port: &P,
+        context: &RoleContext,
+        metrics: &DeliveryMetrics,
+    ) -> Result<Self, Failure> {
         let settings = &context.settings;
         let cluster = context.cluster()?;
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
@@ -141,10 +119,12 @@ impl Workers {
         // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
-            let client = HttpClient::new(options.clone())
+            let client = port
+                .http(options.clone())
                 .map_err(|error| Failure::Internal(with_causes(&error)))?;
             let (messages, inbox) = unbounded_channel();
             let surroundings = Surroundings {
+                port: port.clone(),
                 settings: Arc::clone(settings),
                 cluster: cluster.clone(),
                 metrics: metrics.clone(),
@@ -161,20 +141,10 @@ impl Workers {
                 own: messages.downgrade(),
                 notes: attempt_log.as_ref().map(AttemptLog::notes),
             };
-            let (started, starts) = channel();
-            let thread = std::thread::Builder::new()
-                .name(format!("deliver-{index}"))
-                .spawn(move || work(surroundings, inbox, &started))
-                .map_err(not_started)?;
-            let runtime = starts
-                .recv()
-                .unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
-                .map_err(not_started)?;
-            all.push(WorkerHandle {
-                messages,
-                thread,
-                runtime,
-            });
+            let task = port.spawn_worker(format!("deliver-{index}"), move || {
+                worker::run(surroundings, inbox)
+            })?;
+            all.push(WorkerHandle { messages, task });
         }
         let places = Places::default();
         Ok(Self {
@@ -185,7 +155,7 @@ impl Workers {
     }
 
     /// Assigns a partition to a worker and returns the worker.
-    pub(super) fn place(&mut self, partition: i32) -> &WorkerHandle {
+    pub(super) fn place(&mut self, partition: i32) -> &WorkerHandle<P::Task> {
         self.places.take(partition, self.all.len());
         self.of(partition)
     }
@@ -195,11 +165,11 @@ impl Workers {
         self.places.give_up(partitions);
     }
 
-    pub(super) fn of(&self, partition: i32) -> &WorkerHandle {
+    pub(super) fn of(&self, partition: i32) -> &WorkerHandle<P::Task> {
         &self.all[self.places.of(partition)]
     }
 
-    pub(super) fn owns(&self, worker: &WorkerHandle, partition: i32) -> bool {
+    pub(super) fn owns(&self, worker: &WorkerHandle<P::Task>, partition: i32) -> bool {
         std::ptr::eq(self.of(partition), worker)
     }
 
@@ -211,42 +181,34 @@ impl Workers {
     /// The total busy time of all threads since they began. Unlike CPU time, it includes waiting for a processor: a
     /// replica throttled by its CPU quota is short of capacity too.
     pub(super) fn busy(&self) -> Duration {
-        let each = self.all.iter();
-        each.map(|worker| worker.runtime.worker_total_busy_duration(0))
-            .sum()
+        self.all.iter().map(|worker| worker.task.busy()).sum()
     }
 
-    pub(super) fn states(&self) -> Result<Vec<WorkerState>, Failure> {
-        let asked: Vec<Receiver<WorkerState>> = self
-            .all
-            .iter()
-            .map(|worker| {
-                let (reply, states) = channel();
-                worker.send(Message::Snapshot(reply));
-                states
-            })
-            .collect();
-        asked
-            .into_iter()
-            .map(|state| {
-                state
-                    .recv()
-                    .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))
-            })
-            .collect()
+    pub(super) async fn states(&self) -> Result<Vec<WorkerState>, Failure> {
+        let asked = self.all.iter().map(|worker| {
+            let (reply, state) = channel();
+            worker.send(Message::Snapshot(reply));
+            state
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut states = Vec::with_capacity(asked.len());
+        for state in asked {
+            states.push(state.await.map_err(|_| panicked())?);
+        }
+        Ok(states)
     }
 
     /// What may be committed together with the outcomes of these offsets, by partition.
-    pub(super) fn snapshots_with(
+    pub(super) async fn snapshots_with(
         &self,
-        offsets: &HashMap<i32, Vec<Offset>>,
-    ) -> Result<HashMap<i32, Snapshot>, Failure> {
+        offsets: &BTreeMap<i32, Vec<Offset>>,
+    ) -> Result<BTreeMap<i32, Snapshot>, Failure> {
         let mut asked = Vec::new();
         for worker in &self.all {
             let theirs = offsets
                 .iter()
                 .filter(|(number, _)| self.owns(worker, **number));
-            let theirs: HashMap<i32, Vec<Offset>> = theirs
+            let theirs: BTreeMap<i32, Vec<Offset>> = theirs
                 .map(|(&number, offsets)| (number, offsets.clone()))
                 .collect();
             if !theirs.is_empty() {
@@ -255,20 +217,17 @@ impl Workers {
                 asked.push(snapshots);
             }
         }
-        let mut all = HashMap::new();
+        let mut all = BTreeMap::new();
         for snapshots in asked {
-            let snapshots = snapshots
-                .recv()
-                .map_err(|_| Failure::Internal("a delivery worker has panicked".to_owned()))?;
-            all.extend(snapshots);
+            all.extend(snapshots.await.map_err(|_| panicked())?);
         }
         Ok(all)
     }
 
-    pub(super) fn end(self) {
+    pub(super) async fn end(self) {
         for worker in self.all {
             drop(worker.messages);
-            if worker.thread.join().is_err() {
+            if !worker.task.join().await {
                 tracing::error!("a delivery worker has panicked");
             }
         }

@@ -4,11 +4,9 @@
 //! at a time. Neither keeps the role's thread waiting: a batch is sent, and looked after at each commit until it is
 //! acknowledged or refused. Only then are its offsets committed with it, so the snapshot is as of that moment.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rdkafka::error::KafkaError;
 
 use super::outbox::{Batch, Entry, Outbox, Purpose, Recovered};
 use super::outcome_records::{Destination, OutcomeTopics, write};
@@ -16,12 +14,11 @@ use super::oversize::{Source, smaller};
 use super::partition::effect::Outcome;
 use crate::config::Guarantee;
 use crate::edge::clock;
-use crate::edge::kafka::error::{Failure, is_of_partition};
-use crate::edge::kafka::producer::{BatchError, Producer, Refused, WRITE_DEADLINE, is_too_large};
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
-use crate::edge::kafka::wait::KeepWaiting;
-use crate::edge::kafka::watchdog;
-use crate::edge::kafka::writer::{Ready, Writer};
+use crate::edge::port::failure::{BatchError, ClientError, Failure, Refused};
+use crate::edge::port::task::KeepWaiting;
+use crate::edge::port::{Port, Producer as _, ProducerKind, WRITE_DEADLINE};
+use crate::edge::writer::{Ready, Writer};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::unwritable::{ProbeIds, Target};
@@ -53,15 +50,16 @@ struct UnderWay {
     sent: bool,
 }
 
-struct Half {
-    writer: Writer,
+struct Half<P: Port> {
+    writer: Writer<P>,
     under_way: Option<UnderWay>,
 }
 
 /// Writes outcomes.
-pub(super) struct OutcomeWriter {
-    main: Half,
-    probe: Half,
+pub(super) struct OutcomeWriter<P: Port> {
+    port: P,
+    main: Half<P>,
+    probe: Half<P>,
     outbox: Outbox<Outcome>,
     topics: OutcomeTopics,
     transactional: bool,
@@ -79,22 +77,26 @@ pub(super) struct OutcomeWriter {
     metrics: Metrics,
 }
 
-impl OutcomeWriter {
+impl<P: Port> OutcomeWriter<P> {
     /// Without outcomes.
     ///
     /// # Errors
     /// [`Failure`] when the producer cannot be created.
-    pub(super) fn new(context: &RoleContext) -> Result<Self, Failure> {
+    pub(super) async fn new(port: &P, context: &RoleContext) -> Result<Self, Failure> {
         const PURPOSE: &str = "deliver";
         const LINES: Duration = Duration::from_secs(5);
         let settings = &context.settings;
-        let producer = Producer::for_writer(settings, &context.keep_waiting(), PURPOSE)?;
+        let (keep_waiting, kind) = (context.keep_waiting(), ProducerKind::Writer);
+        let producer = port
+            .producer(settings, &keep_waiting, PURPOSE, kind)
+            .await?;
         let half = || Half {
-            writer: Writer::new(settings, context.unless_stopping(), PURPOSE),
+            writer: Writer::new(port, settings, context.unless_stopping(), PURPOSE),
             under_way: None,
         };
         let (main, probe) = (half(), half());
         Ok(Self {
+            port: port.clone(),
             main: Half {
                 writer: main.writer.with(producer),
                 ..main
@@ -128,7 +130,7 @@ impl OutcomeWriter {
         });
     }
 
-    fn half(&mut self, which: Which) -> &mut Half {
+    fn half(&mut self, which: Which) -> &mut Half<P> {
         match which {
             Which::Main => &mut self.main,
             Which::Probe => &mut self.probe,
@@ -136,7 +138,7 @@ impl OutcomeWriter {
     }
 
     /// The producer that has written the acknowledged batch.
-    pub(super) fn producer(&mut self, which: Which) -> Option<&mut Producer> {
+    pub(super) fn producer(&mut self, which: Which) -> Option<&mut P::Producer> {
         self.half(which).writer.producer()
     }
 
@@ -145,7 +147,7 @@ impl OutcomeWriter {
     ///
     /// # Errors
     /// [`Failure`] when this process cannot write at all.
-    pub(super) fn advance(
+    pub(super) async fn advance(
         &mut self,
         which: Which,
         table: &SubscriptionCache,
@@ -163,7 +165,7 @@ impl OutcomeWriter {
         if !sent {
             let batch = std::mem::take(&mut under_way.batch.entries);
             let purpose = under_way.batch.purpose;
-            match self.send(which, purpose, batch, table)? {
+            match self.send(which, purpose, batch, table).await? {
                 Some(sent) => under_way.batch.entries = sent,
                 None => return Ok(None),
             }
@@ -172,9 +174,9 @@ impl OutcomeWriter {
             self.outbox.back(under_way.batch, now);
             return Ok(None);
         };
-        match producer.acknowledged_within(patience) {
+        match producer.acknowledged_within(patience).await {
             Some(refused) if refused.is_empty() => Ok(Some(under_way.batch)),
-            Some(refused) => self.refused(which, under_way, refused),
+            Some(refused) => self.refused(which, under_way, refused).await,
             None if now.saturating_duration_since(under_way.began) > LATE => {
                 tracing::error!("outcomes neither acknowledged nor refused, writing them again");
                 self.give_up(which, under_way.batch);
@@ -253,7 +255,7 @@ impl OutcomeWriter {
     }
 
     /// Sends the records of a batch. Returns what is under way then; `None` when the batch was given up.
-    fn send(
+    async fn send(
         &mut self,
         which: Which,
         purpose: Purpose,
@@ -274,18 +276,18 @@ impl OutcomeWriter {
                 return Ok(None);
             };
             let now = clock::instant();
-            match write(producer, &entry.record, to, table) {
+            match write(producer, &entry.record, to, table).await {
                 Ok(()) => sent.push(entry),
                 Err(BatchError::Failed(failure)) => return Err(failure),
                 // Refused by the client, which has not taken it: the others are not affected.
                 Err(BatchError::TooLarge { .. }) => self.write_smaller(entry, purpose, now),
-                Err(BatchError::Aborted(error)) if is_of_partition(&error) => {
-                    let by = HashSet::from([target]);
+                Err(BatchError::Aborted(error)) if error.is_of_partition() => {
+                    let by = BTreeSet::from([target]);
                     let batch = Batch {
                         purpose,
                         entries: vec![entry],
                     };
-                    self.note_refused(batch, &by, &error, now);
+                    self.note_refused(batch, &by, &error, now).await;
                 }
                 Err(BatchError::Aborted(error)) => {
                     tracing::warn!("outcomes were not written: {error}; they are written again");
@@ -305,7 +307,7 @@ impl OutcomeWriter {
     }
 
     /// Some records of a batch were refused. Returns what is durable of it nevertheless.
-    fn refused(
+    async fn refused(
         &mut self,
         which: Which,
         under_way: UnderWay,
@@ -321,21 +323,21 @@ impl OutcomeWriter {
                 partition: one.partition,
             })
         };
-        let large = refused.iter().find(|one| is_too_large(&one.error));
+        let large = refused.iter().find(|one| one.error.is_too_large());
         let large = large.and_then(of);
         // When no broker is reachable, no partition is to blame.
-        let away = watchdog::brokers(now).outage;
+        let away = self.port.outage(now);
         let reachable = away.is_none_or(|away| away < began);
         let blamed: Vec<&Refused> = refused
             .iter()
-            .filter(|one| reachable && is_of_partition(&one.error))
+            .filter(|one| reachable && one.error.is_of_partition())
             .collect();
-        let by: HashSet<Target> = blamed.iter().filter_map(|one| of(one)).collect();
+        let by: BTreeSet<Target> = blamed.iter().filter_map(|one| of(one)).collect();
         let first = blamed
             .first()
             .or(refused.first().as_ref())
             .map(|one| one.error.clone());
-        let error = first.unwrap_or(KafkaError::Canceled);
+        let error = first.unwrap_or_else(ClientError::canceled);
         let purpose = batch.purpose;
         let (written, failed) = if self.transactional {
             (Vec::new(), batch.entries)
@@ -358,14 +360,14 @@ impl OutcomeWriter {
                     partition = target.partition,
                     "an outcome is larger than its topic allows: they are written one by one"
                 );
-                self.learn_counts([target.topic]);
+                self.learn_counts([target.topic]).await;
                 self.outbox.too_large(failed, target, now);
             }
             None if by.is_empty() => {
                 tracing::warn!("outcomes were not written: {error}; they are written again");
                 self.outbox.back(failed, now);
             }
-            None => self.note_refused(failed, &by, &error, now),
+            None => self.note_refused(failed, &by, &error, now).await,
         }
         match which {
             Which::Main => self.main.writer.replace(),
@@ -376,14 +378,15 @@ impl OutcomeWriter {
         Ok((!entries.is_empty()).then_some(Batch { purpose, entries }))
     }
 
-    fn note_refused(
+    async fn note_refused(
         &mut self,
         batch: Batch<Outcome>,
-        by: &HashSet<Target>,
-        error: &KafkaError,
+        by: &BTreeSet<Target>,
+        error: &ClientError,
         now: Instant,
     ) {
-        self.learn_counts(by.iter().map(|target| target.topic));
+        self.learn_counts(by.iter().map(|target| target.topic))
+            .await;
         self.outbox.refused(batch, by, now);
         for &target in by {
             if let Some(suppressed) = self.lines.pass(now) {
@@ -431,14 +434,19 @@ impl OutcomeWriter {
     }
 
     /// So that later outcomes for a failing partition are known as such.
-    fn learn_counts(&mut self, topics: impl IntoIterator<Item = usize>) {
+    async fn learn_counts(&mut self, topics: impl IntoIterator<Item = usize>) {
         for topic in topics {
             if !self.outbox.needs_count(topic) {
                 continue;
             }
             let name = Arc::clone(self.topics.name(topic));
-            let mut either = [&mut self.main, &mut self.probe].into_iter();
-            let count = either.find_map(|half| half.writer.producer()?.partitions(&name));
+            let either = [&mut self.main, &mut self.probe].into_iter();
+            let mut count = None;
+            for producer in either.filter_map(|half| half.writer.producer()) {
+                if count.is_none() {
+                    count = producer.partitions(&name).await;
+                }
+            }
             if let Some(count) = count {
                 self.outbox.learn_count(topic, count);
             }
@@ -550,8 +558,8 @@ fn split(
 }
 
 /// The offsets that a batch ends, by partition.
-pub(super) fn offsets(batch: &Batch<Outcome>) -> HashMap<i32, Vec<Offset>> {
-    let mut all: HashMap<i32, Vec<Offset>> = HashMap::new();
+pub(super) fn offsets(batch: &Batch<Outcome>) -> BTreeMap<i32, Vec<Offset>> {
+    let mut all: BTreeMap<i32, Vec<Offset>> = BTreeMap::new();
     for entry in &batch.entries {
         all.entry(entry.partition).or_default().extend(entry.offset);
     }

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`client`], [`credentials`], [`log`], [`error`] | settings, logins, the library's log, what an error means |
-//! | [`member`], [`producer`], [`pipeline`], [`writer`] | a member of a consumer group; transactions |
+//! | [`member`], [`producer`] | a member of a consumer group; transactions |
 //! | [`best_effort`] | records that may be lost |
 //! | [`log_reader`], [`ends`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
 //! | [`subscription_cache`] | the subscriptions, kept in memory |
@@ -21,7 +21,6 @@ pub mod error;
 pub mod log;
 pub mod log_reader;
 pub mod member;
-pub mod pipeline;
 pub mod producer;
 pub mod record;
 pub mod subscription_cache;
@@ -29,4 +28,3 @@ pub mod subscription_log;
 pub mod topics;
 pub mod wait;
 pub mod watchdog;
-pub mod writer;

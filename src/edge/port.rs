@@ -223,6 +223,19 @@ pub enum Polled<R> {
     Idle,
 }
 
+impl<R> Polled<R> {
+    /// The same with what `read` makes of a record, so that the member is free for other calls.
+    pub fn map<T>(self, read: impl FnOnce(R) -> T) -> Polled<T> {
+        match self {
+            Self::Message(record) => Polled::Message(read(record)),
+            Self::Assigned(committed) => Polled::Assigned(committed),
+            Self::Revoked { partitions, lost } => Polled::Revoked { partitions, lost },
+            Self::Gap(gap) => Polled::Gap(gap),
+            Self::Idle => Polled::Idle,
+        }
+    }
+}
+
 /// A member of one consumer group, which also reads its partitions. Used by one task.
 ///
 /// Assignments are cooperative: a rebalance revokes only the partitions that leave, and the member reads and commits the
@@ -466,7 +479,7 @@ pub trait Ends {
 }
 
 /// Sends webhooks. Clones share their connections.
-pub trait Http: Clone + 'static {
+pub trait Http: Clone + Send + 'static {
     /// A response's body that is still to be read. Dropping it closes the connection.
     type Rest: 'static;
 

@@ -13,7 +13,7 @@
 //!
 //! Pure: time and the matching subscriptions are arguments, and what is to be done is returned.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,7 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct Ended {
     /// The position of each partition that it has events of, and those behind the ends of transactions.
-    pub(super) positions: HashMap<EventPartition, Position>,
+    pub(super) positions: BTreeMap<EventPartition, Position>,
     /// Its counts.
     pub(super) counts: Counts,
     /// Records that were set aside, by topic.
@@ -228,7 +228,7 @@ struct Open {
     events: usize,
     bytes: usize,
     /// Behind the last event of each partition.
-    positions: HashMap<EventPartition, Position>,
+    positions: BTreeMap<EventPartition, Position>,
     began: Option<Instant>,
 }
 
@@ -246,9 +246,9 @@ pub(super) struct Batch {
     /// Events of which the broker refused a record for its size, and how much of each is set aside.
     oversized: HashMap<Origin, Extent>,
     held: BTreeMap<EventPartition, Held>,
-    owned: HashSet<EventPartition>,
+    owned: BTreeSet<EventPartition>,
     /// Positions behind the ends of transactions that were committed although there is no event before them.
-    passed: HashMap<EventPartition, Position>,
+    passed: BTreeMap<EventPartition, Position>,
     next_passed: Instant,
     identities: Identities,
 }
@@ -274,8 +274,8 @@ impl Batch {
             failures: Failures::default(),
             oversized: HashMap::new(),
             held: BTreeMap::new(),
-            owned: HashSet::new(),
-            passed: HashMap::new(),
+            owned: BTreeSet::new(),
+            passed: BTreeMap::new(),
             next_passed: now,
             identities: Identities::default(),
         }

@@ -5,16 +5,17 @@
 //! the two for the partitions that this process owns, and logs and exports those that stand still.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot::{Receiver, Sender, channel};
 
 use super::metrics::FanoutMetrics;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::ends::Ends;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::TopicPartition;
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::TopicPartition;
+use crate::edge::port::{Ends, Port};
 
 /// How often the offsets are compared.
 const EVERY: Duration = Duration::from_secs(10);
@@ -99,27 +100,29 @@ impl Tracker {
     }
 }
 
-/// Stops the thread when dropped, and waits for the end of its clients, which would report a broker that stops next.
+/// The running task; it stops when this is dropped.
 pub(super) struct Watch {
-    open: Option<Sender<()>>,
+    open: Sender<()>,
     ended: Receiver<()>,
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
+impl Watch {
+    /// Stops the task, and waits for the end of its clients, which would report a broker that stops next.
+    pub(super) async fn end(self, port: &impl Port) {
         /// A broker that does not respond must not delay the end of the role.
         const LONGEST: Duration = Duration::from_secs(2);
-        self.open = None;
-        // Nothing is ever sent: the thread drops its end of the channel.
-        let _ended = self.ended.recv_timeout(LONGEST);
+        drop(self.open);
+        // Nothing is ever sent: the task drops its end of the channel.
+        let _ended = port.within(LONGEST, self.ended).await;
     }
 }
 
-/// Starts the thread.
+/// Starts the task.
 ///
 /// # Errors
 /// [`Failure`] when it cannot be started.
-pub(super) fn watch(
+pub(super) fn watch<P: Port>(
+    port: &P,
     settings: &Arc<Settings>,
     metrics: &FanoutMetrics,
     owned: &OwnedPartitions,
@@ -127,35 +130,31 @@ pub(super) fn watch(
     let (open, closed) = channel();
     let (running, ended) = channel::<()>();
     let (settings, metrics, owned) = (Arc::clone(settings), metrics.clone(), Arc::clone(owned));
-    std::thread::Builder::new()
-        .name("event-ends".to_owned())
-        .spawn(move || {
-            run(&settings, &metrics, &owned, &closed);
-            drop(running);
-        })
-        .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
-    Ok(Watch {
-        open: Some(open),
-        ended,
-    })
+    let own = port.clone();
+    port.spawn("event-ends".to_owned(), move || async move {
+        run(&own, &settings, &metrics, &owned, closed).await;
+        drop(running);
+    })?;
+    Ok(Watch { open, ended })
 }
 
-fn run(
+async fn run<P: Port>(
+    port: &P,
     settings: &Settings,
     metrics: &FanoutMetrics,
     owned: &OwnedPartitions,
-    closed: &Receiver<()>,
+    mut closed: Receiver<()>,
 ) {
     let mut tracker = Tracker::default();
-    let mut clients: Option<Ends> = None;
-    while closed.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+    let mut clients: Option<P::Ends> = None;
+    while port.within(EVERY, &mut closed).await.is_none() {
         let partitions = owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match &clients {
-            Some(ends) => read(ends, &partitions),
-            None => Ends::new(settings, "fanout").and_then(|ends| {
-                let ends = clients.insert(ends);
-                read(ends, &partitions)
-            }),
+            Some(ends) => read(ends, &partitions).await,
+            None => match port.ends(settings, "fanout") {
+                Ok(ends) => read(clients.insert(ends), &partitions).await,
+                Err(failure) => Err(failure),
+            },
         };
         match found {
             Ok(ends) => report(settings, metrics, &tracker.observe(ends, clock::instant())),
@@ -166,12 +165,12 @@ fn run(
     metrics.forget_blocked();
 }
 
-fn read(
-    clients: &Ends,
+async fn read(
+    clients: &impl Ends,
     partitions: &[TopicPartition],
 ) -> Result<BTreeMap<TopicPartition, End>, Failure> {
-    let stable = clients.stable(partitions)?;
-    let high = clients.high(partitions)?;
+    let stable = clients.stable(partitions).await?;
+    let high = clients.high(partitions).await?;
     let each = stable.into_iter().filter_map(|(at, stable)| {
         let high = *high.get(&at)?;
         Some((at, End { stable, high }))

@@ -1,16 +1,16 @@
 //! Finds events of a batch that have one identity but different contents: their webhooks have one id, so receivers that
 //! dedupe by it drop all but the first. Pure.
 
-use std::collections::HashMap;
 use std::hash::BuildHasher;
 
 use crate::model::event::Event;
+use crate::model::maps::FastMap;
 
 /// The identities of the events of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Identities {
     /// A hash of the contents, by a hash of the identity.
-    seen: HashMap<u64, u64, foldhash::fast::RandomState>,
+    seen: FastMap<u64, u64>,
 }
 
 impl Identities {

@@ -9,9 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
-
 use super::batch::{Batch, Counts, Limits, Next, TooLarge};
 use super::blocked::{self, OwnedPartitions};
 use super::history::EventPartition;
@@ -19,14 +16,14 @@ use super::metrics::{EventResult, FanoutMetrics};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::client::RECORD_OVERHEAD;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, Committed, Member, Polled, TopicPartition};
-use crate::edge::kafka::pipeline::Pipeline;
-use crate::edge::kafka::producer::{BatchError, Record};
 use crate::edge::kafka::record::{
     command_headers, each_header, invalid_record, log_set_aside, send_invalid,
 };
 use crate::edge::otlp::{Open, Together};
+use crate::edge::pipeline::Pipeline;
+use crate::edge::port::failure::{BatchError, Failure};
+use crate::edge::port::records::{Commit, Committed, Record, RecordView, TopicPartition};
+use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::command::Cause;
 use crate::model::event::{Event, RawEvent, record_time};
 use crate::model::span;
@@ -48,9 +45,16 @@ const NAMES: usize = 16 * 1024;
 ///
 /// # Errors
 /// [`Failure`] when the role cannot continue.
-pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure> {
+pub async fn run<P: Port>(
+    port: &P,
+    context: &RoleContext,
+    metrics: &FanoutMetrics,
+) -> Result<(), Failure> {
     let settings = &context.settings;
-    if !context.wait_until_possible("fanout", &needed_topics(settings))? {
+    if !context
+        .wait_until_possible(port, "fanout", &needed_topics(settings))
+        .await?
+    {
         return Ok(());
     }
     let common = context.metrics.clone();
@@ -58,24 +62,22 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         common.transaction(TransactionalRole::Fanout, committed, took);
     };
     let pipeline = Pipeline::new(
+        port,
         settings,
         &context.keep_waiting(),
         "fanout",
         PRODUCERS,
         observe,
-    )?;
+    )
+    .await?;
     let group = format!("{}fanout", settings.group_prefix);
     let topics: Vec<&str> = settings.topics.events.iter().map(String::as_str).collect();
-    let member = Member::join(
-        settings,
-        context.keep_waiting(),
-        "fanout",
-        &group,
-        &topics,
-        &[],
-    )?;
+    let keep_waiting = context.keep_waiting();
+    let member = port
+        .join(settings, keep_waiting, "fanout", &group, &topics, &[])
+        .await?;
     let owned = OwnedPartitions::default();
-    let _watch = blocked::watch(settings, metrics, &owned)?;
+    let watch = blocked::watch(port, settings, metrics, &owned)?;
     let mut fanout = Fanout {
         context,
         metrics,
@@ -91,11 +93,15 @@ pub fn run(context: &RoleContext, metrics: &FanoutMetrics) -> Result<(), Failure
         owned,
     };
     context.ready();
-    let ended = fanout.run(&member);
+    let ended = fanout.run(&member).await;
     context.draining();
-    let ended = ended.and_then(|()| fanout.finish(&member));
-    drop(fanout);
-    member.leave(ended)
+    let ended = match ended {
+        Ok(()) => fanout.finish(&member).await,
+        failed => failed,
+    };
+    fanout.pipeline.end().await;
+    watch.end(port).await;
+    member.leave(ended).await
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {
@@ -170,10 +176,10 @@ impl EventTopics {
     }
 }
 
-struct Fanout<'a> {
+struct Fanout<'a, P: Port> {
     context: &'a RoleContext,
     metrics: &'a FanoutMetrics,
-    pipeline: Pipeline,
+    pipeline: Pipeline<P>,
     batch: Batch,
     /// Batches that were committed.
     committed: Arc<AtomicU64>,
@@ -185,54 +191,54 @@ struct Fanout<'a> {
     events: EventTopics,
     commands: String,
     invalid: String,
-    /// For the thread that looks for open transactions.
+    /// For the task that looks for open transactions.
     owned: OwnedPartitions,
 }
 
-impl Fanout<'_> {
-    fn run(&mut self, member: &Member) -> Result<(), Failure> {
+impl<P: Port> Fanout<'_, P> {
+    async fn run(&mut self, member: &P::Member) -> Result<(), Failure> {
         while !self.context.stopping() {
             self.context.heartbeat();
-            let done = self.turn(member);
-            self.recover(member, done)?;
+            let done = self.turn(member).await;
+            self.recover(member, done).await?;
         }
         Ok(())
     }
 
     /// Ends the open batch, and waits until no batch is under way.
-    fn finish(&mut self, member: &Member) -> Result<(), Failure> {
-        if let Err(error) = self.settle(member) {
+    async fn finish(&mut self, member: &P::Member) -> Result<(), Failure> {
+        if let Err(error) = self.settle(member).await {
             // The next owner reads again what is not committed.
             tracing::info!("last batch not committed: {error}");
-            self.pipeline.recover()?;
+            self.pipeline.recover().await?;
         }
         Ok(())
     }
 
-    fn turn(&mut self, member: &Member) -> Result<(), BatchError> {
+    async fn turn(&mut self, member: &P::Member) -> Result<(), BatchError> {
         self.pipeline.check()?;
-        self.read_held(member)?;
+        self.read_held(member).await?;
         let wait = if self.batch.is_open() {
             Duration::ZERO
         } else {
             WAIT
         };
-        match member.poll(wait).map_err(BatchError::Failed)? {
-            Polled::Message(message) => self.message(member, &message),
-            Polled::Idle => self.end_batch(member),
+        match member.poll(wait).await.map_err(BatchError::Failed)? {
+            Polled::Message(message) => self.message(member, &message).await,
+            Polled::Idle => self.end_batch(member).await,
             Polled::Gap(gap) => {
                 self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
                 Ok(())
             }
-            Polled::Assigned(committed) => self.assigned(member, &committed),
-            Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost),
+            Polled::Assigned(committed) => self.assigned(member, &committed).await,
+            Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost).await,
         }
     }
 
-    fn message(
+    async fn message(
         &mut self,
-        member: &Member,
-        message: &BorrowedMessage<'_>,
+        member: &P::Member,
+        message: &impl RecordView,
     ) -> Result<(), BatchError> {
         let at = self
             .events
@@ -242,35 +248,36 @@ impl Fanout<'_> {
         }
         let offset = Offset(message.offset());
         if self.batch.is_suspect(at, offset) {
-            self.settle(member)?;
+            self.settle(member).await?;
         }
         let now = clock::instant();
         let tag = self.batch.take(at, offset, now);
-        self.write(message, tag)?;
+        self.write(message, tag).await?;
         if self.batch.is_full(now) {
-            self.end_batch(member)
+            self.end_batch(member).await
         } else {
             Ok(())
         }
     }
 
     /// Reads partitions again that were held because of an event that failed alone.
-    fn read_held(&mut self, member: &Member) -> Result<(), Failure> {
+    async fn read_held(&mut self, member: &P::Member) -> Result<(), Failure> {
         let due = self.batch.due(clock::instant()).into_iter();
         let due: Vec<_> = due.map(|at| self.events.topic_partition(at)).collect();
         if due.is_empty() {
             return Ok(());
         }
         member.resume(&due)?;
-        member.rewind(&due)
+        member.rewind(&due).await
     }
 
-    fn settle(&mut self, member: &Member) -> Result<(), BatchError> {
-        self.end_batch(member).and_then(|()| self.pipeline.settle())
+    async fn settle(&mut self, member: &P::Member) -> Result<(), BatchError> {
+        self.end_batch(member).await?;
+        self.pipeline.settle().await
     }
 
     /// Ends the open batch, and commits it with the positions of its events.
-    fn end_batch(&mut self, member: &Member) -> Result<(), BatchError> {
+    async fn end_batch(&mut self, member: &P::Member) -> Result<(), BatchError> {
         let passed = self.passed(member)?;
         let Some(ended) = self.batch.end(passed.into_iter()) else {
             return Ok(());
@@ -295,22 +302,24 @@ impl Fanout<'_> {
         match self.context.settings.guarantee {
             Guarantee::ExactlyOnce => {
                 self.pipeline
-                    .commit(commits, member.generation(), committed)?;
+                    .commit(commits, member.generation(), committed)
+                    .await?;
                 if ended.alone {
-                    self.pipeline.settle()?;
+                    self.pipeline.settle().await?;
                 }
                 Ok(())
             }
             Guarantee::AtLeastOnce => {
-                self.pipeline.commit(Vec::new(), None, committed)?;
-                self.pipeline.settle()?;
-                member.commit(&commits).map_err(BatchError::Aborted)
+                self.pipeline.commit(Vec::new(), None, committed).await?;
+                self.pipeline.settle().await?;
+                let done = member.commit(&commits).await;
+                done.map_err(BatchError::Aborted)
             }
         }
     }
 
     /// The positions that [`Member::passed`] returns, if it is time to ask for them.
-    fn passed(&mut self, member: &Member) -> Result<Vec<(EventPartition, Position)>, Failure> {
+    fn passed(&mut self, member: &P::Member) -> Result<Vec<(EventPartition, Position)>, Failure> {
         if !self.batch.asks_for_passed(clock::instant()) {
             return Ok(Vec::new());
         }
@@ -324,10 +333,14 @@ impl Fanout<'_> {
         Ok(passed.collect())
     }
 
-    fn assigned(&mut self, member: &Member, committed: &[Committed]) -> Result<(), BatchError> {
+    async fn assigned(
+        &mut self,
+        member: &P::Member,
+        committed: &[Committed],
+    ) -> Result<(), BatchError> {
         // Partitions that stay are read on. Their batches under way are of the former generation, and may be refused.
-        let settled = self.settle(member);
-        self.recover(member, settled)?;
+        let settled = self.settle(member).await;
+        self.recover(member, settled).await?;
         member.take(committed)?;
         let partitions: Vec<_> = committed.iter().map(|found| found.at.clone()).collect();
         let taken = self.events.event_partitions(&partitions);
@@ -337,9 +350,9 @@ impl Fanout<'_> {
         Ok(())
     }
 
-    fn revoked(
+    async fn revoked(
         &mut self,
-        member: &Member,
+        member: &P::Member,
         partitions: &[TopicPartition],
         lost: bool,
     ) -> Result<(), BatchError> {
@@ -353,10 +366,10 @@ impl Fanout<'_> {
         self.batch.revoking(&given_up);
         if lost {
             self.batch.give_up();
-            self.read_again(member, &what)?;
+            self.read_again(member, &what).await?;
         } else {
-            let settled = self.settle(member);
-            self.recover(member, settled)?;
+            let settled = self.settle(member).await;
+            self.recover(member, settled).await?;
         }
         self.batch.revoked(&given_up);
         self.note_owned();
@@ -370,11 +383,15 @@ impl Fanout<'_> {
     }
 
     /// After a failure: gives up all batches that are not committed, and reads again from the committed positions.
-    fn recover(&mut self, member: &Member, done: Result<(), BatchError>) -> Result<(), Failure> {
+    async fn recover(
+        &mut self,
+        member: &P::Member,
+        done: Result<(), BatchError>,
+    ) -> Result<(), Failure> {
         let Err(error) = done else { return Ok(()) };
         let committed = self.committed.load(Ordering::Relaxed);
         match self.batch.failed(error.end(), committed, clock::instant()) {
-            Next::ReadAgain => self.read_again(member, &error),
+            Next::ReadAgain => self.read_again(member, &error).await,
             Next::Hold { at, offset, wait } => {
                 let at = self.events.topic_partition(at);
                 self.metrics.held(&at.topic).inc();
@@ -385,7 +402,7 @@ impl Fanout<'_> {
                     retry_in = ?wait,
                     "the commands of this event could not be committed, although it was tried alone; its partition waits, the others go on: {error}",
                 );
-                self.read_again(member, &error)?;
+                self.read_again(member, &error).await?;
                 member.pause(&[at])
             }
             Next::Stop => Err(match error {
@@ -395,28 +412,28 @@ impl Fanout<'_> {
         }
     }
 
-    fn read_again(
+    async fn read_again(
         &mut self,
-        member: &Member,
+        member: &P::Member,
         reason: &dyn std::fmt::Display,
     ) -> Result<(), Failure> {
         tracing::warn!("reading again from the committed positions: {reason}");
         self.spans = Together::default();
-        self.pipeline.recover()?;
+        self.pipeline.recover().await?;
         let owned: Vec<_> = self
             .batch
             .owned()
             .map(|at| self.events.topic_partition(at))
             .collect();
-        member.rewind(&owned)
+        member.rewind(&owned).await
     }
 
     /// Writes an event's records.
-    fn write(&mut self, message: &BorrowedMessage<'_>, tag: usize) -> Result<(), BatchError> {
+    async fn write(&mut self, message: &impl RecordView, tag: usize) -> Result<(), BatchError> {
         let headers: Vec<(&str, &[u8])> = each_header(message)
             .filter_map(|(name, value)| Some((name, value?)))
             .collect();
-        let (timestamp, replaced) = record_time(message.timestamp().to_millis(), clock::now());
+        let (timestamp, replaced) = record_time(message.timestamp().map(|at| at.0), clock::now());
         let raw = RawEvent {
             topic: message.topic(),
             payload: message.payload(),
@@ -438,29 +455,30 @@ impl Fanout<'_> {
                     partition: message.partition(),
                     offset: message.offset(),
                 };
-                let written = self.fan_out(tag, &event, &matching, at);
+                let written = self.fan_out(tag, &event, &matching, at).await;
                 matching.clear();
                 self.matching = matching;
                 match written? {
                     Ok(()) => Ok(()),
-                    Err(TooLarge) => self.set_aside(message, TOO_LARGE.to_owned(), tag),
+                    Err(TooLarge) => self.set_aside(message, TOO_LARGE.to_owned(), tag).await,
                 }
             }
-            Err(error) => self.set_aside(message, error, tag),
+            Err(error) => self.set_aside(message, error, tag).await,
         }
     }
 
-    fn set_aside(
+    async fn set_aside(
         &mut self,
-        message: &BorrowedMessage<'_>,
+        message: &impl RecordView,
         error: String,
         tag: usize,
     ) -> Result<(), BatchError> {
         let mut record = invalid_record(message, error);
         record.extent = self.batch.extent(tag);
-        send_invalid(&mut record, &self.invalid, tag, |record| {
-            self.pipeline.send(record)
-        })?;
+        send_invalid(&mut record, &self.invalid, tag, async |record| {
+            self.pipeline.send(record).await
+        })
+        .await?;
         // An event topic that holds something else altogether must not flood the log.
         if let Some(suppressed) = self.invalid_log.pass(clock::instant()) {
             log_set_aside(&record, suppressed);
@@ -469,7 +487,7 @@ impl Fanout<'_> {
         Ok(())
     }
 
-    fn fan_out(
+    async fn fan_out(
         &mut self,
         tag: usize,
         event: &Event<'_>,
@@ -484,17 +502,18 @@ impl Fanout<'_> {
             Err(too_large) => return Ok(Err(too_large)),
         };
         if commands.keep_order() {
-            self.pipeline.keep_order();
+            self.pipeline.keep_order().await;
         }
         for command in commands.each(traceparent, clock::now()) {
-            self.pipeline.send(Record {
+            let record = Record {
                 topic: &self.commands,
                 partition: None,
                 key: Some(command.subscriber().as_bytes()),
                 value: Some(command.body),
                 headers: command_headers(&command.envelope()),
                 tag,
-            })?;
+            };
+            self.pipeline.send(record).await?;
         }
         if let Some(span) = span {
             let facts = span::fanout(event, at, matching.len());

@@ -12,8 +12,9 @@ use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
-use crate::edge::kafka::wait::{KeepWaiting, wait_for_topics};
+use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::otlp::Tracer;
+use crate::edge::port::Port;
 
 /// The state shared by all roles of a process; cheap to clone.
 #[derive(Clone)]
@@ -153,8 +154,9 @@ impl RoleContext {
     ///
     /// # Errors
     /// [`Failure`] names what is missing or denied.
-    pub fn wait_until_possible(
+    pub async fn wait_until_possible(
         &self,
+        port: &impl Port,
         purpose: &'static str,
         topics: &[String],
     ) -> Result<bool, Failure> {
@@ -170,13 +172,15 @@ impl RoleContext {
                 tracing::warn!(role = purpose, "{reason}");
             }
         };
-        let cluster = wait_for_topics(
-            &self.settings,
-            purpose,
-            topics,
-            &|| self.stopping(),
-            &mut waiting,
-        )?;
+        let cluster = port
+            .wait_for_topics(
+                &self.settings,
+                purpose,
+                topics,
+                &|| self.stopping(),
+                &mut waiting,
+            )
+            .await?;
         let Some(cluster) = cluster else {
             return Ok(false);
         };
@@ -188,7 +192,7 @@ impl RoleContext {
                 return Ok(false);
             }
             self.heartbeat();
-            self.process.stop.wait(Duration::from_millis(20));
+            port.sleep(Duration::from_millis(20)).await;
         }
         Ok(true)
     }

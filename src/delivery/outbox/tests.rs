@@ -100,7 +100,7 @@ impl Sim {
             .entries
             .iter()
             .position(|entry| self.oversized.contains(&entry.record));
-        let refused: HashSet<Target> = batch
+        let refused: BTreeSet<Target> = batch
             .entries
             .iter()
             .map(place)

@@ -14,9 +14,10 @@
 //!
 //! Pure: it holds items of any type.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use super::under_way::{ALL, ENTRY_BYTES};
+use crate::model::maps::SafeMap;
 use crate::model::units::EpochMs;
 
 /// The most commands that wait here, over all subjects; further ones are parked.
@@ -63,7 +64,7 @@ fn weight(subject: &str) -> usize {
 /// The unfinished commands of one subscription, by subject and sequence.
 #[derive(Debug)]
 pub struct SubjectQueue<T> {
-    subjects: HashMap<Box<str>, BTreeMap<i64, Place<T>>>,
+    subjects: SafeMap<Box<str>, BTreeMap<i64, Place<T>>>,
     waiting: usize,
     /// While the unfinished commands are not known: those that were done meanwhile.
     unknown: Option<HashSet<(Box<str>, i64)>>,
@@ -77,7 +78,7 @@ pub struct SubjectQueue<T> {
 impl<T> Default for SubjectQueue<T> {
     fn default() -> Self {
         Self {
-            subjects: HashMap::new(),
+            subjects: SafeMap::default(),
             waiting: 0,
             unknown: Some(HashSet::new()),
             horizon: ALL,
@@ -363,7 +364,7 @@ impl<T> SubjectQueue<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::collections::{HashMap, VecDeque};
 
     use proptest::prelude::*;
 

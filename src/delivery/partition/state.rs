@@ -1,7 +1,7 @@
 //! The data of the state machine.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,12 +18,10 @@ use super::order::SubjectQueue;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
 use crate::model::expiry::Expiry;
+pub(super) use crate::model::maps::FastMap as Map;
 use crate::model::subscription::{Order, Subscription};
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
-
-/// Used several times per delivery: randomly seeded, and faster than the standard library's map.
-pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// A command whose offset is in the window.
 #[derive(Debug)]

@@ -3,8 +3,9 @@
 //! A dead endpoint may have millions of them, so only the first ones of each subscription are kept, by their sequence:
 //! up to its *horizon*. Pure.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
+use crate::model::maps::SafeMap;
 use crate::model::subscription::Order;
 use crate::model::units::{EpochMs, Offset};
 
@@ -159,7 +160,7 @@ impl Unfinished {
 /// Unfinished commands by subscription, of bounded weight.
 #[derive(Debug)]
 pub struct UnderWay {
-    all: HashMap<Box<str>, Unfinished>,
+    all: SafeMap<Box<str>, Unfinished>,
     weight: usize,
     limit: usize,
 }
@@ -169,7 +170,7 @@ impl UnderWay {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            all: HashMap::new(),
+            all: SafeMap::default(),
             weight: 0,
             limit,
         }

@@ -8,8 +8,9 @@ use crate::delivery::outage::Health;
 use crate::delivery::partition::counts::AttemptCounts;
 use crate::delivery::partition::lane::most_alone;
 use crate::edge::clock;
+use crate::edge::port::Port;
 
-impl Worker {
+impl<P: Port> Worker<P> {
     pub(super) fn health(&self) -> Health {
         let now = clock::instant();
         let mut health = Health::default();

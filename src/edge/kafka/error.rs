@@ -1,95 +1,80 @@
-//! Why a role cannot continue, and how errors of the Kafka client are classified.
+//! How errors of the Kafka client are classified.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use thiserror::Error;
 
-/// Why a role cannot continue. [`Failure::Stuck`] restarts the role within the process; all others end the process, and
-/// its supervisor restarts it.
-#[derive(Debug, Error)]
-pub enum Failure {
-    /// A topic that this role needs does not exist.
-    #[error(
-        "the topic {0} does not exist; run `hookstream topics create` with the same settings, with `--attempt-log` for the attempts topic and `--with-events` for event topics"
-    )]
-    TopicMissing(String),
-    /// The broker denied permission.
-    #[error(
-        "the broker denies {what}: {source}; grant this client READ, WRITE and DESCRIBE on hookstream's topics, READ on its groups and WRITE on its transactional ids"
-    )]
-    Denied {
-        /// The operation.
-        what: String,
-        /// The broker's error.
-        source: KafkaError,
-    },
-    /// A broker rejects the client's credentials, or one side rejects the other's certificate.
-    #[error(
-        "{what} failed: connection not authenticated: {reason}; check the properties security.protocol, sasl.* and ssl.*, or the service binding"
-    )]
-    Refused {
-        /// The operation.
-        what: String,
-        /// The client's reason.
-        reason: String,
-    },
-    /// Another process uses the same transactional id, or this one was suspended for too long.
-    #[error(
-        "{what} was fenced: another process runs with the same --instance, or this one was suspended for longer than the transaction timeout: {source}"
-    )]
-    Fenced {
-        /// The producer.
-        what: String,
-        /// The client's error.
-        source: KafkaError,
-    },
-    /// Any other error that the client cannot recover from.
-    #[error("{what} failed: {source}")]
-    Client {
-        /// The operation.
-        what: String,
-        /// The client's error.
-        source: KafkaError,
-    },
-    /// The client lost a response and waits for it forever; a new client does not.
-    #[error("{0}: consumer stuck waiting for the group coordinator")]
-    Stuck(&'static str),
-    /// An internal error, such as a thread that ended unexpectedly.
-    #[error("{0}")]
-    Internal(String),
+use crate::edge::port::failure::{ClientError, ErrorKind};
+
+pub use crate::edge::port::failure::Failure;
+
+/// The client's error as the roles see it.
+impl From<KafkaError> for ClientError {
+    fn from(error: KafkaError) -> Self {
+        let kind = kind(&error);
+        let is_ambiguous = match &error {
+            KafkaError::Transaction(inner) => !inner.txn_requires_abort(),
+            KafkaError::ConsumerCommit(_) => true,
+            _ => false,
+        };
+        let found = match error {
+            // The client quotes the value of a rejected property, which may be a credential (**Secret**).
+            KafkaError::ClientConfig(code, _, property, _) => {
+                let rejected = KafkaError::ClientConfig(
+                    code,
+                    "rejected".to_owned(),
+                    property,
+                    "***".to_owned(),
+                );
+                Self::new(kind, &rejected.to_string())
+            }
+            other => Self::new(kind, &other.to_string()),
+        };
+        if is_ambiguous {
+            found.ambiguous()
+        } else {
+            found
+        }
+    }
 }
 
-impl Failure {
-    /// Whether no broker is reachable, so that waiting may help.
-    #[must_use]
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Client { source, .. } if is_unreachable(source))
-    }
-
-    /// Classifies a client error by its code.
-    #[must_use]
-    pub fn from_client(what: impl Into<String>, source: KafkaError) -> Self {
-        // The client quotes the value of a rejected property, which may be a credential (**Secret**).
-        let source = match source {
-            KafkaError::ClientConfig(code, _, property, _) => {
-                KafkaError::ClientConfig(code, "rejected".to_owned(), property, "***".to_owned())
-            }
-            other => other,
-        };
-        let what = what.into();
-        match source.rdkafka_error_code() {
-            Some(
-                RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::GroupAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-                | RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
-            ) => Self::Denied { what, source },
-            Some(
-                RDKafkaErrorCode::Fenced
-                | RDKafkaErrorCode::ProducerFenced
-                | RDKafkaErrorCode::InvalidProducerEpoch,
-            ) => Self::Fenced { what, source },
-            _ => Self::Client { what, source },
-        }
+fn kind(error: &KafkaError) -> ErrorKind {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(Code::TopicAuthorizationFailed) => ErrorKind::TopicDenied,
+        Some(
+            Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed,
+        ) => ErrorKind::Denied,
+        Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) => ErrorKind::Fenced,
+        Some(Code::RequestTimedOut | Code::MessageTimedOut) => ErrorKind::TimedOut,
+        Some(
+            Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::BrokerNotAvailable
+            | Code::NetworkException,
+        ) => ErrorKind::Unreachable,
+        Some(Code::Authentication | Code::SSL) => ErrorKind::NotAuthenticated,
+        Some(
+            Code::NotEnoughReplicas
+            | Code::NotEnoughReplicasAfterAppend
+            | Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::UnknownTopicOrPartition
+            | Code::InvalidTopic
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::KafkaStorageError
+            | Code::PolicyViolation
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp,
+        ) => ErrorKind::OfPartition,
+        // The second: larger than a segment of the topic.
+        Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => ErrorKind::TooLarge,
+        Some(Code::OffsetMetadataTooLarge) => ErrorKind::MetadataTooLarge,
+        Some(Code::UnknownMemberId) => ErrorKind::UnknownMember,
+        _ => ErrorKind::Other,
     }
 }
 
@@ -97,63 +82,22 @@ impl Failure {
 #[must_use]
 pub fn is_unreachable(error: &KafkaError) -> bool {
     matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::AllBrokersDown
-                | RDKafkaErrorCode::BrokerTransportFailure
-                | RDKafkaErrorCode::Resolve
-                | RDKafkaErrorCode::OperationTimedOut
-                | RDKafkaErrorCode::RequestTimedOut
-                | RDKafkaErrorCode::MessageTimedOut
-                | RDKafkaErrorCode::BrokerNotAvailable
-                | RDKafkaErrorCode::NetworkException
-        )
-    ) || is_refused(error)
+        kind(error),
+        ErrorKind::Unreachable | ErrorKind::NotAuthenticated | ErrorKind::TimedOut
+    )
 }
 
 /// Whether authentication failed: a wrong password, a certificate that one side does not trust, or a connection that broke
 /// during the handshake. Waiting may help: during a rotation of credentials, the two sides change one after the other.
 #[must_use]
 pub fn is_refused(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
-    )
-}
-
-/// Whether an error of a record is about its partition or topic, and not about the producer or its transaction.
-#[must_use]
-pub fn is_of_partition(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::MessageTimedOut
-                | Code::NotEnoughReplicas
-                | Code::NotEnoughReplicasAfterAppend
-                | Code::UnknownTopic
-                | Code::UnknownPartition
-                | Code::UnknownTopicOrPartition
-                | Code::TopicAuthorizationFailed
-                | Code::InvalidTopic
-                | Code::LeaderNotAvailable
-                | Code::NotLeaderForPartition
-                | Code::RequestTimedOut
-                | Code::KafkaStorageError
-                | Code::PolicyViolation
-                | Code::InvalidRecord
-                | Code::InvalidTimestamp
-        )
-    )
+    kind(error) == ErrorKind::NotAuthenticated
 }
 
 /// Whether permission was denied.
 #[must_use]
 pub fn is_denied(error: &KafkaError) -> bool {
-    matches!(
-        Failure::from_client("", error.clone()),
-        Failure::Denied { .. }
-    )
+    matches!(kind(error), ErrorKind::Denied | ErrorKind::TopicDenied)
 }
 
 #[cfg(test)]

@@ -19,10 +19,11 @@ use super::client::consumer_config;
 use super::cluster::{self, ClusterId};
 use super::credentials::keep_current;
 use super::error::{Failure, is_unreachable};
-use super::log::{LogContext, explain};
+use super::log::{LogContext, LoggedConsumer, explain};
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::model::units::EpochMs;
+use crate::edge::port::records::TopicPartition;
+use crate::model::units::{EpochMs, Position};
 
 /// Timeout of one request to the broker.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -34,16 +35,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// hookstream.
 const HIDDEN: Duration = Duration::from_secs(90);
 
-/// How far to read one partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The partition.
-    pub partition: i32,
-    /// The first offset that the broker still has.
-    pub low: i64,
-    /// One past the last offset to read.
-    pub end: i64,
-}
+pub use crate::edge::port::records::Range;
 
 /// How a read ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -405,6 +397,37 @@ fn is_moving(error: &KafkaError) -> bool {
 
 /// The topic's partitions, requested by name, which distinguishes a denied topic from a missing one. A topic that was just
 /// created is not known to every broker yet, so a missing one is retried for a while.
+/// The committed positions of a group, in the order of `partitions`. The client never joins it.
+///
+/// # Errors
+/// [`Failure`] when the coordinator does not respond in time or refuses.
+pub fn positions_of(
+    settings: &Settings,
+    group: &str,
+    purpose: &'static str,
+    partitions: &[TopicPartition],
+) -> Result<Vec<Option<Position>>, Failure> {
+    let asking = || format!("reading the offsets of {group}");
+    let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, purpose, group)
+        .create_with_context(LoggedConsumer(LogContext::new(purpose)))
+        .map_err(|error| Failure::from_client(asking(), error))?;
+    let mut wanted = TopicPartitionList::new();
+    for at in partitions {
+        wanted.add_partition(&at.topic, at.partition);
+    }
+    let committed = consumer
+        .committed_offsets(wanted, ANSWER)
+        .map_err(|error| Failure::from_client(asking(), error))?;
+    let position = |at: &TopicPartition| {
+        let found = committed.find_partition(&at.topic, at.partition)?;
+        match found.offset() {
+            Offset::Offset(offset) => Some(Position(offset)),
+            _ => None,
+        }
+    };
+    Ok(partitions.iter().map(position).collect())
+}
+
 fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
     const TRIES: usize = 15;
     let is_missing = |failure: &Failure| matches!(failure, Failure::TopicMissing(_));

@@ -37,6 +37,7 @@ use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::wait::KeepWaiting;
+use crate::edge::port;
 use crate::model::throttle::Throttle;
 use crate::model::units::Position;
 use assignment::Assignment;
@@ -50,7 +51,6 @@ use reader::{Read, Reader};
 mod assignment;
 mod committed;
 mod context;
-mod gap;
 mod gap_search;
 mod gaps;
 mod hanging;
@@ -62,32 +62,15 @@ mod reader;
 mod reader_context;
 mod sequence_guard;
 
+pub use crate::edge::port::gap::Gap;
 pub use committed::Committed;
-pub use gap::Gap;
 pub use partition::{Commit, TopicPartition, commit_list};
 
 /// Timeout of a request for metadata.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// The result of one poll.
-pub enum Polled<'a> {
-    /// A record.
-    Message(BorrowedMessage<'a>),
-    /// Partitions were assigned, with these committed offsets; the list may be empty. Respond with [`Member::take`].
-    Assigned(Vec<Committed>),
-    /// Partitions were revoked, and are not read any more. Respond with [`Member::give_up`] when their work has ended;
-    /// the group waits for it, for as long as `max.poll.interval.ms`.
-    Revoked {
-        /// Which.
-        partitions: Vec<TopicPartition>,
-        /// The partitions are lost: another member may own them already, so nothing may be committed.
-        lost: bool,
-    },
-    /// The broker had no record at the read position; reading resumed elsewhere.
-    Gap(Gap),
-    /// Nothing within the time allowed.
-    Idle,
-}
+pub type Polled<'a> = port::Polled<BorrowedMessage<'a>>;
 
 /// A member of one consumer group; used from the thread that joined it.
 pub struct Member {

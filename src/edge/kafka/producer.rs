@@ -13,7 +13,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::util::Timeout;
-use thiserror::Error;
 
 use super::watchdog::Link;
 use crate::config::{Guarantee, Settings};
@@ -22,83 +21,20 @@ use crate::edge::failpoint;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::member::{Commit, commit_list};
 use crate::edge::kafka::wait::KeepWaiting;
-use crate::model::transaction_end::TransactionEnd;
+use crate::edge::port::failure::{ClientError, ErrorKind};
+use crate::edge::port::records;
+use crate::edge::port::{ProducerKind, WRITE_DEADLINE};
 use deliveries::Deliveries;
 use recipe::{IDS, OnStuck, Recipe};
 
 mod deliveries;
 mod recipe;
 
-pub use deliveries::{DeliveryContext, Refused};
+pub use crate::edge::port::failure::{BatchError, Refused};
+pub use deliveries::DeliveryContext;
 
 /// One record to write.
-pub struct Record<'a> {
-    /// The topic.
-    pub topic: &'a str,
-    /// The partition; by the key's hash when `None`.
-    pub partition: Option<i32>,
-    /// The key, if the record has one.
-    pub key: Option<&'a [u8]>,
-    /// The value; `None` is a tombstone.
-    pub value: Option<&'a [u8]>,
-    /// Headers, in order.
-    pub headers: OwnedHeaders,
-    /// The input of the batch that this record comes from; reported when the record is rejected.
-    pub tag: usize,
-}
-
-/// Why a batch did not become visible. The caller reads the inputs again.
-#[derive(Debug, Error)]
-pub enum BatchError {
-    /// The broker or the client rejected a record for its size; retrying does not help.
-    #[error("a record is larger than the broker's limit")]
-    TooLarge {
-        /// The input that the record comes from.
-        tag: usize,
-        /// The client rejected this record before it queued it: the rest of the batch is not affected. Otherwise the
-        /// broker rejected all records that it received together with this one, and the batch must be abandoned.
-        at_once: bool,
-    },
-    /// Retriable: the transaction was aborted, or its outcome is unknown.
-    #[error("batch not committed: {0}")]
-    Aborted(KafkaError),
-    /// Permanent for this process.
-    #[error(transparent)]
-    Failed(#[from] Failure),
-}
-
-impl BatchError {
-    /// How the batch's transaction ended.
-    #[must_use]
-    pub fn end(&self) -> TransactionEnd {
-        match self {
-            Self::TooLarge { tag, .. } => TransactionEnd::TooLarge { tag: *tag },
-            Self::Failed(_) => TransactionEnd::Fatal,
-            Self::Aborted(error) => match error.rdkafka_error_code() {
-                Some(
-                    RDKafkaErrorCode::Fenced
-                    | RDKafkaErrorCode::ProducerFenced
-                    | RDKafkaErrorCode::InvalidProducerEpoch,
-                ) => TransactionEnd::Fenced,
-                _ => match error {
-                    KafkaError::Transaction(inner) if inner.txn_requires_abort() => {
-                        TransactionEnd::Aborted
-                    }
-                    // The broker may have done what the client has no response to.
-                    KafkaError::Transaction(_) | KafkaError::ConsumerCommit(_) => {
-                        TransactionEnd::Ambiguous
-                    }
-                    _ => TransactionEnd::Aborted,
-                },
-            },
-        }
-    }
-}
-
-/// How long a record of a [`super::writer::Writer`] may take to be acknowledged. Shorter than
-/// [`super::client::TRANSACTION_TIMEOUT`], so that the record is refused before the coordinator ends its transaction; longer
-/// than the election of a leader takes.
-pub const WRITE_DEADLINE: Duration = Duration::from_secs(8);
+pub type Record<'a> = records::Record<'a, OwnedHeaders>;
 
 /// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
 pub struct Producer {
@@ -112,81 +48,37 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer for `purpose`. With transactions, `slot` distinguishes the producers of this process; a predecessor
-    /// with the same `--instance` is fenced and its open transaction aborted.
+    /// A producer for `purpose`. With transactions, a predecessor with the same `--instance` and the same kind is fenced
+    /// and its open transaction aborted.
     ///
     /// # Errors
-    /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable,
-    /// and calls `keep_waiting` meanwhile.
-    pub fn new(
+    /// [`Failure`] when the client cannot be created or the coordinator rejects it; of a probe also when transactions
+    /// cannot be started at present. Any other waits while no broker is reachable, and calls `keep_waiting` meanwhile.
+    pub fn of_kind(
         settings: &Settings,
         keep_waiting: &KeepWaiting,
         purpose: &'static str,
-        slot: usize,
+        kind: ProducerKind,
     ) -> Result<Self, Failure> {
-        let id = format!(
-            "{}{purpose}-{}-{slot}",
-            settings.group_prefix, settings.instance
-        );
+        let id = kind.transactional_id(settings, purpose);
         // Without transactions, whose timeout is the bound, the watchdog must not be the first to give up.
-        let deadline = match settings.guarantee {
-            Guarantee::ExactlyOnce => None,
-            Guarantee::AtLeastOnce => Some(settings.hang_deadline * 4 / 5),
+        let deadline = match (kind, settings.guarantee) {
+            (ProducerKind::Turn(_), Guarantee::ExactlyOnce) => None,
+            (ProducerKind::Turn(_), Guarantee::AtLeastOnce) => Some(settings.hang_deadline * 4 / 5),
+            (ProducerKind::Writer | ProducerKind::Probe(_), _) => Some(WRITE_DEADLINE),
         };
-        Self::with_id(
-            settings,
-            keep_waiting,
-            purpose,
-            id,
-            OnStuck::NextId,
-            deadline,
-        )
-    }
-
-    /// The same for a [`super::writer::Writer`]: a record that is not acknowledged within [`WRITE_DEADLINE`] is refused.
-    ///
-    /// # Errors
-    /// As [`Producer::new`].
-    pub fn for_writer(
-        settings: &Settings,
-        keep_waiting: &KeepWaiting,
-        purpose: &'static str,
-    ) -> Result<Self, Failure> {
-        let id = format!("{}{purpose}-{}-0", settings.group_prefix, settings.instance);
-        let deadline = Some(WRITE_DEADLINE);
-        Self::with_id(
-            settings,
-            keep_waiting,
-            purpose,
-            id,
-            OnStuck::NextId,
-            deadline,
-        )
-    }
-
-    /// A producer with the transactional id `slot` of its own, which fails while that id's last transaction cannot end.
-    ///
-    /// # Errors
-    /// [`Failure`] when the client cannot be created, or transactions cannot be started with it at present.
-    pub fn probe(
-        settings: &Settings,
-        keep_waiting: &KeepWaiting,
-        purpose: &'static str,
-        slot: usize,
-    ) -> Result<Self, Failure> {
-        let id = format!(
-            "{}{purpose}-{}-probe-{slot}",
-            settings.group_prefix, settings.instance
-        );
-        let deadline = Some(WRITE_DEADLINE);
-        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Fail, deadline)
+        let on_stuck = match kind {
+            ProducerKind::Turn(_) | ProducerKind::Writer => OnStuck::NextId,
+            ProducerKind::Probe(_) => OnStuck::Fail,
+        };
+        Self::with_id(settings, keep_waiting, purpose, id, on_stuck, deadline)
     }
 
     /// A new producer with the next alternative id, which does not wait for the end of this one's last transaction. Only
     /// for a batch that was given up before its offsets were sent: no later request can commit it.
     ///
     /// # Errors
-    /// As [`Producer::new`].
+    /// As [`Producer::of_kind`].
     pub fn successor(&mut self, keep_waiting: &KeepWaiting) -> Result<Self, Failure> {
         if self.is_fenced() {
             self.note_fencing()?;
@@ -253,10 +145,7 @@ impl Producer {
     pub fn is_fenced(&self) -> bool {
         let fatal = self.client.client().fatal_error();
         fatal.is_some_and(|(code, _)| {
-            matches!(
-                Failure::from_client("", KafkaError::Global(code)),
-                Failure::Fenced { .. }
-            )
+            ClientError::from(KafkaError::Global(code)).kind() == ErrorKind::Fenced
         })
     }
 
@@ -439,32 +328,23 @@ impl Producer {
         }
         let what = format!("the producer of {}", self.recipe.purpose);
         let source = KafkaError::Global(RDKafkaErrorCode::Fenced);
-        Err(Failure::Fenced { what, source })
+        Err(Failure::from_client(what, source))
     }
 
-    fn sort(&self, tag: usize, error: KafkaError) -> BatchError {
-        if is_too_large(&error) {
+    fn sort(&self, tag: usize, error: impl Into<ClientError>) -> BatchError {
+        let error = error.into();
+        if error.is_too_large() {
             return BatchError::TooLarge {
                 tag,
                 at_once: false,
             };
         }
-        if crate::edge::kafka::error::is_denied(&error) {
+        if error.is_denied() {
             return Failure::from_client(format!("writing as {}", self.recipe.purpose), error)
                 .into();
         }
         BatchError::Aborted(error)
     }
-}
-
-/// Whether a record was refused for its size, or for that of the request that it came in.
-#[must_use]
-pub fn is_too_large(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        // The second: larger than a segment of the topic.
-        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge)
-    )
 }
 
 /// How often this process tolerates fencing within a minute. Two processes that fence each other are fenced equally
@@ -477,10 +357,11 @@ fn fencing_limit() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::transaction_end::TransactionEnd;
 
     #[test]
     fn how_a_transaction_ended_follows_from_the_error() {
-        let aborted = |error| BatchError::Aborted(error).end();
+        let aborted = |error: KafkaError| BatchError::Aborted(error.into()).end();
         let fenced = KafkaError::Global(RDKafkaErrorCode::Fenced);
         assert_eq!(aborted(fenced), TransactionEnd::Fenced);
         assert_eq!(aborted(KafkaError::Canceled), TransactionEnd::Aborted);

@@ -1,20 +1,20 @@
 //! Records of hookstream's own topics: headers, commands, and invalid records.
 
 use bytes::Bytes;
-use rdkafka::Message;
 use rdkafka::bindings;
-use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::types::RDKafkaRespErr;
 
-use super::producer::{BatchError, Record};
+use crate::edge::port::failure::BatchError;
+use crate::edge::port::records::{Headers, RawHeader, Record, RecordView};
 use crate::model::command::{Command, Envelope, InvalidCommand};
 use crate::model::invalid_record::{Copy, Extent, InvalidRecord, name_text};
-use crate::model::units::Offset;
+use crate::model::units::{EpochMs, Offset};
 
 /// The headers of a command's record.
 #[must_use]
-pub fn command_headers(envelope: &Envelope<'_>) -> OwnedHeaders {
-    let mut headers = Some(OwnedHeaders::new_with_capacity(15));
+pub fn command_headers<H: Headers>(envelope: &Envelope<'_>) -> H {
+    let mut headers = Some(H::with_capacity(15));
     envelope.each_header(|name, value| {
         headers = headers.take().map(|all| with_header(all, name, value))
     });
@@ -23,11 +23,12 @@ pub fn command_headers(envelope: &Envelope<'_>) -> OwnedHeaders {
 
 /// The whole of `message`, which is invalid because of `error`.
 #[must_use]
-pub fn invalid_record(message: &BorrowedMessage<'_>, error: String) -> InvalidRecord {
+pub fn invalid_record(message: &impl RecordView, error: String) -> InvalidRecord {
     InvalidRecord {
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        headers: raw_headers(message)
+        headers: message
+            .headers()
             .map(|(name, value)| (name_text(name), value.map(<[u8]>::to_vec)))
             .collect(),
         error,
@@ -43,14 +44,14 @@ pub fn invalid_record(message: &BorrowedMessage<'_>, error: String) -> InvalidRe
 ///
 /// # Errors
 /// [`BatchError`], as `send` returns it, except for its refusal of a large record.
-pub fn send_invalid(
+pub async fn send_invalid<H: Headers>(
     record: &mut InvalidRecord,
     topic: &str,
     tag: usize,
-    mut send: impl FnMut(Record<'_>) -> Result<(), BatchError>,
+    mut send: impl AsyncFnMut(Record<'_, H>) -> Result<(), BatchError>,
 ) -> Result<(), BatchError> {
     while let Some(copy) = record.copy() {
-        match send(copied(&copy, topic, tag)) {
+        match send(copied(&copy, topic, tag)).await {
             Err(BatchError::TooLarge { at_once: true, .. }) => {
                 record.extent = record.extent.smaller();
             }
@@ -62,14 +63,10 @@ pub fn send_invalid(
 
 /// The record that is written for a copy.
 #[must_use]
-pub fn copied<'a>(copy: &Copy<'a>, topic: &'a str, tag: usize) -> Record<'a> {
-    let own = OwnedHeaders::new_with_capacity(copy.headers.len() + copy.added.len());
-    let own = copy.headers.iter().fold(own, |all, (name, value)| {
-        all.insert(Header {
-            key: name,
-            value: value.as_deref(),
-        })
-    });
+pub fn copied<'a, H: Headers>(copy: &Copy<'a>, topic: &'a str, tag: usize) -> Record<'a, H> {
+    let own = H::with_capacity(copy.headers.len() + copy.added.len());
+    let each = copy.headers.iter();
+    let own = each.fold(own, |all, (name, value)| all.and(name, value.as_deref()));
     let added = copy.added.iter();
     Record {
         topic,
@@ -112,23 +109,59 @@ pub fn log_set_aside(record: &InvalidRecord, suppressed: u64) {
 
 /// The headers of a message, in order. Headers whose names are not UTF-8 are left out: hookstream gives a meaning to none
 /// of them.
-pub fn each_header<'a>(
-    message: &'a BorrowedMessage<'_>,
-) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
-    raw_headers(message)
+pub fn each_header(message: &impl RecordView) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+    message
+        .headers()
         .filter_map(|(name, value)| std::str::from_utf8(name).ok().map(|name| (name, value)))
 }
 
 /// The headers of a message as plain pairs; a header without a value reads as empty.
 #[must_use]
-pub fn header_pairs<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(&'a str, &'a [u8])> {
+pub fn header_pairs(message: &impl RecordView) -> Vec<(&str, &[u8])> {
     each_header(message)
         .map(|(name, value)| (name, value.unwrap_or_default()))
         .collect()
 }
 
-/// One header: its name and its value.
-type RawHeader<'a> = (&'a [u8], Option<&'a [u8]>);
+impl RecordView for BorrowedMessage<'_> {
+    fn topic(&self) -> &str {
+        Message::topic(self)
+    }
+
+    fn partition(&self) -> i32 {
+        Message::partition(self)
+    }
+
+    fn offset(&self) -> i64 {
+        Message::offset(self)
+    }
+
+    fn timestamp(&self) -> Option<EpochMs> {
+        Message::timestamp(self).to_millis().map(EpochMs)
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        Message::key(self)
+    }
+
+    fn payload(&self) -> Option<&[u8]> {
+        Message::payload(self)
+    }
+
+    fn headers(&self) -> impl Iterator<Item = RawHeader<'_>> {
+        raw_headers(self)
+    }
+}
+
+impl Headers for OwnedHeaders {
+    fn with_capacity(count: usize) -> Self {
+        Self::new_with_capacity(count)
+    }
+
+    fn and(self, name: &str, value: Option<&[u8]>) -> Self {
+        self.insert(Header { key: name, value })
+    }
+}
 
 /// All headers of a message, in order. The binding's own call panics on a name that is not UTF-8, and on a list that the
 /// client cannot parse; such a list reads as empty.
@@ -173,7 +206,7 @@ pub struct Newer {
 /// # Errors
 /// [`Newer`] for a record of a newer program.
 pub fn read_command(
-    message: &BorrowedMessage<'_>,
+    message: &impl RecordView,
 ) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Newer> {
     let body = message.payload().map(Bytes::copy_from_slice);
     match Command::from_record(message.key(), each_header(message), body) {
@@ -185,9 +218,6 @@ pub fn read_command(
 
 /// Adds one text header.
 #[must_use]
-pub fn with_header(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
-    headers.insert(Header {
-        key: name,
-        value: Some(value),
-    })
+pub fn with_header<H: Headers>(headers: H, name: &str, value: &str) -> H {
+    headers.and(name, Some(value.as_bytes()))
 }

@@ -10,7 +10,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
@@ -23,11 +22,11 @@ use crate::edge::clock;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::port::records::RecordView;
 use crate::model::matching::Index;
 use crate::model::subscription::{
     APPLIED, Change, Fold, Subscription, SubscriptionError, TopicRecord,
 };
-use crate::model::units::EpochMs;
 
 /// All valid subscriptions, shared by the roles of a process.
 #[derive(Default)]
@@ -156,14 +155,14 @@ impl InvalidCounters {
 
 /// A record of the topic, as the fold reads it.
 #[must_use]
-pub fn topic_record<'a>(message: &'a BorrowedMessage<'_>) -> TopicRecord<'a> {
+pub fn topic_record(message: &impl RecordView) -> TopicRecord<'_> {
     let header = each_header(message).find(|(name, _)| *name == APPLIED);
     TopicRecord {
         key: message.key(),
         value: message.payload(),
         applied: header.and_then(|(_, value)| value),
         partition: Some(message.partition()),
-        timestamp: message.timestamp().to_millis().map(EpochMs),
+        timestamp: message.timestamp(),
     }
 }
 

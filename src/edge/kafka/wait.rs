@@ -13,8 +13,7 @@ use super::error::{Failure, is_denied};
 use super::log::{LogContext, LoggedConsumer, serve};
 use crate::config::Settings;
 
-/// Called periodically by a thread that waits for a broker: reports a heartbeat and returns whether to keep waiting.
-pub type KeepWaiting = Arc<dyn Fn() -> bool + Send + Sync>;
+pub use crate::edge::port::task::KeepWaiting;
 
 /// Waits until a broker responds and all `topics` exist, and returns the cluster id; `None` if `stop` returned true.
 /// `waiting` is called after each failed try with the reason.
@@ -96,7 +95,7 @@ fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Failur
     match denied {
         Some(code) => Failure::Denied {
             what: format!("describing the topic {topic}"),
-            source: KafkaError::MetadataFetch(code),
+            source: KafkaError::MetadataFetch(code).into(),
         },
         None => Failure::TopicMissing(topic.to_owned()),
     }

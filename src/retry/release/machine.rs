@@ -18,7 +18,7 @@
 //!
 //! Pure: records come in as they were decoded, time is an argument, and what is to be done is returned.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::command::Command;
@@ -439,7 +439,7 @@ impl Machine {
 
     /// A batch was given up before its positions were sent: these partitions have refused records of it. Its records are
     /// tried again, those for other partitions at once.
-    pub fn refused(&mut self, batch: &Batch, by: &HashSet<Target>, now: Instant) {
+    pub fn refused(&mut self, batch: &Batch, by: &BTreeSet<Target>, now: Instant) {
         self.gave_up(batch);
         for &target in by {
             self.unwritable.failed(target, now);

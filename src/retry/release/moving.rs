@@ -4,22 +4,19 @@
 //! One producer moves all records but those for partitions that are known to fail; the other probes these. Neither keeps
 //! the role's thread waiting: a batch is sent, and looked after between polls until it is acknowledged or refused.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::time::Duration;
-
-use rdkafka::error::KafkaError;
 
 use super::machine::{Batch, Destination, Next, Purpose, TierPartition};
 use super::role::{Half, Release, UnderWay, Which, now};
 use crate::config::Guarantee;
 use crate::edge::clock;
-use crate::edge::kafka::error::{Failure, is_of_partition};
-use crate::edge::kafka::member::{Commit, Member};
-use crate::edge::kafka::producer::{BatchError, Record, Refused, WRITE_DEADLINE, is_too_large};
 use crate::edge::kafka::record::{command_headers, log_set_aside, send_invalid};
-use crate::edge::kafka::watchdog;
-use crate::edge::kafka::writer::Ready;
 use crate::edge::otlp::Together;
+use crate::edge::port::failure::{BatchError, ClientError, Failure, Refused};
+use crate::edge::port::records::{Commit, Record};
+use crate::edge::port::{Member as _, Port, Producer as _, WRITE_DEADLINE};
+use crate::edge::writer::Ready;
 use crate::model::command::{Cause, Command};
 use crate::model::span;
 use crate::model::transaction_end::TransactionEnd;
@@ -33,19 +30,24 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Past this, a batch is given up whatever the client reports.
 const LATE: Duration = WRITE_DEADLINE.saturating_mul(2);
 const ROLE: TransactionalRole = TransactionalRole::Release;
-impl Release<'_> {
+
+impl<P: Port> Release<'_, P> {
     /// Sends the next batch, or looks after the one under way; finishes it when all of its records are acknowledged.
-    pub(super) fn move_due(&mut self, member: &Member, which: Which) -> Result<(), Failure> {
+    pub(super) async fn move_due(
+        &mut self,
+        member: &P::Member,
+        which: Which,
+    ) -> Result<(), Failure> {
         let patience = match which {
             Which::Main => PATIENCE,
             Which::Probe => Duration::ZERO,
         };
-        self.look_after(member, which, patience)
+        self.look_after(member, which, patience).await
     }
 
-    fn look_after(
+    async fn look_after(
         &mut self,
-        member: &Member,
+        member: &P::Member,
         which: Which,
         patience: Duration,
     ) -> Result<(), Failure> {
@@ -53,19 +55,19 @@ impl Release<'_> {
             return Ok(());
         };
         if !std::mem::replace(&mut under_way.sent, true)
-            && let Err(refused) = self.send(which, &mut under_way)
+            && let Err(refused) = self.send(which, &mut under_way).await
         {
             let (error, target) = *refused;
-            return self.not_sent(which, &under_way.batch, error, target);
+            return self.not_sent(which, &under_way.batch, error, target).await;
         }
         let now = clock::instant();
         let Some(producer) = self.half(which).writer.producer() else {
             self.machine.gave_up(&under_way.batch);
             return Ok(());
         };
-        match producer.acknowledged_within(patience) {
-            Some(refused) if refused.is_empty() => self.finish(member, which, under_way),
-            Some(refused) => self.refused(which, &under_way, &refused),
+        match producer.acknowledged_within(patience).await {
+            Some(refused) if refused.is_empty() => self.finish(member, which, under_way).await,
+            Some(refused) => self.refused(which, &under_way, &refused).await,
             None if now.saturating_duration_since(under_way.began) > LATE => {
                 tracing::error!("records neither acknowledged nor refused, moving them again");
                 self.give_up(which, &under_way.batch);
@@ -78,7 +80,7 @@ impl Release<'_> {
         }
     }
 
-    fn half(&mut self, which: Which) -> &mut Half {
+    fn half(&mut self, which: Which) -> &mut Half<P> {
         match which {
             Which::Main => &mut self.main,
             Which::Probe => &mut self.probe,
@@ -124,13 +126,13 @@ impl Release<'_> {
         }
         if let Some(under_way) = under_way {
             self.machine
-                .refused(&under_way.batch, &HashSet::new(), clock::instant());
+                .refused(&under_way.batch, &BTreeSet::new(), clock::instant());
         }
         Ok(None)
     }
 
     /// A record of the batch was not taken by the client.
-    fn not_sent(
+    async fn not_sent(
         &mut self,
         which: Which,
         batch: &Batch,
@@ -144,8 +146,9 @@ impl Release<'_> {
                 self.abandon(which);
                 Ok(())
             }
-            BatchError::Aborted(error) if is_of_partition(&error) => {
-                self.note_refused(batch, &HashSet::from([target]), &error);
+            BatchError::Aborted(error) if error.is_of_partition() => {
+                self.note_refused(batch, &BTreeSet::from([target]), &error)
+                    .await;
                 self.abandon(which);
                 Ok(())
             }
@@ -158,7 +161,7 @@ impl Release<'_> {
     }
 
     /// Some records of a batch were refused.
-    fn refused(
+    async fn refused(
         &mut self,
         which: Which,
         under_way: &UnderWay,
@@ -178,35 +181,40 @@ impl Release<'_> {
                 partition: one.partition,
             })
         };
-        let is_large = |one: &&Refused| is_too_large(&one.error);
+        let is_large = |one: &&Refused| one.error.is_too_large();
         // When no broker is reachable, no partition is to blame.
-        let away = watchdog::brokers(now).outage;
+        let away = self.port.outage(now);
         let reachable = away.is_none_or(|away| away < under_way.began);
         let blamed = refused
             .iter()
-            .filter(|one| reachable && is_of_partition(&one.error));
-        let by: HashSet<Target> = blamed.clone().filter_map(of).collect();
+            .filter(|one| reachable && one.error.is_of_partition());
+        let by: BTreeSet<Target> = blamed.clone().filter_map(of).collect();
         let first = blamed.clone().next().or(refused.first());
-        let error = first.map_or(KafkaError::Canceled, |one| one.error.clone());
+        let error = first.map_or_else(ClientError::canceled, |one| one.error.clone());
         match refused.iter().find(is_large).and_then(of) {
             Some(target) => self.too_large(batch, target),
             None if by.is_empty() => {
                 tracing::warn!("records were not moved: {error}; they are moved again");
                 self.machine.refused(batch, &by, now);
             }
-            None => self.note_refused(batch, &by, &error),
+            None => self.note_refused(batch, &by, &error).await,
         }
         self.abandon(which);
         Ok(())
     }
 
-    fn note_refused(&mut self, batch: &Batch, by: &HashSet<Target>, error: &KafkaError) {
+    async fn note_refused(&mut self, batch: &Batch, by: &BTreeSet<Target>, error: &ClientError) {
         let now = clock::instant();
         for target in by {
             if self.machine.needs_count(target.topic) {
                 let name = self.topics.name(target.topic);
-                let mut either = [&mut self.main, &mut self.probe].into_iter();
-                let count = either.find_map(|half| half.writer.producer()?.partitions(name));
+                let either = [&mut self.main, &mut self.probe].into_iter();
+                let mut count = None;
+                for producer in either.filter_map(|half| half.writer.producer()) {
+                    if count.is_none() {
+                        count = producer.partitions(name).await;
+                    }
+                }
                 if let Some(count) = count {
                     self.machine.learn_count(target.topic, count);
                 }
@@ -248,7 +256,7 @@ impl Release<'_> {
             Which::Main => self.machine.gave_up(batch),
             Which::Probe => self
                 .machine
-                .refused(batch, &HashSet::new(), clock::instant()),
+                .refused(batch, &BTreeSet::new(), clock::instant()),
         }
         self.abandon(which);
     }
@@ -261,9 +269,9 @@ impl Release<'_> {
     }
 
     /// Before partitions are given up or read anew: ends the batches with records of them.
-    pub(super) fn end_batches_of(
+    pub(super) async fn end_batches_of(
         &mut self,
-        member: &Member,
+        member: &P::Member,
         partitions: &[TierPartition],
     ) -> Result<(), Failure> {
         const LAST: Duration = Duration::from_secs(1);
@@ -278,7 +286,7 @@ impl Release<'_> {
                 .as_ref()
                 .is_some_and(|open| open.sent && has_some(open))
             {
-                self.look_after(member, which, LAST)?;
+                self.look_after(member, which, LAST).await?;
             }
             let half = self.half(which);
             if let Some(open) = half.under_way.take_if(|open| has_some(open)) {
@@ -289,7 +297,7 @@ impl Release<'_> {
     }
 
     /// Sends the records of a batch. The error comes with where the record was to go.
-    fn send(
+    async fn send(
         &mut self,
         which: Which,
         under_way: &mut UnderWay,
@@ -315,12 +323,14 @@ impl Release<'_> {
                 Destination::Invalid(record) => {
                     let mut record = record.clone();
                     let partition = target.partition;
-                    send_invalid(&mut record, topic, tag, |record| {
-                        producer.send(Record {
+                    send_invalid(&mut record, topic, tag, async |record| {
+                        let record = Record {
                             partition,
                             ..record
-                        })
+                        };
+                        producer.send(record).await
                     })
+                    .await
                     .map_err(|error| Box::new((error, target)))?;
                     set_aside.push((one.from.tier, record));
                     continue;
@@ -336,6 +346,7 @@ impl Release<'_> {
             };
             producer
                 .send(record)
+                .await
                 .map_err(|error| Box::new((error, target)))?;
             let carried = command.traceparent.as_deref();
             if let Some(span) = self.context.tracer.of_command(carried) {
@@ -352,9 +363,9 @@ impl Release<'_> {
     }
 
     /// Commits a batch whose records are all acknowledged.
-    fn finish(
+    async fn finish(
         &mut self,
-        member: &Member,
+        member: &P::Member,
         which: Which,
         under_way: UnderWay,
     ) -> Result<(), Failure> {
@@ -365,7 +376,7 @@ impl Release<'_> {
             set_aside,
             ..
         } = under_way;
-        let result = self.commit(member, which, &batch);
+        let result = self.commit(member, which, &batch).await;
         let ended = clock::instant();
         self.context
             .metrics
@@ -378,13 +389,13 @@ impl Release<'_> {
             (Next::Ask(partitions), Err(error)) => {
                 tracing::warn!("a batch may not be committed, asking for the positions: {error}");
                 if let Some(producer) = self.half(which).writer.producer() {
-                    producer.renew()?;
+                    producer.renew().await?;
                 }
                 let partitions: Vec<_> = partitions
                     .into_iter()
                     .map(|at| self.topics.topic_partition(at))
                     .collect();
-                for found in member.committed(&partitions)? {
+                for found in member.committed(&partitions).await? {
                     let at = &found.at;
                     if let Some(from) = self.topics.tier_partition(&at.topic, at.partition) {
                         let position = found.position.unwrap_or_default();
@@ -418,7 +429,12 @@ impl Release<'_> {
         }
     }
 
-    fn commit(&mut self, member: &Member, which: Which, batch: &Batch) -> Result<(), BatchError> {
+    async fn commit(
+        &mut self,
+        member: &P::Member,
+        which: Which,
+        batch: &Batch,
+    ) -> Result<(), BatchError> {
         let commits: Vec<Commit> = batch
             .portions
             .iter()
@@ -429,11 +445,15 @@ impl Release<'_> {
             })
             .collect();
         if let Some(producer) = self.half(which).writer.producer() {
-            producer.finish(&commits, member.generation().as_deref())?;
+            let generation = member.generation();
+            producer.finish(&commits, generation.as_ref()).await?;
         }
         match self.context.settings.guarantee {
             Guarantee::ExactlyOnce => Ok(()),
-            Guarantee::AtLeastOnce => member.commit(&commits).map_err(BatchError::Aborted),
+            Guarantee::AtLeastOnce => {
+                let done = member.commit(&commits).await;
+                done.map_err(BatchError::Aborted)
+            }
         }
     }
 

@@ -2,21 +2,18 @@
 //!
 //! Each batch and the positions that it came from are one transaction (**One lineage**).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
-
 use super::machine::{Batch, Flow, HeldRecord, Limits, Machine, Now, TierPartition};
 use crate::edge::clock;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::{Commit, Member, Polled, TopicPartition};
-use crate::edge::kafka::producer::Producer;
 use crate::edge::kafka::record::{Newer, read_command};
-use crate::edge::kafka::writer::Writer;
 use crate::edge::otlp::Together;
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::{Commit, RecordView, TopicPartition};
+use crate::edge::port::{Member as _, Polled, Port, ProducerKind};
+use crate::edge::writer::Writer;
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::throttle::Throttle;
 use crate::model::units::{EpochMs, Offset, Position};
@@ -31,17 +28,27 @@ const TURN: usize = 512;
 ///
 /// # Errors
 /// [`Failure`] when the role cannot continue.
-pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failure> {
+pub async fn run<P: Port>(
+    port: &P,
+    context: &RoleContext,
+    metrics: &ReleaseMetrics,
+) -> Result<(), Failure> {
     let settings = &context.settings;
     let tiers = settings.retry_topics();
     let mut needed = tiers.clone();
     needed.extend([settings.topics.commands(), settings.topics.invalid_events()]);
-    if !context.wait_until_possible("release", &needed)? {
+    if !context
+        .wait_until_possible(port, "release", &needed)
+        .await?
+    {
         return Ok(());
     }
-    let producer = Producer::for_writer(settings, &context.keep_waiting(), "release")?;
+    let keep_waiting = context.keep_waiting();
+    let producer = port
+        .producer(settings, &keep_waiting, "release", ProducerKind::Writer)
+        .await?;
     let half = || Half {
-        writer: Writer::new(settings, context.unless_stopping(), "release"),
+        writer: Writer::new(port, settings, context.unless_stopping(), "release"),
         under_way: None,
     };
     let (main, probe) = (half(), half());
@@ -52,15 +59,18 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
         ("fetch.message.max.bytes", "262144"),
         ("queued.max.messages.kbytes", "4096"),
     ];
-    let member = Member::join(
-        settings,
-        context.keep_waiting(),
-        "release",
-        &group,
-        &subscribed,
-        &extra,
-    )?;
+    let member = port
+        .join(
+            settings,
+            keep_waiting,
+            "release",
+            &group,
+            &subscribed,
+            &extra,
+        )
+        .await?;
     let mut release = Release {
+        port,
         context,
         metrics,
         main: Half {
@@ -69,7 +79,7 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
         },
         probe,
         slots: ProbeIds::default(),
-        passed: HashMap::new(),
+        passed: BTreeMap::new(),
         next_passed: clock::instant(),
         lines: Throttle::new(Duration::from_secs(5)),
         exported: BTreeSet::new(),
@@ -88,11 +98,11 @@ pub fn run(context: &RoleContext, metrics: &ReleaseMetrics) -> Result<(), Failur
             .collect(),
     };
     context.ready();
-    let ended = release.run(&member);
+    let ended = release.run(&member).await;
     context.draining();
     release.end();
     drop(release);
-    member.leave(ended)
+    member.leave(ended).await
 }
 
 /// The names of the topics that release reads and writes.
@@ -135,14 +145,15 @@ impl Topics {
     }
 }
 
-pub(super) struct Release<'a> {
+pub(super) struct Release<'a, P: Port> {
+    pub(super) port: &'a P,
     pub(super) context: &'a RoleContext,
     pub(super) metrics: &'a ReleaseMetrics,
-    pub(super) main: Half,
-    pub(super) probe: Half,
+    pub(super) main: Half<P>,
+    pub(super) probe: Half<P>,
     pub(super) slots: ProbeIds,
     /// Committed positions behind the ends of transactions.
-    pub(super) passed: HashMap<TierPartition, Position>,
+    pub(super) passed: BTreeMap<TierPartition, Position>,
     pub(super) next_passed: Instant,
     pub(super) lines: Throttle,
     /// Partitions with a series of the metric.
@@ -174,16 +185,16 @@ pub(super) struct UnderWay {
     pub(super) sent: bool,
 }
 
-pub(super) struct Half {
-    pub(super) writer: Writer,
+pub(super) struct Half<P: Port> {
+    pub(super) writer: Writer<P>,
     pub(super) under_way: Option<UnderWay>,
 }
 
-impl Release<'_> {
-    fn run(&mut self, member: &Member) -> Result<(), Failure> {
+impl<P: Port> Release<'_, P> {
+    async fn run(&mut self, member: &P::Member) -> Result<(), Failure> {
         while !self.context.stopping() {
             self.context.heartbeat();
-            self.poll(member)?;
+            self.poll(member).await?;
             self.count_stopped();
             for (at, change) in self.machine.flow() {
                 let at = [self.topics.topic_partition(at)];
@@ -192,16 +203,16 @@ impl Release<'_> {
                     Flow::Resume => member.resume(&at)?,
                 }
             }
-            self.move_due(member, Which::Main)?;
-            self.move_due(member, Which::Probe)?;
+            self.move_due(member, Which::Main).await?;
+            self.move_due(member, Which::Probe).await?;
             self.observe();
-            self.pass(member)?;
+            self.pass(member).await?;
         }
         Ok(())
     }
 
     /// Commits positions behind the ends of transactions: else the group would seem to be behind at rest.
-    fn pass(&mut self, member: &Member) -> Result<(), Failure> {
+    async fn pass(&mut self, member: &P::Member) -> Result<(), Failure> {
         const EVERY: Duration = Duration::from_secs(1);
         let now = clock::instant();
         if now < self.next_passed {
@@ -222,7 +233,7 @@ impl Release<'_> {
                 });
             }
         }
-        match member.commit(&commits) {
+        match member.commit(&commits).await {
             Ok(()) => {
                 let each = commits.iter().filter_map(|commit| {
                     let at = &commit.at;
@@ -237,7 +248,7 @@ impl Release<'_> {
         Ok(())
     }
 
-    fn poll(&mut self, member: &Member) -> Result<(), Failure> {
+    async fn poll(&mut self, member: &P::Member) -> Result<(), Failure> {
         /// Between looks at a producer that is being created: due records cannot be moved before, however long it takes.
         const OPENING: Duration = Duration::from_millis(20);
         let least = match self.main.writer.is_opening() {
@@ -246,7 +257,7 @@ impl Release<'_> {
         };
         let mut wait = self.machine.wait(now()).max(least);
         for _ in 0..TURN {
-            match member.poll(wait)? {
+            match member.poll(wait).await? {
                 Polled::Message(message) => self.take(&message),
                 Polled::Gap(gap) => {
                     let metrics = &self.context.metrics;
@@ -254,7 +265,7 @@ impl Release<'_> {
                     let at = &gap.at;
                     if let Some(at) = self.topics.tier_partition(&at.topic, at.partition) {
                         if gap.is_restart() {
-                            self.end_batches_of(member, &[at])?;
+                            self.end_batches_of(member, &[at]).await?;
                         }
                         self.passed.remove(&at);
                         let dropped = self.machine.gap(at, gap.from, gap.to, gap.end);
@@ -282,7 +293,7 @@ impl Release<'_> {
                 }
                 Polled::Revoked { partitions, .. } => {
                     let leaving: Vec<_> = self.topics.tier_partitions(&partitions).collect();
-                    self.end_batches_of(member, &leaving)?;
+                    self.end_batches_of(member, &leaving).await?;
                     self.passed.retain(|at, _| !leaving.contains(at));
                     self.machine
                         .revoked(self.topics.tier_partitions(&partitions));
@@ -296,7 +307,7 @@ impl Release<'_> {
         Ok(())
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
+    fn take(&mut self, message: &impl RecordView) {
         let at = self
             .topics
             .tier_partition(message.topic(), message.partition());
@@ -307,7 +318,7 @@ impl Release<'_> {
             Ok(content) => {
                 let record = HeldRecord {
                     offset: Offset(message.offset()),
-                    appended: EpochMs(message.timestamp().to_millis().unwrap_or_default()),
+                    appended: message.timestamp().unwrap_or(EpochMs(0)),
                     content,
                 };
                 self.machine.take(at, record);

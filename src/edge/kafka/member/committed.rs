@@ -19,16 +19,7 @@ use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::kafka::watchdog::{Link, was_unreachable_within};
 use crate::model::units::Position;
 
-/// The committed offset of a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// The partition.
-    pub at: TopicPartition,
-    /// `None` when the group has no committed offset.
-    pub position: Option<Position>,
-    /// The commit metadata.
-    pub metadata: String,
-}
+pub use crate::edge::port::records::Committed;
 
 /// Reads the committed offsets of one group.
 #[derive(Clone)]

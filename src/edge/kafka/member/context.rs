@@ -11,11 +11,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::gap::Gap;
 use super::health::ClientHealth;
 use super::partition::{TopicPartition, list};
 use crate::edge::kafka::error::is_unreachable;
 use crate::edge::kafka::log::LogContext;
+use crate::edge::port::gap::Gap;
 
 pub(super) enum Event {
     Assign(Vec<TopicPartition>),

@@ -6,10 +6,10 @@ use rdkafka::consumer::Consumer;
 
 use super::Member;
 use super::context::Event;
-use super::gap::Gap;
 use super::gap_search::Found;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::port::gap::Gap;
 
 impl Member {
     /// A position is out of range, and the client does not report which. Asks for the range of each partition in the

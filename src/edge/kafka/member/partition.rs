@@ -8,25 +8,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::model::units::Position;
 
-/// One partition of one topic.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TopicPartition {
-    /// The topic's name.
-    pub topic: Arc<str>,
-    /// The partition's number.
-    pub partition: i32,
-}
-
-/// A position to commit, with its metadata.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Commit {
-    /// The partition.
-    pub at: TopicPartition,
-    /// The next record to read after a restart.
-    pub position: Position,
-    /// At most 4,096 characters; empty where the position suffices.
-    pub metadata: String,
-}
+pub use crate::edge::port::records::{Commit, TopicPartition};
 
 pub(super) fn list(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
     let mut topics: HashMap<String, Arc<str>> = HashMap::new();

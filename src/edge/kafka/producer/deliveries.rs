@@ -11,17 +11,7 @@ use rdkafka::message::Message as _;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 
 use crate::edge::kafka::log::LogContext;
-
-/// A record that was not written.
-#[derive(Clone, Debug)]
-pub struct Refused {
-    /// The input of the batch that it comes from.
-    pub tag: usize,
-    /// The partition that it was for, if the client had chosen one.
-    pub partition: Option<i32>,
-    /// Why.
-    pub error: KafkaError,
-}
+use crate::edge::port::failure::{ClientError, Refused};
 
 /// The delivery reports of the current batch.
 #[derive(Default)]
@@ -48,7 +38,7 @@ impl Deliveries {
 
     /// Waits until every record is acknowledged or rejected. Terminates because `message.timeout.ms` bounds how long a
     /// record is neither.
-    pub(super) fn wait(&self) -> Result<(), (usize, KafkaError)> {
+    pub(super) fn wait(&self) -> Result<(), (usize, ClientError)> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding.load(Ordering::Acquire) > 0 {
             failed = self
@@ -99,7 +89,7 @@ impl ProducerContext for DeliveryContext {
             Refused {
                 tag,
                 partition: (partition >= 0).then_some(partition),
-                error: error.clone(),
+                error: error.clone().into(),
             }
         });
         self.deliveries.report(result);

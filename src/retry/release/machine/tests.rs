@@ -243,7 +243,7 @@ impl World {
     }
 
     /// The partitions that refuse records of a batch.
-    fn refusing(&self, batch: &Batch) -> HashSet<Target> {
+    fn refusing(&self, batch: &Batch) -> BTreeSet<Target> {
         let each = self.machine.moves(batch);
         let targets = each.map(|one| self.machine.target(&one.to));
         targets

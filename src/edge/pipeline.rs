@@ -6,31 +6,31 @@
 //! recreated, and the caller reads again from the committed offsets.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::ConsumerGroupMetadata;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 
-use super::producer::{BatchError, Producer, Record};
+use super::clock;
+use super::port::failure::{BatchError, ClientError, Failure};
+use super::port::records::{Commit, Record};
+use super::port::task::KeepWaiting;
+use super::port::{Port, Producer as _, ProducerKind, Task as _};
 use crate::config::Settings;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::member::Commit;
-use crate::edge::kafka::wait::KeepWaiting;
 
 /// The result of a batch: its number, how long its end took, and its producer.
-struct Ended {
-    producer: Producer,
+struct Ended<P: Port> {
+    producer: P::Producer,
     result: Result<(), BatchError>,
     took: Duration,
 }
 
-struct Job {
+struct Job<P: Port> {
     number: u64,
-    producer: Producer,
+    producer: P::Producer,
     commits: Vec<Commit>,
-    generation: Option<Arc<ConsumerGroupMetadata>>,
+    generation: Option<P::Generation>,
     committed: Committed,
 }
 
@@ -38,11 +38,7 @@ struct Job {
 pub type Committed = Box<dyn FnOnce() + Send>;
 
 /// The order of commits: a batch may commit once all before it have, unless one has failed.
-#[derive(Default)]
-struct Turns {
-    state: Mutex<Turn>,
-    moved: Condvar,
-}
+struct Turns(watch::Sender<Turn>);
 
 #[derive(Default)]
 struct Turn {
@@ -53,55 +49,53 @@ struct Turn {
 }
 
 impl Turns {
-    fn lock(&self) -> MutexGuard<'_, Turn> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits while `wanted` holds and no batch has failed.
-    fn wait_while(&self, mut wanted: impl FnMut(&Turn) -> bool) -> MutexGuard<'_, Turn> {
-        self.moved
-            .wait_while(self.lock(), |turn| !turn.broken && wanted(turn))
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Waits until `reached` holds or a batch has failed; `false` when one has.
+    async fn wait_for(&self, mut reached: impl FnMut(&Turn) -> bool) -> bool {
+        let mut turns = self.0.subscribe();
+        let turn = turns.wait_for(|turn| turn.broken || reached(turn)).await;
+        // The sender is this very object.
+        turn.is_ok_and(|turn| !turn.broken)
     }
 
     /// Waits for the turn of batch `number`; `false` when a batch before it failed.
-    fn wait(&self, number: u64) -> bool {
-        !self.wait_while(|turn| turn.committed + 1 < number).broken
+    async fn wait(&self, number: u64) -> bool {
+        self.wait_for(|turn| turn.committed + 1 >= number).await
     }
 
     fn end(&self, number: u64, well: bool) {
-        let mut turn = self.lock();
-        if well {
-            turn.committed = number;
-        } else {
-            turn.broken = true;
-        }
-        self.moved.notify_all();
+        self.0.send_modify(|turn| {
+            if well {
+                turn.committed = number;
+            } else {
+                turn.broken = true;
+            }
+        });
     }
 
     fn begin(&self) {
-        self.lock().unacknowledged += 1;
+        self.0.send_modify(|turn| turn.unacknowledged += 1);
     }
 
     fn acknowledged(&self) {
-        self.lock().unacknowledged -= 1;
-        self.moved.notify_all();
+        self.0.send_modify(|turn| turn.unacknowledged -= 1);
     }
 
     fn reset(&self, committed: u64) {
-        *self.lock() = Turn {
-            committed,
-            unacknowledged: 0,
-            broken: false,
-        };
+        self.0.send_modify(|turn| {
+            *turn = Turn {
+                committed,
+                unacknowledged: 0,
+                broken: false,
+            };
+        });
     }
 }
 
-/// Producers used in turn, each with a thread that ends its batches.
-pub struct Pipeline {
-    idle: VecDeque<(usize, Producer)>,
-    open: Option<(usize, Producer)>,
-    slots: Vec<Slot>,
+/// Producers used in turn, each with a task that ends its batches.
+pub struct Pipeline<P: Port> {
+    idle: VecDeque<(usize, P::Producer)>,
+    open: Option<(usize, P::Producer)>,
+    slots: Vec<Slot<P>>,
     /// Slots whose batch is ending, oldest first.
     pending: VecDeque<usize>,
     turns: Arc<Turns>,
@@ -109,26 +103,27 @@ pub struct Pipeline {
     observe: Box<dyn Fn(bool, Duration) + Send>,
 }
 
-struct Slot {
-    jobs: Option<Sender<Job>>,
-    ended: Receiver<Ended>,
-    thread: Option<JoinHandle<()>>,
+struct Slot<P: Port> {
+    jobs: UnboundedSender<Job<P>>,
+    ended: UnboundedReceiver<Ended<P>>,
+    task: P::Task,
 }
 
-impl Pipeline {
+impl<P: Port> Pipeline<P> {
     /// Creates `slots` producers for `purpose`. `observe` is called for each batch with whether it committed, and how
     /// long its end took.
     ///
     /// # Errors
     /// [`Failure`] when a producer cannot be created.
-    pub fn new(
+    pub async fn new(
+        port: &P,
         settings: &Settings,
         keep_waiting: &KeepWaiting,
         purpose: &'static str,
         slots: usize,
         observe: impl Fn(bool, Duration) + Send + 'static,
     ) -> Result<Self, Failure> {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns(watch::Sender::new(Turn::default())));
         let mut pipeline = Self {
             idle: VecDeque::new(),
             open: None,
@@ -140,20 +135,27 @@ impl Pipeline {
         };
         // Concurrently, because each waits for the coordinator several times: sequentially, this would dominate the
         // start-up time.
-        let made = std::thread::scope(|scope| {
-            let each = (0..slots).map(|slot| {
-                let make = move || Producer::new(settings, keep_waiting, purpose, slot);
-                scope.spawn(make)
-            });
-            let threads: Vec<_> = each.collect();
-            let each = threads.into_iter().map(|thread| thread.join());
-            each.collect::<Vec<_>>()
-        });
-        for (slot, made) in made.into_iter().enumerate() {
-            let producer =
-                made.map_err(|_| Failure::Internal("making a producer has panicked".to_owned()))??;
+        let mut made = Vec::new();
+        for slot in 0..slots {
+            let (port, settings) = (port.clone(), settings.clone());
+            let keep_waiting = KeepWaiting::clone(keep_waiting);
+            let (done, producer) = oneshot::channel();
+            port.clone()
+                .spawn(format!("{purpose}-{slot}"), move || async move {
+                    let kind = ProducerKind::Turn(slot);
+                    let producer = port.producer(&settings, &keep_waiting, purpose, kind).await;
+                    // Nobody waits for it when another one could not be made.
+                    done.send(producer).ok();
+                })?;
+            made.push(producer);
+        }
+        for (slot, producer) in made.into_iter().enumerate() {
+            let producer = producer
+                .await
+                .map_err(|_| Failure::Internal("making a producer has panicked".to_owned()))??;
             pipeline.idle.push_back((slot, producer));
-            pipeline.slots.push(Slot::start(&turns));
+            let name = format!("{purpose}-commit-{slot}");
+            pipeline.slots.push(Slot::start(port, name, &turns)?);
         }
         Ok(pipeline)
     }
@@ -162,23 +164,23 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`BatchError`] of this batch or an earlier one. Call [`Pipeline::recover`] then.
-    pub fn send(&mut self, record: Record<'_>) -> Result<(), BatchError> {
+    pub async fn send(&mut self, record: Record<'_, P::Headers>) -> Result<(), BatchError> {
         if self.open.is_none() {
             while self.idle.is_empty() {
-                self.await_oldest()?;
+                self.await_oldest().await?;
             }
             self.open = self.idle.pop_front();
         }
         match &mut self.open {
-            Some((_, producer)) => producer.send(record),
+            Some((_, producer)) => producer.send(record).await,
             None => Err(Failure::Internal("the pipeline has no producers".to_owned()).into()),
         }
     }
 
     /// Ensures that later records are behind all ended batches in the log. Each batch has its own producer, so their
     /// order is otherwise undefined. Does not wait after a failure, because all batches are discarded then.
-    pub fn keep_order(&self) {
-        drop(self.turns.wait_while(|turn| turn.unacknowledged > 0));
+    pub async fn keep_order(&self) {
+        self.turns.wait_for(|turn| turn.unacknowledged == 0).await;
     }
 
     /// Ends the open batch in the background. `commits` become visible with it, on behalf of `generation`, and then
@@ -186,14 +188,14 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`BatchError`] of an earlier batch. Call [`Pipeline::recover`] then.
-    pub fn commit(
+    pub async fn commit(
         &mut self,
         commits: Vec<Commit>,
-        generation: Option<Arc<ConsumerGroupMetadata>>,
+        generation: Option<P::Generation>,
         committed: Committed,
     ) -> Result<(), BatchError> {
         while self.open.is_none() && self.idle.is_empty() {
-            self.await_oldest()?;
+            self.await_oldest().await?;
         }
         let Some((slot, producer)) = self.open.take().or_else(|| self.idle.pop_front()) else {
             return Ok(());
@@ -207,11 +209,7 @@ impl Pipeline {
             committed,
         };
         self.turns.begin();
-        let sent = self.slots[slot]
-            .jobs
-            .as_ref()
-            .is_some_and(|jobs| jobs.send(job).is_ok());
-        if !sent {
+        if self.slots[slot].jobs.send(job).is_err() {
             return Err(Failure::Internal("a committing thread has ended".to_owned()).into());
         }
         self.pending.push_back(slot);
@@ -236,9 +234,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`BatchError`] of the first batch that failed. Call [`Pipeline::recover`] then.
-    pub fn settle(&mut self) -> Result<(), BatchError> {
+    pub async fn settle(&mut self) -> Result<(), BatchError> {
         while !self.pending.is_empty() {
-            self.await_oldest()?;
+            self.await_oldest().await?;
         }
         Ok(())
     }
@@ -254,30 +252,42 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Failure`] when a producer cannot be created.
-    pub fn recover(&mut self) -> Result<(), Failure> {
+    pub async fn recover(&mut self) -> Result<(), Failure> {
         self.turns.end(0, false);
         while let Some(slot) = self.pending.pop_front() {
-            let ended = self.slots[slot].ended.recv().map_err(|_| ended_early())?;
+            let ended = self.slots[slot].ended.recv().await;
+            let ended = ended.ok_or_else(ended_early)?;
             (self.observe)(ended.result.is_ok(), ended.took);
             self.idle.push_back((slot, ended.producer));
         }
         self.idle.extend(self.open.take());
         for (_, producer) in &mut self.idle {
-            producer.renew()?;
+            producer.renew().await?;
         }
         self.turns.reset(self.last);
         Ok(())
     }
 
-    fn await_oldest(&mut self) -> Result<(), BatchError> {
+    async fn await_oldest(&mut self) -> Result<(), BatchError> {
         let Some(&slot) = self.pending.front() else {
             return Ok(());
         };
-        let ended = self.slots[slot].ended.recv().map_err(|_| ended_early())?;
+        let ended = self.slots[slot].ended.recv().await;
+        let ended = ended.ok_or_else(ended_early)?;
         self.note(slot, ended)
     }
 
-    fn note(&mut self, slot: usize, ended: Ended) -> Result<(), BatchError> {
+    /// Waits for the end of the tasks, and of what they still have to do.
+    pub async fn end(self) {
+        for slot in self.slots {
+            drop(slot.jobs);
+            if !slot.task.join().await {
+                tracing::error!("a committing thread has panicked");
+            }
+        }
+    }
+
+    fn note(&mut self, slot: usize, ended: Ended<P>) -> Result<(), BatchError> {
         self.pending.pop_front();
         (self.observe)(ended.result.is_ok(), ended.took);
         self.idle.push_back((slot, ended.producer));
@@ -289,45 +299,30 @@ fn ended_early() -> Failure {
     Failure::Internal("a committing thread has ended".to_owned())
 }
 
-impl Slot {
-    fn start(turns: &Arc<Turns>) -> Self {
-        let (jobs, inbox) = channel::<Job>();
-        let (outbox, ended) = channel();
+impl<P: Port> Slot<P> {
+    fn start(port: &P, name: String, turns: &Arc<Turns>) -> Result<Self, Failure> {
+        let (jobs, mut inbox) = unbounded_channel::<Job<P>>();
+        let (outbox, ended) = unbounded_channel();
         let turns = Arc::clone(turns);
-        let thread = std::thread::spawn(move || {
-            for job in inbox {
-                let started = crate::edge::clock::instant();
-                let (producer, result) = end(&turns, job);
+        let task = port.spawn(name, move || async move {
+            while let Some(job) = inbox.recv().await {
+                let started = clock::instant();
+                let (producer, result) = end(&turns, job).await;
                 let ended = Ended {
                     producer,
                     result,
-                    took: crate::edge::clock::instant() - started,
+                    took: clock::instant() - started,
                 };
                 if outbox.send(ended).is_err() {
                     break;
                 }
             }
-        });
-        Self {
-            jobs: Some(jobs),
-            ended,
-            thread: Some(thread),
-        }
+        })?;
+        Ok(Self { jobs, ended, task })
     }
 }
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("a committing thread has panicked");
-        }
-    }
-}
-
-fn end(turns: &Turns, job: Job) -> (Producer, Result<(), BatchError>) {
+async fn end<P: Port>(turns: &Turns, job: Job<P>) -> (P::Producer, Result<(), BatchError>) {
     let Job {
         number,
         mut producer,
@@ -336,15 +331,13 @@ fn end(turns: &Turns, job: Job) -> (Producer, Result<(), BatchError>) {
         committed,
     } = job;
     // Wait out of turn for the acknowledgements: only the offsets and the commit are ordered.
-    let acknowledged = producer.acknowledged();
+    let acknowledged = producer.acknowledged().await;
     turns.acknowledged();
-    let result = acknowledged.and_then(|()| {
-        if turns.wait(number) {
-            producer.finish(&commits, generation.as_deref())
-        } else {
-            Err(BatchError::Aborted(rdkafka::error::KafkaError::Canceled))
-        }
-    });
+    let result = match acknowledged {
+        Ok(()) if turns.wait(number).await => producer.finish(&commits, generation.as_ref()).await,
+        Ok(()) => Err(BatchError::Aborted(ClientError::canceled())),
+        Err(error) => Err(error),
+    };
     turns.end(number, result.is_ok());
     if result.is_ok() {
         committed();

@@ -3,42 +3,50 @@
 //! A partition that refuses writes must not stop what does not depend on it. So a role sends a batch, goes on with its
 //! other work, and looks later whether the batch is acknowledged.
 
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::oneshot::{Receiver, channel};
 
-use super::error::Failure;
-use super::producer::Producer;
-use super::wait::KeepWaiting;
+use super::port::failure::Failure;
+use super::port::task::KeepWaiting;
+use super::port::{Port, Producer as _, ProducerKind};
 use crate::config::Settings;
 
-enum State {
+enum State<P: Port> {
     Closed,
-    Opening(Receiver<Result<Producer, Failure>>),
-    Open(Box<Producer>),
+    Opening(Receiver<Result<P::Producer, Failure>>),
+    Open(Box<P::Producer>),
 }
 
 /// One producer, or none at present.
-pub struct Writer {
+pub struct Writer<P: Port> {
+    port: P,
     settings: Settings,
     keep_waiting: KeepWaiting,
     purpose: &'static str,
-    state: State,
+    state: State<P>,
 }
 
 /// The producer of a writer.
-pub enum Ready<'a> {
+pub enum Ready<'a, P: Port> {
     /// It is open.
-    Yes(&'a mut Producer),
+    Yes(&'a mut P::Producer),
     /// It is being created.
     NotYet,
     /// There is none: it was closed, or could not be created.
     No,
 }
 
-impl Writer {
-    /// A writer without a producer. `keep_waiting` is called by background threads.
+impl<P: Port> Writer<P> {
+    /// A writer without a producer. `keep_waiting` is called by background tasks.
     #[must_use]
-    pub fn new(settings: &Settings, keep_waiting: KeepWaiting, purpose: &'static str) -> Self {
+    pub fn new(
+        port: &P,
+        settings: &Settings,
+        keep_waiting: KeepWaiting,
+        purpose: &'static str,
+    ) -> Self {
         Self {
+            port: port.clone(),
             settings: settings.clone(),
             keep_waiting,
             purpose,
@@ -46,9 +54,9 @@ impl Writer {
         }
     }
 
-    /// The same with `producer`, of [`Producer::for_writer`].
+    /// The same with `producer`, of the kind [`ProducerKind::Writer`].
     #[must_use]
-    pub fn with(self, producer: Producer) -> Self {
+    pub fn with(self, producer: P::Producer) -> Self {
         let state = State::Open(Box::new(producer));
         Self { state, ..self }
     }
@@ -57,8 +65,8 @@ impl Writer {
     ///
     /// # Errors
     /// [`Failure`] when it could not be created; it is closed then.
-    pub fn ready(&mut self) -> Result<Ready<'_>, Failure> {
-        if let State::Opening(made) = &self.state {
+    pub fn ready(&mut self) -> Result<Ready<'_, P>, Failure> {
+        if let State::Opening(made) = &mut self.state {
             match made.try_recv() {
                 Ok(Ok(producer)) => self.state = State::Open(Box::new(producer)),
                 Ok(Err(failure)) => {
@@ -66,16 +74,16 @@ impl Writer {
                     return Err(failure);
                 }
                 Err(TryRecvError::Empty) => return Ok(Ready::NotYet),
-                Err(TryRecvError::Disconnected) => {
+                Err(TryRecvError::Closed) => {
                     return Err(Failure::Internal(format!(
-                        "the thread that creates the producer of {} has panicked",
+                        "the thread that creates the producer of {} was not started or has panicked, see the log above",
                         self.purpose
                     )));
                 }
             }
         }
         Ok(match &mut self.state {
-            State::Open(producer) => Ready::Yes(producer),
+            State::Open(producer) => Ready::Yes(producer.as_mut()),
             State::Closed | State::Opening(_) => Ready::No,
         })
     }
@@ -87,7 +95,7 @@ impl Writer {
     }
 
     /// The producer, if it is open.
-    pub fn producer(&mut self) -> Option<&mut Producer> {
+    pub fn producer(&mut self) -> Option<&mut P::Producer> {
         match &mut self.state {
             State::Open(producer) => Some(producer),
             State::Closed | State::Opening(_) => None,
@@ -100,10 +108,11 @@ impl Writer {
             self.settings.clone(),
             KeepWaiting::clone(&self.keep_waiting),
         );
-        let purpose = self.purpose;
+        let (port, purpose) = (self.port.clone(), self.purpose);
         let (done, made) = channel();
-        std::thread::spawn(move || {
-            let producer = Producer::probe(&settings, &keep_waiting, purpose, slot);
+        self.spawn(move || async move {
+            let kind = ProducerKind::Probe(slot);
+            let producer = port.producer(&settings, &keep_waiting, purpose, kind).await;
             // Nobody waits for it when the role has ended.
             done.send(producer).ok();
         });
@@ -117,10 +126,10 @@ impl Writer {
         };
         let keep_waiting = KeepWaiting::clone(&self.keep_waiting);
         let (done, made) = channel();
-        std::thread::spawn(move || {
-            let producer = old.successor(&keep_waiting);
+        self.spawn(move || async move {
+            let producer = old.successor(&keep_waiting).await;
             done.send(producer).ok();
-            old.abandon();
+            old.abandon().await;
         });
         self.state = State::Opening(made);
     }
@@ -128,7 +137,14 @@ impl Writer {
     /// Gives up the batch, if there is one, and the producer.
     pub fn close(&mut self) {
         if let State::Open(old) = std::mem::replace(&mut self.state, State::Closed) {
-            std::thread::spawn(move || old.abandon());
+            self.spawn(move || old.abandon());
+        }
+    }
+
+    /// Starts a task; without it, its channel is closed, and whoever waits for that fails.
+    fn spawn<T: Future<Output = ()> + 'static>(&self, make: impl FnOnce() -> T + Send + 'static) {
+        if let Err(failure) = self.port.spawn(format!("{}-writer", self.purpose), make) {
+            tracing::error!(client = self.purpose, "{failure}");
         }
     }
 }
