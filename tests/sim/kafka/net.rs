@@ -7,7 +7,9 @@
 //!
 //! Chance comes from the seed, or a fate is prescribed for the next request of a kind ([`Net::next`]).
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,7 +76,7 @@ pub struct Weather {
     pub slow: u32,
     /// See there.
     pub slowness: Duration,
-    /// Clients that do not reach a broker: requests vanish.
+    /// Clients, or all of an instance (`purpose-instance`), that do not reach a broker: requests vanish.
     pub cut: BTreeSet<(Arc<str>, Node)>,
 }
 
@@ -88,6 +90,38 @@ impl Default for Weather {
             slowness: Duration::from_millis(500),
             cut: BTreeSet::new(),
         }
+    }
+}
+
+impl Weather {
+    fn is_cut(&self, client: &str, node: Node) -> bool {
+        self.cut.iter().any(|(who, at)| {
+            let rest = client.strip_suffix(&**who);
+            *at == node && rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('-'))
+        })
+    }
+}
+
+/// A machine that runs the tasks of clients: it may freeze or die with all of them.
+pub trait Host {
+    /// Starts a task on it.
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()>>>);
+}
+
+thread_local! {
+    static HOST: RefCell<Option<Arc<dyn Host>>> = const { RefCell::new(None) };
+}
+
+/// Sets the machine of the task that is polled now, and returns the one before.
+pub fn enter(host: Option<Arc<dyn Host>>) -> Option<Arc<dyn Host>> {
+    HOST.replace(host)
+}
+
+/// Starts a client's task on the machine of the task that calls this, if it is on one.
+pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    match HOST.with_borrow(Option::clone) {
+        Some(host) => host.spawn(Box::pin(task)),
+        None => drop(tokio::spawn(task)),
     }
 }
 
@@ -228,6 +262,7 @@ impl Net {
             Fate::Lost => return Err(Lost::Broken),
             Fate::Late(by) => {
                 let net = self.clone();
+                // It is in the network: the client's machine does not matter any more.
                 tokio::spawn(async move {
                     tokio::time::sleep(by).await;
                     if net.with(|cluster, _| cluster.is_up(node)) {
@@ -295,8 +330,8 @@ impl Net {
     pub fn bootstrap(&self, client: &Arc<str>) -> Option<Node> {
         let mut shared = lock(&self.shared);
         let running = shared.cluster.running().into_iter();
-        let cut = &shared.weather.cut;
-        let reached = running.filter(|node| !cut.contains(&(Arc::clone(client), *node)));
+        let weather = &shared.weather;
+        let reached = running.filter(|node| !weather.is_cut(client, *node));
         let reached: Vec<_> = reached.collect();
         let count = reached.len();
         (count > 0).then(|| reached[shared.rng.usize(0..count)])
@@ -364,7 +399,7 @@ impl Shared {
             Duration::from_micros(u64::try_from(micros).unwrap_or(0))
         };
         let (there, back) = (way(), way());
-        let cut = self.weather.cut.contains(&(Arc::clone(client), node));
+        let cut = self.weather.is_cut(client, node);
         (fate, there, back, cut)
     }
 }

@@ -30,6 +30,13 @@ pub struct View {
     record: Arc<Record>,
 }
 
+impl View {
+    /// This record, from this place.
+    pub fn new(tp: Tp, offset: i64, record: Arc<Record>) -> Self {
+        Self { tp, offset, record }
+    }
+}
+
 impl RecordView for View {
     fn topic(&self) -> &str {
         &self.tp.topic

@@ -121,7 +121,7 @@ impl Member {
         };
         lock(&task.state).generation = -1;
         lock(&task.state).polled = Some(Instant::now());
-        tokio::spawn(task.clone().run());
+        crate::kafka::net::spawn(task.clone().run());
         Self { task }
     }
 

@@ -229,7 +229,7 @@ impl Producer {
                         .or_default()
                         .push_back(queued);
                     if state.sending.insert(tp.clone()) {
-                        tokio::spawn(self.sender().run(tp));
+                        crate::kafka::net::spawn(self.sender().run(tp));
                     }
                     return Ok(());
                 }

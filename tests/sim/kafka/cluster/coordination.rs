@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Cluster, Kind, SEATS, Seat, Timer};
 use crate::kafka::group::{Group, Join, Phase};
-use crate::kafka::log::{Ms, Producer};
+use crate::kafka::log::{Fetched, Ms, Producer};
 use crate::kafka::transaction::{Init, Stage, Transaction};
 use crate::kafka::{Code, Node, Token, Tp};
 
@@ -508,5 +508,24 @@ impl Cluster {
     /// All members' partitions in all groups, for checks of a whole run.
     pub fn assignments(&self) -> impl Iterator<Item = (&Arc<str>, &Group)> {
         self.groups.iter()
+    }
+
+    /// What a group has committed for a partition, for checks of a whole run.
+    ///
+    /// # Errors
+    /// `UNSTABLE_OFFSET_COMMIT` while a transaction holds one.
+    pub fn position(&self, group: &str, tp: &Tp) -> Result<Option<(i64, Arc<str>)>, Code> {
+        let Some(group) = self.groups.get(group) else {
+            return Ok(None);
+        };
+        let found = group.offsets.get(tp, true)?;
+        Ok(found.map(|found| (found.position, Arc::clone(&found.metadata))))
+    }
+
+    /// The records of a partition that readers of committed records see, whoever leads it: for checks of a whole run.
+    pub fn peek(&self, tp: &Tp, from: i64) -> Option<Fetched> {
+        let log = &self.partition(tp).ok()?.log;
+        log.fetch(from.max(log.bounds().start), true, usize::MAX)
+            .ok()
     }
 }

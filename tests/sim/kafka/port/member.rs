@@ -77,7 +77,7 @@ impl SimMember {
         let (done, found) = oneshot::channel();
         let (link, group) = (self.member.link().clone(), Arc::clone(&self.group));
         let wanted = partitions.clone();
-        tokio::spawn(async move {
+        crate::kafka::net::spawn(async move {
             let found = look_up(&link, &group, &wanted).await;
             // Nobody waits for it when the member has left.
             drop(done.send(found));
