@@ -41,6 +41,8 @@ pub struct Replica {
     endpoints: Endpoints,
     running: Option<Running>,
     ahead: i64,
+    /// Counts its processes.
+    pub run: u64,
     /// It was stopped for good.
     pub gone: bool,
 }
@@ -73,6 +75,7 @@ impl Replica {
             endpoints: endpoints.clone(),
             running: None,
             ahead: 0,
+            run: 0,
             gone: false,
         }
     }
@@ -88,6 +91,7 @@ impl Replica {
             return;
         }
         self.note("starts");
+        self.run += 1;
         let machine = Arc::new(Machine::default());
         machine.set_ahead(self.ahead);
         let outside = Outside {

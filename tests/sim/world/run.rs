@@ -12,6 +12,7 @@ use hookstream::edge::clock;
 use hookstream::edge::port::records::{Headers as _, Record};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::edge::port::{Producer as _, ProducerKind};
+use hookstream::model::subscription::APPLIED;
 use hookstream::model::units::EpochMs;
 use tokio::time::{sleep, sleep_until};
 
@@ -142,14 +143,25 @@ impl Writer {
     }
 
     /// Writes until it is acknowledged; operators try again, publishers do not (the same event twice would be two).
-    async fn write(&mut self, topic: &str, key: &str, value: Option<&[u8]>, again: bool) {
+    async fn write(
+        &mut self,
+        topic: &str,
+        key: &str,
+        value: Option<&[u8]>,
+        applied: Option<&str>,
+        again: bool,
+    ) {
         loop {
+            let mut headers = SimHeaders::with_capacity(1);
+            if let Some(applied) = applied {
+                headers = headers.and(APPLIED, Some(applied.as_bytes()));
+            }
             let record = Record {
                 topic,
                 partition: None,
                 key: Some(key.as_bytes()),
                 value,
-                headers: SimHeaders::with_capacity(0),
+                headers,
                 tag: 0,
             };
             let sent = self.producer.send(record).await;
@@ -307,8 +319,10 @@ impl World {
         let topic = self.settings.topics.subscriptions();
         let value = value.to_string();
         let mut operator = self.operator.lock().await;
+        // Each one is distinct from all earlier ones, as by `hookstream subscriptions apply`.
+        let applied = format!("{}-{:08x}", self.net.now(), fastrand::u32(..));
         operator
-            .write(&topic, &it.id, Some(value.as_bytes()), true)
+            .write(&topic, &it.id, Some(value.as_bytes()), Some(&applied), true)
             .await;
         self.existing.borrow_mut().insert(sub);
     }
@@ -325,7 +339,7 @@ impl World {
             let now = self.net.now() - EPOCH;
             self.published.borrow_mut().insert(event.id.clone(), now);
             publisher
-                .write(&topic, &event.subject, Some(&value), false)
+                .write(&topic, &event.subject, Some(&value), None, false)
                 .await;
         }
     }
@@ -364,7 +378,7 @@ impl World {
                 self.existing.borrow_mut().remove(&sub);
                 let topic = self.settings.topics.subscriptions();
                 let mut operator = self.operator.lock().await;
-                operator.write(&topic, id, None, true).await;
+                operator.write(&topic, id, None, None, true).await;
             }
             Act::Kill(at, time) => {
                 self.replica(at, Replica::kill);
@@ -463,16 +477,23 @@ impl World {
 
     /// Stops a replica in an orderly way; one that does not end in time is killed, as a platform does.
     async fn end(&self, at: usize) {
-        let mut patience = Duration::ZERO;
+        let (mut patience, mut run) = (Duration::ZERO, 0);
         self.replica(at, |replica| {
             replica.stop();
-            patience = replica.patience();
+            (patience, run) = (replica.patience(), replica.run);
         });
         let until = tokio::time::Instant::now() + patience;
-        let mut ended = false;
+        let (mut ended, mut again) = (false, false);
         while !ended && tokio::time::Instant::now() < until {
             sleep(Duration::from_millis(100)).await;
-            self.replica(at, |replica| ended = replica.has_ended());
+            self.replica(at, |replica| {
+                again = replica.run != run;
+                ended = replica.has_ended() || again;
+            });
+        }
+        if again {
+            // Something else has started it again.
+            return;
         }
         if !ended && self.calm.get() {
             let mut name: Arc<str> = Arc::from("");
