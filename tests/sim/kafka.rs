@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod group;
 pub mod log;
 pub mod net;
+pub mod planted;
 pub mod port;
 pub mod transaction;
 

@@ -44,6 +44,52 @@ use world::run::{Outcome, catch_panics, play};
 const TEST_SEEDS: u64 = 2_000;
 const TEST_TIME: Duration = Duration::from_secs(60);
 
+/// Planted bugs that the first ten seeds find.
+const QUICK: [&str; 4] = ["outcome-lost", "release-without-positions", "body", "early"];
+
+/// The number of seeds until a planted bug is found, and the first violation.
+fn find(name: &str, first: u64, count: u64) -> Option<(u64, String)> {
+    let bug = kafka::planted::ALL.iter().find(|bug| bug.name == name)?;
+    for seed in first..first + count {
+        let plan = Plan::of(seed);
+        kafka::planted::plant(Some(bug.name));
+        let outcome = play(&plan);
+        kafka::planted::plant(None);
+        if let Some(what) = outcome.violations.into_iter().next() {
+            return Some((seed - first + 1, what));
+        }
+    }
+    None
+}
+
+/// Plants one bug, or `all` one after the other: prints after how many seeds each is found.
+fn planted(name: &str, first: u64, count: u64) -> ExitCode {
+    let all = kafka::planted::ALL.iter();
+    let chosen: Vec<_> = all
+        .filter(|bug| name == "all" || bug.name == name)
+        .collect();
+    let mut missed = chosen.is_empty();
+    println!("| bug | what is wrong | seeds | found as |");
+    println!("|---|---|---|---|");
+    for bug in chosen {
+        let found = find(bug.name, first, count);
+        missed |= found.is_none();
+        let (seeds, what) = found.map_or_else(
+            || (format!("not in {count}"), String::new()),
+            |(seeds, what)| (seeds.to_string(), what),
+        );
+        // Without the time, up to the name of the invariant.
+        let what = what.split(" ms: ").last().unwrap_or_default();
+        let what = what.split(':').next().unwrap_or_default();
+        println!("| `{}` | {} | {seeds} | {what} |", bug.name, bug.what);
+    }
+    if missed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -57,6 +103,9 @@ fn main() -> ExitCode {
         return one(seed);
     }
     let first = number("FIRST").unwrap_or(1);
+    if let Ok(name) = std::env::var("PLANT") {
+        return planted(&name, first, number("SEEDS").unwrap_or(200));
+    }
     if let Some(count) = number("SEEDS") {
         return many(first, count, Duration::MAX);
     }
@@ -64,6 +113,14 @@ fn main() -> ExitCode {
         println!("{what}");
         return ExitCode::FAILURE;
     }
+    // Those that few seeds show.
+    for name in QUICK {
+        if find(name, 1, 10).is_none() {
+            println!("the planted bug {name} is not found by seeds 1 to 10");
+            return ExitCode::FAILURE;
+        }
+    }
+    println!("{} planted bugs are found", QUICK.len());
     many(first, TEST_SEEDS, TEST_TIME)
 }
 
@@ -84,7 +141,9 @@ fn isolation(plan: &Plan, outcome: &Outcome) -> Option<String> {
     };
     let (with, without) = (at(&outcome.latencies), at(&well.latencies));
     (with > 2 * without + 500).then(|| {
-        format!("Isolated: the control group waits {with} ms (p95), {without} ms without bad tenants")
+        format!(
+            "Isolated: the control group waits {with} ms (p95), {without} ms without bad tenants"
+        )
     })
 }
 
@@ -181,7 +240,10 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
         }
     });
     let (passed, failed) = (passed.into_inner(), failed.into_inner());
-    let (real, simulated) = (began.elapsed(), Duration::from_millis(virtual_ms.into_inner()));
+    let (real, simulated) = (
+        began.elapsed(),
+        Duration::from_millis(virtual_ms.into_inner()),
+    );
     println!(
         "{simulated:.0?} of virtual time in {real:.1?}, {:.0} times as fast",
         simulated.as_secs_f64() / real.as_secs_f64()

@@ -58,6 +58,8 @@ pub struct Checker {
     webhooks: BTreeMap<Arc<str>, Webhook>,
     /// Copies that may exist once only.
     keys: BTreeSet<(Arc<str>, Arc<str>, String)>,
+    /// When a webhook was seen to be in no place any more, ms since the beginning.
+    finished: BTreeMap<Arc<str>, Ms>,
     /// What is wrong.
     pub violations: Vec<String>,
 }
@@ -104,6 +106,7 @@ impl Checker {
             open: BTreeMap::new(),
             webhooks: BTreeMap::new(),
             keys: BTreeSet::new(),
+            finished: BTreeMap::new(),
             violations: Vec::new(),
         }
     }
@@ -134,7 +137,8 @@ impl Checker {
             }
         }
         let mut live: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
-        let mut settled = self.events_done();
+        let mut settled = self.events_done() && self.all_stable();
+        let mut is_whole = self.all_stable();
         for (topic, kind, role) in &topics {
             if *kind == Kind::DeadLetters {
                 continue;
@@ -145,11 +149,16 @@ impl Checker {
                 let Ok(found) = found else {
                     // The end of a transaction is under way.
                     settled = false;
+                    is_whole = false;
                     continue;
                 };
                 let place = Place::new(CLUSTER, &tp.topic, tp.partition);
                 let window = found.map(|(position, metadata)| {
-                    let metadata = if *kind == Kind::Commands { &*metadata } else { "" };
+                    let metadata = if *kind == Kind::Commands {
+                        &*metadata
+                    } else {
+                        ""
+                    };
                     Window::restore(Position(position), metadata, place)
                 });
                 let end = self.read.get(&tp).copied().unwrap_or(0);
@@ -189,6 +198,15 @@ impl Checker {
             }
         }
         settled &= live.is_empty();
+        if is_whole && self.all_stable() {
+            let now = self.net.now() - EPOCH;
+            for id in self.webhooks.keys() {
+                match live.contains_key(id) {
+                    true => self.finished.remove(id),
+                    false => Some(*self.finished.entry(Arc::clone(id)).or_insert(now)),
+                };
+            }
+        }
         for (id, mut places) in live {
             if self.webhooks.get(&id).is_some_and(|known| known.dead > 0) {
                 places.push("dead letters".to_owned());
@@ -208,6 +226,16 @@ impl Checker {
                 let found = cluster.position(&self.events_group, tp);
                 end == 0 || matches!(found, Ok(Some((position, _))) if position >= end)
             })
+        })
+    }
+
+    /// No open transaction hides records.
+    fn all_stable(&self) -> bool {
+        self.topics.iter().all(|(topic, _, _)| {
+            let all = Self::all_partitions(topic, self.partitions);
+            let bounds = |tp: &Tp| self.net.with(|cluster, _| cluster.bounds(tp));
+            let mut each = all.iter().filter_map(bounds);
+            each.all(|bounds| bounds.stable == bounds.end)
         })
     }
 
@@ -262,9 +290,15 @@ impl Checker {
             known.subscription = Arc::from(subscription);
             known.body = body;
         } else if known.body != body {
-            wrong.push(("Stable identity", format!("{id} changed its body in {tp:?} {offset}")));
+            wrong.push((
+                "Stable identity",
+                format!("{id} changed its body in {tp:?} {offset}"),
+            ));
         } else if *known.event != event || *known.subscription != subscription {
-            wrong.push(("Stable identity", format!("{id} is of two events or subscriptions")));
+            wrong.push((
+                "Stable identity",
+                format!("{id} is of two events or subscriptions"),
+            ));
         }
         if begun != 1 {
             wrong.push(("Complete", format!("{id} was fanned out {begun} times")));
@@ -296,9 +330,17 @@ impl Checker {
                 (Err(_), _) | (_, Err(_)) => "unstable".to_owned(),
                 _ => "none".to_owned(),
             };
-            format!("{} {} at {position}: {} open {some:?}", tp.topic, tp.partition, open.len())
+            format!(
+                "{} {} at {position}: {} open {some:?}",
+                tp.topic,
+                tp.partition,
+                open.len()
+            )
         });
         let mut all: Vec<_> = each.collect();
+        if !self.all_stable() {
+            all.push("an open transaction hides records".to_owned());
+        }
         if !self.events_done() {
             all.push("events are not fanned out".to_owned());
         }
@@ -319,7 +361,12 @@ impl Checker {
         self.check_requests(plan, history);
     }
 
-    fn check_events(&mut self, plan: &Plan, wave: &BTreeSet<String>, accepted: &BTreeSet<Arc<str>>) {
+    fn check_events(
+        &mut self,
+        plan: &Plan,
+        wave: &BTreeSet<String>,
+        accepted: &BTreeSet<Arc<str>>,
+    ) {
         let mut by_event: BTreeMap<(Arc<str>, Arc<str>), Vec<Arc<str>>> = BTreeMap::new();
         for (id, known) in &self.webhooks {
             let key = (Arc::clone(&known.event), Arc::clone(&known.subscription));
@@ -366,7 +413,10 @@ impl Checker {
                     if must && !is_accepted {
                         self.violated(
                             "Liveness",
-                            format!("{webhook} (event {id}, {}) is dead, and its endpoint is well", sub.id),
+                            format!(
+                                "{webhook} (event {id}, {}) is dead, and its endpoint is well",
+                                sub.id
+                            ),
                         );
                     }
                 }
@@ -374,7 +424,10 @@ impl Checker {
         }
         for ((event, sub), ids) in by_event {
             if ids.len() > 1 {
-                self.violated("Stable identity", format!("event {event} for {sub} is {ids:?}"));
+                self.violated(
+                    "Stable identity",
+                    format!("event {event} for {sub} is {ids:?}"),
+                );
             }
         }
     }
@@ -391,28 +444,52 @@ impl Checker {
             _ => 0,
         });
         let skew = 2 * jumps.sum::<Ms>();
+        let cut_off = plan.acts.iter().any(|(_, act)| {
+            use super::plan::Act;
+            matches!(
+                act,
+                Act::Freeze(..) | Act::Cut(..) | Act::KillBroker(..) | Act::Weather(..)
+            )
+        });
         let mut all: BTreeMap<&Arc<str>, Seen> = BTreeMap::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
-            let What::Request {
-                id, attempt, body, ..
-            } = what
-            else {
-                continue;
+            let (id, attempt, body) = match what {
+                What::Request {
+                    id, attempt, body, ..
+                } => (id, attempt, *body),
+                What::Unsent { id, attempt } => {
+                    let known = self.webhooks.get(id).map(|known| known.body);
+                    (id, attempt, known.unwrap_or(0))
+                }
+                _ => continue,
             };
             let Some(known) = self.webhooks.get(id) else {
                 wrong.push(("Complete", format!("{id} was sent and never fanned out")));
                 continue;
             };
-            if known.body != *body {
-                wrong.push(("Stable identity", format!("{id} was sent with another body")));
+            if known.body != body {
+                wrong.push((
+                    "Stable identity",
+                    format!("{id} was sent with another body"),
+                ));
             }
             let seen = all.entry(id).or_insert_with(|| Seen {
-                body: *body,
+                body,
                 attempt: 0,
                 first: BTreeMap::new(),
             });
-            if seen.body != *body {
+            // A process that was cut off may finish what others have done meanwhile.
+            if !cut_off
+                && let Some(finished) = self.finished.get(id)
+                && at > finished
+            {
+                wrong.push((
+                    "One lineage",
+                    format!("{id} was sent at {at} ms, and was finished before {finished} ms"),
+                ));
+            }
+            if seen.body != body {
                 wrong.push(("Stable identity", format!("{id} was sent with two bodies")));
             }
             if *attempt < seen.attempt || *attempt > seen.attempt + 1 && seen.attempt > 0 {

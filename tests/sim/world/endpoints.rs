@@ -158,7 +158,9 @@ fn answered(status: u16, retry_after: Option<Duration>) -> Reply<()> {
 /// The id of the event in a body, which all events of a world have in their data.
 fn event_of(body: &[u8]) -> Arc<str> {
     let found: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    let found = found.as_ref().and_then(|body| body["data"]["event"].as_str());
+    let found = found
+        .as_ref()
+        .and_then(|body| body["data"]["event"].as_str());
     Arc::from(found.unwrap_or("?"))
 }
 
@@ -173,17 +175,26 @@ impl Http for Client {
         let request = build();
         let host: Arc<str> = Arc::from(request.to.uri().host().unwrap_or_default());
         let header = |name: &str| {
-            let value = request.headers.get(name).and_then(|value| value.to_str().ok());
+            let value = request
+                .headers
+                .get(name)
+                .and_then(|value| value.to_str().ok());
             value.unwrap_or_default().to_owned()
         };
         let id: Arc<str> = Arc::from(header("webhook-id"));
         let attempt = header("hookstream-attempt").parse().unwrap_or(0);
         let (latency, behaviour, bad) = self.endpoints.choose(&host);
+        let unsent = || {
+            let id = Arc::clone(&id);
+            self.endpoints.note(What::Unsent { id, attempt });
+        };
         if lock(&self.endpoints.world).cut.contains(&self.instance) {
+            unsent();
             sleep(Duration::from_millis(20)).await;
             return failed(FailureClass::Connect, "network unreachable");
         }
         if behaviour == Behaviour::Refusing {
+            unsent();
             sleep(latency / 2).await;
             return failed(FailureClass::Connect, "connection refused");
         }

@@ -20,6 +20,8 @@ pub enum What {
         body: u64,
         event: Arc<str>,
     },
+    /// An attempt without a connection.
+    Unsent { id: Arc<str>, attempt: u32 },
     /// An endpoint responded to one, or did not (status 0).
     Response {
         host: Arc<str>,
@@ -49,6 +51,7 @@ impl fmt::Display for What {
                     "{replica} -> {host}: event {event}, attempt {attempt}, {id}"
                 )
             }
+            Self::Unsent { id, attempt } => write!(f, "no connection: attempt {attempt}, {id}"),
             Self::Response {
                 host, id, status, ..
             } => match status {

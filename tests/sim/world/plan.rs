@@ -317,7 +317,9 @@ fn fault(rng: &mut fastrand::Rng, kind: u32, replica: usize) -> Act {
         2 => Act::Freeze(replica, rng.i64(500..40_000)),
         3 => Act::Restart(replica),
         4 => Act::Roll,
-        5 => Act::ScaleUp([Roles::All, Roles::Deliver, Roles::Fanout, Roles::Release][rng.usize(0..4)]),
+        5 => Act::ScaleUp(
+            [Roles::All, Roles::Deliver, Roles::Fanout, Roles::Release][rng.usize(0..4)],
+        ),
         6 => Act::ScaleDown(replica),
         7 => Act::Cut(replica, node, rng.i64(1_000..30_000)),
         8 => Act::CutEgress(replica, rng.i64(1_000..10_000)),

@@ -25,6 +25,7 @@ use crate::kafka::Tp;
 use crate::kafka::cluster::{Cluster, Settings as ClusterSettings, TopicConfig};
 use crate::kafka::log::Ms;
 use crate::kafka::net::{Api, Fate, Net, Weather};
+use crate::kafka::planted;
 use crate::kafka::port::SimHeaders;
 use crate::kafka::port::producer::SimProducer;
 
@@ -322,7 +323,15 @@ impl World {
         // Each one is distinct from all earlier ones, as by `hookstream subscriptions apply`.
         let applied = format!("{}-{:08x}", self.net.now(), fastrand::u32(..));
         operator
-            .write(&topic, &it.id, Some(value.as_bytes()), Some(&applied), true)
+            .write(
+                &topic,
+                &it.id,
+                Some(value.as_bytes()),
+                Some(&applied)
+                    .filter(|_| !planted::is("stale-disable"))
+                    .map(|x| &**x),
+                true,
+            )
             .await;
         self.existing.borrow_mut().insert(sub);
     }
@@ -498,7 +507,9 @@ impl World {
         if !ended && self.calm.get() {
             let mut name: Arc<str> = Arc::from("");
             self.replica(at, |replica| name = Arc::clone(&replica.name));
-            self.violated(format!("Liveness: {name} does not stop within {patience:?}"));
+            self.violated(format!(
+                "Liveness: {name} does not stop within {patience:?}"
+            ));
         }
         self.replica(at, Replica::kill);
     }

@@ -22,6 +22,7 @@ use crate::kafka::client::reader::{self, Reader};
 use crate::kafka::client::{Class, Link, Trouble, is_lost};
 use crate::kafka::cluster::{Membership, Offset, Spec};
 use crate::kafka::net::{Api, Net};
+use crate::kafka::planted;
 use crate::kafka::{Code, Tp};
 
 type Found = Result<Vec<Committed>, Code>;
@@ -55,7 +56,7 @@ impl SimMember {
         let member = Member::join(net, &name, group, topics, Config::default());
         Self {
             member,
-            reader: RefCell::new(Reader::new(net, &name, true)),
+            reader: RefCell::new(Reader::new(net, &name, !planted::is("uncommitted"))),
             group: Arc::from(group),
             purpose,
             assigned: RefCell::default(),
@@ -133,6 +134,10 @@ impl SimMember {
                 for tp in &partitions {
                     reader.stop(tp);
                 }
+                if planted::is("revocation-ignored") {
+                    self.member.give_up(&partitions);
+                }
+                let lost = lost && !planted::is("lost-as-revoked");
                 Ok(Some(Polled::Revoked { partitions, lost }))
             }
             Some(Event::Failed(code)) => {
@@ -237,6 +242,9 @@ async fn look_up(link: &Link, group: &Arc<str>, wanted: &[Tp]) -> Found {
     let each = wanted.iter().zip(found);
     let each = each.map(|(tp, found)| {
         let (position, metadata) = match found {
+            Some((position, _)) if planted::is("metadata-lost") => {
+                (Some(Position(position)), String::new())
+            }
             Some((position, metadata)) => (Some(Position(position)), metadata.to_string()),
             None => (None, String::new()),
         };
@@ -334,6 +342,9 @@ impl port::Member for SimMember {
     }
 
     async fn rewind(&self, partitions: &[Tp]) -> Result<(), Failure> {
+        if planted::is("no-rewind") {
+            return Ok(());
+        }
         let found = self.committed(partitions).await?;
         let mut reader = self.reader.borrow_mut();
         for found in found {
@@ -366,7 +377,11 @@ impl port::Member for SimMember {
         if commits.is_empty() {
             return Ok(());
         }
-        let results = self.member.commit(&to_offsets(commits)).await;
+        let mut offsets = to_offsets(commits);
+        if planted::is("position-ahead") {
+            offsets.iter_mut().for_each(|offset| offset.position += 1);
+        }
+        let results = self.member.commit(&offsets).await;
         let results = results.map_err(|trouble| {
             self.disturbed
                 .set(self.disturbed.get() || is_lost(trouble.code));

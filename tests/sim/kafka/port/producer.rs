@@ -21,6 +21,7 @@ use crate::kafka::client::producer::{Config, Producer, Report};
 use crate::kafka::client::{Class, Link, Trouble};
 use crate::kafka::cluster::Membership;
 use crate::kafka::net::{Net, lock};
+use crate::kafka::planted;
 use crate::kafka::{Code, Tp};
 
 /// Alternative transactional ids, beside a producer's own.
@@ -196,7 +197,8 @@ impl SimProducer {
             Some(number) => number,
             None => {
                 let count = self.count(&topic).await.unwrap_or(1);
-                let hash = record.key.map(key_hash);
+                let lost = planted::is("wrong-partition") && record.topic.ends_with("commands");
+                let hash = record.key.filter(|_| !lost).map(key_hash);
                 let random = || u32::try_from(self.recipe.net.random(1 << 31)).unwrap_or(0);
                 partition(hash.unwrap_or_else(random), count).unwrap_or(0)
             }
@@ -236,6 +238,36 @@ impl SimProducer {
     }
 }
 
+/// What a planted bug makes of a record.
+fn falsified(topic: &str, record: crate::kafka::log::Record) -> crate::kafka::log::Record {
+    let mut record = record;
+    if !topic.contains("retry") {
+        return record;
+    }
+    let mut set = |name: &str, change: &dyn Fn(&str) -> String| {
+        for (at, value) in &mut record.headers {
+            if **at == *name {
+                let text = String::from_utf8_lossy(value.as_deref().unwrap_or_default());
+                *value = Some(Bytes::from(change(&text)));
+            }
+        }
+    };
+    let attempt = |text: &str| text.parse::<u32>().unwrap_or(0);
+    if planted::is("webhook-id") {
+        set("webhook-id", &|text| format!("{text}x"));
+    }
+    if planted::is("attempt-reset") {
+        set("hs-attempt", &|_| "0".to_owned());
+    }
+    if planted::is("attempt-skipped") {
+        set("hs-attempt", &|text| (attempt(text) + 1).to_string());
+    }
+    if planted::is("body") {
+        record.value = record.value.map(|value| [&*value, b" "].concat().into());
+    }
+    record
+}
+
 impl port::Producer for SimProducer {
     type Generation = Membership;
     type Headers = SimHeaders;
@@ -243,6 +275,12 @@ impl port::Producer for SimProducer {
     async fn send(&mut self, record: Record<'_, SimHeaders>) -> Result<(), BatchError> {
         self.begin()?;
         let tp = self.choose(&record).await;
+        let purpose = self.recipe.purpose;
+        if purpose == "deliver" && planted::sometimes("outcome-lost", 20)
+            || purpose == "fanout" && planted::sometimes("command-lost", 50)
+        {
+            return Ok(());
+        }
         let copy = crate::kafka::log::Record {
             key: record.key.map(Bytes::copy_from_slice),
             value: record.value.map(Bytes::copy_from_slice),
@@ -250,6 +288,10 @@ impl port::Producer for SimProducer {
             timestamp: self.recipe.net.now(),
         };
         let tag = record.tag;
+        let copy = falsified(record.topic, copy);
+        if purpose == "deliver" && planted::sometimes("outcome-twice", 20) {
+            self.client.send(tp.clone(), copy.clone(), tag).await.ok();
+        }
         let sent = self.client.send(tp, copy, tag).await;
         sent.map_err(|trouble| match self.sort(tag, trouble) {
             BatchError::TooLarge { tag, .. } => BatchError::TooLarge { tag, at_once: true },
@@ -289,17 +331,44 @@ impl port::Producer for SimProducer {
         }
         self.begin()?;
         self.acknowledged().await?;
-        if !commits.is_empty() {
+        let purpose = self.recipe.purpose;
+        let skipped = purpose == "release" && planted::is("release-without-positions")
+            || purpose == "fanout" && planted::is("fanout-without-positions");
+        if !commits.is_empty() && !skipped {
             let Some(generation) = generation else {
                 let what = "offsets to commit without a consumer group".to_owned();
                 return Err(Failure::Internal(what).into());
             };
-            let offsets = to_offsets(commits);
+            let mut offsets = to_offsets(commits);
+            if planted::is("transaction-ahead") {
+                offsets.iter_mut().for_each(|offset| offset.position += 1);
+            }
+            let nobody = Membership {
+                group: Arc::clone(&generation.group),
+                member: Arc::from(""),
+                generation: -1,
+            };
+            let zombie = planted::is("zombie");
+            let generation = if zombie { &nobody } else { generation };
             let sent = self.client.send_offsets(generation, &offsets, OFFSETS);
-            sent.await.map_err(|trouble| self.sort(0, trouble))?;
+            let sent = sent.await;
+            if sent.is_err() && planted::is("abort-as-commit") {
+                self.abort().await;
+                self.begun = false;
+                return Ok(());
+            }
+            sent.map_err(|trouble| self.sort(0, trouble))?;
         }
         let committed = self.client.commit().await;
         committed.map_err(|trouble| self.sort(0, trouble))?;
+        if planted::sometimes("commit-as-abort", 20) {
+            let trouble = Trouble {
+                code: Code::InvalidTxnState,
+                class: Class::Abort,
+                ambiguous: false,
+            };
+            return Err(self.sort(0, trouble));
+        }
         self.begun = false;
         Ok(())
     }
