@@ -41,18 +41,20 @@ impl Machine {
         started
     }
 
+    /// A dead one stays dead.
+    fn change(&self, from: u8, to: u8) {
+        let (one, other) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.state.compare_exchange(from, to, one, other).ok();
+    }
+
     /// Nothing runs until it thaws.
     pub fn freeze(&self) {
-        let _ = self
-            .state
-            .compare_exchange(RUNNING, FROZEN, Ordering::Relaxed, Ordering::Relaxed);
+        self.change(RUNNING, FROZEN);
     }
 
     /// Goes on after [`Machine::freeze`].
     pub fn thaw(&self) {
-        let _ = self
-            .state
-            .compare_exchange(FROZEN, RUNNING, Ordering::Relaxed, Ordering::Relaxed);
+        self.change(FROZEN, RUNNING);
         for waker in lock(&self.waiting).drain(..) {
             waker.wake();
         }

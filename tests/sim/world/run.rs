@@ -521,15 +521,13 @@ impl World {
 
     async fn scale_down(&self, at: usize) {
         // The last of a role stays.
-        let mut replicas = self.replicas.borrow_mut();
-        let (count, at) = (replicas.len(), at % replicas.len());
         let only_all = self.plan.replicas.iter().all(|roles| *roles == Roles::All);
-        let left = replicas.iter().filter(|replica| !replica.gone).count();
-        if !only_all || left < 2 || count < 2 {
+        let is_left = |replica: &&Replica| !replica.gone;
+        let left = self.replicas.borrow().iter().filter(is_left).count();
+        if !only_all || left < 2 {
             return;
         }
-        replicas[at].gone = true;
-        drop(replicas);
+        self.replica(at, |replica| replica.gone = true);
         self.end(at).await;
     }
 

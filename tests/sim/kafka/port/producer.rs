@@ -363,7 +363,7 @@ impl port::Producer for SimProducer {
         committed.map_err(|trouble| self.sort(0, trouble))?;
         if planted::sometimes("commit-as-abort", 20) {
             let trouble = Trouble {
-                code: Code::InvalidTxnState,
+                code: Code::InvalidTransactionalState,
                 class: Class::Abort,
                 ambiguous: false,
             };
