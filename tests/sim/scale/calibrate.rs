@@ -1,0 +1,3 @@
+//! Small scenarios on a real Kafka, beside the model of the same size.
+
+pub fn print() {}

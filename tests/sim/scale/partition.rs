@@ -1,0 +1,964 @@
+//! One partition in virtual time: the product's own state machine (`delivery::partition`), with a worker of its own, and
+//! around it, simply: the records of `webhook-commands`, the retry tiers and release, commits, endpoints.
+//!
+//! A partition at scale is alike another one: what differs is its seed. So a few are played instead of a thousand.
+
+use std::cell::Cell;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use hookstream::config::Settings;
+use hookstream::delivery::partition::Partition;
+use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome};
+use hookstream::delivery::partition::env::{
+    Endpoint, Env, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
+};
+use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId};
+use hookstream::delivery::partition::lane::Limits;
+use hookstream::model::command::{Cause, Command, ContentType};
+use hookstream::model::expiry::default_max_age;
+use hookstream::model::outcome::{AttemptOutcome, Class, Response};
+use hookstream::model::subscription::{Order, Subscription, parse};
+use hookstream::model::tiers::Head;
+use hookstream::model::units::{EpochMs, Offset, Position};
+use hookstream::model::window::{Format, Place, Window};
+
+use super::memory::{Kind, live, within};
+
+/// Microseconds since the begin.
+pub type Us = u64;
+
+pub const SECOND: Us = 1_000_000;
+const MS: Us = 1_000;
+const EPOCH: i64 = 1_700_000_000_000;
+/// As in the delivery role.
+const TICK: Us = 100 * MS;
+const TURN: usize = 512;
+/// Where fan-out flushes a batch.
+const BATCH: Us = 50 * MS;
+
+/// A partition, its subscriptions and its load.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub seed: u64,
+    /// Commands a second, evenly in time.
+    pub rate: f64,
+    pub subscriptions: usize,
+    /// The share of subscription k is 1/k^skew; 0 is the same for all.
+    pub skew: f64,
+    pub body: usize,
+    /// Response times are log-normal: the median in ms, and the sigma of the logarithm.
+    pub latency: (f64, f64),
+    /// Requests in flight of the worker.
+    pub requests: usize,
+    /// What the partition may hold in memory: bytes, commands.
+    pub share: (usize, usize),
+    /// From the begin of a transaction until its end is known.
+    pub transaction: Us,
+    /// Records a second that release moves for this partition, and the time of one of its transactions.
+    pub release: (f64, Us),
+    /// Endpoints that are down: every so many-th subscription, between these times.
+    pub outage: Option<Outage>,
+    /// One subscription that gets many commands at once.
+    pub whale: Option<Whale>,
+    /// The end of the load.
+    pub until: Us,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Outage {
+    pub every: usize,
+    pub from: Us,
+    pub to: Us,
+    pub manner: Manner,
+}
+
+/// What endpoints do that are down.
+#[derive(Clone, Copy, Debug)]
+pub enum Manner {
+    /// One half refuses connections, the other does not respond until the timeout.
+    RefuseOrHang,
+    /// A status.
+    Status(u16),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Whale {
+    pub commands: u32,
+    pub at: Us,
+    pub max_in_flight: u32,
+    /// The median of its response times, ms.
+    pub latency: f64,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub commands: u64,
+    pub delivered: u64,
+    pub dead: u64,
+    pub attempts: u64,
+    pub failed: u64,
+    pub parked: u64,
+    /// Records written: to tiers by delivery, to tiers by release, to commands by release; of them for what was down or is
+    /// the whale.
+    pub to_tier: u64,
+    pub hops: u64,
+    pub released: u64,
+    /// Commands of subscriptions that were down, or of the whale.
+    pub affected: u64,
+    /// From the return, or from the whale's begin, until all of its commands from before are delivered; ms.
+    pub settled: Option<Us>,
+    /// From the event to the delivery, of the others: before, during, after; ms.
+    pub healthy: [Quantiles; 3],
+    /// The longest time for which intake waited.
+    pub stalled: Duration,
+    /// The longest time for which the partition was paused for lack of memory.
+    pub paused: Us,
+    /// Of the commit metadata, characters.
+    pub window: usize,
+    pub span: u64,
+    /// Bytes, as the counting allocator has them.
+    pub machine: usize,
+    pub commands_bytes: usize,
+    /// The machine before the fault, and when all was settled.
+    pub machine_before: usize,
+    pub machine_after: usize,
+    /// The most records that waited in the tiers, in `webhook-commands`, and the most that release moved in a second.
+    pub in_tiers: usize,
+    pub unread: usize,
+    pub moves: u64,
+    /// How long attempts in flight would have lasted, at many moments; ms.
+    pub drains: Vec<i64>,
+    pub drains_in_outage: Vec<i64>,
+    /// Events that the machine handled.
+    pub events: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quantiles {
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+impl Seen {
+    pub fn appends(&self) -> u64 {
+        self.to_tier + self.hops + self.released
+    }
+
+    /// A number that differs when anything of a run does.
+    pub fn digest(&self) -> String {
+        format!(
+            "{} {} {} {} {} {} {} {:?} {:?} {} {} {}",
+            self.commands,
+            self.delivered,
+            self.attempts,
+            self.parked,
+            self.to_tier,
+            self.hops,
+            self.released,
+            self.settled,
+            self.healthy,
+            self.window,
+            self.machine,
+            self.events
+        )
+    }
+}
+
+/// A command outside the memory of delivery: in a topic.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    subscription: u32,
+    number: u32,
+    attempt: u32,
+    cause: Cause,
+    due: Option<EpochMs>,
+    enqueued: EpochMs,
+    first_failure: Option<EpochMs>,
+}
+
+#[derive(Clone, Debug)]
+struct Peer {
+    subscription: Arc<Subscription>,
+    schedule: Arc<[Duration]>,
+}
+
+impl Endpoint for Peer {
+    fn subscription(&self) -> &Arc<Subscription> {
+        &self.subscription
+    }
+
+    fn schedule(&self) -> &[Duration] {
+        &self.schedule
+    }
+}
+
+struct Table {
+    all: Vec<Arc<Subscription>>,
+    limits: Vec<Limits>,
+    schedule: Arc<[Duration]>,
+    max_age: Duration,
+}
+
+/// Ids are `s` and the number.
+fn number(id: &str) -> Option<usize> {
+    id.get(1..)?.parse().ok()
+}
+
+impl Subscriptions for Table {
+    type Endpoint = Peer;
+
+    fn version(&self) -> u64 {
+        1
+    }
+
+    fn get(&self, id: &str, _: &str) -> Result<Arc<Subscription>, Unavailable> {
+        let found = number(id).and_then(|number| self.all.get(number));
+        found.map(Arc::clone).ok_or(Unavailable::Missing)
+    }
+
+    fn terms(&self, subscription: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
+        let number = number(&subscription.id).unwrap_or(0);
+        Terms {
+            standing: Standing::Open(Peer {
+                subscription: Arc::clone(subscription),
+                schedule: Arc::clone(&self.schedule),
+            }),
+            limits: self.limits[number],
+            order: Order::None,
+            max_age: self.max_age,
+            resumed_at: None,
+            valid_for: None,
+        }
+    }
+}
+
+/// A subscription as its record is parsed.
+pub fn subscription(number: usize, max_in_flight: Option<u32>) -> Subscription {
+    let id = format!("s{number}");
+    let mut record = serde_json::json!({
+        "id": id,
+        "subscriber": format!("subscriber-{number}"),
+        "events": ["order.*"],
+        "url": format!("https://receiver-{number}.example.com/webhooks/orders"),
+        "secrets": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+    });
+    if let Some(most) = max_in_flight {
+        record["max_in_flight"] = most.into();
+    }
+    parse(Some(id.as_bytes()), record.to_string().as_bytes()).unwrap()
+}
+
+enum Step {
+    Arrivals,
+    Ended(usize),
+    Tick,
+    Wake,
+    /// The transaction with these outcomes has ended.
+    Committed(Vec<Offset>, Vec<(usize, Record)>),
+    Release,
+    Released(Vec<(Option<usize>, Record)>),
+    Whale,
+}
+
+struct Flight {
+    end: AttemptEnd<Peer>,
+    until: Us,
+}
+
+struct World<'a> {
+    shape: &'a Shape,
+    settings: &'a Settings,
+    table: Table,
+    machine: Partition<Peer>,
+    effects: Effects<Peer>,
+    random: fastrand::Rng,
+    /// Of the load and the endpoints, apart from the machine's.
+    chance: fastrand::Rng,
+    base: Instant,
+    now: Us,
+    queue: BinaryHeap<Reverse<(Us, u64)>>,
+    steps: HashMap<u64, Step>,
+    next: u64,
+    /// `webhook-commands` from what was read on, by offset.
+    log: VecDeque<(i64, Record)>,
+    end: i64,
+    tiers: Vec<VecDeque<(EpochMs, Record)>>,
+    in_tiers: usize,
+    paused_since: Option<Us>,
+    bytes: usize,
+    held: usize,
+    ready: VecDeque<LaneId>,
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    in_flight: usize,
+    outcomes: Vec<(Option<Offset>, Outcome)>,
+    committing: bool,
+    next_number: u32,
+    owed: f64,
+    /// The sums of the shares of subscriptions.
+    shares: Vec<f64>,
+    /// Of the commands that have to be delivered until all is settled, those that are not.
+    outstanding: u64,
+    settled_at: Option<Us>,
+    latencies: [Histogram<u64>; 3],
+    moved: (Us, u64),
+    seen: Seen,
+}
+
+/// Plays a shape until its load has ended and everything from before the return is delivered.
+///
+/// # Panics
+/// When that is not so after a virtual day.
+pub fn play(shape: &Shape, settings: &Settings) -> Seen {
+    let mut world = World::new(shape, settings);
+    world.at(0, Step::Arrivals);
+    world.at(TICK, Step::Tick);
+    world.at(TICK, Step::Release);
+    if let Some(whale) = shape.whale {
+        world.at(whale.at, Step::Whale);
+    }
+    while !world.is_over() {
+        let Some(Reverse((at, number))) = world.queue.pop() else {
+            break;
+        };
+        assert!(at < 86_400 * SECOND, "it does not settle: {:?}", world.seen);
+        world.now = at;
+        if let Some(step) = world.steps.remove(&number) {
+            world.step(step);
+            world.read();
+            world.dispatch();
+        }
+    }
+    world.finish()
+}
+
+impl<'a> World<'a> {
+    fn new(shape: &'a Shape, settings: &'a Settings) -> Self {
+        let count = shape.subscriptions + usize::from(shape.whale.is_some());
+        let whale = |number| {
+            let whale = shape.whale.filter(|_| number == shape.subscriptions);
+            whale.map(|whale| whale.max_in_flight)
+        };
+        let all: Vec<_> = (0..count)
+            .map(|number| Arc::new(subscription(number, whale(number))))
+            .collect();
+        let limits = all.iter().map(|subscription| Limits {
+            max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(1),
+            rate: None,
+            breaker: settings.breaker,
+        });
+        let limits = limits.collect();
+        let mut sum = 0.0;
+        let shares = (1..=shape.subscriptions).map(|rank| {
+            sum += (rank as f64).powf(-shape.skew);
+            sum
+        });
+        let shares = shares.collect();
+        let rules = Rules {
+            cluster: "cluster".into(),
+            tiers: settings.tiers.clone(),
+            order_bytes: ORDER_BYTES,
+        };
+        let machine = within(Kind::Machine, || {
+            Partition::new(Arc::new(rules), Window::new(Position(0)))
+        });
+        let histogram = || Histogram::new_with_bounds(1, 100_000_000, 2).unwrap();
+        Self {
+            shape,
+            settings,
+            table: Table {
+                all,
+                limits,
+                schedule: settings.retry_schedule.clone().into(),
+                max_age: default_max_age(
+                    &settings.retry_schedule,
+                    settings.timeout,
+                    settings.tiers.delays()[0],
+                ),
+            },
+            machine,
+            effects: Effects::default(),
+            random: fastrand::Rng::with_seed(shape.seed),
+            chance: fastrand::Rng::with_seed(shape.seed ^ 0x5eed),
+            base: Instant::now(),
+            now: 0,
+            queue: BinaryHeap::new(),
+            steps: HashMap::new(),
+            next: 0,
+            log: VecDeque::new(),
+            end: 0,
+            tiers: vec![VecDeque::new(); settings.tiers.delays().len()],
+            in_tiers: 0,
+            paused_since: None,
+            bytes: 0,
+            held: 0,
+            ready: VecDeque::new(),
+            flights: Vec::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            outcomes: Vec::new(),
+            committing: false,
+            next_number: 0,
+            owed: 0.0,
+            shares,
+            outstanding: 0,
+            settled_at: None,
+            latencies: [histogram(), histogram(), histogram()],
+            moved: (0, 0),
+            seen: Seen::default(),
+        }
+    }
+
+    fn at(&mut self, time: Us, step: Step) {
+        self.queue.push(Reverse((time, self.next)));
+        self.steps.insert(self.next, step);
+        self.next += 1;
+    }
+
+    fn instant(&self) -> Instant {
+        self.base + Duration::from_micros(self.now)
+    }
+
+    fn wall(&self) -> EpochMs {
+        self.wall_at(self.now)
+    }
+
+    fn wall_at(&self, at: Us) -> EpochMs {
+        EpochMs(EPOCH + i64::try_from(at / MS).unwrap_or(0))
+    }
+
+    /// The begin and the end of what disturbs the partition.
+    fn disturbance(&self) -> Option<(Us, Us)> {
+        let outage = self.shape.outage.map(|outage| (outage.from, outage.to));
+        outage.or(self.shape.whale.map(|whale| (whale.at, whale.at)))
+    }
+
+    fn is_affected(&self, subscription: u32) -> bool {
+        let number = subscription as usize;
+        let down = self.shape.outage.is_some_and(|outage| {
+            number < self.shape.subscriptions && number % outage.every == outage.every / 2
+        });
+        down || number == self.shape.subscriptions
+    }
+
+    /// Whether this command is waited for: one of those that the disturbance delays.
+    fn is_awaited(&self, record: &Record) -> bool {
+        let Some((_, to)) = self.disturbance() else {
+            return false;
+        };
+        self.is_affected(record.subscription) && record.enqueued <= self.wall_at(to)
+    }
+
+    fn is_over(&self) -> bool {
+        let disturbed = self.disturbance().is_some();
+        self.now >= self.shape.until && (!disturbed || self.settled_at.is_some())
+    }
+
+    // ---- the load --------------------------------------------------------------------------------
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Arrivals => self.arrivals(),
+            Step::Whale => self.whale(),
+            Step::Ended(flight) => self.ended(flight),
+            Step::Wake => self.apply(Event::Timer),
+            Step::Tick => self.tick(),
+            Step::Committed(offsets, records) => self.committed(offsets, records),
+            Step::Release => self.release(),
+            Step::Released(records) => self.released(records),
+        }
+    }
+
+    fn fresh(&mut self, subscription: u32) -> Record {
+        self.next_number += 1;
+        Record {
+            subscription,
+            number: self.next_number,
+            attempt: 0,
+            cause: Cause::New,
+            due: None,
+            enqueued: self.wall(),
+            first_failure: None,
+        }
+    }
+
+    fn add(&mut self, record: Record) {
+        self.seen.commands += 1;
+        if self.is_affected(record.subscription) {
+            self.seen.affected += 1;
+        }
+        if self.is_awaited(&record) {
+            self.outstanding += 1;
+        }
+        self.append(record);
+    }
+
+    fn append(&mut self, record: Record) {
+        self.log.push_back((self.end, record));
+        self.end += 1;
+    }
+
+    fn arrivals(&mut self) {
+        self.owed += self.shape.rate * BATCH as f64 / SECOND as f64;
+        let total = self.shares.last().copied().unwrap_or(0.0);
+        while self.owed >= 1.0 {
+            self.owed -= 1.0;
+            let at = self.chance.f64() * total;
+            let chosen = self.shares.partition_point(|&sum| sum <= at);
+            let record = self.fresh(u32::try_from(chosen).unwrap_or(0));
+            self.add(record);
+        }
+        // The marker of the transaction.
+        self.end += 1;
+        self.at(self.now + BATCH, Step::Arrivals);
+    }
+
+    fn whale(&mut self) {
+        let Some(whale) = self.shape.whale else {
+            return;
+        };
+        let subscription = u32::try_from(self.shape.subscriptions).unwrap_or(0);
+        for _ in 0..whale.commands {
+            let record = self.fresh(subscription);
+            self.add(record);
+        }
+        self.end += 1;
+    }
+
+    // ---- delivery --------------------------------------------------------------------------------
+
+    /// Takes what may be read, as the role does.
+    fn read(&mut self) {
+        let (bytes, commands) = self.shape.share;
+        let over = |bytes_held, held| bytes_held > bytes || held > commands;
+        let free = self.bytes < bytes / 2 && self.held <= commands / 2;
+        if let Some(since) = self.paused_since {
+            self.seen.paused = self.seen.paused.max(self.now - since);
+            if !free {
+                return;
+            }
+            self.paused_since = None;
+        }
+        while !self.log.is_empty() {
+            if over(self.bytes, self.held) {
+                self.paused_since = Some(self.now);
+                return;
+            }
+            let count = self.log.len().min(TURN);
+            let mut taken = Vec::with_capacity(count);
+            for (offset, record) in self.log.drain(..count) {
+                let body = self.shape.body;
+                let command = within(Kind::Commands, || Box::new(command(&record, body)));
+                self.bytes += command.weight();
+                self.held += 1;
+                taken.push(Incoming {
+                    offset: Offset(offset),
+                    content: Ok(command),
+                });
+            }
+            self.apply(Event::Taken(taken));
+            self.dispatch();
+        }
+    }
+
+    fn apply(&mut self, event: Event<Peer>) {
+        let env = Env {
+            now: self.base + Duration::from_micros(self.now),
+            wall: EpochMs(EPOCH + i64::try_from(self.now / MS).unwrap_or(0)),
+            has_spare: self.bytes < self.shape.share.0 / 2,
+            subscriptions: &self.table,
+        };
+        self.seen.events += 1;
+        within(Kind::Machine, || {
+            self.machine
+                .apply(event, &env, &mut self.random, &mut self.effects);
+        });
+        self.bytes -= std::mem::take(&mut self.effects.freed_bytes);
+        self.held -= std::mem::take(&mut self.effects.freed_commands);
+        let mut list = std::mem::take(&mut self.effects.list);
+        for effect in list.drain(..) {
+            self.execute(effect);
+        }
+        self.effects.list = list;
+    }
+
+    fn execute(&mut self, effect: Effect<Peer>) {
+        match effect {
+            Effect::Ready(lane) => self.ready.push_back(lane),
+            Effect::Send(attempt) => self.send(attempt),
+            Effect::Write(offset, outcome) => self.outcomes.push((offset, outcome)),
+            Effect::Parked(_) => self.seen.parked += 1,
+            Effect::WakeAt(at) => {
+                let at = at.saturating_duration_since(self.base).as_micros();
+                // Rounded up: a timer is never early.
+                let at = u64::try_from(at).unwrap_or(0) + 1;
+                self.at(at.max(self.now), Step::Wake);
+            }
+            Effect::Concluded(concluded) => {
+                self.seen.attempts += 1;
+                if concluded.outcome != AttemptOutcome::Delivered {
+                    self.seen.failed += 1;
+                } else if let Some(command) = concluded.command {
+                    self.delivered(&command);
+                }
+            }
+            Effect::LookAhead(_) | Effect::Notice(_) | Effect::Drained => {}
+        }
+    }
+
+    fn dispatch(&mut self) {
+        while self.in_flight < self.shape.requests {
+            let Some(lane) = self.ready.pop_front() else {
+                return;
+            };
+            let spare = self.shape.requests - self.in_flight;
+            self.apply(Event::Turn { lane, spare });
+        }
+    }
+
+    fn send(&mut self, attempt: Attempt<Peer>) {
+        let subscription = number(&attempt.command.subscription).unwrap_or(0);
+        let affected = self.is_affected(u32::try_from(subscription).unwrap_or(0));
+        let (took, response) = self.respond(subscription, affected);
+        let heard = matches!(response, Response::Status { .. });
+        let until = self.now + took;
+        let flight = Flight {
+            end: AttemptEnd {
+                lane: attempt.lane,
+                offset: attempt.offset,
+                command: attempt.command,
+                endpoint: attempt.endpoint,
+                permit: attempt.permit,
+                response,
+                error: (!heard).then(|| Box::from("no response")),
+                heard,
+                slot_follows: false,
+                keep_copy: false,
+            },
+            until,
+        };
+        self.in_flight += 1;
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.flights[place] = Some(flight);
+                place
+            }
+            None => {
+                self.flights.push(Some(flight));
+                self.flights.len() - 1
+            }
+        };
+        self.at(until, Step::Ended(place));
+    }
+
+    /// How long an attempt takes, and its end.
+    fn respond(&mut self, subscription: usize, affected: bool) -> (Us, Response) {
+        let (mut median, sigma) = self.shape.latency;
+        if let Some(whale) = self.shape.whale
+            && affected
+        {
+            median = whale.latency;
+        }
+        // Box and Muller.
+        let (one, other) = (1.0 - self.chance.f64(), self.chance.f64());
+        let normal = (-2.0 * one.ln()).sqrt() * (std::f64::consts::TAU * other).cos();
+        let took = (median * (sigma * normal).exp() * MS as f64) as Us;
+        let timeout = u64::try_from(self.settings.timeout.as_micros()).unwrap_or(u64::MAX);
+        let status = |status| Response::Status {
+            status,
+            retry_after: None,
+        };
+        if let Some(outage) = self.shape.outage
+            && affected
+            && (outage.from..outage.to).contains(&self.now)
+        {
+            return match outage.manner {
+                Manner::Status(code) => (took, status(code)),
+                Manner::RefuseOrHang if (subscription / outage.every).is_multiple_of(2) => {
+                    (took.min(20 * MS), Response::None(Class::Connect))
+                }
+                Manner::RefuseOrHang => (timeout, Response::None(Class::Timeout)),
+            };
+        }
+        if took >= timeout {
+            return (timeout, Response::None(Class::Timeout));
+        }
+        (took.max(200), status(200))
+    }
+
+    fn ended(&mut self, place: usize) {
+        if let Some(flight) = self.flights[place].take() {
+            self.free.push(place);
+            self.in_flight -= 1;
+            self.apply(Event::Ended(flight.end));
+        }
+    }
+
+    fn delivered(&mut self, command: &Command) {
+        self.seen.delivered += 1;
+        let number = number(&command.subscription).unwrap_or(0);
+        let number = u32::try_from(number).unwrap_or(0);
+        if self.is_affected(number) {
+            let awaited = self
+                .disturbance()
+                .is_some_and(|(_, to)| command.enqueued <= self.wall_at(to));
+            if awaited {
+                self.outstanding -= 1;
+                self.settle_if_done();
+            }
+            return;
+        }
+        let phase = match (self.disturbance(), self.settled_at) {
+            (Some((from, _)), _) if self.now < from => 0,
+            (Some((_, to)), _) if self.now < to => 1,
+            (Some(_), None) if self.shape.outage.is_none() => 1,
+            (Some(_), _) => 2,
+            (None, _) => 0,
+        };
+        let waited = self.wall().since(command.enqueued);
+        let waited = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        self.latencies[phase].saturating_record(waited.max(1));
+    }
+
+    fn settle_if_done(&mut self) {
+        let ended = self.disturbance().is_some_and(|(_, to)| self.now >= to);
+        if ended && self.outstanding == 0 && self.settled_at.is_none() {
+            self.settled_at = Some(self.now);
+        }
+    }
+
+    // ---- commits, tiers and release --------------------------------------------------------------
+
+    fn tick(&mut self) {
+        self.apply(Event::Tick);
+        self.commit();
+        self.observe();
+        self.at(self.now + TICK, Step::Tick);
+    }
+
+    fn commit(&mut self) {
+        if self.committing {
+            return;
+        }
+        let place = Place::new("cluster", "webhook-commands", 0);
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let offsets: Vec<Offset> = outcomes.iter().filter_map(|(offset, _)| *offset).collect();
+        let snapshot = self.machine.snapshot_with(&offsets, place, Format::V2);
+        self.seen.window = self.seen.window.max(snapshot.metadata.len());
+        self.seen.span = self.seen.span.max(self.machine.span());
+        if outcomes.is_empty() {
+            return;
+        }
+        self.committing = true;
+        let mut records = Vec::new();
+        for (_, outcome) in outcomes {
+            match outcome {
+                Outcome::Tier(tier, command) => {
+                    self.bytes -= command.weight();
+                    self.held -= 1;
+                    records.push((tier, record(&command)));
+                }
+                Outcome::DeadLetter(command, _) => {
+                    self.bytes -= command.weight();
+                    self.held -= 1;
+                    self.seen.dead += 1;
+                    if self.is_awaited(&record(&command)) {
+                        self.outstanding -= 1;
+                    }
+                }
+                Outcome::Invalid(_) | Outcome::Disable(_) => {}
+            }
+        }
+        let at = self.now + self.shape.transaction;
+        self.at(at, Step::Committed(offsets, records));
+    }
+
+    fn committed(&mut self, offsets: Vec<Offset>, records: Vec<(usize, Record)>) {
+        self.committing = false;
+        let wall = self.wall();
+        for (tier, record) in records {
+            self.seen.to_tier += 1;
+            self.in_tiers += 1;
+            self.tiers[tier].push_back((wall, record));
+        }
+        self.seen.in_tiers = self.seen.in_tiers.max(self.in_tiers);
+        self.settle_if_done();
+        self.apply(Event::Durable(offsets));
+    }
+
+    /// Takes what is due from the heads of the tiers.
+    fn release(&mut self) {
+        let (rate, transaction) = self.shape.release;
+        let most = (rate * TICK as f64 / SECOND as f64).ceil() as usize;
+        let (wall, tiers) = (self.wall(), &self.settings.tiers);
+        let mut moved = Vec::new();
+        for (index, tier) in self.tiers.iter_mut().enumerate() {
+            while moved.len() < most
+                && let Some((appended, record)) = tier.front()
+            {
+                let due = record.due.unwrap_or(*appended);
+                let to = match tiers.at_head(index, *appended, due, wall) {
+                    Head::Wait(_) => break,
+                    Head::Due => None,
+                    Head::Hop(other) => Some(other),
+                };
+                moved.push((to, *record));
+                tier.pop_front();
+            }
+        }
+        let count = moved.len() as u64;
+        if self.now >= self.moved.0 + SECOND {
+            self.moved = (self.now, 0);
+        }
+        self.moved.1 += count;
+        self.seen.moves = self.seen.moves.max(self.moved.1);
+        if !moved.is_empty() {
+            self.at(self.now + transaction, Step::Released(moved));
+        }
+        self.at(self.now + TICK, Step::Release);
+    }
+
+    fn released(&mut self, records: Vec<(Option<usize>, Record)>) {
+        let wall = self.wall();
+        for (to, record) in records {
+            match to {
+                Some(tier) => {
+                    self.seen.hops += 1;
+                    self.tiers[tier].push_back((wall, record));
+                }
+                None => {
+                    self.seen.released += 1;
+                    self.in_tiers -= 1;
+                    self.append(record);
+                }
+            }
+        }
+        self.end += 1;
+    }
+
+    // ---- what is seen ----------------------------------------------------------------------------
+
+    fn observe(&mut self) {
+        let seen = &mut self.seen;
+        seen.machine = seen.machine.max(live(Kind::Machine));
+        seen.commands_bytes = seen.commands_bytes.max(live(Kind::Commands));
+        seen.unread = seen.unread.max(self.log.len());
+        let now = self.base + Duration::from_micros(self.now);
+        seen.stalled = seen.stalled.max(self.machine.stalled(now));
+        let from = self.shape.outage.map(|outage| (outage.from, outage.to));
+        if from.is_none_or(|(from, _)| self.now < from) && self.shape.whale.is_none() {
+            seen.machine_before = live(Kind::Machine);
+        }
+        if self.now.is_multiple_of(SECOND) && seen.drains.len() < 5_000 && self.now > 10 * SECOND {
+            let flights = self.flights.iter().flatten();
+            let longest = flights.map(|flight| flight.until.saturating_sub(self.now));
+            let longest = i64::try_from(longest.max().unwrap_or(0) / MS).unwrap_or(0);
+            match from {
+                Some((from, to)) if (from..to).contains(&self.now) => {
+                    seen.drains_in_outage.push(longest);
+                }
+                _ => seen.drains.push(longest),
+            }
+        }
+    }
+
+    fn finish(mut self) -> Seen {
+        self.seen.machine_after = live(Kind::Machine);
+        self.seen.settled = self
+            .disturbance()
+            .and_then(|(_, to)| Some((self.settled_at? - to) / MS));
+        for (seen, all) in self.seen.healthy.iter_mut().zip(&self.latencies) {
+            *seen = Quantiles {
+                p50: all.value_at_quantile(0.5),
+                p99: all.value_at_quantile(0.99),
+                max: all.max(),
+            };
+        }
+        let Self { seen, machine, .. } = self;
+        drop(machine);
+        seen
+    }
+}
+
+fn command(record: &Record, body: usize) -> Command {
+    let number = record.number;
+    Command {
+        subscriber: format!("subscriber-{}", record.subscription).into(),
+        webhook_id: format!("msg_{number:027}").into(),
+        subscription: format!("s{}", record.subscription).into(),
+        event_id: format!("event-{number}").into(),
+        event_type: "order.created".into(),
+        event_time: Some("2026-01-01T00:00:00Z".into()),
+        subject: Some(format!("order-{number}").into()),
+        content_type: ContentType::Json,
+        attempt: record.attempt,
+        due: record.due,
+        enqueued: record.enqueued,
+        cause: record.cause,
+        traceparent: None,
+        first_failure: record.first_failure,
+        last_failure: None,
+        replayed: None,
+        sequence: None,
+        cluster: None,
+        body: vec![b'x'; body].into(),
+    }
+}
+
+fn record(command: &Command) -> Record {
+    Record {
+        subscription: u32::try_from(number(&command.subscription).unwrap_or(0)).unwrap_or(0),
+        number: command.webhook_id[4..].parse().unwrap_or(0),
+        attempt: command.attempt,
+        cause: command.cause,
+        due: command.due,
+        enqueued: command.enqueued,
+        first_failure: command.first_failure,
+    }
+}
+
+thread_local! {
+    /// Keeps the optimiser from dropping what is only measured.
+    static KEPT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Bytes of one subscription in the cache of a replica, and seconds to read it: the product's cache, with `count` of them.
+pub fn cache(count: usize) -> (f64, f64) {
+    use hookstream::edge::kafka::subscription_cache::SubscriptionCache;
+    use hookstream::model::subscription::TopicRecord;
+    let before = live(Kind::Subscriptions);
+    let began = Instant::now();
+    let table = within(Kind::Subscriptions, || {
+        let table = SubscriptionCache::default();
+        for number in 0..count {
+            let id = format!("s{number}");
+            let value = serde_json::json!({
+                "id": id,
+                "subscriber": format!("subscriber-{number}"),
+                "events": ["order.*"],
+                "url": format!("https://receiver-{number}.example.com/webhooks/orders"),
+                "secrets": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+            });
+            let value = value.to_string();
+            let record = TopicRecord {
+                key: Some(id.as_bytes()),
+                value: Some(value.as_bytes()),
+                applied: None,
+                partition: None,
+                timestamp: None,
+            };
+            table.apply(&record).map_err(|_| ()).unwrap();
+        }
+        table
+    });
+    let bytes = live(Kind::Subscriptions).saturating_sub(before);
+    let took = began.elapsed().as_secs_f64();
+    KEPT.set(table.index().len());
+    (bytes as f64 / count as f64, took / count as f64)
+}
