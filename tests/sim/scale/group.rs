@@ -5,7 +5,7 @@
 //! How long a drain takes is an input: the model of a partition measures it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use crate::kafka::assignor::cooperative_sticky;
@@ -132,7 +132,7 @@ struct World<'a> {
     waiting: HashMap<u64, Event>,
     next: u64,
     now: Ms,
-    tokens: HashMap<Token, (usize, Life)>,
+    tokens: BTreeMap<Token, (usize, Life)>,
     next_token: u64,
     random: fastrand::Rng,
     /// Which member reads each partition, and since when nobody does.
@@ -192,7 +192,7 @@ impl<'a> World<'a> {
             waiting: HashMap::new(),
             next: 0,
             now: 0,
-            tokens: HashMap::new(),
+            tokens: BTreeMap::new(),
             next_token: 0,
             random: fastrand::Rng::with_seed(shape.seed),
             reader: vec![None; partitions],
@@ -219,7 +219,7 @@ impl<'a> World<'a> {
     /// A request arrives after half a round trip.
     fn way(&mut self) -> Ms {
         let (from, to) = self.shape.round_trip;
-        self.within((from, to)).div_ceil(2).max(1)
+        (self.within((from, to)) + 1) / 2
     }
 
     fn send(&mut self, event: Event) {

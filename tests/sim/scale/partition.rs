@@ -5,18 +5,18 @@
 
 use std::cell::Cell;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use hookstream::config::Settings;
 use hookstream::delivery::partition::Partition;
-use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome};
+use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome, Question};
 use hookstream::delivery::partition::env::{
     Endpoint, Env, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
 };
-use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId};
+use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use hookstream::delivery::partition::lane::Limits;
 use hookstream::model::command::{Cause, Command, ContentType};
 use hookstream::model::expiry::default_max_age;
@@ -39,6 +39,9 @@ const TICK: Us = 100 * MS;
 const TURN: usize = 512;
 /// Where fan-out flushes a batch.
 const BATCH: Us = 50 * MS;
+/// A look-ahead: its client starts, and then reads so many records a second.
+const LOOK_AHEAD: Us = 50 * MS;
+const LOOK_AHEAD_RATE: u64 = 100_000;
 
 /// A partition, its subscriptions and its load.
 #[derive(Clone, Debug)]
@@ -131,6 +134,7 @@ pub struct Seen {
     pub in_tiers: usize,
     pub unread: usize,
     pub moves: u64,
+    pub look_aheads: u64,
     /// How long attempts in flight would have lasted, at many moments; ms.
     pub drains: Vec<i64>,
     pub drains_in_outage: Vec<i64>,
@@ -263,6 +267,7 @@ enum Step {
     Committed(Vec<Offset>, Vec<(usize, Record)>),
     Release,
     Released(Vec<(Option<usize>, Record)>),
+    LookedAhead(Option<Offset>, Position),
     Whale,
 }
 
@@ -288,6 +293,8 @@ struct World<'a> {
     /// `webhook-commands` from what was read on, by offset.
     log: VecDeque<(i64, Record)>,
     end: i64,
+    /// Offsets and subscriptions from the committed position on, for look-aheads.
+    records: VecDeque<(i64, u32)>,
     tiers: Vec<VecDeque<(EpochMs, Record)>>,
     in_tiers: usize,
     paused_since: Option<Us>,
@@ -393,6 +400,7 @@ impl<'a> World<'a> {
             next: 0,
             log: VecDeque::new(),
             end: 0,
+            records: VecDeque::new(),
             tiers: vec![VecDeque::new(); settings.tiers.delays().len()],
             in_tiers: 0,
             paused_since: None,
@@ -472,6 +480,9 @@ impl<'a> World<'a> {
             Step::Committed(offsets, records) => self.committed(offsets, records),
             Step::Release => self.release(),
             Step::Released(records) => self.released(records),
+            Step::LookedAhead(last, end) => {
+                self.apply(Event::LookedAhead(LookAhead::Others(last, end)));
+            }
         }
     }
 
@@ -501,6 +512,7 @@ impl<'a> World<'a> {
 
     fn append(&mut self, record: Record) {
         self.log.push_back((self.end, record));
+        self.records.push_back((self.end, record.subscription));
         self.end += 1;
     }
 
@@ -608,8 +620,23 @@ impl<'a> World<'a> {
                     self.delivered(&command);
                 }
             }
+            Effect::LookAhead(Question::Others(from, of)) => self.look_ahead(from, &of),
             Effect::LookAhead(_) | Effect::Notice(_) | Effect::Drained => {}
         }
+    }
+
+    /// Reads to the end as of now; the result comes when it is read.
+    fn look_ahead(&mut self, from: Offset, of: &HashSet<Box<str>>) {
+        let of: BTreeSet<usize> = of.iter().filter_map(|id| number(id)).collect();
+        let first = self.records.partition_point(|&(offset, _)| offset < from.0);
+        let all = self.records.range(first..);
+        let count = all.len() as u64;
+        let mut others = all.rev();
+        let last = others.find(|&&(_, subscription)| !of.contains(&(subscription as usize)));
+        let last = last.map(|&(offset, _)| Offset(offset));
+        self.seen.look_aheads += 1;
+        let at = self.now + LOOK_AHEAD + count * SECOND / LOOK_AHEAD_RATE;
+        self.at(at, Step::LookedAhead(last, Position(self.end)));
     }
 
     fn dispatch(&mut self) {
@@ -751,6 +778,10 @@ impl<'a> World<'a> {
         let offsets: Vec<Offset> = outcomes.iter().filter_map(|(offset, _)| *offset).collect();
         let snapshot = self.machine.snapshot_with(&offsets, place, Format::V2);
         self.seen.window = self.seen.window.max(snapshot.metadata.len());
+        let done = self
+            .records
+            .partition_point(|&(offset, _)| offset < snapshot.position.0);
+        self.records.drain(..done);
         self.seen.span = self.seen.span.max(self.machine.span());
         if outcomes.is_empty() {
             return;

@@ -92,8 +92,5 @@ fn small_partitions() {
     let whale = partition::play(&shape, &settings);
     assert_eq!(whale.dead, 0, "{whale:?}");
     assert!(whale.settled.unwrap_or(u64::MAX) < 60_000, "{whale:?}");
-    assert!(
-        whale.healthy[1].p99 <= 2 * whale.healthy[0].p99 + 1_000,
-        "{whale:?}"
-    );
+    assert!(whale.healthy[1].max <= 10_000, "{whale:?}");
 }
