@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos sim
+.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos sim sim-scale
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,8 @@ test: ## every test, the ones on a real Kafka included
 	cargo test --locked --features simulation --test port
 	# Faults by the hundred in virtual time: the same history twice, planted bugs, as many seeds as a minute has room for.
 	cargo test $(SIM) -q
+	# The model of scale: small shapes within their bounds.
+	cargo test $(SIM:world=scale) -q
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
@@ -72,3 +74,6 @@ chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill
 SIM := --locked --features simulation --config 'profile.dev.package.hookstream.opt-level=1' --test world
 sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one with its timeline, PLANT=all plants bugs
 	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLANT),PLANT=$(PLANT)) cargo test -q $(SIM)
+
+sim-scale: ## 200 replicas, 1,000 partitions, 1,000,000 events/s in virtual time, the tables of docs/sizing.md; SCALE=calibrate: beside a real Kafka
+	@SCALE=$(or $(SCALE),full) cargo test -q $(SIM:world=scale)

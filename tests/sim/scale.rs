@@ -40,8 +40,16 @@ mod scale {
 
 /// The product's defaults.
 pub fn settings() -> Settings {
+    settings_with(&[])
+}
+
+/// The product's defaults but for these.
+pub fn settings_with(flags: &[(&'static str, &'static str)]) -> Settings {
     let mut layers = Layers::new();
     layers.give("brokers", Source::Flag, "kafka:9092");
+    for (name, value) in flags {
+        layers.give(name, Source::Flag, *value);
+    }
     let machine = Machine {
         host_name: "scale".to_owned(),
         cores: 5,

@@ -11,7 +11,7 @@ const REPLICAS: usize = 200;
 const PARTITIONS: i32 = 1_000;
 const SUBSCRIPTIONS: usize = 1_000_000;
 /// Partitions that are played.
-const SAMPLES: u64 = 4;
+const SAMPLES: u64 = 2;
 /// Records that one replica of release moves in a second (`release_rate`).
 const RELEASE_RATE: f64 = 13_500.0;
 
@@ -115,7 +115,9 @@ fn as_ms(ms: u64) -> i64 {
 /// Prints the tables of `docs/sizing.md`.
 pub fn print() {
     let began = Instant::now();
+    let stage = |name: &str| eprintln!("{name}: {:.0?}", began.elapsed());
     let calm = samples(partition_shape, SAMPLES);
+    stage("nothing fails");
     let down = samples(
         |seed| partition::Shape {
             outage: Some(outage(Manner::RefuseOrHang)),
@@ -123,10 +125,11 @@ pub fn print() {
         },
         SAMPLES,
     );
-    let whale = |max_in_flight| {
+    stage("outage");
+    let whale = |max_in_flight, commands| {
         move |seed| partition::Shape {
             whale: Some(Whale {
-                commands: 300_000,
+                commands,
                 at: MINUTE,
                 max_in_flight,
                 latency: 80.0,
@@ -134,9 +137,10 @@ pub fn print() {
             ..partition_shape(seed)
         }
     };
-    let wide = samples(whale(64), SAMPLES);
-    let narrow = samples(whale(8), SAMPLES);
-    eprintln!("partitions: {:.0?}", began.elapsed());
+    let wide = samples(whale(64, 300_000), SAMPLES);
+    stage("whale, 64 in flight");
+    let narrow = samples(whale(8, 50_000), SAMPLES);
+    stage("whale, 8 in flight");
     let drains = |all: &[Seen], of: fn(&Seen) -> &Vec<i64>| -> Vec<i64> {
         all.iter().flat_map(|seen| of(seen).clone()).collect()
     };
@@ -177,7 +181,7 @@ pub fn print() {
     );
     let kill = Fault::Kill { returns: true };
     row("one replica is killed and restarted", &healthy, kill);
-    eprintln!("group: {:.0?}", began.elapsed());
+    stage("group");
 
     println!();
     println!(
@@ -222,7 +226,11 @@ pub fn print() {
     );
     row("after the return", &down, 2);
     row("whale: 300,000 commands at once, 64 in flight", &wide, 1);
-    row("whale: 300,000 commands at once, 8 in flight", &narrow, 1);
+    row(
+        "whale: 50,000 commands at once, 8 in flight (the default)",
+        &narrow,
+        1,
+    );
 
     println!();
     println!("| structure | bytes | of what |");
@@ -273,5 +281,4 @@ pub fn print() {
         range(&hanging, 0.5),
         range(&hanging, 0.99),
     );
-    eprintln!("{:.0?}", began.elapsed());
 }
