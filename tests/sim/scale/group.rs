@@ -135,7 +135,7 @@ impl<'a> World<'a> {
             }
             Fault::Zone { coordinator } => {
                 for member in (0..self.shape.members).step_by(3) {
-                    self.at(now, Event::Kill(member));
+                    self.kill(member);
                 }
                 if let Some(time) = coordinator {
                     self.coordinator_is_gone = true;
@@ -143,7 +143,7 @@ impl<'a> World<'a> {
                 }
             }
             Fault::Kill { returns } => {
-                self.at(now, Event::Kill(0));
+                self.kill(0);
                 if returns {
                     self.moving += 1;
                     self.at(now + self.shape.restart, Event::Start(0));
@@ -255,7 +255,6 @@ impl<'a> World<'a> {
                 self.start(member);
             }
             Event::Stop(member) => self.stop(member),
-            Event::Kill(member) => self.kill(member),
             Event::CoordinatorBack => {
                 self.coordinator_is_gone = false;
                 self.group.moved(self.now, replies);

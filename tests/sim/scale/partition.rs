@@ -3,7 +3,6 @@
 //!
 //! A partition at scale is alike another one: what differs is its seed. So a few are played instead of a thousand.
 
-use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -13,18 +12,15 @@ use hdrhistogram::Histogram;
 use hookstream::config::Settings;
 use hookstream::delivery::partition::Partition;
 use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome, Question};
-use hookstream::delivery::partition::env::{
-    Endpoint, Env, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
-};
+use hookstream::delivery::partition::env::{Env, ORDER_BYTES, Rules};
 use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use hookstream::delivery::partition::lane::Limits;
 use hookstream::model::command::{Cause, Command, ContentType};
 use hookstream::model::expiry::default_max_age;
 use hookstream::model::outcome::{AttemptOutcome, Class, Response};
 use hookstream::model::subscription::{Order, Subscription, parse};
-use hookstream::model::tiers::Head;
 use hookstream::model::units::{EpochMs, Offset, Position};
-use hookstream::model::window::{Format, Place, Window};
+use hookstream::model::window::Window;
 
 use super::memory::{Kind, live, within};
 

@@ -23,7 +23,6 @@ pub(super) enum Event {
     LeaveArrives(Arc<str>),
     Start(usize),
     Stop(usize),
-    Kill(usize),
     CoordinatorBack,
 }
 

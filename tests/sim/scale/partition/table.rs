@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hookstream::delivery::partition::env::{Endpoint, Standing, Subscriptions, Terms, Unavailable};
 use hookstream::delivery::partition::lane::Limits;
@@ -138,12 +138,11 @@ thread_local! {
     static KEPT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Bytes of one subscription in the cache of a replica, and seconds to read it: the product's cache, with `count` of them.
-pub fn cache(count: usize) -> (f64, f64) {
+/// Bytes of one subscription in the cache of a replica: the product's cache, with `count` of them.
+pub fn cache(count: usize) -> f64 {
     use hookstream::edge::kafka::subscription_cache::SubscriptionCache;
     use hookstream::model::subscription::TopicRecord;
     let before = live(Kind::Subscriptions);
-    let began = Instant::now();
     let table = within(Kind::Subscriptions, || {
         let table = SubscriptionCache::default();
         for number in 0..count {
@@ -168,7 +167,6 @@ pub fn cache(count: usize) -> (f64, f64) {
         table
     });
     let bytes = live(Kind::Subscriptions).saturating_sub(before);
-    let took = began.elapsed().as_secs_f64();
     KEPT.set(table.index().len());
-    (bytes as f64 / count as f64, took / count as f64)
+    bytes as f64 / count as f64
 }
