@@ -25,7 +25,7 @@ test: ## every test, the ones on a real Kafka included
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	# The roles in virtual time, on another outside than Kafka, hyper and threads.
-	cargo test --locked --features simulation --test port
+	cargo test --locked --features simulation --config tests/sim/profile.toml --test port
 	# Faults by the hundred in virtual time: the same history twice, planted bugs, as many seeds as a minute has room for.
 	cargo test $(SIM) -q
 	# The model of scale: small shapes within their bounds.
@@ -71,8 +71,8 @@ chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill
 	  $(if $(filter at-least-once,$(GUARANTEE)),at_least_once_loses_nothing_either,a_seeded_run_of_faults_breaks_no_invariant)
 
 # Many runs of one program: with the assertions of the product, and optimised where it is its own code.
-SIM := --locked --features simulation --config 'profile.dev.package.hookstream.opt-level=1' --test world
-sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one with its timeline, PLANT=all plants bugs
+SIM := --locked --features simulation --config tests/sim/profile.toml --test world
+sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one, shrinks it if it fails, with its timeline; PLANT=all plants bugs
 	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLANT),PLANT=$(PLANT)) cargo test -q $(SIM)
 
 sim-scale: ## 1,000,000 events/s in virtual time, the tables of docs/sizing.md; SCALE=calibrate: beside a real Kafka

@@ -44,6 +44,9 @@ use world::run::{Outcome, catch_panics, play};
 const TEST_SEEDS: u64 = 2_000;
 const TEST_TIME: Duration = Duration::from_secs(60);
 
+/// How many runs the shrinking of a plan may take.
+const SHRINKING: usize = 200;
+
 /// Planted bugs that the first ten seeds find.
 const QUICK: [&str; 4] = ["outcome-lost", "release-without-positions", "body", "early"];
 
@@ -71,18 +74,29 @@ fn planted(name: &str, first: u64, count: u64) -> ExitCode {
     let mut missed = chosen.is_empty();
     println!("| bug | what is wrong | seeds | found as |");
     println!("|---|---|---|---|");
-    for bug in chosen {
-        let found = find(bug.name, first, count);
-        missed |= found.is_none();
-        let (seeds, what) = found.map_or_else(
-            || (format!("not in {count}"), String::new()),
-            |(seeds, what)| (seeds.to_string(), what),
-        );
-        // Without the time, up to the name of the invariant.
-        let what = what.split(" ms: ").last().unwrap_or_default();
-        let what = what.split(':').next().unwrap_or_default();
-        println!("| `{}` | {} | {seeds} | {what} |", bug.name, bug.what);
-    }
+    let next = AtomicUsize::new(0);
+    let lines = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                while let Some(bug) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = find(bug.name, first, count);
+                    let is_found = found.is_some();
+                    let (seeds, what) = found.map_or_else(
+                        || (format!("not in {count}"), String::new()),
+                        |(seeds, what)| (seeds.to_string(), what),
+                    );
+                    let (name, wrong) = (bug.name, bug.what);
+                    let line = format!("| `{name}` | {wrong} | {seeds} | {} |", invariant(&what));
+                    println!("{line}");
+                    let mut lines = kafka::net::lock(&lines);
+                    lines.push((is_found, line));
+                }
+            });
+        }
+    });
+    let lines = lines.into_inner().unwrap_or_default();
+    missed |= lines.iter().any(|(is_found, _)| !is_found);
     if missed {
         ExitCode::FAILURE
     } else {
@@ -124,6 +138,13 @@ fn main() -> ExitCode {
     many(first, TEST_SEEDS, TEST_TIME)
 }
 
+fn threads() -> usize {
+    number("THREADS").map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        |threads| usize::try_from(threads).unwrap_or(1),
+    )
+}
+
 fn violations(plan: &Plan, outcome: &Outcome) -> Vec<String> {
     let mut all = outcome.violations.clone();
     if plan.is_calm() {
@@ -162,12 +183,65 @@ fn deterministic() -> Result<(), String> {
     Ok(())
 }
 
+/// The invariant that a line is about.
+fn invariant(line: &str) -> &str {
+    let line = line.split(" ms: ").last().unwrap_or_default();
+    line.split(':').next().unwrap_or_default()
+}
+
+/// The smallest plan found that violates the same invariant, within [`SHRINKING`] runs.
+fn shrink(plan: Plan, outcome: Outcome) -> (Plan, Outcome) {
+    let Some(first) = violations(&plan, &outcome).into_iter().next() else {
+        return (plan, outcome);
+    };
+    let wanted = invariant(&first).to_owned();
+    let (mut plan, mut outcome, mut runs) = (plan, outcome, 0);
+    loop {
+        let mut found = None;
+        for smaller in plan.smaller() {
+            if runs == SHRINKING {
+                return (plan, outcome);
+            }
+            runs += 1;
+            let played = play(&smaller);
+            let mut all = violations(&smaller, &played).into_iter();
+            if all.any(|line| invariant(&line) == wanted) {
+                found = Some((smaller, played));
+                break;
+            }
+        }
+        match found {
+            Some(smaller) => (plan, outcome) = smaller,
+            None => return (plan, outcome),
+        }
+    }
+}
+
 fn one(seed: u64) -> ExitCode {
     let plan = Plan::of(seed);
     if std::env::var("LOG").is_ok() {
         log();
     }
+    if let Ok(name) = std::env::var("PLANT") {
+        let bug = kafka::planted::ALL.iter().find(|bug| bug.name == name);
+        kafka::planted::plant(bug.map(|bug| bug.name));
+    }
+    let hash = play(&plan).history.hash();
     let outcome = play(&plan);
+    if hash != outcome.history.hash() {
+        println!("seed {seed} has two histories");
+        return ExitCode::FAILURE;
+    }
+    let size = plan.acts.len();
+    let (plan, outcome) = if std::env::var("WHOLE").is_ok() {
+        (plan, outcome)
+    } else {
+        shrink(plan, outcome)
+    };
+    if plan.acts.len() < size {
+        let left = plan.acts.len();
+        println!("shrunk from {size} acts to {left} that fail alike; WHOLE=1 shows all");
+    }
     println!("{plan:#?}");
     outcome.history.print();
     let all = violations(&plan, &outcome);
@@ -175,7 +249,7 @@ fn one(seed: u64) -> ExitCode {
         println!("VIOLATED {what}");
     }
     println!("{} ms of virtual time", outcome.took);
-    println!("history {:016x}", outcome.history.hash());
+    println!("history {hash:016x}");
     if all.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -204,10 +278,7 @@ fn log() {
 
 fn many(first: u64, count: u64, time: Duration) -> ExitCode {
     let began = Instant::now();
-    let threads = number("THREADS").map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from),
-        |threads| usize::try_from(threads).unwrap_or(1),
-    );
+    let threads = threads();
     let next = AtomicU64::new(first);
     let (passed, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let virtual_ms = AtomicU64::new(0);

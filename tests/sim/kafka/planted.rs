@@ -15,7 +15,7 @@ const fn bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// All of them.
-pub const ALL: [Bug; 22] = [
+pub const ALL: [Bug; 28] = [
     bug("outcome-lost", "delivery does not write one outcome in 20"),
     bug("command-lost", "fan-out does not write one command in 50"),
     bug("outcome-twice", "delivery writes one outcome in 20 twice"),
@@ -80,6 +80,27 @@ pub const ALL: [Bug; 22] = [
         "wrong-partition",
         "commands are not written by the key of their subscriber",
     ),
+    bug(
+        "generation-late",
+        "the generation is that of the commit, and not that of the records",
+    ),
+    bug(
+        "metadata-elsewhere",
+        "what is finished on another cluster is believed to be finished here",
+    ),
+    bug("held-dropped", "held commands are dropped at a gap"),
+    bug(
+        "subscription-moved",
+        "commands of a subscription that was made again for another subscriber are sent to that one",
+    ),
+    bug(
+        "look-ahead-stable",
+        "the look-ahead sees nothing behind an open transaction",
+    ),
+    bug(
+        "abort-repeats",
+        "delivery forgets its outcomes when a transaction is aborted, and sends again",
+    ),
 ];
 
 thread_local! {
@@ -90,6 +111,10 @@ thread_local! {
 /// Plants a bug in the runs of this thread.
 pub fn plant(bug: Option<&'static str>) {
     PLANTED.set(bug);
+}
+
+/// A run begins.
+pub fn begin() {
     COUNT.set(0);
 }
 

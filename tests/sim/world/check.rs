@@ -6,10 +6,10 @@ use std::sync::Arc;
 use hookstream::config::Settings;
 use hookstream::model::command::header;
 use hookstream::model::units::{Offset, Position};
-use hookstream::model::window::{Place, Window};
+use hookstream::model::window::{Place, ReadError, Window};
 
 use super::history::{EPOCH, Hash, History, What};
-use super::plan::Plan;
+use super::plan::{MOVED, MOVER, Plan};
 use super::port::CLUSTER;
 use crate::kafka::Tp;
 use crate::kafka::log::{Ms, Record};
@@ -27,6 +27,7 @@ struct Copy {
 struct Webhook {
     event: Arc<str>,
     subscription: Arc<str>,
+    subscriber: Arc<str>,
     body: u64,
     /// Commands with the cause `new`.
     begun: u32,
@@ -60,6 +61,8 @@ pub struct Checker {
     keys: BTreeSet<(Arc<str>, Arc<str>, String)>,
     /// When a webhook was seen to be in no place any more, ms since the beginning.
     finished: BTreeMap<Arc<str>, Ms>,
+    /// Webhooks whose only command was deleted before anybody read it.
+    lost: BTreeSet<Arc<str>>,
     /// What is wrong.
     pub violations: Vec<String>,
 }
@@ -107,6 +110,7 @@ impl Checker {
             webhooks: BTreeMap::new(),
             keys: BTreeSet::new(),
             finished: BTreeMap::new(),
+            lost: BTreeSet::new(),
             violations: Vec::new(),
         }
     }
@@ -163,7 +167,8 @@ impl Checker {
                 });
                 let end = self.read.get(&tp).copied().unwrap_or(0);
                 let window = match window {
-                    Some((window, None)) => Some(window),
+                    // Positions that a mirror copied say nothing here.
+                    Some((window, None | Some(ReadError::OtherCluster))) => Some(window),
                     Some((_, Some(error))) => {
                         self.violated("Bounded", format!("metadata of {tp:?}: {error}"));
                         None
@@ -216,6 +221,15 @@ impl Checker {
             }
         }
         settled
+    }
+
+    /// An operator has deleted all commands of a partition; those from `read` on may not have been read.
+    pub fn deleted(&mut self, tp: &Tp, read: i64) {
+        let Some(open) = self.open.get_mut(tp) else {
+            return;
+        };
+        let lost = open.extract_if(.., |copy| copy.offset >= read);
+        self.lost.extend(lost.map(|copy| copy.id));
     }
 
     fn events_done(&self) -> bool {
@@ -288,6 +302,8 @@ impl Checker {
         if is_first {
             known.event = Arc::from(event);
             known.subscription = Arc::from(subscription);
+            let key = record.key.as_deref().unwrap_or_default();
+            known.subscriber = Arc::from(String::from_utf8_lossy(key));
             known.body = body;
         } else if known.body != body {
             wrong.push((
@@ -403,6 +419,9 @@ impl Checker {
                     };
                     let dead = self.webhooks[webhook].dead > 0;
                     let is_accepted = accepted.contains(webhook);
+                    if self.lost.contains(webhook) {
+                        continue;
+                    }
                     if !dead && !is_accepted {
                         self.violated(
                             "Durable outcome",
@@ -451,6 +470,7 @@ impl Checker {
                 Act::Freeze(..) | Act::Cut(..) | Act::KillBroker(..) | Act::Weather(..)
             )
         });
+        let once = plan.keeps_memory();
         let mut all: BTreeMap<&Arc<str>, Seen> = BTreeMap::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
@@ -501,6 +521,17 @@ impl Checker {
             }
             seen.attempt = seen.attempt.max(*attempt);
             let is_new = !seen.first.contains_key(attempt);
+            // What a process knows, it does not do again.
+            if once && !is_new && matches!(what, What::Request { .. }) {
+                wrong.push(("Once", format!("{id}: attempt {attempt} again, at {at} ms")));
+            }
+            if let What::Request { host, .. } = what
+                && **host == *MOVED
+                && *known.subscriber != *MOVER
+            {
+                let owner = &known.subscriber;
+                wrong.push(("Isolated", format!("{id} of {owner} was sent to {MOVER}")));
+            }
             seen.first.entry(*attempt).or_insert(*at);
             let sub = plan.subs.iter().find(|sub| *sub.id == *known.subscription);
             if let Some(sub) = sub
@@ -523,11 +554,11 @@ impl Checker {
         for (name, what) in wrong {
             self.violated(name, what);
         }
-        self.check_order(plan, history);
+        self.check_order(plan, history, cut_off);
     }
 
-    /// First attempts of a subject are in the order of its events.
-    fn check_order(&mut self, plan: &Plan, history: &History) {
+    /// The attempts of a subject are in the order of its events.
+    fn check_order(&mut self, plan: &Plan, history: &History, cut_off: bool) {
         let mut place: BTreeMap<Arc<str>, (String, i64)> = BTreeMap::new();
         for tp in Self::all_partitions(&self.events_topic, self.event_partitions) {
             let found = self.net.with(|cluster, _| cluster.peek(&tp, 0));
@@ -543,12 +574,9 @@ impl Checker {
         let mut seen = BTreeSet::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
-            // An attempt that never arrived is not in the history; those after the first may come later.
+            // The next event of a subject is sent when the one before is done: nothing of that comes later.
             let What::Request {
-                id,
-                event,
-                attempt: 1,
-                ..
+                id, event, attempt, ..
             } = what
             else {
                 continue;
@@ -557,7 +585,9 @@ impl Checker {
                 continue;
             };
             let sub = plan.subs.iter().find(|sub| *sub.id == *known.subscription);
-            if !sub.is_some_and(|sub| sub.ordered) || !seen.insert(Arc::clone(id)) {
+            let is_new = seen.insert((Arc::clone(id), *attempt));
+            // A process that was cut off may repeat what it has sent before, and go on with it.
+            if !sub.is_some_and(|sub| sub.ordered) || !is_new || cut_off && *attempt > 1 {
                 continue;
             }
             let Some((subject, offset)) = place.get(event) else {

@@ -74,6 +74,8 @@ pub enum Act {
     Apply { sub: usize, paused: bool },
     /// Deletes a subscription.
     Delete(usize),
+    /// Deletes a subscription and makes it again for another subscriber, at [`MOVED`].
+    Move(usize),
     /// A replica dies, and starts again after a while.
     Kill(usize, Ms),
     /// A replica does nothing for a while.
@@ -104,6 +106,9 @@ pub enum Act {
     Weather(u32, u32, u32, Ms),
     /// The next commit of positions of a replica arrives late.
     LateCommit(usize, Ms),
+    /// Delivery does not reach the brokers for a while, and then the commands of a partition are deleted: those that it has
+    /// not read are lost, those that it holds are not.
+    Gap(i32, Ms),
 }
 
 impl Act {
@@ -111,8 +116,23 @@ impl Act {
     pub fn is_fault(&self) -> bool {
         !matches!(
             self,
-            Self::Publish(_) | Self::Apply { .. } | Self::Delete(_)
+            Self::Publish(_) | Self::Apply { .. } | Self::Delete(_) | Self::Move(_)
         )
+    }
+
+    /// Whether what processes hold in memory outlives it, and no other process takes their place.
+    pub fn keeps_memory(&self) -> bool {
+        !self.is_fault()
+            || matches!(
+                self,
+                Self::MoveLeader(..)
+                    | Self::MoveCoordinator(..)
+                    | Self::Weather(..)
+                    | Self::KillBroker(..)
+                    | Self::StopBroker(..)
+                    | Self::LateCommit(..)
+                    | Self::Gap(..)
+            )
     }
 }
 
@@ -129,6 +149,8 @@ pub struct Plan {
     pub subs: Vec<Sub>,
     pub endpoints: Vec<Endpoint>,
     pub replicas: Vec<Roles>,
+    /// The positions of delivery were copied from another cluster, with metadata that is worth nothing here.
+    pub mirrored: bool,
     /// What happens when, ms since the beginning, in order.
     pub acts: Vec<(Ms, Act)>,
     /// When all faults end.
@@ -137,6 +159,10 @@ pub struct Plan {
 
 /// The types of events.
 const KINDS: [&str; 3] = ["order.created", "order.paid", "user.created"];
+/// The endpoint of a subscription that was moved to [`MOVER`].
+pub const MOVED: &str = "moved.example.com";
+/// Its new subscriber.
+pub const MOVER: &str = "mover";
 /// Traffic and faults begin here.
 const START: Ms = 5_000;
 
@@ -144,25 +170,28 @@ impl Plan {
     /// The run of a seed.
     pub fn of(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
-        let length = rng.i64(15_000..45_000);
+        // Most are small, since most of what goes wrong needs little; some are large.
+        let large = rng.u32(0..5) == 0;
+        let length = rng.i64(if large { 20_000..45_000 } else { 4_000..16_000 });
         let quiet = START + length;
         let calm = rng.u32(0..5) == 0;
-        let (subs, endpoints) = subs(&mut rng, quiet);
-        let replicas = replicas(&mut rng);
-        let mut acts = traffic(&mut rng, length);
+        let (subs, endpoints) = subs(&mut rng, quiet, large);
+        let replicas = replicas(&mut rng, large);
+        let mut acts = traffic(&mut rng, length, large);
         operators(&mut rng, &subs, length, &mut acts);
         if !calm {
-            faults(&mut rng, replicas.len(), length, &mut acts);
+            faults(&mut rng, replicas.len(), length, large, &mut acts);
         }
         acts.sort_by_key(|(at, _)| *at);
         Self {
             seed,
-            partitions: rng.i32(1..=4),
-            event_partitions: rng.i32(1..=3),
+            partitions: rng.i32(1..=if large { 4 } else { 2 }),
+            event_partitions: rng.i32(1..=if large { 3 } else { 2 }),
             tiers: ["1s,3s,10s", "500ms,5s", "2s,4s,8s,16s"][rng.usize(0..3)],
             subs,
             endpoints,
             replicas,
+            mirrored: rng.u32(0..8) == 0,
             acts,
             quiet,
         }
@@ -171,6 +200,60 @@ impl Plan {
     /// Whether only tenants misbehave.
     pub fn is_calm(&self) -> bool {
         !self.acts.iter().any(|(_, act)| act.is_fault())
+    }
+
+    /// Whether no process loses its memory or its partitions.
+    pub fn keeps_memory(&self) -> bool {
+        self.acts.iter().all(|(_, act)| act.keeps_memory())
+    }
+
+    /// Smaller plans, each without something, the ones without most first.
+    pub fn smaller(&self) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut size = self.acts.len();
+        while size > 0 {
+            for from in (0..self.acts.len()).step_by(size) {
+                let mut plan = self.clone();
+                let to = (from + size).min(plan.acts.len());
+                plan.acts.drain(from..to);
+                all.push(plan);
+            }
+            size /= 2;
+        }
+        for (at, (_, act)) in self.acts.iter().enumerate() {
+            if let Act::Publish(events) = act
+                && events.len() > 1
+            {
+                let half = events.len() / 2;
+                for part in [&events[..half], &events[half..]] {
+                    let mut plan = self.clone();
+                    plan.acts[at].1 = Act::Publish(part.to_vec());
+                    all.push(plan);
+                }
+            }
+        }
+        for at in 0..self.replicas.len() {
+            let roles = self.replicas[at];
+            let same = self.replicas.iter().filter(|other| **other == roles);
+            if same.count() > 1 {
+                let mut plan = self.clone();
+                plan.replicas.remove(at);
+                all.push(plan);
+            }
+        }
+        for at in 0..self.endpoints.len() {
+            for phase in 0..self.endpoints[at].phases.len() {
+                let mut plan = self.clone();
+                plan.endpoints[at].phases.remove(phase);
+                all.push(plan);
+            }
+        }
+        if self.mirrored {
+            let mut plan = self.clone();
+            plan.mirrored = false;
+            all.push(plan);
+        }
+        all
     }
 
     /// The same with endpoints that all behave.
@@ -183,9 +266,14 @@ impl Plan {
     }
 }
 
-fn subs(rng: &mut fastrand::Rng, quiet: Ms) -> (Vec<Sub>, Vec<Endpoint>) {
-    let count = rng.usize(2..=6);
+fn subs(rng: &mut fastrand::Rng, quiet: Ms, large: bool) -> (Vec<Sub>, Vec<Endpoint>) {
+    let count = rng.usize(2..=if large { 6 } else { 3 });
     let (mut subs, mut endpoints) = (Vec::new(), Vec::new());
+    endpoints.push(Endpoint {
+        host: Arc::from(MOVED),
+        phases: Vec::new(),
+        latency: (1, 50),
+    });
     for number in 0..count {
         let control = number == 0;
         let host: Arc<str> = Arc::from(format!("host{number}.example.com"));
@@ -245,9 +333,9 @@ fn phases(rng: &mut fastrand::Rng, quiet: Ms) -> Vec<(Ms, Behaviour)> {
     phases
 }
 
-fn replicas(rng: &mut fastrand::Rng) -> Vec<Roles> {
-    if rng.bool() {
-        return vec![Roles::All; rng.usize(1..=3)];
+fn replicas(rng: &mut fastrand::Rng, large: bool) -> Vec<Roles> {
+    if !large || rng.bool() {
+        return vec![Roles::All; rng.usize(1..=if large { 3 } else { 2 })];
     }
     let mut all = Vec::new();
     for (roles, most) in [(Roles::Fanout, 2), (Roles::Deliver, 3), (Roles::Release, 2)] {
@@ -268,13 +356,18 @@ fn events(rng: &mut fastrand::Rng, count: usize, next: &mut usize) -> Vec<Event>
     each.collect()
 }
 
-fn traffic(rng: &mut fastrand::Rng, length: Ms) -> Vec<(Ms, Act)> {
+fn traffic(rng: &mut fastrand::Rng, length: Ms, large: bool) -> Vec<(Ms, Act)> {
     let (mut acts, mut next) = (Vec::new(), 0);
-    let bursts = rng.usize(5..=30);
+    let bursts = if large {
+        rng.usize(8..=30)
+    } else {
+        rng.usize(3..=10)
+    };
     for _ in 0..bursts {
         let at = START + rng.i64(0..length);
         let count = match rng.u32(0..8) {
-            0 => rng.usize(20..60),
+            0 if large => rng.usize(20..60),
+            0 => rng.usize(5..20),
             _ => rng.usize(1..5),
         };
         acts.push((at, Act::Publish(events(rng, count, &mut next))));
@@ -288,7 +381,12 @@ fn operators(rng: &mut fastrand::Rng, subs: &[Sub], length: Ms, acts: &mut Vec<(
             continue;
         }
         if !it.lasting {
-            acts.push((START + rng.i64(0..length), Act::Delete(sub)));
+            let act = if rng.bool() {
+                Act::Delete(sub)
+            } else {
+                Act::Move(sub)
+            };
+            acts.push((START + rng.i64(0..length), act));
         }
         for _ in 0..rng.usize(0..3) {
             let paused = rng.u32(0..3) == 0;
@@ -297,10 +395,16 @@ fn operators(rng: &mut fastrand::Rng, subs: &[Sub], length: Ms, acts: &mut Vec<(
     }
 }
 
-fn faults(rng: &mut fastrand::Rng, replicas: usize, length: Ms, acts: &mut Vec<(Ms, Act)>) {
+fn faults(
+    rng: &mut fastrand::Rng,
+    replicas: usize,
+    length: Ms,
+    large: bool,
+    acts: &mut Vec<(Ms, Act)>,
+) {
     // Some seeds have one kind only, which shows what it does by itself.
     let only = rng.bool().then(|| rng.u32(0..KINDS_OF_FAULTS));
-    for _ in 0..rng.usize(1..=8) {
+    for _ in 0..rng.usize(1..=if large { 8 } else { 4 }) {
         let at = START + rng.i64(0..length);
         let replica = rng.usize(0..replicas);
         let kind = only.unwrap_or_else(|| rng.u32(0..KINDS_OF_FAULTS));
@@ -308,7 +412,7 @@ fn faults(rng: &mut fastrand::Rng, replicas: usize, length: Ms, acts: &mut Vec<(
     }
 }
 
-const KINDS_OF_FAULTS: u32 = 15;
+const KINDS_OF_FAULTS: u32 = 16;
 
 fn fault(rng: &mut fastrand::Rng, kind: u32, replica: usize) -> Act {
     let node = rng.i32(1..=3);
@@ -345,6 +449,7 @@ fn fault(rng: &mut fastrand::Rng, kind: u32, replica: usize) -> Act {
             rng.u32(0..1_000),
             rng.i64(1_000..20_000),
         ),
-        _ => Act::LateCommit(replica, rng.i64(100..20_000)),
+        14 => Act::LateCommit(replica, rng.i64(100..20_000)),
+        _ => Act::Gap(rng.i32(0..4), rng.i64(1_000..6_000)),
     }
 }

@@ -13,20 +13,24 @@ use hookstream::edge::port::records::{Headers as _, Record};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::edge::port::{Producer as _, ProducerKind};
 use hookstream::model::subscription::APPLIED;
-use hookstream::model::units::EpochMs;
+use hookstream::model::units::{EpochMs, Offset as PlaceOffset, Position};
+use hookstream::model::window::{Format, Place, Window};
 use tokio::time::{sleep, sleep_until};
 
 use super::check::{Checker, control_latencies};
 use super::endpoints::Endpoints;
 use super::history::{EPOCH, History, What};
-use super::plan::{Act, Event, Plan, Roles};
+use super::plan::{Act, Event, MOVED, MOVER, Plan, Roles};
 use super::replica::Replica;
 use crate::kafka::Tp;
-use crate::kafka::cluster::{Cluster, Settings as ClusterSettings, TopicConfig};
+use crate::kafka::cluster::{
+    Cluster, Kind, Membership, Offset, Settings as ClusterSettings, TopicConfig,
+};
 use crate::kafka::log::Ms;
 use crate::kafka::net::{Api, Fate, Net, Weather};
 use crate::kafka::planted;
 use crate::kafka::port::SimHeaders;
+use crate::kafka::port::member::ELSEWHERE;
 use crate::kafka::port::producer::SimProducer;
 
 /// When faults have ended, everything is delivered or dead within this virtual time.
@@ -60,6 +64,7 @@ pub fn catch_panics() {
 /// Plays a plan in virtual time.
 pub fn play(plan: &Plan) -> Outcome {
     PANICS.take();
+    planted::begin();
     fastrand::seed(plan.seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -121,6 +126,38 @@ fn create_topics(cluster: &mut Cluster, settings: &Settings, plan: &Plan) -> Vec
         cluster.create_topic(&name, config).unwrap();
     }
     created
+}
+
+/// Delivery's positions as a mirror copies them, with metadata of the other cluster: every second command is done there.
+fn copy_positions(cluster: &mut Cluster, settings: &Settings, plan: &Plan) {
+    let group: Arc<str> = Arc::from(format!("{}deliver", settings.group_prefix));
+    let topic = settings.topics.commands();
+    let each = (0..plan.partitions).map(|partition| {
+        let mut window = Window::new(Position(0));
+        for offset in 0..16 {
+            window.take(PlaceOffset(offset));
+        }
+        for offset in (1..16).step_by(2) {
+            window.finish(PlaceOffset(offset));
+        }
+        let snapshot = window.snapshot(Place::new(ELSEWHERE, &topic, partition), Format::V2);
+        Offset {
+            tp: Tp {
+                topic: Arc::from(topic.as_str()),
+                partition,
+            },
+            position: snapshot.position.0,
+            metadata: Arc::from(snapshot.metadata),
+        }
+    });
+    let offsets: Vec<_> = each.collect();
+    let node = cluster.coordinator(Kind::Group, &group).unwrap();
+    let nobody = Membership {
+        group,
+        member: Arc::from(""),
+        generation: -1,
+    };
+    cluster.commit(EPOCH, node, &nobody, &offsets).unwrap();
 }
 
 /// Whoever writes from outside: publishers and operators.
@@ -194,6 +231,8 @@ struct World {
     published: RefCell<BTreeMap<String, Ms>>,
     /// Subscriptions that exist.
     existing: RefCell<BTreeSet<usize>>,
+    /// Subscriptions that were moved.
+    moved: RefCell<BTreeSet<usize>>,
     publisher: tokio::sync::Mutex<Writer>,
     operator: tokio::sync::Mutex<Writer>,
     /// Faults are over.
@@ -205,6 +244,9 @@ async fn world(plan: &Plan) -> Outcome {
     let settings = settings(plan);
     let mut cluster = Cluster::new(ClusterSettings::default(), plan.seed, EPOCH);
     let topics = create_topics(&mut cluster, &settings, plan);
+    if plan.mirrored {
+        copy_positions(&mut cluster, &settings, plan);
+    }
     let net = Net::new(cluster, plan.seed ^ 0x0071, EPOCH);
     let endpoints = Endpoints::new(&net, &plan.endpoints, plan.seed ^ 0xe27d);
     let replicas = plan.replicas.iter().enumerate().map(|(number, roles)| {
@@ -228,6 +270,7 @@ async fn world(plan: &Plan) -> Outcome {
         topics,
         published: RefCell::default(),
         existing: RefCell::default(),
+        moved: RefCell::default(),
         calm: std::cell::Cell::new(false),
     });
     for sub in 0..plan.subs.len() {
@@ -302,11 +345,18 @@ impl World {
     async fn apply(&self, sub: usize, paused: bool) {
         let it = &self.plan.subs[sub];
         let schedule: Vec<_> = it.schedule.iter().map(|ms| format!("{ms}ms")).collect();
+        let moved = self.moved.borrow().contains(&sub);
+        let (subscriber, host) = match moved {
+            // Whoever does not notice that it is another's behaves as if it were not.
+            true if planted::is("subscription-moved") => (&*it.subscriber, MOVED),
+            true => (MOVER, MOVED),
+            false => (&*it.subscriber, &*it.host),
+        };
         let mut value = serde_json::json!({
             "id": it.id,
-            "subscriber": it.subscriber,
+            "subscriber": subscriber,
             "events": [it.events],
-            "url": format!("https://{}/in", it.host),
+            "url": format!("https://{host}/in"),
             "secrets": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
             "retry_schedule": schedule,
             "timeout": format!("{}ms", it.timeout),
@@ -388,6 +438,22 @@ impl World {
                 let topic = self.settings.topics.subscriptions();
                 let mut operator = self.operator.lock().await;
                 operator.write(&topic, id, None, None, true).await;
+            }
+            Act::Move(sub) => {
+                let id = &self.plan.subs[sub].id;
+                self.note(format!("{id} moves to {MOVER}"));
+                let topic = self.settings.topics.subscriptions();
+                {
+                    let mut operator = self.operator.lock().await;
+                    operator.write(&topic, id, None, None, true).await;
+                }
+                self.moved.borrow_mut().insert(sub);
+                self.apply(sub, false).await;
+            }
+            Act::Gap(partition, time) => {
+                let topic: Arc<str> = Arc::from(self.settings.topics.commands());
+                let partition = partition % self.plan.partitions;
+                self.delete_unread(&Tp { topic, partition }, ms(time)).await;
             }
             Act::Kill(at, time) => {
                 self.replica(at, Replica::kill);
@@ -482,6 +548,43 @@ impl World {
                 });
             }
         }
+    }
+
+    /// Delivery does not reach the brokers for `time`; then the commands of a partition are deleted.
+    async fn delete_unread(&self, tp: &Tp, time: Duration) {
+        let cuts: Vec<_> = {
+            let replicas = self.replicas.borrow();
+            let names = replicas.iter().map(|replica| &replica.name);
+            let names = names.map(|name| Arc::<str>::from(format!("deliver-{name}")));
+            names
+                .flat_map(|name| (1..=3).map(move |node| (Arc::clone(&name), node)))
+                .collect()
+        };
+        // What has come so far is read by then.
+        let end = self.net.with(|cluster, _| cluster.bounds(tp));
+        let read = end.map_or(0, |bounds| bounds.stable);
+        sleep(Duration::from_secs(1)).await;
+        self.net
+            .weather(|weather| weather.cut.extend(cuts.iter().cloned()));
+        sleep(time).await;
+        self.checker.borrow_mut().look();
+        let deleted = self.net.with(|cluster, _| {
+            let upto = cluster.bounds(tp)?.stable;
+            let at = usize::try_from(tp.partition).ok()?;
+            let leaders = cluster.describe(&tp.topic)?.leaders;
+            let leader = leaders.get(at).copied().flatten()?;
+            cluster.delete_records(leader, tp, Some(upto)).ok()
+        });
+        if deleted.is_some() {
+            let kept = self.plan.keeps_memory();
+            let read = if kept { read } else { 0 };
+            self.checker.borrow_mut().deleted(tp, read);
+        }
+        self.net.weather(|weather| {
+            for cut in &cuts {
+                weather.cut.remove(cut);
+            }
+        });
     }
 
     /// Stops a replica in an orderly way; one that does not end in time is killed, as a platform does.

@@ -16,6 +16,7 @@ use crate::kafka::client::Link;
 use crate::kafka::client::reader::{Event, Reader};
 use crate::kafka::cluster::Spec;
 use crate::kafka::net::{Api, Net};
+use crate::kafka::planted;
 use crate::kafka::{Code, Node, Tp};
 
 /// A reader without a response from any broker for this long fails.
@@ -187,6 +188,13 @@ impl port::Log for SimLog {
         let begun = Instant::now();
         loop {
             let stable = self.offset(partition, Spec::Stable).await?;
+            if planted::is("look-ahead-stable") {
+                let seen = Range {
+                    end: stable,
+                    ..wanted
+                };
+                return Ok((seen, stable));
+            }
             if stable >= wanted.end || begun.elapsed() > patience || stop() {
                 return Ok((wanted, stable.min(wanted.end)));
             }

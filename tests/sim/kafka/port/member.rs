@@ -13,6 +13,7 @@ use hookstream::edge::port::gap::Gap;
 use hookstream::edge::port::records::{Commit, Committed};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::model::units::Position;
+use hookstream::model::window::{Format, Place, Window};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -174,7 +175,13 @@ impl SimMember {
             .map(|(_, from)| from);
         let Some(from) = from else { return };
         let known = reader.known_end(tp);
-        let gap = Gap::find(tp, Position(from), (low, high), known);
+        let mut gap = Gap::find(tp, Position(from), (low, high), known);
+        if let Some(gap) = &mut gap
+            && planted::is("held-dropped")
+        {
+            // As if the log had begun anew.
+            gap.from = Position(gap.to.0 + 1);
+        }
         let resumed = gap.as_ref().map_or(from, |gap| gap.to.0);
         reader.start(tp, resumed);
         self.gaps.borrow_mut().extend(gap);
@@ -245,6 +252,9 @@ async fn look_up(link: &Link, group: &Arc<str>, wanted: &[Tp]) -> Found {
             Some((position, _)) if planted::is("metadata-lost") => {
                 (Some(Position(position)), String::new())
             }
+            Some((position, metadata)) if planted::is("metadata-elsewhere") => {
+                (Some(Position(position)), believed(tp, position, &metadata))
+            }
             Some((position, metadata)) => (Some(Position(position)), metadata.to_string()),
             None => (None, String::new()),
         };
@@ -255,6 +265,20 @@ async fn look_up(link: &Link, group: &Arc<str>, wanted: &[Tp]) -> Found {
         }
     });
     Ok(each.collect())
+}
+
+/// The id of a cluster from which positions were copied.
+pub const ELSEWHERE: &str = "elsewhere";
+
+/// Metadata of the other cluster, as if it were of this one.
+fn believed(tp: &Tp, position: i64, metadata: &str) -> String {
+    let place = |cluster| Place::new(cluster, &tp.topic, tp.partition);
+    match Window::restore(Position(position), metadata, place(ELSEWHERE)) {
+        (window, None) if !metadata.is_empty() => {
+            window.snapshot(place("simulated"), Format::V2).metadata
+        }
+        _ => metadata.to_owned(),
+    }
 }
 
 impl port::Member for SimMember {
@@ -416,6 +440,9 @@ impl port::Member for SimMember {
     }
 
     fn generation(&self) -> Option<Membership> {
+        if planted::is("generation-late") {
+            return Some(self.member.membership());
+        }
         self.generation.borrow().clone()
     }
 

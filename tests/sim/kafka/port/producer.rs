@@ -374,6 +374,9 @@ impl port::Producer for SimProducer {
     }
 
     async fn renew(&mut self) -> Result<(), Failure> {
+        if self.recipe.purpose == "deliver" && planted::is("abort-repeats") {
+            return Err(Failure::Stuck("planted"));
+        }
         if self.is_fenced() {
             self.note_fencing()?;
         } else if self.transactional() && self.begun {
