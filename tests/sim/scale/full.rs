@@ -12,8 +12,6 @@ const PARTITIONS: i32 = 1_000;
 const SUBSCRIPTIONS: usize = 1_000_000;
 /// Partitions that are played.
 const SAMPLES: u64 = 2;
-/// Records that one replica of release moves in a second (`release_rate`).
-const RELEASE_RATE: f64 = 13_500.0;
 
 const MINUTE: Us = 60 * SECOND;
 
@@ -134,8 +132,6 @@ pub fn print() {
                 max_in_flight,
                 latency: 80.0,
             }),
-            // It has a replica of release to itself: the other partitions have nothing to move.
-            release: (RELEASE_RATE, 30_000),
             ..partition_shape(seed)
         }
     };
