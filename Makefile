@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos
+.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos sim sim-scale
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,11 @@ test: ## every test, the ones on a real Kafka included
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	# The roles in virtual time, on another outside than Kafka, hyper and threads.
-	cargo test --locked --features simulation --test port
+	cargo test --locked --features simulation --config tests/sim/profile.toml --test port
+	# Faults by the hundred in virtual time: the same history twice, planted bugs, as many seeds as a minute has room for.
+	cargo test $(SIM) -q
+	# The model of scale: small shapes within their bounds.
+	cargo test $(SIM:world=scale) -q
 	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
@@ -68,3 +72,11 @@ chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill
 	SEED=$(SEED) MINUTES=$(or $(MINUTES),60) RATE=$(or $(RATE),100) FAULTS=$(FAULTS) \
 	  cargo test --release --locked --features failpoints --test chaos -- --nocapture --include-ignored \
 	  $(if $(filter at-least-once,$(GUARANTEE)),at_least_once_loses_nothing_either,a_seeded_run_of_faults_breaks_no_invariant)
+
+# Many runs of one program: with the assertions of the product, and optimised where it is its own code.
+SIM := --locked --features simulation --config tests/sim/profile.toml --test world
+sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one, shrinks it if it fails, with its timeline; PLANT=all plants bugs
+	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLANT),PLANT=$(PLANT)) cargo test -q $(SIM)
+
+sim-scale: ## 1,000,000 events/s in virtual time, the tables of docs/sizing.md; SCALE=calibrate: beside a real Kafka
+	@SCALE=$(or $(SCALE),full) cargo test -q $(SIM:world=scale)

@@ -1,0 +1,455 @@
+//! What a run is made of, all chosen by its seed.
+
+use std::sync::Arc;
+
+use super::endpoints::{Behaviour, Endpoint};
+use crate::kafka::Node;
+use crate::kafka::cluster::Kind;
+use crate::kafka::log::Ms;
+
+/// The roles of one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roles {
+    /// As `hookstream run`.
+    All,
+    /// Fan-out only.
+    Fanout,
+    /// Delivery only.
+    Deliver,
+    /// Release only.
+    Release,
+}
+
+/// A subscription.
+#[derive(Clone, Debug)]
+pub struct Sub {
+    /// Its id.
+    pub id: String,
+    /// Its owner.
+    pub subscriber: String,
+    /// Its endpoint's host.
+    pub host: Arc<str>,
+    /// The type pattern of its events.
+    pub events: &'static str,
+    /// `order` is `per_subject`.
+    pub ordered: bool,
+    /// The retry schedule, ms.
+    pub schedule: Vec<u64>,
+    /// The timeout of an attempt, ms.
+    pub timeout: u64,
+    /// Attempts at a time.
+    pub max_in_flight: u32,
+    /// Requests per second.
+    pub rate: Option<u32>,
+    /// Its endpoint always behaves.
+    pub control: bool,
+    /// It exists from the beginning to the end.
+    pub lasting: bool,
+}
+
+impl Sub {
+    /// Whether it wants events of this type.
+    pub fn wants(&self, kind: &str) -> bool {
+        match self.events.strip_suffix(".*") {
+            Some(prefix) => kind.starts_with(prefix),
+            None => self.events == "**" || self.events == kind,
+        }
+    }
+}
+
+/// An event to publish.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub id: String,
+    pub kind: &'static str,
+    pub subject: String,
+}
+
+/// What operators and platforms do.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Publishes events.
+    Publish(Vec<Event>),
+    /// Applies a subscription, active or paused.
+    Apply { sub: usize, paused: bool },
+    /// Deletes a subscription.
+    Delete(usize),
+    /// Deletes a subscription and makes it again for another subscriber, at [`MOVED`].
+    Move(usize),
+    /// A replica dies, and starts again after a while.
+    Kill(usize, Ms),
+    /// A replica does nothing for a while.
+    Freeze(usize, Ms),
+    /// A replica stops in an orderly way and starts again at once.
+    Restart(usize),
+    /// All replicas do, one after the other.
+    Roll,
+    /// One replica more.
+    ScaleUp(Roles),
+    /// The replica stops for good.
+    ScaleDown(usize),
+    /// A replica does not reach a broker for a while.
+    Cut(usize, Node, Ms),
+    /// A replica reaches no endpoint for a while.
+    CutEgress(usize, Ms),
+    /// A broker dies and starts again after a while.
+    KillBroker(Node, Ms),
+    /// A broker stops in an orderly way and starts again after a while.
+    StopBroker(Node, Ms),
+    /// A partition of the topic of this number gets another leader.
+    MoveLeader(usize, i32),
+    /// The coordinator of a group or transactional id moves.
+    MoveCoordinator(Kind, &'static str),
+    /// The wall clock of a replica is wrong by so much from now on.
+    Clock(usize, Ms),
+    /// So many of 10,000 requests are lost, not answered, slow, for a while.
+    Weather(u32, u32, u32, Ms),
+    /// The next commit of positions of a replica arrives late.
+    LateCommit(usize, Ms),
+    /// Delivery does not reach the brokers for a while, and then the commands of a partition are deleted: those that it has
+    /// not read are lost, those that it holds are not.
+    Gap(i32, Ms),
+}
+
+impl Act {
+    /// Whether the platform does it, and not a tenant, an operator or a publisher.
+    pub fn is_fault(&self) -> bool {
+        !matches!(
+            self,
+            Self::Publish(_) | Self::Apply { .. } | Self::Delete(_) | Self::Move(_)
+        )
+    }
+
+    /// Whether what processes hold in memory outlives it, and no other process takes their place.
+    pub fn keeps_memory(&self) -> bool {
+        !self.is_fault()
+            || matches!(
+                self,
+                Self::MoveLeader(..)
+                    | Self::MoveCoordinator(..)
+                    | Self::Weather(..)
+                    | Self::KillBroker(..)
+                    | Self::StopBroker(..)
+                    | Self::LateCommit(..)
+                    | Self::Gap(..)
+            )
+    }
+}
+
+/// A whole run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// Partitions of the commands, the tiers and the dead letters.
+    pub partitions: i32,
+    /// Partitions of the events.
+    pub event_partitions: i32,
+    /// Retry tiers.
+    pub tiers: &'static str,
+    pub subs: Vec<Sub>,
+    pub endpoints: Vec<Endpoint>,
+    pub replicas: Vec<Roles>,
+    /// The positions of delivery were copied from another cluster, with metadata that is worth nothing here.
+    pub mirrored: bool,
+    /// What happens when, ms since the beginning, in order.
+    pub acts: Vec<(Ms, Act)>,
+    /// When all faults end.
+    pub quiet: Ms,
+}
+
+/// The types of events.
+const KINDS: [&str; 3] = ["order.created", "order.paid", "user.created"];
+/// The endpoint of a subscription that was moved to [`MOVER`].
+pub const MOVED: &str = "moved.example.com";
+/// Its new subscriber.
+pub const MOVER: &str = "mover";
+/// Traffic and faults begin here.
+const START: Ms = 5_000;
+
+impl Plan {
+    /// The run of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
+        // Most are small, since most of what goes wrong needs little; some are large.
+        let large = rng.u32(0..5) == 0;
+        let length = rng.i64(if large { 20_000..45_000 } else { 4_000..16_000 });
+        let quiet = START + length;
+        let calm = rng.u32(0..5) == 0;
+        let (subs, endpoints) = subs(&mut rng, quiet, large);
+        let replicas = replicas(&mut rng, large);
+        let mut acts = traffic(&mut rng, length, large);
+        operators(&mut rng, &subs, length, &mut acts);
+        if !calm {
+            faults(&mut rng, replicas.len(), length, large, &mut acts);
+        }
+        acts.sort_by_key(|(at, _)| *at);
+        Self {
+            seed,
+            partitions: rng.i32(1..=if large { 4 } else { 2 }),
+            event_partitions: rng.i32(1..=if large { 3 } else { 2 }),
+            tiers: ["1s,3s,10s", "500ms,5s", "2s,4s,8s,16s"][rng.usize(0..3)],
+            subs,
+            endpoints,
+            replicas,
+            mirrored: rng.u32(0..8) == 0,
+            acts,
+            quiet,
+        }
+    }
+
+    /// Whether only tenants misbehave.
+    pub fn is_calm(&self) -> bool {
+        !self.acts.iter().any(|(_, act)| act.is_fault())
+    }
+
+    /// Whether no process loses its memory or its partitions.
+    pub fn keeps_memory(&self) -> bool {
+        self.acts.iter().all(|(_, act)| act.keeps_memory())
+    }
+
+    /// Smaller plans, each without something, the ones without most first.
+    pub fn smaller(&self) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut size = self.acts.len();
+        while size > 0 {
+            for from in (0..self.acts.len()).step_by(size) {
+                let mut plan = self.clone();
+                let to = (from + size).min(plan.acts.len());
+                plan.acts.drain(from..to);
+                all.push(plan);
+            }
+            size /= 2;
+        }
+        for (at, (_, act)) in self.acts.iter().enumerate() {
+            if let Act::Publish(events) = act
+                && events.len() > 1
+            {
+                let half = events.len() / 2;
+                for part in [&events[..half], &events[half..]] {
+                    let mut plan = self.clone();
+                    plan.acts[at].1 = Act::Publish(part.to_vec());
+                    all.push(plan);
+                }
+            }
+        }
+        for at in 0..self.replicas.len() {
+            let roles = self.replicas[at];
+            let same = self.replicas.iter().filter(|other| **other == roles);
+            if same.count() > 1 {
+                let mut plan = self.clone();
+                plan.replicas.remove(at);
+                all.push(plan);
+            }
+        }
+        for at in 0..self.endpoints.len() {
+            for phase in 0..self.endpoints[at].phases.len() {
+                let mut plan = self.clone();
+                plan.endpoints[at].phases.remove(phase);
+                all.push(plan);
+            }
+        }
+        if self.mirrored {
+            let mut plan = self.clone();
+            plan.mirrored = false;
+            all.push(plan);
+        }
+        all
+    }
+
+    /// The same with endpoints that all behave.
+    pub fn without_bad_tenants(&self) -> Self {
+        let mut plan = self.clone();
+        for endpoint in &mut plan.endpoints {
+            endpoint.phases.clear();
+        }
+        plan
+    }
+}
+
+fn subs(rng: &mut fastrand::Rng, quiet: Ms, large: bool) -> (Vec<Sub>, Vec<Endpoint>) {
+    let count = rng.usize(2..=if large { 6 } else { 3 });
+    let (mut subs, mut endpoints) = (Vec::new(), Vec::new());
+    endpoints.push(Endpoint {
+        host: Arc::from(MOVED),
+        phases: Vec::new(),
+        latency: (1, 50),
+    });
+    for number in 0..count {
+        let control = number == 0;
+        let host: Arc<str> = Arc::from(format!("host{number}.example.com"));
+        let phases = if control {
+            Vec::new()
+        } else {
+            phases(rng, quiet)
+        };
+        let least = rng.u64(1..50);
+        endpoints.push(Endpoint {
+            host: Arc::clone(&host),
+            phases,
+            latency: (least, least + rng.u64(1..200)),
+        });
+        let steps = rng.usize(1..=4);
+        subs.push(Sub {
+            id: format!("s{number}"),
+            subscriber: format!("tenant{}", if control { 0 } else { rng.usize(1..4) }),
+            host,
+            events: if control {
+                "**"
+            } else {
+                ["**", "order.*", "user.created"][rng.usize(0..3)]
+            },
+            ordered: !control && rng.u32(0..3) == 0,
+            schedule: (0..steps)
+                .map(|_| [1_000, 2_000, 4_000, 8_000][rng.usize(0..4)])
+                .collect(),
+            timeout: [1_000, 3_000, 8_000][rng.usize(0..3)],
+            max_in_flight: if control { 16 } else { rng.u32(1..=8) },
+            rate: (!control && rng.u32(0..4) == 0).then(|| rng.u32(2..=20)),
+            control,
+            lasting: control || rng.u32(0..5) > 0,
+        });
+    }
+    (subs, endpoints)
+}
+
+fn phases(rng: &mut fastrand::Rng, quiet: Ms) -> Vec<(Ms, Behaviour)> {
+    let count = rng.usize(0..=4);
+    let mut phases: Vec<_> = (0..count)
+        .map(|_| {
+            let what = match rng.u32(0..10) {
+                0..=2 => Behaviour::Well,
+                3 => Behaviour::Status(500, rng.u32(10..=100)),
+                4 => Behaviour::Status([400, 404, 503][rng.usize(0..3)], rng.u32(5..=60)),
+                5 => Behaviour::Throttling(rng.u64(1..5)),
+                6 => Behaviour::Hanging,
+                7 => Behaviour::Refusing,
+                8 => Behaviour::Slow(rng.u64(200..6_000)),
+                _ => Behaviour::Status(410, rng.u32(20..=100)),
+            };
+            (rng.i64(0..quiet), what)
+        })
+        .collect();
+    phases.sort_by_key(|(at, _)| *at);
+    phases
+}
+
+fn replicas(rng: &mut fastrand::Rng, large: bool) -> Vec<Roles> {
+    if !large || rng.bool() {
+        return vec![Roles::All; rng.usize(1..=if large { 3 } else { 2 })];
+    }
+    let mut all = Vec::new();
+    for (roles, most) in [(Roles::Fanout, 2), (Roles::Deliver, 3), (Roles::Release, 2)] {
+        all.extend(std::iter::repeat_n(roles, rng.usize(1..=most)));
+    }
+    all
+}
+
+fn events(rng: &mut fastrand::Rng, count: usize, next: &mut usize) -> Vec<Event> {
+    let each = (0..count).map(|_| {
+        *next += 1;
+        Event {
+            id: format!("e{next}"),
+            kind: KINDS[rng.usize(0..KINDS.len())],
+            subject: format!("o{}", rng.u32(0..6)),
+        }
+    });
+    each.collect()
+}
+
+fn traffic(rng: &mut fastrand::Rng, length: Ms, large: bool) -> Vec<(Ms, Act)> {
+    let (mut acts, mut next) = (Vec::new(), 0);
+    let bursts = if large {
+        rng.usize(8..=30)
+    } else {
+        rng.usize(3..=10)
+    };
+    for _ in 0..bursts {
+        let at = START + rng.i64(0..length);
+        let count = match rng.u32(0..8) {
+            0 if large => rng.usize(20..60),
+            0 => rng.usize(5..20),
+            _ => rng.usize(1..5),
+        };
+        acts.push((at, Act::Publish(events(rng, count, &mut next))));
+    }
+    acts
+}
+
+fn operators(rng: &mut fastrand::Rng, subs: &[Sub], length: Ms, acts: &mut Vec<(Ms, Act)>) {
+    for (sub, it) in subs.iter().enumerate() {
+        if it.control {
+            continue;
+        }
+        if !it.lasting {
+            let act = if rng.bool() {
+                Act::Delete(sub)
+            } else {
+                Act::Move(sub)
+            };
+            acts.push((START + rng.i64(0..length), act));
+        }
+        for _ in 0..rng.usize(0..3) {
+            let paused = rng.u32(0..3) == 0;
+            acts.push((START + rng.i64(0..length), Act::Apply { sub, paused }));
+        }
+    }
+}
+
+fn faults(
+    rng: &mut fastrand::Rng,
+    replicas: usize,
+    length: Ms,
+    large: bool,
+    acts: &mut Vec<(Ms, Act)>,
+) {
+    // Some seeds have one kind only, which shows what it does by itself.
+    let only = rng.bool().then(|| rng.u32(0..KINDS_OF_FAULTS));
+    for _ in 0..rng.usize(1..=if large { 8 } else { 4 }) {
+        let at = START + rng.i64(0..length);
+        let replica = rng.usize(0..replicas);
+        let kind = only.unwrap_or_else(|| rng.u32(0..KINDS_OF_FAULTS));
+        acts.push((at, fault(rng, kind, replica)));
+    }
+}
+
+const KINDS_OF_FAULTS: u32 = 16;
+
+fn fault(rng: &mut fastrand::Rng, kind: u32, replica: usize) -> Act {
+    let node = rng.i32(1..=3);
+    match kind {
+        0 | 1 => Act::Kill(replica, rng.i64(100..8_000)),
+        2 => Act::Freeze(replica, rng.i64(500..40_000)),
+        3 => Act::Restart(replica),
+        4 => Act::Roll,
+        5 => Act::ScaleUp(
+            [Roles::All, Roles::Deliver, Roles::Fanout, Roles::Release][rng.usize(0..4)],
+        ),
+        6 => Act::ScaleDown(replica),
+        7 => Act::Cut(replica, node, rng.i64(1_000..30_000)),
+        8 => Act::CutEgress(replica, rng.i64(1_000..10_000)),
+        9 => match rng.bool() {
+            true => Act::KillBroker(node, rng.i64(1_000..20_000)),
+            false => Act::StopBroker(node, rng.i64(1_000..20_000)),
+        },
+        10 => Act::MoveLeader(rng.usize(0..16), rng.i32(0..4)),
+        11 => match rng.bool() {
+            true => Act::MoveCoordinator(
+                Kind::Group,
+                ["fanout", "deliver", "release"][rng.usize(0..3)],
+            ),
+            false => Act::MoveCoordinator(
+                Kind::Transaction,
+                ["fanout", "deliver", "release"][rng.usize(0..3)],
+            ),
+        },
+        12 => Act::Clock(replica, rng.i64(-20_000..20_000)),
+        13 => Act::Weather(
+            rng.u32(0..400),
+            rng.u32(0..400),
+            rng.u32(0..1_000),
+            rng.i64(1_000..20_000),
+        ),
+        14 => Act::LateCommit(replica, rng.i64(100..20_000)),
+        _ => Act::Gap(rng.i32(0..4), rng.i64(1_000..6_000)),
+    }
+}
