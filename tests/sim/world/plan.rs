@@ -31,8 +31,10 @@ pub struct Sub {
     pub host: Arc<str>,
     /// The type pattern of its events.
     pub events: &'static str,
-    /// `order` is `per_subject`.
+    /// `order` is `per_subject`, or `strict`.
     pub ordered: bool,
+    /// `order` is `strict`.
+    pub strict: bool,
     /// The retry schedule, ms.
     pub schedule: Vec<u64>,
     /// The timeout of an attempt, ms.
@@ -289,6 +291,7 @@ fn subs(rng: &mut fastrand::Rng, quiet: Ms, large: bool) -> (Vec<Sub>, Vec<Endpo
             latency: (least, least + rng.u64(1..200)),
         });
         let steps = rng.usize(1..=4);
+        let ordered = !control && rng.u32(0..5) < 2;
         subs.push(Sub {
             id: format!("s{number}"),
             subscriber: format!("tenant{}", if control { 0 } else { rng.usize(1..4) }),
@@ -298,7 +301,8 @@ fn subs(rng: &mut fastrand::Rng, quiet: Ms, large: bool) -> (Vec<Sub>, Vec<Endpo
             } else {
                 ["**", "order.*", "user.created"][rng.usize(0..3)]
             },
-            ordered: !control && rng.u32(0..3) == 0,
+            ordered,
+            strict: ordered && rng.bool(),
             schedule: (0..steps)
                 .map(|_| [1_000, 2_000, 4_000, 8_000][rng.usize(0..4)])
                 .collect(),

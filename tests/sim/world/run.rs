@@ -361,7 +361,11 @@ impl World {
             "retry_schedule": schedule,
             "timeout": format!("{}ms", it.timeout),
             "max_in_flight": it.max_in_flight,
-            "order": if it.ordered { "per_subject" } else { "none" },
+            "order": match (it.ordered, it.strict) {
+                (_, true) => "strict",
+                (true, false) => "per_subject",
+                (false, false) => "none",
+            },
             "state": if paused { "paused" } else { "active" },
         });
         if let Some(rate) = it.rate {
@@ -564,9 +568,15 @@ impl World {
         let end = self.net.with(|cluster, _| cluster.bounds(tp));
         let read = end.map_or(0, |bounds| bounds.stable);
         sleep(Duration::from_secs(1)).await;
+        if self.calm.get() {
+            return;
+        }
         self.net
             .weather(|weather| weather.cut.extend(cuts.iter().cloned()));
         sleep(time).await;
+        if self.calm.get() {
+            return;
+        }
         self.checker.borrow_mut().look();
         let deleted = self.net.with(|cluster, _| {
             let upto = cluster.bounds(tp)?.stable;
