@@ -22,6 +22,9 @@ test: ## every test, the ones on a real Kafka included
 	@scripts/prerequisites test
 	@scripts/skipped begin
 	@scripts/kafka fetch
+	@scripts/debezium fetch
+	# Without it, the tests that need it are skipped, and listed at the end.
+	-@scripts/schema-registry fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	# The roles in virtual time, on another outside than Kafka, hyper and threads.

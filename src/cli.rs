@@ -3,6 +3,7 @@
 //! Settings are global flags, generated from the table in `config/table.rs`; they may precede or follow the command. Data
 //! goes to standard output, everything else to standard error.
 
+mod confirm;
 pub mod dead_letters;
 pub mod demo;
 mod documents;
@@ -64,7 +65,7 @@ enum Command {
     /// Create and check the topics
     #[command(subcommand)]
     Topics(topics::Command),
-    /// Move the committed offsets of the groups to a mirrored cluster
+    /// Show and set the committed offsets of the groups, and move them to a mirrored cluster
     #[command(subcommand)]
     Positions(positions::Command),
     /// Print the effective settings and their sources
@@ -310,6 +311,26 @@ mod tests {
     #[test]
     fn the_command_line_is_valid() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn connection_settings_that_cannot_work_are_usage_errors() {
+        let broken = tempfile::NamedTempFile::new().unwrap();
+        let authorities = format!("ssl.ca.location={}", broken.path().display());
+        let sasl = "security.protocol=SASL_SSL";
+        for properties in [
+            &[sasl, "sasl.mechanism=OAUTHBEARER"][..],
+            &["sasl.mechanism=OAUTHBEARER"],
+            &[sasl, "sasl.mechanism=GSSAPI"],
+            &[sasl],
+            &[sasl, "sasl.mechanism=PLAIN", "sasl.username=me"],
+            &["security.protocol=SSL", &authorities],
+        ] {
+            let mut line = vec!["hookstream", "topics", "check", "--brokers", "127.0.0.1:9"];
+            line.extend(properties.iter().flat_map(|property| ["-X", *property]));
+            let exit = main(line.into_iter().map(OsString::from));
+            assert_eq!(exit, Exit::Usage, "{properties:?}");
+        }
     }
 
     #[test]

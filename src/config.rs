@@ -8,6 +8,8 @@ mod binding;
 pub mod credentials;
 mod files;
 mod layers;
+mod login;
+mod mapping;
 mod parse;
 mod report;
 mod secrets;
@@ -19,5 +21,8 @@ mod tests;
 pub use files::Connection;
 pub use layers::{Layers, Source};
 pub use report::{EffectiveSetting, effective, reference, unknown_variables};
-pub use secrets::{REDACTED, is_secret};
-pub use settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
+pub use secrets::{REDACTED, SecretRef, is_secret};
+pub use settings::{
+    EgressSettings, Guarantee, Machine, OtlpSettings, RegistryAuth, SchemaRegistrySettings,
+    Settings, Topics,
+};

@@ -6,7 +6,7 @@
 //! | `drain`, `newer` | partitions that leave, and those that stop at what a newer program wrote |
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
-//! | `terms`, `request`, `secrets`, [`signing`] P | subscriptions as partitions look them up; signed requests |
+//! | `terms`, `request`, `secrets`, `refused`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `oversize`, P | what is written instead of an outcome that its topic refuses for its size |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
 //! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
@@ -15,6 +15,7 @@ mod attempt_log;
 mod busy;
 mod commit;
 mod drain;
+mod durable_prefix;
 mod look_ahead;
 mod messages;
 pub mod metrics;
@@ -27,6 +28,7 @@ mod outcome_records;
 mod oversize;
 pub mod partition;
 mod recommit;
+mod refused;
 mod request;
 mod role;
 mod secrets;

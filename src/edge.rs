@@ -1,5 +1,5 @@
-//! The edges: Kafka, HTTP, names and addresses, the collector of spans, the system's clock. Thin, and without decisions
-//! that could be pure. The roles reach them over the [`port`], whose product's side is [`live`].
+//! The edges: Kafka, HTTP, names and addresses, the collector of spans, the schema registry, the system's clock. Thin, and
+//! without decisions that could be pure. The roles reach them over the [`port`], whose product's side is [`live`].
 
 pub mod clock;
 pub mod descriptors;
@@ -12,5 +12,6 @@ pub mod live;
 pub mod otlp;
 pub mod pipeline;
 pub mod port;
+pub mod schema_registry;
 pub mod small_file;
 pub mod writer;

@@ -6,6 +6,8 @@
 //! | `blocked` | E | open transactions of publishers that hold up event partitions |
 //! | `history` | P | where recent events came from, and what failed |
 //! | `identities` | P | events of a batch whose webhooks have one id, although their contents differ |
+//! | `schemas` | E | values that are framed with a schema id: their schemas, their JSON |
+//! | `waiting` | P | partitions that wait for a schema |
 //! | `role` | E | polls, produces, commits |
 
 mod batch;
@@ -14,5 +16,7 @@ mod history;
 mod identities;
 pub mod metrics;
 mod role;
+mod schemas;
+mod waiting;
 
 pub use role::run;

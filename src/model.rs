@@ -16,6 +16,8 @@ pub mod matching;
 pub mod outcome;
 pub mod partitioner;
 pub mod retry_after;
+pub mod schema;
+pub mod signing_key;
 pub mod span;
 pub mod subscription;
 pub mod throttle;

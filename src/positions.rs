@@ -1,4 +1,4 @@
-//! Moves the committed offsets of the groups to a mirrored cluster, exactly.
+//! Moves the committed offsets of the groups to a mirrored cluster, exactly. [`control`] shows and sets them.
 //!
 //! On a mirror, records have other offsets. MirrorMaker 2 translates a committed offset to one at or before the exact one,
 //! and copies commit metadata, whose offsets are invalid on the target. By itself, a failover would repeat the records in
@@ -8,6 +8,7 @@
 //! [`import`] on the target after the mirror has copied everything. An import commits nothing unless it finds the records
 //! of every partition, so it also verifies that the mirror is complete.
 
+pub mod control;
 pub mod trail;
 
 use std::ops::ControlFlow;
@@ -135,6 +136,38 @@ pub enum PositionsError {
         .0.join(", ")
     )]
     NotThere(Vec<String>),
+    /// No group reads the topic.
+    #[error("{topic} is read by no group; topics with positions: {}", .known.join(", "))]
+    UnknownTopic {
+        /// The topic.
+        topic: String,
+        /// The topics that are read.
+        known: Vec<String>,
+    },
+    /// The topic has fewer partitions.
+    #[error("{topic} has no partition {partition}; it has {count} partitions, from 0")]
+    UnknownPartition {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// How many there are.
+        count: usize,
+    },
+    /// The broker has no such offset.
+    #[error("offset {offset} is outside {topic} {partition}, which has {low} to {end}")]
+    OutOfRange {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The offset.
+        offset: i64,
+        /// The first offset.
+        low: i64,
+        /// One past the last offset.
+        end: i64,
+    },
     /// Interrupted.
     #[error("interrupted; nothing was committed")]
     Interrupted,

@@ -43,7 +43,7 @@ use crate::model::dead_letter::{
 use crate::model::units::EpochMs;
 
 pub use counts::{Count, DeadLetterCounts};
-pub use records::{NewerFacts, decode, place};
+pub use records::{Newer, NewerFacts, Undecoded, decode, place};
 pub use withheld::{Why, WithheldGroup};
 
 /// Dead letters in one transaction.
@@ -177,8 +177,8 @@ pub fn preview(
                     None => counts.add(&letter, message.payload_len()),
                 }
             }
-            Ok(_) => {}
-            Err(_) => counts.unreadable += 1,
+            Ok(_) | Err(Undecoded::Newer(_)) => {}
+            Err(Undecoded::Unreadable(_)) => counts.unreadable += 1,
         }
         Ok(if plan.is_reached(counts.letters()) {
             ControlFlow::Break(())
@@ -242,7 +242,7 @@ fn read_settled(
 ) -> Result<(OpenLetters, NewerFacts, Reading), Failure> {
     let cluster = log.cluster()?;
     let mut open = OpenLetters::default();
-    let mut newer = NewerFacts::default();
+    let mut newer = NewerFacts::of(log.topic());
     let mut count = 0;
     let reading = log.read::<Failure>(ends, stop, |message| {
         count += 1;
@@ -380,8 +380,8 @@ impl<'a> Sender<'a> {
                 self.bytes += message.payload_len();
                 self.batch.push(Pending::new(letter, message));
             }
-            Ok(_) => {}
-            Err(error) => {
+            Ok(_) | Err(Undecoded::Newer(_)) => {}
+            Err(Undecoded::Unreadable(error)) => {
                 tracing::warn!(record = %place(message), "unreadable record in the dead-letter topic: {error}");
                 self.replayed.unreadable += 1;
             }

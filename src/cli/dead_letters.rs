@@ -21,7 +21,7 @@ use crate::edge::kafka::record::header_pairs;
 use crate::model::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
 use crate::model::subscription::TypePattern;
 use crate::model::units::{EpochMs, Offset, counted, parse_duration};
-use crate::replay::{self, NewerFacts};
+use crate::replay::{self, Newer, NewerFacts, Undecoded};
 
 /// The number of dead letters that `list` prints by default.
 const DEFAULT_LIMIT: u64 = 1000;
@@ -296,7 +296,9 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
         let letter = match replay::decode(message) {
             Ok(Some(letter)) => letter,
             Ok(None) => return Ok(ControlFlow::Continue(())),
-            Err(_) => {
+            // Reported with all that a newer program wrote.
+            Err(Undecoded::Newer(_)) => return Ok(ControlFlow::Continue(())),
+            Err(Undecoded::Unreadable(_)) => {
                 unreadable += 1;
                 return Ok(ControlFlow::Continue(()));
             }
@@ -342,13 +344,23 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     Ok(note_newer(&newer))
 }
 
-/// Where the state of dead letters may be wrong: a newer program settled some of them in a way unknown to this one.
+/// Where the state of dead letters may be wrong: a newer program settled some of them in a way unknown to this one; and
+/// dead letters that this one cannot read.
 fn note_newer(newer: &NewerFacts) -> Exit {
-    for (at, version) in newer.iter() {
-        print::note(&format!(
-            "the state of the dead letters of partition {} is uncertain: record {at} was written by a newer hookstream (version {version} of the format); upgrade this program",
-            at.partition,
-        ));
+    let topic = newer.topic();
+    for found in newer.iter() {
+        print::note(&match found {
+            Newer::Settling { at, version } => format!(
+                "the state of the dead letters of {topic} partition {} is uncertain: the record at offset {} was written by a newer hookstream (version {version} of the format); upgrade this program",
+                at.partition, at.offset,
+            ),
+            Newer::DeadLetters { at, version, count } => format!(
+                "{} of {topic} partition {}, the first at offset {}, written by a newer hookstream (version {version} of the format), cannot be read; upgrade this program",
+                counted(count, "dead letter"),
+                at.partition,
+                at.offset,
+            ),
+        });
     }
     if newer.is_empty() {
         Exit::Done
@@ -368,7 +380,7 @@ fn open(settings: &Settings) -> Result<(Log, Vec<Range>), CliError> {
 
 fn fold(log: &Log, ends: &[Range]) -> Result<(OpenLetters, NewerFacts), CliError> {
     let mut settled = OpenLetters::default();
-    let mut newer = NewerFacts::default();
+    let mut newer = NewerFacts::of(log.topic());
     log.read::<Failure>(ends, &|| false, |message| {
         if let Some(fact) = newer.settled(message) {
             settled.settle(&fact, replay::place(message));

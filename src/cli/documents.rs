@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 use serde_json::{Map, Value};
 
-use crate::model::subscription::StrictValue;
+use crate::model::subscription::{StrictValue, check_numbers};
 
 /// The largest input, and the most that aliases may make of one, in bytes.
 pub(super) const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -27,6 +27,7 @@ const NODE: usize = 32;
 pub(super) fn documents(text: &str) -> Result<Vec<(String, Value)>, String> {
     let text = text.trim_start_matches('\u{feff}');
     let values: Vec<Value> = if text.trim_start().starts_with(['{', '[']) {
+        check_numbers(text)?;
         let stream = serde_json::Deserializer::from_str(text).into_iter();
         stream
             .map(|value| value.map(|StrictValue(value)| value))

@@ -5,7 +5,7 @@
 //! dead letters are then either replayed or open, and the next run takes the open ones.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::confirm;
 use super::dead_letters::{FilterArgs, parse_time};
 use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
@@ -24,7 +25,7 @@ use crate::edge::clock;
 use crate::edge::kafka::log_reader::Reading;
 use crate::model::dead_letter::Reason;
 use crate::model::units::{EpochMs, counted};
-use crate::replay::{self, DeadLetterCounts, End, Plan, Progress, ReplayError, Report};
+use crate::replay::{self, DeadLetterCounts, End, Newer, Plan, Progress, ReplayError, Report};
 
 /// After this long without a response to a commit or to the first request, the broker counts as unreachable.
 const UNANSWERED: Duration = Duration::from_secs(60);
@@ -123,11 +124,12 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
         }
         if args.dry_run {
             print_counts(args.output, &counts, true, true)?;
-            note_withheld(&counts);
-            return Ok(exit_of(&counts));
+            return ended(&counts);
         }
-        if counts.letters() == 0 && counts.withheld() > 0 {
-            return Err(left_open(&counts));
+        if counts.letters() == 0 {
+            let ended = ended(&counts)?;
+            print::note("no open dead letters match");
+            return Ok(ended);
         }
         if !is_confirmed(&counts, &interrupt)? {
             return Ok(if interrupt.is_raised() {
@@ -143,43 +145,10 @@ pub fn run(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
 
 /// Shows what would be replayed and asks for confirmation.
 fn is_confirmed(counts: &DeadLetterCounts, interrupt: &Interrupt) -> Result<bool, CliError> {
-    if counts.letters() == 0 {
-        print::note("no open dead letters match");
-        return Ok(false);
-    }
-    note_withheld(counts);
+    note_left_open(counts);
     print::note(&print::draw(&groups(counts)));
-    print::note(&format!(
-        "Replay {}? [y/N]",
-        counted(counts.letters(), "dead letter")
-    ));
-    // Signals have handlers by now and do not interrupt the reading of a line, so another thread reads it.
-    let (answer, answered) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
-        // Fails only if the command no longer waits for the answer.
-        answer.send(read.map(|_| line)).ok();
-    });
-    loop {
-        match answered.recv_timeout(Duration::from_millis(100)) {
-            Ok(Ok(line)) => {
-                let yes = matches!(line.trim(), "y" | "Y" | "yes");
-                if !yes {
-                    print::note("nothing was replayed");
-                }
-                return Ok(yes);
-            }
-            Ok(Err(error)) => {
-                return Err(CliError::new(
-                    Exit::Failure,
-                    format!("reading the answer: {error}"),
-                ));
-            }
-            Err(RecvTimeoutError::Timeout) if !interrupt.is_raised() => {}
-            Err(_) => return Ok(false),
-        }
-    }
+    let question = format!("Replay {}?", counted(counts.letters(), "dead letter"));
+    confirm::ask(&question, "nothing was replayed", interrupt)
 }
 
 /// Runs the replay on its own thread until it ends or is abandoned.
@@ -293,17 +262,13 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
         false,
         matches!(report.end, End::Complete),
     )?;
-    let withheld = report.replayed.withheld() > 0;
-    if withheld && !matches!(report.end, End::Complete) {
-        note_withheld(&report.replayed);
+    if !matches!(report.end, End::Complete) {
+        note_left_open(&report.replayed);
     }
     match &report.end {
         End::Complete => {
             print::note(&format!("replayed {}", counted(letters, "dead letter")));
-            if withheld {
-                return Err(left_open(&report.replayed));
-            }
-            Ok(exit_of(&report.replayed))
+            ended(&report.replayed)
         }
         End::Stopped => Err(CliError::new(
             Exit::Interrupted,
@@ -317,14 +282,14 @@ fn conclude(output: Output, report: &Report, guarantee: Guarantee) -> Result<Exi
 }
 
 /// Reports the dead letters that stay open, each group with its way out.
-fn note_withheld(counts: &DeadLetterCounts) {
-    for line in withheld_lines(counts) {
+fn note_left_open(counts: &DeadLetterCounts) {
+    for line in left_open(counts) {
         print::note(&line);
     }
 }
 
-fn withheld_lines(counts: &DeadLetterCounts) -> Vec<String> {
-    let each = counts.withheld.iter().map(|(group, letters)| {
+fn left_open(counts: &DeadLetterCounts) -> Vec<String> {
+    let withheld = counts.withheld.iter().map(|(group, letters)| {
         format!(
             "left open: {} of {:?} (subscriber {:?}), since {}; {}",
             counted(*letters, "dead letter"),
@@ -334,26 +299,36 @@ fn withheld_lines(counts: &DeadLetterCounts) -> Vec<String> {
             group.why.way_out(&group.subscription)
         )
     });
-    each.collect()
+    let large = (counts.too_large > 0).then(|| {
+        format!(
+            "left open: {}, too large for --max-event-bytes; raise it, run `hookstream topics check`, and replay again",
+            counted(counts.too_large, "dead letter")
+        )
+    });
+    let topic = counts.newer.topic();
+    let newer = counts.newer.iter().map(|found| match found {
+        Newer::Settling { at, version } => format!(
+            "left open: all dead letters of {topic} partition {}, since the record at offset {} was written by a newer hookstream (version {version} of the format) and may settle some of them; upgrade this program, then replay again",
+            at.partition, at.offset
+        ),
+        Newer::DeadLetters { at, version, count } => format!(
+            "left open: {} of {topic} partition {}, the first at offset {}, written by a newer hookstream (version {version} of the format); upgrade this program, then replay again",
+            counted(count, "dead letter"), at.partition, at.offset
+        ),
+    });
+    withheld.chain(large).chain(newer).collect()
 }
 
-/// The end of a run that left dead letters open because of their subscriptions.
-fn left_open(counts: &DeadLetterCounts) -> CliError {
-    let exit = if counts.letters() > 0 {
-        Exit::Partial
-    } else {
-        Exit::Failure
-    };
-    CliError::new(exit, withheld_lines(counts).join("\n"))
-}
-
-/// The exit code of a complete replay or preview: dead letters that had to stay open make it partial, or a failure.
-fn exit_of(counts: &DeadLetterCounts) -> Exit {
-    match counts.letters() {
-        _ if counts.too_large == 0 && counts.newer.is_empty() => Exit::Done,
+/// The end of a complete replay, or of a preview of one: dead letters that have to stay open make it partial, or a failure
+/// if there are no others.
+fn ended(counts: &DeadLetterCounts) -> Result<Exit, CliError> {
+    let lines = left_open(counts);
+    let exit = match counts.letters() {
+        _ if lines.is_empty() => return Ok(Exit::Done),
         0 => Exit::Failure,
         _ => Exit::Partial,
-    }
+    };
+    Err(CliError::new(exit, lines.join("\n")))
 }
 
 fn explain(error: &ReplayError, letters: u64, guarantee: Guarantee) -> CliError {
@@ -467,19 +442,7 @@ fn print_counts(
             counted(counts.unreadable, "unreadable record")
         ));
     }
-    if counts.too_large > 0 {
-        print::note(&format!(
-            "left open {}, too large for --max-event-bytes: raise it, run `hookstream topics check`, and repeat",
-            counted(counts.too_large, "dead letter")
-        ));
-    }
-    for (at, version) in counts.newer.iter() {
-        print::note(&format!(
-            "left open the dead letters of partition {}: record {at} was written by a newer hookstream (version {version} of the format) and may settle some of them; upgrade this program",
-            at.partition,
-        ));
-    }
-    if dry_run && groups.is_empty() && counts.withheld.is_empty() {
+    if dry_run && groups.is_empty() && left_open(counts).is_empty() {
         print::note("no open dead letters match");
     }
     if output != Output::Json {
@@ -543,7 +506,7 @@ mod tests {
 
     #[test]
     fn what_stays_open_is_reported_with_the_way_out() {
-        let error = left_open(&counts(3));
+        let error = ended(&counts(3)).unwrap_err();
         assert_eq!(error.exit, Exit::Partial);
         let lines: Vec<&str> = error.message.lines().collect();
         assert!(
@@ -556,7 +519,8 @@ mod tests {
                 && lines[1].contains("hookstream subscriptions resume orders"),
             "{lines:?}"
         );
-        assert_eq!(left_open(&counts(0)).exit, Exit::Failure);
+        assert_eq!(ended(&counts(0)).unwrap_err().exit, Exit::Failure);
+        assert_eq!(ended(&DeadLetterCounts::default()).unwrap(), Exit::Done);
         let report = Report {
             replayed: counts(3),
             end: End::Complete,
@@ -568,6 +532,40 @@ mod tests {
             (&json[1]["why"], &json[1]["letters"]),
             (&"gone".into(), &47.into())
         );
+    }
+
+    #[test]
+    fn records_of_a_newer_program_are_named_and_fail_a_replay_that_does_nothing_else() {
+        let at = |partition, offset| crate::model::dead_letter::Coordinates {
+            partition,
+            offset: crate::model::units::Offset(offset),
+        };
+        let letter: [(&str, &[u8]); 2] = [("hs-version", b"3"), ("hs-fact", b"dead-lettered")];
+        let other: [(&str, &[u8]); 1] = [("hs-version", b"2")];
+        for (headers, version) in [(&letter[..], "version 3"), (&other[..], "version 2")] {
+            let mut newer = replay::NewerFacts::of("webhook-dead-letters");
+            assert_eq!(newer.decode(at(4, 17), Some(b"acme"), headers), None);
+            let alone = DeadLetterCounts {
+                newer: newer.clone(),
+                ..DeadLetterCounts::default()
+            };
+            let error = ended(&alone).unwrap_err();
+            assert_eq!(error.exit, Exit::Failure);
+            for part in [
+                "webhook-dead-letters partition 4",
+                "offset 17",
+                version,
+                "upgrade",
+            ] {
+                assert!(error.message.contains(part), "{}", error.message);
+            }
+            let with_others = DeadLetterCounts {
+                newer,
+                withheld: BTreeMap::new(),
+                ..counts(3)
+            };
+            assert_eq!(ended(&with_others).unwrap_err().exit, Exit::Partial);
+        }
     }
 
     #[test]

@@ -50,24 +50,27 @@ pub(super) fn layers(matches: &ArgMatches) -> Layers {
     layers
 }
 
-/// Updates the running clients when the files that `matches` name change.
+/// Tries the connection settings without connecting, and updates the running clients when the files that `matches` name
+/// change.
 ///
 /// # Errors
-/// [`CliError`] when the files contain an invalid connection, or the thread cannot be started.
+/// [`CliError`] when no client can be made with the settings, or the thread cannot be started.
 pub(super) fn follow(
     matches: &ArgMatches,
     layers: &Layers,
     settings: &Settings,
 ) -> Result<(), CliError> {
-    if !layers.has_files() {
-        return Ok(());
-    }
     // The check has reported any error.
     let Ok(current) = layers.connection() else {
         return Ok(());
     };
-    credentials::try_connection(&current)
-        .map_err(|failure| CliError::new(Exit::Usage, failure.to_string()))?;
+    if !current.properties.is_empty() {
+        credentials::try_connection(&current)
+            .map_err(|failure| CliError::new(Exit::Usage, failure.to_string()))?;
+    }
+    if !layers.has_files() {
+        return Ok(());
+    }
     let matches = matches.clone();
     let read = move || self::layers(&matches).connection();
     credentials::watch(&settings.credentials, current, Box::new(read)).map_err(|error| {

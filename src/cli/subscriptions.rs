@@ -21,6 +21,7 @@ use super::exit::{CliError, Exit};
 use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
+use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::subscription_log::Freshness;
 use crate::model::subscription;
 use crate::model::subscription::{Decision, State, Subscription, SubscriptionError, Version};
@@ -52,6 +53,9 @@ pub struct ApplyArgs {
     /// File to read; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
+    /// Refuse what is probably a mistake, instead of printing a warning
+    #[arg(long)]
+    strict: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -119,6 +123,43 @@ impl Document {
         &self.parsed.id
     }
 
+    /// What is valid and probably a mistake.
+    fn doubts(&self, policy: &EgressPolicy) -> Vec<String> {
+        let denied = policy.check_url(&self.parsed.url).err();
+        let denied = denied.map(|denied| {
+            format!(
+                "url: {denied} (by the egress settings of this command, which should be those of deliver)"
+            )
+        });
+        let in_filter = self.parsed.filter.doubts();
+        let in_filter = in_filter.map(|doubt| format!("filter: {doubt}"));
+        let all = denied.into_iter().chain(in_filter);
+        all.map(|doubt| format!("{:?}: {doubt}", self.id()))
+            .collect()
+    }
+
+    /// A note if the URL is used in another form than it was typed. It never shows the query, which may be a credential.
+    fn normal_url(&self) -> Option<String> {
+        let record: Value = serde_json::from_slice(&self.json).ok()?;
+        let typed = record.get("url")?.as_str()?;
+        let used = &self.parsed.url;
+        if typed == used.as_str() {
+            return None;
+        }
+        let typed_query = typed.split_once('?').map(|(_, query)| query);
+        let query = match used.query() {
+            None => "",
+            Some(query) if Some(query) == typed_query => "?…",
+            Some(_) => "?… (the query is percent-encoded)",
+        };
+        let mut shown = used.clone();
+        shown.set_query(None);
+        Some(format!(
+            "{:?}: the url is used as {shown}{query}",
+            self.id()
+        ))
+    }
+
     /// Whether both are equal, apart from the order of fields.
     fn equals(&self, json: &[u8]) -> bool {
         let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
@@ -152,6 +193,7 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     let text = read_input(&args.file, &name)?;
     let documents = parse_input(&name, &text)
         .map_err(|errors| CliError::new(Exit::Failure, errors.join("\n")))?;
+    report(settings, &documents, args.strict)?;
     let stored = Stored::read(settings, Freshness::Latest)?;
     let refused: Vec<String> = documents
         .iter()
@@ -175,6 +217,24 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     write(settings, &writes)?;
     print::rows(args.output, &changes)?;
     Ok(Exit::Done)
+}
+
+/// Prints what is probably a mistake, and URLs that are used in another form than they were typed.
+fn report(settings: &Settings, documents: &[Document], strict: bool) -> Result<(), CliError> {
+    let policy = EgressPolicy::new(&settings.egress);
+    let doubts = documents
+        .iter()
+        .flat_map(|document| document.doubts(&policy));
+    let doubts: Vec<String> = doubts.collect();
+    if strict && !doubts.is_empty() {
+        return Err(CliError::new(Exit::Failure, doubts.join("\n")));
+    }
+    doubts
+        .iter()
+        .for_each(|doubt| print::note(&format!("warning: {doubt}")));
+    let normal = documents.iter().filter_map(Document::normal_url);
+    normal.for_each(|note| print::note(&note));
+    Ok(())
 }
 
 /// Refuses a document that changes the subscriber of a subscription: its pending commands are keyed by it.
@@ -681,5 +741,61 @@ mod tests {
         }
         take(&mut stored, b"acme", None, None);
         assert_eq!(subscriber_change(&stored, &document(&moved)), None);
+    }
+
+    #[test]
+    fn what_is_probably_a_mistake_is_reported() {
+        let policy = EgressPolicy::new(&crate::config::EgressSettings {
+            allow_http: false,
+            allow_cidrs: Vec::new(),
+            deny_cidrs: Vec::new(),
+            ports: vec![443, 8443],
+        });
+        let with_url = |url: &str| document(&ACME.replace("https://acme.example/h", url));
+        for (url, rule) in [
+            ("http://acme.example/h", "--egress-allow-http"),
+            ("https://10.0.0.5/x", "--egress-allow-cidr"),
+            ("https://acme.example:9443/h", "--egress-ports"),
+            ("https://localhost/h", "a name of one label"),
+            ("https://169.254.169.254/latest", "link-local"),
+            ("https://[::1]/h", "loopback"),
+            ("https://[::ffff:10.0.0.5]/h", "private"),
+            ("https://0x7f.1/h", "loopback"),
+            ("https://acme.example:0/h", "port 0"),
+        ] {
+            let doubts = with_url(url).doubts(&policy);
+            assert_eq!(doubts.len(), 1, "{url}: {doubts:?}");
+            assert!(
+                doubts[0].starts_with("\"acme\": url: ") && doubts[0].contains(rule),
+                "{doubts:?}"
+            );
+        }
+        assert!(document(ACME).doubts(&policy).is_empty());
+        let filter = r#""filter":{"data.items.0.sku":["a"]},"events""#;
+        let doubts = document(&ACME.replace("\"events\"", filter)).doubts(&policy);
+        assert!(doubts[0].contains("not a position"), "{doubts:?}");
+    }
+
+    #[test]
+    fn a_url_that_is_used_in_another_form_is_noted_without_its_query() {
+        let note = |url: &str| document(&ACME.replace("https://acme.example/h", url)).normal_url();
+        assert_eq!(note("https://acme.example/h?token=hush"), None);
+        for (typed, expected) in [
+            (
+                "HTTPS://ACME.example:443/a/../b|c",
+                "https://acme.example/b%7Cc",
+            ),
+            (
+                "https://ACME.example/h?token=hush",
+                "https://acme.example/h?…",
+            ),
+            (
+                "https://acme.example/h?token=hush|",
+                "https://acme.example/h?… (the query is percent-encoded)",
+            ),
+        ] {
+            let expected = format!("\"acme\": the url is used as {expected}");
+            assert_eq!(note(typed), Some(expected));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::table::{SETTINGS, Setting};
+use super::table::{EVENT_MAPPING, SETTINGS, Setting};
 
 /// The source of a value, highest precedence first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +38,8 @@ impl Source {
 pub struct Layers {
     pub(super) given: BTreeMap<(String, Source), Given>,
     pub(super) properties: BTreeMap<(String, Source), String>,
+    /// Fields of event mappings in the file, by topic and field.
+    pub(super) mappings: BTreeMap<(String, String), Vec<String>>,
     /// Contents of the files that properties name, by property.
     pub(super) certificates: BTreeMap<String, Vec<u8>>,
     /// Unknown properties. The intended property may be a secret, so their values are never shown.
@@ -103,6 +105,8 @@ impl Layers {
         for (key, value) in table {
             if key == "x" {
                 self.give_file_properties(value);
+            } else if let (EVENT_MAPPING, toml::Value::Table(topics)) = (&*key, &value) {
+                self.give_mappings("", topics);
             } else if SETTINGS.iter().any(|setting| setting.name == key) {
                 match as_text(&value) {
                     Some(text) => self.give(&key, Source::File, text),
@@ -163,6 +167,12 @@ impl Layers {
         }
     }
 
+    /// The value from this source.
+    pub(super) fn given(&self, setting: &Setting, source: Source) -> Option<&str> {
+        let given = self.given.get(&(setting.name.to_owned(), source));
+        given.map(|given| given.text.as_str())
+    }
+
     /// The effective value and its source; `None` when neither a value nor a default exists.
     #[must_use]
     pub fn effective(&self, setting: &Setting) -> Option<(&str, Source)> {
@@ -194,7 +204,7 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + before.filter(|&byte| byte == b'\n').count()
 }
 
-fn as_text(value: &toml::Value) -> Option<String> {
+pub(super) fn as_text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),

@@ -1,5 +1,7 @@
 //! Parses and validates settings: the ranges of the table, in code.
 
+mod schema_registry;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::str::FromStr;
@@ -7,6 +9,7 @@ use std::time::Duration;
 
 use super::credentials::Credentials;
 use super::layers::{Layers, Source};
+use super::login;
 use super::secrets::may_hold_credentials;
 use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
@@ -20,7 +23,7 @@ const MIB: usize = 1024 * 1024;
 
 /// Reads settings and collects all problems.
 pub(super) struct Reader<'a> {
-    layers: &'a Layers,
+    pub(super) layers: &'a Layers,
     pub(super) mistakes: Vec<String>,
     /// Settings with an invalid value.
     wrong: BTreeSet<&'static str>,
@@ -112,11 +115,16 @@ impl<'a> Reader<'a> {
         );
         let egress = self.egress();
         let otlp = self.otlp();
+        let schema_registry = self.schema_registry();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
         self.read("log", log_filter);
         self.read("log-format", |text| {
             matches!(text, "text" | "json").then_some(())
         });
+        let properties = self.layers.properties();
+        let property = |key: &str| properties.get(key).map(|(value, _)| *value);
+        self.mistakes.extend(login::mistakes(property));
+        let event_mappings = self.event_mappings(events.as_deref());
         let topics = match (events, prefix, &tiers) {
             (Some(events), Some(prefix), Some(tiers)) => {
                 self.separate(Topics { events, prefix }, tiers)
@@ -125,14 +133,13 @@ impl<'a> Reader<'a> {
         };
         Some(Settings {
             brokers: brokers?,
-            properties: self
-                .layers
-                .properties()
+            properties: properties
                 .into_iter()
                 .map(|(key, (value, _))| (key.to_owned(), value.to_owned()))
                 .collect(),
             credentials: Credentials::default(),
             topics: topics?,
+            event_mappings: event_mappings?,
             group_prefix: group_prefix?,
             guarantee: guarantee?,
             instance: instance?,
@@ -147,6 +154,7 @@ impl<'a> Reader<'a> {
             window_format: window_format?,
             lag_top: lag_top?,
             otlp: otlp?,
+            schema_registry: schema_registry?,
             egress: egress?,
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,
@@ -278,33 +286,39 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Reports an invalid value.
+    pub(super) fn refuse(&mut self, setting: &'static Setting, value: &str, source: Source) {
+        self.wrong.insert(setting.name);
+        let what = match source {
+            Source::Environment if self.layers.is_from_file(setting, source) => {
+                format!(": invalid value in the file of {}", setting.file_variable())
+            }
+            Source::Environment => {
+                format!(
+                    ": invalid value {value:?} (environment {})",
+                    setting.variable()
+                )
+            }
+            Source::Binding => {
+                let binding = self::setting("kafka-binding");
+                let place = binding.and_then(|binding| self.layers.effective(binding));
+                let place = place.map_or("", |(place, _)| place);
+                format!(": invalid value {value:?} (binding {place})")
+            }
+            other => format!(": invalid value {value:?} ({})", other.name()),
+        };
+        self.mistakes.push(format!(
+            "--{}{what}; allowed: {}",
+            setting.name, setting.range
+        ));
+    }
+
     fn read<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
+        let setting = setting(name)?;
         let (value, source) = self.layers.effective(setting)?;
         let parsed = parse(value.trim());
         if parsed.is_none() {
-            self.wrong.insert(name);
-            let what = match source {
-                Source::Environment if self.layers.is_from_file(setting, source) => {
-                    format!(": invalid value in the file of {}", setting.file_variable())
-                }
-                Source::Environment => {
-                    format!(
-                        ": invalid value {value:?} (environment {})",
-                        setting.variable()
-                    )
-                }
-                Source::Binding => {
-                    let place = self
-                        .layers
-                        .effective(binding)
-                        .map_or("", |(place, _)| place);
-                    format!(": invalid value {value:?} (binding {place})")
-                }
-                other => format!(": invalid value {value:?} ({})", other.name()),
-            };
-            self.mistakes
-                .push(format!("--{name}{what}; allowed: {}", setting.range));
+            self.refuse(setting, value, source);
         }
         parsed
     }
@@ -342,7 +356,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn setting(name: &str) -> Option<&'static Setting> {
+pub(super) fn setting(name: &str) -> Option<&'static Setting> {
     let found = SETTINGS.iter().find(|setting| setting.name == name);
     debug_assert!(found.is_some(), "{name} is not in the table of settings");
     found

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::files::is_file_variable;
 use super::layers::{Layers, Source};
 use super::parse;
-use super::secrets::{REDACTED, is_secret, may_hold_credentials};
+use super::secrets::{REDACTED, is_secret, may_be_secret};
 use super::settings::Machine;
 use super::table::{SETTINGS, Setting};
 
@@ -61,8 +61,8 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
         .iter()
         .map(|setting| match (layers.effective(setting), setting.name) {
             (Some((_, source)), name) if hidden(setting, source) => row(name, REDACTED, source),
-            (Some((value, source)), "otlp-endpoint") if may_hold_credentials(value) => {
-                row("otlp-endpoint", REDACTED, source)
+            (Some((value, source)), name) if may_be_secret(name, value) => {
+                row(name, REDACTED, source)
             }
             (Some((value, source)), name) => row(name, value, source),
             (None, "instance") => row("instance", &machine.host_name, Source::Default),
@@ -70,6 +70,8 @@ pub fn effective(layers: &Layers, machine: &Machine) -> Vec<EffectiveSetting> {
             (None, name) => row(name, "", Source::Default),
         })
         .collect();
+    let mappings = layers.mapping_rows();
+    rows.extend(mappings.map(|(name, value)| row(&name, &value, Source::File)));
     rows.extend(
         layers
             .properties()
@@ -124,7 +126,7 @@ pub fn reference() -> String {
     }
     text.push_str("| `-X KEY=VALUE`, table `[x]` | `HOOKSTREAM_X` |  | Any librdkafka property (TLS, SASL, …); repeat the flag, or separate properties by `;` in the variable. The value `@FILE` is read from that file; a leading `@@` is a literal `@` |\n");
     text.push_str(
-        "| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these settings |\n",
+        "| `--config FILE` | `HOOKSTREAM_CONFIG` |  | A TOML file with any of these settings, and with event mappings, table `[event-mapping.\"TOPIC\"]` |\n",
     );
     text.push_str("|  | `HOOKSTREAM_…_FILE` |  | A file with the value of any of these variables except `HOOKSTREAM_CONFIG`; one trailing newline is dropped; for `HOOKSTREAM_X`, one property per line |\n");
     text

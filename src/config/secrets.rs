@@ -1,5 +1,7 @@
 //! Which settings and properties hold credentials and must not be printed.
 
+use std::path::PathBuf;
+
 /// Printed in place of a secret.
 pub const REDACTED: &str = "***";
 
@@ -10,6 +12,38 @@ pub fn is_secret(property: &str) -> bool {
         .iter()
         .any(|part| property.contains(part))
         || property == "sasl.oauthbearer.config"
+}
+
+/// Where a secret is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretRef {
+    /// In an environment variable.
+    Env(String),
+    /// In a file.
+    File(PathBuf),
+}
+
+/// Reads `env:NAME` or `file:PATH`.
+pub(super) fn secret_ref(text: &str) -> Option<SecretRef> {
+    let text = text.trim();
+    let is_name = |name: &str| {
+        let letter = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        !name.is_empty() && name.chars().all(letter)
+    };
+    if let Some(name) = text.strip_prefix("env:") {
+        return is_name(name).then(|| SecretRef::Env(name.to_owned()));
+    }
+    let path = text.strip_prefix("file:").filter(|path| !path.is_empty())?;
+    Some(SecretRef::File(path.into()))
+}
+
+/// Whether the value of a setting may hold a credential. Such a value is rejected, and not printed.
+pub(super) fn may_be_secret(setting: &str, value: &str) -> bool {
+    match setting {
+        "otlp-endpoint" | "schema-registry" => may_hold_credentials(value),
+        "schema-registry-password" | "schema-registry-token" => secret_ref(value).is_none(),
+        _ => false,
+    }
 }
 
 /// Whether a URL has a part that may hold credentials. Such a URL is rejected, and not printed.

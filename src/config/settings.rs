@@ -1,14 +1,18 @@
 //! Validated settings.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::credentials::Credentials;
 use super::files::Connection;
+use super::secrets::SecretRef;
 use crate::model::breaker_rules::BreakerRules;
+use crate::model::event::Mapping;
 use crate::model::tiers::Tiers;
 use crate::model::units::format_duration;
 use crate::model::window::Format as WindowFormat;
@@ -33,6 +37,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// Names of all topics.
     pub topics: Topics,
+    /// How records of event topics are read that are neither CloudEvents nor plain events; by topic.
+    pub event_mappings: Arc<BTreeMap<String, Mapping>>,
     /// Prefix of all consumer groups.
     pub group_prefix: String,
     /// What a crash may duplicate.
@@ -61,6 +67,8 @@ pub struct Settings {
     pub hang_deadline: Duration,
     /// Where spans are exported to, if configured.
     pub otlp: Option<OtlpSettings>,
+    /// Where the schemas of framed values are, if configured.
+    pub schema_registry: Option<SchemaRegistrySettings>,
     /// Which endpoints may be reached.
     pub egress: EgressSettings,
     /// Additional trusted certificate authorities, PEM.
@@ -114,6 +122,31 @@ pub struct OtlpSettings {
     pub endpoint: String,
     /// Sampling ratio of events without a trace context.
     pub sample: f64,
+}
+
+/// A Schema Registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaRegistrySettings {
+    /// The base URL, without credentials and without a slash at its end.
+    pub url: String,
+    /// How to authenticate, if at all.
+    pub auth: Option<RegistryAuth>,
+    /// Additional trusted certificate authorities, PEM; those of `Settings::ca_file` if unset.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Authentication at a Schema Registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryAuth {
+    /// HTTP Basic.
+    Basic {
+        /// The user.
+        user: String,
+        /// The password.
+        password: SecretRef,
+    },
+    /// A bearer token.
+    Bearer(SecretRef),
 }
 
 /// The operator's egress rules.

@@ -41,6 +41,7 @@ settings! {
     "brokers" "HOST:PORT,…" "" "Kafka bootstrap servers (required unless --kafka-binding provides them)" "host:port, comma-separated";
     "kafka-binding" "DIR" "" "Directory of a mounted service binding (servicebinding.io) of type kafka; provides the brokers and the TLS and SASL properties that are not set elsewhere" "a directory with one file per key";
     "events" "TOPIC,…" "order-events" "Event topics to read" "topic names, comma-separated";
+    "event-mapping" "TOPIC=PRESET,…" "" "Where the attributes and data of a topic's events are, for publishers of neither CloudEvents nor plain events: a preset, and single fields as TOPIC:FIELD=PLACE (a table per topic in the file, see Event mapping)" "a topic of --events and debezium-outbox, debezium-cloudevents or spring-cloud-stream; a field and places separated by ;";
     "topic-prefix" "PREFIX" "webhook-" "Prefix of hookstream's own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";
     "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from event to command, and from attempt to retry or dead letter" "exactly-once or at-least-once";
@@ -72,10 +73,18 @@ settings! {
     "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may use" "ports, comma-separated, or any";
     "otlp-endpoint" "URL" "" "URL of an OpenTelemetry collector (OTLP over HTTP); no spans are exported if unset" "http://HOST:PORT or https://HOST:PORT, /v1/traces is appended; set credentials in OTEL_EXPORTER_OTLP_HEADERS";
     "trace-sample" "RATIO" "0" "Sampling ratio for events without a trace context; events with one follow the sampled flag of their publisher" "0 to 1";
-    "ca-file" "FILE" "" "Additional certificate authorities to trust, PEM" "a readable file";
+    "schema-registry" "URL" "" "URL of a Schema Registry with Confluent's API: values that begin with a schema id, or have one in the header __value_schema_id, are decoded (Avro, Protobuf, JSON Schema); they are invalid events if unset" "http://HOST:PORT or https://HOST:PORT, with the registry's path if it has one";
+    "schema-registry-user" "NAME" "" "User for basic authentication at the Schema Registry" "a name without a colon, with --schema-registry-password";
+    "schema-registry-password" "REF" "" "Where the password of --schema-registry-user is; a file is read again for each request" "env:NAME or file:PATH";
+    "schema-registry-token" "REF" "" "Where a bearer token for the Schema Registry is; a file is read again for each request" "env:NAME or file:PATH";
+    "schema-registry-ca-file" "FILE" "" "Additional certificate authorities to trust for the Schema Registry, PEM (default: --ca-file)" "a readable file";
+    "ca-file" "FILE" "" "Additional certificate authorities, or certificates of endpoints, to trust, PEM" "a readable file";
     "log" "FILTER" "info" "Log level, or a filter by module such as hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
     "log-format" "FORMAT" "text" "Format of the log on standard error" "text or json";
 }
+
+/// The setting of event mappings, and their table in the file.
+pub const EVENT_MAPPING: &str = "event-mapping";
 
 /// librdkafka properties that hookstream sets itself, each with the reason or the setting to use instead.
 pub const OWNED_PROPERTIES: &[(&str, &str)] = &[

@@ -369,3 +369,82 @@ fn the_reference_lists_every_setting() {
         );
     }
 }
+
+#[test]
+fn a_schema_registry_has_a_url_and_at_most_one_kind_of_credentials() {
+    let flag = |name, value| (name, Source::Flag, value);
+    let url = flag(
+        "schema-registry",
+        "https://registry.example/apis/ccompat/v7/",
+    );
+    let registry = |given: &[_]| check(given).unwrap().schema_registry;
+    assert_eq!(registry(&[]), None);
+    let plain = registry(&[url]).unwrap();
+    assert_eq!(plain.url, "https://registry.example/apis/ccompat/v7");
+    assert_eq!((plain.auth, plain.ca_file), (None, None));
+    let user = flag("schema-registry-user", "me");
+    let password = flag("schema-registry-password", "env:PASSWORD");
+    let token = flag("schema-registry-token", "file:/run/token");
+    assert_eq!(
+        registry(&[url, user, password]).unwrap().auth,
+        Some(RegistryAuth::Basic {
+            user: "me".to_owned(),
+            password: SecretRef::Env("PASSWORD".to_owned()),
+        })
+    );
+    assert_eq!(
+        registry(&[url, token]).unwrap().auth,
+        Some(RegistryAuth::Bearer(SecretRef::File("/run/token".into())))
+    );
+    let mistakes = |given: &[_]| check(given).unwrap_err();
+    assert_eq!(
+        mistakes(&[url, user]),
+        [
+            "--schema-registry-user and --schema-registry-password need each other; use --schema-registry-token for a bearer token"
+        ]
+    );
+    assert_eq!(
+        mistakes(&[url, user, password, token]),
+        ["--schema-registry-token excludes --schema-registry-user and --schema-registry-password"]
+    );
+    assert_eq!(
+        mistakes(&[token]),
+        ["--schema-registry-token has no effect without --schema-registry"]
+    );
+    assert_eq!(
+        mistakes(&[flag("schema-registry", "registry.example")]),
+        [
+            "--schema-registry: invalid value \"registry.example\" (flag); allowed: http://HOST:PORT or https://HOST:PORT, with the registry's path if it has one"
+        ]
+    );
+}
+
+#[test]
+fn credentials_of_the_schema_registry_are_named_and_never_printed() {
+    let given = [
+        ("schema-registry", Source::Flag, "https://registry.example"),
+        ("schema-registry-user", Source::Flag, "me"),
+        ("schema-registry-password", Source::Environment, "hunter2"),
+    ];
+    let mistakes = check(&given).unwrap_err();
+    assert_eq!(
+        mistakes,
+        [
+            "--schema-registry-password (environment): must say where the secret is, and not hold it; allowed: env:NAME or file:PATH"
+        ]
+    );
+    let printed = serde_json::to_string(&effective(&layers(&given), &machine())).unwrap();
+    assert!(!printed.contains("hunter2"), "{printed}");
+    let url = [(
+        "schema-registry",
+        Source::Flag,
+        "https://me:hunter2@registry.example",
+    )];
+    let mistakes = check(&url).unwrap_err();
+    assert!(!format!("{mistakes:?}").contains("hunter2"), "{mistakes:?}");
+    let printed = serde_json::to_string(&effective(&layers(&url), &machine())).unwrap();
+    assert!(!printed.contains("hunter2"), "{printed}");
+    let named = [("schema-registry-token", Source::Flag, "env:TOKEN")];
+    let printed = serde_json::to_string(&effective(&layers(&named), &machine())).unwrap();
+    assert!(printed.contains("env:TOKEN"), "{printed}");
+}

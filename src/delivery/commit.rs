@@ -54,8 +54,8 @@ impl<P: Port> Delivery<'_, P> {
             if !self.partitions.contains_key(&state.partition) {
                 continue;
             }
-            for (offset, outcome) in state.outcomes {
-                self.outcomes.add(state.partition, offset, outcome);
+            for decided in state.outcomes {
+                self.outcomes.add(state.partition, decided);
             }
             if self.metadata_limit < METADATA_LIMIT {
                 let reach = Window::reach(self.metadata_limit);
@@ -296,8 +296,11 @@ impl<P: Port> Delivery<'_, P> {
     /// intake stops when they cannot be written.
     fn are_durable(&mut self, batch: &Batch<Outcome>, offsets: BTreeMap<i32, Vec<Offset>>) {
         for entry in &batch.entries {
-            if let Some(owned) = self.partitions.get(&entry.partition) {
-                owned.load.add_durable();
+            if let Some(owned) = self.partitions.get_mut(&entry.partition) {
+                if let Some(number) = entry.move_number {
+                    let durable = owned.durable_moves.add(number);
+                    owned.load.moves_are_durable(durable);
+                }
                 if let Some(load) = entry.load {
                     owned.load.sub(1, load);
                 }

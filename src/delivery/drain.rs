@@ -81,6 +81,13 @@ impl Drain {
         self.revoked.take_if(|revoked| revoked.is_empty());
     }
 
+    /// All that was held of this partition is dropped, so no worker will report it: it is not waited for. Returns whether
+    /// it is leaving; the group still waits for it then.
+    pub(super) fn emptied(&mut self, number: i32) -> bool {
+        self.busy.remove(&number);
+        self.leaving.contains(&number)
+    }
+
     /// Attempts may end until `deadline` at least.
     pub(super) fn extend(&mut self, deadline: Instant) {
         self.deadline = self.deadline.max(deadline);
@@ -120,6 +127,13 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(8);
 
+    fn place(partition: i32) -> TopicPartition {
+        TopicPartition {
+            topic: "a".into(),
+            partition,
+        }
+    }
+
     #[test]
     fn the_last_commit_is_due_when_nothing_is_in_flight_any_more() {
         let now = crate::edge::clock::instant();
@@ -156,10 +170,7 @@ mod tests {
     fn what_is_lost_is_neither_waited_for_nor_given_up_again() {
         let now = crate::edge::clock::instant();
         let mut drain = Drain::new(now + DEADLINE);
-        let at = TopicPartition {
-            topic: "a".into(),
-            partition: 1,
-        };
+        let at = place(1);
         drain.add(&[1, 2]);
         drain.revoked(&[at]);
         drain.idle().send(2).unwrap();
@@ -167,6 +178,20 @@ mod tests {
         drain.lost(&[1]);
         assert_eq!(drain.step(now), Step::LastCommit { cut: 0 });
         assert_eq!(drain.end(), (vec![2], None));
+    }
+
+    #[test]
+    fn a_partition_that_starts_over_while_it_leaves_is_given_up_without_a_wait() {
+        let now = crate::edge::clock::instant();
+        let mut drain = Drain::new(now + DEADLINE);
+        let at = place(1);
+        drain.add(&[1]);
+        drain.revoked(std::slice::from_ref(&at));
+        assert_eq!(drain.step(now), Step::Wait);
+        assert!(!drain.emptied(2), "it stays");
+        assert!(drain.emptied(1));
+        assert_eq!(drain.step(now), Step::LastCommit { cut: 0 });
+        assert_eq!(drain.end(), (vec![1], Some(vec![at])));
     }
 
     #[test]
@@ -182,10 +207,7 @@ mod tests {
     fn partitions_that_are_added_by_a_shutdown_get_their_own_time() {
         let now = crate::edge::clock::instant();
         let mut drain = Drain::new(now + DEADLINE);
-        let at = TopicPartition {
-            topic: "a".into(),
-            partition: 1,
-        };
+        let at = place(1);
         drain.add(&[1]);
         drain.revoked(std::slice::from_ref(&at));
         drain.idle().send(1).unwrap();

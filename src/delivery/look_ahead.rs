@@ -6,7 +6,8 @@
 //!   meanwhile appears in at least one of them, and its sequence identifies duplicates. Each is read to its high
 //!   watermark. A crashed owner's open transaction would otherwise hide what others committed behind it, and its
 //!   subject would appear to be free. Only the transactions of this partition matter, and those for five seconds. The
-//!   outcomes of this owner have to be durable before: the commands that it has just moved to a tier are in neither.
+//!   moves to tiers that this owner has decided have to be durable before, each of them: a command on its way is in
+//!   neither. Other outcomes end their commands, whether they are durable or not.
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
 //!   backlog through the tiers would be wasted work.
 
@@ -43,21 +44,21 @@ const OPEN_TRANSACTION: Duration = Duration::from_secs(5);
 pub(super) struct Asked {
     pub(super) partition: i32,
     pub(super) epoch: u64,
-    /// The outcomes before the question, which are to be durable before the topics are read.
-    pub(super) outcomes: u64,
+    /// The moves to tiers before the question, which are to be durable before the topics are read.
+    pub(super) moves: u64,
     pub(super) load: Weak<Load>,
     pub(super) question: Question,
 }
 
 impl Asked {
-    /// Waits for the outcomes before the question; `false` when nobody needs the answer any more.
+    /// Waits for the moves before the question; `false` when nobody needs the answer any more.
     async fn waits_until_durable(&self, port: &impl Port, stop: &dyn Fn() -> bool) -> bool {
         const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
         if matches!(self.question, Question::Others(..)) {
             return true;
         }
         while let Some(load) = self.load.upgrade().filter(|_| !stop()) {
-            if load.are_durable(self.outcomes) {
+            if load.are_moves_durable(self.moves) {
                 return true;
             }
             drop(load);

@@ -69,8 +69,8 @@ pub(super) struct PartitionState {
     pub(super) partition: i32,
     /// May be committed; the offsets of outcomes that are not durable are open in it.
     pub(super) snapshot: Snapshot,
-    /// Outcomes since the last report, with the offsets that they end.
-    pub(super) outcomes: Vec<(Option<Offset>, Outcome)>,
+    /// Outcomes since the last report.
+    pub(super) outcomes: Vec<Decided>,
     pub(super) span: u64,
     /// How long the partition's intake has been waiting for room.
     pub(super) stalled: Duration,
@@ -80,16 +80,26 @@ pub(super) struct PartitionState {
     pub(super) runnable: usize,
 }
 
-/// A partition's use of memory: commands handed over and not done; and how many of its outcomes are durable.
+/// An outcome to be written.
+#[derive(Debug)]
+pub(super) struct Decided {
+    /// The offset of the command that it ends, if it ends one.
+    pub(super) offset: Option<Offset>,
+    /// Which of its partition's moves to a tier it is, counted from 0.
+    pub(super) move_number: Option<u64>,
+    pub(super) outcome: Outcome,
+}
+
+/// A partition's use of memory: commands handed over and not done; and which of its moves to a tier are durable.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     /// The bytes that it may hold before it is paused.
     share: AtomicUsize,
     bytes: AtomicUsize,
     commands: AtomicUsize,
-    /// Outcomes so far, and those that are durable: they become so in this order.
-    outcomes: AtomicU64,
-    durable: AtomicU64,
+    /// Commands moved to a tier so far, and how many of these moves are durable without a gap.
+    moves: AtomicU64,
+    durable_moves: AtomicU64,
 }
 
 impl Load {
@@ -105,24 +115,24 @@ impl Load {
         self.commands.fetch_sub(commands, Ordering::Relaxed);
     }
 
-    /// Counts an outcome that is to be written.
-    pub(super) fn add_outcome(&self) {
-        self.outcomes.fetch_add(1, Ordering::Relaxed);
+    /// Counts a move to a tier that is to be written. Returns its number.
+    pub(super) fn add_move(&self) -> u64 {
+        self.moves.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Counts an outcome that has become durable.
-    pub(super) fn add_durable(&self) {
-        self.durable.fetch_add(1, Ordering::Release);
+    /// The first `count` moves are durable.
+    pub(super) fn moves_are_durable(&self, count: u64) {
+        self.durable_moves.store(count, Ordering::Release);
     }
 
-    /// The number of outcomes so far.
-    pub(super) fn outcomes(&self) -> u64 {
-        self.outcomes.load(Ordering::Relaxed)
+    /// The number of moves to a tier so far.
+    pub(super) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
     }
 
-    /// Whether the first `count` outcomes are durable.
-    pub(super) fn are_durable(&self, count: u64) -> bool {
-        self.durable.load(Ordering::Acquire) >= count
+    /// Whether the first `count` moves are durable.
+    pub(super) fn are_moves_durable(&self, count: u64) -> bool {
+        self.durable_moves.load(Ordering::Acquire) >= count
     }
 
     pub(super) fn set_share(&self, bytes: usize) {

@@ -35,6 +35,16 @@ labels!(
     }
 );
 
+labels!(
+    /// Why a subscription cannot be served.
+    Refusal {
+        /// A secret of its signature or headers cannot be read or used: its commands wait.
+        Secret = "secret",
+        /// The egress rules deny its URL: its commands become dead letters.
+        Egress = "egress",
+    }
+);
+
 impl Label for Class {
     const ALL: &'static [Self] = &Self::ALL;
     fn text(self) -> &'static str {
@@ -87,6 +97,7 @@ struct All {
     runnable_commands: IntGaugeVec,
     worker_busy: GaugeVec,
     foreign_commit_metadata: IntCounter,
+    refused_subscriptions: Counters,
     subscriber_attempts: IntCounterVec,
 }
 
@@ -185,6 +196,11 @@ impl DeliveryMetrics {
             foreign_commit_metadata: registry.counter(
                 "hookstream_foreign_commit_metadata_total",
                 "Partitions whose commit metadata could not be used: finished commands may be delivered again.",
+            ),
+            refused_subscriptions: registry.counters::<Refusal>(
+                "hookstream_refused_subscriptions_total",
+                "Times that a subscription with commands could not be served: a secret cannot be used (checked every ten seconds, its commands wait), or the egress rules deny its URL (its commands become dead letters).",
+                "reason",
             ),
             subscriber_attempts: registry.add(IntCounterVec::new(
                 Opts::new("hookstream_subscriber_attempts_total", "Attempts that ended, by class of answer, since the subscriber has series of its own in this replica; the rest is _other."),
@@ -356,6 +372,12 @@ impl DeliveryMetrics {
     #[must_use]
     pub fn foreign_commit_metadata(&self) -> &IntCounter {
         &self.0.foreign_commit_metadata
+    }
+
+    /// Subscriptions with commands that could not be served.
+    #[must_use]
+    pub fn refused_subscriptions(&self, reason: Refusal) -> &IntCounter {
+        self.0.refused_subscriptions.of(reason)
     }
 
     /// Attempts by subscriber. A series starts with all classes, so that the first failure shows as an increase.

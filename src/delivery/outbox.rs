@@ -29,6 +29,8 @@ pub(super) struct Entry<R> {
     pub(super) partition: i32,
     /// The command's offset, if the outcome ends one.
     pub(super) offset: Option<Offset>,
+    /// Which of its partition's moves to a tier it is, also when something smaller is written instead.
+    pub(super) move_number: Option<u64>,
     /// The topic that it is written to, by the number that the caller gave it.
     pub(super) topic: usize,
     /// The hash of its key there.

@@ -40,7 +40,7 @@ pub(super) struct Target {
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
-    /// What `signer` was made from.
+    /// What `signer` and the headers were made from.
     secrets: Box<[Arc<str>]>,
     /// The timestamp of the last request, in seconds and as a header: many requests share one.
     second: RefCell<(i64, HeaderValue)>,
@@ -54,9 +54,13 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    fn new(subscription: &Subscription, secrets: &[Arc<str>]) -> Self {
-        let headers = subscription.headers.iter();
+    fn new(
+        subscription: &Subscription,
+        headers: &[(HeaderName, HeaderValue)],
+        secrets: &[Arc<str>],
+    ) -> Self {
         let credentials = headers
+            .iter()
             .filter(|(_, value)| value.is_sensitive())
             .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
         let secrets = secrets.iter().map(|secret| Cow::Borrowed(&**secret));
@@ -76,21 +80,18 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.map(|(_, value)| value)
     });
-    let written = whole.chain(segments).chain(pairs);
+    let written = segments.chain(pairs);
     let meant = url.query_pairs().map(|(_, value)| value);
-    let meant_in_path = url.path().split('/');
-    let meant_in_path =
-        meant_in_path.map(|segment| percent_decode_str(segment).decode_utf8_lossy());
-    written.map(Cow::Borrowed).chain(meant).chain(meant_in_path)
+    let decoded = written.clone();
+    let decoded = decoded.map(|part| percent_decode_str(part).decode_utf8_lossy());
+    let written = whole.chain(written).map(Cow::Borrowed);
+    written.chain(meant).chain(decoded)
 }
 
 impl Target {
     /// Whether one of its secrets may change without a change of the subscription.
     pub(super) fn reads_files(&self) -> bool {
-        self.subscription
-            .secrets
-            .iter()
-            .any(|source| matches!(source, SecretSource::File(_)))
+        sources(&self.subscription).any(|source| matches!(source, SecretSource::File(_)))
     }
 
     /// Whether it was made from these.
@@ -98,13 +99,17 @@ impl Target {
         Arc::ptr_eq(&self.subscription, subscription) && *self.secrets == *secrets
     }
 
+    /// `secrets` are the texts of its [`sources`].
     pub(super) fn new(
         subscription: &Arc<Subscription>,
         settings: &Settings,
         secrets: Vec<Arc<str>>,
     ) -> Result<Self, String> {
-        let texts = secrets.iter().map(|secret| &**secret);
+        let signing = subscription.secrets.len().min(secrets.len());
+        let (signing, in_headers) = secrets.split_at(signing);
+        let texts = signing.iter().map(|secret| &**secret);
         let signer = Signer::new(texts).map_err(|error| error.to_string())?;
+        let own = own_headers(subscription, in_headers)?;
         let uri = subscription
             .url
             .as_str()
@@ -113,7 +118,7 @@ impl Target {
         let address = Address::new(uri)
             .map_err(|error| format!("its url cannot be used: {error}"))?
             .for_subscriber(&subscription.subscriber);
-        let headers = template(&subscription.headers, &address, !signer.is_empty());
+        let headers = template(&own, &address, !signer.is_empty());
         Ok(Self {
             subscription: Arc::clone(subscription),
             timeout: subscription.timeout.unwrap_or(settings.timeout),
@@ -124,7 +129,7 @@ impl Target {
                 .into(),
             log: settings
                 .attempt_log
-                .then(|| Logged::new(subscription, &secrets)),
+                .then(|| Logged::new(subscription, &own, &secrets)),
             address: Arc::new(address),
             headers,
             signer,
@@ -194,6 +199,30 @@ impl Endpoint for Rc<Target> {
     fn schedule(&self) -> &[Duration] {
         &self.schedule
     }
+}
+
+/// The secrets of a subscription: those that sign, then those in its headers.
+pub(super) fn sources(subscription: &Subscription) -> impl Iterator<Item = &SecretSource> {
+    let in_headers = subscription.headers.iter();
+    let in_headers = in_headers.filter_map(|(_, source)| source.reference());
+    subscription.secrets.iter().chain(in_headers)
+}
+
+/// The subscription's own headers; `secrets` are the texts of their references.
+fn own_headers(
+    subscription: &Subscription,
+    secrets: &[Arc<str>],
+) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let mut secrets = secrets.iter();
+    let headers = subscription.headers.iter();
+    headers
+        .map(|(name, source)| {
+            let secret = source.reference().and_then(|_| secrets.next());
+            let value = source.value(secret.map(|secret| &**secret));
+            let value = value.map_err(|error| format!("header {name}: {error}"))?;
+            Ok((name.clone(), value))
+        })
+        .collect()
 }
 
 /// All headers of a request, with empty values for those that each request sets: a request's header map is a copy that
@@ -290,5 +319,11 @@ mod tests {
             assert_eq!(&*shown(&format!("you sent {echo}!")), "you sent ***!");
         }
         assert_eq!(&*shown("it came in"), "it came in");
+        let url: Url = "https://a.example/?x=s3%7C+cret&y=1".parse().unwrap();
+        let mask = Mask::new(parts(&url));
+        for echo in ["s3%7C+cret", "s3|+cret", "s3| cret"] {
+            let shown = Excerpt::new(echo.as_bytes(), true, &mask).text;
+            assert_eq!(&*shown, "***");
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::busy::Busy;
 use super::drain::{Drain, Step};
+use super::durable_prefix::DurablePrefix;
 use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
@@ -146,6 +147,7 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
 /// A partition as this thread sees it.
 pub(super) struct Owned {
     pub(super) load: Arc<Load>,
+    pub(super) durable_moves: DurablePrefix,
     pub(super) paused: bool,
     /// The last snapshot known to be committed.
     pub(super) committed: Option<Snapshot>,
@@ -361,7 +363,14 @@ impl<P: Port> Delivery<'_, P> {
                 );
             }
             self.forget(&[number]);
-            self.open(number, Window::new(gap.to), None);
+            // Its next owner starts it over.
+            let leaves = self
+                .drain
+                .as_mut()
+                .is_some_and(|drain| drain.emptied(number));
+            if !leaves {
+                self.open(number, Window::new(gap.to), None);
+            }
         }
     }
 
@@ -380,6 +389,7 @@ impl<P: Port> Delivery<'_, P> {
         });
         let owned = Owned {
             load,
+            durable_moves: DurablePrefix::default(),
             paused: false,
             committed,
         };

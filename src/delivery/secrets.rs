@@ -1,4 +1,4 @@
-//! Resolves the signing secrets of subscriptions.
+//! Resolves the secrets of subscriptions: those that sign, and those in headers.
 //!
 //! Files are read on threads of their own, since a file system may hang: a worker that waited for one would stop all
 //! subscribers of its partitions. What was read is kept for all workers and read again after a while, so that a rotated
@@ -96,7 +96,7 @@ impl Secrets {
             SecretSource::Env(name) => match std::env::var(name) {
                 Ok(text) => known(&text),
                 Err(_) => Secret::Unusable(format!(
-                    "the environment variable {name}, which holds its secret, is not set"
+                    "the environment variable {name}, which holds its secret, is not set or is not UTF-8"
                 )),
             },
             SecretSource::File(path) => self.file(path, wake),
@@ -146,6 +146,14 @@ impl Secrets {
     #[cfg(test)]
     pub(super) fn reads(&self) -> u64 {
         files(&self.files).reads
+    }
+
+    /// Lets a file be read again at once.
+    #[cfg(test)]
+    pub(super) fn expire(&self, path: &Path) {
+        if let Some(entry) = files(&self.files).all.get_mut(path) {
+            entry.last = None;
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::partition::env::{Standing, Subscriptions, Terms, Unavailable};
 use super::partition::lane::{Limits, Rate};
-use super::request::Target;
+use super::refused::{Reason, Refused};
+use super::request::{Target, sources};
 use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
@@ -22,8 +23,10 @@ pub(super) struct Directory {
     pub(super) policy: Arc<EgressPolicy>,
     /// Defaults for what a subscription does not set.
     pub(super) settings: Arc<Settings>,
-    /// Signing secrets.
+    /// Secrets, of signatures and of headers.
     pub(super) secrets: Arc<Secrets>,
+    /// The subscriptions that cannot be served.
+    pub(super) refused: Arc<Refused>,
     /// Lets the worker ask for terms again when a secret was read.
     pub(super) wake: Wake,
 }
@@ -43,12 +46,22 @@ impl Directory {
             State::Active => {}
         }
         if let Err(denied) = self.policy.check_url(&subscription.url) {
-            return (Standing::Denied(denied.to_string().into()), None);
+            let denied = denied.to_string();
+            self.refused.note(subscription, Reason::Egress, &denied);
+            return (Standing::Denied(denied.into()), None);
         }
-        self.open(subscription, before).unwrap_or_else(|error| {
-            tracing::error!(subscription = %subscription.id, "cannot send, commands wait: {error}");
-            (Standing::Unusable, Some(MISSING_SECRET))
-        })
+        match self.open(subscription, before) {
+            Ok(open) => {
+                if matches!(open.0, Standing::Open(_)) {
+                    self.refused.is_served(&subscription.id);
+                }
+                open
+            }
+            Err(error) => {
+                self.refused.note(subscription, Reason::Secret, &error);
+                (Standing::Unusable, Some(MISSING_SECRET))
+            }
+        }
     }
 
     /// The endpoint, once its secrets are known: `before` if neither the subscription nor a secret has changed.
@@ -59,9 +72,8 @@ impl Directory {
     ) -> Result<(Standing<Rc<Target>>, Validity), String> {
         /// While a file is read again.
         const SOON: Duration = Duration::from_secs(1);
-        let sources = subscription.secrets.iter();
         // All of them, so that they are read at the same time.
-        let secrets: Vec<Secret> = sources
+        let secrets: Vec<Secret> = sources(subscription)
             .map(|source| self.secrets.get(source, &self.wake))
             .collect();
         let (mut texts, mut loading, mut again) = (Vec::with_capacity(secrets.len()), false, false);
@@ -157,6 +169,7 @@ mod tests {
 
     use super::*;
     use crate::config::{EgressSettings, Layers, Machine, Source};
+    use crate::delivery::metrics::DeliveryMetrics;
     use crate::delivery::partition::Partition;
     use crate::delivery::partition::effect::{Effect, Effects, Outcome};
     use crate::delivery::partition::env::{Env, Rules};
@@ -202,6 +215,9 @@ mod tests {
                     policy: Arc::new(policy),
                     settings: Arc::new(settings),
                     secrets: Arc::new(Secrets::over(read)),
+                    refused: Arc::new(Refused::new(DeliveryMetrics::register(
+                        &crate::runtime::metrics::Registry::new(),
+                    ))),
                     wake: Arc::new(move || wake.send(()).unwrap_or_default()),
                 },
                 machine: Partition::new(Arc::new(rules), Window::new(Position(0))),
@@ -211,10 +227,14 @@ mod tests {
         }
 
         fn put(&self, id: &str, secret: &str, state: &str) {
-            let record = serde_json::json!({
+            self.put_record(serde_json::json!({
                 "id": id, "subscriber": "acme", "events": ["**"], "url": "https://example.com/",
                 "secrets": [secret], "state": state,
-            });
+            }));
+        }
+
+        fn put_record(&self, record: serde_json::Value) {
+            let id = record["id"].as_str().unwrap();
             let (key, value) = (Some(id.as_bytes()), record.to_string());
             let record = TopicRecord {
                 key,
@@ -279,6 +299,19 @@ mod tests {
         .collect()
     }
 
+    /// The effects of a command of `s` until it waits in a tier. Its secret may be read before it is asked for again.
+    fn parked(scene: &mut Scene) -> Vec<Effect<Rc<Target>>> {
+        let is_parked = |effect: &Effect<_>| matches!(effect, Effect::Parked(ParkReason::Paused));
+        let mut effects = scene.take("s");
+        let deadline = clock::instant() + PATIENCE;
+        while !effects.iter().any(is_parked) {
+            assert!(clock::instant() < deadline, "its command does not wait");
+            std::thread::yield_now();
+            effects.extend(scene.apply(Event::Tick));
+        }
+        effects
+    }
+
     #[test]
     fn a_change_of_one_subscription_reads_no_secret_of_the_others() {
         let mut scene = Scene::new(Arc::new(|_: &Path| Ok(SECRET.to_owned())));
@@ -341,17 +374,62 @@ mod tests {
     fn commands_whose_secret_cannot_be_read_wait_in_a_tier() {
         let mut scene = Scene::new(Arc::new(|_: &Path| Err("it is a FIFO".to_owned())));
         scene.put("s", "file:/fifo", "active");
-        assert!(scene.take("s").is_empty());
-        scene.woken.recv_timeout(PATIENCE).unwrap();
-        let effects = scene.apply(Event::Tick);
+        let effects = parked(&mut scene);
         assert!(sent(&effects).is_empty());
-        assert!(
-            effects
-                .iter()
-                .any(|effect| matches!(effect, Effect::Parked(ParkReason::Paused))),
-            "its commands wait"
-        );
         let written = |effect: &Effect<_>| matches!(effect, Effect::Write(_, Outcome::Tier(..)));
         assert_eq!(effects.iter().filter(|effect| written(effect)).count(), 1);
+    }
+
+    #[test]
+    fn a_header_is_read_like_a_secret_and_its_commands_wait_without_it() {
+        let content = Arc::new(Mutex::new(Err("No such file".to_owned())));
+        let given = Arc::clone(&content);
+        let mut scene = Scene::new(Arc::new(move |path: &Path| {
+            assert_eq!(path, Path::new("/run/token"));
+            given.lock().unwrap().clone()
+        }));
+        scene.put_record(serde_json::json!({
+            "id": "s", "subscriber": "acme", "events": ["**"], "url": "https://example.com/", "secrets": [SECRET],
+            "headers": {"x-tenant": "acme", "authorization": "Bearer file:/run/token"},
+        }));
+        assert!(sent(&parked(&mut scene)).is_empty());
+        let refused = &scene.directory.refused;
+        assert_eq!(refused.logged(), 1);
+
+        *content.lock().unwrap() = Ok("hush\n".to_owned());
+        let secrets = &scene.directory.secrets;
+        secrets.expire(Path::new("/run/token"));
+        let id = scene.directory.get("s", "acme").unwrap();
+        let deadline = clock::instant() + PATIENCE;
+        let target = loop {
+            assert!(clock::instant() < deadline, "the header was never read");
+            match scene.directory.terms(&id, None).standing {
+                Standing::Open(target) => break target,
+                _ => std::thread::yield_now(),
+            }
+        };
+        let request = target.request(&sample(), None, clock::now());
+        assert_eq!(request.headers["authorization"], "Bearer hush");
+        assert!(request.headers["authorization"].is_sensitive());
+        assert_eq!(request.headers["x-tenant"], "acme");
+        assert_eq!(refused.logged(), 0, "it is served again");
+    }
+
+    #[test]
+    fn a_subscription_that_cannot_be_served_is_logged_once_for_each_reason() {
+        let scene = Scene::new(Arc::new(|_: &Path| Ok(SECRET.to_owned())));
+        for number in 0..3 {
+            let id = format!("s{number}");
+            scene.put_record(serde_json::json!({
+                "id": id, "subscriber": "acme", "events": ["**"], "url": "https://10.0.0.5/",
+            }));
+            let known = scene.directory.get(&id, "acme").unwrap();
+            for _ in 0..5 {
+                let standing = scene.directory.terms(&known, None).standing;
+                assert!(matches!(standing, Standing::Denied(_)));
+            }
+        }
+        assert_eq!(scene.directory.refused.logged(), 3);
+        assert_eq!(scene.directory.refused.count(Reason::Egress), 15);
     }
 }

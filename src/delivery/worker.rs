@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 
 use super::attempt_log::{AttemptFacts, Entry, Notes};
 use super::look_ahead;
-use super::messages::{Load, Message, WorkerState};
+use super::messages::{Decided, Load, Message, WorkerState};
 use super::metrics::DeliveryMetrics;
 use super::notices::Lines;
 use super::outage::PROBES;
@@ -119,7 +119,7 @@ struct Owned {
     /// Requests in flight, and responses whose bodies are still open.
     slots: usize,
     /// Outcomes to write with the next commit.
-    outcomes: Vec<(Option<Offset>, Outcome)>,
+    outcomes: Vec<Decided>,
     /// Gets the partition's number when nothing is in flight after a stop.
     drained: Option<UnboundedSender<i32>>,
 }
@@ -326,7 +326,7 @@ impl<P: Port> Worker<P> {
                 let asked = look_ahead::Asked {
                     partition: owner.partition,
                     epoch: owner.epoch,
-                    outcomes: owned.load.outcomes(),
+                    moves: owned.load.moves(),
                     load: Arc::downgrade(&owned.load),
                     question,
                 };
@@ -521,8 +521,12 @@ impl<P: Port> Worker<P> {
     fn write(&mut self, number: i32, offset: Option<Offset>, outcome: Outcome) {
         self.lines.outcome(&outcome);
         if let Some(owned) = self.partitions.get_mut(&number) {
-            owned.load.add_outcome();
-            owned.outcomes.push((offset, outcome));
+            let is_move = matches!(outcome, Outcome::Tier(..));
+            owned.outcomes.push(Decided {
+                offset,
+                move_number: is_move.then(|| owned.load.add_move()),
+                outcome,
+            });
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::oneshot::channel;
 use super::attempt_log::AttemptLog;
 use super::messages::{Message, WorkerState};
 use super::metrics::DeliveryMetrics;
+use super::refused::Refused;
 use super::secrets::{Secrets, Wake};
 use super::terms::Directory;
 use super::worker::{self, Surroundings};
@@ -116,6 +117,7 @@ impl<P: Port> Workers<P> {
             false => None,
         };
         let secrets = Arc::new(Secrets::new());
+        let refused = Arc::new(Refused::new(metrics.clone()));
         // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
@@ -134,6 +136,7 @@ impl<P: Port> Workers<P> {
                     policy: Arc::clone(&policy),
                     settings: Arc::clone(settings),
                     secrets: Arc::clone(&secrets),
+                    refused: Arc::clone(&refused),
                     wake: waker(messages.downgrade()),
                 },
                 client,

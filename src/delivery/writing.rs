@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::messages::Decided;
 use super::outbox::{Batch, Entry, Outbox, Purpose, Recovered};
 use super::outcome_records::{Destination, OutcomeTopics, write};
 use super::oversize::{Source, smaller};
@@ -116,12 +117,18 @@ impl<P: Port> OutcomeWriter<P> {
         })
     }
 
-    /// Adds an outcome of a partition, which ends the command at `offset`, if there is one.
-    pub(super) fn add(&mut self, partition: i32, offset: Option<Offset>, outcome: Outcome) {
+    /// Adds an outcome of a partition.
+    pub(super) fn add(&mut self, partition: i32, decided: Decided) {
+        let Decided {
+            offset,
+            move_number,
+            outcome,
+        } = decided;
         let (topic, hash) = self.topics.of(&outcome);
         self.outbox.add(Entry {
             partition,
             offset,
+            move_number,
             topic,
             hash,
             weight: weight(&outcome),
@@ -443,8 +450,9 @@ impl<P: Port> OutcomeWriter<P> {
             let either = [&mut self.main, &mut self.probe].into_iter();
             let mut count = None;
             for producer in either.filter_map(|half| half.writer.producer()) {
-                if count.is_none() {
-                    count = producer.partitions(&name).await;
+                count = producer.partitions(&name).await;
+                if count.is_some() {
+                    break;
                 }
             }
             if let Some(count) = count {

@@ -1,7 +1,7 @@
 //! The only place that reads a clock.
 //!
 //! Pure modules take the time as an argument; clippy bans `now()` everywhere else, so that a test can
-//! drive every decision with made-up times. With the feature `simulation`, [`simulated`] replaces both clocks.
+//! drive every decision with made-up times. With the feature `simulation`, `simulated` replaces both clocks.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

@@ -27,6 +27,33 @@ pub(crate) fn fails(name: &'static str) -> bool {
     }
 }
 
+/// A name lookup that gets no response, for names of the zone in `silent-zone=return(silent.example)`: blocks for as long
+/// as a resolver tries, and tells that it found nothing.
+#[inline]
+pub(crate) fn gets_no_response(host: &str) -> bool {
+    #[cfg(feature = "failpoints")]
+    {
+        /// What a resolver with two servers takes by default.
+        const GIVES_UP: std::time::Duration = std::time::Duration::from_secs(20);
+        let silent = silent_zone().is_some_and(|zone| host.ends_with(&zone));
+        if silent {
+            std::thread::sleep(GIVES_UP);
+        }
+        silent
+    }
+    #[cfg(not(feature = "failpoints"))]
+    {
+        let _ = host;
+        false
+    }
+}
+
+#[cfg(feature = "failpoints")]
+fn silent_zone() -> Option<String> {
+    fail::fail_point!("silent-zone", |zone| zone);
+    None
+}
+
 #[cfg(feature = "failpoints")]
 fn is_due(name: &str) -> bool {
     fail::fail_point!(name, |_| true);

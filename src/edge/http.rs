@@ -13,57 +13,67 @@
 //! - An HTTP/2 server refuses it ([`HttpClient::post_until_processed`]): REFUSED_STREAM, or a GOAWAY that names an
 //!   earlier stream as the last one (RFC 9113, sections 6.8 and 8.7).
 //!
+//! A response is judged by its status: where the rest cannot be read, the connection is closed, nothing more (`head`).
+//! Malformed header lines are ignored, folded ones are joined (RFC 9112, section 5.2). Only a response that is malformed in
+//! HTTP/2 is none, as RFC 9113 (section 8.1.1) demands.
+//!
 //! # Limits
 //! | what | limit | beyond it |
 //! |---|---|---|
 //! | lookup, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; also bounds dials that no request waits for any more |
-//! | response headers | [`MAX_HEADER_BYTES`], on HTTP/1.1 also [`MAX_HEADERS`] | class other, connection closed |
+//! | response headers, HTTP/1.1 | [`MAX_HEADER_BYTES`], [`MAX_HEADERS`] | the status counts, connection closed |
+//! | response headers, HTTP/2 | [`H2_MAX_HEADER_BYTES`] | class other, stream reset; beyond four times that, the subscriber's connection is closed |
 //! | response body | [`MAX_BODY_BYTES`] | [`Drained::TooLong`], connection closed (HTTP/2: stream reset) |
-//! | idle connections | [`HttpOptions::pool_idle_timeout`] (up to an eighth more), [`HttpOptions::max_idle`] | closed, those first that were idle for longest |
+//! | idle connections | [`HttpOptions::pool_idle_timeout`], [`HttpOptions::max_idle`] | closed, those first that were idle for longest |
+//! | idle HTTP/1.1 connections | also the server's `Keep-Alive` hint less a second; without one, [`HttpOptions::unhinted_idle`] (up to an eighth more) | closed |
 //! | requests on one HTTP/2 connection | what its server accepts, [`MAX_STREAMS`]; those of one subscriber | another connection |
 //! | unresponsive HTTP/2 connection | [`H2_PING_INTERVAL`] + [`H2_PING_TIMEOUT`] | closed |
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Uri};
-use http_body::Body;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::failure::{Failure, FailureClass};
 pub use self::limits::{
-    DIAL_LIMIT, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS,
-    MAX_STREAMS, TCP_LIMIT, max_idle,
+    DIAL_LIMIT, H2_MAX_HEADER_BYTES, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES,
+    MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, TCP_LIMIT, UNHINTED_IDLE, max_idle,
 };
-use self::line::{Evict, Http1, Message, Opener};
-use self::pool::{Line, Pool, SWEEPS, Slot};
+use self::line::{Evict, Message, Opener};
+use self::pool::{Line, Pool};
+use self::received::Heard;
+use self::response::OnLoan;
+pub use self::response::{Answer, Drained, Rest};
+use self::reuse::Idle;
 pub use self::trust::HttpSetupError;
-#[cfg(feature = "otlp")]
 pub(crate) use self::trust::client_config as trusted;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::failpoint;
 use crate::model::backoff::resend_delay;
-use crate::model::retry_after;
 
 mod dial;
 mod failure;
+mod head;
 mod limits;
 mod line;
 mod pool;
+mod received;
+mod response;
+mod reuse;
+mod tls_error;
 mod trust;
+mod verify;
 
 /// The options of a client.
 #[derive(Clone, Debug)]
@@ -76,15 +86,18 @@ pub struct HttpOptions {
     pub lookups: Lookups,
     /// Sent if a request has no `user-agent`.
     pub user_agent: String,
-    /// How long an idle connection is kept.
+    /// How long an idle connection is kept at most.
     pub pool_idle_timeout: Duration,
+    /// How long an idle HTTP/1.1 connection is kept whose server does not say how long it keeps it: less than what servers
+    /// do by default. A request on a connection that the server is closing fails, and may have been processed.
+    pub unhinted_idle: Duration,
     /// Idle connections of all hosts. A host keeps those that it needed within `pool_idle_timeout`, so this limit only
     /// protects the process's file descriptors.
     pub max_idle: usize,
 }
 
 impl HttpOptions {
-    /// The defaults: system roots, `hookstream/<version>`, 60 s, 1,024 connections.
+    /// The defaults: system roots, `hookstream/<version>`, 60 s, [`UNHINTED_IDLE`], 1,024 connections.
     #[must_use]
     pub fn new(policy: Arc<EgressPolicy>) -> Self {
         Self {
@@ -93,6 +106,7 @@ impl HttpOptions {
             lookups: Lookups::default(),
             user_agent: concat!("hookstream/", env!("CARGO_PKG_VERSION")).to_owned(),
             pool_idle_timeout: Duration::from_secs(60),
+            unhinted_idle: UNHINTED_IDLE,
             max_idle: 1024,
         }
     }
@@ -190,34 +204,10 @@ pub struct Request {
 /// The result of a POST.
 #[derive(Debug)]
 pub enum Reply<R = Rest> {
-    /// Complete response headers were received, with any status.
+    /// A status was received, any.
     Answered(Answer<R>),
-    /// No complete response headers were received.
+    /// No response was received.
     Failed(Failure),
-}
-
-/// Complete response headers.
-#[derive(Debug)]
-pub struct Answer<R = Rest> {
-    /// 100 to 999; informational ones (1xx) are skipped.
-    pub status: u16,
-    /// How long the receiver wants no further request.
-    pub retry_after: Option<Duration>,
-    /// The unread body; `None` if it is empty. Dropping it unread closes the connection.
-    pub rest: Option<R>,
-}
-
-/// How reading a body ended. The connection is reused only after [`Drained::Complete`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drained {
-    /// At its end.
-    Complete,
-    /// It exceeded [`MAX_BODY_BYTES`].
-    TooLong,
-    /// The connection broke, or the framing was invalid.
-    Failed,
-    /// The deadline passed.
-    Timeout,
 }
 
 /// Sends requests over pooled connections. Clones share the pools.
@@ -230,7 +220,6 @@ pub struct HttpClient(Arc<Shared>);
 struct Shared {
     opener: Arc<Opener>,
     user_agent: HeaderValue,
-    sweep_every: Duration,
     pools: Mutex<Pools>,
 }
 
@@ -248,43 +237,43 @@ impl HttpClient {
     /// `ca_file` cannot be read or holds no certificate; no authority at all is known while only `https` is allowed;
     /// `user_agent` is not a valid header value.
     pub fn new(options: HttpOptions) -> Result<Self, HttpSetupError> {
-        /// The resolution of a timer.
-        const FINEST: Duration = Duration::from_millis(1);
         let user_agent =
             HeaderValue::try_from(options.user_agent).map_err(|_| HttpSetupError::UserAgent)?;
         let tls = trust::client_config(options.ca_file.as_deref(), options.policy.allows_http())?;
         let dial = dial::Dial::new(options.policy, options.lookups, tls);
+        let idle = Idle::new(options.pool_idle_timeout, options.unhinted_idle);
         Ok(Self(Arc::new_cyclic(|client: &Weak<Shared>| Shared {
             opener: Arc::new(Opener {
                 dial,
+                keep: idle,
                 client: Weak::<Shared>::clone(client),
                 max_idle: options.max_idle,
                 idle: AtomicUsize::new(0),
                 stamps: AtomicU64::new(0),
             }),
             user_agent,
-            sweep_every: (options.pool_idle_timeout / SWEEPS).max(FINEST),
             pools: Mutex::default(),
         })))
     }
 
-    /// Sends the request once, and waits for complete response headers until `deadline` at most.
+    /// Sends the request once, and waits for the response headers until `deadline` at most.
     ///
     /// Dropping the future, as the deadline does, closes its connection (HTTP/2: resets the stream), so nothing is left
     /// behind. The receiver may still have received the request.
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
         let started = clock::instant();
         failpoint::point("request.before");
-        match timeout_at(deadline, self.send(request)).await {
+        let heard = Heard::default();
+        let mut failure = match timeout_at(deadline, self.send(request, &heard)).await {
             Ok(Ok(answer)) => {
                 failpoint::point("response-head.after");
-                Reply::Answered(answer)
+                return Reply::Answered(answer);
             }
-            Ok(Err(failure)) => Reply::Failed(failure),
-            Err(_) => Reply::Failed(Failure::timeout(
-                deadline.into_std().saturating_duration_since(started),
-            )),
-        }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
+        };
+        failure.heard |= heard.get();
+        Reply::Failed(failure)
     }
 
     /// Does the same, but sends the request that `build` returns again while the server refuses it before it processes
@@ -318,14 +307,14 @@ impl HttpClient {
         }
     }
 
-    async fn send(&self, request: Request) -> Result<Answer, Failure> {
+    async fn send(&self, request: Request, heard: &Heard) -> Result<Answer, Failure> {
         let to = Arc::clone(&request.to);
         let pool = self.pool(&to);
         let mut message = self.prepare(request);
         let mut is_first = true;
         loop {
             let (line, used) = pool
-                .line(&to.tenant)
+                .line(&to.tenant, heard)
                 .await
                 .map_err(|error| Failure::of_open(&error))?;
             let (sent, on) = match line {
@@ -333,7 +322,7 @@ impl HttpClient {
                     *message.uri_mut() = to.target.clone();
                     let headers = message.headers_mut();
                     headers.entry(HOST).or_insert_with(|| to.host.clone());
-                    let sent = own.exchange(message).await;
+                    let sent = own.exchange(message, heard).await;
                     let pool = Arc::clone(&pool);
                     (sent, OnLoan::Own { own, pool })
                 }
@@ -341,7 +330,7 @@ impl HttpClient {
                     *message.uri_mut() = to.uri.clone();
                     // HTTP/2 carries the host in the URI.
                     message.headers_mut().remove(HOST);
-                    (slot.exchange(message).await, OnLoan::Shared(slot))
+                    (slot.exchange(message, heard).await, OnLoan::Shared(slot))
                 }
             };
             match sent {
@@ -349,10 +338,13 @@ impl HttpClient {
                 Err(mut error) => match error.take_message() {
                     // Nothing of it was sent. A server that closes new connections too fails the second one.
                     Some(unsent) if used || is_first => {
+                        // An end that arrived while the connection was idle.
+                        heard.reset();
                         is_first &= used;
                         message = unsent;
                     }
-                    _ => return Err(Failure::of_exchange(&error.into_error())),
+                    Some(_) => return Err(Failure::of_exchange(&error.into_error())),
+                    None => return on.cut_off(&error.into_error(), heard).await,
                 },
             }
         }
@@ -396,7 +388,7 @@ impl HttpClient {
         let mut pools = self.0.pools();
         if !pools.swept {
             pools.swept = true;
-            tokio::spawn(sweep(Arc::downgrade(&self.0), self.0.sweep_every));
+            tokio::spawn(sweep(Arc::downgrade(&self.0), self.0.opener.keep.every));
         }
         let key = (scheme, authority);
         let pool = pools
@@ -459,130 +451,6 @@ async fn sweep(client: Weak<Shared>, every: Duration) {
             return;
         };
         client.sweep();
-    }
-}
-
-/// What a request occupies until its response was read to its end.
-#[derive(Debug)]
-enum OnLoan {
-    /// An HTTP/1.1 connection, and the pool that it returns to. Dropping it closes the connection.
-    Own { own: Box<Http1>, pool: Arc<Pool> },
-    /// A stream of an HTTP/2 connection.
-    Shared(Slot),
-}
-
-impl OnLoan {
-    fn end(self) {
-        match self {
-            Self::Own { own, pool } => pool.give_back(own),
-            Self::Shared(slot) => drop(slot),
-        }
-    }
-}
-
-impl Answer {
-    fn of(response: http::Response<Incoming>, on: OnLoan) -> Self {
-        let status = response.status().as_u16();
-        let retry_after = retry_after(response.headers());
-        let body = response.into_body();
-        let rest = if body.is_end_stream() {
-            on.end();
-            None
-        } else {
-            Some(Rest { body, on })
-        };
-        Self {
-            status,
-            retry_after,
-            rest,
-        }
-    }
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    if !headers.contains_key(RETRY_AFTER) {
-        return None;
-    }
-    let values = || headers.get_all(RETRY_AFTER).iter();
-    let wait = retry_after::wait(values().map(HeaderValue::as_bytes), clock::now());
-    if wait.is_none() {
-        let values: Vec<_> = values().collect();
-        tracing::debug!(
-            ?values,
-            "Retry-After ignored: neither seconds nor an HTTP date"
-        );
-    }
-    wait
-}
-
-/// The unread body of a response.
-#[derive(Debug)]
-pub struct Rest {
-    body: Incoming,
-    /// What it arrives on.
-    on: OnLoan,
-}
-
-impl Rest {
-    /// Reads and discards the body, so that the connection can be reused. Pass the deadline of the
-    /// [`post`](HttpClient::post): a whole attempt has a single deadline.
-    pub async fn drain(self, deadline: Instant) -> Drained {
-        if self.body.size_hint().lower() > MAX_BODY_BYTES as u64 {
-            return Drained::TooLong;
-        }
-        self.read(deadline, |_| ()).await
-    }
-
-    /// Does the same, but keeps up to [`MAX_BODY_BYTES`] for a log or record, including what arrived before an error.
-    pub async fn read_snippet(self, deadline: Instant) -> (Vec<u8>, Drained) {
-        let mut snippet = Vec::new();
-        let drained = self
-            .read(deadline, |data| {
-                let room = MAX_BODY_BYTES - snippet.len();
-                snippet.extend_from_slice(&data[..data.len().min(room)]);
-            })
-            .await;
-        (snippet, drained)
-    }
-
-    async fn read(mut self, deadline: Instant, mut keep: impl FnMut(&[u8])) -> Drained {
-        let whole = Self::read_on(&mut self.body, &mut self.on, &mut keep);
-        let drained = timeout_at(deadline, whole)
-            .await
-            .unwrap_or(Drained::Timeout);
-        if drained == Drained::Complete {
-            self.on.end();
-        }
-        drained
-    }
-
-    async fn read_on(
-        body: &mut Incoming,
-        on: &mut OnLoan,
-        keep: &mut impl FnMut(&[u8]),
-    ) -> Drained {
-        let mut total = 0;
-        loop {
-            let frame = poll_fn(|cx| {
-                if let OnLoan::Own { own, .. } = on {
-                    own.drive(cx);
-                }
-                Pin::new(&mut *body).poll_frame(cx)
-            });
-            let frame = match frame.await {
-                None => return Drained::Complete,
-                Some(Err(_)) => return Drained::Failed,
-                Some(Ok(frame)) => frame,
-            };
-            let Some(data) = frame.data_ref() else {
-                continue;
-            };
-            keep(data);
-            total += data.len();
-            if total > MAX_BODY_BYTES {
-                return Drained::TooLong;
-            }
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`client`], [`credentials`], [`log`], [`error`] | settings, logins, the library's log, what an error means |
+//! | [`client`], [`credentials`], [`log`], [`error`], `cause` | settings, logins, the library's log, what an error means |
 //! | [`member`], [`producer`] | a member of a consumer group; transactions |
 //! | [`best_effort`] | records that may be lost |
 //! | [`log_reader`], [`ends`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
@@ -13,6 +13,7 @@
 
 pub mod best_effort;
 mod bootstrap;
+mod cause;
 pub mod client;
 pub mod cluster;
 pub mod credentials;

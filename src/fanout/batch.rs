@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 
 use super::history::{EventPartition, Failures, Held, Origin, Origins};
 use super::identities::Identities;
+use super::waiting::Waiting;
 use crate::model::command::{Cause, ContentType, Envelope};
-use crate::model::event::{self, Event, Format, RawEvent};
+use crate::model::event::{self, Event, Format, Mapping, RawEvent};
 use crate::model::invalid_record::{Extent, InvalidRecord};
 use crate::model::subscription::{Order, Subscription};
 use crate::model::transaction_end::TransactionEnd;
@@ -246,6 +247,8 @@ pub(super) struct Batch {
     /// Events of which the broker refused a record for its size, and how much of each is set aside.
     oversized: HashMap<Origin, Extent>,
     held: BTreeMap<EventPartition, Held>,
+    /// Partitions that wait for the schema of their next event: their events are dropped for now, too.
+    pub(super) waiting: Waiting,
     owned: BTreeSet<EventPartition>,
     /// Positions behind the ends of transactions that were committed although there is no event before them.
     passed: BTreeMap<EventPartition, Position>,
@@ -274,6 +277,7 @@ impl Batch {
             failures: Failures::default(),
             oversized: HashMap::new(),
             held: BTreeMap::new(),
+            waiting: Waiting::default(),
             owned: BTreeSet::new(),
             passed: BTreeMap::new(),
             next_passed: now,
@@ -283,7 +287,7 @@ impl Batch {
 
     /// Whether events of this partition are dropped for now: it is read again later, see [`Batch::due`].
     pub(super) fn is_held(&self, at: EventPartition) -> bool {
-        self.held.get(&at).is_some_and(|held| held.until.is_some())
+        self.waiting.contains(at) || self.held.get(&at).is_some_and(|held| held.until.is_some())
     }
 
     /// Whether all earlier batches must be committed before this event is taken: it failed before, and is tried alone.
@@ -317,12 +321,21 @@ impl Batch {
         self.origins.add((at, offset))
     }
 
-    /// Reads the event with this tag.
+    /// Reads the event with this tag, by the mapping of its topic if there is one.
     ///
     /// # Errors
     /// Why it is to be set aside with [`Batch::set_aside`].
-    pub(super) fn read<'a>(&self, tag: usize, raw: &RawEvent<'a>) -> Result<Event<'a>, String> {
-        let event = event::read(raw, self.limits.event_bytes).map_err(|error| error.to_string())?;
+    pub(super) fn read<'a>(
+        &self,
+        tag: usize,
+        raw: &RawEvent<'a>,
+        mapping: Option<&Mapping>,
+    ) -> Result<Event<'a>, String> {
+        let event = match mapping {
+            None => event::read(raw, self.limits.event_bytes),
+            Some(mapping) => event::read_mapped(raw, mapping, self.limits.event_bytes),
+        };
+        let event = event.map_err(|error| error.to_string())?;
         if !self.oversized.is_empty()
             && let Some(origin) = self.origins.of(tag)
             && self.oversized.contains_key(&origin)
@@ -545,6 +558,7 @@ impl Batch {
         for at in partitions {
             self.passed.remove(at);
             self.held.remove(at);
+            self.waiting.remove(*at);
         }
         if !self.oversized.is_empty() {
             self.oversized.retain(|(at, _), _| !partitions.contains(at));

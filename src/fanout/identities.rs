@@ -40,6 +40,7 @@ mod tests {
         let mut collides = |value: &str| {
             let raw = RawEvent {
                 topic: "order-events",
+                key: None,
                 payload: Some(value.as_bytes()),
                 headers: &[],
                 timestamp: EpochMs(0),
@@ -65,6 +66,7 @@ mod tests {
         let value = r#"{"id":"1","type":"a","data":3}"#;
         let raw = RawEvent {
             topic: "order-events",
+            key: None,
             payload: Some(value.as_bytes()),
             headers: &[],
             timestamp: EpochMs(0),

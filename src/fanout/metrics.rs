@@ -21,6 +21,20 @@ labels!(
     }
 );
 
+labels!(
+    /// What became of a request for a schema.
+    SchemaResult {
+        /// There is such a schema.
+        Found = "found",
+        /// There is none.
+        Missing = "missing",
+        /// There is one, but it cannot be used.
+        Unusable = "unusable",
+        /// The registry did not say.
+        Failed = "failed",
+    }
+);
+
 /// The metrics of fan-out; cheap to clone.
 #[derive(Clone)]
 pub struct FanoutMetrics(Arc<All>);
@@ -33,6 +47,8 @@ struct All {
     blocked: GaugeVec,
     blocked_offsets: IntGaugeVec,
     held: IntCounterVec,
+    schema_lookups: Counters,
+    schema_wait: GaugeVec,
 }
 
 impl std::fmt::Debug for FanoutMetrics {
@@ -78,6 +94,15 @@ impl FanoutMetrics {
                 ),
                 &["topic"],
             )),
+            schema_lookups: registry.counters::<SchemaResult>(
+                "hookstream_schema_lookups_total",
+                "Schemas that the Schema Registry was asked for, by what became of it.",
+                "result",
+            ),
+            schema_wait: registry.add(GaugeVec::new(
+                Opts::new("hookstream_schema_wait_seconds", "How long a partition of an event topic has waited for the Schema Registry to return the schema of its next event, seconds; no series while it does not wait."),
+                &["topic", "partition"],
+            )),
         }))
     }
 
@@ -118,6 +143,31 @@ impl FanoutMetrics {
     #[must_use]
     pub fn held(&self, topic: &str) -> IntCounter {
         self.0.held.with_label_values(&[topic])
+    }
+
+    /// Schemas that the registry was asked for.
+    #[must_use]
+    pub fn schema_lookups(&self, result: SchemaResult) -> &IntCounter {
+        self.0.schema_lookups.of(result)
+    }
+
+    /// A partition has waited for a schema for `time`.
+    pub fn schema_wait(&self, topic: &str, partition: i32, time: Duration) {
+        let labels = [topic, &partition.to_string()];
+        let seconds = self.0.schema_wait.with_label_values(&labels);
+        seconds.set(time.as_secs_f64());
+    }
+
+    /// No partition waits for a schema: the role has just started.
+    pub fn forget_schema_waits(&self) {
+        self.0.schema_wait.reset();
+    }
+
+    /// A partition waits for no schema any more.
+    pub fn forget_schema_wait(&self, topic: &str, partition: i32) {
+        let labels = [topic, &partition.to_string()];
+        // It has no series if it did not wait for long enough to be looked at.
+        self.0.schema_wait.remove_label_values(&labels).ok();
     }
 
     /// Events read.

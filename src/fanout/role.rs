@@ -4,6 +4,8 @@
 //! and when partitions move while a batch is open, batches that are not committed are given up and their events read
 //! again.
 
+mod schema_waits;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -13,6 +15,7 @@ use super::batch::{Batch, Counts, Limits, Next, TooLarge};
 use super::blocked::{self, OwnedPartitions};
 use super::history::EventPartition;
 use super::metrics::{EventResult, FanoutMetrics};
+use super::schemas::{Needs, Schemas};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::client::RECORD_OVERHEAD;
@@ -25,7 +28,7 @@ use crate::edge::port::failure::{BatchError, Failure};
 use crate::edge::port::records::{Commit, Committed, Record, RecordView, TopicPartition};
 use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::command::Cause;
-use crate::model::event::{Event, RawEvent, record_time};
+use crate::model::event::{Event, Mapping, RawEvent, record_time};
 use crate::model::span;
 use crate::model::subscription::Subscription;
 use crate::model::throttle::Throttle;
@@ -83,11 +86,12 @@ pub async fn run<P: Port>(
         metrics,
         pipeline,
         batch: Batch::new(limits(settings), clock::instant()),
+        schemas: Schemas::start(settings, metrics, clock::instant())?,
         committed: Arc::default(),
         spans: Together::default(),
         matching: Vec::new(),
         invalid_log: Throttle::new(Duration::from_secs(1)),
-        events: EventTopics::new(&settings.topics.events),
+        events: EventTopics::new(settings),
         commands: settings.topics.commands(),
         invalid: settings.topics.invalid_events(),
         owned,
@@ -100,8 +104,9 @@ pub async fn run<P: Port>(
         failed => failed,
     };
     fanout.pipeline.end().await;
+    let ended = member.leave(ended).await;
     watch.end(port).await;
-    member.leave(ended).await
+    ended
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {
@@ -130,18 +135,27 @@ fn limits(settings: &Settings) -> Limits {
 struct EventTopics {
     names: Vec<Arc<str>>,
     numbers: HashMap<Arc<str>, usize>,
+    /// By number.
+    mappings: Vec<Option<Mapping>>,
 }
 
 impl EventTopics {
-    fn new(topics: &[String]) -> Self {
+    fn new(settings: &Settings) -> Self {
         let mut all = Self {
             names: Vec::new(),
             numbers: HashMap::new(),
+            mappings: Vec::new(),
         };
-        for topic in topics {
+        for topic in &settings.topics.events {
             all.number(topic);
+            let mapping = settings.event_mappings.get(topic);
+            all.mappings.push(mapping.cloned());
         }
         all
+    }
+
+    fn mapping(&self, at: EventPartition) -> Option<&Mapping> {
+        self.mappings.get(at.topic)?.as_ref()
     }
 
     fn number(&mut self, topic: &str) -> usize {
@@ -181,6 +195,7 @@ struct Fanout<'a, P: Port> {
     metrics: &'a FanoutMetrics,
     pipeline: Pipeline<P>,
     batch: Batch,
+    schemas: Schemas,
     /// Batches that were committed.
     committed: Arc<AtomicU64>,
     /// Of the traced events in the open batch.
@@ -247,12 +262,16 @@ impl<P: Port> Fanout<'_, P> {
             return Ok(());
         }
         let offset = Offset(message.offset());
+        let needs = self.schemas.needs(message);
+        if let Needs::Later(schema) = needs {
+            return self.wait_for_schema(member, at, offset, schema).await;
+        }
         if self.batch.is_suspect(at, offset) {
             self.settle(member).await?;
         }
         let now = clock::instant();
         let tag = self.batch.take(at, offset, now);
-        self.write(message, tag).await?;
+        self.write(message, at, tag, &needs).await?;
         if self.batch.is_full(now) {
             self.end_batch(member).await
         } else {
@@ -260,10 +279,14 @@ impl<P: Port> Fanout<'_, P> {
         }
     }
 
-    /// Reads partitions again that were held because of an event that failed alone.
+    /// Reads partitions again that were held because of an event that failed alone, or for a schema.
     async fn read_held(&mut self, member: &P::Member) -> Result<(), Failure> {
-        let due = self.batch.due(clock::instant()).into_iter();
-        let due: Vec<_> = due.map(|at| self.events.topic_partition(at)).collect();
+        let mut due = self.batch.due(clock::instant());
+        due.extend(self.schemas_due());
+        let due: Vec<_> = due
+            .into_iter()
+            .map(|at| self.events.topic_partition(at))
+            .collect();
         if due.is_empty() {
             return Ok(());
         }
@@ -371,6 +394,9 @@ impl<P: Port> Fanout<'_, P> {
             let settled = self.settle(member).await;
             self.recover(member, settled).await?;
         }
+        for &at in &given_up {
+            self.no_longer_waits(at);
+        }
         self.batch.revoked(&given_up);
         self.note_owned();
         Ok(member.give_up(partitions)?)
@@ -429,33 +455,45 @@ impl<P: Port> Fanout<'_, P> {
     }
 
     /// Writes an event's records.
-    async fn write(&mut self, message: &impl RecordView, tag: usize) -> Result<(), BatchError> {
-        let headers: Vec<(&str, &[u8])> = each_header(message)
+    async fn write(
+        &mut self,
+        message: &impl RecordView,
+        at: EventPartition,
+        tag: usize,
+        needs: &Needs,
+    ) -> Result<(), BatchError> {
+        let mut headers: Vec<(&str, &[u8])> = each_header(message)
             .filter_map(|(name, value)| Some((name, value?)))
             .collect();
+        let json = match self.schemas.decode(needs, message, &mut headers) {
+            Ok(json) => json,
+            Err(error) => return self.set_aside(message, error, tag).await,
+        };
         let (timestamp, replaced) = record_time(message.timestamp().map(|at| at.0), clock::now());
         let raw = RawEvent {
             topic: message.topic(),
-            payload: message.payload(),
+            key: message.key(),
+            payload: json.as_deref().or_else(|| message.payload()),
             headers: &headers,
             timestamp,
         };
-        if raw.is_tombstone() {
+        let mapping = self.events.mapping(at);
+        if raw.is_skipped(mapping) {
             self.batch.skip_tombstone();
             return Ok(());
         }
-        match self.batch.read(tag, &raw) {
+        match self.batch.read(tag, &raw, mapping) {
             Ok(event) => {
                 let value = message.payload().unwrap_or_default();
                 self.batch.observe(&event, value, replaced);
                 let mut matching = std::mem::take(&mut self.matching);
                 self.context.table.index().matching(&event, &mut matching);
-                let at = span::Place {
+                let place = span::Place {
                     topic: message.topic(),
                     partition: message.partition(),
                     offset: message.offset(),
                 };
-                let written = self.fan_out(tag, &event, &matching, at).await;
+                let written = self.fan_out(tag, &event, &matching, place).await;
                 matching.clear();
                 self.matching = matching;
                 match written? {

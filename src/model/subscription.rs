@@ -6,11 +6,15 @@
 //! may be reached is decided by the egress policy, not here.
 
 mod decision;
+mod endpoint_url;
 pub mod filter;
 mod fold;
 mod json;
 mod model;
+mod numbers;
+mod path;
 mod record;
+mod reference;
 mod validate;
 mod version;
 
@@ -19,9 +23,12 @@ pub use filter::{Filter, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use model::{
-    Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules, Subscription,
+    HeaderSource, Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules,
+    Subscription,
 };
+pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
+pub use reference::MAX_HEADER_BYTES;
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,

@@ -6,35 +6,74 @@ use std::collections::BTreeMap;
 use rdkafka::message::{BorrowedMessage, Message};
 
 use crate::edge::kafka::record::header_pairs;
+use crate::model::command::{FormatVersion, header};
 use crate::model::dead_letter::{Coordinates, DeadLetter, Fact, FactError, Kind, Settled};
 use crate::model::units::Offset;
 
-/// The first record of each partition that a newer program wrote to settle dead letters.
-///
-/// Which ones it settles is unknown, so none of that partition is sent: one might be sent twice.
+/// What a newer program wrote to a partition of the dead-letter topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Newer {
+    /// The first record that may settle dead letters. Which ones is unknown, so none of the partition is sent: one might
+    /// be sent twice.
+    Settling {
+        /// Where it is.
+        at: Coordinates,
+        /// The version of its format.
+        version: u32,
+    },
+    /// Dead letters, which this program cannot read.
+    DeadLetters {
+        /// The first one.
+        at: Coordinates,
+        /// The version of its format.
+        version: u32,
+        /// How many there are.
+        count: u64,
+    },
+}
+
+/// The records of a newer program in the dead-letter topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NewerFacts(BTreeMap<i32, (Coordinates, u32)>);
+pub struct NewerFacts {
+    topic: String,
+    settling: BTreeMap<i32, (Coordinates, u32)>,
+    dead_letters: BTreeMap<i32, (Coordinates, u32, u64)>,
+}
 
 impl NewerFacts {
-    /// Decodes a settling record; `None` for other records, and for one of a newer program, which is noted.
+    /// None of this topic.
+    #[must_use]
+    pub fn of(topic: &str) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Decodes a settling record; `None` for other records, and for one of a newer program, which is noted, as is a dead
+    /// letter of a newer program.
     pub fn settled(&mut self, message: &BorrowedMessage<'_>) -> Option<Settled> {
         self.decode(place(message), message.key(), &header_pairs(message))
     }
 
-    fn decode(
+    pub(crate) fn decode(
         &mut self,
         at: Coordinates,
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
     ) -> Option<Settled> {
         if Kind::of(headers).is_ok_and(|kind| kind == Kind::DeadLettered) {
+            if let Some(version) = newer_version(headers) {
+                let letters = self.dead_letters.entry(at.partition);
+                letters.or_insert((at, version, 0)).2 += 1;
+            }
             return None;
         }
         match Fact::decode(at, key, headers) {
             Ok(Fact::Settled(settled)) => Some(settled),
             Ok(Fact::DeadLettered(_)) => None,
             Err(FactError::Newer(version)) => {
-                self.0.entry(at.partition).or_insert((at, version));
+                self.settling.entry(at.partition).or_insert((at, version));
                 None
             }
             Err(error) => {
@@ -47,31 +86,77 @@ impl NewerFacts {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.settling.is_empty() && self.dead_letters.is_empty()
     }
 
     /// Whether the dead letters of this partition stay open.
     #[must_use]
     pub fn stops(&self, partition: i32) -> bool {
-        self.0.contains_key(&partition)
+        self.settling.contains_key(&partition)
     }
 
-    /// Each record with its version.
-    pub fn iter(&self) -> impl Iterator<Item = (Coordinates, u32)> {
-        self.0.values().copied()
+    /// The name of the topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
     }
+
+    /// What there is, by partition.
+    pub fn iter(&self) -> impl Iterator<Item = Newer> {
+        let settling = self.settling.values();
+        let settling = settling.map(|&(at, version)| Newer::Settling { at, version });
+        let letters = self.dead_letters.values();
+        settling.chain(letters.map(|&(at, version, count)| Newer::DeadLetters {
+            at,
+            version,
+            count,
+        }))
+    }
+}
+
+fn newer_version(headers: &[(&str, &[u8])]) -> Option<u32> {
+    let (_, version) = headers.iter().find(|(name, _)| *name == header::VERSION)?;
+    match FormatVersion::of(Some(version)) {
+        FormatVersion::Newer(version) => Some(version),
+        FormatVersion::Known | FormatVersion::Unreadable => None,
+    }
+}
+
+/// A record that is no dead letter to this program.
+#[derive(Debug, thiserror::Error)]
+pub enum Undecoded {
+    /// Of a newer program: [`NewerFacts`] has noted it.
+    #[error(transparent)]
+    Newer(FactError),
+    /// Unreadable to any program.
+    #[error(transparent)]
+    Unreadable(FactError),
 }
 
 /// Decodes a dead letter; `None` for other records.
 ///
 /// # Errors
-/// The record is unreadable.
-pub fn decode(message: &BorrowedMessage<'_>) -> Result<Option<Box<DeadLetter>>, FactError> {
+/// [`Undecoded`].
+pub fn decode(message: &BorrowedMessage<'_>) -> Result<Option<Box<DeadLetter>>, Undecoded> {
     let headers = header_pairs(message);
-    if Kind::of(&headers)? != Kind::DeadLettered {
+    decode_headers(place(message), message.key(), &headers).map_err(|error| {
+        if newer_version(&headers).is_some() {
+            Undecoded::Newer(error)
+        } else {
+            Undecoded::Unreadable(error)
+        }
+    })
+}
+
+fn decode_headers(
+    at: Coordinates,
+    key: Option<&[u8]>,
+    headers: &[(&str, &[u8])],
+) -> Result<Option<Box<DeadLetter>>, FactError> {
+    if Kind::of(headers)? != Kind::DeadLettered {
         return Ok(None);
     }
-    match Fact::decode(place(message), message.key(), &headers)? {
+    match Fact::decode(at, key, headers)? {
         Fact::DeadLettered(letter) => Ok(Some(letter)),
         Fact::Settled(_) => Ok(None),
     }
@@ -107,7 +192,10 @@ mod tests {
         assert!(newer.stops(1) && !newer.stops(0));
         assert_eq!(
             newer.iter().collect::<Vec<_>>(),
-            [(at(1, 7), 2)],
+            [Newer::Settling {
+                at: at(1, 7),
+                version: 2
+            }],
             "the first is named"
         );
     }
@@ -125,7 +213,16 @@ mod tests {
         for headers in records {
             assert_eq!(newer.decode(at(0, 1), None, headers), None, "{headers:?}");
         }
-        assert!(newer.is_empty());
+        assert!(!newer.stops(0));
+        assert_eq!(
+            newer.iter().collect::<Vec<_>>(),
+            [Newer::DeadLetters {
+                at: at(0, 1),
+                version: 2,
+                count: 1
+            }],
+            "the dead letter is named, the rest is garbage"
+        );
         let settled = [
             ("hs-fact", b"replayed".as_slice()),
             ("hs-letter-partition", b"0"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::step::{Detail, RecordView, Step, Webhook};
 use crate::model::event;
-use crate::model::event::{RawEvent, webhook_id};
+use crate::model::event::{Mapping, RawEvent, webhook_id};
 
 /// Matches the events that a search is about.
 #[derive(Clone, Debug, Default)]
@@ -49,29 +49,35 @@ impl EventMatcher {
         std::iter::once(self.id.as_str()).chain(found)
     }
 
-    /// Whether the record may be a match: a cheap filter without false negatives.
+    /// Whether the record may be a match: a cheap filter without false negatives. Only with a mapping can the id be in
+    /// the key, or in any header.
     #[must_use]
-    pub(super) fn may_be(&self, value: Option<&[u8]>, headers: &[(&str, &[u8])]) -> bool {
-        let in_header = |id: &str| in_header(id, headers);
+    pub(super) fn may_be(&self, raw: &RecordView<'_>, mapping: Option<&Mapping>) -> bool {
+        let texts = |value: Option<_>| value.and_then(|value| std::str::from_utf8(value).ok());
+        let mapped = raw.headers.iter().map(|(_, value)| Some(*value));
+        let mapped = mapped.chain([raw.key]).filter(|_| mapping.is_some());
         // An event is UTF-8. A backslash may stand for any character of an id.
-        let text = value.and_then(|value| std::str::from_utf8(value).ok());
-        let in_value = |id: &str| text.is_some_and(|text| text.contains(id));
-        self.ids().any(|id| in_header(id) || in_value(id))
-            || text.is_some_and(|text| text.contains('\\'))
+        mapped
+            .chain([raw.value])
+            .filter_map(texts)
+            .any(|text| text.contains('\\') || self.ids().any(|id| text.contains(id)))
+            || self.ids().any(|id| in_header(id, raw.headers))
     }
 
-    /// Decodes an event; `None` if it does not match.
+    /// Decodes an event, by the mapping of its topic if it has one; `None` if it does not match.
     #[must_use]
-    pub(super) fn event(&self, raw: &RecordView<'_>) -> Option<Step> {
-        let read = event::read(
-            &RawEvent {
-                topic: raw.topic,
-                payload: raw.value,
-                headers: raw.headers,
-                timestamp: raw.time,
-            },
-            usize::MAX,
-        );
+    pub(super) fn event(&self, raw: &RecordView<'_>, mapping: Option<&Mapping>) -> Option<Step> {
+        let record = RawEvent {
+            topic: raw.topic,
+            key: raw.key,
+            payload: raw.value,
+            headers: raw.headers,
+            timestamp: raw.time,
+        };
+        let read = match mapping {
+            None => event::read(&record, usize::MAX),
+            Some(mapping) => event::read_mapped(&record, mapping, usize::MAX),
+        };
         let event = read.ok()?;
         // Until 0.2 the type of a plain event was not part of the webhook id.
         let is_of = |(_, webhook): &(String, Webhook)| {
@@ -90,12 +96,15 @@ impl EventMatcher {
         ))
     }
 
-    /// The step for a record that could not be read as an event, if its value contains the quoted id or its headers carry it
-    /// as a CloudEvent in binary mode.
+    /// The step for a record that could not be read as an event, if its value contains the quoted id or one of the headers
+    /// of the original is the id.
     #[must_use]
     pub(super) fn invalid(&self, raw: &RecordView<'_>) -> Option<Step> {
         let value = String::from_utf8_lossy(raw.value.unwrap_or_default());
-        if !in_header(&self.id, raw.headers) && !value.contains(&format!("\"{}\"", self.id)) {
+        let own = |name: &str| name.starts_with("hookstream-");
+        let mut original = raw.headers.iter().filter(|(name, _)| !own(name));
+        let in_header = original.any(|(_, value)| *value == self.id.as_bytes());
+        if !in_header && !value.contains(&format!("\"{}\"", self.id)) {
             return None;
         }
         let error = raw

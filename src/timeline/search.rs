@@ -242,8 +242,9 @@ impl Scan<'_> {
             headers: &headers,
             value: message.payload(),
         };
+        let mapping = self.settings.event_mappings.get(&**topic);
         match kind {
-            TopicKind::Events if matcher.may_be(raw.value, &headers) => matcher.event(&raw),
+            TopicKind::Events if matcher.may_be(&raw, mapping) => matcher.event(&raw, mapping),
             TopicKind::Events => None,
             TopicKind::Invalid => matcher.invalid(&raw),
             TopicKind::Attempts => attempt(id, &raw),

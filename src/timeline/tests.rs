@@ -7,7 +7,7 @@ use super::event::EventMatcher;
 use super::step::{Detail, RecordView, Step, TopicKind, Webhook, coordinates, in_order};
 use crate::model::command::{Cause, ContentType, Envelope};
 use crate::model::dead_letter::Settlement;
-use crate::model::event::webhook_id;
+use crate::model::event::{Mapping, webhook_id};
 use crate::model::units::EpochMs;
 
 fn headers_of(cause: Cause, attempt: u32, due: Option<i64>) -> Vec<(&'static str, Vec<u8>)> {
@@ -211,9 +211,9 @@ fn event_step(matcher: &EventMatcher, value: &str) -> Option<Step> {
         headers: &[],
         value: Some(value.as_bytes()),
     };
-    let step = matcher.event(&raw);
+    let step = matcher.event(&raw, None);
     assert!(
-        step.is_none() || matcher.may_be(raw.value, raw.headers),
+        step.is_none() || matcher.may_be(&raw, None),
         "the filter must not miss it"
     );
     step
@@ -304,4 +304,45 @@ fn an_attempt_names_its_status_or_error() {
         summary(attempt(None, Some("refused"))),
         "attempt 2: no response after 12 ms, dead-lettered: refused"
     );
+}
+
+#[test]
+fn an_event_is_found_where_the_mapping_of_its_topic_has_its_id() {
+    let mapping = |fields: &[(&str, &str)]| {
+        let each = fields.iter();
+        let given = each.map(|(name, value)| ((*name).to_owned(), vec![(*value).to_owned()]));
+        Mapping::read(&given.collect()).unwrap()
+    };
+    let by_key = [("id", "key"), ("type", "const:a")];
+    let by_value = [("id", "json:a.b"), ("type", "const:a"), ("unwrap", "true")];
+    for (fields, key, header, value) in [
+        (&[("preset", "debezium-outbox")][..], "k", "e1", r#""{}""#),
+        (&[("preset", "debezium-outbox")], "k", "\"e1\"", "{}"),
+        (&by_key, "e1", "x", "{}"),
+        (&by_key, r#""\u00651""#, "x", "{}"),
+        (&by_value, "k", "x", r#"{"a":"{\"b\":\"e1\"}"}"#),
+    ] {
+        let mapping = mapping(fields);
+        let headers: [(&str, &[u8]); 1] = [("id", header.as_bytes())];
+        let raw = RecordView {
+            topic: &Arc::from("order-events"),
+            at: coordinates(0, 0),
+            time: EpochMs(0),
+            key: Some(key.as_bytes()),
+            headers: &headers,
+            value: Some(value.as_bytes()),
+        };
+        let found = |id: &str, mapping| {
+            let matcher = EventMatcher::of(id, &[]);
+            let step = matcher.event(&raw, mapping);
+            assert!(
+                step.is_none() || matcher.may_be(&raw, mapping),
+                "{key} {header}"
+            );
+            step.is_some()
+        };
+        assert!(found("e1", Some(&mapping)), "{key} {header} {value}");
+        assert!(!found("e2", Some(&mapping)));
+        assert!(!found("e1", None));
+    }
 }

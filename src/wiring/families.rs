@@ -72,6 +72,7 @@ mod tests {
         families.fanout.blocked("topic", 0, Duration::ZERO, 0);
         common.set_aside("topic").inc_by(0);
         families.fanout.held("topic").inc_by(0);
+        families.fanout.schema_wait("topic", 0, Duration::ZERO);
         common.stopped_partitions("topic").set(0);
         let mut series = SubscriberSeries::default();
         let waiting = Waiting {

@@ -79,6 +79,7 @@ pub fn play(arguments: &[String]) -> Result<(), Problem> {
         .iter()
         .map(|text| RawEvent {
             topic: "order-events",
+            key: None,
             payload: Some(text.as_bytes()),
             headers: &[],
             timestamp: EpochMs(0),

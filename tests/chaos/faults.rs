@@ -11,7 +11,8 @@ use rdkafka::client::DefaultClientContext;
 use crate::fleet::{Fleet, SESSION};
 use crate::history::Injected;
 use crate::it::support::{Broker, Process, Receiver, Weather, World};
-use crate::tenants::Tenants;
+use crate::origin::Origin;
+use crate::tenants::{HANGING, Tenants};
 use crate::traffic::{self, Generator, Progress};
 use crate::truth::{Kind, SUBSCRIPTIONS};
 
@@ -67,11 +68,14 @@ pub enum Fault {
     HangingTenant,
     OddSecrets,
     Gone,
+    SilentZone,
+    SharedOrigin,
+    ManyConnections,
     Unwritable,
 }
 
 impl Fault {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::Kill,
         Self::Point,
         Self::Stop,
@@ -98,6 +102,9 @@ impl Fault {
         Self::HangingTenant,
         Self::OddSecrets,
         Self::Gone,
+        Self::SilentZone,
+        Self::SharedOrigin,
+        Self::ManyConnections,
         Self::Unwritable,
     ];
 
@@ -129,6 +136,9 @@ impl Fault {
             Self::HangingTenant => "eight subscriptions that hang",
             Self::OddSecrets => "secret files that block or never end",
             Self::Gone => "410 while the URL is changed",
+            Self::SilentZone => "hosts in a zone whose name server never responds",
+            Self::SharedOrigin => "requests that hang on a shared HTTP/2 origin",
+            Self::ManyConnections => "a tenant with many connections",
             Self::Unwritable => "retry topic below min ISR",
         }
     }
@@ -166,6 +176,9 @@ impl Fault {
                 | Self::HangingTenant
                 | Self::OddSecrets
                 | Self::Gone
+                | Self::SilentZone
+                | Self::SharedOrigin
+                | Self::ManyConnections
         )
     }
 
@@ -231,6 +244,7 @@ pub struct Scene<'a> {
     pub broker: &'a Broker,
     pub world: &'a Arc<World>,
     pub receiver: &'a Receiver,
+    pub origin: &'a Origin,
     pub fleet: &'a mut Fleet,
     /// Secrets so far; the number of the last one.
     pub secret: u32,
@@ -302,10 +316,15 @@ impl Scene<'_> {
             Fault::Oversized => self.tenants.oversized(self.world, rng),
             Fault::Garbage => self.tenants.garbage(self.world, rng),
             Fault::OpenTransaction => self.tenants.open_transaction(self.world, rng),
-            Fault::ClosedPort => self.tenants.dead_endpoints(self.world, self.receiver, true),
+            Fault::ClosedPort => self.tenants.closed_port(self.world),
             Fault::HangingTenant => self
                 .tenants
-                .dead_endpoints(self.world, self.receiver, false),
+                .dead_endpoints(self.world, |_| self.receiver.url(HANGING)),
+            Fault::SharedOrigin => self
+                .tenants
+                .dead_endpoints(self.world, |_| self.origin.url(HANGING)),
+            Fault::SilentZone => self.tenants.silent_zone(self.world),
+            Fault::ManyConnections => self.tenants.many_connections(self.world),
             Fault::OddSecrets => self.tenants.odd_secrets(self.world, self.receiver),
             Fault::Gone => self
                 .tenants

@@ -23,6 +23,7 @@ mod faults;
 mod fleet;
 mod hangs;
 mod history;
+mod origin;
 mod planted;
 mod reading;
 mod report;

@@ -13,11 +13,12 @@ use crate::faults::{Bag, Fault, Scene, secret};
 use crate::fleet::{Fleet, SESSION};
 use crate::history::{History, Injected};
 use crate::it::support::{Broker, World};
+use crate::origin::Origin;
 use crate::reading::{Sampler, come_to_rest, copies, count_records, event_numbers, requests};
 use crate::report::Report;
 use crate::tenants::{self, Tenants};
 use crate::traffic::{self, Generator, Progress};
-use crate::truth::{self, SUBSCRIPTIONS};
+use crate::truth::{self, Kind, SUBSCRIPTIONS};
 
 /// How long the system may take until all that was produced during a fault is through. Past it, it is stuck.
 const STUCK: Duration = Duration::from_secs(120);
@@ -55,15 +56,21 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     if plan.promise == Promise::AtLeastOnce {
         world.flags = ["--guarantee", "at-least-once"].map(str::to_owned).to_vec();
     }
+    let progress = Arc::new(Progress::default());
+    let receiver = traffic::receiver(Ipv4Addr::LOCALHOST.into(), &progress);
+    let origin = Origin::start(&receiver);
+    world
+        .flags
+        .extend(["--ca-file".to_owned(), origin.ca_file()]);
     Tenants::create_topic(&world);
     world.topics.events.push(tenants::events(&world));
     world.create_topics(3);
     let world = Arc::new(world);
-    let progress = Arc::new(Progress::default());
-    let receiver = traffic::receiver(Ipv4Addr::LOCALHOST.into(), &progress);
     for number in 0..SUBSCRIPTIONS.len() {
         traffic::put(&world, &receiver, number, &secret(0), "active");
     }
+    let url = origin.url(&format!("/{}", Kind::id(truth::SHARES_ORIGIN)));
+    traffic::put_at(&world, &url, truth::SHARES_ORIGIN, &secret(0), "active");
     let mut fleet = Fleet::start(&world, &[("fanout", 2), ("deliver", 2), ("release", 2)]);
     let sampler = Sampler::start(&world);
     let generator = Generator::start(&world, plan.rate);
@@ -73,6 +80,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
         broker,
         world: &world,
         receiver: &receiver,
+        origin: &origin,
         fleet: &mut fleet,
         secret: 0,
         partitions: 3,

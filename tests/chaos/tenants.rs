@@ -4,7 +4,7 @@
 //! both out. Events of theirs go to a topic of their own, which fan-out reads beside the generator's. While such a fault
 //! lasts, and no other comes on top of it, the healthy subscriptions' latency is checked (**Isolated**).
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,10 @@ use crate::it::support::{Answer, Isolation, Receiver, World, block_on};
 pub const FOREIGN: &str = "x-";
 /// A header of every record that stands for nobody's event.
 pub const MARK: &str = "x-garbage";
+/// The path of an endpoint that hangs.
+pub const HANGING: &str = "/x-hanging";
+/// A zone whose name server never responds, to the replicas of this test (`src/edge/failpoint.rs`).
+pub const SILENT_ZONE: &str = "silent.example";
 /// Of every subscription with one.
 const SECRET: &str = "whsec_YmFkIHRlbmFudHMgb2YgdGhlIGNoYW9zIHRlc3Q=";
 /// More than fan-out's producer accepts.
@@ -176,26 +180,52 @@ impl Tenants {
         format!("for {length:?}")
     }
 
-    /// Eight subscriptions of one subscriber that point to a closed port, or to an endpoint that hangs.
-    pub fn dead_endpoints(&self, world: &World, receiver: &Receiver, closed: bool) -> String {
-        const COUNT: usize = 8;
-        let url = if closed {
-            let free = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = free.local_addr().unwrap().port();
+    /// Eight subscriptions of one subscriber that point to a closed port.
+    pub fn closed_port(&self, world: &World) -> String {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        self.dead_endpoints(world, |_| {
             format!("http://127.0.0.1:{port}/{FOREIGN}closed")
-        } else {
-            receiver.url(&format!("/{FOREIGN}hanging"))
-        };
+        })
+    }
+
+    /// Eight subscriptions of one subscriber, whose endpoints do not respond.
+    pub fn dead_endpoints(&self, world: &World, url: impl Fn(usize) -> String) -> String {
+        self.subscribe(world, 8, url)
+    }
+
+    /// Many hosts in one zone whose name server never responds: more than there may be lookups at the same time.
+    pub fn silent_zone(&self, world: &World) -> String {
+        self.subscribe(world, 24, |at| {
+            format!("http://h{at}.z{}.{SILENT_ZONE}/{FOREIGN}hanging", at % 3)
+        })
+    }
+
+    /// Slow endpoints of many origins: each has as many connections as it may have requests in flight, and keeps them.
+    pub fn many_connections(&self, world: &World) -> String {
+        const SLOW: Duration = Duration::from_millis(1500);
+        let slow = Receiver::start_at(Ipv4Addr::UNSPECIFIED.into(), |_| Answer::ok().after(SLOW));
+        let told = self.subscribe(world, 16, |at| {
+            format!("http://127.0.1.{}:{}/{FOREIGN}slow", at + 1, slow.port())
+        });
+        format!("{told}, {} requests", slow.seen().len())
+    }
+
+    /// So many subscriptions of one subscriber, for a while.
+    fn subscribe(&self, world: &World, count: usize, url: impl Fn(usize) -> String) -> String {
+        // As many commands as eight subscriptions make: what is tested is the hosts and sockets, not the load.
+        let events = if count > 8 { "a.paid" } else { "a.**" };
         let number = self.next();
-        let ids: Vec<String> = (0..COUNT)
-            .map(|at| format!("{FOREIGN}dead-{number}-{at}"))
+        let ids: Vec<String> = (0..count)
+            .map(|at| format!("{FOREIGN}bad-{number}-{at}"))
             .collect();
-        for id in &ids {
-            put(world, id, &url, &[SECRET.to_owned()]);
+        for (at, id) in ids.iter().enumerate() {
+            put_for(world, id, &url(at), &[SECRET.to_owned()], events);
         }
         std::thread::sleep(LENGTH);
         ids.iter().for_each(|id| world.delete_subscription(id));
-        format!("{COUNT} subscriptions")
+        format!("{count} subscriptions")
     }
 
     /// Secrets in files that never end, or that nobody writes.
@@ -279,11 +309,15 @@ fn mark(headers: OwnedHeaders) -> OwnedHeaders {
 }
 
 fn put(world: &World, id: &str, url: &str, secrets: &[String]) {
+    put_for(world, id, url, secrets, "a.**");
+}
+
+fn put_for(world: &World, id: &str, url: &str, secrets: &[String], events: &str) {
     let subscription = json!({
         "id": id,
         "subscriber": "x-tenant",
         "url": url,
-        "events": ["a.**"],
+        "events": [events],
         "secrets": secrets,
         "max_in_flight": 64,
         "timeout": "3s",

@@ -72,7 +72,12 @@ pub fn receiver(address: IpAddr, progress: &Arc<Progress>) -> Receiver {
         if truth::accepts(number, event, attempt) {
             progress.note(event, number);
         }
-        SUBSCRIPTIONS[number].answer(event, attempt)
+        let answer = SUBSCRIPTIONS[number].answer(event, attempt);
+        if SUBSCRIPTIONS[number].is_probe() && truth::is_named(number) {
+            // Each request needs a connection, and so a lookup: it notices when lookups wait.
+            return answer.header("connection", "close");
+        }
+        answer
     })
 }
 
@@ -194,13 +199,17 @@ fn produce(
 
 /// Writes the record of subscription `number`.
 pub fn put(world: &World, receiver: &Receiver, number: usize, secret: &str, state: &str) {
-    let id = Kind::id(number);
-    let mut url = receiver.url(&format!("/{id}"));
+    let mut url = receiver.url(&format!("/{}", Kind::id(number)));
     if truth::is_named(number) {
         url = url.replace("127.0.0.1", "localhost");
     }
+    put_at(world, &url, number, secret, state);
+}
+
+/// The same with another URL.
+pub fn put_at(world: &World, url: &str, number: usize, secret: &str, state: &str) {
     world.put_subscription(
-        &id,
-        truth::subscription(number, &url, secret, state).to_string(),
+        &Kind::id(number),
+        truth::subscription(number, url, secret, state).to_string(),
     );
 }

@@ -203,6 +203,10 @@ pub fn is_named(number: usize) -> bool {
     number % 3 == 1
 }
 
+/// The healthy subscription that shares an HTTP/2 origin with bad tenants.
+#[allow(dead_code, reason = "the test on Kubernetes has no such origin")]
+pub const SHARES_ORIGIN: usize = 2;
+
 /// The record of subscription `number`, whose endpoint is at `url`.
 pub fn subscription(number: usize, url: &str, secret: &str, state: &str) -> Value {
     let kind = SUBSCRIPTIONS[number];

@@ -51,7 +51,7 @@ func components(t *testing.T) []string {
 // together are components that a user combines.
 var together = [][]string{
 	{"keda", "monitoring", "network-policy"},
-	{"topics-job", "replay-job", "kafka-binding", "monitoring", "network-policy", "keda"},
+	{"topics-job", "replay-job", "kafka-binding", "config-file", "monitoring", "network-policy", "keda"},
 	{"replay-job", "topics-job", "strimzi", "monitoring", "network-policy", "keda"},
 }
 
@@ -217,6 +217,7 @@ func TestTheChartMakesWhatKustomizeDoes(t *testing.T) {
 		{"keda", "keda: {enabled: true}", []string{"keda"}},
 		{"monitoring", "{podMonitor: {enabled: true}, prometheusRule: {enabled: true}, dashboards: {enabled: true}}", []string{"monitoring"}},
 		{"kafka-binding", "kafkaBinding: {secretName: hookstream-kafka}", []string{"kafka-binding"}},
+		{"config-file", fmt.Sprintf("configFile: %q", must[[]byte](t)(os.ReadFile(root(kubernetes+"components/config-file/hookstream.toml")))), []string{"config-file"}},
 	}
 	for _, one := range cases {
 		t.Run(one.name, func(t *testing.T) {

@@ -54,7 +54,7 @@ func (s Settings) allows(variable string) bool {
 	name := strings.ToLower(strings.ReplaceAll(match[1], "_", "-"))
 	_, known := s[name]
 	_, file := s[strings.TrimSuffix(name, "-file")]
-	return known || file
+	return known || file || name == "config"
 }
 
 // A Workload is an object that makes pods.
@@ -321,7 +321,7 @@ var mountedFile = regexp.MustCompile(`(?:=|^)(/[^;]+)`)
 
 // files that settings name are in a volume.
 func (s Set) files(workload Workload, say sayer) {
-	for _, name := range []string{"HOOKSTREAM_X", "HOOKSTREAM_KAFKA_BINDING"} {
+	for _, name := range []string{"HOOKSTREAM_X", "HOOKSTREAM_KAFKA_BINDING", "HOOKSTREAM_CONFIG"} {
 		for _, match := range mountedFile.FindAllStringSubmatch(s.variable(workload, name, ""), -1) {
 			if !slices.ContainsFunc(workload.spec.Containers[0].VolumeMounts, func(mount corev1.VolumeMount) bool {
 				return match[1] == mount.MountPath || strings.HasPrefix(match[1], mount.MountPath+"/")

@@ -210,7 +210,10 @@ fn a_log_that_cannot_be_written_holds_nothing_up_and_is_counted() {
     eventually_true("the records are counted as dropped", LATER, || {
         process.metric(dropped) == Some(50.0)
     });
-    process.wait_for_line("attempt log record dropped", LATER);
+    let line = process.wait_for_line("attempt log record dropped", LATER);
+    for part in [world.topics.attempts().as_str(), "partition="] {
+        assert!(line.contains(part), "{line}");
+    }
 }
 
 #[test]

@@ -18,11 +18,11 @@ use crate::scene::{
 };
 use crate::support::{Answer, Isolation, Receiver, SOON, Seen, eventually, eventually_true};
 
-const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 /// What the independent implementation of Standard Webhooks says to a request.
-fn verified(seen: &Seen, secret: &str) -> Result<(), standardwebhooks::WebhookError> {
+pub fn verified(seen: &Seen, secret: &str) -> Result<(), standardwebhooks::WebhookError> {
     let mut headers = http::HeaderMap::new();
     for (name, value) in &seen.headers {
         let name: http::HeaderName = name.parse().unwrap();

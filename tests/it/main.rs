@@ -12,6 +12,7 @@
     unreachable_pub
 )]
 
+mod applied;
 mod attempts;
 mod bad_input;
 mod brokers;
@@ -23,6 +24,7 @@ mod exact;
 mod faults;
 mod flows;
 mod formats;
+mod gaps;
 mod harness;
 mod image;
 mod isolation;
@@ -33,10 +35,13 @@ mod neighbours;
 mod observe;
 mod operator;
 mod order;
+mod outbox;
 mod poison;
+mod positions;
 mod readme;
 mod scaling;
 mod scene;
+mod schema_registry;
 mod schemas;
 mod services;
 mod skipped;

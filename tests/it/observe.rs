@@ -145,6 +145,36 @@ fn the_config_map_has_every_dashboard() {
     assert_eq!(told, dashboards.collect());
 }
 
+#[test]
+fn every_metric_of_an_alert_has_a_panel() {
+    let metrics = |text: &str| -> BTreeSet<String> {
+        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        let words = text
+            .split(word)
+            .filter(|word| word.starts_with("hookstream_"));
+        let base = |word: &str| {
+            let ends = ["_bucket", "_count", "_sum"];
+            let cut = ends.iter().find_map(|end| word.strip_suffix(end));
+            cut.unwrap_or(word).to_owned()
+        };
+        words.map(base).collect()
+    };
+    let rules = yaml("prometheus/rules.yaml");
+    let groups = rules["groups"].as_array().unwrap().iter();
+    let rules = groups.flat_map(|group| group["rules"].as_array().unwrap());
+    let asked: BTreeSet<String> = rules
+        .flat_map(|rule| metrics(rule["expr"].as_str().unwrap()))
+        .collect();
+    assert!(asked.len() > 15, "{asked:?}");
+    let shown: BTreeSet<String> = ["overview", "subscriber"]
+        .iter()
+        .flat_map(|name| queries(&dashboard(name)))
+        .flat_map(|query| metrics(&query))
+        .collect();
+    let without: Vec<_> = asked.difference(&shown).collect();
+    assert!(without.is_empty(), "alerts without a panel: {without:?}");
+}
+
 /// What Grafana's dashboard linter asks for, and that one dashboard leads to the other.
 #[test]
 fn the_dashboards_follow_the_rules_of_the_linter_and_lead_to_each_other() {

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use hookstream::edge::clock;
 use hookstream::model::invalid_record::{HEAD_KEY_BYTES, HEAD_VALUE_BYTES};
-use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::json;
@@ -573,18 +571,7 @@ fn commit_metadata_of_a_newer_program_stops_its_partition_and_no_other() {
     put(&world, &all);
     let commands = world.topics.commands();
     let metadata = newer_metadata();
-    let mut config = world.client_config();
-    let committer: BaseConsumer = config
-        .set("group.id", format!("{}deliver", world.prefix))
-        .create()
-        .unwrap();
-    let mut position = TopicPartitionList::new();
-    let mut partition = position.add_partition(&commands, 1);
-    partition.set_offset(rdkafka::Offset::Offset(0)).unwrap();
-    partition.set_metadata(&metadata);
-    eventually_true("the coordinator takes a commit", SOON, || {
-        committer.commit(&position, CommitMode::Sync).is_ok()
-    });
+    world.commit("deliver", &commands, 1, 0, &metadata);
     let mut process = start(&world, &[]);
     world.produce_event("k", &[], event("1", "order.created", "1"));
     let written = wait_for_records(&world, &commands, ids.len());

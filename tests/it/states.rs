@@ -386,7 +386,7 @@ fn a_replay_leaves_open_what_its_subscription_would_not_take() {
         (output, json)
     };
     let (preview, json) = replay(&["--dry-run"]);
-    assert_eq!(preview.code, 0, "{}", preview.stderr);
+    assert_eq!(preview.code, 3, "as the replay: {}", preview.stderr);
     let withheld = |json: &Value| -> Vec<Value> {
         let groups = json["withheld"].as_array().unwrap().iter();
         groups
@@ -416,6 +416,8 @@ fn a_replay_leaves_open_what_its_subscription_would_not_take() {
         "{}",
         partly.stderr
     );
+    let (preview, _) = replay(&["--dry-run"]);
+    assert_eq!(preview.code, 1, "as the replay: {}", preview.stderr);
     let (nothing, json) = replay(&["--yes"]);
     assert_eq!(
         (nothing.code, &json["letters"]),

@@ -8,6 +8,7 @@
 
 mod broker;
 mod mirror;
+mod outbox;
 mod process;
 mod proxy;
 mod receiver;
@@ -16,8 +17,9 @@ mod world;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-pub use broker::{Broker, broker};
+pub use broker::{Broker, Frozen, broker, first_line};
 pub use mirror::{Mirror, kafka_tool};
+pub use outbox::{Connect, Postgres};
 pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};

@@ -55,6 +55,7 @@ impl Sim {
         self.outbox.add(Entry {
             partition,
             offset: Some(Offset(record as i64)),
+            move_number: None,
             topic,
             hash,
             weight: 10,

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::super::durable_prefix::DurablePrefix;
+use super::super::messages::Decided;
 use super::Partition;
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
 use super::env::{Endpoint, Env, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable};
@@ -211,9 +213,13 @@ struct Sim {
     in_flight: Vec<Attempt<Peer>>,
     /// Lanes with an open response body.
     bodies: Vec<LaneId>,
-    outcomes: Vec<(Option<Offset>, Outcome)>,
-    /// With whether all outcomes before each are durable.
-    questions: Vec<(Question, bool)>,
+    outcomes: Vec<Decided>,
+    /// Commands moved to a tier so far, and how many of these moves are durable without a gap.
+    moves: u64,
+    moved: u64,
+    durable_moves: DurablePrefix,
+    /// With the number of moves before each.
+    questions: Vec<(Question, u64)>,
     /// Bytes that the machine holds, as its shell counts them.
     load: usize,
     known: BTreeMap<Box<str>, Known>,
@@ -281,6 +287,9 @@ impl Sim {
             in_flight: Vec::new(),
             bodies: Vec::new(),
             outcomes: Vec::new(),
+            moves: 0,
+            moved: 0,
+            durable_moves: DurablePrefix::default(),
             questions: Vec::new(),
             load: 0,
             known: BTreeMap::new(),
@@ -335,18 +344,25 @@ impl Sim {
                 Effect::Send(attempt) => self.sent(attempt),
                 Effect::Write(offset, outcome) => {
                     self.check_expired(&outcome);
-                    self.outcomes.push((offset, outcome));
+                    // As in `worker.rs`.
+                    let move_number = matches!(outcome, Outcome::Tier(..)).then_some(self.moves);
+                    self.moves += u64::from(move_number.is_some());
+                    self.outcomes.push(Decided {
+                        offset,
+                        move_number,
+                        outcome,
+                    });
                 }
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
                 Effect::LookAhead(question) => {
-                    self.questions.push((question, self.outcomes.is_empty()));
+                    self.questions.push((question, self.moves));
                 }
                 Effect::Drained => self.drained = true,
                 Effect::Parked(_) | Effect::Concluded(_) | Effect::Notice(_) => {}
             }
         }
         let each = self.outcomes.iter();
-        let held: usize = each.filter_map(|(_, outcome)| outcome.weight()).sum();
+        let held: usize = each.filter_map(|one| one.outcome.weight()).sum();
         assert!(self.load >= held, "what is held for outcomes is counted");
     }
 
@@ -493,7 +509,7 @@ impl Sim {
     }
 
     fn is_given_up(&self, id: &str) -> bool {
-        self.outcomes.iter().any(|(_, outcome)| match outcome {
+        self.outcomes.iter().any(|one| match &one.outcome {
             Outcome::DeadLetter(command, _) => &*command.webhook_id == id,
             _ => false,
         })
@@ -560,16 +576,8 @@ impl Sim {
             self.hold(lane);
         }
         self.apply(Event::Ended(AttemptEnd {
-            lane: attempt.lane,
-            offset: attempt.offset,
-            command: attempt.command,
-            endpoint: attempt.endpoint,
-            permit: attempt.permit,
-            response,
-            error: None,
-            heard: false,
             slot_follows,
-            keep_copy: false,
+            ..ended(attempt, response)
         }));
     }
 
@@ -594,13 +602,18 @@ impl Sim {
         let (written, refused): (Vec<_>, Vec<_>) =
             all.partition(|(number, _)| which & (1 << (number % 64)) != 0);
         self.outcomes = refused.into_iter().map(|(_, outcome)| outcome).collect();
-        let offsets: Vec<Offset> = written
-            .iter()
-            .filter_map(|(_, (offset, _))| *offset)
-            .collect();
+        let offsets: Vec<Offset> = written.iter().filter_map(|(_, one)| one.offset).collect();
         self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V2);
-        for (_, (_, outcome)) in written {
+        for (_, written) in written {
+            let Decided {
+                move_number,
+                outcome,
+                ..
+            } = written;
             self.load -= outcome.weight().unwrap_or(0);
+            if let Some(number) = move_number {
+                self.moved = self.durable_moves.add(number);
+            }
             match outcome {
                 Outcome::Tier(tier, command) => {
                     assert!(
@@ -623,11 +636,6 @@ impl Sim {
                     }
                 }
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
-            }
-        }
-        if self.outcomes.is_empty() {
-            for (_, is_durable) in &mut self.questions {
-                *is_durable = true;
             }
         }
         assert!(
@@ -693,10 +701,10 @@ impl Sim {
     }
 
     fn answer(&mut self) {
-        for (question, is_durable) in std::mem::take(&mut self.questions) {
+        for (question, moves) in std::mem::take(&mut self.questions) {
             // As in `look_ahead.rs`.
-            if !is_durable && matches!(question, Question::UnderWay(_)) {
-                self.questions.push((question, false));
+            if self.moved < moves && matches!(question, Question::UnderWay(_)) {
+                self.questions.push((question, moves));
                 continue;
             }
             let found = match question {
@@ -754,6 +762,9 @@ impl Sim {
         self.in_flight.clear();
         self.bodies.clear();
         self.outcomes.clear();
+        self.moves = 0;
+        self.moved = 0;
+        self.durable_moves = DurablePrefix::default();
         self.questions.clear();
         self.load = 0;
         self.drained = false;
@@ -824,6 +835,22 @@ impl Sim {
             );
         }
         assert_eq!(self.load, 0, "nothing is held when all is done");
+    }
+}
+
+/// The end of an attempt whose whole response, or its absence, is known at once.
+fn ended<E>(attempt: Attempt<E>, response: Response) -> AttemptEnd<E> {
+    AttemptEnd {
+        lane: attempt.lane,
+        offset: attempt.offset,
+        command: attempt.command,
+        endpoint: attempt.endpoint,
+        permit: attempt.permit,
+        response,
+        error: None,
+        heard: false,
+        slot_follows: false,
+        keep_copy: false,
     }
 }
 
@@ -1076,11 +1103,15 @@ fn an_address_that_a_lookup_denies_costs_one_attempt_until_the_schedule_ends() {
         sim.dispatch();
         assert_eq!(sim.in_flight.len(), 1, "attempt {attempt}");
         sim.end(0, Response::None(Class::Egress), false);
-        match &sim.outcomes[..] {
-            [(_, Outcome::Tier(..))] => {
+        match &sim.outcomes[..]
+            .iter()
+            .map(|one| &one.outcome)
+            .collect::<Vec<_>>()[..]
+        {
+            [Outcome::Tier(..)] => {
                 assert!(attempt < SCHEDULE.len(), "a fifth attempt follows")
             }
-            [(_, Outcome::DeadLetter(_, info))] => {
+            [Outcome::DeadLetter(_, info)] => {
                 assert_eq!(attempt, SCHEDULE.len(), "dead after an early attempt");
                 assert_eq!(info.reason, Reason::EgressDenied);
             }
@@ -1107,7 +1138,7 @@ fn a_command_of_another_subscriber_becomes_a_dead_letter() {
         sim.in_flight.is_empty(),
         "nothing is sent to another subscriber's endpoint"
     );
-    let parked = |(_, outcome): &(_, Outcome)| matches!(outcome, Outcome::Tier(..));
+    let parked = |one: &Decided| matches!(one.outcome, Outcome::Tier(..));
     assert!(
         sim.outcomes.iter().all(parked),
         "a young command waits: {:?}",
@@ -1120,9 +1151,9 @@ fn a_command_of_another_subscriber_becomes_a_dead_letter() {
     sim.dispatch();
     assert!(sim.in_flight.is_empty());
     assert_eq!(sim.outcomes.len(), 2);
-    for (_, outcome) in &sim.outcomes {
-        let Outcome::DeadLetter(_, info) = outcome else {
-            panic!("{outcome:?}");
+    for one in &sim.outcomes {
+        let Outcome::DeadLetter(_, info) = &one.outcome else {
+            panic!("{one:?}");
         };
         assert_eq!(info.reason, Reason::SubscriptionMissing);
         assert!(
@@ -1545,16 +1576,8 @@ fn a_response_that_is_not_valid_is_a_response_too() {
     let at = sim.sent_to("s0").unwrap();
     let attempt = sim.in_flight.swap_remove(at);
     sim.apply(Event::Ended(AttemptEnd {
-        lane: attempt.lane,
-        offset: attempt.offset,
-        command: attempt.command,
-        endpoint: attempt.endpoint,
-        permit: attempt.permit,
-        response: Response::None(Class::Other),
-        error: None,
         heard: true,
-        slot_follows: false,
-        keep_copy: false,
+        ..ended(attempt, Response::None(Class::Other))
     }));
     assert!(sim.machine.heard());
 }

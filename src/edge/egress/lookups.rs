@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::edge::clock;
+use crate::edge::failpoint;
 use crate::edge::fair_pool::{FairPool, OVERDUE};
 
 /// The longest time for which a failure is kept.
@@ -79,7 +80,12 @@ impl std::fmt::Debug for Lookups {
 
 impl Default for Lookups {
     fn default() -> Self {
-        Self::over(Box::new(|host| Ok((host, 0).to_socket_addrs()?.collect())))
+        Self::over(Box::new(|host| {
+            if failpoint::gets_no_response(host) {
+                return Err(io::Error::other("the chaos test's fault"));
+            }
+            Ok((host, 0).to_socket_addrs()?.collect())
+        }))
     }
 }
 

@@ -1,23 +1,24 @@
 //! Opens connections: egress check, DNS lookup, TCP, TLS. Each step has its own error, so that failures are
 //! distinguished by type and not by text.
 
-use std::future::{Future, ready};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::Uri;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower_service::Service;
 
 use super::limits::{DIAL_LIMIT, TCP_LIMIT};
+use super::received::{Counted, Received};
+use super::verify::{NOTES, Notes};
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::egress::resolver::{GuardedResolver, ResolveError};
 use crate::edge::egress::{EgressDenied, EgressPolicy};
@@ -36,7 +37,7 @@ pub(super) enum DialError {
     #[error("tcp connect failed")]
     Tcp(#[source] io::Error),
     #[error("tls handshake failed")]
-    Tls(#[source] io::Error),
+    Tls(#[source] io::Error, Notes),
     #[error("no connection within {DIAL_LIMIT:?}")]
     TimedOut,
     #[error("connect failed")]
@@ -44,53 +45,76 @@ pub(super) enum DialError {
 }
 
 /// A connection without HTTP.
-pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub(super) type Stream = MaybeHttpsStream<TokioIo<Counted>>;
 
 /// The connector of the pools.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
     policy: Arc<EgressPolicy>,
-    https: HttpsConnector<HttpConnector<GuardedResolver>>,
+    tcp: HttpConnector<GuardedResolver>,
+    tls: Arc<ClientConfig>,
 }
 
 impl Dial {
-    pub(super) fn new(policy: Arc<EgressPolicy>, lookups: Lookups, tls: ClientConfig) -> Self {
+    pub(super) fn new(policy: Arc<EgressPolicy>, lookups: Lookups, mut tls: ClientConfig) -> Self {
         let resolver = GuardedResolver::new(Arc::clone(&policy), lookups);
         let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(TCP_LIMIT));
-        // The policy decides about http, so that its message reaches the operator.
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_all_versions();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Self {
             policy,
-            https: https.wrap_connector(tcp),
+            tcp,
+            tls: Arc::new(tls),
         }
     }
-}
 
-impl Service<Uri> for Dial {
-    type Response = Stream;
-    type Error = DialError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DialError>> {
-        self.https.poll_ready(cx).map_err(sort)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        if let Err(denied) = self.policy.check_target(&uri) {
-            return Box::pin(ready(Err(DialError::Denied(denied))));
-        }
-        let dialling = self.https.call(uri);
-        Box::pin(async move {
+    /// Connects to the host of `uri`. What arrives is counted in `received`.
+    pub(super) async fn dial(&self, uri: Uri, received: Received) -> Result<Stream, DialError> {
+        self.policy.check_target(&uri).map_err(DialError::Denied)?;
+        let tcp = CountedConnector {
+            tcp: self.tcp.clone(),
+            received,
+        };
+        // Takes http too: the policy decides about it, so that its message reaches the operator.
+        let mut https = HttpsConnector::from((tcp, Arc::clone(&self.tls)));
+        let dialling = async {
+            poll_fn(|cx| https.poll_ready(cx)).await?;
+            https.call(uri).await
+        };
+        let dialled = async {
             match timeout(DIAL_LIMIT, dialling).await {
                 Ok(dialled) => dialled.map_err(sort),
                 Err(_) => Err(DialError::TimedOut),
             }
+        };
+        NOTES.scope(Notes::default(), dialled).await
+    }
+}
+
+/// Opens one TCP connection that counts its reads.
+#[derive(Clone)]
+struct CountedConnector {
+    tcp: HttpConnector<GuardedResolver>,
+    received: Received,
+}
+
+impl Service<Uri> for CountedConnector {
+    type Response = TokioIo<Counted>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.tcp.call(uri);
+        let received = self.received.clone();
+        Box::pin(async move {
+            let tcp = connecting.await?.into_inner();
+            Ok(TokioIo::new(Counted::new(tcp, received)))
         })
     }
 }
@@ -99,7 +123,10 @@ impl Service<Uri> for Dial {
 /// `io::Error`; the inner connector keeps resolver and socket errors as the source of its own private type.
 fn sort(error: BoxError) -> DialError {
     let error = match error.downcast::<io::Error>() {
-        Ok(handshake) => return DialError::Tls(*handshake),
+        Ok(handshake) => {
+            let notes = NOTES.try_with(Notes::clone).unwrap_or_default();
+            return DialError::Tls(*handshake, notes);
+        }
         Err(error) => error,
     };
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);

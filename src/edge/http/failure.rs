@@ -1,14 +1,17 @@
 //! Maps errors of the HTTP stack to metric classes, with one sentence for operators.
 //!
-//! By type, never by text. A sentence contains at most hosts and addresses: no path, query, header or body.
+//! By type, never by text. A sentence contains at most hosts and addresses: no path, query, header or body. The words are
+//! those of this program, since a library's are for its own users, and change.
 
 use std::error::Error;
 use std::io;
 use std::time::Duration;
 
 use super::dial::DialError;
-use super::limits::MAX_HEADER_BYTES;
+use super::limits::{H2_MAX_HEADER_BYTES, MAX_HEADER_BYTES};
 use super::line::OpenError;
+use super::tls_error;
+use super::verify::Notes;
 use crate::model::units::format_duration;
 
 /// The label `class` of attempts without response headers.
@@ -47,8 +50,8 @@ pub struct Failure {
     pub class: FailureClass,
     /// For operators; one sentence without secrets.
     pub error: String,
-    /// Whether the endpoint was heard: bytes came from it that are not a valid response. Bytes before the deadline or
-    /// before a premature end of the connection do not count, since the HTTP stack does not report them.
+    /// Whether the endpoint was heard: bytes came from it during the request that are not a complete response, also when
+    /// the deadline passed or the connection ended after them.
     pub heard: bool,
     /// Whether the server certainly did not process the request (RFC 9113, section 8.7): it was refused, or its HTTP/2
     /// connection was retired before its turn.
@@ -84,15 +87,25 @@ impl Failure {
         }
     }
 
+    /// The failure of an open connection, if its TLS has failed.
+    pub(super) fn of_tls(error: &io::Error) -> Option<Self> {
+        Self::of_tls_in(&chain(error))
+    }
+
+    fn of_tls_in(chain: &[Link<'_>]) -> Option<Self> {
+        let tls = find::<rustls::Error>(chain)?;
+        let text = format!(
+            "the tls connection failed: {}",
+            tls_error::of_connection(tls)
+        );
+        Some(Self::new(FailureClass::Tls, text).heard(true))
+    }
+
     /// The failure of a request on an open connection.
     pub(super) fn of_exchange(error: &hyper::Error) -> Self {
         let chain = chain(error);
-        if let Some(tls) = find::<rustls::Error>(&chain) {
-            return Self::new(
-                FailureClass::Tls,
-                format!("the tls connection failed: {tls}"),
-            )
-            .heard(true);
+        if let Some(failure) = Self::of_tls_in(&chain) {
+            return failure;
         }
         if find(&chain).is_some_and(is_refusal) {
             return Self {
@@ -104,14 +117,20 @@ impl Failure {
                 )
             };
         }
-        let io = find(&chain);
+        let http2 = find::<h2::Error>(&chain);
+        // An error of HTTP/2 does not report that of the socket as its source.
+        let io = find(&chain).or_else(|| http2.and_then(h2::Error::get_io));
         let broke = error.is_incomplete_message()
             || error.is_canceled()
             || error.is_closed()
             || error.is_timeout();
         // Not HTTP, too large, or an error of HTTP/2.
         let heard = error.is_parse() || io.is_none() && !broke;
-        Self::new(FailureClass::Other, of_hyper(error, io)).heard(heard)
+        let text = match http2 {
+            Some(http2) if io.is_none() => of_http2(http2),
+            _ => of_hyper(error, io),
+        };
+        Self::new(FailureClass::Other, text).heard(heard)
     }
 
     fn of_dial(error: &DialError) -> Self {
@@ -123,19 +142,17 @@ impl Failure {
             ),
             DialError::NoAddress => Self::new(FailureClass::Connect, "dns lookup found no address"),
             DialError::Tcp(cause) => Self::new(FailureClass::Connect, of_socket(cause)),
-            DialError::Tls(cause) => Self::of_handshake(cause),
+            DialError::Tls(cause, notes) => Self::of_handshake(cause, notes),
             DialError::TimedOut => Self::new(FailureClass::Connect, error.to_string()),
-            DialError::Other(cause) => {
-                Self::new(FailureClass::Connect, format!("no connection: {cause}"))
-            }
+            DialError::Other(_) => Self::new(FailureClass::Connect, "no connection"),
         }
     }
 
-    fn of_handshake(cause: &io::Error) -> Self {
+    fn of_handshake(cause: &io::Error, notes: &Notes) -> Self {
         let chain = chain(cause);
         let tls = find::<rustls::Error>(&chain);
         let why = match tls {
-            Some(tls) => tls.to_string(),
+            Some(tls) => tls_error::of_handshake(tls, notes),
             None => innermost_io(&chain).map_or_else(|| cause.kind().to_string(), of_socket),
         };
         Self::new(
@@ -173,10 +190,46 @@ fn of_hyper(error: &hyper::Error, io: Option<&io::Error>) -> String {
             "the connection broke before the response was complete: {}",
             of_socket(io)
         ),
-        // Kinds for which hyper has no predicate: HTTP/2 errors (the cause says which), stray bytes.
-        None => error
-            .source()
-            .map_or_else(|| error.to_string(), ToString::to_string),
+        // hyper has a predicate for every other kind.
+        None => "bytes arrived that belong to no response".to_owned(),
+    }
+}
+
+/// An error of HTTP/2: what the server did, or what is wrong with what it sent.
+fn of_http2(error: &h2::Error) -> String {
+    let is_too_large = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    if !error.is_remote() && error.is_reset() && is_too_large {
+        return format!(
+            "the response headers are too large; at most {H2_MAX_HEADER_BYTES} bytes are read"
+        );
+    }
+    let code = error.reason().map_or("unknown error", code);
+    match (error.is_remote(), error.is_reset()) {
+        (true, true) => format!("the server reset the stream ({code})"),
+        (true, false) => format!("the server closed the connection ({code})"),
+        (false, true) => format!("the response was not valid HTTP/2 ({code})"),
+        (false, false) => format!("the connection was not valid HTTP/2 ({code})"),
+    }
+}
+
+/// The name of an error code (RFC 9113, section 7).
+fn code(reason: h2::Reason) -> &'static str {
+    match reason {
+        h2::Reason::NO_ERROR => "NO_ERROR",
+        h2::Reason::PROTOCOL_ERROR => "PROTOCOL_ERROR",
+        h2::Reason::INTERNAL_ERROR => "INTERNAL_ERROR",
+        h2::Reason::FLOW_CONTROL_ERROR => "FLOW_CONTROL_ERROR",
+        h2::Reason::SETTINGS_TIMEOUT => "SETTINGS_TIMEOUT",
+        h2::Reason::STREAM_CLOSED => "STREAM_CLOSED",
+        h2::Reason::FRAME_SIZE_ERROR => "FRAME_SIZE_ERROR",
+        h2::Reason::REFUSED_STREAM => "REFUSED_STREAM",
+        h2::Reason::CANCEL => "CANCEL",
+        h2::Reason::COMPRESSION_ERROR => "COMPRESSION_ERROR",
+        h2::Reason::CONNECT_ERROR => "CONNECT_ERROR",
+        h2::Reason::ENHANCE_YOUR_CALM => "ENHANCE_YOUR_CALM",
+        h2::Reason::INADEQUATE_SECURITY => "INADEQUATE_SECURITY",
+        h2::Reason::HTTP_1_1_REQUIRED => "HTTP_1_1_REQUIRED",
+        _ => "unknown error",
     }
 }
 

@@ -6,10 +6,16 @@ use std::time::Duration;
 pub const DIAL_LIMIT: Duration = Duration::from_secs(30);
 /// The time limit for TCP, shared evenly among the addresses of a name, so that a dead one leaves time for the next.
 pub const TCP_LIMIT: Duration = Duration::from_secs(10);
-/// The maximum size of a response's status line and headers, in bytes.
+/// The maximum size of the status line and headers of an HTTP/1.1 response, in bytes.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// The maximum number of headers of an HTTP/1.1 response.
+/// The maximum number of headers of an HTTP/1.1 response: hyper's default, which it need not allocate.
 pub const MAX_HEADERS: usize = 100;
+/// The maximum size of the headers of an HTTP/2 response, in bytes, with 32 for each header (RFC 9113, section 6.5.2).
+/// Beyond it the status is lost, so it is far larger than any sensible response; the headers are dropped once they are read.
+pub const H2_MAX_HEADER_BYTES: u32 = 512 * 1024;
+/// How long an idle HTTP/1.1 connection is kept whose server sends no `Keep-Alive` hint. Among common servers that close
+/// without one, gunicorn closes after 2 s, uvicorn, lighttpd and Varnish after 5 s.
+pub const UNHINTED_IDLE: Duration = Duration::from_millis(1500);
 /// The maximum size of a response body, in bytes. Reading stops beyond it.
 pub const MAX_BODY_BYTES: usize = 16 * 1024;
 /// The interval of pings on an HTTP/2 connection with open requests: otherwise a dead peer would go unnoticed, and the

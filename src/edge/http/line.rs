@@ -2,27 +2,31 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Context;
+use std::time::Instant;
 
 use bytes::Bytes;
-use http::{Response, Uri};
+use http::{HeaderMap, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::rt::Executor;
 use hyper_util::client::legacy::connect::Connection as _;
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
-use tower_service::Service;
 
 use super::dial::{Dial, DialError, Stream};
+use super::head::{CutOff, Marks, Tap};
 use super::limits::{
-    H2_CONNECTION_WINDOW, H2_PING_INTERVAL, H2_PING_TIMEOUT, H2_STREAM_WINDOW, MAX_HEADER_BYTES,
-    MAX_HEADERS,
+    H2_CONNECTION_WINDOW, H2_MAX_HEADER_BYTES, H2_PING_INTERVAL, H2_PING_TIMEOUT, H2_STREAM_WINDOW,
+    MAX_HEADER_BYTES,
 };
+use super::received::{Heard, Received, listen};
+use super::reuse::{self, Idle, Reuse};
 
 /// The request type of hyper.
 pub(super) type Message = http::Request<Full<Bytes>>;
@@ -51,6 +55,8 @@ pub(super) struct Opener {
     pub(super) dial: Dial,
     /// The owner of the pools.
     pub(super) client: Weak<dyn Evict>,
+    /// How long idle connections are kept.
+    pub(super) keep: Idle,
     /// The maximum number of idle connections of all pools.
     pub(super) max_idle: usize,
     /// Idle connections of all pools.
@@ -64,6 +70,7 @@ pub(super) struct Undriven {
     pub(super) sender: http2::SendRequest<Full<Bytes>>,
     pub(super) driver: http2::Connection<Stream, Full<Bytes>, Settings>,
     pub(super) settings: Settings,
+    pub(super) received: Received,
 }
 
 /// Runs the tasks of an HTTP/2 connection. One of them receives the server's settings, and tells only the other ones'
@@ -117,16 +124,18 @@ pub(super) enum Opened {
 }
 
 impl Opener {
-    pub(super) async fn open(self: Arc<Self>, origin: Uri) -> Result<Opened, OpenError> {
-        let mut dial = self.dial.clone();
-        poll_fn(|cx| dial.poll_ready(cx))
-            .await
-            .map_err(OpenError::Dial)?;
-        let stream = dial.call(origin).await.map_err(OpenError::Dial)?;
+    pub(super) async fn open(
+        self: Arc<Self>,
+        origin: Uri,
+        received: Received,
+    ) -> Result<Opened, OpenError> {
+        let stream = self.dial.dial(origin, received.clone()).await;
+        let stream = stream.map_err(OpenError::Dial)?;
         let opened = if stream.connected().is_negotiated_h2() {
-            http2(stream).await.map(Box::new).map(Opened::Http2)
+            let undriven = http2(stream, received).await;
+            undriven.map(Box::new).map(Opened::Http2)
         } else {
-            http1(stream).await.map(Opened::Http1)
+            http1(stream, received).await.map(Opened::Http1)
         };
         opened.map_err(OpenError::Handshake)
     }
@@ -152,25 +161,34 @@ impl Opener {
     }
 }
 
-async fn http1(stream: Stream) -> Result<Box<Http1>, hyper::Error> {
+async fn http1(stream: Stream, received: Received) -> Result<Box<Http1>, hyper::Error> {
+    let marks = Arc::new(Marks::default());
+    let stream = Tap::new(TokioIo::new(stream), Arc::clone(&marks));
     let (sender, driver) = http1::Builder::new()
         .max_buf_size(MAX_HEADER_BYTES)
-        .max_headers(MAX_HEADERS)
-        .handshake(stream)
+        // Header lines are no reason to send a webhook again.
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true)
+        .ignore_invalid_headers_in_responses(true)
+        .handshake(TokioIo::new(stream))
         .await?;
     Ok(Box::new(Http1 {
         sender,
-        driver: Some(driver),
+        driver,
+        has_ended: false,
+        received,
+        marks,
+        reuse: Reuse::default(),
         since: 0,
         stamp: 0,
     }))
 }
 
-async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
+async fn http2(stream: Stream, received: Received) -> Result<Undriven, hyper::Error> {
     let settings = Settings::default();
     let (sender, driver) = http2::Builder::new(settings.clone())
         .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
+        .max_header_list_size(H2_MAX_HEADER_BYTES)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
@@ -182,14 +200,24 @@ async fn http2(stream: Stream) -> Result<Undriven, hyper::Error> {
         sender,
         driver,
         settings,
+        received,
     })
 }
+
+/// What hyper reads from and writes to.
+type Io = TokioIo<Tap<TokioIo<Stream>>>;
 
 /// An HTTP/1.1 connection. Dropping it closes it.
 pub(super) struct Http1 {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` after the connection has ended.
-    driver: Option<http1::Connection<Stream, Full<Bytes>>>,
+    driver: http1::Connection<Io, Full<Bytes>>,
+    /// Whether `driver` has ended, and must not be polled again.
+    has_ended: bool,
+    received: Received,
+    /// Shared with the tap on the connection.
+    marks: Arc<Marks>,
+    /// What the server says about using it again.
+    reuse: Reuse,
     /// The sweep count when it was returned.
     pub(super) since: u64,
     /// The order in which it was returned.
@@ -204,33 +232,73 @@ impl fmt::Debug for Http1 {
 
 impl Http1 {
     /// Sends one request and waits for the response headers. Dropping the future leaves the connection in the middle of
-    /// an exchange: drop the connection too.
-    pub(super) async fn exchange(&mut self, message: Message) -> Sent {
-        let Self { sender, driver, .. } = self;
+    /// an exchange: drop the connection too. `heard` notes whether anything arrives.
+    pub(super) async fn exchange(&mut self, message: Message, heard: &Heard) -> Sent {
+        self.marks.begin();
+        let Self {
+            sender,
+            driver,
+            has_ended,
+            received,
+            ..
+        } = self;
         let mut sent = pin!(sender.try_send_request(message));
-        poll_fn(|cx| {
-            drive(driver, cx);
+        let driven = poll_fn(|cx| {
+            drive(driver, has_ended, cx);
             sent.as_mut().poll(cx)
-        })
-        .await
+        });
+        listen(driven, received, heard).await
+    }
+
+    /// What has arrived of the response whose [`exchange`](Self::exchange) has failed after the request was, at least in
+    /// part, sent.
+    /// If its status has not, returns the error that ended reading, if there was one. `heard` notes whether more arrives.
+    pub(super) async fn cut_off(
+        self: Box<Self>,
+        heard: &Heard,
+    ) -> Result<CutOff, Option<io::Error>> {
+        let Self {
+            driver, received, ..
+        } = *self;
+        let tap = driver.into_parts().io.into_inner();
+        listen(tap.cut_off(), &received, heard).await
     }
 
     /// Drives the connection: call this before polling anything that waits for it.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        drive(&mut self.driver, cx);
+        drive(&mut self.driver, &mut self.has_ended, cx);
+    }
+
+    /// Heeds what a response means for the use of its connection.
+    pub(super) fn heed(&mut self, status: u16, headers: &HeaderMap) {
+        if reuse::has_forbidden_body(status, headers) {
+            self.marks.close();
+        }
+        self.reuse.heed(headers);
     }
 
     /// Whether it can take another request, as far as this side knows.
     pub(super) fn is_free(&self) -> bool {
-        self.driver.is_some() && self.sender.is_ready()
+        !self.has_ended
+            && self.sender.is_ready()
+            && !self.marks.closes()
+            && self.reuse.may_be_used()
+    }
+
+    /// Whether its server says how long it keeps the connection.
+    pub(super) fn is_hinted(&self) -> bool {
+        self.reuse.until().is_some()
+    }
+
+    /// Whether its server is about to close it.
+    pub(super) fn is_over(&self, now: impl FnOnce() -> Instant) -> bool {
+        self.reuse.until().is_some_and(|until| until <= now())
     }
 }
 
-fn drive<T: Future + Unpin>(driver: &mut Option<T>, cx: &mut Context<'_>) {
+fn drive<T: Future + Unpin>(driver: &mut T, has_ended: &mut bool, cx: &mut Context<'_>) {
     // The request in flight receives the connection's error.
-    if let Some(running) = driver
-        && Pin::new(running).poll(cx).is_ready()
-    {
-        *driver = None;
+    if !*has_ended && Pin::new(driver).poll(cx).is_ready() {
+        *has_ended = true;
     }
 }

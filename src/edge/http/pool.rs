@@ -13,7 +13,8 @@
 //! none waits for that one, so that never more connections are opened than requests are in flight.
 //!
 //! The connection used last is used next, so those that were not needed since the last peak are idle for longest. They
-//! are closed after the idle timeout, or when the client has too many ([`Evict`](super::line::Evict)).
+//! are closed after the idle timeout, which for HTTP/1.1 depends on what the server says ([`reuse`](super::reuse)), or when
+//! the client has too many ([`Evict`](super::line::Evict)).
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -34,11 +35,9 @@ use super::limits::MAX_STREAMS;
 use super::line::{
     Http1, Message, OpenError, Opened, Opener, STREAMS_BEFORE_SETTINGS, Sent, Undriven,
 };
+use super::received::{Heard, Received, listen};
 use crate::edge::clock;
 
-/// Sweeps per idle timeout. A connection is closed at the first sweep after the timeout, so up to an eighth later; in
-/// exchange, returning a connection reads no clock.
-pub(super) const SWEEPS: u32 = 8;
 /// How long a request waits for a connection that another one has begun to open, counted from then. One that takes
 /// longer may take for ever.
 const CLAIM: Duration = Duration::from_secs(1);
@@ -54,6 +53,7 @@ pub(super) enum Line {
 #[derive(Debug)]
 struct Http2 {
     sender: SendRequest<Full<Bytes>>,
+    received: Received,
     tenant: Arc<str>,
     // All of these change under the pool's lock.
     /// Streams in use.
@@ -83,13 +83,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Sends one request and waits for the response headers.
-    pub(super) async fn exchange(&self, message: Message) -> Sent {
-        self.connection
-            .sender
-            .clone()
-            .try_send_request(message)
-            .await
+    /// Sends one request and waits for the response headers. `heard` notes whether anything arrives on the connection.
+    pub(super) async fn exchange(&self, message: Message, heard: &Heard) -> Sent {
+        let mut sender = self.connection.sender.clone();
+        let sent = sender.try_send_request(message);
+        listen(sent, &self.connection.received, heard).await
     }
 }
 
@@ -206,14 +204,15 @@ impl Pool {
     }
 
     /// A connection for a request of `tenant`, and whether it was used before: if it was, a request that it returns
-    /// unsent is to be sent on another.
+    /// unsent is to be sent on another. `heard` notes whether anything arrives while one is opened.
     pub(super) async fn line(
         self: &Arc<Self>,
         tenant: &Arc<str>,
+        heard: &Heard,
     ) -> Result<(Line, bool), OpenError> {
         match self.kept_line(tenant) {
             Some(line) => Ok((line, true)),
-            None => self.open(tenant).await,
+            None => self.open(tenant, heard).await,
         }
     }
 
@@ -224,9 +223,13 @@ impl Pool {
         {
             return Some(Line::Shared(self.slot(connection)));
         }
-        let own = kept.idle.pop()?;
-        self.opener.not_idle(1);
-        Some(Line::Own(own))
+        loop {
+            let own = kept.idle.pop()?;
+            self.opener.not_idle(1);
+            if !own.is_over(clock::instant) {
+                return Some(Line::Own(own));
+            }
+        }
     }
 
     fn slot(self: &Arc<Self>, connection: Arc<Http2>) -> Slot {
@@ -236,7 +239,11 @@ impl Pool {
         }
     }
 
-    async fn open(self: &Arc<Self>, tenant: &Arc<str>) -> Result<(Line, bool), OpenError> {
+    async fn open(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+        heard: &Heard,
+    ) -> Result<(Line, bool), OpenError> {
         let (mut given, claims) = self.wait(tenant, true);
         if claims {
             match timeout(CLAIM, &mut given).await {
@@ -251,7 +258,9 @@ impl Pool {
             }
         }
         let began = clock::instant();
-        let mut dialled = Box::pin(Arc::clone(&self.opener).open(self.origin.clone()));
+        let received = Received::default();
+        let opening = Arc::clone(&self.opener).open(self.origin.clone(), received.clone());
+        let mut dialled = Box::pin(opening);
         tokio::select! {
             biased;
             // Only requests that claim are told to dial.
@@ -261,7 +270,7 @@ impl Pool {
                 }
                 Ok((line, true))
             }
-            opened = &mut dialled => {
+            opened = listen(&mut dialled, &received, heard) => {
                 given.close();
                 if let Ok(Given::Line(other)) = given.try_recv() {
                     self.put_back(other);
@@ -352,9 +361,11 @@ impl Pool {
             sender,
             mut driver,
             settings,
+            received,
         } = undriven;
         let connection = Arc::new(Http2 {
             sender,
+            received,
             tenant: Arc::clone(tenant),
             used: AtomicUsize::new(1),
             limit: AtomicUsize::new(STREAMS_BEFORE_SETTINGS),
@@ -456,6 +467,9 @@ impl Pool {
                 return;
             }
         }
+        if own.is_over(clock::instant) {
+            return;
+        }
         {
             let mut kept = self.kept();
             while let Some(waiting) = kept.waiting.pop_front() {
@@ -471,22 +485,30 @@ impl Pool {
         self.opener.trim();
     }
 
-    /// Closes connections that were unused for more than [`SWEEPS`] sweeps or closed by their peers. Returns the number
-    /// of idle ones, or `None` if the pool is empty.
+    /// Closes connections that were unused for too long, or closed by their peers. Returns the number of idle ones, or
+    /// `None` if the pool is empty.
     pub(super) fn sweep(&self) -> Option<usize> {
         let mut kept = self.kept();
         kept.sweeps += 1;
         let sweeps = kept.sweeps;
-        let stale = |since: u64| sweeps - since > u64::from(SWEEPS);
+        let keep = self.opener.keep;
+        let stale = |since: u64, limit: u64| sweeps - since > limit;
         let mut cx = Context::from_waker(Waker::noop());
+        let now = clock::instant();
         kept.idle.retain_mut(|own| {
             own.drive(&mut cx);
-            own.is_free() && !stale(own.since)
+            let limit = if own.is_hinted() {
+                keep.most
+            } else {
+                keep.unhinted
+            };
+            own.is_free() && !own.is_over(|| now) && !stale(own.since, limit)
         });
         let mut idle = kept.idle.len();
         kept.shared.retain(|_, all| {
             all.retain(|one| {
-                let ends = one.is_idle() && stale(one.since.load(Ordering::Relaxed));
+                let since = one.since.load(Ordering::Relaxed);
+                let ends = one.is_idle() && stale(since, keep.most);
                 !one.sender.is_closed() && !ends
             });
             idle += all.iter().filter(|one| one.is_idle()).count();

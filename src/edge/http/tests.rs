@@ -3,9 +3,11 @@
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::CertifiedKey;
@@ -18,7 +20,9 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::config::EgressSettings;
 
+mod certificates;
 mod refusals;
+mod responses;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 /// Far longer than any test, so that only the tested limit ends an attempt.
@@ -66,6 +70,14 @@ fn answered(reply: Reply) -> Answer {
     match reply {
         Reply::Answered(answer) => answer,
         Reply::Failed(failure) => panic!("{failure:?}"),
+    }
+}
+
+#[track_caller]
+fn heard(reply: &Reply) -> bool {
+    match reply {
+        Reply::Answered(answer) => panic!("{answer:?}"),
+        Reply::Failed(failure) => failure.heard,
     }
 }
 
@@ -304,6 +316,46 @@ async fn headers_that_trickle_end_at_the_deadline_too() {
     .await;
     let client = client();
     let reply = client.post(request(&server.url()), within(SHORT)).await;
+    assert!(heard(&reply), "bytes that came are a response");
+    assert_eq!(failed(reply).0, FailureClass::Timeout);
+}
+
+#[tokio::test]
+async fn bytes_before_a_deadline_or_an_early_end_are_a_sign_of_the_endpoint() {
+    let part = "HTTP/1.1 2";
+    let dripping = |bytes: &'static str, ends: bool| {
+        Server::start(move |mut stream| async move {
+            read_request(&mut stream).await;
+            stream.write_all(bytes.as_bytes()).await.ok();
+            while !ends && stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+        })
+    };
+    for (bytes, ends, expected) in [
+        (part, false, true),
+        (part, true, true),
+        ("", false, false),
+        ("", true, false),
+    ] {
+        let server = dripping(bytes, ends).await;
+        let client = client();
+        let reply = client.post(request(&server.url()), within(SHORT)).await;
+        assert_eq!(heard(&reply), expected, "{bytes:?}, ends: {ends}");
+    }
+}
+
+#[tokio::test]
+async fn what_arrived_before_a_request_is_no_sign_of_the_endpoint() {
+    let server = Server::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(OK).await.ok();
+        while stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+    })
+    .await;
+    let client = client();
+    answered(post(&client, &server.url()).await);
+    let reply = client.post(request(&server.url()), within(SHORT)).await;
+    assert_eq!(server.accepted(), 1, "on the same connection");
+    assert!(!heard(&reply));
     assert_eq!(failed(reply).0, FailureClass::Timeout);
 }
 
@@ -378,23 +430,18 @@ async fn a_body_of_just_the_limit_is_complete() {
 
 #[tokio::test]
 async fn what_is_not_an_http_response_fails_with_its_own_sentence() {
-    let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(MAX_HEADER_BYTES * 4));
-    let many = format!(
-        "HTTP/1.1 200 OK\r\n{}\r\n",
-        "x: y\r\n".repeat(MAX_HEADERS + 1)
+    let endless = format!(
+        "HTTP/1.1 103 Early\r\nx: {}",
+        "y".repeat(MAX_HEADER_BYTES * 4)
     );
     let large = "the response headers are too large; at most 32768 bytes are read";
     let closed = "the connection closed before the response was complete";
     for (bytes, expected) in [
         ("SSH-2.0-OpenSSH_9.6\r\n\r\n", "the response was not HTTP"),
-        (
-            "HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n",
-            "the response was not HTTP",
-        ),
-        ("HTTP/1.1 200 OK\r\ncontent-le", closed),
+        ("HTTP/1.1 20", closed),
+        ("HTTP/1.1 103 Early\r\n\r\n", closed),
         ("", closed),
         (&endless, large),
-        (&many, large),
     ] {
         let server = Server::closing(bytes).await;
         let (class, error) = failed(post(&client(), &server.url()).await);
@@ -620,7 +667,7 @@ async fn an_untrusted_certificate_is_a_failure_of_class_tls() {
     let (class, error) = failed(post(&client(), &format!("https://{}/", server.address)).await);
     assert_eq!(class, FailureClass::Tls);
     assert!(
-        error.starts_with("the tls handshake failed: invalid peer certificate"),
+        error.starts_with("the tls handshake failed: the server's certificate "),
         "{error}"
     );
 }
@@ -667,6 +714,7 @@ async fn a_handshake_that_hangs_ends_at_the_deadline() {
             within(SHORT),
         )
         .await;
+    assert!(!heard(&reply), "it sent nothing");
     assert_eq!(failed(reply).0, FailureClass::Timeout);
 }
 

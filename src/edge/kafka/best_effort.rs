@@ -11,6 +11,7 @@ use prometheus::IntCounter;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
@@ -56,6 +57,7 @@ pub struct Note<'a> {
 /// Counts records that were not written. Reports of written records are disabled, since each would cost CPU.
 struct Counts {
     log: LogContext,
+    topic: String,
     counters: RecordCounters,
     /// Records that the client accepted and then dropped.
     lost: AtomicU64,
@@ -63,11 +65,14 @@ struct Counts {
 }
 
 impl Counts {
-    fn dropped(&self, error: &KafkaError) {
+    /// Counts a dropped record. Its partition is not known if the client has not taken it.
+    fn dropped(&self, partition: Option<i32>, error: &KafkaError) {
         self.counters.dropped.inc();
         let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(suppressed) = throttle.pass(clock::instant()) {
             tracing::warn!(
+                topic = self.topic,
+                partition,
                 suppressed,
                 "attempt log record dropped, delivery continues: {error}"
             );
@@ -89,9 +94,11 @@ impl ProducerContext for Counts {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
+        if let Err((error, record)) = result {
             self.lost.fetch_add(1, Ordering::Relaxed);
-            self.dropped(error);
+            // Below 0 before the client has chosen one, which it cannot without a broker.
+            let partition = Some(record.partition()).filter(|&partition| partition >= 0);
+            self.dropped(partition, error);
         }
     }
 }
@@ -133,7 +140,7 @@ impl BestEffortProducer {
         topic: String,
     ) -> Result<Self, Failure> {
         Ok(Self {
-            client: Client::new(settings, counters)?,
+            client: Client::new(settings, counters, &topic)?,
             settings: Arc::clone(settings),
             counters: counters.clone(),
             topic,
@@ -155,7 +162,7 @@ impl BestEffortProducer {
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
                     return false;
                 }
-                self.client.producer.context().dropped(&error);
+                self.client.producer.context().dropped(None, &error);
             }
         }
         true
@@ -174,14 +181,18 @@ impl BestEffortProducer {
         }
         if let Some((_, reason)) = self.client.producer.client().fatal_error() {
             self.renewed = now;
-            tracing::warn!("attempt log producer failed, creating a new one: {reason}");
-            match Client::new(&self.settings, &self.counters) {
+            let topic = &*self.topic;
+            tracing::warn!(
+                topic,
+                "attempt log producer failed, creating a new one: {reason}"
+            );
+            match Client::new(&self.settings, &self.counters, topic) {
                 Ok(client) => {
                     std::mem::replace(&mut self.client, client)
                         .close(&self.counters, Duration::ZERO);
                 }
                 Err(failure) => {
-                    tracing::warn!("creating the attempt log producer failed: {failure}")
+                    tracing::warn!(topic, "creating the attempt log producer failed: {failure}")
                 }
             }
         }
@@ -194,10 +205,15 @@ impl BestEffortProducer {
 }
 
 impl Client {
-    fn new(settings: &Arc<Settings>, counters: &RecordCounters) -> Result<Self, Failure> {
+    fn new(
+        settings: &Arc<Settings>,
+        counters: &RecordCounters,
+        topic: &str,
+    ) -> Result<Self, Failure> {
         const PURPOSE: &str = "attempts";
         let context = Counts {
             log: LogContext::new(PURPOSE),
+            topic: topic.to_owned(),
             counters: counters.clone(),
             lost: AtomicU64::new(0),
             throttle: Mutex::new(Throttle::new(LOG_EVERY)),

@@ -9,15 +9,25 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::cause;
 use super::error::{Failure, is_refused, is_unreachable};
+
+/// Why a connection failed.
+#[derive(Clone, Debug)]
+pub(super) struct Cause {
+    /// Whether authentication failed.
+    pub(super) is_refusal: bool,
+    /// One line.
+    pub(super) text: String,
+}
 
 /// Forwards librdkafka's log to `tracing`, with the client's purpose.
 pub struct LogContext {
     pub(super) purpose: &'static str,
     /// When an unreachable broker was last logged, seconds since the epoch.
     logged: AtomicI64,
-    /// The last authentication error, if authentication failed last.
-    refusal: Mutex<Option<String>>,
+    /// Why the last connection failed.
+    cause: Mutex<Option<Cause>>,
 }
 
 impl LogContext {
@@ -27,23 +37,36 @@ impl LogContext {
         Self {
             purpose,
             logged: AtomicI64::new(0),
-            refusal: Mutex::default(),
+            cause: Mutex::default(),
         }
     }
 
-    /// Why authentication failed, if it failed last. The client reports it once, not per attempt.
-    pub(super) fn refusal(&self) -> Option<String> {
-        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        refusal.clone()
+    /// Why the last connection failed. The client reports it once, not per attempt.
+    pub(super) fn cause(&self) -> Option<Cause> {
+        let cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        cause.clone()
     }
 
-    fn note(&self, error: &KafkaError, reason: &str) {
-        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_refused(error) {
-            *refusal = Some(reason.to_owned());
-        } else if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            // It failed earlier, while connecting, or for another reason.
-            *refusal = None;
+    fn note(&self, error: &KafkaError, text: &str) {
+        let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        // That all brokers are down follows from what was reported before.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *cause = is_unreachable(error).then(|| Cause {
+                is_refusal: is_refused(error),
+                text: text.to_owned(),
+            });
+        }
+    }
+
+    /// Notes a connection that the broker has closed: only a line of the log reports it, and only with
+    /// `log.connection.close`. It says less than an authentication error before it.
+    fn note_disconnect(&self, line: &str) {
+        let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        if !cause.as_ref().is_some_and(|cause| cause.is_refusal) {
+            *cause = Some(Cause {
+                is_refusal: false,
+                text: cause::of(line),
+            });
         }
     }
 
@@ -62,6 +85,9 @@ impl LogContext {
 
 impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            self.note_disconnect(message);
+        }
         log_client(self.purpose, level, facility, message);
     }
 
@@ -71,7 +97,8 @@ impl ClientContext for LogContext {
             // Requested, and returned to the reader as an event.
             return;
         }
-        self.note(&error, reason);
+        let reason = cause::of(reason);
+        self.note(&error, &reason);
         if is_refused(&error) {
             if self.may_log() {
                 tracing::warn!(client, "connection not authenticated: {reason}");
@@ -120,7 +147,7 @@ pub(super) fn serve<C: rdkafka::consumer::ConsumerContext>(client: &BaseConsumer
     }
 }
 
-/// Classifies an error of `client`. An authentication failure surfaces as an unreachable broker, so its reason is added.
+/// Classifies an error of `client`. Any failure to connect surfaces as an unreachable broker, so its cause is added.
 pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
     client: &BaseConsumer<C>,
     log: &LogContext,
@@ -129,9 +156,16 @@ pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
 ) -> Failure {
     if is_unreachable(&error) {
         serve(client);
-        if let Some(reason) = log.refusal() {
-            let what = what.into();
-            return Failure::Refused { what, reason };
+        match log.cause() {
+            Some(Cause { is_refusal, text }) if is_refusal => {
+                let what = what.into();
+                return Failure::Refused { what, reason: text };
+            }
+            Some(Cause { text, .. }) => {
+                let what = what.into();
+                return Failure::Unreachable { what, cause: text };
+            }
+            None => {}
         }
     }
     Failure::from_client(what, error)

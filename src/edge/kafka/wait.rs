@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -32,7 +33,13 @@ pub fn wait_for_topics(
     /// A topic that was just created may not be known to every broker yet: tries before it counts as missing.
     const MISSING_TRIES: usize = 15;
     const BETWEEN: Duration = Duration::from_millis(200);
-    let client: BaseConsumer<LoggedConsumer> = client_config(settings, purpose)
+    let mut config = client_config(settings, purpose);
+    // A connection that the broker closes at once is reported only in this line of the log; it may be the only sign of a
+    // wrong listener.
+    config
+        .set("log.connection.close", "true")
+        .set_log_level(RDKafkaLogLevel::Info);
+    let client: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client("creating a client", error))?;
     let client = Arc::new(client);
@@ -64,11 +71,13 @@ pub fn wait_for_topics(
             }
             Err(error) => {
                 serve(&client);
-                let why = client.context().0.refusal();
-                let why = why.map_or_else(
-                    || error.to_string(),
-                    |refusal| format!("connection not authenticated: {refusal}"),
-                );
+                let why = match client.context().0.cause() {
+                    Some(cause) if cause.is_refusal => {
+                        format!("connection not authenticated: {}", cause.text)
+                    }
+                    Some(cause) => cause.text,
+                    None => error.to_string(),
+                };
                 waiting(&format!(
                     "waiting for a broker at {}: {why}",
                     settings.brokers
@@ -98,5 +107,103 @@ fn explain_missing(client: &BaseConsumer<LoggedConsumer>, topic: &str) -> Failur
             source: KafkaError::MetadataFetch(code).into(),
         },
         None => Failure::TopicMissing(topic.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::{Layers, Machine, Source};
+    use crate::edge::clock;
+
+    /// The reason for which a client with `properties` waits for a server that closes each connection after it was sent
+    /// something.
+    fn reason(properties: &[&str]) -> String {
+        /// Longer than the client takes on a busy machine.
+        const LIMIT: Duration = Duration::from_secs(60);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                // Closed whatever came.
+                if let Ok(0) = stream.read(&mut [0; 64]) {
+                    continue;
+                }
+            }
+        });
+        wait_at(&address, properties, LIMIT)
+    }
+
+    fn wait_at(address: &str, properties: &[&str], limit: Duration) -> String {
+        let mut layers = Layers::new();
+        layers.give("brokers", Source::Flag, address);
+        for property in properties {
+            layers.give_property(property, Source::Flag);
+        }
+        let machine = Machine {
+            host_name: "test".to_owned(),
+            cores: 1,
+        };
+        let settings = Settings::check(&layers, &machine).unwrap();
+        let began = clock::instant();
+        let reasons = RefCell::new(Vec::new());
+        let is_known = || {
+            let last = reasons.borrow().last().cloned();
+            let is_known = |last: String| !last.contains("Local: ");
+            last.is_some_and(is_known) || began.elapsed() > limit
+        };
+        let mut waiting = |reason: &str| reasons.borrow_mut().push(reason.to_owned());
+        let waited = wait_for_topics(&settings, "test", &[], &is_known, &mut waiting);
+        assert!(waited.unwrap().is_none());
+        reasons.into_inner().pop().unwrap()
+    }
+
+    #[test]
+    fn the_cause_is_named_while_a_broker_is_waited_for() {
+        let login = [
+            "sasl.mechanism=PLAIN",
+            "sasl.username=me",
+            "sasl.password=hunter2",
+        ];
+        let with = |protocol| [&[protocol][..], &login].concat();
+        for (properties, expected) in [
+            (vec![], "the broker closes connections of this kind"),
+            (
+                vec!["security.protocol=SSL"],
+                "its listener may be a plaintext one",
+            ),
+            (
+                with("security.protocol=SASL_SSL"),
+                "its listener may be a plaintext one",
+            ),
+            (
+                with("security.protocol=SASL_PLAINTEXT"),
+                "the broker closes connections of this kind",
+            ),
+        ] {
+            let reason = reason(&properties);
+            assert!(
+                reason.starts_with("waiting for a broker at 127.0.0.1:"),
+                "{reason}"
+            );
+            assert!(reason.contains(expected), "{properties:?}: {reason}");
+            assert!(!reason.contains("hunter2"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_port_where_nothing_listens_is_named() {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = closed.local_addr().unwrap().to_string();
+        drop(closed);
+        let reason = wait_at(&address, &[], Duration::from_secs(60));
+        assert!(
+            reason.contains("nothing listens at the broker's address"),
+            "{reason}"
+        );
     }
 }

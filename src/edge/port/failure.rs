@@ -148,6 +148,14 @@ pub enum Failure {
         /// The client's reason.
         reason: String,
     },
+    /// No broker can be reached, for a known cause.
+    #[error("{what} failed: {cause}")]
+    Unreachable {
+        /// The operation.
+        what: String,
+        /// The cause.
+        cause: String,
+    },
     /// Another process uses the same transactional id, or this one was suspended for too long.
     #[error(
         "{what} was fenced: another process runs with the same --instance, or this one was suspended for longer than the transaction timeout: {source}"
@@ -178,7 +186,11 @@ impl Failure {
     /// Whether no broker is reachable, so that waiting may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Client { source, .. } if source.is_unreachable())
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Client { source, .. } => source.is_unreachable(),
+            _ => false,
+        }
     }
 
     /// Classifies a client error by its kind.

@@ -51,19 +51,19 @@ impl Gap {
     }
 
     /// Whether the log ends before the position, because it was truncated, deleted or made again: what was read from
-    /// `end` on is no longer in it.
+    /// `end` on is no longer in it. A deleted topic of which nothing was read is one, too.
     #[must_use]
     pub fn is_restart(&self) -> bool {
-        self.to < self.from
+        self.to <= self.from
     }
 
     /// The number of offsets that were lost before they were read.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        match u64::try_from(self.to.0 - self.from.0) {
-            Ok(deleted) => deleted,
-            Err(_) => self.unread,
+        if self.is_restart() {
+            return self.unread;
         }
+        u64::try_from(self.to.0 - self.from.0).unwrap_or(0)
     }
 
     /// Logs the gap, with the exact range of lost offsets.
@@ -84,5 +84,44 @@ impl Gap {
                 self.lost()
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_read_is_lost_with_a_deleted_topic_also_when_nothing_was_read() {
+        let at = TopicPartition {
+            topic: "t".into(),
+            partition: 0,
+        };
+        for (from, known, lost) in [
+            (0, Some(4), 4),
+            (1, Some(4), 3),
+            (4, Some(4), 0),
+            (9, Some(4), 0),
+            (0, None, 0),
+        ] {
+            let gap = Gap::deleted(&at, Position(from), known);
+            assert!(gap.is_restart());
+            assert_eq!(gap.lost(), lost, "{gap:?}");
+        }
+    }
+
+    #[test]
+    fn a_position_outside_of_the_log_is_a_gap() {
+        let at = TopicPartition {
+            topic: "t".into(),
+            partition: 0,
+        };
+        let find = |from, range| Gap::find(&at, Position(from), range, Some(20));
+        assert_eq!(find(5, (5, 9)), None);
+        assert_eq!(find(9, (5, 9)), None);
+        let deleted = find(4, (7, 9)).unwrap();
+        assert_eq!((deleted.is_restart(), deleted.lost()), (false, 3));
+        let restarted = find(10, (0, 9)).unwrap();
+        assert_eq!((restarted.is_restart(), restarted.lost()), (true, 10));
     }
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::model::schema::SchemaId;
 use crate::model::subscription::parse;
 
 fn limits() -> Limits {
@@ -144,6 +145,7 @@ fn place(number: usize) -> EventPartition {
 fn raw(at: EventPartition, payload: &str) -> RawEvent<'_> {
     RawEvent {
         topic: ["orders", "payments"][at.topic],
+        key: None,
         payload: Some(payload.as_bytes()),
         headers: &[],
         timestamp: EpochMs(1_700_000_000_000),
@@ -255,6 +257,7 @@ impl World {
             !known.any(|known| *known == at),
             "what was given up is forgotten"
         );
+        assert!(!self.batch.waiting.contains(at));
     }
 
     fn restart(&mut self) {
@@ -297,6 +300,9 @@ impl World {
             self.reset(at);
         }
         let next = Offset(self.logs[&at].next);
+        if self.batch.waiting.contains(at) {
+            return self.drop_next(at);
+        }
         if self.batch.is_held(at) {
             return;
         }
@@ -325,7 +331,7 @@ impl World {
         self.open_events += 1;
         let tag = self.batch.take(at, Offset(offset), self.now());
         let matching = entry.matching();
-        match self.batch.read(tag, &raw(at, payload)) {
+        match self.batch.read(tag, &raw(at, payload), None) {
             Ok(event) => match self.batch.fan_out(&event, &matching) {
                 Ok(commands) => {
                     let ordered = matching.iter().any(|one| one.order != Order::None);
@@ -359,6 +365,39 @@ impl World {
         assert_eq!(self.batch.is_full(self.now()), full);
         if full {
             self.end();
+        }
+    }
+
+    /// The client still gives what it has fetched of a partition that waits for a schema, and that is dropped.
+    fn drop_next(&mut self, at: EventPartition) {
+        let log = self.logs.get_mut(&at).unwrap();
+        if log.next < log.end() {
+            let entry = &log.entries[usize::try_from(log.next).unwrap()];
+            log.next += 1;
+            log.passed = matches!(entry, Entry::Marker).then_some(log.next);
+        }
+    }
+
+    /// The next event needs a schema that is not known yet.
+    fn wait_for_schema(&mut self, at: EventPartition) {
+        if !self.owned.contains(&at) || self.batch.is_held(at) {
+            return;
+        }
+        self.settle();
+        if self.batch.is_held(at) {
+            return;
+        }
+        let next = Offset(self.logs[&at].next);
+        let (schema, now) = (SchemaId::Number(1), self.now());
+        self.batch.waiting.add(at, next, schema, now);
+        assert!(self.batch.is_held(at));
+    }
+
+    fn schemas_are_known(&mut self) {
+        let waiting: Vec<_> = self.batch.waiting.all().map(|(at, _)| at).collect();
+        for at in waiting {
+            self.batch.waiting.remove(at);
+            self.reset(at);
         }
     }
 
@@ -502,7 +541,9 @@ impl World {
                 self.logs.get_mut(&at).unwrap().entries.push(entry);
             }
             25..=59 => self.poll(at),
-            60..=64 => self.end(),
+            60..=61 => self.end(),
+            62..=63 => self.wait_for_schema(at),
+            64 => self.schemas_are_known(),
             65..=69 => self.now += u64::try_from(b).unwrap(),
             70..=84 => self.commit(TransactionEnd::Committed, true, b),
             85 => self.commit(TransactionEnd::Aborted, false, b),
@@ -520,6 +561,7 @@ impl World {
     /// Everything is committed once nothing fails any more, the ends of transactions included.
     fn drain(&mut self) {
         (0..PLACES).for_each(|number| self.assign(place(number)));
+        self.schemas_are_known();
         for _ in 0..10_000 {
             let (mut at_end, mut all) = (0, 0);
             for log in self.logs.values() {
@@ -582,7 +624,7 @@ fn an_event_that_is_refused_is_set_aside_and_then_ever_less_of_it() {
         assert_eq!(batch.extent(tag), extent);
         assert!(
             batch
-                .read(tag, &raw(place(1), r#"{"id":"e","type":"a"}"#))
+                .read(tag, &raw(place(1), r#"{"id":"e","type":"a"}"#), None)
                 .is_err()
         );
         batch.give_up();
@@ -591,7 +633,7 @@ fn an_event_that_is_refused_is_set_aside_and_then_ever_less_of_it() {
     assert_eq!(batch.extent(tag), Extent::Whole, "no other event is blamed");
     assert!(
         batch
-            .read(tag, &raw(place(0), r#"{"id":"e","type":"a"}"#))
+            .read(tag, &raw(place(0), r#"{"id":"e","type":"a"}"#), None)
             .is_ok()
     );
 }

@@ -41,7 +41,7 @@ impl Media {
         })
     }
 
-    fn is_json(&self) -> bool {
+    pub(super) fn is_json(&self) -> bool {
         self.essence
             .split_once('/')
             .is_some_and(|(_, subtype)| subtype == "json" || subtype.ends_with("+json"))
@@ -77,12 +77,13 @@ pub(super) fn of_value<'a>(
         let whole: &'a RawValue =
             serde_json::from_str(text).map_err(|error| not_json(&error, "", 0))?;
         let (json, data) = parse_data(text, Some(whole), 1)?;
-        return Ok((Payload::Json(json), data));
+        return Ok((Payload::Json(json.into()), data));
     }
     Ok(of_bytes(value, media))
 }
 
-fn of_bytes(bytes: &[u8], media: Option<&Media>) -> (Payload<'static>, Value) {
+/// Data that is not JSON: text, or other bytes.
+pub(super) fn of_bytes(bytes: &[u8], media: Option<&Media>) -> (Payload<'static>, Value) {
     let text = std::str::from_utf8(bytes).ok();
     match text.filter(|_| media.is_some_and(Media::is_text)) {
         Some(text) => {
@@ -116,7 +117,7 @@ pub(super) fn of_member<'a>(
             Err(_) => Err(InvalidEvent::DataNotText(media.essence.clone())),
         };
     }
-    Ok((Payload::Json(json), data))
+    Ok((Payload::Json(json.into()), data))
 }
 
 /// The data of a structured CloudEvent: its member `data_base64`.

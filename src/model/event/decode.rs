@@ -9,11 +9,15 @@ use super::attributes::{check_specversion, checked_subject, checked_time, requir
 use super::data::{self, Media};
 use super::error::InvalidEvent;
 use super::framing;
-use super::json::{Members, parse_data, parse_members, string};
+use super::json::{Members, parse_attribute, parse_data, parse_members, string};
 use super::model::{Event, Form, Payload, is_sendable};
 use crate::model::trace_context::TraceContext;
 use crate::model::units::EpochMs;
 
+/// The prefix of attributes in the Kafka binding.
+pub(super) const KAFKA_PREFIX: &str = "ce_";
+/// That of the HTTP binding.
+pub(super) const HTTP_PREFIX: &str = "ce-";
 const CLOUDEVENTS_PREFIX: &str = "application/cloudevents";
 const BATCH_PREFIX: &str = "application/cloudevents-batch";
 
@@ -22,20 +26,14 @@ const BATCH_PREFIX: &str = "application/cloudevents-batch";
 pub struct RawEvent<'a> {
     /// The topic that it was read from: the source of a plain event.
     pub topic: &'a str,
+    /// The record's key.
+    pub key: Option<&'a [u8]>,
     /// The record's value; `None` is a tombstone.
     pub payload: Option<&'a [u8]>,
     /// The record's headers, in order; without those whose value is null, which are attributes that are not set.
     pub headers: &'a [(&'a str, &'a [u8])],
     /// The record's timestamp: the time of an event that has none.
     pub timestamp: EpochMs,
-}
-
-impl RawEvent<'_> {
-    /// Whether it is a tombstone: a record without a value that is not a CloudEvent in binary mode either.
-    #[must_use]
-    pub fn is_tombstone(&self) -> bool {
-        self.payload.is_none() && !is_binary(self.headers)
-    }
 }
 
 /// Reads an event. Deterministic; `max_bytes` bounds the value, with the `ce_*` headers in binary mode.
@@ -52,8 +50,8 @@ pub fn read<'a>(raw: &RawEvent<'a>, max_bytes: usize) -> Result<Event<'a>, Inval
     };
     let payload = raw.payload.unwrap_or_default();
     check_size(payload.len(), max_bytes)?;
-    let event = if !structured && is_binary(raw.headers) {
-        read_binary(raw, payload, content_type, max_bytes)
+    let event = if !structured && is_binary(raw.headers, &[KAFKA_PREFIX]) {
+        read_binary(raw, content_type, max_bytes, &[KAFKA_PREFIX])
     } else if payload.is_empty() {
         return Err(InvalidEvent::NoValue);
     } else {
@@ -77,11 +75,11 @@ fn read_json<'a>(
     })?;
     let members = parse_members(text);
     if structured {
-        return read_structured(raw, text, members?);
+        return read_structured(raw, text, members?, AsItCame::Yes);
     }
     match (members, foreign_attribute(raw.headers)) {
         (Ok(members), _) if members.contains_key("specversion") => {
-            read_structured(raw, text, members)
+            read_structured(raw, text, members, AsItCame::Yes)
         }
         (_, Some(name)) => Err(InvalidEvent::ForeignPrefix(name.to_owned())),
         (members, None) => read_plain(raw, text, &members?),
@@ -91,12 +89,16 @@ fn read_json<'a>(
 /// The attributes that every CloudEvent has.
 const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
 
-/// Whether a header carries an attribute that every CloudEvent in binary mode has.
-fn is_binary(headers: &[(&str, &[u8])]) -> bool {
+/// Whether a header carries an attribute that every CloudEvent in binary mode has, with one of the prefixes.
+pub(super) fn is_binary(headers: &[(&str, &[u8])], prefixes: &[&str]) -> bool {
     let is_required = |attribute: &str| REQUIRED.contains(&attribute);
     headers
         .iter()
-        .any(|(name, _)| name.strip_prefix("ce_").is_some_and(is_required))
+        .any(|(name, _)| without_prefix(name, prefixes).is_some_and(is_required))
+}
+
+fn without_prefix<'a>(name: &'a str, prefixes: &[&str]) -> Option<&'a str> {
+    prefixes.iter().find_map(|prefix| name.strip_prefix(prefix))
 }
 
 /// A header with a required attribute in the spelling of another binding: `ce-id` (HTTP), `cloudEvents:id` (AMQP), `CE_ID`.
@@ -113,7 +115,7 @@ fn foreign_attribute<'a>(headers: &[(&'a str, &[u8])]) -> Option<&'a str> {
     names.find(|name| is_foreign(name))
 }
 
-fn check_size(size: usize, limit: usize) -> Result<(), InvalidEvent> {
+pub(super) fn check_size(size: usize, limit: usize) -> Result<(), InvalidEvent> {
     if size > limit {
         Err(InvalidEvent::TooLarge { size, limit })
     } else {
@@ -128,7 +130,7 @@ fn content_type(headers: &[(&str, &[u8])]) -> Option<Media> {
     Media::parse(&String::from_utf8_lossy(value))
 }
 
-fn is_structured(media: &str) -> Result<bool, InvalidEvent> {
+pub(super) fn is_structured(media: &str) -> Result<bool, InvalidEvent> {
     if media == "application/cloudevents+json" {
         Ok(true)
     } else if media.starts_with(BATCH_PREFIX) {
@@ -161,7 +163,7 @@ fn read_plain<'a>(
         subject: checked_subject(string(text, members, "subject")?)?,
         traceparent: header_traceparent(raw.headers),
         received: raw.timestamp,
-        payload: Payload::Json(json),
+        payload: Payload::Json(json.into()),
         data,
         extensions: Vec::new(),
         form: Form::Plain,
@@ -169,10 +171,30 @@ fn read_plain<'a>(
     })
 }
 
+/// Whether the body in CloudEvents format is to be the value itself, if it can be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AsItCame {
+    Yes,
+    No,
+}
+
+/// Reads a structured CloudEvent that is not passed on as it came.
+pub(super) fn read_structured_text<'a>(raw: &RawEvent<'a>) -> Result<Event<'a>, InvalidEvent> {
+    let payload = raw.payload.unwrap_or_default();
+    if payload.is_empty() {
+        return Err(InvalidEvent::NoValue);
+    }
+    let text = std::str::from_utf8(payload).map_err(|error| InvalidEvent::NotUtf8 {
+        at: error.valid_up_to(),
+    })?;
+    read_structured(raw, text, parse_members(text)?, AsItCame::No)
+}
+
 fn read_structured<'a>(
     raw: &RawEvent<'a>,
     text: &'a str,
     members: Members<'a>,
+    as_it_came: AsItCame,
 ) -> Result<Event<'a>, InvalidEvent> {
     let specversion =
         string(text, &members, "specversion")?.ok_or(InvalidEvent::Missing("specversion"))?;
@@ -199,8 +221,8 @@ fn read_structured<'a>(
             .iter()
             .all(|(name, value)| is_sendable(name, value));
     // Bytes that came as a string of `data` are passed on as such.
-    let as_it_came = !matches!(&payload, Payload::Base64(Cow::Owned(_)));
-    let form = if is_sendable && as_it_came {
+    let is_bytes = matches!(&payload, Payload::Base64(Cow::Owned(_)));
+    let form = if as_it_came == AsItCame::Yes && is_sendable && !is_bytes {
         Form::Verbatim(text)
     } else {
         Form::CloudEvent { specversion }
@@ -233,7 +255,7 @@ fn structured_extensions<'a>(
         ) {
             continue;
         }
-        let (_, value) = parse_data(text, Some(raw), 1)?;
+        let (_, value) = parse_attribute(text, raw)?;
         if !value.is_null() {
             extensions.push((name, value));
         }
@@ -241,13 +263,15 @@ fn structured_extensions<'a>(
     Ok(extensions)
 }
 
-fn read_binary<'a>(
+/// Reads a CloudEvent in binary mode, whose attributes have one of the prefixes.
+pub(super) fn read_binary<'a>(
     raw: &RawEvent<'a>,
-    value: &'a [u8],
     content_type: Option<Media>,
     max_bytes: usize,
+    prefixes: &[&str],
 ) -> Result<Event<'a>, InvalidEvent> {
-    let mut attributes = binary_attributes(raw.headers)?;
+    let value = raw.payload.unwrap_or_default();
+    let mut attributes = binary_attributes(raw.headers, prefixes)?;
     let size = attributes.iter().fold(value.len(), |sum, (name, value)| {
         sum + name.len() + value.len()
     });
@@ -293,10 +317,11 @@ fn read_binary<'a>(
 /// The `ce_*` headers without their prefix. The Kafka binding, unlike HTTP's, has no percent-encoding.
 fn binary_attributes<'a>(
     headers: &[(&'a str, &'a [u8])],
+    prefixes: &[&str],
 ) -> Result<BTreeMap<&'a str, &'a str>, InvalidEvent> {
     let mut attributes = BTreeMap::new();
     for (name, value) in headers {
-        let Some(attribute) = name.strip_prefix("ce_") else {
+        let Some(attribute) = without_prefix(name, prefixes) else {
             continue;
         };
         let refuse = |problem| InvalidEvent::Header {
@@ -356,7 +381,7 @@ fn extension_traceparent<'a>(extensions: &[(Cow<'a, str>, Value)]) -> Option<Cow
         .map(|text| Cow::Owned(text.to_owned()))
 }
 
-fn header_traceparent<'a>(headers: &[(&'a str, &'a [u8])]) -> Option<Cow<'a, str>> {
+pub(super) fn header_traceparent<'a>(headers: &[(&'a str, &'a [u8])]) -> Option<Cow<'a, str>> {
     let (_, value) = headers
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case("traceparent"))?;

@@ -76,6 +76,30 @@ pub enum InvalidEvent {
         /// What the publisher can do.
         way_out: &'static str,
     },
+    /// What a mapping names is at none of its places.
+    #[error("{name} is not where the event mapping of the topic looks for it: {places}")]
+    NotMapped {
+        /// The attribute, or data.
+        name: &'static str,
+        /// Each place, and what is wrong with it.
+        places: String,
+    },
+    /// A JSON string that is to be unwrapped holds something else.
+    #[error(
+        "{what} is a JSON string that does not hold JSON ({reason}); unwrap = false passes it on as a string"
+    )]
+    NotWrapped {
+        /// The value, or its data.
+        what: &'static str,
+        /// Why it is not JSON.
+        reason: String,
+    },
+    /// A JSON string whose escapes are no text.
+    #[error("the value holds an escape that is not a character")]
+    Escape,
+    /// A record without a value where the mapping does not expect one.
+    #[error("the record is a tombstone, which the event mapping of the topic declares invalid")]
+    Tombstone,
     /// A required member is missing.
     #[error("{0} is missing")]
     Missing(&'static str),

@@ -1,7 +1,7 @@
 //! Names what a value is that is not JSON text: framings and encodings that publishers use by mistake.
 
 use super::error::InvalidEvent;
-use super::json::parse_members;
+use super::json::{parse_members, parse_string};
 
 /// A better error for a record that cannot be read, if its value is recognised.
 pub(super) fn explain(
@@ -38,23 +38,30 @@ fn recognise(payload: &[u8], headers: &[(&str, &[u8])]) -> Option<InvalidEvent> 
             REGISTRY,
         );
     }
-    let members = parse_members(std::str::from_utf8(payload).ok()?).ok()?;
+    let text = std::str::from_utf8(payload).ok()?;
+    if parse_string(text.trim()).is_some_and(|inner| parse_members(&inner).is_ok()) {
+        return framed(
+            "a JSON string that holds an object, as Debezium's outbox router writes".to_owned(),
+            "configure an event mapping for the topic, such as the preset debezium-outbox",
+        );
+    }
+    let members = parse_members(text).ok()?;
     let has = |name: &str| members.contains_key(name);
     if has("schema") && has("payload") {
         return framed(
             "an object with schema and payload, as Kafka Connect's JSON converter writes"
                 .to_owned(),
-            "set schemas.enable=false for its converter",
+            "set schemas.enable=false for its converter, or unwrap in an event mapping of the topic",
         );
     }
     if has("op") && has("source") && (has("before") || has("after")) {
         return framed(
             "a change event of Debezium".to_owned(),
-            "publish events with its outbox router",
+            "publish events with its outbox router, or configure an event mapping for the topic",
         );
     }
     None
 }
 
 const COMPRESSION: &str = "leave compression to the producer's compression.type";
-const REGISTRY: &str = "publish JSON without that framing";
+const REGISTRY: &str = "set --schema-registry, or publish JSON without that framing";

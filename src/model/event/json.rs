@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::{InvalidEvent, MAX_DEPTH};
+use super::lenient;
 
 /// The members of the top-level object, unparsed. A member named twice is refused: readers would disagree on it.
 pub(super) type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
@@ -51,7 +52,8 @@ pub(super) fn parse_members(text: &str) -> Result<Members<'_>, InvalidEvent> {
         .map_err(|error| not_json(&error, "", 0))
 }
 
-/// Parses a member in full; the scan that found its end has checked neither numbers, escapes nor depth.
+/// Parses the data in full; the scan that found its end has checked neither numbers, escapes nor depth. What is valid and
+/// cannot be represented has a substitute in the value, see [`lenient`].
 pub(super) fn parse_data<'a>(
     text: &str,
     raw: Option<&'a RawValue>,
@@ -60,9 +62,30 @@ pub(super) fn parse_data<'a>(
     let Some(raw) = raw else {
         return Ok(("null", Value::Null));
     };
-    let raw = raw.get();
-    let value =
-        serde_json::from_str(raw).map_err(|error| not_json(&error, text, start_of(text, raw)))?;
+    let read = |raw: &str| match serde_json::from_str(raw) {
+        Ok(value) => Ok(value),
+        Err(error) => lenient::readable(raw)
+            .and_then(|readable| serde_json::from_str(&readable).ok())
+            .ok_or(error),
+    };
+    parse(text, raw.get(), outer, read)
+}
+
+/// Parses an attribute in full.
+pub(super) fn parse_attribute<'a>(
+    text: &str,
+    raw: &'a RawValue,
+) -> Result<(&'a str, Value), InvalidEvent> {
+    parse(text, raw.get(), 1, |raw| serde_json::from_str(raw))
+}
+
+fn parse<'a>(
+    text: &str,
+    raw: &'a str,
+    outer: usize,
+    read: impl FnOnce(&str) -> Result<Value, serde_json::Error>,
+) -> Result<(&'a str, Value), InvalidEvent> {
+    let value = read(raw).map_err(|error| not_json(&error, text, start_of(text, raw)))?;
     if depth_exceeds(&value, MAX_DEPTH - outer) {
         return Err(InvalidEvent::TooDeep);
     }
@@ -127,4 +150,19 @@ pub(super) fn string<'a>(
         _ => "a number",
     };
     Err(InvalidEvent::WrongType { name, found })
+}
+
+/// The whole text as one JSON value, without the blanks around it.
+pub(super) fn raw_value(text: &str) -> Result<&RawValue, InvalidEvent> {
+    serde_json::from_str(text).map_err(|error| not_json(&error, "", 0))
+}
+
+/// The text of a JSON string; `None` if `json` is none.
+pub(super) fn parse_string(json: &str) -> Option<Cow<'_, str>> {
+    if !json.starts_with('"') {
+        return None;
+    }
+    serde_json::from_str::<Text<'_>>(json)
+        .ok()
+        .map(|Text(text)| text)
 }

@@ -32,7 +32,7 @@ pub(super) enum Payload<'a> {
     /// Nothing: the value of a CloudEvent in binary mode, or the data of a structured one, is absent.
     Absent,
     /// JSON, in the producer's own bytes.
-    Json(&'a str),
+    Json(Cow<'a, str>),
     /// Text that is not JSON, as a JSON string.
     Text(String),
     /// Other bytes, in base64.

@@ -5,14 +5,14 @@
 //!
 //! | matcher | holds when a value at the path … |
 //! |---|---|
-//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` equals `5.0`, and integers exactly at any size |
+//! | `"DE"`, `5`, `true`, `null` | equals it; numbers by value, so `5` equals `5.0`, integers of 64 bits exactly |
 //! | `{"prefix":"a"}`, `{"suffix":"z"}` | is a string that starts or ends with it |
 //! | `{"anything-but":x}` | exists, is not an object, and is not x; x is a value, a list, `{"prefix":…}` or `{"suffix":…}` |
 //! | `{"numeric":[">=",100,"<",200]}` | is a number within the bounds |
 //! | `{"exists":true}`, `{"exists":false}` | exists (`null` and objects included), does not exist |
 //!
 //! Paths start with `data`, or name an attribute: `type`, `subject`, `source`, `id`, `time`, or a CloudEvents
-//! extension. Members of `data` with a dot in their name cannot be addressed.
+//! extension. A dot in the name of a member is written `\.`.
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
@@ -20,14 +20,13 @@ use std::ops::Bound;
 
 use serde_json::{Map, Value};
 
+use super::path;
 use crate::model::event::{Attribute, Event};
 
 /// The maximum number of paths in a filter.
 pub const MAX_PATHS: usize = 32;
 /// The maximum number of matchers of a path, and of values of an `anything-but`.
 pub const MAX_MATCHERS: usize = 64;
-/// The maximum length of a path, in bytes.
-pub const MAX_PATH_BYTES: usize = 256;
 /// The maximum length of a string in a matcher, in bytes.
 pub const MAX_STRING_BYTES: usize = 1024;
 /// The maximum length of a type pattern, in bytes: that of an event's type.
@@ -341,6 +340,29 @@ pub struct Condition {
 }
 
 impl Condition {
+    fn parse(path: Box<[Box<str>]>, list: &Value) -> Result<Self, String> {
+        let matchers = parse_matchers(list)?;
+        let (is_text, is_required) = path::is_text(&path);
+        let can_hold = |matcher: &Matcher| match matcher {
+            Matcher::Equals(scalar) => matches!(scalar, Scalar::String(_)),
+            Matcher::Numeric(_) => false,
+            Matcher::Exists(wanted) => *wanted || !is_required,
+            _ => true,
+        };
+        if is_text && !matchers.iter().any(can_hold) {
+            let name = &path[0];
+            return Err(format!(
+                "matches no event: {name} is always a text (write numbers in quotes, as in \"5\"){}",
+                if is_required {
+                    ", and every event has one"
+                } else {
+                    ""
+                }
+            ));
+        }
+        Ok(Self { path, matchers })
+    }
+
     /// Whether one of the matchers holds for the values that the path leads to.
     #[must_use]
     pub fn accepts(&self, leaves: &[Leaf<'_>]) -> bool {
@@ -370,8 +392,8 @@ impl Filter {
         }
         let mut conditions = Vec::new();
         for (path, list) in map {
-            match parse_path(path).and_then(|segments| Ok((segments, parse_matchers(list)?))) {
-                Ok((path, matchers)) => conditions.push(Condition { path, matchers }),
+            match path::parse(path).and_then(|path| Condition::parse(path, list)) {
+                Ok(condition) => conditions.push(condition),
                 Err(problem) => problems.push(format!("{path:?}: {problem}")),
             }
         }
@@ -382,6 +404,12 @@ impl Filter {
         } else {
             Err(problems)
         }
+    }
+
+    /// What is probably meant otherwise, although it may match: a sentence for each, with its path.
+    pub fn doubts(&self) -> impl Iterator<Item = String> {
+        let paths = self.conditions.iter().map(|condition| &condition.path);
+        paths.filter_map(|path| Some(format!("{:?}: {}", path.join("."), path::doubt(path)?)))
     }
 
     /// Whether the filter matches the event. The reference that the index in `model::matching` is tested against.
@@ -424,27 +452,6 @@ fn descend<'e>(value: &'e Value, path: &[Box<str>], leaves: &mut Vec<Leaf<'e>>) 
         (_, []) => leaves.push(Leaf::of(value)),
         _ => {}
     }
-}
-
-fn parse_path(path: &str) -> Result<Box<[Box<str>]>, String> {
-    if path.len() > MAX_PATH_BYTES {
-        return Err(format!(
-            "the path is {} bytes, the limit is {MAX_PATH_BYTES}",
-            path.len()
-        ));
-    }
-    let segments: Box<[Box<str>]> = path.split('.').map(Box::from).collect();
-    if segments.iter().any(|segment| segment.is_empty()) {
-        return Err("a segment of the path is empty".to_owned());
-    }
-    let attribute = |name: &str| name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9'));
-    if *segments[0] != *"data" && (segments.len() > 1 || !attribute(&segments[0])) {
-        return Err(
-            "a path starts with data. or is the name of an attribute (a-z, 0-9), as in type"
-                .to_owned(),
-        );
-    }
-    Ok(segments)
 }
 
 fn parse_matchers(list: &Value) -> Result<Box<[Matcher]>, String> {

@@ -33,8 +33,8 @@ pub struct Subscription {
     pub secrets: Vec<SecretSource>,
     /// The format of the body.
     pub format: Format,
-    /// Additional request headers; never a reserved one. Those that carry a credential are marked sensitive.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Additional request headers; never a reserved one.
+    pub headers: Vec<(HeaderName, HeaderSource)>,
     /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
     /// When it was last resumed, as far as that is known.
@@ -112,15 +112,40 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
-/// Where a signing secret comes from.
+/// Where a secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// An environment variable of the delivering process.
     Env(String),
     /// A file at an absolute path.
     File(PathBuf),
-    /// In the record itself: `whsec_…` or `whsk_…`, valid base64 of an allowed length.
+    /// In the record itself: `whsec_…` or `whsk_…`, which can sign.
     Literal(Redacted),
+}
+
+/// The name of the source, never the secret.
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env(name) => write!(f, "env:{name}"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Literal(secret) => secret.fmt(f),
+        }
+    }
+}
+
+/// Where the value of an additional header comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderSource {
+    /// The record itself. Marked sensitive when the header's name says that it carries a credential.
+    Literal(HeaderValue),
+    /// A secret of the delivering process, behind a prefix.
+    Reference {
+        /// The scheme and a space, as in `Bearer `, or nothing.
+        prefix: Box<str>,
+        /// Never a literal.
+        source: SecretSource,
+    },
 }
 
 /// A text that neither `Debug` nor `Display` reveals.

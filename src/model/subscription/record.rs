@@ -3,22 +3,10 @@
 use serde_json::{Map, Value};
 
 use super::json::StrictValue;
+use super::reference::{is_credential, is_reference};
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
-
-/// A header whose name contains one of these carries a credential.
-const CREDENTIAL_WORDS: [&str; 9] = [
-    "auth",
-    "cookie",
-    "token",
-    "key",
-    "secret",
-    "password",
-    "passwd",
-    "signature",
-    "credential",
-];
 
 /// Why a record is not a valid subscription.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +45,7 @@ impl SubscriptionError {
 }
 
 /// The record as `list` and `show` print it: literal secrets and the values of headers that carry credentials are
-/// redacted; everything else, query strings included, is as stored.
+/// redacted; everything else, references and query strings included, is as stored.
 ///
 /// # Errors
 /// When the value is not a JSON object.
@@ -70,7 +58,8 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
     }
     if let Some(Value::Object(headers)) = record.get_mut("headers") {
         for (name, value) in headers {
-            if is_credential(&name.to_ascii_lowercase()) {
+            let text = value.as_str().unwrap_or_default();
+            if is_credential(&name.to_ascii_lowercase()) && !is_reference(name, text) {
                 *value = Value::from("(redacted)");
             }
         }
@@ -85,10 +74,6 @@ fn redacted_secret(secret: &str) -> String {
         () if kept("whsk_") => "whsk_…(redacted)".to_owned(),
         () => "whsec_…(redacted)".to_owned(),
     }
-}
-
-pub(super) fn is_credential(name: &str) -> bool {
-    CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
 }
 
 pub(super) fn read_object(value: &[u8]) -> Result<Map<String, Value>, SubscriptionError> {

@@ -153,11 +153,56 @@ fn each_problem_names_its_field_and_what_is_allowed() {
             "a segment of the path is empty",
         ),
         ("filter", json!({"data.x": [[1]]}), "filter.data.x.0: "),
+        (
+            "filter",
+            json!({"data.items[0].sku": [{"exists": false}]}),
+            "filter: \"data.items[0].sku\": a path has no brackets",
+        ),
+        (
+            "filter",
+            json!({"specversion": ["1.0"]}),
+            "filters do not see specversion",
+        ),
+        (
+            "filter",
+            json!({"subject": [42, {"numeric": [">", 1]}, null]}),
+            "matches no event: subject is always a text",
+        ),
+        (
+            "filter",
+            json!({"type": [{"exists": false}]}),
+            "every event has one",
+        ),
         ("secrets", json!(["env:"]), "secrets.0: must be env:NAME"),
         (
             "secrets",
             json!(["whsk_AAAA"]),
+            "secrets.0: has 3 bytes; whsec_ needs 24 to 64, whsk_ needs 32",
+        ),
+        (
+            "secrets",
+            json!([SECRET, format!("whsk_{}", "A".repeat(86))]),
+            "secrets.1: (whsk_) holds a public key that is not the one of its seed",
+        ),
+        (
+            "secrets",
+            json!(["whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4="]),
+            "secrets.0: is a public key (whpk_)",
+        ),
+        (
+            "secrets",
+            json!(["whsec_not-base64"]),
+            "secrets.0: is not standard base64",
+        ),
+        (
+            "secrets",
+            json!(["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]),
             "secrets.0: must be env:NAME",
+        ),
+        (
+            "headers",
+            json!({"authorization": "Bearer env:ACME-TOKEN"}),
+            "headers: \"authorization\" looks like a reference",
         ),
         ("format", json!("xml"), "format: \"xml\" is not one of"),
         (
@@ -298,6 +343,31 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
+fn a_literal_secret_is_accepted_exactly_if_it_can_sign() {
+    let seed = format!("whsk_{}=", "A".repeat(43));
+    let unpadded = format!("whsec_{}", "A".repeat(34));
+    for secret in [SECRET, &seed, seed.trim_end_matches('='), &unpadded] {
+        let record = with("secrets", json!([secret]));
+        assert!(read(&record).is_ok(), "{secret}: {:?}", read(&record));
+    }
+}
+
+#[test]
+fn references_in_headers_are_shown_and_credentials_are_not() {
+    let record = with(
+        "headers",
+        json!({"authorization": "Bearer env:ACME_TOKEN", "x-api-key": "file:/run/key", "cookie": "Bearer hush",
+               "x-token": "env:hush-hush"}),
+    );
+    let shown = redacted(record.to_string().as_bytes()).unwrap();
+    assert_eq!(
+        shown["headers"],
+        json!({"authorization": "Bearer env:ACME_TOKEN", "x-api-key": "file:/run/key", "cookie": "(redacted)",
+               "x-token": "(redacted)"})
+    );
+}
+
+#[test]
 fn no_problem_shows_a_secret() {
     let hidden = "hushhush";
     for (field, value) in [
@@ -316,6 +386,20 @@ fn no_problem_shows_a_secret() {
         assert!(got.contains(field), "{field}: {got}");
     }
     assert!(problems(&with("url", json!("https://@a.example/"))).contains("user name"));
+}
+
+#[test]
+fn matchers_of_attributes_that_may_match_are_accepted() {
+    for filter in [
+        json!({"subject": [42, "42"]}),
+        json!({"subject": [{"exists": false}]}),
+        json!({"time": [{"exists": false}]}),
+        json!({"type": [{"anything-but": 5}]}),
+        json!({"priority": [5]}),
+        json!({"datacontenttype": ["application/json"], "dataschema": [{"prefix": "urn:"}]}),
+    ] {
+        assert!(read(&with("filter", filter.clone())).is_ok(), "{filter}");
+    }
 }
 
 #[test]

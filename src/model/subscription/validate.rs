@@ -2,22 +2,22 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use jsonschema::Validator;
 use jsonschema::error::ValidationErrorKind;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
-use super::model::{RateLimit, Redacted, SecretSource, StatusRules, Subscription};
-use super::record::{SubscriptionError, is_credential, read_object};
+use super::model::{HeaderSource, RateLimit, SecretSource, StatusRules, Subscription};
+use super::numbers::check_numbers;
+use super::record::{SubscriptionError, read_object};
+use super::reference::{header_source, secret_source};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
@@ -71,6 +71,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
     };
     check.schema();
     check.key(key);
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    check.problems.extend(check_numbers(text).err());
     let url = check.url();
     let subscription = Subscription {
         id: check.text("id").into(),
@@ -176,6 +178,12 @@ impl<'a> Check<'a> {
         let record = Value::Object(self.record.clone());
         for error in validator().iter_errors(&record) {
             let path = error.instance_path().to_string();
+            if matches!(error.kind(), ValidationErrorKind::Pattern { .. })
+                && path.starts_with("/secrets/")
+            {
+                // The reader of secrets reports it, with its reason.
+                continue;
+            }
             let field = path.trim_start_matches('/').replace('/', ".");
             let problem = schema_problem(&path, &error);
             self.problems.push(if field.is_empty() {
@@ -199,47 +207,15 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// No message shows a URL that may contain a password.
     fn url(&mut self) -> Option<Url> {
         let text = self.text("url");
         if text.is_empty() {
             return None;
         }
-        // The URL parser silently drops some of these, and treats a backslash as a slash.
-        if text
-            .chars()
-            .any(|letter| letter.is_control() || letter.is_whitespace() || letter == '\\')
-        {
-            self.problem("url", "holds a blank, a control character or a backslash");
-            return None;
-        }
-        let url = match Url::parse(text) {
-            Ok(url) => url,
-            Err(error) => {
-                self.problem("url", format_args!("is not a URL: {error}"));
-                return None;
-            }
-        };
-        if !url.username().is_empty()
-            || url.password().is_some()
-            || text.contains('@') && has_user_info(text)
-        {
-            self.problem(
-                "url",
-                "must not hold a user name or password; send credentials in headers",
-            );
-        } else if !matches!(url.scheme(), "https" | "http") {
-            self.problem(
-                "url",
-                format_args!("the scheme is {:?}, it must be https or http", url.scheme()),
-            );
-        } else if url.host_str().is_none_or(str::is_empty) {
-            self.problem("url", "has no host");
-        }
-        if url.fragment().is_some() {
-            self.problem("url", "must not have a fragment (#…), which is never sent");
-        }
-        Some(url)
+        let parsed = endpoint_url::parse(text);
+        let problems = parsed.as_ref().err().into_iter().flatten();
+        problems.for_each(|problem| self.problem("url", problem));
+        parsed.ok()
     }
 
     fn events(&mut self) -> Vec<TypePattern> {
@@ -282,7 +258,7 @@ impl<'a> Check<'a> {
         sources
     }
 
-    fn headers(&mut self) -> Vec<(HeaderName, HeaderValue)> {
+    fn headers(&mut self) -> Vec<(HeaderName, HeaderSource)> {
         let mut headers = Vec::new();
         let mut seen = HashSet::new();
         for (name, value) in self.object("headers").into_iter().flatten() {
@@ -410,9 +386,6 @@ fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String
     let private =
         path.starts_with("/secrets") || path.starts_with("/headers") || path.starts_with("/url");
     match error.kind() {
-        ValidationErrorKind::Pattern { .. } if path.starts_with("/secrets/") => {
-            SECRET_FORMS.to_owned()
-        }
         ValidationErrorKind::Pattern { .. } if matches!(path, "/id" | "/subscriber") => {
             format!(
                 "{} must be 1 to 200 characters of A-Z a-z 0-9 . _ : -",
@@ -445,39 +418,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// Detects `https://@host/` too: the parser drops an empty user name.
-fn has_user_info(text: &str) -> bool {
-    let authority = text.split_once("//").map_or("", |(_, rest)| {
-        rest.split(['/', '?', '#', '\\']).next().unwrap_or("")
-    });
-    authority.contains('@')
-}
-
-const SECRET_FORMS: &str = "must be env:NAME, file:/absolute/path, whsec_… with 24 to 64 bytes in base64, \
-                            or whsk_… with 32 or 64 bytes in base64";
-
-fn secret_source(text: &str) -> Result<SecretSource, &'static str> {
-    if let Some(name) = text.strip_prefix("env:") {
-        return Ok(SecretSource::Env(name.to_owned()));
-    }
-    if let Some(path) = text.strip_prefix("file:") {
-        return Ok(SecretSource::File(PathBuf::from(path)));
-    }
-    let decoded = |base64: &str| STANDARD.decode(base64).map_or(0, |bytes| bytes.len());
-    let valid = match (text.strip_prefix("whsec_"), text.strip_prefix("whsk_")) {
-        (Some(key), _) => (24..=64).contains(&decoded(key)),
-        (_, Some(key)) => matches!(decoded(key), 32 | 64),
-        // The schema's pattern has reported it.
-        _ => true,
-    };
-    if valid {
-        Ok(SecretSource::Literal(Redacted::new(text)))
-    } else {
-        Err(SECRET_FORMS)
-    }
-}
-
-fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), &'static str> {
+fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderSource), &'static str> {
     let name = HeaderName::try_from(name).map_err(|_| "is not a header name")?;
     let reserved = RESERVED_HEADERS.contains(&name.as_str())
         || RESERVED_PREFIXES
@@ -486,10 +427,6 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), &'static
     if reserved {
         return Err("is reserved: HTTP or hookstream sets it");
     }
-    let mut value = HeaderValue::try_from(value)
-        .ok()
-        .filter(|value| value.as_bytes().is_ascii())
-        .ok_or("has a value with characters other than visible ASCII, spaces and tabs")?;
-    value.set_sensitive(is_credential(name.as_str()));
-    Ok((name, value))
+    let source = header_source(&name, value)?;
+    Ok((name, source))
 }

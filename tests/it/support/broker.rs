@@ -10,6 +10,21 @@ use std::sync::OnceLock;
 
 use super::Proxy;
 
+/// What a script that serves something prints when it is there: its address.
+#[track_caller]
+pub fn first_line(child: &mut Child, script: &str) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let line = line.trim().to_owned();
+    assert!(
+        !line.is_empty(),
+        "{script} gave no address; its reason is on standard error"
+    );
+    line
+}
+
 /// A running Kafka.
 pub struct Broker {
     /// Bootstrap servers.
@@ -122,15 +137,7 @@ impl Broker {
             .spawn()
             .expect("scripts/kafka should start");
         let stdin = child.stdin.take();
-        let mut address = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut address)
-            .unwrap();
-        let address = address.trim().to_owned();
-        assert!(
-            !address.is_empty(),
-            "scripts/kafka run gave no address; its reason is on standard error"
-        );
+        let address = first_line(&mut child, "scripts/kafka run");
         for (number, proxy) in (1..).zip(&proxies) {
             let file = dir.join(format!("{number}/port"));
             let port = std::fs::read_to_string(file).unwrap();
@@ -191,6 +198,13 @@ impl Broker {
             .unwrap()
     }
 
+    /// Stops one of this process's own brokers, numbered from 1, in the middle of what it does.
+    pub fn freeze(&self, number: u32) -> Frozen {
+        let pid = self.pid(number);
+        signal(pid, "STOP");
+        Frozen(pid)
+    }
+
     /// Process id of one of this process's own brokers, numbered from 1.
     pub fn pid(&self, number: u32) -> u32 {
         let dir = &self.script.as_ref().unwrap().dir;
@@ -200,6 +214,22 @@ impl Broker {
             .parse()
             .unwrap()
     }
+}
+
+/// A broker that neither responds nor closes a connection, as on a machine that swaps. It goes on when this is dropped.
+pub struct Frozen(u32);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status();
+    assert!(sent.unwrap().success(), "SIG{name} to {pid}");
 }
 
 impl Drop for Script {

@@ -10,7 +10,7 @@ use hookstream::model::units::format_duration;
 use hookstream::model::window::Place;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
@@ -392,6 +392,17 @@ impl World {
         })
     }
 
+    /// The number of the broker that leads a partition.
+    pub fn leader(&self, topic: &str, partition: i32) -> u32 {
+        let consumer = self.reader(&format!("{}reader", self.prefix), Isolation::Committed);
+        super::eventually("the partition has a leader", SOON, || {
+            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
+            let metadata = metadata.ok()?;
+            let mut partitions = metadata.topics().first()?.partitions().iter();
+            u32::try_from(partitions.find(|one| one.id() == partition)?.leader()).ok()
+        })
+    }
+
     /// Where the commit metadata of a partition of the commands counts.
     pub fn window_place(&self, partition: i32) -> Place {
         Place::new(&self.cluster(), &self.topics.commands(), partition)
@@ -467,6 +478,24 @@ impl World {
         }
         records.sort_by_key(|record| (record.partition, record.offset));
         records
+    }
+
+    /// Commits a position with metadata as another program would, while nobody is a member of the group.
+    /// `group` is without the prefix: `deliver`.
+    #[track_caller]
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, position: i64, metadata: &str) {
+        let mut config = self.client_config();
+        let committer: BaseConsumer = config
+            .set("group.id", format!("{}{group}", self.prefix))
+            .create()
+            .unwrap();
+        let mut positions = TopicPartitionList::new();
+        let mut element = positions.add_partition(topic, partition);
+        element.set_offset(Offset::Offset(position)).unwrap();
+        element.set_metadata(metadata);
+        super::eventually_true("the coordinator takes a commit", SOON, || {
+            committer.commit(&positions, CommitMode::Sync).is_ok()
+        });
     }
 
     /// What a group has committed for a topic: partition, position and metadata, where it has committed.

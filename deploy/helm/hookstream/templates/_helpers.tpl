@@ -14,6 +14,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- else }}
 {{- $_ := set $settings "HOOKSTREAM_BROKERS" (required "brokers, or kafkaBinding.secretName, is required" .Values.brokers) }}
 {{- end }}
+{{- if .Values.configFile }}
+{{- $_ := set $settings "HOOKSTREAM_CONFIG" "/etc/hookstream/config/hookstream.toml" }}
+{{- end }}
 {{- range $name, $value := .Values.settings }}
 {{- $_ := set $settings $name (toString $value) }}
 {{- end }}
@@ -26,7 +29,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 metadata:
   annotations:
     kubectl.kubernetes.io/default-container: hookstream
-    checksum/config: {{ include "hookstream.settings" .root | sha256sum }}
+    checksum/config: {{ printf "%s%s" (include "hookstream.settings" .root) .root.Values.configFile | sha256sum }}
     {{- with $values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -126,6 +129,9 @@ spec:
         {{- if $values.kafkaBinding.secretName }}
         - {name: kafka-binding, mountPath: /bindings/kafka, readOnly: true}
         {{- end }}
+        {{- if $values.configFile }}
+        - {name: config, mountPath: /etc/hookstream/config, readOnly: true}
+        {{- end }}
         {{- with $values.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -140,6 +146,10 @@ spec:
       secret:
         secretName: {{ . }}
         defaultMode: 0440
+    {{- end }}
+    {{- if $values.configFile }}
+    - name: config
+      configMap: {name: {{ include "hookstream.fullname" .root }}-config}
     {{- end }}
     {{- with $values.extraVolumes }}
     {{- toYaml . | nindent 4 }}

@@ -331,18 +331,7 @@ impl Virtual {
                 attempt: command.attempt,
             });
         }
-        self.apply(Event::Ended(AttemptEnd {
-            lane: attempt.lane,
-            offset: attempt.offset,
-            command: attempt.command,
-            endpoint: attempt.endpoint,
-            permit: attempt.permit,
-            response,
-            error: None,
-            heard: false,
-            slot_follows: false,
-            keep_copy: false,
-        }));
+        self.apply(Event::Ended(ended(attempt, response)));
     }
 
     fn outcome(&self, outcome: AttemptOutcome) -> usize {

@@ -82,7 +82,8 @@ impl Member {
             if !topics.any(|found| found.name() == &*at.topic) {
                 let gap = Gap::deleted(&at, from, self.reader.known_ends().of(&at));
                 self.reader.known_ends().forget(&at);
-                if from.0 > 0 && self.reader.forget(&at) {
+                let is_loss = from.0 > 0 || gap.lost() > 0;
+                if is_loss && self.reader.forget(&at) {
                     gap.log();
                     context.push_event(Event::Gap(gap));
                 }

@@ -21,7 +21,7 @@ pub(super) fn partition_of(group: &str, count: i32) -> Option<i32> {
 /// The message for the log. `partition` and `start` are known as far as this client may read them.
 pub(super) fn message(brokers: &str, partition: Option<i32>, start: Option<i64>) -> String {
     let mut text = String::from(
-        "committed offsets blocked by a hanging transaction, waiting: the brokers have lost its end, as Kafka 4.1 to 4.4 do (KAFKA-20734; also KAFKA-19999). Versions 3.9 and 4.0 do not; use one of them, or a release that lists both as fixed. End the transaction with `",
+        "committed offsets blocked by a hanging transaction, waiting: the brokers have lost its end, as those of Kafka 4.3.1 did in trials (KAFKA-20734); 3.9.2 and 4.0.2 did not. No version that fixes it is known to this release; use 3.9 or 4.0, or one whose release notes list it as fixed. End the transaction with `",
     );
     let tool = format!("kafka-transactions.sh --bootstrap-server {brokers}");
     // Writing to a string does not fail.
