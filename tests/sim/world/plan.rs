@@ -1,6 +1,7 @@
 //! What a run is made of, all chosen by its seed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::endpoints::{Behaviour, Endpoint};
 use crate::kafka::Node;
@@ -256,6 +257,18 @@ impl Plan {
             all.push(plan);
         }
         all
+    }
+
+    /// How much longer than otherwise a subject may wait: for a command that was deleted unread, until the tiers are read
+    /// again, which is 15 minutes after it was due, and not again within 15 minutes.
+    pub fn patience(&self) -> Duration {
+        let is_gap = |(_, act): &(Ms, Act)| matches!(act, Act::Gap(..));
+        let ordered = self.subs.iter().any(|sub| sub.ordered);
+        if ordered && self.acts.iter().any(is_gap) {
+            Duration::from_secs(2_000)
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// The same with endpoints that all behave.

@@ -649,6 +649,8 @@ impl World {
     async fn settle(&self) {
         self.note("all faults end".to_owned());
         self.net.weather(|weather| *weather = Weather::default());
+        self.net.clear();
+        let longer = self.plan.patience();
         for node in 1..=3 {
             self.net
                 .with(|cluster, now| cluster.start_broker(now, node));
@@ -665,7 +667,7 @@ impl World {
         for sub in existing {
             self.apply(sub, false).await;
         }
-        if !self.settled_within(SETTLED_WITHIN).await {
+        if !self.settled_within(SETTLED_WITHIN + longer).await {
             let open = self.checker.borrow().open();
             self.violated(format!(
                 "Liveness: not settled {SETTLED_WITHIN:?} after the faults: {open}"
@@ -688,7 +690,7 @@ impl World {
         let ids: BTreeSet<_> = wave.iter().map(|event| event.id.clone()).collect();
         self.note("the last wave".to_owned());
         self.publish(wave).await;
-        if !self.settled_within(WAVE_WITHIN).await {
+        if !self.settled_within(WAVE_WITHIN + longer).await {
             let open = self.checker.borrow().open();
             self.violated(format!(
                 "Liveness: the last wave is not delivered within {WAVE_WITHIN:?}: {open}"
