@@ -29,7 +29,7 @@ test: ## every test, the ones on a real Kafka included
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 	# The roles in virtual time, on another outside than Kafka, hyper and threads.
 	cargo test --locked --features simulation --config tests/sim/profile.toml --test port
-	# Faults by the hundred in virtual time: the same history twice, planted bugs, as many seeds as a minute has room for.
+	# Faults by the hundred in virtual time: the same history twice, planted bugs, as many of 2,000 seeds as 80 seconds have room for.
 	cargo test $(SIM) -q
 	# The model of scale: small shapes within their bounds.
 	cargo test $(SIM:world=scale) -q

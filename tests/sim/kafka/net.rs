@@ -232,6 +232,11 @@ impl Net {
         change(&mut lock(&self.shared).weather);
     }
 
+    /// Nothing is prescribed any more.
+    pub fn clear(&self) {
+        lock(&self.shared).fates.clear();
+    }
+
     /// Prescribes what becomes of the next request of this kind by `client`, after those prescribed before.
     pub fn next(&self, client: &str, api: Api, fate: Fate) {
         let mut shared = lock(&self.shared);

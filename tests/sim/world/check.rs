@@ -9,7 +9,7 @@ use hookstream::model::units::{Offset, Position};
 use hookstream::model::window::{Place, ReadError, Window};
 
 use super::history::{EPOCH, Hash, History, What};
-use super::plan::{MOVED, MOVER, Plan};
+use super::plan::{MOVED, MOVER, Plan, Sub};
 use super::port::CLUSTER;
 use crate::kafka::Tp;
 use crate::kafka::log::{Ms, Record};
@@ -471,10 +471,20 @@ impl Checker {
             )
         });
         let once = plan.keeps_memory();
+        let mut later = BTreeSet::new();
         let mut all: BTreeMap<&Arc<str>, Seen> = BTreeMap::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
             let (id, attempt, body) = match what {
+                What::Response {
+                    id,
+                    attempt,
+                    status: 429 | 503,
+                    ..
+                } => {
+                    later.insert((id, *attempt));
+                    continue;
+                }
                 What::Request {
                     id, attempt, body, ..
                 } => (id, attempt, *body),
@@ -521,8 +531,9 @@ impl Checker {
             }
             seen.attempt = seen.attempt.max(*attempt);
             let is_new = !seen.first.contains_key(attempt);
-            // What a process knows, it does not do again.
-            if once && !is_new && matches!(what, What::Request { .. }) {
+            // What a process knows, it does not do again, unless the endpoint wanted it later.
+            let again = once && !is_new && matches!(what, What::Request { .. });
+            if again && !later.contains(&(id, *attempt)) {
                 wrong.push(("Once", format!("{id}: attempt {attempt} again, at {at} ms")));
             }
             if let What::Request { host, .. } = what
@@ -574,7 +585,6 @@ impl Checker {
         let mut seen = BTreeSet::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
-            // The next event of a subject is sent when the one before is done: nothing of that comes later.
             let What::Request {
                 id, event, attempt, ..
             } = what
@@ -586,8 +596,10 @@ impl Checker {
             };
             let sub = plan.subs.iter().find(|sub| *sub.id == *known.subscription);
             let is_new = seen.insert((Arc::clone(id), *attempt));
-            // A process that was cut off may repeat what it has sent before, and go on with it.
-            if !sub.is_some_and(|sub| sub.ordered) || !is_new || cut_off && *attempt > 1 {
+            // Without `strict`, retries come whenever they are due. A process that was cut off may repeat what it has
+            // sent before, and go on with it.
+            let counts = |sub: &Sub| sub.ordered && (*attempt == 1 || sub.strict && !cut_off);
+            if !sub.is_some_and(counts) || !is_new {
                 continue;
             }
             let Some((subject, offset)) = place.get(event) else {

@@ -1,6 +1,7 @@
 //! What a run is made of, all chosen by its seed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::endpoints::{Behaviour, Endpoint};
 use crate::kafka::Node;
@@ -31,8 +32,10 @@ pub struct Sub {
     pub host: Arc<str>,
     /// The type pattern of its events.
     pub events: &'static str,
-    /// `order` is `per_subject`.
+    /// `order` is `per_subject`, or `strict`.
     pub ordered: bool,
+    /// `order` is `strict`.
+    pub strict: bool,
     /// The retry schedule, ms.
     pub schedule: Vec<u64>,
     /// The timeout of an attempt, ms.
@@ -256,6 +259,18 @@ impl Plan {
         all
     }
 
+    /// How much longer than otherwise a subject may wait: for a command that was deleted unread, until the tiers are read
+    /// again, which is 15 minutes after it was due, and not again within 15 minutes.
+    pub fn patience(&self) -> Duration {
+        let is_gap = |(_, act): &(Ms, Act)| matches!(act, Act::Gap(..));
+        let ordered = self.subs.iter().any(|sub| sub.ordered);
+        if ordered && self.acts.iter().any(is_gap) {
+            Duration::from_secs(2_000)
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// The same with endpoints that all behave.
     pub fn without_bad_tenants(&self) -> Self {
         let mut plan = self.clone();
@@ -289,6 +304,7 @@ fn subs(rng: &mut fastrand::Rng, quiet: Ms, large: bool) -> (Vec<Sub>, Vec<Endpo
             latency: (least, least + rng.u64(1..200)),
         });
         let steps = rng.usize(1..=4);
+        let ordered = !control && rng.u32(0..5) < 2;
         subs.push(Sub {
             id: format!("s{number}"),
             subscriber: format!("tenant{}", if control { 0 } else { rng.usize(1..4) }),
@@ -298,7 +314,8 @@ fn subs(rng: &mut fastrand::Rng, quiet: Ms, large: bool) -> (Vec<Sub>, Vec<Endpo
             } else {
                 ["**", "order.*", "user.created"][rng.usize(0..3)]
             },
-            ordered: !control && rng.u32(0..3) == 0,
+            ordered,
+            strict: ordered && rng.bool(),
             schedule: (0..steps)
                 .map(|_| [1_000, 2_000, 4_000, 8_000][rng.usize(0..4)])
                 .collect(),

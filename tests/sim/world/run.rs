@@ -361,7 +361,11 @@ impl World {
             "retry_schedule": schedule,
             "timeout": format!("{}ms", it.timeout),
             "max_in_flight": it.max_in_flight,
-            "order": if it.ordered { "per_subject" } else { "none" },
+            "order": match (it.ordered, it.strict) {
+                (_, true) => "strict",
+                (true, false) => "per_subject",
+                (false, false) => "none",
+            },
             "state": if paused { "paused" } else { "active" },
         });
         if let Some(rate) = it.rate {
@@ -564,9 +568,15 @@ impl World {
         let end = self.net.with(|cluster, _| cluster.bounds(tp));
         let read = end.map_or(0, |bounds| bounds.stable);
         sleep(Duration::from_secs(1)).await;
+        if self.calm.get() {
+            return;
+        }
         self.net
             .weather(|weather| weather.cut.extend(cuts.iter().cloned()));
         sleep(time).await;
+        if self.calm.get() {
+            return;
+        }
         self.checker.borrow_mut().look();
         let deleted = self.net.with(|cluster, _| {
             let upto = cluster.bounds(tp)?.stable;
@@ -639,6 +649,8 @@ impl World {
     async fn settle(&self) {
         self.note("all faults end".to_owned());
         self.net.weather(|weather| *weather = Weather::default());
+        self.net.clear();
+        let longer = self.plan.patience();
         for node in 1..=3 {
             self.net
                 .with(|cluster, now| cluster.start_broker(now, node));
@@ -655,7 +667,7 @@ impl World {
         for sub in existing {
             self.apply(sub, false).await;
         }
-        if !self.settled_within(SETTLED_WITHIN).await {
+        if !self.settled_within(SETTLED_WITHIN + longer).await {
             let open = self.checker.borrow().open();
             self.violated(format!(
                 "Liveness: not settled {SETTLED_WITHIN:?} after the faults: {open}"
@@ -678,7 +690,7 @@ impl World {
         let ids: BTreeSet<_> = wave.iter().map(|event| event.id.clone()).collect();
         self.note("the last wave".to_owned());
         self.publish(wave).await;
-        if !self.settled_within(WAVE_WITHIN).await {
+        if !self.settled_within(WAVE_WITHIN + longer).await {
             let open = self.checker.borrow().open();
             self.violated(format!(
                 "Liveness: the last wave is not delivered within {WAVE_WITHIN:?}: {open}"
