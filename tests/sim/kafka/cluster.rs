@@ -15,6 +15,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::group::{Group, Replies};
 use super::log::{Log, Ms};
 use super::transaction::Transaction;
@@ -108,7 +110,7 @@ struct Seat {
 }
 
 /// A coordinator's kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// Of groups.
     Group,

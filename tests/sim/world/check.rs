@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use hookstream::config::Settings;
 use hookstream::model::command::header;
+use hookstream::model::dead_letter::FACT;
 use hookstream::model::units::{Offset, Position};
 use hookstream::model::window::{Place, ReadError, Window};
 
-use super::history::{EPOCH, Hash, History, What};
+use super::history::{EPOCH, Hash, History, Signed, What};
 use super::plan::{MOVED, MOVER, Plan, Sub};
 use super::port::CLUSTER;
 use crate::kafka::Tp;
@@ -32,6 +33,17 @@ struct Webhook {
     /// Commands with the cause `new`.
     begun: u32,
     dead: u32,
+    /// Commands with the cause `replay`.
+    replayed: u32,
+    /// Dead letters that are settled.
+    settled: u32,
+}
+
+impl Webhook {
+    /// Dead letters that were not replayed.
+    fn left(&self) -> u32 {
+        self.dead.saturating_sub(self.replayed)
+    }
 }
 
 /// One kind of topic.
@@ -63,6 +75,8 @@ pub struct Checker {
     finished: BTreeMap<Arc<str>, Ms>,
     /// Webhooks whose only command was deleted before anybody read it.
     lost: BTreeSet<Arc<str>>,
+    /// Webhooks with dead letters that were read lately.
+    newly_dead: BTreeSet<Arc<str>>,
     /// What is wrong.
     pub violations: Vec<String>,
 }
@@ -111,6 +125,7 @@ impl Checker {
             keys: BTreeSet::new(),
             finished: BTreeMap::new(),
             lost: BTreeSet::new(),
+            newly_dead: BTreeSet::new(),
             violations: Vec::new(),
         }
     }
@@ -138,6 +153,13 @@ impl Checker {
         for (topic, kind, _) in &topics {
             for tp in Self::all_partitions(topic, self.partitions) {
                 self.read_on(&tp, *kind);
+            }
+        }
+        // Its commands are in another topic, and all topics are read by now.
+        for id in std::mem::take(&mut self.newly_dead) {
+            let left = self.webhooks.get(&id).map_or(0, Webhook::left);
+            if left > 1 {
+                self.violated("One lineage", format!("{id} is dead {left} times"));
             }
         }
         let mut live: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
@@ -213,7 +235,7 @@ impl Checker {
             }
         }
         for (id, mut places) in live {
-            if self.webhooks.get(&id).is_some_and(|known| known.dead > 0) {
+            if self.webhooks.get(&id).is_some_and(|known| known.left() > 0) {
                 places.push("dead letters".to_owned());
             }
             if places.len() > 1 {
@@ -272,7 +294,9 @@ impl Checker {
             text(record, header::CAUSE),
             text(record, header::DUE),
         );
-        let key = format!("{attempt} {cause} {due}");
+        // A replay begins anew.
+        let begun = text(record, header::REPLAYED);
+        let key = format!("{attempt} {cause} {due} {begun}");
         // A record may pass the same tier several times on its way, and each time it waits it is the same.
         // Clocks that differ release a record too early, and it goes back.
         if kind == Kind::Commands
@@ -287,13 +311,22 @@ impl Checker {
         }
         let known = self.webhooks.entry(Arc::clone(&id)).or_default();
         let is_first = known.begun == 0 && known.dead == 0;
+        if kind == Kind::DeadLetters && text(record, FACT) != "dead-lettered" {
+            known.settled += 1;
+            return;
+        }
         if cause == "new" && kind == Kind::Commands {
             known.begun += 1;
         }
+        if cause == "replay" && kind == Kind::Commands {
+            known.replayed += 1;
+            self.finished.remove(&id);
+        }
         if kind == Kind::DeadLetters {
             known.dead += 1;
+            self.newly_dead.insert(Arc::clone(&id));
         }
-        let (begun, dead) = (known.begun, known.dead);
+        let begun = known.begun;
         let (event, subscription) = (
             text(record, header::EVENT_ID),
             text(record, header::SUBSCRIPTION),
@@ -318,9 +351,6 @@ impl Checker {
         }
         if begun != 1 {
             wrong.push(("Complete", format!("{id} was fanned out {begun} times")));
-        }
-        if dead > 1 {
-            wrong.push(("One lineage", format!("{id} is dead {dead} times")));
         }
         for (name, what) in wrong {
             self.violated(name, what);
@@ -373,6 +403,16 @@ impl Checker {
                 accepted.insert(Arc::clone(id));
             }
         }
+        let whole = "Dead letters are whole";
+        for (id, known) in self.webhooks.clone() {
+            let (dead, replayed, settled) = (known.dead, known.replayed, known.settled);
+            if replayed != settled || replayed > dead {
+                self.violated(
+                    whole,
+                    format!("{id} was dead {dead} times, replayed {replayed} times, settled {settled} times"),
+                );
+            }
+        }
         self.check_events(plan, wave, &accepted);
         self.check_requests(plan, history);
     }
@@ -417,7 +457,7 @@ impl Checker {
                         );
                         continue;
                     };
-                    let dead = self.webhooks[webhook].dead > 0;
+                    let dead = self.webhooks[webhook].left() > 0;
                     let is_accepted = accepted.contains(webhook);
                     if self.lost.contains(webhook) {
                         continue;
@@ -426,6 +466,12 @@ impl Checker {
                         self.violated(
                             "Durable outcome",
                             format!("{webhook} (event {id}, {}) is lost", sub.id),
+                        );
+                    }
+                    if plan.replays() && !is_accepted {
+                        self.violated(
+                            "Dead letters are whole",
+                            format!("{webhook} is dead, and all dead letters were replayed"),
                         );
                     }
                     let must = wave.contains(id) || (sub.control && no_egress_fault);
@@ -471,7 +517,9 @@ impl Checker {
             )
         });
         let once = plan.keeps_memory();
+        let zombies = plan.has_zombies();
         let mut later = BTreeSet::new();
+        let mut replayed = BTreeSet::new();
         let mut all: BTreeMap<&Arc<str>, Seen> = BTreeMap::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
@@ -485,9 +533,28 @@ impl Checker {
                     later.insert((id, *attempt));
                     continue;
                 }
+                What::Replayed { id } => {
+                    all.remove(id);
+                    later.retain(|(one, _)| *one != id);
+                    replayed.insert(id);
+                    continue;
+                }
                 What::Request {
-                    id, attempt, body, ..
-                } => (id, attempt, *body),
+                    id,
+                    attempt,
+                    body,
+                    event,
+                    signed,
+                    host,
+                    ..
+                } => {
+                    // The last wave comes when all have heard of the present secret.
+                    let is_last = event.starts_with('w') && **host != *MOVED;
+                    if *signed == Signed::No || is_last && *signed != Signed::Now {
+                        wrong.push(("Signed", format!("{id} at {at} ms: {signed:?}")));
+                    }
+                    (id, attempt, *body)
+                }
                 What::Unsent { id, attempt } => {
                     let known = self.webhooks.get(id).map(|known| known.body);
                     (id, attempt, known.unwrap_or(0))
@@ -522,7 +589,9 @@ impl Checker {
             if seen.body != body {
                 wrong.push(("Stable identity", format!("{id} was sent with two bodies")));
             }
-            if *attempt < seen.attempt || *attempt > seen.attempt + 1 && seen.attempt > 0 {
+            // Who wakes up late repeats what it was about to do.
+            let back = *attempt < seen.attempt && !zombies && !(cut_off && replayed.contains(id));
+            if back || *attempt > seen.attempt + 1 && seen.attempt > 0 {
                 let before = seen.attempt;
                 wrong.push((
                     "Attempt counts survive",
@@ -584,13 +653,22 @@ impl Checker {
         let mut last: BTreeMap<(Arc<str>, String), i64> = BTreeMap::new();
         let mut seen = BTreeSet::new();
         let mut wrong = Vec::new();
+        let mut replayed = BTreeSet::new();
         for (at, what) in &history.0 {
-            let What::Request {
-                id, event, attempt, ..
-            } = what
-            else {
-                continue;
+            let (id, event, attempt) = match what {
+                What::Request {
+                    id, event, attempt, ..
+                } => (id, event, attempt),
+                What::Replayed { id } => {
+                    replayed.insert(id);
+                    continue;
+                }
+                _ => continue,
             };
+            // A replay is out of order.
+            if replayed.contains(id) {
+                continue;
+            }
             let Some(known) = self.webhooks.get(id) else {
                 continue;
             };

@@ -4,18 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hookstream::edge::http::{
     Answer, Drained, Failure, FailureClass, Reply, Request as HttpRequest,
 };
 use hookstream::edge::port::Http;
+use ring::hmac;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::history::{Hash, History, What};
+use super::history::{Hash, History, Signed, What};
+use super::plan::shared;
 use crate::kafka::log::Ms;
 use crate::kafka::net::{Net, lock};
 
 /// How an endpoint behaves for some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Behaviour {
     /// It accepts everything.
     Well,
@@ -32,9 +37,10 @@ pub enum Behaviour {
 }
 
 /// One endpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its host name.
+    #[serde(with = "shared")]
     pub host: Arc<str>,
     /// From when on it behaves how, ms since the beginning, in order; well before the first.
     pub phases: Vec<(Ms, Behaviour)>,
@@ -46,6 +52,8 @@ struct World {
     all: BTreeMap<Arc<str>, Endpoint>,
     rng: fastrand::Rng,
     history: History,
+    /// By host: the secrets that its receiver knows, the present one last.
+    secrets: BTreeMap<Arc<str>, Vec<(String, hmac::Key)>>,
     /// Instances that reach no endpoint.
     cut: BTreeSet<Arc<str>>,
     healed: bool,
@@ -68,6 +76,7 @@ impl Endpoints {
                 .collect(),
             rng: fastrand::Rng::with_seed(seed),
             history: History::default(),
+            secrets: BTreeMap::new(),
             cut: BTreeSet::new(),
             healed: false,
         };
@@ -100,6 +109,37 @@ impl Endpoints {
             true => cut.insert(Arc::clone(instance)),
             false => cut.remove(instance),
         };
+    }
+
+    /// The receiver at `host` knows this secret from now on.
+    pub fn learn(&self, host: &str, secret: &str) {
+        let mut world = lock(&self.world);
+        let known = world.secrets.entry(Arc::from(host)).or_default();
+        if known.iter().any(|(before, _)| before == secret) {
+            return;
+        }
+        let key = secret.strip_prefix("whsec_").unwrap_or(secret);
+        let key = STANDARD.decode(key).unwrap_or_default();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        known.push((secret.to_owned(), key));
+    }
+
+    fn signed(&self, host: &str, content: &[u8], signatures: &str) -> Signed {
+        let signatures = signatures.split(' ');
+        let signatures =
+            signatures.filter_map(|one| STANDARD.decode(one.strip_prefix("v1,")?).ok());
+        let signatures: Vec<_> = signatures.collect();
+        let by = |(_, key): &(String, hmac::Key)| {
+            let mut each = signatures.iter();
+            each.any(|one| hmac::verify(key, content, one).is_ok())
+        };
+        let world = lock(&self.world);
+        let known = world.secrets.get(host).map_or(&[][..], Vec::as_slice);
+        match known.split_last() {
+            Some((present, _)) if by(present) => Signed::Now,
+            Some((_, before)) if before.iter().any(by) => Signed::Before,
+            _ => Signed::No,
+        }
     }
 
     /// All endpoints behave well from now on.
@@ -198,7 +238,18 @@ impl Http for Client {
             sleep(latency / 2).await;
             return failed(FailureClass::Connect, "connection refused");
         }
-        sleep(latency / 2).await;
+        let timestamp = header("webhook-timestamp");
+        let content = [
+            id.as_bytes(),
+            b".",
+            timestamp.as_bytes(),
+            b".",
+            &request.body,
+        ]
+        .concat();
+        let signatures = header("webhook-signature");
+        let signed = self.endpoints.signed(&host, &content, &signatures);
+        // Noted when it is sent: what is on its way arrives, whatever becomes of the process.
         self.endpoints.note(What::Request {
             replica: Arc::clone(&self.instance),
             host: Arc::clone(&host),
@@ -206,7 +257,9 @@ impl Http for Client {
             attempt,
             body: Hash::of(&request.body),
             event: event_of(&request.body),
+            signed,
         });
+        sleep(latency / 2).await;
         let respond = |status| {
             self.endpoints.note(What::Response {
                 host: Arc::clone(&host),

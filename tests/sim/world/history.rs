@@ -8,6 +8,17 @@ use crate::kafka::log::Ms;
 /// Where virtual time begins.
 pub const EPOCH: Ms = 1_800_000_000_000;
 
+/// By which secret of its subscription a request is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signed {
+    /// By none of them.
+    No,
+    /// By one that was replaced.
+    Before,
+    /// By the present one.
+    Now,
+}
+
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
@@ -19,7 +30,10 @@ pub enum What {
         attempt: u32,
         body: u64,
         event: Arc<str>,
+        signed: Signed,
     },
+    /// An operator replays its dead letter: its attempts begin again.
+    Replayed { id: Arc<str> },
     /// An attempt without a connection.
     Unsent { id: Arc<str>, attempt: u32 },
     /// An endpoint responded to one, or did not (status 0).
@@ -44,13 +58,20 @@ impl fmt::Display for What {
                 id,
                 attempt,
                 event,
+                signed,
                 ..
             } => {
+                let signed = match signed {
+                    Signed::No => ", not signed",
+                    Signed::Before => ", signed by the secret before",
+                    Signed::Now => "",
+                };
                 write!(
                     f,
-                    "{replica} -> {host}: event {event}, attempt {attempt}, {id}"
+                    "{replica} -> {host}: event {event}, attempt {attempt}, {id}{signed}"
                 )
             }
+            Self::Replayed { id } => write!(f, "*** replayed: {id}"),
             Self::Unsent { id, attempt } => write!(f, "no connection: attempt {attempt}, {id}"),
             Self::Response {
                 host, id, status, ..

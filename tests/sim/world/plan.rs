@@ -1,7 +1,10 @@
 //! What a run is made of, all chosen by its seed.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::endpoints::{Behaviour, Endpoint};
 use crate::kafka::Node;
@@ -9,7 +12,7 @@ use crate::kafka::cluster::Kind;
 use crate::kafka::log::Ms;
 
 /// The roles of one replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Roles {
     /// As `hookstream run`.
     All,
@@ -22,13 +25,14 @@ pub enum Roles {
 }
 
 /// A subscription.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sub {
     /// Its id.
     pub id: String,
     /// Its owner.
     pub subscriber: String,
     /// Its endpoint's host.
+    #[serde(with = "shared")]
     pub host: Arc<str>,
     /// The type pattern of its events.
     pub events: &'static str,
@@ -50,6 +54,21 @@ pub struct Sub {
     pub lasting: bool,
 }
 
+/// Shared text in a file.
+pub mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(from).map(Arc::from)
+    }
+}
+
 impl Sub {
     /// Whether it wants events of this type.
     pub fn wants(&self, kind: &str) -> bool {
@@ -61,7 +80,7 @@ impl Sub {
 }
 
 /// An event to publish.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
     pub id: String,
     pub kind: &'static str,
@@ -69,7 +88,7 @@ pub struct Event {
 }
 
 /// What operators and platforms do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Act {
     /// Publishes events.
     Publish(Vec<Event>),
@@ -79,6 +98,10 @@ pub enum Act {
     Delete(usize),
     /// Deletes a subscription and makes it again for another subscriber, at [`MOVED`].
     Move(usize),
+    /// Gives a subscription a new secret, beside the one before for a while.
+    Rotate(usize),
+    /// Replays all open dead letters; the operator's program is killed after a while.
+    Replay(Option<Ms>),
     /// A replica dies, and starts again after a while.
     Kill(usize, Ms),
     /// A replica does nothing for a while.
@@ -119,7 +142,12 @@ impl Act {
     pub fn is_fault(&self) -> bool {
         !matches!(
             self,
-            Self::Publish(_) | Self::Apply { .. } | Self::Delete(_) | Self::Move(_)
+            Self::Publish(_)
+                | Self::Apply { .. }
+                | Self::Delete(_)
+                | Self::Move(_)
+                | Self::Rotate(_)
+                | Self::Replay(_)
         )
     }
 
@@ -140,8 +168,12 @@ impl Act {
 }
 
 /// A whole run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
+    /// What it has found, of a saved one.
+    #[serde(default)]
+    pub found: String,
+    /// Of all chances of the run.
     pub seed: u64,
     /// Partitions of the commands, the tiers and the dead letters.
     pub partitions: i32,
@@ -182,11 +214,23 @@ impl Plan {
         let replicas = replicas(&mut rng, large);
         let mut acts = traffic(&mut rng, length, large);
         operators(&mut rng, &subs, length, &mut acts);
+        replays(&mut rng, length, &mut acts);
         if !calm {
             faults(&mut rng, replicas.len(), length, large, &mut acts);
         }
         acts.sort_by_key(|(at, _)| *at);
+        // Who is frozen for longer than a session lasts wakes up after its partitions have moved.
+        let thawed = acts.iter().map(|(at, act)| match act {
+            Act::Freeze(_, time) => at + time + 1_000,
+            _ => 0,
+        });
+        let quiet = if old() {
+            quiet
+        } else {
+            thawed.max().unwrap_or(0).max(quiet)
+        };
         Self {
+            found: String::new(),
             seed,
             partitions: rng.i32(1..=if large { 4 } else { 2 }),
             event_partitions: rng.i32(1..=if large { 3 } else { 2 }),
@@ -200,9 +244,49 @@ impl Plan {
         }
     }
 
+    /// As a file: JSON with a line for each act, endpoint and subscription.
+    pub fn to_file(&self) -> String {
+        let value = serde_json::to_value(self).unwrap();
+        let mut file = String::from("{");
+        let mut between = "\n";
+        for (name, value) in value.as_object().unwrap() {
+            write!(file, "{between}  \"{name}\": ").unwrap();
+            between = ",\n";
+            match value.as_array().filter(|list| !list.is_empty()) {
+                None => write!(file, "{value}").unwrap(),
+                Some(list) => {
+                    let lines: Vec<_> = list.iter().map(|item| format!("    {item}")).collect();
+                    write!(file, "[\n{}\n  ]", lines.join(",\n")).unwrap();
+                }
+            }
+        }
+        file + "\n}\n"
+    }
+
+    /// From a file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_file(file: String) -> Result<Self, serde_json::Error> {
+        // Names are those of the program's constants, and live as long.
+        serde_json::from_str(file.leak())
+    }
+
     /// Whether only tenants misbehave.
     pub fn is_calm(&self) -> bool {
         !self.acts.iter().any(|(_, act)| act.is_fault())
+    }
+
+    /// Whether dead letters are replayed.
+    pub fn replays(&self) -> bool {
+        let mut each = self.acts.iter();
+        each.any(|(_, act)| matches!(act, Act::Replay(_)))
+    }
+
+    /// Whether a process may be frozen for so long that others own its partitions when it wakes up.
+    pub fn has_zombies(&self) -> bool {
+        let is_long = |act: &Act| matches!(act, Act::Freeze(_, time) if *time > 15_000);
+        self.acts.iter().any(|(_, act)| is_long(act))
     }
 
     /// Whether no process loses its memory or its partitions.
@@ -409,6 +493,27 @@ fn operators(rng: &mut fastrand::Rng, subs: &[Sub], length: Ms, acts: &mut Vec<(
             let paused = rng.u32(0..3) == 0;
             acts.push((START + rng.i64(0..length), Act::Apply { sub, paused }));
         }
+        if !old() && rng.u32(0..4) == 0 {
+            acts.push((START + rng.i64(0..length), Act::Rotate(sub)));
+        }
+    }
+}
+
+fn old() -> bool {
+    std::env::var_os("OLD").is_some()
+}
+
+/// Sometimes an operator replays, once or twice, and not always to the end.
+fn replays(rng: &mut fastrand::Rng, length: Ms, acts: &mut Vec<(Ms, Act)>) {
+    if old() || rng.u32(0..3) > 0 {
+        return;
+    }
+    for _ in 0..rng.usize(1..=2) {
+        let killed = (rng.u32(0..3) == 0).then(|| rng.i64(5..300));
+        acts.push((
+            START + rng.i64(length / 2..length + 4_000),
+            Act::Replay(killed),
+        ));
     }
 }
 
@@ -425,7 +530,15 @@ fn faults(
         let at = START + rng.i64(0..length);
         let replica = rng.usize(0..replicas);
         let kind = only.unwrap_or_else(|| rng.u32(0..KINDS_OF_FAULTS));
-        acts.push((at, fault(rng, kind, replica)));
+        let act = fault(rng, kind, replica);
+        if !old() && matches!(act, Act::Freeze(..)) {
+            // With work under way.
+            let mut next = 1_000_000 + acts.len() * 100;
+            let count = rng.usize(1..6);
+            let all = events(rng, count, &mut next);
+            acts.push((at - rng.i64(0..400), Act::Publish(all)));
+        }
+        acts.push((at, act));
     }
 }
 

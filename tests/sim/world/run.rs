@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hookstream::config::{Guarantee, Layers, Machine as Host, Settings, Source};
 use hookstream::edge::clock;
@@ -21,6 +23,7 @@ use super::check::{Checker, control_latencies};
 use super::endpoints::Endpoints;
 use super::history::{EPOCH, History, What};
 use super::plan::{Act, Event, MOVED, MOVER, Plan, Roles};
+use super::replay::replay;
 use super::replica::Replica;
 use crate::kafka::Tp;
 use crate::kafka::cluster::{
@@ -37,6 +40,8 @@ use crate::kafka::port::producer::SimProducer;
 pub const SETTLED_WITHIN: Duration = Duration::from_secs(600);
 /// What is published after all faults is delivered within this virtual time.
 pub const WAVE_WITHIN: Duration = Duration::from_secs(60);
+/// A replay ends within this virtual time.
+const REPLAY_WITHIN: Duration = Duration::from_secs(60);
 /// How often the invariants are checked.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -233,6 +238,8 @@ struct World {
     existing: RefCell<BTreeSet<usize>>,
     /// Subscriptions that were moved.
     moved: RefCell<BTreeSet<usize>>,
+    /// By subscription: which secret is its present one, and whether the one before is still in use.
+    secrets: RefCell<BTreeMap<usize, (u8, bool)>>,
     publisher: tokio::sync::Mutex<Writer>,
     operator: tokio::sync::Mutex<Writer>,
     /// Faults are over.
@@ -271,6 +278,7 @@ async fn world(plan: &Plan) -> Outcome {
         published: RefCell::default(),
         existing: RefCell::default(),
         moved: RefCell::default(),
+        secrets: RefCell::default(),
         calm: std::cell::Cell::new(false),
     });
     for sub in 0..plan.subs.len() {
@@ -307,6 +315,13 @@ async fn world(plan: &Plan) -> Outcome {
 
 fn ms(ms: Ms) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}
+
+/// A secret of a subscription.
+fn secret(sub: usize, number: u8) -> String {
+    let mut key = [b's'; 32];
+    (key[0], key[1]) = (u8::try_from(sub).unwrap_or(u8::MAX), number);
+    format!("whsec_{}", STANDARD.encode(key))
 }
 
 impl World {
@@ -352,12 +367,21 @@ impl World {
             true => (MOVER, MOVED),
             false => (&*it.subscriber, &*it.host),
         };
+        let (present, both) = self.secrets.borrow().get(&sub).copied().unwrap_or_default();
+        let mut secrets = vec![secret(sub, present)];
+        if both {
+            secrets.push(secret(sub, present - 1));
+        }
+        self.endpoints.learn(host, &secrets[0]);
+        if planted::is("stale-secret") {
+            secrets = vec![secret(sub, 0)];
+        }
         let mut value = serde_json::json!({
             "id": it.id,
             "subscriber": subscriber,
             "events": [it.events],
             "url": format!("https://{host}/in"),
-            "secrets": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+            "secrets": secrets,
             "retry_schedule": schedule,
             "timeout": format!("{}ms", it.timeout),
             "max_in_flight": it.max_in_flight,
@@ -453,6 +477,16 @@ impl World {
                 }
                 self.moved.borrow_mut().insert(sub);
                 self.apply(sub, false).await;
+            }
+            Act::Rotate(sub) => {
+                let listed = self.existing.borrow().contains(&sub);
+                if listed {
+                    self.rotate(sub).await;
+                }
+            }
+            Act::Replay(killed) => {
+                let time = killed.map_or(REPLAY_WITHIN, ms);
+                self.replay(time).await;
             }
             Act::Gap(partition, time) => {
                 let topic: Arc<str> = Arc::from(self.settings.topics.commands());
@@ -552,6 +586,50 @@ impl World {
                 });
             }
         }
+    }
+
+    /// Gives a subscription a new secret; the one before is used beside it until all have heard of it.
+    async fn rotate(&self, sub: usize) {
+        const BOTH: Duration = Duration::from_secs(5);
+        self.note(format!("{} gets a new secret", self.plan.subs[sub].id));
+        {
+            let mut secrets = self.secrets.borrow_mut();
+            let (present, both) = secrets.entry(sub).or_default();
+            (*present, *both) = (*present + 1, true);
+        }
+        self.apply(sub, false).await;
+        sleep(BOTH).await;
+        if self.calm.get() || !self.existing.borrow().contains(&sub) {
+            return;
+        }
+        self.secrets.borrow_mut().entry(sub).or_default().1 = false;
+        self.apply(sub, false).await;
+    }
+
+    /// Replays what is dead, for at most `time`; returns whether it came to its end.
+    async fn replay(&self, time: Duration) -> bool {
+        let replayed = replay(&self.net, &self.endpoints, &self.settings);
+        let (what, ended) = match tokio::time::timeout(time, replayed).await {
+            Ok(Ok(count)) => (format!("{count} dead letters replayed"), true),
+            Ok(Err(error)) => (format!("the replay failed: {error}"), false),
+            Err(_) => ("the replay is killed".to_owned(), false),
+        };
+        self.note(what);
+        ended
+    }
+
+    /// Replays everything that is dead: it is delivered.
+    async fn replay_all(&self) -> bool {
+        const TRIES: usize = 10;
+        for _ in 0..TRIES {
+            if self.replay(REPLAY_WITHIN).await {
+                return self
+                    .settled_within(SETTLED_WITHIN + self.plan.patience())
+                    .await;
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+        false
     }
 
     /// Delivery does not reach the brokers for `time`; then the commands of a partition are deleted.
@@ -662,6 +740,9 @@ impl World {
             replica.start();
         }
         self.calm.set(true);
+        for (_, both) in self.secrets.borrow_mut().values_mut() {
+            *both = false;
+        }
         // What is paused or disabled would wait, or be dead, for ever.
         let existing: Vec<_> = self.existing.borrow().iter().copied().collect();
         for sub in existing {
@@ -680,6 +761,13 @@ impl World {
             self.apply(sub, false).await;
         }
         sleep(Duration::from_secs(3)).await;
+        if self.plan.replays() && !self.replay_all().await {
+            let open = self.checker.borrow().open();
+            self.violated(format!(
+                "Liveness: not settled after all dead letters were replayed: {open}"
+            ));
+            return;
+        }
         let wave: Vec<_> = (0..6)
             .map(|number| Event {
                 id: format!("w{number}"),
