@@ -51,10 +51,7 @@ impl RecordView for View {
     }
 
     fn timestamp(&self) -> Option<EpochMs> {
-        let early = super::planted::is("early") && self.tp.topic.contains("retry");
-        Some(EpochMs(
-            self.record.timestamp - if early { 60_000 } else { 0 },
-        ))
+        Some(EpochMs(self.record.timestamp))
     }
 
     fn key(&self) -> Option<&[u8]> {

@@ -9,6 +9,7 @@ use hookstream::model::dead_letter::FACT;
 use hookstream::model::units::{Offset, Position};
 use hookstream::model::window::{Place, ReadError, Window};
 
+use super::endpoints::Behaviour;
 use super::history::{EPOCH, Hash, History, Signed, What};
 use super::plan::{MOVED, MOVER, Plan, Sub};
 use super::port::CLUSTER;
@@ -516,7 +517,14 @@ impl Checker {
                 Act::Freeze(..) | Act::Cut(..) | Act::KillBroker(..) | Act::Weather(..)
             )
         });
-        let once = plan.keeps_memory();
+        let (once, orderly) = (plan.keeps_memory(), plan.is_orderly());
+        // Whoever stops waits for a response, but not for a slow one.
+        let slow = plan.endpoints.iter().filter(|endpoint| {
+            let mut each = endpoint.phases.iter();
+            each.any(|(_, what)| matches!(what, Behaviour::Slow(_)))
+        });
+        let slow: BTreeSet<_> = slow.map(|endpoint| &*endpoint.host).collect();
+        let mut answered = BTreeSet::new();
         let zombies = plan.has_zombies();
         let mut later = BTreeSet::new();
         let mut replayed = BTreeSet::new();
@@ -533,9 +541,21 @@ impl Checker {
                     later.insert((id, *attempt));
                     continue;
                 }
+                What::Response {
+                    host,
+                    id,
+                    attempt,
+                    status: 1..,
+                } => {
+                    if !slow.contains(&**host) {
+                        answered.insert((id, *attempt));
+                    }
+                    continue;
+                }
                 What::Replayed { id } => {
                     all.remove(id);
                     later.retain(|(one, _)| *one != id);
+                    answered.retain(|(one, _)| *one != id);
                     replayed.insert(id);
                     continue;
                 }
@@ -551,7 +571,10 @@ impl Checker {
                     // The last wave comes when all have heard of the present secret.
                     let is_last = event.starts_with('w') && **host != *MOVED;
                     if *signed == Signed::No || is_last && *signed != Signed::Now {
-                        wrong.push(("Signed", format!("{id} at {at} ms: {signed:?}")));
+                        wrong.push((
+                            "Signed",
+                            format!("{id}, sent at {at} ms, is not: {signed:?}"),
+                        ));
                     }
                     (id, attempt, *body)
                 }
@@ -601,7 +624,8 @@ impl Checker {
             seen.attempt = seen.attempt.max(*attempt);
             let is_new = !seen.first.contains_key(attempt);
             // What a process knows, it does not do again, unless the endpoint wanted it later.
-            let again = once && !is_new && matches!(what, What::Request { .. });
+            let done = once || orderly && answered.contains(&(id, *attempt));
+            let again = done && !is_new && matches!(what, What::Request { .. });
             if again && !later.contains(&(id, *attempt)) {
                 wrong.push(("Once", format!("{id}: attempt {attempt} again, at {at} ms")));
             }

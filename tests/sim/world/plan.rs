@@ -132,6 +132,8 @@ pub enum Act {
     Weather(u32, u32, u32, Ms),
     /// The next commit of positions of a replica arrives late.
     LateCommit(usize, Ms),
+    /// The next end of a transaction of a replica's deliver arrives late: meanwhile it hides what others have written.
+    LateEnd(usize, Ms),
     /// Delivery does not reach the brokers for a while, and then the commands of a partition are deleted: those that it has
     /// not read are lost, those that it holds are not.
     Gap(i32, Ms),
@@ -162,6 +164,7 @@ impl Act {
                     | Self::KillBroker(..)
                     | Self::StopBroker(..)
                     | Self::LateCommit(..)
+                    | Self::LateEnd(..)
                     | Self::Gap(..)
             )
     }
@@ -210,13 +213,18 @@ impl Plan {
         let length = rng.i64(if large { 20_000..45_000 } else { 4_000..16_000 });
         let quiet = START + length;
         let calm = rng.u32(0..5) == 0;
-        let (subs, endpoints) = subs(&mut rng, quiet, large);
-        let replicas = replicas(&mut rng, large);
+        let (mut subs, mut endpoints) = subs(&mut rng, quiet, large);
+        let mut replicas = replicas(&mut rng, large);
         let mut acts = traffic(&mut rng, length, large);
         operators(&mut rng, &subs, length, &mut acts);
         replays(&mut rng, length, &mut acts);
         if !calm {
             faults(&mut rng, replicas.len(), length, large, &mut acts);
+        }
+        let mut partitions = rng.i32(1..=if large { 4 } else { 2 });
+        if !calm && let Some(aim) = aim(&mut rng) {
+            (partitions, replicas) = (2, vec![Roles::All; 2]);
+            aimed(&mut rng, aim, length, &mut subs, &mut endpoints, &mut acts);
         }
         acts.sort_by_key(|(at, _)| *at);
         // Who is frozen for longer than a session lasts wakes up after its partitions have moved.
@@ -224,15 +232,11 @@ impl Plan {
             Act::Freeze(_, time) => at + time + 1_000,
             _ => 0,
         });
-        let quiet = if old() {
-            quiet
-        } else {
-            thawed.max().unwrap_or(0).max(quiet)
-        };
+        let quiet = thawed.max().unwrap_or(0).max(quiet);
         Self {
             found: String::new(),
             seed,
-            partitions: rng.i32(1..=if large { 4 } else { 2 }),
+            partitions,
             event_partitions: rng.i32(1..=if large { 3 } else { 2 }),
             tiers: ["1s,3s,10s", "500ms,5s", "2s,4s,8s,16s"][rng.usize(0..3)],
             subs,
@@ -275,6 +279,18 @@ impl Plan {
     /// Whether only tenants misbehave.
     pub fn is_calm(&self) -> bool {
         !self.acts.iter().any(|(_, act)| act.is_fault())
+    }
+
+    /// Whether processes only stop, start and move in an orderly way.
+    pub fn is_orderly(&self) -> bool {
+        let is_orderly = |act: &Act| {
+            !act.is_fault()
+                || matches!(
+                    act,
+                    Act::Restart(_) | Act::Roll | Act::ScaleUp(_) | Act::ScaleDown(_)
+                )
+        };
+        self.acts.iter().all(|(_, act)| is_orderly(act))
     }
 
     /// Whether dead letters are replayed.
@@ -493,19 +509,86 @@ fn operators(rng: &mut fastrand::Rng, subs: &[Sub], length: Ms, acts: &mut Vec<(
             let paused = rng.u32(0..3) == 0;
             acts.push((START + rng.i64(0..length), Act::Apply { sub, paused }));
         }
-        if !old() && rng.u32(0..4) == 0 {
+        if rng.u32(0..4) == 0 {
             acts.push((START + rng.i64(0..length), Act::Rotate(sub)));
         }
     }
 }
 
-fn old() -> bool {
-    std::env::var_os("OLD").is_some()
+/// What is too rare by chance.
+#[derive(Clone, Copy)]
+enum Aim {
+    /// A process with failed attempts under way is frozen until others own its partitions; when it wakes up, some requests
+    /// are slow, so that it may write before it hears of that.
+    Zombie,
+    /// A transaction stays open in a retry topic while an ordered subscription with retries behind it moves to another
+    /// process.
+    Hidden,
+}
+
+fn aim(rng: &mut fastrand::Rng) -> Option<Aim> {
+    match rng.u32(0..16) {
+        0 => Some(Aim::Zombie),
+        1 => Some(Aim::Hidden),
+        _ => None,
+    }
+}
+
+fn aimed(
+    rng: &mut fastrand::Rng,
+    aim: Aim,
+    length: Ms,
+    subs: &mut [Sub],
+    endpoints: &mut [Endpoint],
+    acts: &mut Vec<(Ms, Act)>,
+) {
+    let at = START + rng.i64(2_000..length);
+    // Nothing else that moves partitions or clocks.
+    acts.retain(|(_, act)| !act.is_fault());
+    let mut next = 2_000_000;
+    let mut burst = |rng: &mut fastrand::Rng, at| {
+        let count = rng.usize(3..10);
+        (at, Act::Publish(events(rng, count, &mut next)))
+    };
+    let until = match aim {
+        Aim::Zombie => {
+            let frozen = rng.i64(21_000..40_000);
+            acts.push(burst(rng, at - rng.i64(5..300)));
+            acts.push((at, Act::Freeze(rng.usize(0..2), frozen)));
+            let slow = Act::Weather(0, 0, rng.u32(1_000..6_000), 5_000);
+            acts.push((at + frozen - 100, slow));
+            at + frozen + 3_000
+        }
+        Aim::Hidden => {
+            let replica = rng.usize(0..2);
+            acts.push((at, Act::LateEnd(replica, rng.i64(5_000..11_000))));
+            for _ in 0..4 {
+                acts.push(burst(rng, at + rng.i64(-1_000..2_000)));
+            }
+            let moved = at + rng.i64(1_000..4_000);
+            acts.push((moved, Act::Restart(1 - replica)));
+            acts.push(burst(rng, moved + rng.i64(0..3_000)));
+            moved + rng.i64(-500..4_000)
+        }
+    };
+    for sub in subs.iter_mut().filter(|sub| !sub.control) {
+        sub.events = "**";
+        (sub.ordered, sub.strict) = match aim {
+            Aim::Zombie => (false, false),
+            Aim::Hidden => (true, true),
+        };
+        sub.timeout = 8_000;
+        (sub.rate, sub.max_in_flight) = (None, 8);
+    }
+    for endpoint in endpoints.iter_mut().skip(2) {
+        let failing = Behaviour::Status(500, 100);
+        endpoint.phases = vec![(at - 1_500, failing), (until, Behaviour::Well)];
+    }
 }
 
 /// Sometimes an operator replays, once or twice, and not always to the end.
 fn replays(rng: &mut fastrand::Rng, length: Ms, acts: &mut Vec<(Ms, Act)>) {
-    if old() || rng.u32(0..3) > 0 {
+    if rng.u32(0..3) > 0 {
         return;
     }
     for _ in 0..rng.usize(1..=2) {
@@ -531,7 +614,14 @@ fn faults(
         let replica = rng.usize(0..replicas);
         let kind = only.unwrap_or_else(|| rng.u32(0..KINDS_OF_FAULTS));
         let act = fault(rng, kind, replica);
-        if !old() && matches!(act, Act::Freeze(..)) {
+        if matches!(act, Act::Gap(..)) {
+            // With commands that delivery holds and cannot read again.
+            let mut next = 1_000_000 + acts.len() * 100;
+            let count = rng.usize(10..40);
+            let all = events(rng, count, &mut next);
+            acts.push((at - rng.i64(100..800), Act::Publish(all)));
+        }
+        if matches!(act, Act::Freeze(..)) {
             // With work under way.
             let mut next = 1_000_000 + acts.len() * 100;
             let count = rng.usize(1..6);

@@ -579,6 +579,13 @@ impl World {
                     (weather.lost, weather.unanswered, weather.slow) = (0, 0, 0);
                 });
             }
+            Act::LateEnd(at, by) => {
+                self.replica(at, |replica| {
+                    let client = format!("deliver-{}", replica.name);
+                    self.net
+                        .next(&client, Api::EndTransaction, Fate::Late(ms(by)));
+                });
+            }
             Act::LateCommit(at, by) => {
                 self.replica(at, |replica| {
                     let client = format!("deliver-{}", replica.name);

@@ -262,6 +262,10 @@ fn falsified(topic: &str, record: crate::kafka::log::Record) -> crate::kafka::lo
     if planted::is("attempt-skipped") {
         set("hs-attempt", &|text| (attempt(text) + 1).to_string());
     }
+    if planted::is("early") {
+        let due = |text: &str| text.parse::<i64>().unwrap_or(0);
+        set("hs-due", &|text| (due(text) - 60_000).to_string());
+    }
     if planted::is("body") {
         record.value = record.value.map(|value| [&*value, b" "].concat().into());
     }
@@ -361,14 +365,6 @@ impl port::Producer for SimProducer {
         }
         let committed = self.client.commit().await;
         committed.map_err(|trouble| self.sort(0, trouble))?;
-        if planted::sometimes("commit-as-abort", 20) {
-            let trouble = Trouble {
-                code: Code::InvalidTransactionalState,
-                class: Class::Abort,
-                ambiguous: false,
-            };
-            return Err(self.sort(0, trouble));
-        }
         self.begun = false;
         Ok(())
     }
