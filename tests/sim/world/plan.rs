@@ -132,7 +132,7 @@ pub enum Act {
     Weather(u32, u32, u32, Ms),
     /// The next commit of positions of a replica arrives late.
     LateCommit(usize, Ms),
-    /// The next end of a transaction of a replica's deliver arrives late: meanwhile it hides what others have written.
+    /// The next end of a transaction of a replica's release arrives late: meanwhile it hides what others have written.
     LateEnd(usize, Ms),
     /// Delivery does not reach the brokers for a while, and then the commands of a partition are deleted: those that it has
     /// not read are lost, those that it holds are not.
@@ -521,15 +521,18 @@ enum Aim {
     /// A process with failed attempts under way is frozen until others own its partitions; when it wakes up, some requests
     /// are slow, so that it may write before it hears of that.
     Zombie,
-    /// A transaction stays open in a retry topic while an ordered subscription with retries behind it moves to another
-    /// process.
+    /// A transaction of release stays open in a retry topic while an ordered subscription with retries behind it moves to
+    /// another process.
     Hidden,
+    /// Partitions move in an orderly way while many attempts are under way.
+    Moved,
 }
 
 fn aim(rng: &mut fastrand::Rng) -> Option<Aim> {
-    match rng.u32(0..16) {
+    match rng.u32(0..20) {
         0 => Some(Aim::Zombie),
         1 => Some(Aim::Hidden),
+        2 => Some(Aim::Moved),
         _ => None,
     }
 }
@@ -546,43 +549,57 @@ fn aimed(
     // Nothing else that moves partitions or clocks.
     acts.retain(|(_, act)| !act.is_fault());
     let mut next = 2_000_000;
-    let mut burst = |rng: &mut fastrand::Rng, at| {
+    let mut burst = |rng: &mut fastrand::Rng, when: std::ops::Range<Ms>| {
         let count = rng.usize(3..10);
-        (at, Act::Publish(events(rng, count, &mut next)))
+        (rng.i64(when), Act::Publish(events(rng, count, &mut next)))
     };
     let until = match aim {
         Aim::Zombie => {
             let frozen = rng.i64(21_000..40_000);
-            acts.push(burst(rng, at - rng.i64(5..300)));
+            acts.push(burst(rng, at - 300..at - 5));
             acts.push((at, Act::Freeze(rng.usize(0..2), frozen)));
             let slow = Act::Weather(0, 0, rng.u32(1_000..6_000), 5_000);
             acts.push((at + frozen - 100, slow));
             at + frozen + 3_000
         }
         Aim::Hidden => {
-            let replica = rng.usize(0..2);
-            acts.push((at, Act::LateEnd(replica, rng.i64(5_000..11_000))));
-            for _ in 0..4 {
-                acts.push(burst(rng, at + rng.i64(-1_000..2_000)));
+            for replica in 0..2 {
+                acts.push((at, Act::LateEnd(replica, rng.i64(3_000..4_900))));
             }
-            let moved = at + rng.i64(1_000..4_000);
-            acts.push((moved, Act::Restart(1 - replica)));
-            acts.push(burst(rng, moved + rng.i64(0..3_000)));
+            for _ in 0..4 {
+                acts.push(burst(rng, at - 1_000..at + 2_000));
+            }
+            let moved = at + rng.i64(500..3_500);
+            acts.push((moved, Act::Restart(rng.usize(0..2))));
+            acts.push(burst(rng, moved..moved + 3_000));
             moved + rng.i64(-500..4_000)
+        }
+        Aim::Moved => {
+            for _ in 0..4 {
+                acts.push(burst(rng, at - 600..at + 1_500));
+            }
+            acts.push((at, Act::ScaleUp(Roles::Deliver)));
+            if rng.bool() {
+                acts.push((at + rng.i64(0..2_000), Act::Restart(rng.usize(0..2))));
+            }
+            at
         }
     };
     for sub in subs.iter_mut().filter(|sub| !sub.control) {
         sub.events = "**";
-        (sub.ordered, sub.strict) = match aim {
-            Aim::Zombie => (false, false),
-            Aim::Hidden => (true, true),
-        };
+        sub.strict = matches!(aim, Aim::Hidden);
+        sub.ordered = sub.strict;
         sub.timeout = 8_000;
         (sub.rate, sub.max_in_flight) = (None, 8);
     }
     for endpoint in endpoints.iter_mut().skip(2) {
         let failing = Behaviour::Status(500, 100);
-        endpoint.phases = vec![(at - 1_500, failing), (until, Behaviour::Well)];
+        match aim {
+            Aim::Moved => (endpoint.phases, endpoint.latency) = (Vec::new(), (200, 900)),
+            Aim::Zombie | Aim::Hidden => {
+                endpoint.phases = vec![(at - 1_500, failing), (until, Behaviour::Well)];
+            }
+        }
     }
 }
 

@@ -581,7 +581,7 @@ impl World {
             }
             Act::LateEnd(at, by) => {
                 self.replica(at, |replica| {
-                    let client = format!("deliver-{}", replica.name);
+                    let client = format!("release-{}", replica.name);
                     self.net
                         .next(&client, Api::EndTransaction, Fate::Late(ms(by)));
                 });
