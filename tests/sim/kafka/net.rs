@@ -153,6 +153,8 @@ struct Shared {
     waiters: BTreeMap<Token, Waiter>,
     /// Responses that came before anybody waited for them.
     early: BTreeMap<Token, Reply>,
+    /// One past the last record that a member has given to its role.
+    taken: BTreeMap<Tp, i64>,
 }
 
 /// The network and the cluster behind it. Clones are the same.
@@ -180,6 +182,7 @@ impl Net {
             fates: BTreeMap::new(),
             waiters: BTreeMap::new(),
             early: BTreeMap::new(),
+            taken: BTreeMap::new(),
         };
         let net = Self {
             shared: Arc::new(Mutex::new(shared)),
@@ -235,6 +238,20 @@ impl Net {
     /// Nothing is prescribed any more.
     pub fn clear(&self) {
         lock(&self.shared).fates.clear();
+    }
+
+    /// A member has given this record to its role.
+    pub fn note_taken(&self, tp: &Tp, offset: i64) {
+        let mut shared = lock(&self.shared);
+        match shared.taken.get_mut(tp) {
+            Some(next) => *next = (*next).max(offset + 1),
+            None => drop(shared.taken.insert(tp.clone(), offset + 1)),
+        }
+    }
+
+    /// One past the last record of a partition that a member has given to its role.
+    pub fn taken(&self, tp: &Tp) -> i64 {
+        lock(&self.shared).taken.get(tp).copied().unwrap_or(0)
     }
 
     /// Prescribes what becomes of the next request of this kind by `client`, after those prescribed before.

@@ -229,7 +229,8 @@ impl Checker {
         if is_whole && self.all_stable() {
             let now = self.net.now() - EPOCH;
             for id in self.webhooks.keys() {
-                match live.contains_key(id) {
+                // Of a command that was deleted nobody can tell whether a process holds it.
+                match live.contains_key(id) || self.lost.contains(id) {
                     true => self.finished.remove(id),
                     false => Some(*self.finished.entry(Arc::clone(id)).or_insert(now)),
                 };

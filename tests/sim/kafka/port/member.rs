@@ -293,6 +293,7 @@ impl port::Member for SimMember {
             }
             match self.read().await {
                 Some(reader::Event::Record(tp, offset, record)) => {
+                    self.member.link().net.note_taken(&tp, offset);
                     let view = View { tp, offset, record };
                     return Ok(Polled::Message(view));
                 }
