@@ -78,13 +78,14 @@ fn on_all_cores<T: Sync, R: Send>(all: &[T], make: impl Fn(&T) -> R + Sync) -> V
     made.into_iter().map(|(_, one)| one).collect()
 }
 
-/// What a seed finds of a planted bug.
+/// What a seed finds of a planted bug, if it finds nothing without it.
 fn finds(bug: &Bug, seed: u64) -> Option<String> {
     let plan = Plan::of(seed);
     kafka::planted::plant(Some(bug.name));
     let outcome = play(&plan);
     kafka::planted::plant(None);
-    outcome.violations.into_iter().next()
+    let what = outcome.violations.into_iter().next()?;
+    play(&plan).violations.is_empty().then_some(what)
 }
 
 /// The number of seeds until a planted bug is found, and the first violation.
@@ -108,7 +109,7 @@ fn documented() -> Result<Vec<(Bug, Option<u64>)>, String> {
 
 /// Each planted bug is found by the seed that the documentation names, or by one of a few others.
 fn planted_bugs_are_found() -> Result<(), String> {
-    const OTHERS: u64 = 40;
+    const OTHERS: u64 = 100;
     let all = documented()?;
     let missed = on_all_cores(&all, |(bug, seed)| {
         let seed = (*seed)?;

@@ -222,8 +222,10 @@ impl Plan {
             faults(&mut rng, replicas.len(), length, large, &mut acts);
         }
         let mut partitions = rng.i32(1..=if large { 4 } else { 2 });
-        if !calm && let Some(aim) = aim(&mut rng) {
-            (partitions, replicas) = (2, vec![Roles::All; 2]);
+        let aim = aim(&mut rng).filter(|_| !calm);
+        if let Some(aim) = aim {
+            partitions = if matches!(aim, Aim::Moved) { 4 } else { 2 };
+            replicas = vec![Roles::All; 2];
             aimed(&mut rng, aim, length, &mut subs, &mut endpoints, &mut acts);
         }
         acts.sort_by_key(|(at, _)| *at);
@@ -238,7 +240,10 @@ impl Plan {
             seed,
             partitions,
             event_partitions: rng.i32(1..=if large { 3 } else { 2 }),
-            tiers: ["1s,3s,10s", "500ms,5s", "2s,4s,8s,16s"][rng.usize(0..3)],
+            tiers: match aim {
+                Some(Aim::Hidden) => "1s,3s,10s",
+                _ => ["1s,3s,10s", "500ms,5s", "2s,4s,8s,16s"][rng.usize(0..3)],
+            },
             subs,
             endpoints,
             replicas,
@@ -566,13 +571,17 @@ fn aimed(
             for replica in 0..2 {
                 acts.push((at, Act::LateEnd(replica, rng.i64(3_000..4_900))));
             }
-            for _ in 0..4 {
-                acts.push(burst(rng, at - 1_000..at + 2_000));
+            // Retries of the first one hop between tiers, those of the others wait behind what they write.
+            acts.push(burst(rng, at - 1_000..at - 600));
+            for _ in 0..3 {
+                acts.push(burst(rng, at + 2_200..at + 4_000));
             }
-            let moved = at + rng.i64(500..3_500);
+            let moved = at + rng.i64(3_000..4_800);
             acts.push((moved, Act::Restart(rng.usize(0..2))));
-            acts.push(burst(rng, moved..moved + 3_000));
-            moved + rng.i64(-500..4_000)
+            for _ in 0..2 {
+                acts.push(burst(rng, moved..moved + 1_500));
+            }
+            moved + rng.i64(3_000..6_000)
         }
         Aim::Moved => {
             for _ in 0..4 {
@@ -585,11 +594,15 @@ fn aimed(
             at
         }
     };
-    for sub in subs.iter_mut().filter(|sub| !sub.control) {
+    for (number, sub) in subs.iter_mut().enumerate().skip(1) {
         sub.events = "**";
         sub.strict = matches!(aim, Aim::Hidden);
         sub.ordered = sub.strict;
         sub.timeout = 8_000;
+        if sub.strict {
+            sub.subscriber = "tenant1".to_owned();
+            sub.schedule[0] = if number == 1 { 4_000 } else { 1_000 };
+        }
         (sub.rate, sub.max_in_flight) = (None, 8);
     }
     for endpoint in endpoints.iter_mut().skip(2) {
