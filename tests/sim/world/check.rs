@@ -63,9 +63,16 @@ pub struct Checker {
     finished: BTreeMap<Arc<str>, Ms>,
     /// Webhooks whose only command was deleted before anybody read it.
     lost: BTreeSet<Arc<str>>,
+    /// Commits may arrive behind later ones, and take positions back until they are committed again.
+    late_commits: bool,
+    /// Webhooks that are in two places, and since when, ms since the beginning.
+    doubled: BTreeMap<Arc<str>, Ms>,
     /// What is wrong.
     pub violations: Vec<String>,
 }
+
+/// For how long a late commit may take positions back, ms: until everything is committed again.
+const TAKEN_BACK: Ms = 2_000;
 
 fn text(record: &Record, name: &str) -> String {
     let found = record.headers.iter().find(|(at, _)| &**at == name);
@@ -111,6 +118,11 @@ impl Checker {
             keys: BTreeSet::new(),
             finished: BTreeMap::new(),
             lost: BTreeSet::new(),
+            late_commits: plan
+                .acts
+                .iter()
+                .any(|(_, act)| matches!(act, super::plan::Act::LateCommit(..))),
+            doubled: BTreeMap::new(),
             violations: Vec::new(),
         }
     }
@@ -213,14 +225,20 @@ impl Checker {
                 };
             }
         }
+        let (now, mut doubled) = (self.net.now() - EPOCH, BTreeSet::new());
         for (id, mut places) in live {
             if self.webhooks.get(&id).is_some_and(|known| known.dead > 0) {
                 places.push("dead letters".to_owned());
             }
             if places.len() > 1 {
-                self.violated("One lineage", format!("{id} is in {}", places.join(", ")));
+                doubled.insert(Arc::clone(&id));
+                let since = *self.doubled.entry(Arc::clone(&id)).or_insert(now);
+                if !self.late_commits || now - since >= TAKEN_BACK {
+                    self.violated("One lineage", format!("{id} is in {}", places.join(", ")));
+                }
             }
         }
+        self.doubled.retain(|id, _| doubled.contains(id));
         settled
     }
 
@@ -586,11 +604,16 @@ impl Checker {
         let mut seen = BTreeSet::new();
         let mut wrong = Vec::new();
         for (at, what) in &history.0 {
-            let What::Request {
-                id, event, attempt, ..
-            } = what
-            else {
-                continue;
+            let (id, event, attempt) = match what {
+                What::Request {
+                    id, event, attempt, ..
+                } => (id, event, attempt),
+                // It was made in time; a process that was cut off makes it again, and then it may arrive.
+                What::Unsent { id, attempt } => {
+                    seen.insert((Arc::clone(id), *attempt));
+                    continue;
+                }
+                _ => continue,
             };
             let Some(known) = self.webhooks.get(id) else {
                 continue;
