@@ -445,7 +445,7 @@ impl Task {
 
     async fn sync(&self, joined: Joined) -> Result<Vec<Tp>, Code> {
         let all = match &joined.members {
-            Some(members) => Some(self.assign(members).await),
+            Some(members) => Some(self.assign(members).await?),
             None => None,
         };
         let who = self.membership();
@@ -469,23 +469,35 @@ impl Task {
         assigned
     }
 
-    /// Assigns as the leader. Topics that are not known have no partitions.
-    async fn assign(&self, members: &[(Arc<str>, Subscription)]) -> Vec<(Arc<str>, Vec<Tp>)> {
+    /// Assigns as the leader. Topics that do not exist have no partitions. Without metadata the member joins again.
+    ///
+    /// # Errors
+    /// Those of a lost response.
+    async fn assign(
+        &self,
+        members: &[(Arc<str>, Subscription)],
+    ) -> Result<Vec<(Arc<str>, Vec<Tp>)>, Code> {
         let topics: BTreeSet<_> = members
             .iter()
             .flat_map(|(_, wants)| &wants.topics)
             .collect();
         let mut counts = BTreeMap::new();
         for topic in topics {
-            counts.insert(Arc::clone(topic), self.count(topic).await.unwrap_or(0));
+            counts.insert(Arc::clone(topic), self.count(topic).await?);
         }
-        cooperative_sticky(members, |topic| counts.get(topic).copied().unwrap_or(0))
+        let count = |topic: &str| counts.get(topic).copied().unwrap_or(0);
+        Ok(cooperative_sticky(members, count))
     }
 
-    async fn count(&self, topic: &Arc<str>) -> Option<i32> {
+    /// The number of partitions of a topic; 0 if there is none.
+    ///
+    /// # Errors
+    /// Those of a lost response.
+    async fn count(&self, topic: &Arc<str>) -> Result<i32, Code> {
         self.link.forget(topic);
-        let view = self.link.topic(topic).await.ok()??;
-        i32::try_from(view.leaders.len()).ok()
+        let view = self.link.topic(topic).await?;
+        let count = view.map_or(0, |view| view.leaders.len());
+        Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 
     /// Revokes, then assigns, then joins again if something was revoked.
@@ -538,7 +550,7 @@ impl Task {
     async fn stay(&self) -> Next {
         let mut heard = Instant::now();
         let mut refreshed = Instant::now();
-        let counts = self.counts().await;
+        let mut counts = self.counts().await;
         loop {
             self.pause(self.config.heartbeat).await;
             if self.has_left() {
@@ -554,19 +566,22 @@ impl Task {
             }
             if refreshed.elapsed() >= self.config.refresh {
                 refreshed = Instant::now();
-                if self.counts().await != counts {
+                let now = self.counts().await;
+                if counts.is_some() && now.is_some() && now != counts {
                     return Next::Rejoin;
                 }
+                counts = now.or(counts);
             }
         }
     }
 
-    async fn counts(&self) -> Vec<Option<i32>> {
+    /// The number of partitions of each topic, unless a response is lost.
+    async fn counts(&self) -> Option<Vec<i32>> {
         let mut counts = Vec::new();
         for topic in &self.topics {
-            counts.push(self.count(topic).await);
+            counts.push(self.count(topic).await.ok()?);
         }
-        counts
+        Some(counts)
     }
 
     /// One heartbeat: whether the coordinator has responded.
