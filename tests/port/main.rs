@@ -24,7 +24,7 @@ use hookstream::retry::metrics::ReleaseMetrics;
 use hookstream::retry::release;
 use hookstream::runtime::context::{Process, RoleContext};
 use hookstream::runtime::metrics::{Metrics, Registry};
-use memory::{Memory, Received, Unwritten};
+use memory::{Memory, RENEWAL, RESPONSE, Received, Unwritten};
 
 mod memory;
 
@@ -99,34 +99,45 @@ async fn run(memory: &Memory, done: impl Fn() -> bool) {
     release.unwrap();
 }
 
-fn history(statuses: &[u16], events: usize) -> (Vec<Received>, Vec<(i64, i64)>) {
+/// Plays `world` in virtual time.
+fn play(world: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    let expected = events + statuses.iter().filter(|status| **status != 200).count();
-    let memory = Memory::responding(statuses);
     let world = async {
         clock::simulated::begin(EpochMs(1_800_000_000_000));
-        for number in 0..events {
-            let event = serde_json::json!({
-                "id": format!("e{number}"), "type": "order.created", "time": "2027-01-15T08:00:00Z",
-                "subject": "o1", "data": {"number": number},
-            });
-            let at = TopicPartition {
-                topic: settings().topics.events[0].as_str().into(),
-                partition: 0,
-            };
-            let record = Unwritten {
-                value: Some(event.to_string().into_bytes()),
-                ..Unwritten::default()
-            };
-            memory.append(at, record);
-        }
-        Box::pin(run(&memory, || memory.received().len() >= expected)).await;
+        world.await;
     };
     tokio::task::LocalSet::new().block_on(&runtime, world);
+}
+
+fn publish(memory: &Memory, events: usize) {
+    for number in 0..events {
+        let event = serde_json::json!({
+            "id": format!("e{number}"), "type": "order.created", "time": "2027-01-15T08:00:00Z",
+            "subject": "o1", "data": {"number": number},
+        });
+        let at = TopicPartition {
+            topic: settings().topics.events[0].as_str().into(),
+            partition: 0,
+        };
+        let record = Unwritten {
+            value: Some(event.to_string().into_bytes()),
+            ..Unwritten::default()
+        };
+        memory.append(at, record);
+    }
+}
+
+fn history(statuses: &[u16], events: usize) -> (Vec<Received>, Vec<(i64, i64)>) {
+    let expected = events + statuses.iter().filter(|status| **status != 200).count();
+    let memory = Memory::responding(statuses);
+    play(async {
+        publish(&memory, events);
+        Box::pin(run(&memory, || memory.received().len() >= expected)).await;
+    });
     let groups = ["fanout", "deliver", "release"];
     let prefix = settings().group_prefix;
     let progress = groups.iter();
@@ -155,4 +166,30 @@ fn an_event_passes_all_three_roles_in_virtual_time() {
 fn two_runs_have_the_same_history() {
     let statuses = [500, 200, 503, 500, 200, 429, 500];
     assert_eq!(history(&statuses, 40), history(&statuses, 40));
+}
+
+/// Others send what it holds, and learn nothing of what it sends.
+#[test]
+fn an_evicted_member_sends_nothing_more_however_late_its_client_learns_of_it() {
+    const EVENTS: usize = 400;
+    let memory = Memory::responding(&[500; 5]);
+    play(async {
+        publish(&memory, EVENTS);
+        memory.evict(&format!("{}deliver", settings().group_prefix));
+        let is_over = || {
+            let evicted = memory.evicted();
+            evicted.is_some_and(|at| clock::now().since(at) > RENEWAL * 2)
+        };
+        Box::pin(run(&memory, is_over)).await;
+    });
+    let evicted = memory.evicted().unwrap();
+    let received = memory.received();
+    assert!(received.len() < EVENTS, "commands are left");
+    // A request that was under way arrives.
+    let last = received.last().unwrap().at;
+    assert!(
+        last.since(evicted) <= RESPONSE,
+        "Owner only: sent {:?} after the eviction",
+        last.since(evicted)
+    );
 }
