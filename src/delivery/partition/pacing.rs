@@ -129,7 +129,8 @@ impl Limit {
     }
 
     fn sent(&mut self, now: Instant) {
-        self.tokens = self.tokens(now) - 1.0;
+        // A trial may be sent without one, and is no debt.
+        self.tokens = (self.tokens(now) - 1.0).max(0.0);
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
         // Idle time is no growth.
@@ -301,8 +302,11 @@ impl Pacing {
                 self.limit = Some(Limit::after_cut(base, pause, now));
             }
             None if accepted > 0.0 => {
-                // Perhaps much less than the endpoint accepts.
+                // Perhaps much less than the endpoint accepts: the lane may have been idle. A request in each pause is
+                // what the trials are.
+                let least = 1.0 / pause.as_secs_f64().max(0.001);
                 let rate = accepted / (took + pause).as_secs_f64().max(0.001);
+                let rate = rate.max(least);
                 self.limit = Some(Limit::search(rate, now));
             }
             None => {}
