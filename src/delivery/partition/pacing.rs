@@ -129,8 +129,8 @@ impl Limit {
     }
 
     fn sent(&mut self, now: Instant) {
-        // A trial may be sent without one, and is no debt.
-        self.tokens = (self.tokens(now) - 1.0).max(0.0);
+        // A trial may be sent without one.
+        self.tokens = self.tokens(now) - 1.0;
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
         // Idle time is no growth.

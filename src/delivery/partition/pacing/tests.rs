@@ -291,7 +291,7 @@ fn a_limit_is_forgotten_in_time() {
 }
 
 /// Of a simulated run: six requests waited for more than a minute, because the one in the half minute before was taken for
-/// what the endpoint accepts, and each trial for one more that had been sent too early.
+/// what the endpoint accepts.
 #[test]
 fn after_a_lane_with_few_requests_was_throttled_it_does_not_wait_for_minutes() {
     let begin = crate::edge::clock::instant();
@@ -317,6 +317,6 @@ fn after_a_lane_with_few_requests_was_throttled_it_does_not_wait_for_minutes() {
         pacing.accepted(now, now + TAKES);
     }
     let took = now - accepted;
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
     assert!(took > Duration::from_secs(2), "at a pace: {took:?}");
 }

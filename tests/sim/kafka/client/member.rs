@@ -485,7 +485,7 @@ impl Task {
         for topic in topics {
             counts.insert(Arc::clone(topic), self.count(topic).await?);
         }
-        let count = |topic: &str| counts.get(topic).copied().unwrap_or(0);
+        let count = |topic: &Arc<str>| counts.get(topic).copied().unwrap_or(0);
         Ok(cooperative_sticky(members, count))
     }
 
