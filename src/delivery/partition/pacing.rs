@@ -302,11 +302,9 @@ impl Pacing {
                 self.limit = Some(Limit::after_cut(base, pause, now));
             }
             None if accepted > 0.0 => {
-                // Perhaps much less than the endpoint accepts: the lane may have been idle. A request in each pause is
-                // what the trials are.
-                let least = 1.0 / pause.as_secs_f64().max(0.001);
+                // Perhaps much less than the endpoint accepts. A span is short; what is more, the lane was idle.
+                let took = took.min(2 * SPAN);
                 let rate = accepted / (took + pause).as_secs_f64().max(0.001);
-                let rate = rate.max(least);
                 self.limit = Some(Limit::search(rate, now));
             }
             None => {}

@@ -317,6 +317,6 @@ fn after_a_lane_with_few_requests_was_throttled_it_does_not_wait_for_minutes() {
         pacing.accepted(now, now + TAKES);
     }
     let took = now - accepted;
-    assert!(took < Duration::from_secs(12), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     assert!(took > Duration::from_secs(2), "at a pace: {took:?}");
 }
