@@ -86,6 +86,9 @@ pub struct Checker {
     pub violations: Vec<String>,
 }
 
+/// An event and a subscription.
+type Pair = (Arc<str>, Arc<str>);
+
 /// For how long a late commit may take positions back, ms: until everything is committed again.
 const TAKEN_BACK: Ms = 2_000;
 
@@ -443,7 +446,7 @@ impl Checker {
         wave: &BTreeSet<String>,
         accepted: &BTreeSet<Arc<str>>,
     ) {
-        let mut by_event: BTreeMap<(Arc<str>, Arc<str>), Vec<Arc<str>>> = BTreeMap::new();
+        let mut by_event: BTreeMap<Pair, Vec<Arc<str>>> = BTreeMap::new();
         for (id, known) in &self.webhooks {
             let key = (Arc::clone(&known.event), Arc::clone(&known.subscription));
             by_event.entry(key).or_default().push(Arc::clone(id));
