@@ -443,7 +443,7 @@ impl Checker {
         wave: &BTreeSet<String>,
         accepted: &BTreeSet<Arc<str>>,
     ) {
-        let mut by_event: BTreeMap<(Arc<str>, Arc<str>), Vec<Arc<str>>> = BTreeMap::new();
+        let mut by_event: BTreeMap<_, Vec<Arc<str>>> = BTreeMap::new();
         for (id, known) in &self.webhooks {
             let key = (Arc::clone(&known.event), Arc::clone(&known.subscription));
             by_event.entry(key).or_default().push(Arc::clone(id));
@@ -536,7 +536,12 @@ impl Checker {
                 Act::Freeze(..) | Act::Cut(..) | Act::KillBroker(..) | Act::Weather(..)
             )
         });
-        let (once, orderly) = (plan.keeps_memory(), plan.is_orderly());
+        // A delivery that reaches no broker for a while may be evicted, and drops what it has under way.
+        let away = plan
+            .acts
+            .iter()
+            .any(|(_, act)| matches!(act, super::plan::Act::Gap(..)));
+        let (once, orderly) = (plan.keeps_memory() && !away, plan.is_orderly());
         // Whoever stops waits for a response, but not for a slow one.
         let slow = plan.endpoints.iter().filter(|endpoint| {
             let mut each = endpoint.phases.iter();
