@@ -539,7 +539,12 @@ impl Checker {
                 Act::Freeze(..) | Act::Cut(..) | Act::KillBroker(..) | Act::Weather(..)
             )
         });
-        let (once, orderly) = (plan.keeps_memory(), plan.is_orderly());
+        // A delivery that reaches no broker for a while may be evicted, and drops what it has under way.
+        let away = plan
+            .acts
+            .iter()
+            .any(|(_, act)| matches!(act, super::plan::Act::Gap(..)));
+        let (once, orderly) = (plan.keeps_memory() && !away, plan.is_orderly());
         // Whoever stops waits for a response, but not for a slow one.
         let slow = plan.endpoints.iter().filter(|endpoint| {
             let mut each = endpoint.phases.iter();
