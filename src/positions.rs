@@ -102,7 +102,7 @@ impl GroupRole {
         let topics = &settings.topics;
         let tiers = settings.tiers.delays().iter();
         match self {
-            Self::Fanout => topics.events.clone(),
+            Self::Fanout => topics.fanned_out(),
             Self::Deliver => vec![topics.commands()],
             Self::Release => tiers.map(|&delay| topics.retry(delay)).collect(),
         }

@@ -22,6 +22,7 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::status_cache;
 use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
@@ -224,6 +225,7 @@ impl Service {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
             table: Arc::default(),
+            statuses: Arc::default(),
             tracer,
             health: Arc::default(),
             stop,
@@ -245,6 +247,10 @@ impl Service {
         if roles.iter().any(|role| role.needs_subscriptions()) {
             let process = process.clone();
             service.spawn("table", &over, move || follow_subscriptions(&process))?;
+        }
+        if roles.contains(&Role::Deliver) {
+            let process = process.clone();
+            service.spawn("statuses", &over, move || follow_statuses(&process))?;
         }
         let site = Arc::new(Site {
             registry,
@@ -389,6 +395,18 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<(), ServiceError> {
             _ => return Ok(()),
         }
     }
+}
+
+fn follow_statuses(process: &Process) -> Result<(), Failure> {
+    let settings = &process.settings;
+    let stopped = || process.stop.is_requested();
+    let topic = settings.topics.status();
+    let set_aside = process.metrics.set_aside(&topic);
+    let needed = [topic];
+    if wait_for_topics(settings, "statuses", &needed, &stopped, &mut |_| {})?.is_none() {
+        return Ok(());
+    }
+    status_cache::follow(settings, &process.statuses, &set_aside, &stopped)
 }
 
 fn follow_subscriptions(process: &Process) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ use super::settings::{
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
+use crate::model::subscription::is_id;
 use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, format_duration, parse_duration};
 use crate::model::window::Format as WindowFormat;
@@ -97,6 +98,26 @@ impl<'a> Reader<'a> {
         let hang_deadline = self.read("hang-deadline", |text| {
             time(text, Duration::from_secs(5), Duration::from_secs(3600))
         });
+        let notice_after = self.read("notice-after", |text| {
+            time(
+                text,
+                Duration::from_secs(1),
+                Duration::from_secs(7 * 86_400),
+            )
+        });
+        let disable_after = self.computed(
+            "disable-after",
+            |text| {
+                let (least, most) = (Duration::from_secs(60), Duration::from_secs(90 * 86_400));
+                time(text, least, most).map(Some)
+            },
+            || None,
+        );
+        let operator_subscriber = self.computed(
+            "operator-subscriber",
+            |text| is_id(text).then(|| Some(text.to_owned())),
+            || None,
+        );
         let attempt_log = self.read("attempt-log", |text| text.parse().ok());
         let window_format = self.read("window-format", |text| match text {
             "1" => Some(WindowFormat::V1),
@@ -167,6 +188,9 @@ impl<'a> Reader<'a> {
             max_queued_bytes: max_queued_bytes?,
             max_queued_commands: max_queued_commands?,
             breaker: breaker?,
+            notice_after: notice_after?,
+            disable_after: disable_after?,
+            operator_subscriber: operator_subscriber?,
         })
     }
 
@@ -236,6 +260,8 @@ impl<'a> Reader<'a> {
             topics.subscriptions(),
             topics.commands(),
             topics.dead_letters(),
+            topics.status(),
+            topics.notices(),
             topics.attempts(),
             topics.invalid_events(),
         ];

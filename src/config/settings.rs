@@ -110,6 +110,12 @@ pub struct Settings {
     pub max_queued_commands: usize,
     /// Circuit breaker rules for subscriptions that do not override them.
     pub breaker: BreakerRules,
+    /// How long a breaker must be open before a notice says that the endpoint fails.
+    pub notice_after: Duration,
+    /// A subscription whose endpoint has failed for so long is disabled, if set.
+    pub disable_after: Option<Duration>,
+    /// The subscriber whose subscriptions get the notices about all subscribers, if set.
+    pub operator_subscriber: Option<String>,
 }
 
 /// Defaults that depend on the machine.
@@ -216,6 +222,23 @@ impl Topics {
     #[must_use]
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
+    }
+    /// Notices about endpoints.
+    #[must_use]
+    pub fn notices(&self) -> String {
+        format!("{}notices", self.prefix)
+    }
+    /// The topics that fan-out reads: the event topics, and the notices.
+    #[must_use]
+    pub fn fanned_out(&self) -> Vec<String> {
+        let mut all = self.events.clone();
+        all.push(self.notices());
+        all
+    }
+    /// What delivery knows about endpoints.
+    #[must_use]
+    pub fn status(&self) -> String {
+        format!("{}status", self.prefix)
     }
     /// The attempt log, if enabled.
     #[must_use]

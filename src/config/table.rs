@@ -67,6 +67,9 @@ settings! {
     "breaker-volume" "N" "20" "Minimum attempts in the window before --breaker-rate applies" "1 to 100000";
     "breaker-probe" "TIME" "5s" "Delay from opening to the first probe; doubles after each failed probe, ±20 % jitter" "10ms to 10m";
     "breaker-max-probe" "TIME" "10m" "Maximum delay between probes" "10ms to 10m, at least --breaker-probe";
+    "notice-after" "TIME" "5m" "How long a breaker must be open before a notice says that the endpoint fails" "1s to 7d";
+    "disable-after" "TIME" "" "Disable a subscription whose endpoint has failed for so long (default: never)" "1m to 90d";
+    "operator-subscriber" "NAME" "" "The subscriber whose subscriptions get the notices about all subscribers; others get only their own" "1 to 200 of A-Z a-z 0-9 . _ : -";
     "workers" "N" "" "Delivery threads; each partition is assigned to one (default: the number of cores)" "1 to 64";
     "egress-allow-http" "" "false" "Allow plain http endpoints" "true or false";
     "egress-allow-cidr" "CIDR,…" "" "Non-public networks that endpoints may be in" "CIDR blocks such as 10.0.0.0/8, comma-separated";

@@ -262,7 +262,13 @@ impl Start<'_> {
                 None => group.insert(Group::ask(client, &self.group)?),
             };
             let transactions = self.settings.guarantee == Guarantee::ExactlyOnce;
-            match decide(known, &ranges, self.kind(), group.of(topic), transactions) {
+            match decide(
+                known,
+                &ranges,
+                self.kind_of(topic),
+                group.of(topic),
+                transactions,
+            ) {
                 Decision::GoOn { marker } => {
                     plan.markers
                         .extend(marker.map(|count| (topic.clone(), count)));
@@ -294,6 +300,15 @@ impl Start<'_> {
         match lost.is_empty() {
             true => Ok(ControlFlow::Continue(plan)),
             false => Err(self.lost(&lost)),
+        }
+    }
+
+    /// Notices are read from the first one: fan-out may begin after delivery.
+    fn kind_of(&self, topic: &str) -> Kind {
+        if topic == self.settings.topics.notices() {
+            Kind::Own
+        } else {
+            self.kind()
         }
     }
 

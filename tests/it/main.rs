@@ -52,3 +52,4 @@ mod states;
 mod support;
 mod trace;
 mod unwritable;
+mod why;

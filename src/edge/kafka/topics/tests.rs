@@ -48,6 +48,9 @@ fn settings() -> Settings {
         max_queued_bytes: 1,
         max_queued_commands: 1,
         breaker: RULES,
+        notice_after: Duration::from_secs(300),
+        disable_after: None,
+        operator_subscriber: None,
     }
 }
 
