@@ -10,6 +10,7 @@ mod files;
 mod layers;
 mod login;
 mod mapping;
+mod oauth;
 mod parse;
 mod report;
 mod secrets;
@@ -20,6 +21,8 @@ mod tests;
 
 pub use files::Connection;
 pub use layers::{Layers, Source};
+pub(crate) use oauth::concerns_tokens_only;
+pub use oauth::{TokenSource, is_served_here};
 pub use report::{EffectiveSetting, effective, reference, unknown_variables};
 pub use secrets::{REDACTED, SecretRef, is_secret};
 pub use settings::{

@@ -22,6 +22,7 @@ pub mod span;
 pub mod subscription;
 pub mod throttle;
 pub mod tiers;
+pub mod token;
 pub mod trace_context;
 pub mod transaction_end;
 pub mod units;

@@ -32,6 +32,7 @@ mod lag;
 mod layers;
 mod mirror;
 mod neighbours;
+mod oauth;
 mod observe;
 mod operator;
 mod order;

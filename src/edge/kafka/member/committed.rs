@@ -13,6 +13,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::{Failure, is_denied};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::wait::KeepWaiting;
@@ -132,7 +133,9 @@ impl CommittedReader {
         let mut config = consumer_config(&self.settings, self.purpose, &self.group);
         config.set("isolation.level", isolation);
         let context = LoggedConsumer(LogContext::new(self.purpose));
-        config.create_with_context(context).ok()
+        let client: BaseConsumer<LoggedConsumer> = config.create_with_context(context).ok()?;
+        give_once(&self.settings.credentials, client.client());
+        Some(client)
     }
 
     /// Whether a client that is not a member can read the committed offsets. If it can with `read_committed`, neither
