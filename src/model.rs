@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod partitioner;
 pub mod retry_after;
 pub mod schema;
+pub mod secret_rules;
 pub mod signing_key;
 pub mod span;
 pub mod subscription;

@@ -15,6 +15,7 @@ use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
+use crate::model::secret_rules::{self, SecretRules};
 use crate::model::tiers::Tiers;
 use crate::model::units::{format_duration, parse_duration};
 use crate::model::window::Format as WindowFormat;
@@ -114,6 +115,16 @@ impl<'a> Reader<'a> {
             || machine.cores.clamp(1, 64),
         );
         let egress = self.egress();
+        let secret_dirs = self.computed(
+            "secret-dirs",
+            |text| secret_rules::parse_dirs(text).map(Some),
+            || None,
+        );
+        let secret_prefixes = self.computed(
+            "secret-env-prefix",
+            |text| secret_rules::parse_prefixes(text).map(Some),
+            || None,
+        );
         let otlp = self.otlp();
         let schema_registry = self.schema_registry();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
@@ -156,6 +167,7 @@ impl<'a> Reader<'a> {
             otlp: otlp?,
             schema_registry: schema_registry?,
             egress: egress?,
+            secret_rules: SecretRules::new(secret_dirs?, secret_prefixes?),
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,
             workers: workers?,

@@ -13,6 +13,7 @@ use super::files::Connection;
 use super::secrets::SecretRef;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::event::Mapping;
+use crate::model::secret_rules::SecretRules;
 use crate::model::tiers::Tiers;
 use crate::model::units::format_duration;
 use crate::model::window::Format as WindowFormat;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// How long to wait for attempts in flight at shutdown and revocation.
     pub drain_deadline: Duration,
+    /// Which secrets a subscription may name.
+    pub secret_rules: SecretRules,
     /// Whether each attempt is recorded in the attempt log.
     pub attempt_log: bool,
     /// The format of the commit metadata that delivery writes.

@@ -71,6 +71,8 @@ settings! {
     "egress-allow-cidr" "CIDR,…" "" "Non-public networks that endpoints may be in" "CIDR blocks such as 10.0.0.0/8, comma-separated";
     "egress-deny-cidr" "CIDR,…" "" "Networks that endpoints must not be in; takes precedence over --egress-allow-cidr" "CIDR blocks such as 10.0.0.0/8, comma-separated";
     "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may use" "ports, comma-separated, or any";
+    "secret-dirs" "DIR,…" "" "Directories that the file: references of subscriptions may name files in, links resolved; {subscriber} as a part of the path stands for the subscriber (default: any file)" "absolute paths, comma-separated, or none";
+    "secret-env-prefix" "PREFIX,…" "" "How the env: references of subscriptions must begin; {subscriber}__ stands for the subscriber, whose letters other than A-Z a-z 0-9 are _ and two hex digits (default: any name that does not begin with HOOKSTREAM_)" "A-Z a-z 0-9 _, comma-separated, or none; {subscriber} only before __ and not at the start";
     "otlp-endpoint" "URL" "" "URL of an OpenTelemetry collector (OTLP over HTTP); no spans are exported if unset" "http://HOST:PORT or https://HOST:PORT, /v1/traces is appended; set credentials in OTEL_EXPORTER_OTLP_HEADERS";
     "trace-sample" "RATIO" "0" "Sampling ratio for events without a trace context; events with one follow the sampled flag of their publisher" "0 to 1";
     "schema-registry" "URL" "" "URL of a Schema Registry with Confluent's API: values that begin with a schema id, or have one in the header __value_schema_id, are decoded (Avro, Protobuf, JSON Schema); they are invalid events if unset" "http://HOST:PORT or https://HOST:PORT, with the registry's path if it has one";

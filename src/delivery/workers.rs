@@ -16,6 +16,7 @@ use super::metrics::DeliveryMetrics;
 use super::refused::Refused;
 use super::secrets::{Secrets, Wake};
 use super::terms::Directory;
+use super::tokens::Tokens;
 use super::worker::{self, Surroundings};
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
@@ -118,12 +119,15 @@ impl<P: Port> Workers<P> {
         };
         let secrets = Arc::new(Secrets::new());
         let refused = Arc::new(Refused::new(metrics.clone()));
+        let client = |options: HttpOptions| {
+            port.http(options)
+                .map_err(|error| Failure::Internal(with_causes(&error)))
+        };
+        let tokens = Arc::new(Tokens::start(port, client(options.clone())?)?);
         // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
-            let client = port
-                .http(options.clone())
-                .map_err(|error| Failure::Internal(with_causes(&error)))?;
+            let client = client(options.clone())?;
             let (messages, inbox) = unbounded_channel();
             let surroundings = Surroundings {
                 port: port.clone(),
@@ -136,6 +140,7 @@ impl<P: Port> Workers<P> {
                     policy: Arc::clone(&policy),
                     settings: Arc::clone(settings),
                     secrets: Arc::clone(&secrets),
+                    tokens: Arc::clone(&tokens),
                     refused: Arc::clone(&refused),
                     wake: waker(messages.downgrade()),
                 },

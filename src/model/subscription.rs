@@ -5,6 +5,7 @@
 //! after it; all problems are reported at once. No message shows a secret or a header value (**Secret**). Whether a URL
 //! may be reached is decided by the egress policy, not here.
 
+mod auth;
 mod decision;
 mod endpoint_url;
 pub mod filter;
@@ -18,6 +19,7 @@ mod reference;
 mod validate;
 mod version;
 
+pub use auth::{Auth, OAuth2};
 pub use decision::{Decider, Decision};
 pub use filter::{Filter, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};

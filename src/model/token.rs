@@ -74,6 +74,15 @@ impl TokenRequest<'_> {
         form.finish()
     }
 
+    /// The same with the client and its secret, for servers that do not read the header.
+    #[must_use]
+    pub fn body_with_client(&self) -> String {
+        url::form_urlencoded::Serializer::new(self.body())
+            .append_pair("client_id", self.client_id)
+            .append_pair("client_secret", self.client_secret)
+            .finish()
+    }
+
     /// What a response says. `now`: seconds since the epoch, for tokens that hold their own end.
     ///
     /// # Errors
@@ -302,6 +311,10 @@ mod tests {
             ..request
         };
         assert_eq!(bare.body(), "grant_type=client_credentials");
+        assert_eq!(
+            bare.body_with_client(),
+            "grant_type=client_credentials&client_id=me%3A1&client_secret=s%2Fcret%2B"
+        );
     }
 
     #[test]

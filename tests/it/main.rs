@@ -14,6 +14,7 @@
 
 mod applied;
 mod attempts;
+mod auth;
 mod bad_input;
 mod brokers;
 mod credentials;

@@ -35,27 +35,30 @@ fn guarded() -> &'static Broker {
 
 /// What the token server does.
 #[derive(Clone)]
-struct Rules {
+pub struct Rules {
     /// The secret that it accepts.
-    secret: String,
+    pub secret: String,
+    /// The life of its tokens.
+    pub life: Duration,
     /// It closes connections without a response.
-    is_down: bool,
-    /// Tokens issued, and their total.
+    pub is_down: bool,
+    /// Tokens issued.
     issued: Vec<String>,
 }
 
-/// A token server.
-struct TokenServer {
-    url: String,
+/// A token server for the client `hookstream` and the scope `kafka`.
+pub struct TokenServer {
+    pub url: String,
     rules: Arc<Mutex<Rules>>,
 }
 
 impl TokenServer {
-    fn start(secret: &str) -> Self {
+    pub fn start(secret: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/token", listener.local_addr().unwrap());
         let rules = Arc::new(Mutex::new(Rules {
             secret: secret.to_owned(),
+            life: LIFE,
             is_down: false,
             issued: Vec::new(),
         }));
@@ -68,11 +71,11 @@ impl TokenServer {
         Self { url, rules }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Rules)) {
+    pub fn change(&self, change: impl FnOnce(&mut Rules)) {
         change(&mut self.rules.lock().unwrap());
     }
 
-    fn issued(&self) -> Vec<String> {
+    pub fn issued(&self) -> Vec<String> {
         self.rules.lock().unwrap().issued.clone()
     }
 }
@@ -121,9 +124,9 @@ fn serve(stream: TcpStream, rules: &Mutex<Rules>) {
             ),
         )
     } else if is_login {
-        let token = token();
+        let life = rules.life.as_secs();
+        let token = token(life, rules.issued.len());
         rules.issued.push(token.clone());
-        let life = LIFE.as_secs();
         (
             "200 OK",
             format!(r#"{{"access_token":"{token}","token_type":"Bearer","expires_in":{life}}}"#),
@@ -142,14 +145,14 @@ fn serve(stream: TcpStream, rules: &Mutex<Rules>) {
     .unwrap();
 }
 
-fn token() -> String {
+fn token(life: u64, number: usize) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs();
     let claims = format!(
-        r#"{{"sub":"hookstream","iat":{now},"exp":{},"scope":"kafka"}}"#,
-        now + LIFE.as_secs()
+        r#"{{"sub":"hookstream","iat":{now},"exp":{},"scope":"kafka","jti":"{number}"}}"#,
+        now + life
     );
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     format!("{}.{}.", part(r#"{"alg":"none"}"#), part(&claims))
@@ -217,9 +220,14 @@ fn tokens_are_renewed_while_events_flow_and_outlive_a_token_server_that_is_down(
     );
 
     // Every kind of client logs in: administration, readers without a group, producers.
+    let checked = world.run(&[&["topics", "check"], &login[..]].concat(), "");
+    assert!(
+        checked.stderr.contains("differences found"),
+        "{}",
+        checked.stderr
+    );
     for command in [
-        &["topics", "check"][..],
-        &["subscriptions", "list"],
+        &["subscriptions", "list"][..],
         &["positions", "show"],
         &["lag", "--once"],
         &["dead-letters", "list"],

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::auth::Auth;
 use super::filter::{Filter, TypePattern};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
@@ -35,6 +36,8 @@ pub struct Subscription {
     pub format: Format,
     /// Additional request headers; never a reserved one.
     pub headers: Vec<(HeaderName, HeaderSource)>,
+    /// How requests authenticate.
+    pub auth: Option<Auth>,
     /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
     /// When it was last resumed, as far as that is known.
@@ -57,6 +60,16 @@ pub struct Subscription {
     pub breaker: BreakerOverrides,
     /// Overrides of the default status rules.
     pub on_status: StatusRules,
+}
+
+impl Subscription {
+    /// The secrets that it uses: those that sign, those in its headers, then the one that it authenticates with.
+    pub fn sources(&self) -> impl Iterator<Item = &SecretSource> {
+        let in_headers = self.headers.iter();
+        let in_headers = in_headers.filter_map(|(_, source)| source.reference());
+        let authenticates = self.auth.iter().map(Auth::reference);
+        self.secrets.iter().chain(in_headers).chain(authenticates)
+    }
 }
 
 /// What happens to a subscription's commands.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::auth::redact;
 use super::json::StrictValue;
 use super::reference::{is_credential, is_reference};
 
@@ -63,6 +64,9 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
                 *value = Value::from("(redacted)");
             }
         }
+    }
+    if let Some(auth) = record.get_mut("auth") {
+        redact(auth);
     }
     Ok(Value::Object(record))
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::auth::Auth;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
 use super::model::{HeaderSource, RateLimit, SecretSource, StatusRules, Subscription};
@@ -82,6 +83,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         secrets: check.secrets(),
         format: check.enumerated("format"),
         headers: check.headers(),
+        auth: check.auth(),
         state: check.enumerated("state"),
         resumed_at: None,
         source: Source::default(),
@@ -184,6 +186,10 @@ impl<'a> Check<'a> {
                 // The reader of secrets reports it, with its reason.
                 continue;
             }
+            if path.starts_with("/auth") {
+                // Its reader reports each problem, where the schema says that no alternative matches.
+                continue;
+            }
             let field = path.trim_start_matches('/').replace('/', ".");
             let problem = schema_problem(&path, &error);
             self.problems.push(if field.is_empty() {
@@ -277,6 +283,26 @@ impl<'a> Check<'a> {
             }
         }
         headers
+    }
+
+    fn auth(&mut self) -> Option<Auth> {
+        let auth = match Auth::read(self.record.get("auth")?, header_name) {
+            Ok(auth) => auth,
+            Err(problems) => {
+                self.problems.extend(problems);
+                return None;
+            }
+        };
+        let own = auth.header_name().as_str();
+        let headers = self.object("headers").into_iter().flatten();
+        let mut names = headers.map(|(name, _)| name);
+        if names.any(|name| name.eq_ignore_ascii_case(own)) {
+            self.problem(
+                "auth",
+                format_args!("sets the header {own}, which is in headers too; remove one of them"),
+            );
+        }
+        Some(auth)
     }
 
     fn rate_limit(&self) -> Option<RateLimit> {
@@ -419,6 +445,13 @@ fn shown(text: &str) -> String {
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderSource), &'static str> {
+    let name = header_name(name)?;
+    let source = header_source(&name, value)?;
+    Ok((name, source))
+}
+
+/// The name of a header that a subscription may set.
+fn header_name(name: &str) -> Result<HeaderName, &'static str> {
     let name = HeaderName::try_from(name).map_err(|_| "is not a header name")?;
     let reserved = RESERVED_HEADERS.contains(&name.as_str())
         || RESERVED_PREFIXES
@@ -427,6 +460,5 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderSource), &'stati
     if reserved {
         return Err("is reserved: HTTP or hookstream sets it");
     }
-    let source = header_source(&name, value)?;
-    Ok((name, source))
+    Ok(name)
 }

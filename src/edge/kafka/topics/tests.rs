@@ -18,6 +18,7 @@ fn settings() -> Settings {
     Settings {
         brokers: "kafka:9092".to_owned(),
         properties: Vec::new(),
+        secret_rules: crate::model::secret_rules::SecretRules::default(),
         credentials: crate::config::credentials::Credentials::default(),
         topics: Topics {
             events: vec!["order-events".to_owned()],
