@@ -767,7 +767,7 @@ mod tests {
             allow_http: false,
             allow_cidrs: Vec::new(),
             deny_cidrs: Vec::new(),
-            ports: vec![443, 8443],
+            ports: vec![443..=443, 8443..=8443],
         });
         let with_url = |url: &str| document(&ACME.replace("https://acme.example/h", url));
         for (url, rule) in [

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 
 use super::credentials::Credentials;
 use super::files::Connection;
+use super::hosts::HostPattern;
 use super::secrets::SecretRef;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::event::Mapping;
@@ -48,6 +50,10 @@ pub struct Settings {
     pub instance: String,
     /// Listen address of `/metrics`, `/livez` and `/readyz`.
     pub http_listen: SocketAddr,
+    /// The file of tokens that the pages need, if they need one.
+    pub http_token_file: Option<PathBuf>,
+    /// Certificate and key of the pages, PEM.
+    pub http_tls: Option<(PathBuf, PathBuf)>,
     /// Retry tiers.
     pub tiers: Tiers,
     /// Delays after the first, second, … failed attempt, before jitter.
@@ -161,8 +167,25 @@ pub struct EgressSettings {
     pub allow_cidrs: Vec<IpNet>,
     /// Networks that are denied; takes precedence over `allow_cidrs`.
     pub deny_cidrs: Vec<IpNet>,
+    /// Names that are allowed, whatever their addresses.
+    pub allow_hosts: Vec<HostPattern>,
+    /// Names that are denied; takes precedence over all that allows.
+    pub deny_hosts: Vec<HostPattern>,
     /// Allowed ports; empty means any.
-    pub ports: Vec<u16>,
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// The proxy that all connections to endpoints go through.
+    pub proxy: Option<Arc<ProxySettings>>,
+}
+
+/// A proxy for connections to endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// Where it is: `http`, a host and a port.
+    pub uri: http::Uri,
+    /// The user, and where the password is.
+    pub login: Option<(String, SecretRef)>,
+    /// Whether it looks up the names of endpoints.
+    pub looks_up: bool,
 }
 
 /// Names of the topics that hookstream reads and writes.

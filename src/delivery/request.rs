@@ -17,12 +17,12 @@ use super::partition::env::Endpoint;
 use super::signing::Signer;
 use super::tokens::Token;
 use crate::config::Settings;
-use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request};
+use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Tls};
 use crate::edge::port::Http;
 use crate::model::attempt::{Excerpt, Mask, shown_url};
 use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
-use crate::model::subscription::{SecretSource, Subscription};
+use crate::model::subscription::{SecretSource, Subscription, Texts};
 use crate::model::units::EpochMs;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -111,12 +111,12 @@ impl Target {
         settings: &Settings,
         secrets: Vec<Arc<str>>,
         token: Option<Arc<Token>>,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Self, String> {
-        let signing = subscription.secrets.len().min(secrets.len());
-        let (signing, in_headers) = secrets.split_at(signing);
-        let texts = signing.iter().map(|secret| &**secret);
-        let signer = Signer::new(texts).map_err(|error| error.to_string())?;
-        let own = own_headers(subscription, in_headers)?;
+        let texts = subscription.sort(&secrets);
+        let signing = texts.signing.iter().map(|secret| &**secret);
+        let signer = Signer::new(signing).map_err(|error| error.to_string())?;
+        let own = own_headers(subscription, texts)?;
         let uri = subscription
             .url
             .as_str()
@@ -125,6 +125,10 @@ impl Target {
         let address = Address::new(uri)
             .map_err(|error| format!("its url cannot be used: {error}"))?
             .for_subscriber(&subscription.subscriber);
+        let address = match tls {
+            Some(tls) => address.with_tls(tls),
+            None => address,
+        };
         let headers = template(&own, &address, !signer.is_empty(), token.is_some());
         Ok(Self {
             subscription: Arc::clone(subscription),
@@ -222,12 +226,12 @@ impl Endpoint for Rc<Target> {
     }
 }
 
-/// The subscription's own headers; `secrets` are the texts of their references.
+/// The subscription's own headers; `texts` are those of its references.
 fn own_headers(
     subscription: &Subscription,
-    secrets: &[Arc<str>],
+    texts: Texts<'_, Arc<str>>,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-    let mut secrets = secrets.iter();
+    let mut secrets = texts.headers.iter();
     let headers = subscription.headers.iter();
     let mut all: Vec<_> = headers
         .map(|(name, source)| {
@@ -238,7 +242,7 @@ fn own_headers(
         })
         .collect::<Result<_, String>>()?;
     if let Some(auth) = &subscription.auth {
-        let secret = secrets.next().map_or("", |secret| &**secret);
+        let secret = texts.auth.map_or("", |secret| &**secret);
         let value = auth.value(secret);
         let value = value.map_err(|error| format!("auth: {error}"))?;
         all.extend(value.map(|value| (auth.header_name().clone(), value)));

@@ -12,6 +12,7 @@ use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
 use super::tokens::{Asked, Token, Tokens, Wanted};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::http::{Tls, TlsMaker};
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::expiry::default_max_age;
 use crate::model::subscription::{Auth, State, Subscription};
@@ -28,6 +29,8 @@ pub(super) struct Directory {
     pub(super) secrets: Arc<Secrets>,
     /// Tokens that requests authenticate with.
     pub(super) tokens: Arc<Tokens>,
+    /// Makes what the connections of subscriptions with authorities or certificates of their own are made with.
+    pub(super) trust: Arc<TlsMaker>,
     /// The subscriptions that cannot be served.
     pub(super) refused: Arc<Refused>,
     /// Lets the worker ask for terms again when a secret was read.
@@ -104,7 +107,10 @@ impl Directory {
         };
         let target = match before {
             Some(same) if same.is_of(subscription, &texts) => Rc::clone(same),
-            _ => Rc::new(Target::new(subscription, &self.settings, texts, token)?),
+            _ => Rc::new({
+                let tls = self.tls(subscription, &texts)?;
+                Target::new(subscription, &self.settings, texts, token, tls)?
+            }),
         };
         let valid_for = match target.reads_files() {
             true if again => Some(SOON),
@@ -115,6 +121,23 @@ impl Directory {
         Ok((Standing::Open(target), valid_for))
     }
 
+    /// What the connections of a subscription are made with, if not with the defaults. `secrets` are the texts of its
+    /// sources.
+    fn tls(
+        &self,
+        subscription: &Subscription,
+        secrets: &[Arc<str>],
+    ) -> Result<Option<Arc<Tls>>, String> {
+        let texts = subscription.sort(secrets);
+        let ca = texts.ca.map(|text| &**text);
+        let client = texts.certificate.zip(texts.key);
+        let client = client.map(|(certificate, key)| (&**certificate, &**key));
+        if ca.is_none() && client.is_none() {
+            return Ok(None);
+        }
+        self.trust.tls(ca, client).map(Some)
+    }
+
     /// The token of a subscription, if it has one, and for how long it is valid; `None` while it is fetched. `secrets` are
     /// the texts of its sources.
     fn token(
@@ -122,7 +145,8 @@ impl Directory {
         subscription: &Subscription,
         secrets: &[Arc<str>],
     ) -> Result<Option<(Option<Arc<Token>>, Validity)>, String> {
-        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.auth, secrets.last()) else {
+        let secret = subscription.sort(secrets).auth;
+        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.auth, secret) else {
             return Ok(Some((None, None)));
         };
         let denied = self.policy.check_url(&oauth.token_url);
@@ -254,6 +278,7 @@ mod tests {
                     settings: Arc::new(settings),
                     secrets: Arc::new(Secrets::over(read)),
                     tokens: Arc::new(tokens),
+                    trust: Arc::default(),
                     refused: Arc::new(Refused::new(DeliveryMetrics::register(
                         &crate::runtime::metrics::Registry::new(),
                     ))),

@@ -46,7 +46,7 @@ const FORGET: Duration = Duration::from_secs(120);
 const SHARE: f64 = 0.75;
 
 /// What distinguishes a token. No `Debug`, since it holds a secret.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Wanted {
     oauth: Box<OAuth2>,
     secret: Arc<str>,
@@ -54,13 +54,17 @@ pub(super) struct Wanted {
 
 impl Hash for Wanted {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.oauth.token_url.as_str().hash(state);
-        self.oauth.client_id.hash(state);
-        self.secret.hash(state);
-        self.oauth.scope.hash(state);
-        self.oauth.audience.hash(state);
+        self.parts().hash(state);
     }
 }
+
+impl PartialEq for Wanted {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for Wanted {}
 
 impl Wanted {
     /// `secret` is the text of the client's secret.
@@ -69,6 +73,14 @@ impl Wanted {
             oauth: Box::new(oauth.clone()),
             secret: Arc::clone(secret),
         }
+    }
+
+    /// From where the secret was read makes no difference.
+    fn parts(&self) -> (&str, &str, &str, &str, Option<&str>) {
+        let oauth = &self.oauth;
+        let url = oauth.token_url.as_str();
+        let audience = oauth.audience.as_deref();
+        (url, &oauth.client_id, &self.secret, &oauth.scope, audience)
     }
 
     fn request(&self) -> TokenRequest<'_> {

@@ -20,7 +20,7 @@ use super::tokens::Tokens;
 use super::worker::{self, Surroundings};
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::http::{HttpOptions, max_idle};
+use crate::edge::http::{HttpOptions, TlsMaker, max_idle};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{Port, Task as _};
 use crate::model::units::Offset;
@@ -110,6 +110,7 @@ impl<P: Port> Workers<P> {
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
+        options.proxy.clone_from(&settings.egress.proxy);
         let count = settings.workers.max(1);
         let files = descriptors::raise_limit();
         options.max_idle = max_idle(files, settings.max_in_flight).div_ceil(count);
@@ -118,6 +119,7 @@ impl<P: Port> Workers<P> {
             false => None,
         };
         let secrets = Arc::new(Secrets::new());
+        let trust = Arc::new(TlsMaker::new(settings.ca_file.clone()));
         let refused = Arc::new(Refused::new(metrics.clone()));
         let client = |options: HttpOptions| {
             port.http(options)
@@ -141,6 +143,7 @@ impl<P: Port> Workers<P> {
                     settings: Arc::clone(settings),
                     secrets: Arc::clone(&secrets),
                     tokens: Arc::clone(&tokens),
+                    trust: Arc::clone(&trust),
                     refused: Arc::clone(&refused),
                     wake: waker(messages.downgrade()),
                 },

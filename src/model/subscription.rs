@@ -26,7 +26,7 @@ pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use model::{
     HeaderSource, Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules,
-    Subscription,
+    Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};

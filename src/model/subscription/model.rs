@@ -38,6 +38,8 @@ pub struct Subscription {
     pub headers: Vec<(HeaderName, HeaderSource)>,
     /// How requests authenticate.
     pub auth: Option<Auth>,
+    /// What its connections are made with, beyond the operator's defaults.
+    pub tls: TlsReferences,
     /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
     /// When it was last resumed, as far as that is known.
@@ -63,13 +65,68 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The secrets that it uses: those that sign, those in its headers, then the one that it authenticates with.
+    /// The secrets that it uses: those that sign, those in its headers, the one that it authenticates with, then those of
+    /// its connections.
     pub fn sources(&self) -> impl Iterator<Item = &SecretSource> {
         let in_headers = self.headers.iter();
         let in_headers = in_headers.filter_map(|(_, source)| source.reference());
         let authenticates = self.auth.iter().map(Auth::reference);
-        self.secrets.iter().chain(in_headers).chain(authenticates)
+        let all = self.secrets.iter().chain(in_headers).chain(authenticates);
+        all.chain(self.tls.sources())
     }
+
+    /// The texts of its [`sources`](Self::sources), by what they are for.
+    #[must_use]
+    pub fn sort<'t, T>(&self, texts: &'t [T]) -> Texts<'t, T> {
+        let in_headers = self.headers.iter();
+        let in_headers = in_headers.filter(|(_, source)| source.reference().is_some());
+        let (signing, rest) = texts.split_at(self.secrets.len().min(texts.len()));
+        let (headers, rest) = rest.split_at(in_headers.count().min(rest.len()));
+        let mut rest = rest.iter();
+        let mut next = |is_there: bool| if is_there { rest.next() } else { None };
+        Texts {
+            signing,
+            headers,
+            auth: next(self.auth.is_some()),
+            ca: next(self.tls.ca.is_some()),
+            certificate: next(self.tls.client.is_some()),
+            key: next(self.tls.client.is_some()),
+        }
+    }
+}
+
+/// What a subscription's connections are made with, beyond the operator's defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsReferences {
+    /// Authorities to trust too, PEM.
+    pub ca: Option<SecretSource>,
+    /// The certificate and the key that it shows to servers that ask for one, PEM.
+    pub client: Option<(SecretSource, SecretSource)>,
+}
+
+impl TlsReferences {
+    fn sources(&self) -> impl Iterator<Item = &SecretSource> {
+        let client = self.client.iter();
+        let client = client.flat_map(|(certificate, key)| [certificate, key]);
+        self.ca.iter().chain(client)
+    }
+}
+
+/// The texts of a subscription's secrets, by what they are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Texts<'t, T> {
+    /// They sign, in this order.
+    pub signing: &'t [T],
+    /// Of its headers, in their order.
+    pub headers: &'t [T],
+    /// Of `auth`.
+    pub auth: Option<&'t T>,
+    /// Authorities.
+    pub ca: Option<&'t T>,
+    /// A certificate.
+    pub certificate: Option<&'t T>,
+    /// Its key.
+    pub key: Option<&'t T>,
 }
 
 /// What happens to a subscription's commands.

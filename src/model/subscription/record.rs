@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::auth::redact;
 use super::json::StrictValue;
-use super::reference::{is_credential, is_reference};
+use super::reference::{credential, is_credential, is_reference};
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
@@ -67,6 +67,13 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
     }
     if let Some(auth) = record.get_mut("auth") {
         redact(auth);
+    }
+    for field in ["tls_ca", "client_certificate", "client_key"] {
+        if let Some(value) = record.get_mut(field)
+            && !value.as_str().is_some_and(|text| credential(text).is_ok())
+        {
+            *value = Value::from("(redacted)");
+        }
     }
     Ok(Value::Object(record))
 }

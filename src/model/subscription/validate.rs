@@ -15,10 +15,12 @@ use url::Url;
 use super::auth::Auth;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
-use super::model::{HeaderSource, RateLimit, SecretSource, StatusRules, Subscription};
+use super::model::{
+    HeaderSource, RateLimit, SecretSource, StatusRules, Subscription, TlsReferences,
+};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
-use super::reference::{header_source, secret_source};
+use super::reference::{credential, header_source, secret_source};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
@@ -84,6 +86,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         format: check.enumerated("format"),
         headers: check.headers(),
         auth: check.auth(),
+        tls: check.tls(url.as_ref()),
         state: check.enumerated("state"),
         resumed_at: None,
         source: Source::default(),
@@ -184,6 +187,10 @@ impl<'a> Check<'a> {
                 && path.starts_with("/secrets/")
             {
                 // The reader of secrets reports it, with its reason.
+                continue;
+            }
+            let is_reference = matches!(&*path, "/tls_ca" | "/client_certificate" | "/client_key");
+            if is_reference && matches!(error.kind(), ValidationErrorKind::Pattern { .. }) {
                 continue;
             }
             if path.starts_with("/auth") {
@@ -305,6 +312,35 @@ impl<'a> Check<'a> {
         Some(auth)
     }
 
+    fn tls(&mut self, url: Option<&Url>) -> TlsReferences {
+        let mut read = |field: &'static str| {
+            let found = credential(self.record.get(field)?.as_str()?);
+            if let Err(problem) = &found {
+                self.problem(field, problem);
+            }
+            found.ok()
+        };
+        let ca = read("tls_ca");
+        let (certificate, key) = (read("client_certificate"), read("client_key"));
+        let is_there = |field| self.record.contains_key(field);
+        let fields = ["tls_ca", "client_certificate", "client_key"];
+        let first = fields.into_iter().find(|field| is_there(field));
+        let is_half = is_there("client_certificate") != is_there("client_key");
+        if let Some(field) = first.filter(|_| url.is_some_and(|url| url.scheme() == "http")) {
+            self.problem(
+                field,
+                "has no effect on an http URL; use https or remove it",
+            );
+        }
+        if is_half {
+            self.problem("client_certificate", "needs client_key, and the reverse");
+        }
+        TlsReferences {
+            ca,
+            client: certificate.zip(key),
+        }
+    }
+
     fn rate_limit(&self) -> Option<RateLimit> {
         let limit = self.object("rate_limit")?;
         let per_second = limit.get("per_second")?.as_f64()?;
@@ -409,8 +445,9 @@ fn whole(value: &Value) -> Option<u32> {
 
 /// The validator's message, without the value if it may be secret or long.
 fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String {
-    let private =
-        path.starts_with("/secrets") || path.starts_with("/headers") || path.starts_with("/url");
+    let private = ["/secrets", "/headers", "/url", "/tls_ca", "/client_"]
+        .iter()
+        .any(|start| path.starts_with(start));
     match error.kind() {
         ValidationErrorKind::Pattern { .. } if matches!(path, "/id" | "/subscriber") => {
             format!(
