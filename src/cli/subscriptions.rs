@@ -768,6 +768,7 @@ mod tests {
             allow_cidrs: Vec::new(),
             deny_cidrs: Vec::new(),
             ports: vec![443..=443, 8443..=8443],
+            ..crate::config::EgressSettings::default()
         });
         let with_url = |url: &str| document(&ACME.replace("https://acme.example/h", url));
         for (url, rule) in [

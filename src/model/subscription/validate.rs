@@ -322,7 +322,7 @@ impl<'a> Check<'a> {
         };
         let ca = read("tls_ca");
         let (certificate, key) = (read("client_certificate"), read("client_key"));
-        let is_there = |field| self.record.contains_key(field);
+        let is_there = |field: &str| self.record.contains_key(field);
         let fields = ["tls_ca", "client_certificate", "client_key"];
         let first = fields.into_iter().find(|field| is_there(field));
         let is_half = is_there("client_certificate") != is_there("client_key");
