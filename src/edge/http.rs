@@ -305,14 +305,14 @@ impl HttpClient {
         build: impl Fn() -> Request,
         deadline: Instant,
     ) -> Reply {
-        let mut refusals = 0;
+        let (mut refusals, mut heard) = (0, false);
         loop {
             let mut reply = self.post(build(), deadline).await;
             match &mut reply {
-                Reply::Failed(failure) if failure.is_unprocessed => {}
+                // A refusal is a sign of the endpoint too, unless it is a proxy's.
+                Reply::Failed(failure) if failure.is_unprocessed => heard |= failure.heard,
                 Reply::Failed(failure) => {
-                    // A refusal is a sign of the endpoint too.
-                    failure.heard |= refusals > 0;
+                    failure.heard |= heard;
                     return reply;
                 }
                 Reply::Answered(_) => return reply,

@@ -16,6 +16,7 @@ mod numbers;
 mod path;
 mod record;
 mod reference;
+mod source;
 mod validate;
 mod version;
 
@@ -25,12 +26,12 @@ pub use filter::{Filter, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use model::{
-    HeaderSource, Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules,
-    Subscription, Texts, TlsReferences,
+    Order, RateLimit, State, StatusRule, StatusRules, Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
 pub use reference::MAX_HEADER_BYTES;
+pub use source::{HeaderSource, Redacted, SecretSource};
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,

@@ -153,7 +153,7 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
         "--log",
         "trace",
         "-X",
-        "debug=all",
+        "debug=security,conf",
         "-X",
         &format!("sasl.password=@{}", password.display()),
         "--schema-registry",

@@ -51,7 +51,8 @@ impl<E: Endpoint> Partition<E> {
         };
         self.count(lane, &endpoint, class, verdict != Verdict::Delivered);
         self.learn(lane, report, class, step);
-        if heard || report.end != End::NoResponse {
+        // Of what was not processed, the endpoint itself may have said so, or a proxy.
+        if heard || matches!(response, Response::Status { .. }) {
             self.heard_from(lane, step);
         } else if class != Class::Egress {
             self.not_heard_from(lane, step);

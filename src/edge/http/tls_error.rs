@@ -74,6 +74,7 @@ fn of_alert(alert: AlertDescription, asks_for_certificate: bool) -> String {
         | Alert::CertificateUnknown
         | Alert::UnknownCA
         | Alert::AccessDenied
+        | Alert::DecryptError
             if asks_for_certificate =>
         {
             DEMANDS_CERTIFICATE.to_owned()

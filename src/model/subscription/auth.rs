@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::endpoint_url;
-use super::model::SecretSource;
 use super::reference::{MAX_HEADER_BYTES, credential, header_value};
+use super::source::SecretSource;
 
 /// The longest user name, client id, scope or audience, bytes.
 const MAX_TEXT: usize = 1024;

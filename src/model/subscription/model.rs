@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use url::Url;
 
 use super::auth::Auth;
 use super::filter::{Filter, TypePattern};
+use super::source::{HeaderSource, SecretSource};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
@@ -180,72 +180,6 @@ pub struct RateLimit {
     pub per_second: f64,
     /// Attempts at once after an idle period, 1 to 100,000.
     pub burst: u32,
-}
-
-/// Where a secret comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretSource {
-    /// An environment variable of the delivering process.
-    Env(String),
-    /// A file at an absolute path.
-    File(PathBuf),
-    /// In the record itself: `whsec_…` or `whsk_…`, which can sign.
-    Literal(Redacted),
-}
-
-/// The name of the source, never the secret.
-impl fmt::Display for SecretSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Env(name) => write!(f, "env:{name}"),
-            Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Literal(secret) => secret.fmt(f),
-        }
-    }
-}
-
-/// Where the value of an additional header comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeaderSource {
-    /// The record itself. Marked sensitive when the header's name says that it carries a credential.
-    Literal(HeaderValue),
-    /// A secret of the delivering process, behind a prefix.
-    Reference {
-        /// The scheme and a space, as in `Bearer `, or nothing.
-        prefix: Box<str>,
-        /// Never a literal.
-        source: SecretSource,
-    },
-}
-
-/// A text that neither `Debug` nor `Display` reveals.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Redacted(Box<str>);
-
-impl Redacted {
-    /// Wraps a text.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself: for signing only.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(redacted)")
-    }
-}
-
-impl fmt::Display for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(redacted)")
-    }
 }
 
 /// What a status means.

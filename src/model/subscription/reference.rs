@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
 
-use super::model::{HeaderSource, Redacted, SecretSource};
+use super::source::{HeaderSource, Redacted, SecretSource};
 use crate::model::signing_key::SigningKey;
 
 /// The longest value of a header, in bytes, also of one that is read from a reference.

@@ -15,12 +15,11 @@ use url::Url;
 use super::auth::Auth;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
-use super::model::{
-    HeaderSource, RateLimit, SecretSource, StatusRules, Subscription, TlsReferences,
-};
+use super::model::{RateLimit, StatusRules, Subscription, TlsReferences};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
 use super::reference::{credential, header_source, secret_source};
+use super::source::{HeaderSource, SecretSource};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
