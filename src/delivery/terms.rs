@@ -37,6 +37,9 @@ pub(super) struct Directory {
     pub(super) wake: Wake,
 }
 
+/// The token of a subscription, if it has one, and for how long it is valid.
+type TokenInUse = (Option<Arc<Token>>, Validity);
+
 /// How long terms are valid without a change of the subscription; `None`: without limit.
 type Validity = Option<Duration>;
 
@@ -144,7 +147,7 @@ impl Directory {
         &self,
         subscription: &Subscription,
         secrets: &[Arc<str>],
-    ) -> Result<Option<(Option<Arc<Token>>, Validity)>, String> {
+    ) -> Result<Option<TokenInUse>, String> {
         let secret = subscription.sort(secrets).auth;
         let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.auth, secret) else {
             return Ok(Some((None, None)));

@@ -190,7 +190,8 @@ impl Mask {
     pub fn and(&self, secret: Cow<'_, str>) -> Self {
         let mut all = Self::new([secret]);
         all.0.extend(self.0.iter().cloned());
-        all.0.sort_unstable_by(|a, b| b.len().cmp(&a.len()));
+        all.0
+            .sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
         all
     }
 

@@ -153,7 +153,8 @@ impl TokenRequest<'_> {
         let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
         // Cut inside the secret.
         let is_cut = description.chars().count() > MAX_DESCRIPTION;
-        (!line.is_empty() && !(is_cut && self.begins_at_the_end(&line))).then_some(line)
+        let hides = line.is_empty() || is_cut && self.begins_at_the_end(&line);
+        (!hides).then_some(line)
     }
 
     fn begins_at_the_end(&self, line: &str) -> bool {

@@ -70,7 +70,7 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
     }
     for field in ["tls_ca", "client_certificate", "client_key"] {
         if let Some(value) = record.get_mut(field)
-            && !value.as_str().is_some_and(|text| credential(text).is_ok())
+            && value.as_str().is_none_or(|text| credential(text).is_err())
         {
             *value = Value::from("(redacted)");
         }
