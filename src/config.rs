@@ -29,5 +29,5 @@ pub use report::{EffectiveSetting, effective, reference, unknown_variables};
 pub use secrets::{REDACTED, SecretRef, is_secret};
 pub use settings::{
     EgressSettings, Guarantee, Machine, OtlpSettings, ProxySettings, RegistryAuth,
-    SchemaRegistrySettings, Settings, Topics,
+    SchemaRegistrySettings, Settings, StartAt, Topics,
 };

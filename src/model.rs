@@ -20,6 +20,7 @@ pub mod schema;
 pub mod secret_rules;
 pub mod signing_key;
 pub mod span;
+pub mod start_marker;
 pub mod subscription;
 pub mod throttle;
 pub mod tiers;

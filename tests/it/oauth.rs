@@ -268,6 +268,54 @@ fn tokens_are_renewed_while_events_flow_and_outlive_a_token_server_that_is_down(
     assert!(process.wait_exit(ALL).success());
 }
 
+/// librdkafka has no token source of its own, so a client that is forgotten never connects.
+#[test]
+fn every_kafka_client_is_given_its_login() {
+    let own = |text: &str| {
+        text.split("#[cfg(test)]")
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let count = |text: &str, what: &[&str]| -> usize {
+        what.iter().map(|what| text.matches(what).count()).sum()
+    };
+    let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut clients = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            // The demo's broker is embedded, and tests have none that asks for a login.
+            let shown = path.to_string_lossy();
+            if shown.contains("/demo")
+                || shown.contains("tests")
+                || shown.ends_with("credentials.rs")
+            {
+                continue;
+            }
+            let text = own(&std::fs::read_to_string(&path).unwrap());
+            if !text.contains("rdkafka") {
+                continue;
+            }
+            let made = count(&text, &[".create_with_context(", ".create()"]);
+            let given = count(
+                &text,
+                &["give_once(&", "keep_current(&", "bootstrap::keep("],
+            );
+            assert!(
+                given >= made,
+                "{shown}: {made} clients, {given} with a login"
+            );
+            clients += made;
+        }
+    }
+    assert!(clients >= 12, "{clients} clients");
+}
+
 #[test]
 fn a_token_server_that_refuses_ends_the_command_and_one_that_is_down_is_waited_for() {
     let broker = guarded();
