@@ -1,10 +1,11 @@
 //! Credential rotation: credentials that change on disk, and the clients that must use them.
 //!
 //! One thread rereads the files every few seconds, since change notifications do not work with every kind of mount. A new
-//! user or password of PLAIN and SCRAM, and every new token ([`oauth`](super::oauth)), is passed to the running clients;
-//! existing connections stay until a broker closes them or requests reauthentication (KIP-368). librdkafka reads certificates only when a client is created, so any other
-//! change makes the service drain, commit and restart with new clients ([`Credentials`]), after a random delay, so that
-//! replicas do not restart all at once. Settings that are unreadable or yield no client change nothing.
+//! user or password of PLAIN and SCRAM, and every new token ([`oauth`]), is passed to the running clients; existing
+//! connections stay until a broker closes them or requests reauthentication (KIP-368). librdkafka reads certificates only
+//! when a client is created, so any other change makes the service drain, commit and restart with new clients
+//! ([`Credentials`]), after a random delay, so that replicas do not restart all at once. Settings that are unreadable or
+//! yield no client change nothing.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
