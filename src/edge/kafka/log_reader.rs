@@ -17,7 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::consumer_config;
 use super::cluster::{self, ClusterId};
-use super::credentials::keep_current;
+use super::credentials::{give_once, keep_current};
 use super::error::{Failure, is_unreachable};
 use super::log::{LogContext, LoggedConsumer, explain};
 use crate::config::Settings;
@@ -410,6 +410,7 @@ pub fn positions_of(
     let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, purpose, group)
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client(asking(), error))?;
+    give_once(&settings.credentials, consumer.client());
     let mut wanted = TopicPartitionList::new();
     for at in partitions {
         wanted.add_partition(&at.topic, at.partition);

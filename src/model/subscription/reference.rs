@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
 
-use super::model::{HeaderSource, Redacted, SecretSource};
+use super::source::{HeaderSource, Redacted, SecretSource};
 use crate::model::signing_key::SigningKey;
 
 /// The longest value of a header, in bytes, also of one that is read from a reference.
@@ -60,6 +60,12 @@ pub(super) fn secret_source(text: &str) -> Result<SecretSource, String> {
     Ok(SecretSource::Literal(Redacted::new(text)))
 }
 
+/// Reads a credential of `auth`, which is never a literal.
+pub(super) fn credential(text: &str) -> Result<SecretSource, &'static str> {
+    const FORMS: &str = "must be env:NAME (A-Z a-z 0-9 _) or file:/absolute/path; the record must not hold the secret itself";
+    reference(text).flatten().ok_or(FORMS)
+}
+
 /// Reads the value of a header. The message never shows it.
 ///
 /// A reference is the whole value, or follows `Bearer `; in `authorization` it may follow any scheme.
@@ -89,7 +95,7 @@ fn is_scheme(name: &HeaderName, word: &str) -> bool {
         || name == http::header::AUTHORIZATION && reference(word).is_none()
 }
 
-fn header_value(value: &str) -> Result<HeaderValue, &'static str> {
+pub(super) fn header_value(value: &str) -> Result<HeaderValue, &'static str> {
     HeaderValue::try_from(value)
         .ok()
         .filter(|value| value.as_bytes().is_ascii())
