@@ -30,7 +30,7 @@ test: ## every test, the ones on a real Kafka included
 	# One more build for all that needs a feature. In virtual time: the roles on another outside than Kafka, hyper and
 	# threads; faults by the hundred (the same history twice, planted bugs, 2,000 seeds); the model of scale in small.
 	cargo test $(FEATURED) -q --test port --test world --test scale
-	RUST_BACKTRACE=0 cargo test $(FEATURED) --test chaos -- --nocapture
+	RUST_TEST_THREADS=4 RUST_BACKTRACE=0 cargo test $(FEATURED) --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
 	@scripts/skipped report

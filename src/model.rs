@@ -19,6 +19,7 @@ pub mod retry_after;
 pub mod schema;
 pub mod signing_key;
 pub mod span;
+pub mod start_marker;
 pub mod subscription;
 pub mod throttle;
 pub mod tiers;

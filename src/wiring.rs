@@ -29,6 +29,7 @@ use crate::edge::live::Live;
 use crate::edge::otlp::{Exporter, SetupError};
 use crate::edge::port::task::block_on;
 use crate::lag::pages;
+use crate::positions::{GroupRole, start};
 use crate::runtime::admin_http::{self, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
 use crate::runtime::metrics::{Metrics, Registry};
@@ -80,7 +81,35 @@ impl Role {
         }
     }
 
+    /// The role as the owner of a group's positions.
+    fn group(self) -> Option<GroupRole> {
+        match self {
+            Self::Fanout => Some(GroupRole::Fanout),
+            Self::Deliver => Some(GroupRole::Deliver),
+            Self::Release => Some(GroupRole::Release),
+            Self::Lag => None,
+        }
+    }
+
+    /// Decides where the role's group begins, before it joins it; `false` when told to stop meanwhile.
+    fn begin(self, context: &RoleContext) -> Result<bool, Failure> {
+        let Some(group) = self.group() else {
+            return Ok(true);
+        };
+        let settings = &context.settings;
+        let topics = group.topics(settings);
+        // Not the topic of the subscriptions: a release of an older installation may not describe it.
+        let possible = context.wait_until_possible(&Live, self.name(), &topics);
+        if !block_on(possible)? {
+            return Ok(false);
+        }
+        start::begin(settings, group, &topics, &context.keep_waiting())
+    }
+
     fn run_once(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
+        if !self.begin(context)? {
+            return Ok(());
+        }
         match self {
             Self::Fanout => block_on(crate::fanout::run(&Live, context, &families.fanout)),
             Self::Deliver => block_on(crate::delivery::run(&Live, context, &families.delivery)),

@@ -611,6 +611,20 @@ mod tests {
     }
 
     #[test]
+    fn markers_of_first_starts_are_neither_shown_nor_deleted() {
+        let mut stored = Stored::default();
+        take(&mut stored, b"acme", Some(ACME.as_bytes()), None);
+        let key = b"start/hookstream-fanout/order-events/cluster";
+        for value in [Some(&br#"{"partitions":1}"#[..]), Some(b"\xff"), None] {
+            take(&mut stored, key, value, None);
+            assert_eq!(stored.ids().collect::<Vec<_>>(), ["acme"]);
+            assert!(stored.invalid.is_empty(), "{value:?}");
+        }
+        let id = String::from_utf8_lossy(key);
+        assert!(stored.tombstones(&id).is_empty());
+    }
+
+    #[test]
     fn a_tombstone_deletes_and_an_invalid_record_changes_nothing() {
         let mut stored = Stored::default();
         take(&mut stored, b"acme", Some(ACME.as_bytes()), None);

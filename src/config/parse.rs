@@ -11,12 +11,14 @@ use super::credentials::Credentials;
 use super::layers::{Layers, Source};
 use super::login;
 use super::secrets::may_hold_credentials;
-use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
+use super::settings::{
+    EgressSettings, Guarantee, Machine, OtlpSettings, Settings, StartAt, Topics,
+};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
 use crate::model::tiers::Tiers;
-use crate::model::units::{format_duration, parse_duration};
+use crate::model::units::{EpochMs, format_duration, parse_duration};
 use crate::model::window::Format as WindowFormat;
 
 const MIB: usize = 1024 * 1024;
@@ -55,6 +57,7 @@ impl<'a> Reader<'a> {
         let events = self.read("events", |text| {
             list(text, topic).filter(|all| !all.is_empty())
         });
+        let start_at = self.start_at();
         let prefix = self.read("topic-prefix", name);
         let group_prefix = self.read("group-prefix", name);
         let guarantee = self.read("guarantee", |text| match text {
@@ -140,6 +143,7 @@ impl<'a> Reader<'a> {
             credentials: Credentials::default(),
             topics: topics?,
             event_mappings: event_mappings?,
+            start_at: start_at?,
             group_prefix: group_prefix?,
             guarantee: guarantee?,
             instance: instance?,
@@ -164,6 +168,21 @@ impl<'a> Reader<'a> {
             max_queued_commands: max_queued_commands?,
             breaker: breaker?,
         })
+    }
+
+    /// `Some(None)` for `now` by default: some decisions need an explicit one.
+    fn start_at(&mut self) -> Option<Option<StartAt>> {
+        let parsed = self.read("start-at", |text| match text {
+            "now" => Some(StartAt::Now),
+            "earliest" => Some(StartAt::Earliest),
+            _ => {
+                let time = text.parse::<jiff::Timestamp>().ok()?;
+                Some(StartAt::Time(EpochMs(time.as_millisecond())))
+            }
+        })?;
+        let (_, source) = self.layers.effective(setting("start-at")?)?;
+        let is_default = source == Source::Default && parsed == StartAt::default();
+        Some((!is_default).then_some(parsed))
     }
 
     fn breaker(&mut self) -> Option<BreakerRules> {

@@ -1,6 +1,7 @@
 //! Validated settings.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::secrets::SecretRef;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::event::Mapping;
 use crate::model::tiers::Tiers;
-use crate::model::units::format_duration;
+use crate::model::units::{EpochMs, format_duration};
 use crate::model::window::Format as WindowFormat;
 
 /// The delivery guarantee.
@@ -24,6 +25,28 @@ pub enum Guarantee {
     ExactlyOnce,
     /// For brokers without transactions: a crash may write a command, retry or dead letter twice.
     AtLeastOnce,
+}
+
+/// Where a group begins to read an event topic in which it has no positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartAt {
+    /// Behind all that can be read.
+    #[default]
+    Now,
+    /// The first record.
+    Earliest,
+    /// The first record of this time or later, or else the end.
+    Time(EpochMs),
+}
+
+impl fmt::Display for StartAt {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Now => to.write_str("now"),
+            Self::Earliest => to.write_str("earliest"),
+            Self::Time(at) => to.write_str(&at.rfc3339()),
+        }
+    }
 }
 
 /// All settings, validated. Built once at startup; see the table of settings for units, defaults and ranges.
@@ -39,6 +62,8 @@ pub struct Settings {
     pub topics: Topics,
     /// How records of event topics are read that are neither CloudEvents nor plain events; by topic.
     pub event_mappings: Arc<BTreeMap<String, Mapping>>,
+    /// Where fan-out begins to read a topic at its first start, if it is given; else at [`StartAt::Now`].
+    pub start_at: Option<StartAt>,
     /// Prefix of all consumer groups.
     pub group_prefix: String,
     /// What a crash may duplicate.

@@ -42,6 +42,7 @@ settings! {
     "kafka-binding" "DIR" "" "Directory of a mounted service binding (servicebinding.io) of type kafka; provides the brokers and the TLS and SASL properties that are not set elsewhere" "a directory with one file per key";
     "events" "TOPIC,…" "order-events" "Event topics to read" "topic names, comma-separated";
     "event-mapping" "TOPIC=PRESET,…" "" "Where the attributes and data of a topic's events are, for publishers of neither CloudEvents nor plain events: a preset, and single fields as TOPIC:FIELD=PLACE (a table per topic in the file, see Event mapping)" "a topic of --events and debezium-outbox, debezium-cloudevents or spring-cloud-stream; a field and places separated by ;";
+    "start-at" "POSITION" "now" "Where to begin to read an event topic at the first start, which is committed then, or by topics create; later starts continue at the committed positions" "now, earliest, or a time such as 2026-01-01T00:00:00Z";
     "topic-prefix" "PREFIX" "webhook-" "Prefix of hookstream's own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";
     "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from event to command, and from attempt to retry or dead letter" "exactly-once or at-least-once";
@@ -117,7 +118,7 @@ pub const OWNED_PROPERTIES: &[(&str, &str)] = &[
     ),
     (
         "auto.offset.reset",
-        "a group without a committed offset starts at the earliest record",
+        "use --start-at for event topics; the others are read from their beginning",
     ),
     (
         "partition.assignment.strategy",

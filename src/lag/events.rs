@@ -20,6 +20,7 @@ use super::source::{Client, client};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::explain;
 
 /// How often the figures are refreshed.
 const EVERY: Duration = Duration::from_secs(1);
@@ -226,8 +227,8 @@ impl Reader {
 
     /// The committed offsets of the fan-out group.
     fn committed(&self) -> Result<BTreeMap<At, i64>, Failure> {
-        let failed =
-            |error| Failure::from_client("reading the committed offsets of fan-out", error);
+        let what = "reading the committed offsets of fan-out";
+        let failed = |error| Failure::from_client(what, error);
         if self.lows.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -235,10 +236,10 @@ impl Reader {
         for (topic, partition) in self.lows.keys() {
             asked.add_partition(&self.topics[*topic], *partition);
         }
-        let found = self
-            .positions
+        let client = &self.positions;
+        let found = client
             .committed_offsets(asked, TIMEOUT)
-            .map_err(failed)?;
+            .map_err(|error| explain(client, &client.context().0, what, error))?;
         let mut positions = BTreeMap::new();
         for &(topic, partition) in self.lows.keys() {
             let Some(element) = found.find_partition(&self.topics[topic], partition) else {

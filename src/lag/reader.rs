@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::explain;
 use crate::model::units::{EpochMs, Offset, Position, format_duration};
 use crate::model::window::{Place as WindowPlace, ReadError, Window};
 
@@ -160,7 +161,8 @@ impl Reader {
 
     /// The committed offsets and metadata of these partitions.
     fn committed(&self, of: &[At]) -> Result<Committed, Failure> {
-        let failed = |error| Failure::from_client("reading committed offsets", error);
+        let what = "reading committed offsets";
+        let failed = |error| Failure::from_client(what, error);
         let mut found = HashMap::new();
         for (client, is_deliver) in [(&self.deliver, true), (&self.release, false)] {
             let mut asked = TopicPartitionList::new();
@@ -178,7 +180,9 @@ impl Reader {
             if mine.is_empty() {
                 continue;
             }
-            let answer = client.committed_offsets(asked, TIMEOUT).map_err(failed)?;
+            let answer = client
+                .committed_offsets(asked, TIMEOUT)
+                .map_err(|error| explain(client, &client.context().0, what, error))?;
             for &&(source, partition) in &mine {
                 let element = answer.find_partition(&self.sources[source].topic, partition);
                 let Some(element) = element else {

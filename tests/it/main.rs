@@ -47,6 +47,7 @@ mod services;
 mod skipped;
 #[cfg(feature = "otlp")]
 mod spans;
+mod starts;
 mod states;
 mod support;
 mod trace;

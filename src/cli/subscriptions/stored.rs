@@ -11,6 +11,7 @@ use crate::config::{Guarantee, Settings};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
+use crate::model::start_marker;
 use crate::model::subscription::{
     self, APPLIED, Change, Decider, Decision, Fold, State, Subscription, TopicRecord,
 };
@@ -65,6 +66,9 @@ impl Stored {
 
     pub(super) fn take(&mut self, record: &TopicRecord<'_>, change: &Change) {
         let key = record.key.unwrap_or_default();
+        if start_marker::is_key(key) {
+            return;
+        }
         let places = self.places.entry(key.to_vec()).or_default();
         places.extend(record.partition);
         self.invalid.remove(key);

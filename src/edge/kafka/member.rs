@@ -64,6 +64,7 @@ mod sequence_guard;
 
 pub use crate::edge::port::gap::Gap;
 pub use committed::Committed;
+pub use hanging::diagnosis as hanging_transaction;
 pub use partition::{Commit, TopicPartition, commit_list};
 
 /// Timeout of a request for metadata.

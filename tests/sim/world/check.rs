@@ -86,6 +86,9 @@ pub struct Checker {
     pub violations: Vec<String>,
 }
 
+/// An event and a subscription.
+type Pair = (Arc<str>, Arc<str>);
+
 /// For how long a late commit may take positions back, ms: until everything is committed again.
 const TAKEN_BACK: Ms = 2_000;
 
@@ -443,7 +446,7 @@ impl Checker {
         wave: &BTreeSet<String>,
         accepted: &BTreeSet<Arc<str>>,
     ) {
-        let mut by_event: BTreeMap<_, Vec<Arc<str>>> = BTreeMap::new();
+        let mut by_event: BTreeMap<Pair, Vec<Arc<str>>> = BTreeMap::new();
         for (id, known) in &self.webhooks {
             let key = (Arc::clone(&known.event), Arc::clone(&known.subscription));
             by_event.entry(key).or_default().push(Arc::clone(id));
@@ -698,6 +701,11 @@ impl Checker {
                 place.insert(Arc::from(id), (subject.to_owned(), offset));
             }
         }
+        let moved = plan.acts.iter().filter_map(|(_, act)| match act {
+            super::plan::Act::Move(sub) => Some(plan.subs[*sub].id.as_str()),
+            _ => None,
+        });
+        let moved: BTreeSet<_> = moved.collect();
         let mut last: BTreeMap<(Arc<str>, String), i64> = BTreeMap::new();
         let mut seen = BTreeSet::new();
         let mut wrong = Vec::new();
@@ -729,7 +737,11 @@ impl Checker {
             let is_new = seen.insert((Arc::clone(id), *attempt));
             // Without `strict`, retries come whenever they are due. A process that was cut off may repeat what it has
             // sent before, and go on with it.
-            let counts = |sub: &Sub| sub.ordered && (*attempt == 1 || sub.strict && !cut_off);
+            // Nor does it know the order of a subscription that was made again meanwhile.
+            let is_known = |sub: &Sub| !cut_off || !moved.contains(&sub.id.as_str());
+            let counts = |sub: &Sub| {
+                sub.ordered && is_known(sub) && (*attempt == 1 || sub.strict && !cut_off)
+            };
             if !sub.is_some_and(counts) || !is_new {
                 continue;
             }

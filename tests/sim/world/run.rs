@@ -358,6 +358,12 @@ impl World {
     }
 
     async fn apply(&self, sub: usize, paused: bool) {
+        let mut operator = self.operator.lock().await;
+        self.apply_by(&mut operator, sub, paused).await;
+    }
+
+    /// What holds by then is what an operator applies, however long the one before had to wait.
+    async fn apply_by(&self, operator: &mut Writer, sub: usize, paused: bool) {
         let it = &self.plan.subs[sub];
         let schedule: Vec<_> = it.schedule.iter().map(|ms| format!("{ms}ms")).collect();
         let moved = self.moved.borrow().contains(&sub);
@@ -397,7 +403,6 @@ impl World {
         }
         let topic = self.settings.topics.subscriptions();
         let value = value.to_string();
-        let mut operator = self.operator.lock().await;
         // Each one is distinct from all earlier ones, as by `hookstream subscriptions apply`.
         let applied = format!("{}-{:08x}", self.net.now(), fastrand::u32(..));
         operator
@@ -471,12 +476,10 @@ impl World {
                 let id = &self.plan.subs[sub].id;
                 self.note(format!("{id} moves to {MOVER}"));
                 let topic = self.settings.topics.subscriptions();
-                {
-                    let mut operator = self.operator.lock().await;
-                    operator.write(&topic, id, None, None, true).await;
-                }
+                let mut operator = self.operator.lock().await;
+                operator.write(&topic, id, None, None, true).await;
                 self.moved.borrow_mut().insert(sub);
-                self.apply(sub, false).await;
+                self.apply_by(&mut operator, sub, false).await;
             }
             Act::Rotate(sub) => {
                 let listed = self.existing.borrow().contains(&sub);

@@ -35,6 +35,7 @@ fn settings() -> Settings {
         drain_deadline: Duration::from_secs(10),
         attempt_log: true,
         lag_top: 200,
+        start_at: None,
         window_format: crate::model::window::Format::V2,
         hang_deadline: Duration::from_secs(30),
         otlp: None,
