@@ -119,6 +119,8 @@ fn passes(failure: &Failure) -> bool {
         Failure::Client { source, .. } => source.is_moving() || source.is_unreachable(),
         // Another replica decides at the same time.
         Failure::Fenced { .. } => true,
+        // Files of credentials are read again, and a new token replaces one that has expired.
+        Failure::Refused { .. } => true,
         other => other.is_unreachable(),
     }
 }
