@@ -167,7 +167,7 @@ impl TokenRequest<'_> {
 /// Why there is no token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenFault {
-    /// The server refuses this client for good, until one of the settings changes.
+    /// The server refuses this client until one of the settings changes.
     #[error("{0}")]
     Refused(String),
     /// Something that may pass: no connection, an error of the server, a response that makes no sense.

@@ -283,6 +283,21 @@ fn chain(error: Link<'_>) -> Vec<Link<'_>> {
     links
 }
 
+/// The text of an error and of its causes, each once.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 fn find<'a, E: Error + 'static>(chain: &[Link<'a>]) -> Option<&'a E> {
     chain.iter().find_map(|link| link.downcast_ref())
 }

@@ -4,7 +4,6 @@
 //! four fifths of its life have passed, so that replicas do not come at the same moment. While the token server does not
 //! respond, the former token stays in use, and clients without one report why they cannot log in.
 
-use std::error::Error as _;
 use std::ffi::CString;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -233,7 +232,7 @@ async fn exchange(source: &TokenSource) -> Result<IssuedToken, TokenFault> {
     let response = client
         .request(request)
         .await
-        .map_err(|error| failed(chain(&error)))?;
+        .map_err(|error| failed(trust::with_causes(&error)))?;
     let status = response.status().as_u16();
     let body = Limited::new(response.into_body(), MAX_TOKEN_RESPONSE_BYTES)
         .collect()
@@ -257,20 +256,6 @@ fn client(ca_file: Option<&Path>, plain: bool) -> Result<HttpClient, trust::Http
     Ok(legacy::Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
         .build(connector))
-}
-
-/// An error with its causes.
-fn chain(error: &legacy::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Asks a registry for one schema, and for those that it refers to.
 
 use std::collections::HashSet;
-use std::error::Error as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -321,14 +320,5 @@ fn chain(error: &legacy::Error) -> String {
             "the tls handshake failed: {reason}; --schema-registry-ca-file holds the certificates to trust"
         );
     }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
+    trust::with_causes(error)
 }

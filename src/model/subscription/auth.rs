@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::endpoint_url;
-use super::reference::{MAX_HEADER_BYTES, credential, header_value};
+use super::reference::{credential, credential_value};
 use super::source::SecretSource;
 
 /// The longest user name, client id, scope or audience, bytes.
@@ -103,15 +103,7 @@ impl Auth {
                 )
             }
         };
-        if text.len() > MAX_HEADER_BYTES {
-            return Err(refuse(&format!(
-                "makes a value of {} bytes, the limit is {MAX_HEADER_BYTES}",
-                text.len()
-            )));
-        }
-        let mut value = header_value(&text).map_err(refuse)?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+        credential_value(&text, refuse).map(Some)
     }
 
     /// Reads the field `auth`. `allowed` says whether a header may be set.

@@ -95,7 +95,7 @@ fn is_scheme(name: &HeaderName, word: &str) -> bool {
         || name == http::header::AUTHORIZATION && reference(word).is_none()
 }
 
-pub(super) fn header_value(value: &str) -> Result<HeaderValue, &'static str> {
+fn header_value(value: &str) -> Result<HeaderValue, &'static str> {
     HeaderValue::try_from(value)
         .ok()
         .filter(|value| value.as_bytes().is_ascii())
@@ -126,17 +126,24 @@ impl HeaderSource {
         if secret.is_empty() {
             return Err(refuse("is empty"));
         }
-        let text = format!("{prefix}{secret}");
-        if text.len() > MAX_HEADER_BYTES {
-            return Err(refuse(&format!(
-                "makes a value of {} bytes, the limit is {MAX_HEADER_BYTES}",
-                text.len()
-            )));
-        }
-        let mut value = header_value(&text).map_err(refuse)?;
-        value.set_sensitive(true);
-        Ok(value)
+        credential_value(&format!("{prefix}{secret}"), refuse)
     }
+}
+
+/// The value of a header that carries a credential. `refuse` makes the error of a problem.
+pub(super) fn credential_value(
+    text: &str,
+    refuse: impl Fn(&str) -> String,
+) -> Result<HeaderValue, String> {
+    if text.len() > MAX_HEADER_BYTES {
+        return Err(refuse(&format!(
+            "makes a value of {} bytes, the limit is {MAX_HEADER_BYTES}",
+            text.len()
+        )));
+    }
+    let mut value = header_value(text).map_err(refuse)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Whether a header carries a credential, by its name in lower case.
