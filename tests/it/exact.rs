@@ -371,7 +371,7 @@ fn what_is_deleted_added_moved_back_or_forgotten_is_counted_as_it_is() {
         .unwrap();
     check_soon("retention has deleted what was not done", 4);
     let finished = &lag(&role, "")["subscribers"][0]["finished"];
-    // Four that were done for good; at most five and four, and two that were to be done a second time: one that is moved
+    // Four that stay done; at most five and four, and two that were to be done a second time: one that is moved
     // back counts again where its end was seen before.
     let finished = finished.as_u64().unwrap();
     assert!(
