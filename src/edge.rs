@@ -13,5 +13,6 @@ pub mod otlp;
 pub mod pipeline;
 pub mod port;
 pub mod schema_registry;
+pub mod secret_text;
 pub mod small_file;
 pub mod writer;

@@ -7,6 +7,7 @@
 //! | `history` | P | where recent events came from, and what failed |
 //! | `identities` | P | events of a batch whose webhooks have one id, although their contents differ |
 //! | `schemas` | E | values that are framed with a schema id: their schemas, their JSON |
+//! | `topics` | P | the topics that fan-out needs, and who gets notices |
 //! | `waiting` | P | partitions that wait for a schema |
 //! | `role` | E | polls, produces, commits |
 
@@ -17,6 +18,7 @@ mod identities;
 pub mod metrics;
 mod role;
 mod schemas;
+mod topics;
 mod waiting;
 
 pub use role::run;

@@ -22,6 +22,7 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::status_cache;
 use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
@@ -30,7 +31,7 @@ use crate::edge::otlp::{Exporter, SetupError};
 use crate::edge::port::task::block_on;
 use crate::lag::pages;
 use crate::positions::{GroupRole, start};
-use crate::runtime::admin_http::{self, BindError, Site};
+use crate::runtime::admin_http::{self, Access, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
 use crate::runtime::metrics::{Metrics, Registry};
 use crate::runtime::shutdown::Stop;
@@ -132,6 +133,9 @@ pub enum ServiceError {
     /// The HTTP server cannot be started.
     #[error("cannot start the HTTP server: {0}")]
     Http(io::Error),
+    /// A file that the HTTP server needs cannot be used.
+    #[error("{0}")]
+    Access(String),
     /// The span export cannot be started.
     #[error(transparent)]
     Spans(#[from] SetupError),
@@ -202,6 +206,11 @@ impl Service {
             .build()
             .map_err(ServiceError::Http)?;
         let http = listener.local_addr().map_err(ServiceError::Http)?;
+        let access = Access::new(settings.http_token_file.clone());
+        let access = access.map_err(ServiceError::Access)?;
+        let tls = settings.http_tls.clone();
+        let tls = tls.map(|(certificate, key)| admin_http::tls::acceptor(certificate, key));
+        let tls = tls.transpose().map_err(ServiceError::Access)?;
         let served = {
             let _entered = runtime.enter();
             tokio::net::TcpListener::from_std(listener)
@@ -224,6 +233,7 @@ impl Service {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
             table: Arc::default(),
+            statuses: Arc::default(),
             tracer,
             health: Arc::default(),
             stop,
@@ -246,18 +256,23 @@ impl Service {
             let process = process.clone();
             service.spawn("table", &over, move || follow_subscriptions(&process))?;
         }
+        if roles.contains(&Role::Deliver) {
+            let process = process.clone();
+            service.spawn("statuses", &over, move || follow_statuses(&process))?;
+        }
         let site = Arc::new(Site {
             registry,
             metrics,
             health: process.health,
             brokers: watchdog::brokers,
             routes: pages::routes(families.board),
+            access,
         });
         // Serves until the runtime ends: failing probes would kill the process while its roles drain.
         let never = std::future::pending();
         service
             .runtime
-            .spawn(admin_http::serve(served, site, never));
+            .spawn(admin_http::serve(served, site, tls, never));
         Ok(service)
     }
 
@@ -389,6 +404,18 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<(), ServiceError> {
             _ => return Ok(()),
         }
     }
+}
+
+fn follow_statuses(process: &Process) -> Result<(), Failure> {
+    let settings = &process.settings;
+    let stopped = || process.stop.is_requested();
+    let topic = settings.topics.status();
+    let set_aside = process.metrics.set_aside(&topic);
+    let needed = [topic];
+    if wait_for_topics(settings, "statuses", &needed, &stopped, &mut |_| {})?.is_none() {
+        return Ok(());
+    }
+    status_cache::follow(settings, &process.statuses, &set_aside, &stopped)
 }
 
 fn follow_subscriptions(process: &Process) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Parses and validates settings: the ranges of the table, in code.
 
+mod egress;
 mod schema_registry;
 
 use std::collections::BTreeSet;
@@ -11,12 +12,12 @@ use super::credentials::Credentials;
 use super::layers::{Layers, Source};
 use super::login;
 use super::secrets::may_hold_credentials;
-use super::settings::{
-    EgressSettings, Guarantee, Machine, OtlpSettings, Settings, StartAt, Topics,
-};
+use super::settings::{Guarantee, Machine, OtlpSettings, Settings, StartAt, Topics};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
+use crate::model::secret_rules::{self, SecretRules};
+use crate::model::subscription::is_id;
 use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, format_duration, parse_duration};
 use crate::model::window::Format as WindowFormat;
@@ -68,6 +69,19 @@ impl<'a> Reader<'a> {
         let instance = self.computed("instance", name, || machine.host_name.clone());
         let instance = instance.filter(|instance| self.can_name(instance));
         let http_listen = self.read("http-listen", |text| text.parse().ok());
+        let file = |text: &str| Some(Some(text.into()));
+        let http_token_file = self.computed("http-token-file", file, || None);
+        let http_certificate = self.computed("http-certificate", file, || None);
+        let http_key = self.computed("http-key", file, || None);
+        let http_tls = match (http_certificate.flatten(), http_key.flatten()) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                self.mistakes
+                    .push("--http-certificate and --http-key need each other".to_owned());
+                None
+            }
+        };
         let tiers = self.read("tiers", |text| {
             let delays = times(
                 text,
@@ -97,6 +111,26 @@ impl<'a> Reader<'a> {
         let hang_deadline = self.read("hang-deadline", |text| {
             time(text, Duration::from_secs(5), Duration::from_secs(3600))
         });
+        let notice_after = self.read("notice-after", |text| {
+            time(
+                text,
+                Duration::from_secs(1),
+                Duration::from_secs(7 * 86_400),
+            )
+        });
+        let disable_after = self.computed(
+            "disable-after",
+            |text| {
+                let (least, most) = (Duration::from_secs(60), Duration::from_secs(90 * 86_400));
+                time(text, least, most).map(Some)
+            },
+            || None,
+        );
+        let operator_subscriber = self.computed(
+            "operator-subscriber",
+            |text| is_id(text).then(|| Some(text.to_owned())),
+            || None,
+        );
         let attempt_log = self.read("attempt-log", |text| text.parse().ok());
         let window_format = self.read("window-format", |text| match text {
             "1" => Some(WindowFormat::V1),
@@ -117,6 +151,16 @@ impl<'a> Reader<'a> {
             || machine.cores.clamp(1, 64),
         );
         let egress = self.egress();
+        let secret_dirs = self.computed(
+            "secret-dirs",
+            |text| secret_rules::parse_dirs(text).map(Some),
+            || None,
+        );
+        let secret_prefixes = self.computed(
+            "secret-env-prefix",
+            |text| secret_rules::parse_prefixes(text).map(Some),
+            || None,
+        );
         let otlp = self.otlp();
         let schema_registry = self.schema_registry();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
@@ -148,6 +192,8 @@ impl<'a> Reader<'a> {
             guarantee: guarantee?,
             instance: instance?,
             http_listen: http_listen?,
+            http_token_file: http_token_file?,
+            http_tls,
             tiers: tiers?,
             retry_schedule: retry_schedule?,
             max_age: max_age?,
@@ -160,6 +206,7 @@ impl<'a> Reader<'a> {
             otlp: otlp?,
             schema_registry: schema_registry?,
             egress: egress?,
+            secret_rules: SecretRules::new(secret_dirs?, secret_prefixes?),
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,
             workers: workers?,
@@ -167,6 +214,9 @@ impl<'a> Reader<'a> {
             max_queued_bytes: max_queued_bytes?,
             max_queued_commands: max_queued_commands?,
             breaker: breaker?,
+            notice_after: notice_after?,
+            disable_after: disable_after?,
+            operator_subscriber: operator_subscriber?,
         })
     }
 
@@ -236,6 +286,8 @@ impl<'a> Reader<'a> {
             topics.subscriptions(),
             topics.commands(),
             topics.dead_letters(),
+            topics.status(),
+            topics.notices(),
             topics.attempts(),
             topics.invalid_events(),
         ];
@@ -283,26 +335,6 @@ impl<'a> Reader<'a> {
         let endpoint = self.read("otlp-endpoint", collector)?;
         let sample = sample?;
         Some(Some(OtlpSettings { endpoint, sample }))
-    }
-
-    fn egress(&mut self) -> Option<EgressSettings> {
-        let allow_http = self.read("egress-allow-http", |text| text.parse().ok());
-        let networks = |text: &str| list(text, |part| part.parse().ok());
-        let allow_cidrs = self.computed("egress-allow-cidr", networks, Vec::new);
-        let deny_cidrs = self.computed("egress-deny-cidr", networks, Vec::new);
-        let ports = self.read("egress-ports", |text| match text {
-            "any" => Some(Vec::new()),
-            _ => list(text, |part| {
-                part.parse().ok().filter(|&port: &u16| port > 0)
-            })
-            .filter(|all| !all.is_empty()),
-        });
-        Some(EgressSettings {
-            allow_http: allow_http?,
-            allow_cidrs: allow_cidrs?,
-            deny_cidrs: deny_cidrs?,
-            ports: ports?,
-        })
     }
 
     /// Reports an invalid value.

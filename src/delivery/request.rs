@@ -7,20 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
-    CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue,
+    USER_AGENT,
 };
 use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::partition::env::Endpoint;
 use super::signing::Signer;
+use super::tokens::Token;
 use crate::config::Settings;
-use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request};
+use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Tls};
 use crate::edge::port::Http;
 use crate::model::attempt::{Excerpt, Mask, shown_url};
 use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
-use crate::model::subscription::{SecretSource, Subscription};
+use crate::model::subscription::{SecretSource, Subscription, Texts};
 use crate::model::units::EpochMs;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -35,8 +37,12 @@ pub(super) struct Target {
     pub(super) subscription: Arc<Subscription>,
     pub(super) timeout: Duration,
     pub(super) schedule: Box<[Duration]>,
-    /// What the attempt log needs, if enabled.
-    pub(super) log: Option<Logged>,
+    /// What may be shown of it.
+    pub(super) shown: Shown,
+    /// Whether attempts are logged.
+    pub(super) is_logged: bool,
+    /// The token of its requests, if they have one.
+    token: Option<Arc<Token>>,
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
@@ -46,14 +52,14 @@ pub(super) struct Target {
     second: RefCell<(i64, HeaderValue)>,
 }
 
-/// An endpoint as the attempt log may show it.
-pub(super) struct Logged {
+/// An endpoint as the attempt log and the status may show it.
+pub(super) struct Shown {
     pub(super) url: Arc<str>,
     /// Masks credentials that the endpoint echoes in a response.
     pub(super) mask: Mask,
 }
 
-impl Logged {
+impl Shown {
     fn new(
         subscription: &Subscription,
         headers: &[(HeaderName, HeaderValue)],
@@ -91,7 +97,9 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
 impl Target {
     /// Whether one of its secrets may change without a change of the subscription.
     pub(super) fn reads_files(&self) -> bool {
-        sources(&self.subscription).any(|source| matches!(source, SecretSource::File(_)))
+        self.subscription
+            .sources()
+            .any(|source| matches!(source, SecretSource::File(_)))
     }
 
     /// Whether it was made from these.
@@ -99,17 +107,18 @@ impl Target {
         Arc::ptr_eq(&self.subscription, subscription) && *self.secrets == *secrets
     }
 
-    /// `secrets` are the texts of its [`sources`].
+    /// `secrets` are the texts of its [`sources`](Subscription::sources).
     pub(super) fn new(
         subscription: &Arc<Subscription>,
         settings: &Settings,
         secrets: Vec<Arc<str>>,
+        token: Option<Arc<Token>>,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Self, String> {
-        let signing = subscription.secrets.len().min(secrets.len());
-        let (signing, in_headers) = secrets.split_at(signing);
-        let texts = signing.iter().map(|secret| &**secret);
-        let signer = Signer::new(texts).map_err(|error| error.to_string())?;
-        let own = own_headers(subscription, in_headers)?;
+        let texts = subscription.sort(&secrets);
+        let signing = texts.signing.iter().map(|secret| &**secret);
+        let signer = Signer::new(signing).map_err(|error| error.to_string())?;
+        let own = own_headers(subscription, texts)?;
         let uri = subscription
             .url
             .as_str()
@@ -118,7 +127,11 @@ impl Target {
         let address = Address::new(uri)
             .map_err(|error| format!("its url cannot be used: {error}"))?
             .for_subscriber(&subscription.subscriber);
-        let headers = template(&own, &address, !signer.is_empty());
+        let address = match tls {
+            Some(tls) => address.with_tls(tls),
+            None => address,
+        };
+        let headers = template(&own, &address, !signer.is_empty(), token.is_some());
         Ok(Self {
             subscription: Arc::clone(subscription),
             timeout: subscription.timeout.unwrap_or(settings.timeout),
@@ -127,9 +140,9 @@ impl Target {
                 .clone()
                 .unwrap_or_else(|| settings.retry_schedule.clone())
                 .into(),
-            log: settings
-                .attempt_log
-                .then(|| Logged::new(subscription, &own, &secrets)),
+            shown: Shown::new(subscription, &own, &secrets),
+            is_logged: settings.attempt_log,
+            token,
             address: Arc::new(address),
             headers,
             signer,
@@ -163,6 +176,9 @@ impl Target {
             }
         }
         headers.insert(WEBHOOK_TIMESTAMP, second);
+        if let Some(authorization) = self.authorization() {
+            headers.insert(AUTHORIZATION, HeaderValue::clone(&authorization));
+        }
         headers.insert(
             ATTEMPT,
             match command.attempt {
@@ -182,6 +198,16 @@ impl Target {
         }
     }
 
+    /// The token of its requests, if they have one.
+    pub(super) fn token(&self) -> Option<&Token> {
+        self.token.as_deref()
+    }
+
+    /// The value of `authorization` with the latest token.
+    pub(super) fn authorization(&self) -> Option<Arc<HeaderValue>> {
+        self.token()?.header()
+    }
+
     fn second(&self, now: i64) -> HeaderValue {
         let mut last = self.second.borrow_mut();
         if last.0 != now {
@@ -199,37 +225,46 @@ impl Endpoint for Rc<Target> {
     fn schedule(&self) -> &[Duration] {
         &self.schedule
     }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(self, other)
+    }
 }
 
-/// The secrets of a subscription: those that sign, then those in its headers.
-pub(super) fn sources(subscription: &Subscription) -> impl Iterator<Item = &SecretSource> {
-    let in_headers = subscription.headers.iter();
-    let in_headers = in_headers.filter_map(|(_, source)| source.reference());
-    subscription.secrets.iter().chain(in_headers)
-}
-
-/// The subscription's own headers; `secrets` are the texts of their references.
+/// The subscription's own headers; `texts` are those of its references.
 fn own_headers(
     subscription: &Subscription,
-    secrets: &[Arc<str>],
+    texts: Texts<'_, Arc<str>>,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-    let mut secrets = secrets.iter();
+    let mut secrets = texts.headers.iter();
     let headers = subscription.headers.iter();
-    headers
+    let mut all: Vec<_> = headers
         .map(|(name, source)| {
             let secret = source.reference().and_then(|_| secrets.next());
             let value = source.value(secret.map(|secret| &**secret));
             let value = value.map_err(|error| format!("header {name}: {error}"))?;
             Ok((name.clone(), value))
         })
-        .collect()
+        .collect::<Result<_, String>>()?;
+    if let Some(auth) = &subscription.auth {
+        let secret = texts.auth.map_or("", |secret| &**secret);
+        let value = auth.value(secret);
+        let value = value.map_err(|error| format!("auth: {error}"))?;
+        all.extend(value.map(|value| (auth.header_name().clone(), value)));
+    }
+    Ok(all)
 }
 
 /// All headers of a request, with empty values for those that each request sets: a request's header map is a copy that
 /// never grows.
-fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) -> HeaderMap {
+fn template(
+    own: &[(HeaderName, HeaderValue)],
+    address: &Address,
+    signed: bool,
+    has_token: bool,
+) -> HeaderMap {
     const EMPTY: HeaderValue = HeaderValue::from_static("");
-    let mut headers = HeaderMap::with_capacity(own.len() + 9);
+    let mut headers = HeaderMap::with_capacity(own.len() + 10);
     for (name, value) in own {
         headers.append(name.clone(), value.clone());
     }
@@ -243,6 +278,9 @@ fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) 
     headers.insert(ATTEMPT, EMPTY);
     if signed {
         headers.insert(WEBHOOK_SIGNATURE, EMPTY);
+    }
+    if has_token {
+        headers.insert(AUTHORIZATION, EMPTY);
     }
     headers
 }
@@ -277,23 +315,26 @@ pub(super) fn response_of<R>(reply: Reply<R>) -> (Response, Option<Box<str>>, Op
     }
 }
 
-/// Reads a response body to its end, so that its connection can be reused, and keeps its beginning for the attempt log
-/// if that is enabled.
+/// Reads a response body to its end, so that its connection can be reused, and keeps its beginning for `wanted`.
 pub(super) async fn read_rest<H: Http>(
     rest: H::Rest,
     deadline: tokio::time::Instant,
-    logged: Option<Rc<Target>>,
+    wanted: Option<Rc<Target>>,
 ) -> Option<Excerpt> {
-    let Some(shown) = logged.as_ref().and_then(|target| target.log.as_ref()) else {
+    let Some(target) = wanted else {
         H::drain(rest, deadline).await;
         return None;
     };
     let (body, drained) = H::read_snippet(rest, deadline).await;
-    Some(Excerpt::new(
-        &body,
-        drained == Drained::Complete,
-        &shown.mask,
-    ))
+    let whole = drained == Drained::Complete;
+    let authorization = target.authorization();
+    Some(match authorization {
+        None => Excerpt::new(&body, whole, &target.shown.mask),
+        Some(value) => {
+            let token = String::from_utf8_lossy(value.as_bytes());
+            Excerpt::new(&body, whole, &target.shown.mask.and(token))
+        }
+    })
 }
 
 #[cfg(test)]

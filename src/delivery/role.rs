@@ -23,9 +23,9 @@ use super::outage::Outage;
 use super::partition::event::Incoming;
 use super::recommit::Recommit;
 use super::top_subscribers::TopSubscribers;
+use super::topics::needed_topics;
 use super::workers::Workers;
 use super::writing::OutcomeWriter;
-use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::record::{Newer, read_command};
@@ -66,6 +66,9 @@ pub async fn run<P: Port>(
         .wait_until_possible(port, "deliver", &topics)
         .await?
     {
+        return Ok(());
+    }
+    if !context.wait_for_statuses(port).await {
         return Ok(());
     }
     let workers = Workers::start(port, context, metrics)?;
@@ -127,21 +130,6 @@ pub async fn run<P: Port>(
         }
     };
     delivery.end(ended).await
-}
-
-fn needed_topics(settings: &Settings) -> Vec<String> {
-    let topics = &settings.topics;
-    let mut needed = vec![
-        topics.commands(),
-        topics.subscriptions(),
-        topics.dead_letters(),
-        topics.invalid_events(),
-    ];
-    needed.extend(settings.retry_topics());
-    if settings.attempt_log {
-        needed.push(topics.attempts());
-    }
-    needed
 }
 
 /// A partition as this thread sees it.

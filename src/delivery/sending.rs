@@ -8,17 +8,41 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::partition::effect::Attempt;
 use super::partition::event::{AttemptEnd, LaneId};
 use super::request::{Target, read_rest, response_of};
+use super::tokens::Renewed;
 use crate::edge::clock;
-use crate::edge::http::Reply;
+use crate::edge::http::{Failure, FailureClass, Reply};
 use crate::edge::otlp::Open;
 use crate::edge::port::Http;
 use crate::model::attempt::Excerpt;
-use crate::model::outcome::{Verdict, judge};
+use crate::model::outcome::{Response, Verdict, judge};
 use crate::model::span;
-use crate::model::units::EpochMs;
+use crate::model::units::{EpochMs, Offset};
 
 /// The time limit for reading the body of a response that is already judged, so that its connection can be reused.
 const DRAIN: Duration = Duration::from_secs(1);
+/// Whether the endpoint does not accept the token, and the subscription does not take that for a success.
+fn is_unauthorized<R>(reply: &Reply<R>, target: &Target) -> bool {
+    const UNAUTHORIZED: u16 = 401;
+    let Reply::Answered(answer) = reply else {
+        return false;
+    };
+    let response = Response::Status {
+        status: answer.status,
+        retry_after: None,
+    };
+    answer.status == UNAUTHORIZED
+        && judge(response, &target.subscription.on_status) != Verdict::Delivered
+}
+
+fn unprocessed(error: String) -> Failure {
+    Failure {
+        class: FailureClass::Other,
+        error,
+        heard: true,
+        is_unprocessed: true,
+    }
+}
+
 /// Identifies an attempt within a worker.
 pub(super) type Ticket = u64;
 
@@ -32,9 +56,18 @@ pub(super) struct Owner {
 /// The end of an attempt, or of its connection's use.
 pub(super) enum Ended {
     Attempt(Owner, Box<Finished>),
-    /// The slot is free; follows the attempt's end if the response body was still open. Carries the excerpt of the body
-    /// for the attempt log, and the attempt's ticket.
-    Slot(Owner, LaneId, Option<(Ticket, Excerpt)>),
+    /// The slot is free; follows the attempt's end if the response body was still open. Carries the beginning of the body
+    /// if it is wanted.
+    Slot(Owner, LaneId, Option<Body>),
+}
+
+/// The beginning of a response body.
+pub(super) struct Body {
+    /// The attempt's ticket.
+    pub(super) ticket: Ticket,
+    /// The offset of its command, unless it was delivered.
+    pub(super) failed: Option<Offset>,
+    pub(super) excerpt: Excerpt,
 }
 
 /// The result of an attempt, and when it ended.
@@ -79,7 +112,25 @@ impl<H: Http> Sending<H> {
         let deadline = tokio::time::Instant::from_std(permit.began + target.timeout);
         // Each request is signed anew.
         let build = || target.request(&command, traceparent, clock::now());
-        let reply = client.post_until_processed(build, deadline).await;
+        let used = target.authorization();
+        let mut reply = client.post_until_processed(&build, deadline).await;
+        if let Some(token) = target.token()
+            && is_unauthorized(&reply, &target)
+        {
+            // The token may have been revoked. This is still the same attempt.
+            match token.renewed(used.as_deref(), deadline).await {
+                Renewed::Another => {
+                    let former = std::mem::replace(
+                        &mut reply,
+                        client.post_until_processed(&build, deadline).await,
+                    );
+                    drop(former);
+                }
+                // Not the endpoint's fault: the attempt does not count.
+                Renewed::Failed(reason) => reply = Reply::Failed(unprocessed(reason)),
+                Renewed::No => {}
+            }
+        }
         let took = clock::instant() - permit.began;
         let heard = match &reply {
             Reply::Answered(_) => true,
@@ -103,13 +154,14 @@ impl<H: Http> Sending<H> {
                 status = response.status(), error = error.as_deref(), "attempt failed",
             );
         }
-        let logged = target.log.is_some().then(|| Rc::clone(&target));
+        let shown = (target.is_logged || !delivered()).then(|| Rc::clone(&target));
+        let failed = (!delivered()).then_some(offset);
         let finished = Finished {
             end: AttemptEnd {
                 lane,
                 offset,
                 command,
-                keep_copy: target.log.is_some(),
+                keep_copy: target.is_logged,
                 endpoint: target,
                 permit,
                 response,
@@ -125,9 +177,13 @@ impl<H: Http> Sending<H> {
         ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
         if let Some(rest) = rest {
             let deadline = deadline.min((clock::instant() + DRAIN).into());
-            let excerpt = read_rest::<H>(rest, deadline, logged).await;
-            let excerpt = excerpt.map(|excerpt| (ticket, excerpt));
-            ended.send(Ended::Slot(owner, lane, excerpt)).ok();
+            let excerpt = read_rest::<H>(rest, deadline, shown).await;
+            let body = excerpt.map(|excerpt| Body {
+                ticket,
+                failed,
+                excerpt,
+            });
+            ended.send(Ended::Slot(owner, lane, body)).ok();
         }
     }
 }

@@ -16,6 +16,7 @@ use super::blocked::{self, OwnedPartitions};
 use super::history::EventPartition;
 use super::metrics::{EventResult, FanoutMetrics};
 use super::schemas::{Needs, Schemas};
+use super::topics::{keep_for_notice, needed_topics};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::client::RECORD_OVERHEAD;
@@ -74,7 +75,8 @@ pub async fn run<P: Port>(
     )
     .await?;
     let group = format!("{}fanout", settings.group_prefix);
-    let topics: Vec<&str> = settings.topics.events.iter().map(String::as_str).collect();
+    let topics = settings.topics.fanned_out();
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     let keep_waiting = context.keep_waiting();
     let member = port
         .join(settings, keep_waiting, "fanout", &group, &topics, &[])
@@ -109,17 +111,6 @@ pub async fn run<P: Port>(
     ended
 }
 
-fn needed_topics(settings: &Settings) -> Vec<String> {
-    let topics = &settings.topics;
-    let mut needed = topics.events.clone();
-    needed.extend([
-        topics.commands(),
-        topics.subscriptions(),
-        topics.invalid_events(),
-    ]);
-    needed
-}
-
 fn limits(settings: &Settings) -> Limits {
     Limits {
         events: 1000,
@@ -146,12 +137,17 @@ impl EventTopics {
             numbers: HashMap::new(),
             mappings: Vec::new(),
         };
-        for topic in &settings.topics.events {
-            all.number(topic);
-            let mapping = settings.event_mappings.get(topic);
+        for topic in settings.topics.fanned_out() {
+            all.number(&topic);
+            let mapping = settings.event_mappings.get(&topic);
             all.mappings.push(mapping.cloned());
         }
         all
+    }
+
+    /// Whether this is the topic of notices, the last one.
+    fn is_notices(&self, at: EventPartition) -> bool {
+        at.topic + 1 == self.mappings.len()
     }
 
     fn mapping(&self, at: EventPartition) -> Option<&Mapping> {
@@ -488,6 +484,10 @@ impl<P: Port> Fanout<'_, P> {
                 self.batch.observe(&event, value, replaced);
                 let mut matching = std::mem::take(&mut self.matching);
                 self.context.table.index().matching(&event, &mut matching);
+                if self.events.is_notices(at) {
+                    let settings = &self.context.settings;
+                    keep_for_notice(settings, &event, message.key(), &mut matching);
+                }
                 let place = span::Place {
                     topic: message.topic(),
                     partition: message.partition(),

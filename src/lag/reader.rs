@@ -151,10 +151,14 @@ impl Reader {
                 .filter(|partition| !source.partitions.contains_key(partition));
             fresh.extend(unknown.map(|partition| (number, partition)));
         }
+        // First, so that what moves meanwhile is seen where it goes.
+        let ends = self.offsets_of(&self.idle, rdkafka::Offset::End, fresh.clone())?;
+        let ends: HashMap<At, i64> = ends.into_iter().collect();
         let committed = self.committed(&fresh)?;
         for at in fresh {
             let from = committed.get(&at).map(|(position, _)| *position);
-            self.sources[at.0].read_from(&mut self.index, at.1, from)?;
+            let end = ends.get(&at).copied().unwrap_or(0);
+            self.sources[at.0].read_from(&mut self.index, at.1, from, end)?;
         }
         Ok(())
     }
@@ -234,9 +238,19 @@ impl Reader {
         of: rdkafka::Offset,
         wanted: impl Fn(&At) -> bool,
     ) -> Result<Vec<(At, i64)>, Failure> {
-        let failed = |error| Failure::from_client("reading the offsets of the topics", error);
         let mut all = self.partitions();
         all.retain(wanted);
+        self.offsets_of(client, of, all)
+    }
+
+    /// The same of these partitions.
+    fn offsets_of(
+        &self,
+        client: &Client,
+        of: rdkafka::Offset,
+        all: Vec<At>,
+    ) -> Result<Vec<(At, i64)>, Failure> {
+        let failed = |error| Failure::from_client("reading the offsets of the topics", error);
         if all.is_empty() {
             return Ok(Vec::new());
         }
@@ -310,7 +324,9 @@ impl Reader {
     /// Drops the records of a partition and reads it again from `from` on.
     fn read_again(&mut self, (number, partition): At, from: Option<i64>) -> Result<(), Failure> {
         let source = &mut self.sources[number];
-        source.read_from(&mut self.index, partition, from)?;
+        let progress = source.partitions.get(&partition);
+        let end = progress.map_or(0, Progress::known_end);
+        source.read_from(&mut self.index, partition, from, end)?;
         if source.kind == Kind::Commands {
             self.forget_window(partition);
         }
@@ -462,6 +478,7 @@ impl Reader {
             total: Totals::of(&subscribers),
             subscribers,
             partitions: self.partition_figures(&backlog.partitions),
+            events: Vec::new(),
         };
         let sums = backlog
             .subscribers

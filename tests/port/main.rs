@@ -12,6 +12,7 @@ use hookstream::config::{Layers, Machine, Settings, Source};
 use hookstream::delivery;
 use hookstream::delivery::metrics::DeliveryMetrics;
 use hookstream::edge::clock;
+use hookstream::edge::kafka::status_cache::StatusCache;
 use hookstream::edge::kafka::subscription_cache::SubscriptionCache;
 use hookstream::edge::otlp::Tracer;
 use hookstream::edge::port::Port;
@@ -56,6 +57,7 @@ fn process(registry: &Registry) -> Process {
         settings: Arc::new(settings()),
         metrics: Metrics::register(registry),
         table: Arc::new(table),
+        statuses: Arc::new(StatusCache::without_reader()),
         tracer: Tracer::off(),
         health: Arc::default(),
         stop: Arc::default(),

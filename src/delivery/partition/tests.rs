@@ -13,7 +13,9 @@ use super::super::durable_prefix::DurablePrefix;
 use super::super::messages::Decided;
 use super::Partition;
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
-use super::env::{Endpoint, Env, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable};
+use super::env::{
+    Endpoint, Env, NoticeRules, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
+};
 use super::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use super::health::Look;
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
@@ -52,6 +54,10 @@ impl Endpoint for Peer {
 
     fn schedule(&self) -> &[Duration] {
         &SCHEDULE
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -249,6 +255,10 @@ fn rules(order_bytes: usize) -> Arc<Rules> {
         cluster: "cluster".into(),
         tiers: Tiers::new(tiers).unwrap(),
         order_bytes,
+        notices: NoticeRules {
+            after: Duration::from_secs(300),
+            disable_after: None,
+        },
     })
 }
 
@@ -320,6 +330,7 @@ impl Sim {
             cause: Cause::New,
             first_failure: None,
             sequence: None,
+            recorded: None,
             cluster: None,
             body: Bytes::from_static(b"{}"),
             ..sample()
@@ -342,6 +353,8 @@ impl Sim {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
                 Effect::Send(attempt) => self.sent(attempt),
+                // For people; they end no offset.
+                Effect::Write(None, Outcome::Status(_) | Outcome::Notice(..)) => {}
                 Effect::Write(offset, outcome) => {
                     self.check_expired(&outcome);
                     // As in `worker.rs`.
@@ -627,7 +640,7 @@ impl Sim {
                     self.durable.reasons.insert(command.webhook_id.clone(), why);
                     *self.durable.dead.entry(command.webhook_id).or_default() += 1;
                 }
-                Outcome::Disable(decided_on) => {
+                Outcome::Disable(decided_on, ..) => {
                     // As in `commit.rs`: unless it has changed since.
                     let current = self.listed.all.get(&*decided_on.id);
                     if current.is_some_and(|current| Arc::ptr_eq(current, &decided_on)) {
@@ -635,6 +648,7 @@ impl Sim {
                         self.listed.put(number, decided_on.order, "disabled");
                     }
                 }
+                Outcome::Status(_) | Outcome::Notice(..) => {}
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
             }
         }
@@ -846,9 +860,10 @@ fn ended<E>(attempt: Attempt<E>, response: Response) -> AttemptEnd<E> {
         command: attempt.command,
         endpoint: attempt.endpoint,
         permit: attempt.permit,
+        // An HTTP/2 server that refuses a request responds.
+        heard: matches!(response, Response::Unprocessed),
         response,
         error: None,
-        heard: false,
         slot_follows: false,
         keep_copy: false,
     }
@@ -1565,6 +1580,21 @@ fn an_outage_holds_the_lanes_that_fail_and_no_others() {
     sim.machine.health(&mut health, sim.now);
     let fails = health.iter().filter(|one| one.look == Look::Fails);
     assert_eq!(fails.count(), 0, "it is released at once");
+}
+
+#[test]
+fn what_a_proxy_says_about_itself_is_no_response_of_an_endpoint() {
+    let mut sim = Sim::one_that_fails();
+    sim.begin_outage();
+    sim.probe();
+    sim.dispatch();
+    let at = sim.sent_to("s0").unwrap();
+    let attempt = sim.in_flight.swap_remove(at);
+    sim.apply(Event::Ended(AttemptEnd {
+        heard: false,
+        ..ended(attempt, Response::Unprocessed)
+    }));
+    assert!(!sim.machine.heard());
 }
 
 #[test]

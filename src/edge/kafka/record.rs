@@ -14,7 +14,7 @@ use crate::model::units::{EpochMs, Offset};
 /// The headers of a command's record.
 #[must_use]
 pub fn command_headers<H: Headers>(envelope: &Envelope<'_>) -> H {
-    let mut headers = Some(H::with_capacity(15));
+    let mut headers = Some(H::with_capacity(16));
     envelope.each_header(|name, value| {
         headers = headers.take().map(|all| with_header(all, name, value))
     });

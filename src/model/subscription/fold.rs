@@ -344,6 +344,15 @@ impl Fold {
     }
 }
 
+impl Fold {
+    /// Why hookstream disabled a subscription that is disabled by it: `gone` or `failing`.
+    #[must_use]
+    pub fn disabled_because(&self, id: &str) -> Option<&str> {
+        let disabled = self.entries.get(id)?.disabled.as_ref()?;
+        Some(disabled.reason.as_deref().unwrap_or("gone"))
+    }
+}
+
 fn refused(error: SubscriptionError, in_force: bool) -> Change {
     Change::Refused {
         error,

@@ -201,6 +201,12 @@ impl World {
             1,
             &[("cleanup.policy", "compact")],
         );
+        self.create_topic(&self.topics.notices(), partitions, &settled);
+        self.create_topic(
+            &self.topics.status(),
+            1,
+            &[("cleanup.policy", "compact,delete")],
+        );
         for tier in &self.tiers {
             self.create_topic(
                 &self.topics.retry(*tier),

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use hookstream::config::Settings;
 use hookstream::delivery::partition::Partition;
 use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome, Question};
-use hookstream::delivery::partition::env::{Env, ORDER_BYTES, Rules};
+use hookstream::delivery::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use hookstream::delivery::partition::lane::Limits;
 use hookstream::model::command::{Cause, Command, ContentType};
@@ -156,6 +156,10 @@ impl<'a> World<'a> {
             cluster: "cluster".into(),
             tiers: settings.tiers.clone(),
             order_bytes: ORDER_BYTES,
+            notices: NoticeRules {
+                after: settings.notice_after,
+                disable_after: settings.disable_after,
+            },
         };
         let machine = within(Kind::Machine, || {
             Partition::new(Arc::new(rules), Window::new(Position(0)))

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hookstream::config::Settings;
 use hookstream::delivery::metrics::DeliveryMetrics;
+use hookstream::edge::kafka::status_cache::StatusCache;
 use hookstream::edge::kafka::subscription_cache::topic_record;
 use hookstream::edge::otlp::Tracer;
 use hookstream::edge::port::failure::Failure;
@@ -43,7 +44,7 @@ pub struct Replica {
     ahead: i64,
     /// Counts its processes.
     pub run: u64,
-    /// It was stopped for good.
+    /// It was stopped, and does not start again.
     pub gone: bool,
 }
 
@@ -106,6 +107,8 @@ impl Replica {
             settings: Arc::clone(&self.settings),
             metrics: Metrics::register(&registry),
             table: Arc::default(),
+            // Without a reader: each owner begins anew.
+            statuses: Arc::new(StatusCache::without_reader()),
             tracer: Tracer::off(),
             health: Arc::default(),
             stop: Arc::default(),

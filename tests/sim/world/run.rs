@@ -114,7 +114,9 @@ fn create_topics(cluster: &mut Cluster, settings: &Settings, plan: &Plan) -> Vec
     };
     let mut all = vec![
         (topics.events[0].clone(), base(plan.event_partitions)),
-        (topics.subscriptions(), compacted),
+        (topics.subscriptions(), compacted.clone()),
+        (topics.status(), compacted),
+        (topics.notices(), base(1)),
         (topics.commands(), base(plan.partitions)),
         (topics.dead_letters(), base(plan.partitions)),
         (topics.invalid_events(), base(1)),

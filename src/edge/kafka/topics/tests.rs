@@ -18,6 +18,9 @@ fn settings() -> Settings {
     Settings {
         brokers: "kafka:9092".to_owned(),
         properties: Vec::new(),
+        http_token_file: None,
+        http_tls: None,
+        secret_rules: crate::model::secret_rules::SecretRules::default(),
         credentials: crate::config::credentials::Credentials::default(),
         topics: Topics {
             events: vec!["order-events".to_owned()],
@@ -48,6 +51,9 @@ fn settings() -> Settings {
         max_queued_bytes: 1,
         max_queued_commands: 1,
         breaker: RULES,
+        notice_after: Duration::from_secs(300),
+        disable_after: None,
+        operator_subscriber: None,
     }
 }
 

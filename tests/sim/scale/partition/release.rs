@@ -51,7 +51,10 @@ impl World<'_> {
                         self.outstanding -= 1;
                     }
                 }
-                Outcome::Invalid(_) | Outcome::Disable(_) => {}
+                Outcome::Invalid(_)
+                | Outcome::Disable(..)
+                | Outcome::Status(_)
+                | Outcome::Notice(..) => {}
             }
         }
         let at = self.now + self.shape.transaction;

@@ -38,6 +38,10 @@ impl Endpoint for Peer {
     fn schedule(&self) -> &[Duration] {
         &self.schedule
     }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.subscription, &other.subscription)
+    }
 }
 
 pub(super) struct Table {
@@ -110,6 +114,7 @@ pub(super) fn command(record: &Record, body: usize) -> Command {
         attempt: record.attempt,
         due: record.due,
         enqueued: record.enqueued,
+        recorded: None,
         cause: record.cause,
         traceparent: None,
         first_failure: record.first_failure,
