@@ -411,7 +411,7 @@ impl<P: Port> Delivery<'_, P> {
             let position = found.position.unwrap_or_default();
             let place = self.place(number);
             let (window, error) = Window::restore(position, &found.metadata, place);
-            if let Some(ReadError::Newer(version)) = error {
+            if let Some(version) = error.as_ref().and_then(ReadError::newer) {
                 // Without a window: nothing is delivered or committed.
                 newer.push((number, version.into()));
                 continue;

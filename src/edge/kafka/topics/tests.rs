@@ -35,7 +35,7 @@ fn settings() -> Settings {
         drain_deadline: Duration::from_secs(10),
         attempt_log: true,
         lag_top: 200,
-        window_format: crate::model::window::Format::V2,
+        window_format: crate::model::window::Format::V3,
         hang_deadline: Duration::from_secs(30),
         otlp: None,
         schema_registry: None,
