@@ -450,8 +450,9 @@ impl<P: Port> OutcomeWriter<P> {
             let either = [&mut self.main, &mut self.probe].into_iter();
             let mut count = None;
             for producer in either.filter_map(|half| half.writer.producer()) {
-                if count.is_none() {
-                    count = producer.partitions(&name).await;
+                count = producer.partitions(&name).await;
+                if count.is_some() {
+                    break;
                 }
             }
             if let Some(count) = count {

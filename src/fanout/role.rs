@@ -104,8 +104,9 @@ pub async fn run<P: Port>(
         failed => failed,
     };
     fanout.pipeline.end().await;
+    let ended = member.leave(ended).await;
     watch.end(port).await;
-    member.leave(ended).await
+    ended
 }
 
 fn needed_topics(settings: &Settings) -> Vec<String> {

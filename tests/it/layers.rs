@@ -126,6 +126,32 @@ fn a_file_of_no_layer_and_an_edge_of_the_pure_layer_are_found() {
 }
 
 #[test]
+fn a_client_or_a_thread_beside_the_port_is_found_in_the_roles() {
+    let port = ("edge/port.rs", "pub trait Port {}\n");
+    let client = ("edge/kafka/member.rs", "");
+    for (text, used) in [
+        ("use rdkafka::Message;\n", "rdkafka"),
+        ("use std::{sync::Arc, thread};\n", "std::thread"),
+        ("fn f() { std::thread::yield_now(); }\n", "std::thread"),
+        (
+            "use crate::edge::{kafka::member::Member, port::Port};\n",
+            "edge::kafka::member",
+        ),
+        (
+            "fn f(_: &crate::edge::kafka::member::Member) {}\n",
+            "edge::kafka::member",
+        ),
+    ] {
+        let (passed, found) = check(&[port, client, ("retry/moving.rs", text)]);
+        let expected = format!("src/retry/moving.rs uses {used}: go through edge::port");
+        assert!(!passed && found.contains(&expected), "{text}: {found}");
+    }
+    let sound = "use crate::edge::port::Port;\n";
+    let (passed, found) = check(&[port, client, ("retry/moving.rs", sound)]);
+    assert!(passed, "{found}");
+}
+
+#[test]
 fn a_file_that_is_too_long_is_found_and_its_tests_do_not_count() {
     let line = "const A: u8 = 0;\n";
     let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", line.repeat(900));

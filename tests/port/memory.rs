@@ -333,7 +333,7 @@ impl Task for Spawned {
     }
 }
 
-/// The only member of a group: everything is assigned to it at once, for good.
+/// The only member of a group: everything is assigned to it at once and never revoked.
 pub struct OnlyMember {
     memory: Memory,
     group: String,

@@ -395,8 +395,6 @@ fn is_moving(error: &KafkaError) -> bool {
     )
 }
 
-/// The topic's partitions, requested by name, which distinguishes a denied topic from a missing one. A topic that was just
-/// created is not known to every broker yet, so a missing one is retried for a while.
 /// The committed positions of a group, in the order of `partitions`. The client never joins it.
 ///
 /// # Errors
@@ -428,6 +426,8 @@ pub fn positions_of(
     Ok(partitions.iter().map(position).collect())
 }
 
+/// The topic's partitions, requested by name, which distinguishes a denied topic from a missing one. A topic that was just
+/// created is not known to every broker yet, so a missing one is retried for a while.
 fn partitions(consumer: &BaseConsumer<Reader>, topic: &str) -> Result<Vec<i32>, Failure> {
     const TRIES: usize = 15;
     let is_missing = |failure: &Failure| matches!(failure, Failure::TopicMissing(_));
