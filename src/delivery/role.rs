@@ -28,14 +28,14 @@ use super::writing::OutcomeWriter;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::kafka::record::{Newer, read_command};
+use crate::edge::kafka::record::{Newer, read_marked};
 use crate::edge::port::failure::{ClientError, ErrorKind, Failure};
 use crate::edge::port::gap::Gap;
 use crate::edge::port::records::{Commit, Committed, RecordView as _, TopicPartition};
 use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, Window};
+use crate::model::window::{METADATA_LIMIT, Place, ReadError, Restored, Snapshot};
 use crate::runtime::context::RoleContext;
 
 /// How often positions and outcomes are committed.
@@ -257,13 +257,17 @@ impl<P: Port> Delivery<'_, P> {
             let polled = polled.map(|message| {
                 let (number, offset) = (message.partition(), Offset(message.offset()));
                 let is_read = !self.stopped.contains(&number);
-                (number, offset, is_read.then(|| read_command(&message)))
+                (number, offset, is_read.then(|| read_marked(&message)))
             });
             match polled {
                 // Its partition is not read further: the next owner reads it again.
                 Polled::Message((_, _, None)) => {}
-                Polled::Message((number, offset, Some(Ok(content)))) => {
-                    let incoming = Incoming { offset, content };
+                Polled::Message((number, offset, Some(Ok((content, mark))))) => {
+                    let incoming = Incoming {
+                        offset,
+                        content,
+                        mark,
+                    };
                     taken.entry(number).or_default().push(incoming);
                 }
                 Polled::Message((number, offset, Some(Err(Newer { version })))) => {
@@ -369,7 +373,7 @@ impl<P: Port> Delivery<'_, P> {
                 .as_mut()
                 .is_some_and(|drain| drain.emptied(number));
             if !leaves {
-                self.open(number, Window::new(gap.to), None);
+                self.open(number, Restored::unknown(gap.to), None);
             }
         }
     }
@@ -378,13 +382,13 @@ impl<P: Port> Delivery<'_, P> {
         Place::new(self.cluster.as_str(), &self.topic, number)
     }
 
-    fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
+    fn open(&mut self, number: i32, restored: Restored, committed: Option<Snapshot>) {
         let load = Arc::new(Load::default());
         let place = self.place(number);
         self.workers.place(number).send(Message::Open {
             partition: number,
             place,
-            window,
+            restored,
             load: Arc::clone(&load),
         });
         let owned = Owned {
@@ -410,7 +414,7 @@ impl<P: Port> Delivery<'_, P> {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
             let place = self.place(number);
-            let (window, error) = Window::restore(position, &found.metadata, place);
+            let (restored, error) = Restored::read(position, &found.metadata, place);
             if let Some(version) = error.as_ref().and_then(ReadError::newer) {
                 // Without a window: nothing is delivered or committed.
                 newer.push((number, version.into()));
@@ -428,7 +432,7 @@ impl<P: Port> Delivery<'_, P> {
                 position,
                 metadata: found.metadata.clone(),
             });
-            self.open(number, window, known);
+            self.open(number, restored, known);
         }
         self.member.take(committed)?;
         self.is_generation_old = false;

@@ -286,6 +286,7 @@ mod tests {
             self.apply(Event::Taken(vec![Incoming {
                 offset,
                 content: Ok(Box::new(command)),
+                mark: None,
             }]))
         }
     }

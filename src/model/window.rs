@@ -219,6 +219,16 @@ impl Window {
         room(characters) * 8
     }
 
+    /// The same beside a coverage.
+    #[must_use]
+    pub fn reach_beside(characters: usize, coverage: &Coverage) -> usize {
+        let beside = match coverage.reserve() {
+            0 => 0,
+            bytes => COVERAGE_HEADER + bytes,
+        };
+        room(characters).saturating_sub(beside) * 8
+    }
+
     /// Bytes that a coverage may take in a commit of so many characters: two thirds.
     #[must_use]
     pub fn coverage_limit(characters: usize) -> usize {
