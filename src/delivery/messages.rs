@@ -20,7 +20,7 @@ pub(super) enum Message {
     Open {
         partition: i32,
         place: Place,
-        restored: Restored,
+        restored: Box<Restored>,
         load: Arc<Load>,
     },
     /// Records that were read from this partition.

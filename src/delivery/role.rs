@@ -388,7 +388,7 @@ impl<P: Port> Delivery<'_, P> {
         self.workers.place(number).send(Message::Open {
             partition: number,
             place,
-            restored,
+            restored: Box::new(restored),
             load: Arc::clone(&load),
         });
         let owned = Owned {

@@ -192,7 +192,7 @@ impl<P: Port> Worker<P> {
             } => {
                 self.close(partition);
                 self.epoch += 1;
-                let mut machine = Partition::restore(Arc::clone(&self.rules), restored);
+                let mut machine = Partition::restore(Arc::clone(&self.rules), *restored);
                 machine.set_limit(self.limit);
                 let owned = Owned {
                     epoch: self.epoch,
