@@ -14,10 +14,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
 use crate::scene::{
-    body, event, put, subscription, wait_for_records, wait_until_done_within, with,
+    body, dead_letters, event, put, subscription, wait_for_records, wait_until_done_within, with,
 };
 use crate::support::{
-    Answer, Broker, Process, Receiver, SOON, Seen, World, block_on, eventually_true,
+    Answer, Broker, Isolation, Process, Receiver, SOON, Seen, Weather, World, block_on,
+    eventually_true,
 };
 
 const LATER: Duration = Duration::from_secs(120);
@@ -248,6 +249,57 @@ fn delete_topic(world: &World, topic: &str) {
 fn lost_offsets(process: &Process, topic: &str) -> f64 {
     let name = format!(r#"hookstream_lost_offsets_total{{topic="{topic}"}}"#);
     process.metric(&name).unwrap_or_default()
+}
+
+#[test]
+fn malformed_answers_of_a_broker_lose_nothing_and_need_no_restart() {
+    const ROUNDS: usize = 5;
+    const EVENTS: usize = 40;
+    let broker = Broker::behind_proxies(1);
+    let proxy = &broker.proxies[0];
+    let mut world = World::on(&broker, "malformed-answers");
+    world.tiers = vec![Duration::from_secs(1)];
+    world.create_topics(2);
+    let receiver = Receiver::start(|seen| match seen.header("hookstream-attempt") {
+        Some("1") if seen.body.len() % 2 == 0 => Answer::status(500),
+        _ => Answer::ok().after(Duration::from_millis(20)),
+    });
+    let limited = json!({"max_in_flight": 2});
+    let one = with(subscription("acme", &receiver.url("/"), &["**"]), limited);
+    put(&world, &[one]);
+    let mut process = world.spawn("run", &["--retry-schedule", "1s,1s,1s"]);
+    process.wait_ready();
+    for round in 0..ROUNDS {
+        world.produce_events((0..EVENTS).map(|number| {
+            let data = number.to_string();
+            (
+                format!("k{number}"),
+                event(&format!("e{round}-{number}"), "order.created", &data),
+            )
+        }));
+        let changed = proxy.changed();
+        proxy.set(Weather::Malformed(5));
+        proxy.wait_for_changed(changed + 20);
+        proxy.set(Weather::Clear);
+    }
+    wait_until_done_within(&world, LATER);
+    assert_eq!(process.exited(), None, "nothing was restarted");
+    let delivered: BTreeSet<String> = receiver
+        .seen()
+        .iter()
+        .map(|seen| seen.webhook_id().to_owned())
+        .collect();
+    assert_eq!(delivered.len(), ROUNDS * EVENTS);
+    let commands = world.read_all(&world.topics.commands(), Isolation::Committed);
+    let new = commands
+        .iter()
+        .filter(|command| command.header("hs-cause") == Some("new"));
+    assert_eq!(
+        new.count(),
+        ROUNDS * EVENTS,
+        "one new command for each event"
+    );
+    assert_eq!(dead_letters(&world), Vec::<serde_json::Value>::new());
 }
 
 #[test]

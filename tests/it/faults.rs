@@ -352,7 +352,7 @@ fn clients_that_were_told_of_no_broker_find_their_way_back() {
     wait_for_accepted(&receiver, EVENTS / 2 * 5);
     let proxy = &broker.proxies[0];
     proxy.set(Weather::NoBrokers);
-    proxy.wait_for_emptied(6);
+    proxy.wait_for_changed(6);
     proxy.set(Weather::Clear);
     produce(&world, EVENTS / 2..EVENTS);
     // Sending offsets to a transaction may hang for good in the client after that: then the watchdog ends the process, and

@@ -41,11 +41,16 @@ fn program<'a>(
     }
 }
 
-/// The settings are valid, and each is one: the program warns of variables that it does not know.
+/// The settings are valid with these further arguments, and each is one: the program warns of variables that it does not
+/// know. Returns what `config` prints.
 #[track_caller]
-fn assert_valid<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) {
-    let ended = program(settings, &["config"]);
+fn assert_valid<'a>(
+    settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    arguments: &[&str],
+) -> String {
+    let ended = program(settings, &[&["config"], arguments].concat());
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    ended.stdout
 }
 
 /// The value of a key of the unit that is there once.
@@ -139,10 +144,9 @@ fn the_example_environment_is_valid() {
         .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/hookstream %i "))
         .unwrap()
         .replace("%d", folder.path().to_str().unwrap());
-    let arguments: Vec<&str> = ["config"].into_iter().chain(start.split(' ')).collect();
-    let ended = program(settings, &arguments);
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    assert!(ended.stdout.contains("webhooks-1"), "{}", ended.stdout);
+    let arguments: Vec<&str> = start.split(' ').collect();
+    let printed = assert_valid(settings, &arguments);
+    assert!(printed.contains("webhooks-1"), "{printed}");
 }
 
 /// deploy/compose.yaml, its merge keys resolved.
@@ -175,7 +179,7 @@ fn the_compose_file_starts_the_program_with_valid_settings_once_kafka_is_ready()
         let settings = settings
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_str().unwrap()));
-        assert_valid(settings);
+        assert_valid(settings, &[]);
         let command = service["command"].as_array().unwrap().iter();
         let mut command: Vec<_> = command.map(|word| word.as_str().unwrap()).collect();
         command.push("--help");

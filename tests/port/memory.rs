@@ -1,5 +1,5 @@
 //! The smallest outside that the roles run on: topics in memory, groups of one member, transactions that always commit, and
-//! endpoints that respond from a list. All in virtual time on one thread. The real simulation is in `tests/sim`.
+//! endpoints that respond from a list. All in virtual time on one thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

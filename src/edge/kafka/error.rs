@@ -81,10 +81,7 @@ fn kind(error: &KafkaError) -> ErrorKind {
 /// Whether no broker is reachable, so that waiting may help.
 #[must_use]
 pub fn is_unreachable(error: &KafkaError) -> bool {
-    matches!(
-        kind(error),
-        ErrorKind::Unreachable | ErrorKind::NotAuthenticated | ErrorKind::TimedOut
-    )
+    kind(error).is_unreachable()
 }
 
 /// Whether authentication failed: a wrong password, a certificate that one side does not trust, or a connection that broke
@@ -97,7 +94,7 @@ pub fn is_refused(error: &KafkaError) -> bool {
 /// Whether permission was denied.
 #[must_use]
 pub fn is_denied(error: &KafkaError) -> bool {
-    matches!(kind(error), ErrorKind::Denied | ErrorKind::TopicDenied)
+    kind(error).is_denied()
 }
 
 #[cfg(test)]

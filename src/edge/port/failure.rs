@@ -34,6 +34,23 @@ pub enum ErrorKind {
     Other,
 }
 
+impl ErrorKind {
+    /// Whether no broker is reachable, so that waiting may help.
+    #[must_use]
+    pub fn is_unreachable(self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable | Self::NotAuthenticated | Self::TimedOut
+        )
+    }
+
+    /// Whether permission was denied.
+    #[must_use]
+    pub fn is_denied(self) -> bool {
+        matches!(self, Self::Denied | Self::TopicDenied)
+    }
+}
+
 /// An error of a Kafka client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientError {
@@ -83,10 +100,7 @@ impl ClientError {
     /// Whether no broker is reachable, so that waiting may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(
-            self.kind,
-            ErrorKind::Unreachable | ErrorKind::NotAuthenticated | ErrorKind::TimedOut
-        )
+        self.kind.is_unreachable()
     }
 
     /// Whether an error of a record is about its partition or topic, and not about the producer or its transaction.
@@ -101,7 +115,7 @@ impl ClientError {
     /// Whether permission was denied.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        matches!(self.kind, ErrorKind::Denied | ErrorKind::TopicDenied)
+        self.kind.is_denied()
     }
 
     /// Whether a record was refused for its size, or for that of the request that it came in.

@@ -28,6 +28,8 @@ pub enum Weather {
     HalfOpen,
     /// Answers to metadata requests name no broker, as those of a broker that counts itself as not yet alive.
     NoBrokers,
+    /// One answer of so many ends in its middle.
+    Malformed(u32),
 }
 
 /// A proxy on a free loopback port; it ends with the process.
@@ -35,7 +37,7 @@ pub struct Proxy {
     port: u16,
     weather: watch::Sender<Weather>,
     target: watch::Sender<u16>,
-    emptied: Arc<AtomicUsize>,
+    changed: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -45,13 +47,13 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let (weather, forecast) = watch::channel(Weather::Clear);
         let (target, to) = watch::channel(0);
-        let emptied = Arc::default();
-        super::runtime().spawn(accept(listener, to, forecast, Arc::clone(&emptied)));
+        let changed = Arc::default();
+        super::runtime().spawn(accept(listener, to, forecast, Arc::clone(&changed)));
         Self {
             port,
             weather,
             target,
-            emptied,
+            changed,
         }
     }
 
@@ -65,12 +67,15 @@ impl Proxy {
         self.target.send_replace(port);
     }
 
-    /// Waits until so many answers in all have named no broker.
+    /// How many answers were changed on their way.
+    pub fn changed(&self) -> usize {
+        self.changed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many answers in all were changed.
     #[track_caller]
-    pub fn wait_for_emptied(&self, count: usize) {
-        super::eventually_true("metadata without brokers", super::SOON, || {
-            self.emptied.load(Ordering::Relaxed) >= count
-        });
+    pub fn wait_for_changed(&self, count: usize) {
+        super::eventually_true("changed answers", super::SOON, || self.changed() >= count);
     }
 
     /// Changes the weather for connections that are open and for new ones.
@@ -83,11 +88,11 @@ async fn accept(
     listener: TcpListener,
     to: watch::Receiver<u16>,
     weather: watch::Receiver<Weather>,
-    emptied: Arc<AtomicUsize>,
+    changed: Arc<AtomicUsize>,
 ) {
     while let Ok((client, _)) = listener.accept().await {
         let target = *to.borrow();
-        tokio::spawn(serve(client, target, weather.clone(), Arc::clone(&emptied)));
+        tokio::spawn(serve(client, target, weather.clone(), Arc::clone(&changed)));
     }
 }
 
@@ -98,7 +103,7 @@ async fn serve(
     client: TcpStream,
     target: u16,
     weather: watch::Receiver<Weather>,
-    emptied: Arc<AtomicUsize>,
+    changed: Arc<AtomicUsize>,
 ) {
     // A client sees a reset, as from a host that runs no broker.
     client.set_zero_linger().ok();
@@ -116,7 +121,7 @@ async fn serve(
     let mut watched = weather.clone();
     tokio::select! {
         () = requests(from_client, to_server, Arc::clone(&asked), weather.clone()) => {}
-        () = answers(from_server, to_client, asked, weather, &emptied) => {}
+        () = answers(from_server, to_client, asked, weather, &changed) => {}
         _ = watched.wait_for(|weather| *weather == Weather::Cut) => {}
     }
 }
@@ -146,7 +151,7 @@ async fn answers(
     mut to: OwnedWriteHalf,
     asked: Asked,
     mut weather: watch::Receiver<Weather>,
-    emptied: &AtomicUsize,
+    changed: &AtomicUsize,
 ) {
     const METADATA: i16 = 3;
     while let Some(mut frame) = read(&mut from).await {
@@ -159,9 +164,19 @@ async fn answers(
         if !pass(&mut weather).await {
             return;
         }
-        if key == METADATA && *weather.borrow() == Weather::NoBrokers {
-            frame = without_brokers(&frame, version).expect("an answer with metadata can be read");
-            emptied.fetch_add(1, Ordering::Relaxed);
+        let now = *weather.borrow();
+        match now {
+            Weather::NoBrokers if key == METADATA => {
+                frame =
+                    without_brokers(&frame, version).expect("an answer with metadata can be read");
+                changed.fetch_add(1, Ordering::Relaxed);
+            }
+            Weather::Malformed(one_of) if fastrand::u32(0..one_of) == 0 => {
+                // The correlation id stays, or the client waits for the answer until its request has timed out.
+                frame.truncate(4 + (frame.len() - 4) / 2);
+                changed.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
         }
         if write(&mut to, &frame).await.is_none() {
             return;
@@ -173,7 +188,7 @@ async fn answers(
 async fn pass(weather: &mut watch::Receiver<Weather>) -> bool {
     let now = *weather.borrow();
     match now {
-        Weather::Clear | Weather::NoBrokers => true,
+        Weather::Clear | Weather::NoBrokers | Weather::Malformed(_) => true,
         Weather::Slow(delay) => {
             tokio::time::sleep(delay).await;
             true
