@@ -213,7 +213,7 @@ impl Window {
         self.room = room(characters);
     }
 
-    /// How many offsets from the position on a commit of so many characters can describe, whatever is finished.
+    /// How many offsets a commit of so many characters can describe, whatever is finished.
     #[must_use]
     pub fn reach(characters: usize) -> usize {
         room(characters) * 8
@@ -235,8 +235,7 @@ impl Window {
         room(characters) * 2 / 3
     }
 
-    /// A window as its last owner committed it, without the coverage. Unusable `metadata` reads as empty, with the
-    /// reason.
+    /// The window of [`Restored::read`].
     #[must_use]
     pub fn restore(position: Position, metadata: &str, place: Place) -> (Self, Option<ReadError>) {
         let (restored, error) = Restored::read(position, metadata, place);
@@ -287,9 +286,9 @@ impl Window {
     /// There is nothing to take below `position`, as behind the end of a transaction. Does nothing while an offset is
     /// unfinished: what the commit says is the same then, and longer.
     pub fn pass(&mut self, position: Position) {
-        if self.open.is_empty() && position.0 > self.end {
+        if self.open.is_empty() && position.0 > self.next {
             self.next = position.0;
-            self.end = position.0;
+            self.end = self.end.max(position.0);
         }
     }
 
@@ -328,14 +327,12 @@ impl Window {
         self.open.len()
     }
 
-    /// The lowest unfinished offset, or the position behind the last one taken.
+    /// The lowest unfinished offset, or the position behind the last one taken. Not behind what a former owner has
+    /// finished and this one has not read again: the coverage does not know these records yet.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position(
-            self.open
-                .first_key_value()
-                .map_or(self.end, |(&first, _)| first),
-        )
+        let first = self.open.first_key_value();
+        Position(first.map_or(self.next, |(&first, _)| first.min(self.next)))
     }
 
     /// The span from the position to the last offset taken, which a commit has to describe.
@@ -408,8 +405,9 @@ impl Window {
             0 => self.room,
             length => self.room - COVERAGE_HEADER - length,
         };
-        let is_short = self.gap_bytes <= span / 8;
-        if !is_plain && self.gap_bytes.min(span.div_ceil(8)) > room {
+        let gap_bytes = self.gap_bytes + varint::length(self.lead(position)) - 1;
+        let is_short = gap_bytes <= span / 8;
+        if !is_plain && gap_bytes.min(span.div_ceil(8)) > room {
             return self.cut(room).encode(position, coverage, place, format);
         }
         let mut bytes = Vec::with_capacity(BYTES);
@@ -434,7 +432,7 @@ impl Window {
             bytes.push(FORM_NONE);
         } else if is_short {
             bytes.push(FORM_GAPS);
-            self.write_gaps(&mut bytes);
+            self.write_gaps(&mut bytes, position);
         } else {
             bytes.push(FORM_BITMAP);
             self.write_bitmap(&mut bytes, position, span);
@@ -460,15 +458,20 @@ impl Window {
         }
     }
 
+    /// How many offsets lie from `position` to the first unfinished one, whose own gap is 0.
+    fn lead(&self, position: Position) -> u64 {
+        let first = self.open.keys().next();
+        first.map_or(0, |first| u64::try_from(first - position.0).unwrap_or(0))
+    }
+
     /// How many offsets are finished behind the last unfinished one, then each unfinished one's gap.
-    fn write_gaps(&self, bytes: &mut Vec<u8>) {
-        let last = self
-            .open
-            .last_key_value()
-            .map_or(self.end - 1, |(&last, _)| last);
-        varint::write(bytes, u64::try_from(self.end - last - 1).unwrap_or(0));
+    fn write_gaps(&self, bytes: &mut Vec<u8>, position: Position) {
+        let last = self.open.keys().next_back().copied();
+        let tail = self.end - last.unwrap_or(position.0 - 1) - 1;
+        varint::write(bytes, u64::try_from(tail).unwrap_or(0));
+        let mut lead = self.lead(position);
         for &gap in self.open.values() {
-            varint::write(bytes, gap);
+            varint::write(bytes, gap + std::mem::take(&mut lead));
         }
     }
 

@@ -568,3 +568,59 @@ fn metadata_that_is_not_usable_leaves_what_was_seen_unknown() {
     let answer = restored.coverage.ask(Offset(7), &mark(1, Some(3), 4));
     assert_eq!((answer.kind, restored.coverage.holes()), (Kind::New, 0));
 }
+
+#[test]
+fn the_position_passes_nothing_that_a_new_owner_has_not_read_again() {
+    // With few unfinished offsets, with many, and with none.
+    for (unfinished, end) in [
+        (vec![5, 4_000], 20_000),
+        ((5..100).collect(), 120),
+        (vec![5], 90),
+    ] {
+        let mut window = Window::new(Position(5));
+        for offset in 5..end {
+            window.take(Offset(offset));
+            if !unfinished.contains(&offset) {
+                window.finish(Offset(offset));
+            }
+        }
+        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
+        let (mut next, error) = Window::restore(position, &metadata, at(0));
+        assert_eq!((error, next.position()), (None, Position(5)));
+        for offset in 5..end {
+            if next.take(Offset(offset)) {
+                next.finish(Offset(offset));
+            }
+            assert_eq!(next.position(), Position(offset + 1));
+            if offset % 97 == 5 || offset + 3 > end {
+                let Snapshot { position, metadata } = next.snapshot(at(0), Format::V2);
+                assert_eq!(position, next.position());
+                let (again, error) = Window::restore(position, &metadata, at(0));
+                assert_eq!(error, None);
+                let of = |window: &Window| {
+                    let all = (0..end + 3).map(|offset| window.is_finished(Offset(offset)));
+                    all.collect::<Vec<_>>()
+                };
+                assert_eq!(of(&again), of(&next), "after {offset}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_owner_passes_the_end_of_a_transaction_that_a_former_owner_has_passed() {
+    let mut window = Window::new(Position(5));
+    window.take(Offset(5));
+    window.take(Offset(6));
+    window.finish(Offset(6));
+    let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
+    let (mut next, _) = Window::restore(position, &metadata, at(0));
+    next.take(Offset(5));
+    next.finish(Offset(5));
+    assert_eq!(next.position(), Position(6));
+    // Its record is gone.
+    next.pass(Position(7));
+    assert_eq!(next.position(), Position(7));
+    next.pass(Position(9));
+    assert_eq!(next.position(), Position(9));
+}

@@ -177,3 +177,37 @@ fn a_lost_write_is_reported_and_counts_until_it_is_written_again() {
     assert_eq!(notices(&mut sim), []);
     assert_eq!(sim.machine.holes(), 0);
 }
+
+#[test]
+fn a_new_owner_commits_no_coverage_of_records_that_it_has_not_read_again() {
+    let mut sim = sim();
+    for _ in 0..3 {
+        sim.produce(0, None);
+    }
+    sim.take(100);
+    sim.dispatch();
+    // The last one is delivered while the first two hang.
+    let last = sim.in_flight.iter().position(|one| one.offset.0 == 2);
+    sim.end(last.unwrap(), ok(), false);
+    sim.commit();
+    assert_eq!(sim.durable.snapshot.position, Position(0));
+    sim.crashed = true;
+    sim.reopen();
+    sim.take(2);
+    sim.dispatch();
+    while !sim.in_flight.is_empty() {
+        sim.end(0, ok(), false);
+    }
+    sim.commit();
+    assert_eq!(
+        sim.durable.snapshot.position,
+        Position(2),
+        "2 is not read again"
+    );
+    sim.reopen();
+    sim.write_again(1, 2);
+    sim.write_again(0, 1);
+    sim.run_to_the_end(ok());
+    assert_eq!(sim.recognised, 3);
+    assert_eq!(sim.known["msg_2"].delivered, 1);
+}
