@@ -283,8 +283,7 @@ impl Window {
         true
     }
 
-    /// There is nothing to take below `position`, as behind the end of a transaction. Does nothing while an offset is
-    /// unfinished: what the commit says is the same then, and longer.
+    /// There is nothing to take below `position`. Does nothing while an offset is unfinished, as nothing would change.
     pub fn pass(&mut self, position: Position) {
         if self.open.is_empty() && position.0 > self.next {
             self.next = position.0;
