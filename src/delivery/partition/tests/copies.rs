@@ -181,8 +181,8 @@ fn a_lost_write_is_reported_and_counts_until_it_is_written_again() {
 #[test]
 fn a_new_owner_commits_no_coverage_of_records_that_it_has_not_read_again() {
     let mut sim = sim();
-    for _ in 0..3 {
-        sim.produce(0, None);
+    for number in 0..3 {
+        sim.produce(number, None);
     }
     sim.take(100);
     sim.dispatch();
