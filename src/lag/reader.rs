@@ -17,7 +17,7 @@ use crate::edge::clock;
 use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::error::Failure;
 use crate::model::units::{EpochMs, Offset, Position, format_duration};
-use crate::model::window::{Place as WindowPlace, ReadError, Window};
+use crate::model::window::{Place as WindowPlace, ReadError, Restored, Window};
 
 /// Timeout of requests to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,6 +93,7 @@ impl Reader {
                 kind,
                 client: client(settings, &group("lag"), "read_committed")?,
                 partitions: BTreeMap::new(),
+                coverages: BTreeMap::new(),
                 unreadable: Unreadable::new(),
             });
         }
@@ -152,10 +153,25 @@ impl Reader {
         }
         let committed = self.committed(&fresh)?;
         for at in fresh {
-            let from = committed.get(&at).map(|(position, _)| *position);
-            self.sources[at.0].read_from(&mut self.index, at.1, from)?;
+            self.start(at, committed.get(&at))?;
         }
         Ok(())
+    }
+
+    /// Starts or restarts reading a partition from what is committed, or from its first record.
+    fn start(
+        &mut self,
+        (number, partition): At,
+        committed: Option<&(i64, String)>,
+    ) -> Result<(), Failure> {
+        let source = &mut self.sources[number];
+        let from = committed.map(|(position, _)| *position);
+        let position = Position(from.unwrap_or(0));
+        let place = WindowPlace::new(self.cluster.as_str(), &source.topic, partition);
+        let metadata = committed.map_or("", |(_, metadata)| metadata);
+        // What is not usable is logged where the window is read.
+        let (restored, _) = Restored::read(position, metadata, place);
+        source.read_from(&mut self.index, partition, from, restored.coverage)
     }
 
     /// The committed offsets and metadata of these partitions.
@@ -303,12 +319,11 @@ impl Reader {
         Ok(())
     }
 
-    /// Drops the records of a partition and reads it again from `from` on.
-    fn read_again(&mut self, (number, partition): At, from: Option<i64>) -> Result<(), Failure> {
-        let source = &mut self.sources[number];
-        source.read_from(&mut self.index, partition, from)?;
-        if source.kind == Kind::Commands {
-            self.forget_window(partition);
+    /// Drops the records of a partition and reads it again from what is committed.
+    fn read_again(&mut self, at: At, committed: Option<&(i64, String)>) -> Result<(), Failure> {
+        self.start(at, committed)?;
+        if self.sources[at.0].kind == Kind::Commands {
+            self.forget_window(at.1);
         }
         Ok(())
     }
@@ -394,7 +409,7 @@ impl Reader {
             let position = committed.as_ref().map(|(position, _)| *position);
             if position.unwrap_or(0) < progress.floor {
                 // An operator moved the group back, or its offsets expired: the records from there were dropped.
-                self.read_again((number, partition), position)?;
+                self.read_again((number, partition), committed.as_ref())?;
                 any_again = true;
                 continue;
             }
