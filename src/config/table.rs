@@ -44,7 +44,7 @@ settings! {
     "event-mapping" "TOPIC=PRESET,…" "" "Where the attributes and data of a topic's events are, for publishers of neither CloudEvents nor plain events: a preset, and single fields as TOPIC:FIELD=PLACE (a table per topic in the file, see Event mapping)" "a topic of --events and debezium-outbox, debezium-cloudevents or spring-cloud-stream; a field and places separated by ;";
     "topic-prefix" "PREFIX" "webhook-" "Prefix of hookstream's own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";
-    "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from event to command, and from attempt to retry or dead letter" "exactly-once or at-least-once";
+    "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from attempt to retry or dead letter, and in release and replay" "exactly-once or at-least-once";
     "instance" "NAME" "" "Name of this replica, unique and stable; used in transactional ids (default: the host name)" "letters, digits, '.', '_' and '-', at most 100";
     "http-listen" "ADDRESS" "0.0.0.0:9400" "Listen address of /metrics, /livez and /readyz" "ADDRESS:PORT; port 0 picks a free port";
     "tiers" "TIME,…" "5s,30s,2m,10m,1h,6h" "Delays of the retry tiers, one topic per tier" "1 to 16 distinct durations from 10ms to 7d";

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | version | 1 |
 //! | cluster | hash of the id of the cluster that the event is on |
-//! | topic | id of the event's topic, as Kafka's tools print it: a topic that is made again has another one |
+//! | topic | 16 bytes that stand for the event's topic |
 //! | partition | of the event |
 //! | epoch | random; begins anew whenever the order of the commands of a source may differ from before |
 //! | leader epoch | of the event, -1 where it is not known |
@@ -121,6 +121,18 @@ pub fn subscription_hash(id: &str) -> u64 {
     fnv1a(id.bytes())
 }
 
+/// Stands for the id of a topic, which clients cannot ask for without the permission to describe it: a hash of its name.
+/// A topic that is made again is told by its offsets, which come again, and by the group's position, which is gone.
+#[must_use]
+pub fn topic_of_name(name: &str) -> [u8; 16] {
+    let twice = [fnv1a(name.bytes()), fnv1a(name.bytes().chain([0]))];
+    let mut id = [0; 16];
+    for (half, hash) in id.chunks_exact_mut(8).zip(twice) {
+        half.copy_from_slice(&hash.to_be_bytes());
+    }
+    id
+}
+
 impl Source {
     /// The beginning of the header of every command of this source.
     #[must_use]
@@ -135,6 +147,24 @@ impl Source {
         URL_SAFE_NO_PAD.encode_string(self.epoch.to_be_bytes(), &mut text);
         text.push('.');
         text
+    }
+
+    /// Reads a text that begins with a [`Source::prefix`]; returns what follows, too. `None` if there is no valid one.
+    #[must_use]
+    pub fn parse_prefix(text: &str) -> Option<(Self, &str)> {
+        let mut fields = Fields(Some(text.as_bytes()));
+        let source = fields.source().ok()?;
+        let rest = std::str::from_utf8(fields.0?).ok()?;
+        Some((source, rest))
+    }
+
+    /// The version of such a text, if it is a later one than this program knows.
+    #[must_use]
+    pub fn newer_version(text: &str) -> Option<u32> {
+        match Fields(Some(text.as_bytes())).version() {
+            Err(MarkError::Newer(version)) => Some(version),
+            _ => None,
+        }
     }
 }
 
@@ -156,14 +186,7 @@ impl Mark {
             return Err(MarkError::TooLong(header.len()));
         }
         let mut fields = Fields(Some(header));
-        match fields.number("version", 1, u32::MAX.into(), "a version")? {
-            version if version == i64::from(VERSION) => {}
-            newer => return Err(MarkError::Newer(u32::try_from(newer).unwrap_or(u32::MAX))),
-        }
-        let cluster = fields.bytes("cluster", "a hash")?;
-        let topic = fields.bytes("topic", "a topic id")?;
-        let partition = fields.number("partition", 0, i32::MAX.into(), "a partition")?;
-        let epoch = fields.bytes("epoch", "an epoch")?;
+        let source = fields.source()?;
         let leader_epoch =
             fields.number("leader epoch", -1, i32::MAX.into(), "a leader epoch or -1")?;
         let offset = fields.number("offset", 0, i64::MAX, "an offset")?;
@@ -178,12 +201,6 @@ impl Mark {
         if let Some(rest) = fields.0 {
             return Err(MarkError::Trailing(shown(rest)));
         }
-        let source = Source {
-            cluster: u64::from_be_bytes(cluster),
-            topic,
-            partition: u32::try_from(partition).unwrap_or(0),
-            epoch: u32::from_be_bytes(epoch),
-        };
         Ok(Self {
             source,
             at,
@@ -237,6 +254,28 @@ impl<'a> Fields<'a> {
                 Ok(&rest[..at])
             }
         }
+    }
+
+    fn version(&mut self) -> Result<(), MarkError> {
+        match self.number("version", 1, u32::MAX.into(), "a version")? {
+            version if version == i64::from(VERSION) => Ok(()),
+            newer => Err(MarkError::Newer(u32::try_from(newer).unwrap_or(u32::MAX))),
+        }
+    }
+
+    fn source(&mut self) -> Result<Source, MarkError> {
+        self.version()?;
+        let cluster = self.bytes("cluster", "a hash")?;
+        let topic = self.bytes("topic", "a topic id")?;
+        let partition = self.number("partition", 0, i32::MAX.into(), "a partition")?;
+        let epoch = self.bytes("epoch", "an epoch")?;
+        Ok(Source {
+            cluster: u64::from_be_bytes(cluster),
+            topic,
+            // In the range that was asked for.
+            partition: u32::try_from(partition).unwrap_or(0),
+            epoch: u32::from_be_bytes(epoch),
+        })
     }
 
     /// A decimal number as a program writes it: without a plus sign or zeros in front.

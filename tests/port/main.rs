@@ -4,6 +4,8 @@
 // A test that cannot go on should stop where it stands, and the lint on reachability looks at libraries.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -64,8 +66,9 @@ fn process(registry: &Registry) -> Process {
     }
 }
 
-/// Runs the three roles until `done`, and then until they have ended.
-async fn run(memory: &Memory, done: impl Fn() -> bool) {
+/// Runs the three roles until `done`, and then until they have ended. Fan-out is given up again and again, each time after
+/// the next of `lives`. Returns the copies of commands that delivery has recognised.
+async fn run(memory: &Memory, lives: &[Duration], done: impl Fn() -> bool) -> u64 {
     let registry = Registry::new();
     let process = process(&registry);
     let stop = Arc::clone(&process.stop);
@@ -76,9 +79,18 @@ async fn run(memory: &Memory, done: impl Fn() -> bool) {
         DeliveryMetrics::register(&registry),
         ReleaseMetrics::register(&registry),
     );
+    let fanout = async {
+        for life in lives {
+            let given_up = fanout::run(memory, &fanout, &metrics.0);
+            if let Ok(ended) = tokio::time::timeout(*life, given_up).await {
+                return ended;
+            }
+        }
+        fanout::run(memory, &fanout, &metrics.0).await
+    };
     let roles = async {
         tokio::join!(
-            fanout::run(memory, &fanout, &metrics.0),
+            fanout,
             delivery::run(memory, &deliver, &metrics.1),
             release::run(memory, &release, &metrics.2),
         )
@@ -97,9 +109,22 @@ async fn run(memory: &Memory, done: impl Fn() -> bool) {
     fanout.unwrap();
     deliver.unwrap();
     release.unwrap();
+    metrics.1.duplicate_commands().get()
 }
 
 fn history(statuses: &[u16], events: usize) -> (Vec<Received>, Vec<(i64, i64)>) {
+    let (received, progress, copies) = history_with(statuses, events, &[]);
+    assert_eq!(copies, 0, "nothing is written again");
+    (received, progress)
+}
+
+/// What was received, the progress of the groups, and the copies of commands.
+fn history_with(
+    statuses: &[u16],
+    events: usize,
+    lives: &[Duration],
+) -> (Vec<Received>, Vec<(i64, i64)>, u64) {
+    let copies = Cell::new(0);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -124,14 +149,15 @@ fn history(statuses: &[u16], events: usize) -> (Vec<Received>, Vec<(i64, i64)>) 
             };
             memory.append(at, record);
         }
-        Box::pin(run(&memory, || memory.received().len() >= expected)).await;
+        let done = || memory.received().len() >= expected;
+        copies.set(Box::pin(run(&memory, lives, done)).await);
     };
     tokio::task::LocalSet::new().block_on(&runtime, world);
     let groups = ["fanout", "deliver", "release"];
     let prefix = settings().group_prefix;
     let progress = groups.iter();
     let progress = progress.flat_map(|group| memory.progress(&format!("{prefix}{group}")));
-    (memory.received(), progress.collect())
+    (memory.received(), progress.collect(), copies.get())
 }
 
 #[test]
@@ -155,4 +181,18 @@ fn an_event_passes_all_three_roles_in_virtual_time() {
 fn two_runs_have_the_same_history() {
     let statuses = [500, 200, 503, 500, 200, 429, 500];
     assert_eq!(history(&statuses, 40), history(&statuses, 40));
+}
+
+#[test]
+fn a_fan_out_that_is_given_up_and_begun_again_sends_no_webhook_twice() {
+    let lives: Vec<_> = (0..30)
+        .map(|life| Duration::from_millis(7 + life * 11))
+        .collect();
+    let (received, progress, copies) = history_with(&[], 300, &lives);
+    let webhooks: BTreeSet<_> = received.iter().map(|one| &one.webhook_id).collect();
+    assert_eq!((received.len(), webhooks.len()), (300, 300));
+    assert!(copies > 0, "it has written some of them again");
+    for (position, end) in progress {
+        assert_eq!(position, end, "all work is committed");
+    }
 }

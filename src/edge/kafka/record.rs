@@ -15,7 +15,7 @@ use crate::model::units::{EpochMs, Offset};
 /// The headers of a command's record.
 #[must_use]
 pub fn command_headers<H: Headers>(envelope: &Envelope<'_>) -> H {
-    let mut headers = Some(H::with_capacity(15));
+    let mut headers = Some(H::with_capacity(16));
     envelope.each_header(|name, value| {
         headers = headers.take().map(|all| with_header(all, name, value))
     });
@@ -135,6 +135,12 @@ impl RecordView for BorrowedMessage<'_> {
 
     fn offset(&self) -> i64 {
         Message::offset(self)
+    }
+
+    #[allow(unsafe_code, reason = "rust-rdkafka has no call for it")]
+    fn leader_epoch(&self) -> i32 {
+        // SAFETY: the message is valid for as long as it is borrowed.
+        unsafe { bindings::rd_kafka_message_leader_epoch(self.ptr()) }
     }
 
     fn timestamp(&self) -> Option<EpochMs> {
