@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos
+.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos sim sim-scale
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,10 @@ test: ## every test, the ones on a real Kafka included
 	-@scripts/schema-registry fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
-	# The roles in virtual time, on another outside than Kafka, hyper and threads.
-	cargo test --locked --features simulation --test port
-	RUST_BACKTRACE=0 cargo test --locked --features failpoints --test chaos -- --nocapture
+	# One more build for all that needs a feature. In virtual time: the roles on another outside than Kafka, hyper and
+	# threads; faults by the hundred (the same history twice, planted bugs, 2,000 seeds); the model of scale in small.
+	cargo test $(FEATURED) -q --test port --test world --test scale
+	RUST_TEST_THREADS=4 RUST_BACKTRACE=0 cargo test $(FEATURED) --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
 	@scripts/skipped report
@@ -68,3 +69,12 @@ chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill
 	SEED=$(SEED) MINUTES=$(or $(MINUTES),60) RATE=$(or $(RATE),100) FAULTS=$(FAULTS) \
 	  cargo test --release --locked --features failpoints --test chaos -- --nocapture --include-ignored \
 	  $(if $(filter at-least-once,$(GUARANTEE)),at_least_once_loses_nothing_either,a_seeded_run_of_faults_breaks_no_invariant)
+
+# What needs a feature, in one build for all of it: with the assertions of the product, and optimised, for many runs.
+FEATURED := --locked --features simulation,failpoints --config tests/sim/profile.toml
+sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one, shrinks it if it fails, with its timeline; PLAN=FILE plays a saved one; PLANT=all plants bugs
+	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLAN),PLAN=$(PLAN)) $(if $(PLANT),PLANT=$(PLANT)) \
+	  cargo test -q $(FEATURED) --test world
+
+sim-scale: ## 1,000,000 events/s in virtual time, the tables of docs/sizing.md; SCALE=calibrate: beside a real Kafka
+	@SCALE=$(or $(SCALE),full) cargo test -q $(FEATURED) --test scale

@@ -15,6 +15,7 @@ pub mod positions;
 pub mod print;
 pub mod progress;
 pub mod replay;
+mod settle;
 mod sources;
 pub mod subscriptions;
 pub mod topics;

@@ -24,5 +24,5 @@ pub use report::{EffectiveSetting, effective, reference, unknown_variables};
 pub use secrets::{REDACTED, SecretRef, is_secret};
 pub use settings::{
     EgressSettings, Guarantee, Machine, OtlpSettings, RegistryAuth, SchemaRegistrySettings,
-    Settings, Topics,
+    Settings, StartAt, Topics,
 };

@@ -36,6 +36,7 @@ mod sending;
 pub mod signing;
 mod terms;
 pub mod top_subscribers;
+mod topics;
 mod worker;
 mod workers;
 mod writing;

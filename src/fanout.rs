@@ -10,6 +10,7 @@
 //! | `history` | P | where events come from, and what failed |
 //! | `identities` | P | events whose webhooks have one id, although their contents differ |
 //! | `schemas` | E | values that are framed with a schema id: their schemas, their JSON |
+//! | `topics` | P | the topics that fan-out needs, and who gets notices |
 //! | `waiting` | P | partitions that wait for a schema |
 //! | `role` | E | polls, writes, commits |
 
@@ -22,6 +23,7 @@ mod role;
 mod schemas;
 mod sources;
 mod stamp;
+mod topics;
 mod trials;
 mod waiting;
 

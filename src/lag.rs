@@ -10,12 +10,15 @@ mod events;
 pub mod figures;
 pub mod index;
 pub mod metrics;
+mod oldest;
 pub mod pages;
 pub mod progress;
 mod reader;
 mod source;
+mod standings;
 pub mod top;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Settings;
@@ -25,6 +28,7 @@ use crate::edge::live::Live;
 use crate::edge::port::task::block_on;
 use crate::model::units::EpochMs;
 use crate::runtime::context::RoleContext;
+use crate::runtime::metrics::Registry;
 use figures::{Board, Figures};
 use metrics::LagMetrics;
 use reader::Reader;
@@ -60,17 +64,24 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
     let mut reader: Option<Reader> = None;
     let mut next = clock::instant();
     let mut failing_since: Option<Instant> = None;
-    let _event_lag = events::watch(settings, metrics)?;
+    let watches = Watches {
+        events: events::watch(settings, metrics)?,
+        standings: standings::watch(settings)?,
+    };
     context.ready();
     while !context.stopping() {
         context.heartbeat();
         let turned = match &mut reader {
             Some(reader) => turn(context, reader, &mut next).map(|due| {
                 if due {
-                    publish(reader, &mut top, &mut next, metrics, board);
+                    let sinks = (metrics, board);
+                    publish(reader, &mut top, &mut next, &watches, sinks);
                 }
             }),
-            None => Reader::new(settings).map(|made| reader = Some(made)),
+            None => Reader::new(settings).map(|made| {
+                top.restart();
+                reader = Some(made);
+            }),
         };
         match turned {
             Ok(()) => failing_since = None,
@@ -100,6 +111,12 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
     Ok(())
 }
 
+/// What is read beside the backlog.
+struct Watches {
+    events: events::Watch,
+    standings: standings::Watch,
+}
+
 /// Whether a retry cannot help.
 fn is_permanent(failure: &Failure) -> bool {
     matches!(failure, Failure::Denied { .. } | Failure::TopicMissing(_))
@@ -108,7 +125,12 @@ fn is_permanent(failure: &Failure) -> bool {
 fn needed_topics(settings: &Settings) -> Vec<String> {
     let topics = &settings.topics;
     let mut needed = settings.retry_topics();
-    needed.extend([topics.commands(), topics.dead_letters()]);
+    needed.extend([
+        topics.commands(),
+        topics.dead_letters(),
+        topics.subscriptions(),
+        topics.status(),
+    ]);
     needed
 }
 
@@ -132,11 +154,15 @@ fn publish(
     reader: &mut Reader,
     top: &mut TopSubscribers,
     next: &mut Instant,
-    metrics: &LagMetrics,
-    board: &Board,
+    watches: &Watches,
+    (metrics, board): (&LagMetrics, &Board),
 ) {
     let began = clock::instant();
-    let (sums, figures) = reader.figures();
+    let (sums, mut figures) = reader.figures();
+    figures.events = watches.events.latest().unwrap_or_default();
+    if let Some(standings) = watches.standings.latest() {
+        standings.annotate(&mut figures.subscribers, clock::now());
+    }
     let series = top.update(&sums, clock::instant());
     metrics.lag(&series, &figures, reader.tiers());
     board.put(figures);
@@ -147,6 +173,7 @@ fn publish(
 /// Successive figures for a terminal.
 pub struct Watcher {
     reader: Reader,
+    watches: Watches,
     next: Instant,
 }
 
@@ -156,10 +183,30 @@ impl Watcher {
     /// # Errors
     /// [`Failure`] when there is no broker, or a topic is missing or denied.
     pub fn new(settings: &Settings) -> Result<Self, Failure> {
-        Ok(Self {
-            reader: Reader::new(settings)?,
-            next: clock::instant(),
-        })
+        // Its metrics are not exported.
+        let metrics = LagMetrics::register(&Registry::new());
+        let shared = Arc::new(settings.clone());
+        let watches = Watches {
+            events: events::watch(&shared, &metrics)?,
+            standings: standings::watch(&shared)?,
+        };
+        let began = clock::instant();
+        loop {
+            match Reader::new(settings) {
+                Ok(reader) => {
+                    let next = clock::instant();
+                    return Ok(Self {
+                        reader,
+                        watches,
+                        next,
+                    });
+                }
+                Err(failure) if is_permanent(&failure) => return Err(failure),
+                // A leader is moving, or a topic was just created.
+                Err(failure) if clock::instant() - began >= SHORT_PATIENCE => return Err(failure),
+                Err(_) => std::thread::sleep(AGAIN),
+            }
+        }
     }
 
     /// The next figures, at least `every` after the last ones and no older than this call; `None` if stopped first.
@@ -192,7 +239,12 @@ impl Watcher {
                 }
                 if self.reader.as_of().is_some_and(|as_of| as_of >= since) {
                     self.next = clock::instant() + every;
-                    return Ok(Some(self.reader.figures().1));
+                    let (_, mut figures) = self.reader.figures();
+                    figures.events = self.watches.events.first().unwrap_or_default();
+                    if let Some(standings) = self.watches.standings.first() {
+                        standings.annotate(&mut figures.subscribers, clock::now());
+                    }
+                    return Ok(Some(figures));
                 }
                 tick = clock::instant() + AGAIN;
             }

@@ -1,4 +1,5 @@
-//! Moves the committed offsets of the groups to a mirrored cluster, exactly. [`control`] shows and sets them.
+//! Moves the committed offsets of the groups to a mirrored cluster, exactly. [`control`] shows and sets them, [`start`]
+//! writes them at a first start.
 //!
 //! On a mirror, records have other offsets. MirrorMaker 2 translates a committed offset to one at or before the exact one,
 //! and copies commit metadata, whose offsets are invalid on the target. By itself, a failover would repeat the records in
@@ -9,6 +10,7 @@
 //! of every partition, so it also verifies that the mirror is complete.
 
 pub mod control;
+pub mod start;
 pub mod trail;
 
 use std::ops::ControlFlow;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
@@ -24,7 +27,7 @@ use crate::config::Settings;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, settled};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets, settled};
 use crate::edge::kafka::member::{Commit, TopicPartition, commit_list};
 use crate::edge::kafka::record::header_pairs;
 use crate::model::units::{Offset, Position};
@@ -93,11 +96,13 @@ impl GroupRole {
         format!("{}{}", settings.group_prefix, self.as_str())
     }
 
-    fn topics(self, settings: &Settings) -> Vec<String> {
+    /// The topics that its group reads.
+    #[must_use]
+    pub fn topics(self, settings: &Settings) -> Vec<String> {
         let topics = &settings.topics;
         let tiers = settings.tiers.delays().iter();
         match self {
-            Self::Fanout => topics.events.clone(),
+            Self::Fanout => topics.fanned_out(),
             Self::Deliver => vec![topics.commands()],
             Self::Release => tiers.map(|&delay| topics.retry(delay)).collect(),
         }
@@ -349,14 +354,20 @@ pub fn import(
 }
 
 fn commit(client: &Client, group: &str, list: &[Commit]) -> Result<(), Failure> {
-    let failed =
-        |error| Failure::from_client(format!("committing the positions of {group}"), error);
+    commit_without_member(client, list).map_err(|error| not_committed(group, error))
+}
+
+fn not_committed(group: &str, error: KafkaError) -> Failure {
+    Failure::from_client(format!("committing the positions of {group}"), error)
+}
+
+/// A broker accepts this only while the group has no members.
+fn commit_without_member(client: &Client, list: &[Commit]) -> Result<(), KafkaError> {
     if list.is_empty() {
         return Ok(());
     }
-    // Without membership: a broker accepts that only while the group has no members.
-    let list = commit_list(list).map_err(failed)?;
-    settled(|| client.commit(&list, CommitMode::Sync)).map_err(failed)
+    let list = commit_list(list)?;
+    settled(|| client.commit(&list, CommitMode::Sync))
 }
 
 fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
@@ -388,15 +399,13 @@ fn committed(
 ) -> Result<Vec<CommittedPartition>, Failure> {
     /// Longer than the open transaction of a killed process can block the committed offsets.
     const PATIENCE: Duration = Duration::from_secs(60);
-    let failed = |error| {
-        let group = role.group(settings);
-        Failure::from_client(format!("reading the positions of {group}"), error)
-    };
+    let what = || format!("reading the positions of {}", role.group(settings));
+    let failed = |error| Failure::from_client(what(), error);
     let mut asked = TopicPartitionList::new();
     for range in ranges {
         asked.add_partition(topic, range.partition);
     }
-    let found = settled(|| client.committed_offsets(asked.clone(), PATIENCE)).map_err(failed)?;
+    let found = committed_offsets(client, &asked, PATIENCE, what)?;
     let mut all = Vec::new();
     for range in ranges {
         let Some(element) = found.find_partition(topic, range.partition) else {

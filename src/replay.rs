@@ -1,4 +1,4 @@
-//! Replay: open dead letters become commands again, each exactly once.
+//! Replay: open dead letters become commands again, each exactly once; or they are discarded, under the same lock.
 //!
 //! The new command and the record `replayed` of a dead letter are written in one transaction, so a killed replay leaves
 //! each dead letter either open or replayed, and the next run takes the open ones. Concurrent replays are excluded by a
@@ -40,6 +40,7 @@ use crate::model::dead_letter;
 use crate::model::dead_letter::{
     Coordinates, DeadLetter, Filter, OpenLetters, Settled, Settlement,
 };
+use crate::model::subscription::Fold;
 use crate::model::units::EpochMs;
 
 pub use counts::{Count, DeadLetterCounts};
@@ -62,6 +63,8 @@ const PURPOSE: &str = "replay";
 pub struct Plan {
     /// Selects dead letters.
     pub filter: Filter,
+    /// Discards them instead of sending them again.
+    pub discards: bool,
     /// Maximum number of dead letters.
     pub limit: Option<u64>,
     /// Time between two dead letters, averaged over a batch.
@@ -82,6 +85,23 @@ impl Plan {
             .is_some_and(|other| other != cluster);
         let recent = self.again_since.is_some_and(|since| fact.at >= since);
         !(elsewhere && recent && fact.how == Settlement::Replayed)
+    }
+
+    /// Why a dead letter stays open. Any can be discarded.
+    fn withholds(&self, letter: &DeadLetter, subscriptions: &Fold) -> Option<Why> {
+        if self.discards {
+            None
+        } else {
+            Why::of(letter, subscriptions)
+        }
+    }
+
+    fn settlement(&self) -> Settlement {
+        if self.discards {
+            Settlement::Discarded
+        } else {
+            Settlement::Replayed
+        }
     }
 
     fn is_reached(&self, letters: u64) -> bool {
@@ -105,7 +125,7 @@ pub struct Progress {
     pub read: u64,
     /// Offsets to read in this pass.
     pub of: u64,
-    /// Dead letters durably replayed.
+    /// Dead letters durably replayed or discarded.
     pub replayed: u64,
     /// Whether a transaction is being committed.
     pub committing: bool,
@@ -144,7 +164,7 @@ pub enum End {
 /// The result of a run.
 #[derive(Debug)]
 pub struct Report {
-    /// Dead letters durably replayed.
+    /// Dead letters durably replayed or discarded.
     pub replayed: DeadLetterCounts,
     /// How it ended.
     pub end: End,
@@ -172,7 +192,7 @@ pub fn preview(
         match decode(message) {
             Ok(Some(letter)) if counts.newer.stops(letter.at.partition) => {}
             Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
-                match Why::of(&letter, subscriptions.fold()) {
+                match plan.withholds(&letter, subscriptions.fold()) {
                     Some(why) => counts.withhold(&letter, why),
                     None => counts.add(&letter, message.payload_len()),
                 }
@@ -374,7 +394,7 @@ impl<'a> Sender<'a> {
         match decode(message) {
             Ok(Some(letter)) if self.replayed.newer.stops(letter.at.partition) => {}
             Ok(Some(letter)) if open.is_open(&letter) && self.plan.filter.matches(&letter) => {
-                if let Some(why) = Why::of(&letter, self.subscriptions.fold()) {
+                if let Some(why) = self.plan.withholds(&letter, self.subscriptions.fold()) {
                     return self.replayed.withhold(&letter, why);
                 }
                 self.bytes += message.payload_len();
@@ -439,9 +459,9 @@ impl<'a> Sender<'a> {
             return Ok(());
         }
         self.look_up(Freshness::Visible, stop)?;
-        let (fold, replayed) = (self.subscriptions.fold(), &mut *self.replayed);
+        let (fold, replayed, plan) = (self.subscriptions.fold(), &mut *self.replayed, self.plan);
         self.batch.retain(|pending| {
-            let why = Why::of(&pending.letter, fold);
+            let why = plan.withholds(&pending.letter, fold);
             if let Some(why) = why {
                 replayed.withhold(&pending.letter, why);
             }
@@ -452,6 +472,9 @@ impl<'a> Sender<'a> {
 
     /// Writes the batch, and removes from it what the client refuses to write for its size.
     fn write(&mut self, batch: &mut Vec<Pending>) -> Result<(), BatchError> {
+        if self.plan.discards {
+            return self.write_facts(batch);
+        }
         let now = clock::now();
         let mut tag = 0;
         while let Some(letter) = batch.get(tag) {
@@ -491,10 +514,15 @@ impl<'a> Sender<'a> {
             // A settling record without its command would lose the dead letter; the reverse only repeats it.
             self.producer.acknowledged()?;
         }
+        self.write_facts(batch)
+    }
+
+    /// Writes that the dead letters of a batch are settled, and commits.
+    fn write_facts(&mut self, batch: &[Pending]) -> Result<(), BatchError> {
         let now = clock::now();
         for (tag, letter) in batch.iter().enumerate() {
             let cluster = self.cluster.as_str();
-            let fact = Settled::new(&letter.letter, Settlement::Replayed, now, cluster).headers();
+            let fact = Settled::new(&letter.letter, self.plan.settlement(), now, cluster).headers();
             let headers = fact.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
                 with_header(all, key, value)
             });

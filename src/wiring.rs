@@ -22,6 +22,7 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::status_cache;
 use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
@@ -29,6 +30,7 @@ use crate::edge::live::Live;
 use crate::edge::otlp::{Exporter, SetupError};
 use crate::edge::port::task::block_on;
 use crate::lag::pages;
+use crate::positions::{GroupRole, start};
 use crate::runtime::admin_http::{self, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
 use crate::runtime::metrics::{Metrics, Registry};
@@ -80,7 +82,35 @@ impl Role {
         }
     }
 
+    /// The role as the owner of a group's positions.
+    fn group(self) -> Option<GroupRole> {
+        match self {
+            Self::Fanout => Some(GroupRole::Fanout),
+            Self::Deliver => Some(GroupRole::Deliver),
+            Self::Release => Some(GroupRole::Release),
+            Self::Lag => None,
+        }
+    }
+
+    /// Decides where the role's group begins, before it joins it; `false` when told to stop meanwhile.
+    fn begin(self, context: &RoleContext) -> Result<bool, Failure> {
+        let Some(group) = self.group() else {
+            return Ok(true);
+        };
+        let settings = &context.settings;
+        let topics = group.topics(settings);
+        // Not the topic of the subscriptions: a release of an older installation may not describe it.
+        let possible = context.wait_until_possible(&Live, self.name(), &topics);
+        if !block_on(possible)? {
+            return Ok(false);
+        }
+        start::begin(settings, group, &topics, &context.keep_waiting())
+    }
+
     fn run_once(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
+        if !self.begin(context)? {
+            return Ok(());
+        }
         match self {
             Self::Fanout => block_on(crate::fanout::run(&Live, context, &families.fanout)),
             Self::Deliver => block_on(crate::delivery::run(&Live, context, &families.delivery)),
@@ -195,6 +225,7 @@ impl Service {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
             table: Arc::default(),
+            statuses: Arc::default(),
             tracer,
             health: Arc::default(),
             stop,
@@ -216,6 +247,10 @@ impl Service {
         if roles.iter().any(|role| role.needs_subscriptions()) {
             let process = process.clone();
             service.spawn("table", &over, move || follow_subscriptions(&process))?;
+        }
+        if roles.contains(&Role::Deliver) {
+            let process = process.clone();
+            service.spawn("statuses", &over, move || follow_statuses(&process))?;
         }
         let site = Arc::new(Site {
             registry,
@@ -360,6 +395,18 @@ pub fn run(settings: &Settings, roles: &[Role]) -> Result<(), ServiceError> {
             _ => return Ok(()),
         }
     }
+}
+
+fn follow_statuses(process: &Process) -> Result<(), Failure> {
+    let settings = &process.settings;
+    let stopped = || process.stop.is_requested();
+    let topic = settings.topics.status();
+    let set_aside = process.metrics.set_aside(&topic);
+    let needed = [topic];
+    if wait_for_topics(settings, "statuses", &needed, &stopped, &mut |_| {})?.is_none() {
+        return Ok(());
+    }
+    status_cache::follow(settings, &process.statuses, &set_aside, &stopped)
 }
 
 fn follow_subscriptions(process: &Process) -> Result<(), Failure> {

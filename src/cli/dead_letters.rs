@@ -1,7 +1,11 @@
-//! `hookstream dead-letters list|show`: dead letters and their state.
+//! `hookstream dead-letters list|show|discard|stats`: dead letters and their state.
 //!
 //! Both read the dead-letter topic twice, as a replay does: first the settling records, then the dead letters. The field
 //! names of the JSON formats are a stable interface, described in `schemas/dead-letter.schema.json`.
+
+mod filter;
+mod reading;
+mod stats;
 
 use std::ops::ControlFlow;
 
@@ -11,115 +15,21 @@ use clap::{Args, Subcommand};
 use rdkafka::message::{BorrowedMessage, Message};
 use serde::Serialize;
 
+pub use self::filter::{FilterArgs, check_range, parse_time};
+use self::reading::{fold, note_newer, open};
+pub use self::stats::StatsArgs;
 use super::exit::{CliError, Exit};
 use super::print::{self, Output, Row};
+use super::settle::{How, execute};
 use crate::config::Settings;
-use crate::edge::clock;
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log_reader::{Log, Range};
+use crate::edge::kafka::log_reader::Range;
 use crate::edge::kafka::record::header_pairs;
-use crate::model::dead_letter::{Coordinates, DeadLetter, Filter, OpenLetters, Reason, State};
-use crate::model::subscription::TypePattern;
-use crate::model::units::{EpochMs, Offset, counted, parse_duration};
-use crate::replay::{self, Newer, NewerFacts, Undecoded};
+use crate::model::dead_letter::{Coordinates, DeadLetter, Reason, State};
+use crate::model::units::{EpochMs, Offset, counted};
+use crate::replay::{self, Plan, Undecoded};
 
 /// The number of dead letters that `list` prints by default.
 const DEFAULT_LIMIT: u64 = 1000;
-
-/// Selects dead letters.
-#[derive(Args, Clone, Debug, Default)]
-pub struct FilterArgs {
-    /// Only dead letters of this subscriber
-    #[arg(long, value_name = "NAME")]
-    pub subscriber: Option<String>,
-    /// Only dead letters of this subscription
-    #[arg(long, value_name = "ID")]
-    pub subscription: Option<String>,
-    /// Only events of this type; * matches one segment, ** any number
-    #[arg(long, value_name = "PATTERN", value_parser = TypePattern::parse)]
-    pub event_type: Option<TypePattern>,
-    /// Only dead letters with this reason
-    #[arg(long, value_name = "REASON", value_parser = parse_reason)]
-    pub reason: Option<Reason>,
-    /// Only dead letters with this last response status
-    #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..=999))]
-    pub status: Option<u16>,
-    /// Only last failures at or after this time: RFC 3339, or a duration before now such as 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub since: Option<EpochMs>,
-    /// Only last failures before this time: RFC 3339, or a duration before now such as 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub until: Option<EpochMs>,
-}
-
-impl FilterArgs {
-    /// Checks the arguments and returns the filter.
-    ///
-    /// # Errors
-    /// [`CliError`]: the time range is empty.
-    pub fn filter(&self) -> Result<Filter, CliError> {
-        check_range(self.since, self.until)?;
-        let Self {
-            subscriber,
-            subscription,
-            event_type,
-            reason,
-            status,
-            since,
-            until,
-        } = self.clone();
-        Ok(Filter {
-            subscriber,
-            subscription,
-            event_type,
-            reason,
-            status,
-            since,
-            until,
-        })
-    }
-}
-
-fn parse_reason(text: &str) -> Result<Reason, String> {
-    text.parse()
-}
-
-pub(super) fn parse_time(text: &str) -> Result<EpochMs, String> {
-    time_at(text, clock::now())
-}
-
-/// Refuses an empty time range.
-pub(super) fn check_range(since: Option<EpochMs>, until: Option<EpochMs>) -> Result<(), CliError> {
-    range_at(since, until, clock::now()).map_err(|wrong| CliError::new(Exit::Usage, wrong))
-}
-
-fn range_at(since: Option<EpochMs>, until: Option<EpochMs>, now: EpochMs) -> Result<(), String> {
-    match (since, until) {
-        (Some(since), Some(until)) if until <= since => Err(format!(
-            "--until ({}) must be later than --since ({})",
-            until.rfc3339(),
-            since.rfc3339()
-        )),
-        (Some(since), _) if since > now => Err(format!(
-            "--since ({}) is in the future; the current time is {}",
-            since.rfc3339(),
-            now.rfc3339()
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Parses a time, or a duration before `now`.
-fn time_at(text: &str, now: EpochMs) -> Result<EpochMs, String> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Ok(EpochMs(time.as_millisecond()));
-    }
-    parse_duration(text).map(|ago| now - ago).map_err(|_| {
-        format!(
-            "{text:?} is not a time such as 2026-05-01T12:00:00Z or a duration before now such as 2h"
-        )
-    })
-}
 
 /// `hookstream dead-letters`.
 #[derive(Subcommand, Clone, Debug)]
@@ -128,6 +38,29 @@ pub enum Command {
     List(ListArgs),
     /// Show one dead letter with its headers, body and state
     Show(ShowArgs),
+    /// Discard open dead letters: they are not open any more, and never sent
+    Discard(DiscardArgs),
+    /// Count open dead letters by subscriber, reason and hour
+    Stats(StatsArgs),
+}
+
+/// `hookstream dead-letters discard`.
+#[derive(Args, Clone, Debug)]
+pub struct DiscardArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Maximum number of dead letters
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Print what would be discarded, by subscriber and reason, without discarding it
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask for confirmation
+    #[arg(long, short)]
+    yes: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
 }
 
 /// `hookstream dead-letters list`.
@@ -168,7 +101,24 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     match command {
         Command::List(args) => list(settings, args),
         Command::Show(args) => show(settings, args),
+        Command::Discard(args) => discard(settings, args),
+        Command::Stats(args) => stats::run(settings, args),
     }
+}
+
+fn discard(settings: &Settings, args: &DiscardArgs) -> Result<Exit, CliError> {
+    let plan = Plan {
+        filter: args.filter.filter()?,
+        discards: true,
+        limit: args.limit,
+        ..Plan::default()
+    };
+    let how = How {
+        dry_run: args.dry_run,
+        yes: args.yes,
+        output: args.output,
+    };
+    execute(settings, plan, how)
 }
 
 /// A dead letter as listed.
@@ -344,53 +294,6 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     Ok(note_newer(&newer))
 }
 
-/// Where the state of dead letters may be wrong: a newer program settled some of them in a way unknown to this one; and
-/// dead letters that this one cannot read.
-fn note_newer(newer: &NewerFacts) -> Exit {
-    let topic = newer.topic();
-    for found in newer.iter() {
-        print::note(&match found {
-            Newer::Settling { at, version } => format!(
-                "the state of the dead letters of {topic} partition {} is uncertain: the record at offset {} was written by a newer hookstream (version {version} of the format); upgrade this program",
-                at.partition, at.offset,
-            ),
-            Newer::DeadLetters { at, version, count } => format!(
-                "{} of {topic} partition {}, the first at offset {}, written by a newer hookstream (version {version} of the format), cannot be read; upgrade this program",
-                counted(count, "dead letter"),
-                at.partition,
-                at.offset,
-            ),
-        });
-    }
-    if newer.is_empty() {
-        Exit::Done
-    } else {
-        Exit::Partial
-    }
-}
-
-fn open(settings: &Settings) -> Result<(Log, Vec<Range>), CliError> {
-    let log = Log::open(settings, settings.topics.dead_letters(), "dead-letters")
-        .map_err(|f| print::failed(&f))?;
-    let ends = log
-        .stable_ends()
-        .map_err(|failure| print::failed(&failure))?;
-    Ok((log, ends))
-}
-
-fn fold(log: &Log, ends: &[Range]) -> Result<(OpenLetters, NewerFacts), CliError> {
-    let mut settled = OpenLetters::default();
-    let mut newer = NewerFacts::of(log.topic());
-    log.read::<Failure>(ends, &|| false, |message| {
-        if let Some(fact) = newer.settled(message) {
-            settled.settle(&fact, replay::place(message));
-        }
-        Ok(ControlFlow::Continue(()))
-    })
-    .map_err(|failure| print::failed(&failure))?;
-    Ok((settled, newer))
-}
-
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     let (log, ends) = open(settings)?;
     let place = args.letter.parse::<Coordinates>().ok();
@@ -506,46 +409,4 @@ fn describe(letter: &Detailed) -> String {
         (None, base64) => format!("(not UTF-8; base64) {}", base64.clone().unwrap_or_default()),
     });
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_empty_time_range_is_refused() {
-        let range = |since: Option<i64>, until: Option<i64>| {
-            range_at(since.map(EpochMs), until.map(EpochMs), EpochMs(3000))
-        };
-        for fine in [
-            (None, None),
-            (Some(3000), None),
-            (None, Some(1)),
-            (Some(1000), Some(2000)),
-            (Some(1000), Some(9000)),
-        ] {
-            assert_eq!(range(fine.0, fine.1), Ok(()), "{fine:?}");
-        }
-        let error = range(Some(2000), Some(1000)).unwrap_err();
-        assert!(
-            error.contains("--until (1970-01-01T00:00:01Z)")
-                && error.contains("--since (1970-01-01T00:00:02Z)"),
-            "{error}"
-        );
-        assert!(range(Some(2000), Some(2000)).is_err());
-        let error = range(Some(4000), Some(5000)).unwrap_err();
-        assert!(error.contains("in the future"), "{error}");
-    }
-
-    #[test]
-    fn a_time_is_a_timestamp_or_a_duration_before_now() {
-        let now = EpochMs(1_700_000_000_000);
-        assert_eq!(time_at("2023-11-14T22:13:20Z", EpochMs(0)), Ok(now));
-        assert_eq!(time_at("2023-11-14T23:13:20+01:00", EpochMs(0)), Ok(now));
-        assert_eq!(
-            time_at("2h", now),
-            Ok(EpochMs(1_700_000_000_000 - 7_200_000))
-        );
-        assert!(time_at("yesterday", now).unwrap_err().contains("2h"));
-    }
 }

@@ -70,6 +70,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub fn prepare(layers: &mut Layers) {
     let common = [
         ("http-listen", "127.0.0.1:0"),
+        // A demo that is started again continues where it was.
+        ("start-at", "earliest"),
         ("tiers", "1s,2s,5s"),
         ("retry-schedule", "1s,2s,2s"),
         ("drain-deadline", "2s"),

@@ -1,7 +1,7 @@
 //! `hookstream lag`: runs the role, prints the current figures with `--once`, or a refreshed table with `--watch`.
 
-use std::collections::HashMap;
-use std::io::{IsTerminal as _, Write as _};
+use std::collections::{BTreeMap, HashMap};
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -13,7 +13,7 @@ use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::lag;
-use crate::lag::figures::{Figures, Query, Sort, Subscriber};
+use crate::lag::figures::{EventPartition, Figures, Query, Sort, Subscriber};
 use crate::model::units::{counted, format_duration};
 use crate::wiring::{self, Role};
 
@@ -79,6 +79,9 @@ pub struct LagArgs {
     /// Only subscribers whose name contains this text
     #[arg(long, value_name = "TEXT", requires = "moment")]
     pub subscriber: Option<String>,
+    /// Also subscribers with nothing pending
+    #[arg(long, requires = "moment")]
+    pub all: bool,
 }
 
 /// Runs the command.
@@ -90,6 +93,7 @@ pub fn run(settings: &Settings, args: &LagArgs) -> Result<Exit, CliError> {
         sort: args.sort.into(),
         top: args.top,
         subscriber: args.subscriber.clone(),
+        all: args.all,
     };
     if args.once {
         return once(settings, &query, args.output);
@@ -109,6 +113,8 @@ struct Line {
     age: String,
     next_due: String,
     dead: String,
+    state: String,
+    failure: String,
 }
 
 impl Row for Line {
@@ -119,6 +125,8 @@ impl Row for Line {
         "AGE",
         "NEXT DUE",
         "DEAD LETTERS",
+        "STATE",
+        "LAST FAILURE",
     ];
     fn cells(&self) -> Vec<String> {
         vec![
@@ -128,6 +136,8 @@ impl Row for Line {
             self.age.clone(),
             self.next_due.clone(),
             self.dead.clone(),
+            self.state.clone(),
+            self.failure.clone(),
         ]
     }
 }
@@ -148,6 +158,8 @@ impl Line {
                 .map_or_else(String::new, |age| format_duration(Duration::from_secs(age))),
             next_due: one.next_due.clone().unwrap_or_default(),
             dead: dead.join(", "),
+            state: one.standing.state_text(),
+            failure: one.standing.failure_text(clock::now()),
         }
     }
 }
@@ -186,12 +198,54 @@ fn summary(asked: &Figures, query: &Query) -> String {
         _ => String::new(),
     };
     format!(
-        "{no_match}{} ready, {} waiting, {}; as of {}",
+        "{no_match}{} ready, {} waiting, {}; as of {}{}",
         asked.total.ready,
         asked.total.waiting,
         counted(asked.total.dead_letters, "dead letter"),
         asked.as_of.as_deref().unwrap_or("never"),
+        waiting_events(&asked.events),
     )
+}
+
+/// What waits for fan-out, as a line of its own for each topic.
+fn waiting_events(events: &[EventPartition]) -> String {
+    #[derive(Default)]
+    struct Sum {
+        behind: u64,
+        age: Option<u64>,
+        hidden: u64,
+        blocked: u64,
+    }
+    let mut topics: BTreeMap<&str, Sum> = BTreeMap::new();
+    for one in events {
+        let sum = topics.entry(&one.topic).or_default();
+        sum.behind += one.behind;
+        sum.age = sum.age.max(one.age_seconds);
+        sum.hidden += one.hidden;
+        sum.blocked = sum.blocked.max(one.blocked_seconds);
+    }
+    let mut text = String::new();
+    let span = |seconds| format_duration(Duration::from_secs(seconds));
+    for (topic, sum) in topics {
+        if sum.behind > 0 {
+            let age = sum.age.map(|age| format!(", the oldest for {}", span(age)));
+            let age = age.unwrap_or_default();
+            text += &format!("\n{topic}: {} for fan-out{age}", waits(sum.behind));
+        }
+        if sum.hidden > 0 {
+            let blocked = span(sum.blocked);
+            text += &format!(
+                "\n{topic}: an open transaction hides {} for at least {blocked}",
+                counted(sum.hidden, "offset")
+            );
+        }
+    }
+    text
+}
+
+fn waits(count: u64) -> String {
+    let verb = if count == 1 { "waits" } else { "wait" };
+    format!("{} {verb}", counted(count, "event"))
 }
 
 /// The previous figures of each subscriber: pending and finished.
@@ -216,10 +270,15 @@ impl Row for WatchRow {
         "CHANGE",
         "DONE",
         "EMPTY IN",
+        "STATE",
+        "LAST FAILURE",
     ];
     fn cells(&self) -> Vec<String> {
+        /// Behind the dead letters.
+        const PLACE: usize = 6;
         let mut cells = self.line.cells();
-        cells.extend([self.trend.clone(), self.done.clone(), self.drained.clone()]);
+        let rates = [self.trend.clone(), self.done.clone(), self.drained.clone()];
+        cells.splice(PLACE..PLACE, rates);
         cells
     }
 }
@@ -288,13 +347,15 @@ fn watch(settings: &Settings, query: &Query) -> Result<Exit, CliError> {
                 row.line.next_due = time.to_owned();
             }
         }
-        print::line(&format!(
+        let is_read = print::line_if_read(&format!(
             "{}{}\n\n{}",
             clear(),
             summary(&asked, &query),
             print::draw(&rows)
         ))?;
-        std::io::stdout().flush().ok();
+        if !is_read {
+            return Ok(Exit::Done);
+        }
         let all = figures.subscribers.iter();
         let all = all.map(|one| (one.name.clone(), (one.pending(), one.finished)));
         before = Some((now, all.collect()));
@@ -322,6 +383,28 @@ mod tests {
         assert!(
             text.starts_with("no pending commands or dead letters match \"nobody\"; 0 ready"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn what_waits_for_fan_out_is_summed_up_by_topic() {
+        let one = |partition, behind, age, hidden, blocked| EventPartition {
+            topic: "orders".to_owned(),
+            partition,
+            behind,
+            age_seconds: age,
+            hidden,
+            blocked_seconds: blocked,
+            ..EventPartition::default()
+        };
+        assert_eq!(waiting_events(&[one(0, 0, None, 0, 0)]), "");
+        assert_eq!(
+            waiting_events(&[one(0, 1, None, 0, 0)]),
+            "\norders: 1 event waits for fan-out"
+        );
+        assert_eq!(
+            waiting_events(&[one(0, 2, Some(5), 0, 0), one(1, 5, Some(90), 3, 61)]),
+            "\norders: 7 events wait for fan-out, the oldest for 90s\norders: an open transaction hides 3 offsets for at least 61s"
         );
     }
 

@@ -94,6 +94,21 @@ pub fn line(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// Prints one line of many; returns `false` when nobody reads standard output any more.
+///
+/// # Errors
+/// As [`rows`], except that the caller ends when the pipe is closed.
+pub fn line_if_read(text: &str) -> Result<bool, CliError> {
+    match writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(CliError::new(
+            Exit::Failure,
+            format!("cannot write to standard output: {error}"),
+        )),
+    }
+}
+
 /// Prints one line on standard error and ignores errors.
 pub fn note(text: &str) {
     // Not `eprintln`, which panics if standard error is closed.

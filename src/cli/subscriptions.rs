@@ -1,27 +1,38 @@
-//! `hookstream subscriptions apply|list|show|delete|pause|resume`: manages the documents in the compacted topic.
+//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe`: manages the documents in the compacted topic.
 //!
-//! A document is written as it was applied. `pause` and `resume` write a record of their own beside it, which names the
+//! A document is written as it was applied. `pause`, `resume` and `probe` write a record of their own beside it, which names the
 //! document that it was decided on; see [`Fold`](crate::model::subscription::Fold). The whole input is checked before any
 //! of it is written. There is no lock: if two operators apply a subscription at the same time, the later record replaces
 //! the earlier one.
 
+mod change;
+mod deciding;
+mod difference;
+mod listed;
+mod select;
 mod stored;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
-use serde::Serialize;
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use self::stored::{Stored, Write, write};
+use self::change::{Change, unknown};
+pub use self::deciding::DecideArgs;
+use self::deciding::{Verb, decide};
+use self::difference::difference;
+pub use self::select::{Label, Selection};
+use self::select::{has_labels, parse_label};
+use self::stored::{PURPOSE, Stored, Write, write};
 use super::documents;
 use super::exit::{CliError, Exit};
-use super::print::{self, Output, Row};
+use super::print::{self, Output};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::Freshness;
 use crate::model::subscription;
 use crate::model::subscription::{Decision, State, Subscription, SubscriptionError, Version};
@@ -36,15 +47,17 @@ pub enum Command {
     /// Create or update subscriptions from JSON, JSON lines or YAML, if all are valid
     Apply(ApplyArgs),
     /// List subscriptions
-    List(OutputArgs),
+    List(ListArgs),
     /// Show one subscription, with its secrets redacted
     Show(ShowArgs),
     /// Delete subscriptions; their pending commands become dead letters
     Delete(IdsArgs),
     /// Pause subscriptions: their commands wait
-    Pause(IdsArgs),
+    Pause(DecideArgs),
     /// Resume paused or disabled subscriptions
-    Resume(IdsArgs),
+    Resume(DecideArgs),
+    /// Probe endpoints whose breaker is open at once, instead of at the next probe
+    Probe(DecideArgs),
 }
 
 /// `hookstream subscriptions apply`.
@@ -56,14 +69,26 @@ pub struct ApplyArgs {
     /// Refuse what is probably a mistake, instead of printing a warning
     #[arg(long)]
     strict: bool,
+    /// Print what would change, without changing it
+    #[arg(long)]
+    dry_run: bool,
+    /// Delete the subscriptions with the labels of --selector that the file does not contain
+    #[arg(long, requires = "selector")]
+    prune: bool,
+    /// With --prune: the labels of the subscriptions that the file is about; repeated or separated by commas, all of them
+    #[arg(short = 'l', long = "selector", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label, requires = "prune")]
+    selector: Vec<Label>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// The output format.
+/// `hookstream subscriptions list`.
 #[derive(Args, Clone, Debug)]
-pub struct OutputArgs {
+pub struct ListArgs {
+    /// Subscriptions with this label; repeated or separated by commas, all of them
+    #[arg(short = 'l', long = "selector", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
+    selector: Vec<Label>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -76,10 +101,24 @@ pub struct ShowArgs {
     id: String,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
+    output: ShowOutput,
 }
 
-/// `hookstream subscriptions delete|pause|resume`.
+/// The output format of `show`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ShowOutput {
+    /// As JSON.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON document on one line.
+    Jsonl,
+    /// The document as it was applied, which can be applied again.
+    Yaml,
+}
+
+/// `hookstream subscriptions delete`.
 #[derive(Args, Clone, Debug)]
 pub struct IdsArgs {
     /// Subscription ids
@@ -97,11 +136,12 @@ pub struct IdsArgs {
 pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     match command {
         Command::Apply(args) => apply(settings, args),
-        Command::List(args) => list(settings, args.output),
+        Command::List(args) => list(settings, args),
         Command::Show(args) => show(settings, args),
         Command::Delete(args) => delete(settings, args),
-        Command::Pause(args) => decide(settings, args, State::Paused, "paused"),
-        Command::Resume(args) => decide(settings, args, State::Active, "resumed"),
+        Command::Pause(args) => decide(settings, args, Verb::Pause),
+        Command::Resume(args) => decide(settings, args, Verb::Resume),
+        Command::Probe(args) => decide(settings, args, Verb::Probe),
     }
 }
 
@@ -167,21 +207,6 @@ impl Document {
     }
 }
 
-/// The result for one subscription.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Change {
-    id: String,
-    result: &'static str,
-}
-
-impl Row for Change {
-    const HEADINGS: &'static [&'static str] = &["ID", "RESULT"];
-
-    fn cells(&self) -> Vec<String> {
-        vec![self.id.clone(), self.result.to_owned()]
-    }
-}
-
 // ---- apply ----
 
 fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
@@ -191,8 +216,12 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         args.file.display().to_string()
     };
     let text = read_input(&args.file, &name)?;
-    let documents = parse_input(&name, &text)
-        .map_err(|errors| CliError::new(Exit::Failure, errors.join("\n")))?;
+    let kept = |id: &str| -> Result<Option<Vec<u8>>, CliError> {
+        let stored = Stored::read(settings, Freshness::Latest)?;
+        Ok(stored.document(id).map(<[u8]>::to_vec))
+    };
+    let documents = parse_input(&name, &text, &kept)?
+        .map_err(|errors| CliError::new(Exit::Usage, errors.join("\n")))?;
     report(settings, &documents, args.strict)?;
     let stored = Stored::read(settings, Freshness::Latest)?;
     let refused: Vec<String> = documents
@@ -202,6 +231,22 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     if !refused.is_empty() {
         return Err(CliError::new(Exit::Failure, refused.join("\n")));
     }
+    let outside = documents
+        .iter()
+        .filter(|document| args.prune && !has_labels(&document.json, &args.selector));
+    let outside: Vec<String> = outside
+        .map(|document| {
+            let labels = select::shown(&args.selector);
+            format!(
+                "{:?} does not have {labels}, so a later --prune would not know it",
+                document.id()
+            )
+        })
+        .collect();
+    if !outside.is_empty() {
+        return Err(CliError::new(Exit::Failure, outside.join("\n")));
+    }
+    let pruned = pruned(&stored, &documents, args);
     let (mut changes, mut writes) = (Vec::new(), Vec::new());
     for document in documents {
         let result = effect(&stored, &document);
@@ -209,14 +254,52 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         if let Some(note) = state_note(&stored, &document, result) {
             print::note(&note);
         }
+        if args.dry_run && result != "unchanged" {
+            let before = stored.document(&id);
+            print_difference(&id, result, before, Some(&document.json));
+        }
         if result != "unchanged" {
             writes.extend(applied(&stored, document, clock::now()));
         }
         changes.push(Change { id, result });
     }
-    write(settings, &writes)?;
+    for id in pruned {
+        if args.dry_run {
+            print_difference(&id, "deleted", stored.document(&id), None);
+        }
+        writes.extend(stored.tombstones(&id));
+        let result = "deleted";
+        changes.push(Change { id, result });
+    }
+    if args.dry_run {
+        print::note("dry run: nothing was written");
+    } else {
+        write(settings, &writes)?;
+    }
     print::rows(args.output, &changes)?;
     Ok(Exit::Done)
+}
+
+/// The subscriptions that `--prune` deletes.
+fn pruned(stored: &Stored, documents: &[Document], args: &ApplyArgs) -> Vec<String> {
+    if !args.prune {
+        return Vec::new();
+    }
+    let kept: BTreeSet<&str> = documents.iter().map(Document::id).collect();
+    let there = select::with_labels(stored, &args.selector).into_iter();
+    there
+        .filter(|id| !kept.contains(id))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Prints how a document changes, on standard error.
+fn print_difference(id: &str, result: &str, before: Option<&[u8]>, after: Option<&[u8]>) {
+    let in_colour = std::io::stderr().is_terminal();
+    print::note(&format!("{id}: {result}"));
+    for line in difference(before, after) {
+        print::note(&line.text(in_colour));
+    }
 }
 
 /// Prints what is probably a mistake, and URLs that are used in another form than they were typed.
@@ -300,7 +383,7 @@ fn applied(stored: &Stored, document: Document, now: EpochMs) -> Vec<Write> {
 }
 
 fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
-    let refused = |error| CliError::new(Exit::Failure, format!("reading {name}: {error}"));
+    let refused = |error| CliError::new(Exit::Usage, format!("reading {name}: {error}"));
     let mut text = String::new();
     let limit = MAX_INPUT_BYTES + 1;
     let read = if path == Path::new("-") {
@@ -316,21 +399,39 @@ fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
     };
     if read.map_err(refused)? as u64 > MAX_INPUT_BYTES {
         let message = format!("{name} exceeds {MAX_INPUT_BYTES} bytes; apply it in parts");
-        return Err(CliError::new(Exit::Failure, message));
+        return Err(CliError::new(Exit::Usage, message));
     }
     Ok(text)
 }
 
+/// Reads the stored document of an id.
+type StoredDocument<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>, CliError>;
+
 /// Parses and checks all documents; returns all errors, each with its place.
-fn parse_input(name: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
-    let found = documents::documents(text).map_err(|error| vec![format!("{name}: {error}")])?;
-    if found.is_empty() {
-        return Err(vec![format!("{name} contains no subscription")]);
-    }
+///
+/// `stored` returns the stored document of an id; it is asked for documents with fingerprints in the place of secrets.
+fn parse_input(
+    name: &str,
+    text: &str,
+    stored: StoredDocument<'_>,
+) -> Result<Result<Vec<Document>, Vec<String>>, CliError> {
+    let found = match documents::documents(text) {
+        Ok(found) if found.is_empty() => {
+            return Ok(Err(vec![format!("{name} contains no subscription")]));
+        }
+        Ok(found) => found,
+        Err(error) => return Ok(Err(vec![format!("{name}: {error}")])),
+    };
     let (mut checked, mut errors, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (place, value) in found {
-        let checked_value = serde_json::to_vec(&value)
-            .map_err(|error| vec![error.to_string()])
+    for (place, mut value) in found {
+        let mut kept = Ok(());
+        if subscription::has_fingerprints(&value) {
+            let id = value.get("id").and_then(Value::as_str).unwrap_or_default();
+            let stored = stored(id)?;
+            kept = subscription::keep(&mut value, stored.as_deref());
+        }
+        let checked_value = kept
+            .and_then(|()| serde_json::to_vec(&value).map_err(|error| vec![error.to_string()]))
             .and_then(|json| Document::parse(None, json).map_err(|error| error.problems()));
         match checked_value {
             Ok(known) if !seen.insert(known.id().to_owned()) => {
@@ -351,83 +452,77 @@ fn parse_input(name: &str, text: &str) -> Result<Vec<Document>, Vec<String>> {
             }
         }
     }
-    if errors.is_empty() {
+    Ok(if errors.is_empty() {
         Ok(checked)
     } else {
         Err(errors)
-    }
+    })
 }
 
 // ---- list, show, change ----
 
-/// A subscription as listed: the redacted document.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct Listed(Value);
-
-impl Listed {
-    fn text(&self, name: &str, default: &str) -> String {
-        self.0
-            .get(name)
-            .and_then(Value::as_str)
-            .unwrap_or(default)
-            .to_owned()
-    }
-}
-
-impl Row for Listed {
-    const HEADINGS: &'static [&'static str] = &["ID", "SUBSCRIBER", "STATE", "EVENTS", "URL"];
-
-    fn cells(&self) -> Vec<String> {
-        let events = self.0.get("events").and_then(Value::as_array);
-        let events: Vec<_> = events
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        vec![
-            self.text("id", ""),
-            self.text("subscriber", ""),
-            self.text("state", "active"),
-            events.join(" "),
-            self.text("url", ""),
-        ]
-    }
-}
-
-fn list(settings: &Settings, output: Output) -> Result<Exit, CliError> {
+fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     let stored = Stored::read(settings, Freshness::Visible)?;
-    let rows = stored
-        .ids()
-        .filter_map(|id| stored.redacted(id).transpose());
-    let rows: Vec<_> = rows
-        .map(|value| value.map(Listed))
-        .collect::<Result<_, _>>()?;
-    print::rows(output, &rows)?;
+    let statuses = statuses(settings)?;
+    let mut rows = Vec::new();
+    let is_asked = |id: &&str| {
+        let document = stored.document(id);
+        document.is_some_and(|document| has_labels(document, &args.selector))
+    };
+    for id in stored.ids().filter(is_asked) {
+        rows.extend(stored.listed(id, &statuses)?);
+    }
+    print::rows(args.output, &rows)?;
     if rows.is_empty() {
         print::note("no subscriptions");
     }
     Ok(Exit::Done)
 }
 
+/// A document as YAML: a line for each field, whose value is JSON, which is YAML too.
+fn as_yaml(document: &Value) -> String {
+    let fields = document.as_object().into_iter().flatten();
+    let lines: Vec<String> = fields
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    lines.join("\n")
+}
+
+/// Prints a document that can be applied again.
+fn show_yaml(stored: &Stored, id: &str) -> Result<Exit, CliError> {
+    let failed = |error: String| CliError::new(Exit::Failure, error);
+    let document = stored.document(id).ok_or_else(|| unknown(&[id]))?;
+    let document = subscription::fingerprinted(document)
+        .map_err(|error| failed(error.problems().join("; ")))?;
+    print::line(&as_yaml(&document))?;
+    Ok(Exit::Done)
+}
+
+/// The statuses of all endpoints.
+fn statuses(settings: &Settings) -> Result<Statuses, CliError> {
+    let read = StatusLog::open(settings, PURPOSE).and_then(|mut log| {
+        log.catch_up(&|| false)?;
+        Ok(log.statuses().clone())
+    });
+    read.map_err(|failure| print::failed(&failure))
+}
+
 fn show(settings: &Settings, args: &ShowArgs) -> Result<Exit, CliError> {
     let stored = Stored::read(settings, Freshness::Visible)?;
-    let document = stored
-        .redacted(&args.id)?
+    let output = match args.output {
+        ShowOutput::Table => Output::Table,
+        ShowOutput::Json => Output::Json,
+        ShowOutput::Jsonl => Output::Jsonl,
+        ShowOutput::Yaml => return show_yaml(&stored, &args.id),
+    };
+    let listed = stored
+        .listed(&args.id, &statuses(settings)?)?
         .ok_or_else(|| unknown(&[args.id.as_str()]))?;
-    print::document(args.output, &document)?;
+    print::document(output, &listed)?;
     if let Some(why) = stored.why(&args.id) {
         print::note(&why);
     }
     Ok(Exit::Done)
-}
-
-fn unknown(ids: &[&str]) -> CliError {
-    let ids: Vec<_> = ids.iter().map(|id| format!("{id:?}")).collect();
-    CliError::new(
-        Exit::Failure,
-        format!("unknown subscription {}", ids.join(", ")),
-    )
 }
 
 /// Deletes subscriptions, unless one of them is unknown.
@@ -456,76 +551,6 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// Puts subscriptions into another state, unless one of them is unknown.
-///
-/// The decision names the applied record that it was made on. So it is read again afterwards: a subscription that was
-/// applied meanwhile is decided on again.
-fn decide(
-    settings: &Settings,
-    args: &IdsArgs,
-    state: State,
-    done: &'static str,
-) -> Result<Exit, CliError> {
-    /// An apply at the same moment is rare; one in each of these would be an apply in a loop.
-    const TRIES: usize = 5;
-    let mut results: BTreeMap<&str, &'static str> = BTreeMap::new();
-    let mut open: BTreeSet<&str> = args.ids.iter().map(String::as_str).collect();
-    for _ in 0..TRIES {
-        let stored = Stored::read(settings, Freshness::Latest)?;
-        let missing: Vec<&str> = open
-            .iter()
-            .copied()
-            .filter(|id| stored.fold.get(id).is_none())
-            .collect();
-        if !missing.is_empty() {
-            return Err(unknown(&missing));
-        }
-        let known = open
-            .iter()
-            .filter_map(|id| Some((*id, stored.fold.get(id)?)));
-        let (already, others): (Vec<_>, Vec<_>) =
-            known.partition(|(_, known)| known.state == state);
-        for (id, _) in already {
-            results.entry(id).or_insert("unchanged");
-            open.remove(id);
-        }
-        let now = clock::now();
-        let writes: Vec<Write> = others
-            .iter()
-            .map(|(_, known)| Write::decision(known, &Decision::by_operator(known, state, now)))
-            .collect();
-        if !writes.is_empty() {
-            write(settings, &writes)?;
-            let after = Stored::read(settings, Freshness::Latest)?;
-            for (id, known) in others {
-                let unchanged = after
-                    .fold
-                    .get(id)
-                    .is_some_and(|after| after.source.applied == known.source.applied);
-                if unchanged {
-                    results.insert(id, done);
-                    open.remove(id);
-                }
-            }
-        }
-        if open.is_empty() {
-            let change = |(id, result): (&str, _)| Change {
-                id: id.to_owned(),
-                result,
-            };
-            let changes: Vec<Change> = results.into_iter().map(change).collect();
-            print::rows(args.output, &changes)?;
-            return Ok(Exit::Done);
-        }
-    }
-    let open: Vec<_> = open.into_iter().map(|id| format!("{id:?}")).collect();
-    let message = format!(
-        "{} changed while it was being {done}, {TRIES} times; run again when nothing applies it",
-        open.join(", ")
-    );
-    Err(CliError::new(Exit::Failure, message))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -537,7 +562,8 @@ mod tests {
         r#"{"id":"globex","subscriber":"globex","url":"https://globex.example/h","events":["**"]}"#;
 
     fn ids(text: &str) -> Result<Vec<String>, Vec<String>> {
-        parse_input("subs", text)
+        parse_input("subs", text, &|_| Ok(None))
+            .unwrap()
             .map(|found| found.iter().map(|known| known.id().to_owned()).collect())
     }
 
@@ -568,6 +594,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_as_yaml_can_be_applied_again() {
+        let stored = ACME.replace(
+            "\"events\"",
+            r#""secrets":["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw","env:OLD"],"filter":{"data.n":[{"numeric":[">",1.5]}],"type":["a: #b"]},"events""#,
+        );
+        let shown = as_yaml(&subscription::fingerprinted(stored.as_bytes()).unwrap());
+        assert!(
+            !shown.contains("MfKQ9r8") && shown.contains("url: \"https"),
+            "{shown}"
+        );
+        let again = parse_input("subs", &shown, &|id| {
+            assert_eq!(id, "acme");
+            Ok(Some(stored.as_bytes().to_vec()))
+        });
+        let again = again.unwrap().unwrap();
+        assert!(again[0].equals(stored.as_bytes()));
+        let errors = parse_input("subs", &shown, &|_| Ok(None))
+            .unwrap()
+            .err()
+            .unwrap();
+        assert!(
+            errors[0].contains("secrets.0") && errors[0].contains("keep:"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
     fn every_error_is_reported_with_its_place() {
         let broken = r#"{"id":"initech","subscriber":"initech"}"#;
         let errors = ids(&format!("[{ACME},{broken},{ACME}]")).unwrap_err();
@@ -585,6 +638,39 @@ mod tests {
         );
         assert!(ids("").unwrap_err()[0].contains("no subscription"));
         assert!(ids("{").unwrap_err()[0].contains("JSON"));
+    }
+
+    #[test]
+    fn what_is_pruned_has_the_labels_and_is_not_in_the_file() {
+        let labelled = |json: &str, team: &str| {
+            json.replace(
+                "\"events\"",
+                &format!("\"labels\":{{\"team\":\"{team}\"}},\"events\""),
+            )
+        };
+        let mut stored = Stored::default();
+        let (acme, globex) = (labelled(ACME, "payments"), labelled(GLOBEX, "payments"));
+        let other = labelled(&ACME.replace("acme", "other"), "orders");
+        let bare = ACME.replace("acme", "bare");
+        for (key, json) in [
+            ("acme", &acme),
+            ("globex", &globex),
+            ("other", &other),
+            ("bare", &bare),
+        ] {
+            take(&mut stored, key.as_bytes(), Some(json.as_bytes()), None);
+        }
+        let args = |prune| ApplyArgs {
+            file: PathBuf::new(),
+            strict: false,
+            dry_run: false,
+            prune,
+            selector: vec![parse_label("team=payments").unwrap()],
+            output: Output::Json,
+        };
+        let documents = [document(&acme)];
+        assert_eq!(pruned(&stored, &documents, &args(true)), ["globex"]);
+        assert!(pruned(&stored, &documents, &args(false)).is_empty());
     }
 
     fn take(stored: &mut Stored, key: &[u8], value: Option<&[u8]>, applied: Option<&[u8]>) {
@@ -608,6 +694,20 @@ mod tests {
 
     fn document(json: &str) -> Document {
         Document::parse(None, json.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn markers_of_first_starts_are_neither_shown_nor_deleted() {
+        let mut stored = Stored::default();
+        take(&mut stored, b"acme", Some(ACME.as_bytes()), None);
+        let key = b"start/hookstream-fanout/order-events/cluster";
+        for value in [Some(&br#"{"partitions":1}"#[..]), Some(b"\xff"), None] {
+            take(&mut stored, key, value, None);
+            assert_eq!(stored.ids().collect::<Vec<_>>(), ["acme"]);
+            assert!(stored.invalid.is_empty(), "{value:?}");
+        }
+        let id = String::from_utf8_lossy(key);
+        assert!(stored.tombstones(&id).is_empty());
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! `hookstream topics create|check`: creates the topics, and lists differences with the command that fixes each.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::exit::{CliError, Exit};
 use super::print::{self, Output, Row};
 use crate::config::Settings;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::topics as admin;
 use crate::edge::kafka::topics::{Cluster, Creation, Difference, TopicSpec, Wish};
+use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::units::counted;
+use crate::positions::{GroupRole, start};
 
 /// `hookstream topics`.
 #[derive(Subcommand, Clone, Debug)]
@@ -141,7 +148,8 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
     print::rows(args.output, &rows)?;
     report_differences(settings, &specs, &cluster, wish);
     match failures.as_slice() {
-        [] => Ok(Exit::Done),
+        [] if args.dry_run => Ok(Exit::Done),
+        [] => begin(settings, &rows),
         some => {
             let exit = if some.len() == wanted {
                 Exit::Failure
@@ -150,6 +158,42 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
             };
             Err(CliError::new(exit, some.join("\n")))
         }
+    }
+}
+
+/// Commits where fan-out begins to read the event topics that exist, so that what is published from now on is delivered.
+fn begin(settings: &Settings, rows: &[TopicResult]) -> Result<Exit, CliError> {
+    /// How long to wait for brokers, and for other replicas that begin.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let is_there = |topic: &&String| rows.iter().any(|row| row.creation.topic == **topic);
+    let topics: Vec<String> = settings
+        .topics
+        .events
+        .iter()
+        .filter(is_there)
+        .cloned()
+        .collect();
+    let until = clock::instant() + PATIENCE;
+    let keep_waiting: KeepWaiting = Arc::new(move || clock::instant() < until);
+    let failed = |why: String| {
+        let message = format!(
+            "the topics exist, but where to begin reading {} is not committed, so fan-out decides it at its first start: {why}",
+            topics.join(", ")
+        );
+        CliError::new(Exit::Partial, message)
+    };
+    if topics.is_empty() {
+        return Ok(Exit::Done);
+    }
+    match start::begin(settings, GroupRole::Fanout, &topics, &keep_waiting) {
+        Ok(true) => Ok(Exit::Done),
+        Ok(false) => Err(failed("no decision within 60 s, see the log".to_owned())),
+        // For the roles to report: the topics are as they should be.
+        Err(failure @ Failure::PositionsLost(_)) => {
+            print::note(&failure.to_string());
+            Ok(Exit::Done)
+        }
+        Err(failure) => Err(failed(failure.to_string())),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::log_reader::Reading;
 use crate::model::units::{EpochMs, counted};
-use crate::timeline::{self, Detail, Search, SearchProgress, Step, Timeline};
+use crate::timeline::{self, Detail, Search, SearchProgress, Step, Timeline, Undecoded};
 
 /// `hookstream trace`.
 #[derive(Args, Clone, Debug)]
@@ -181,6 +181,9 @@ pub fn run(settings: &Settings, args: &TraceArgs) -> Result<Exit, CliError> {
     let found = supervise(settings, &search)?;
     let rows: Vec<StepRow> = found.steps.into_iter().map(StepRow::of).collect();
     print::rows(args.output, &rows)?;
+    if found.undecoded.values > 0 {
+        print::note(&not_searched(&found.undecoded));
+    }
     if found.reading == Reading::Stopped {
         return Err(CliError::new(
             Exit::Interrupted,
@@ -200,6 +203,15 @@ pub fn run(settings: &Settings, args: &TraceArgs) -> Result<Exit, CliError> {
     }
     summarise(&rows);
     Ok(Exit::Done)
+}
+
+/// What a search could not look into.
+fn not_searched(undecoded: &Undecoded) -> String {
+    format!(
+        "{} with a schema id not searched: {}",
+        counted(undecoded.values, "event value"),
+        undecoded.reason
+    )
 }
 
 /// Prints the number of records and the webhooks they belong to.

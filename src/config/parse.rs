@@ -11,12 +11,15 @@ use super::credentials::Credentials;
 use super::layers::{Layers, Source};
 use super::login;
 use super::secrets::may_hold_credentials;
-use super::settings::{EgressSettings, Guarantee, Machine, OtlpSettings, Settings, Topics};
+use super::settings::{
+    EgressSettings, Guarantee, Machine, OtlpSettings, Settings, StartAt, Topics,
+};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
+use crate::model::subscription::is_id;
 use crate::model::tiers::Tiers;
-use crate::model::units::{format_duration, parse_duration};
+use crate::model::units::{EpochMs, format_duration, parse_duration};
 use crate::model::window::Format as WindowFormat;
 
 const MIB: usize = 1024 * 1024;
@@ -55,6 +58,7 @@ impl<'a> Reader<'a> {
         let events = self.read("events", |text| {
             list(text, topic).filter(|all| !all.is_empty())
         });
+        let start_at = self.start_at();
         let prefix = self.read("topic-prefix", name);
         let group_prefix = self.read("group-prefix", name);
         let guarantee = self.read("guarantee", |text| match text {
@@ -94,6 +98,26 @@ impl<'a> Reader<'a> {
         let hang_deadline = self.read("hang-deadline", |text| {
             time(text, Duration::from_secs(5), Duration::from_secs(3600))
         });
+        let notice_after = self.read("notice-after", |text| {
+            time(
+                text,
+                Duration::from_secs(1),
+                Duration::from_secs(7 * 86_400),
+            )
+        });
+        let disable_after = self.computed(
+            "disable-after",
+            |text| {
+                let (least, most) = (Duration::from_secs(60), Duration::from_secs(90 * 86_400));
+                time(text, least, most).map(Some)
+            },
+            || None,
+        );
+        let operator_subscriber = self.computed(
+            "operator-subscriber",
+            |text| is_id(text).then(|| Some(text.to_owned())),
+            || None,
+        );
         let attempt_log = self.read("attempt-log", |text| text.parse().ok());
         let window_format = self.read("window-format", |text| match text {
             "1" => Some(WindowFormat::V1),
@@ -141,6 +165,7 @@ impl<'a> Reader<'a> {
             credentials: Credentials::default(),
             topics: topics?,
             event_mappings: event_mappings?,
+            start_at: start_at?,
             group_prefix: group_prefix?,
             guarantee: guarantee?,
             instance: instance?,
@@ -164,7 +189,25 @@ impl<'a> Reader<'a> {
             max_queued_bytes: max_queued_bytes?,
             max_queued_commands: max_queued_commands?,
             breaker: breaker?,
+            notice_after: notice_after?,
+            disable_after: disable_after?,
+            operator_subscriber: operator_subscriber?,
         })
+    }
+
+    /// `Some(None)` for `now` by default: some decisions need an explicit one.
+    fn start_at(&mut self) -> Option<Option<StartAt>> {
+        let parsed = self.read("start-at", |text| match text {
+            "now" => Some(StartAt::Now),
+            "earliest" => Some(StartAt::Earliest),
+            _ => {
+                let time = text.parse::<jiff::Timestamp>().ok()?;
+                Some(StartAt::Time(EpochMs(time.as_millisecond())))
+            }
+        })?;
+        let (_, source) = self.layers.effective(setting("start-at")?)?;
+        let is_default = source == Source::Default && parsed == StartAt::default();
+        Some((!is_default).then_some(parsed))
     }
 
     fn breaker(&mut self) -> Option<BreakerRules> {
@@ -218,6 +261,8 @@ impl<'a> Reader<'a> {
             topics.subscriptions(),
             topics.commands(),
             topics.dead_letters(),
+            topics.status(),
+            topics.notices(),
             topics.attempts(),
             topics.invalid_events(),
         ];

@@ -1,6 +1,7 @@
 //! Validated settings.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::secrets::SecretRef;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::event::Mapping;
 use crate::model::tiers::Tiers;
-use crate::model::units::format_duration;
+use crate::model::units::{EpochMs, format_duration};
 use crate::model::window::Format as WindowFormat;
 
 /// The delivery guarantee.
@@ -24,6 +25,28 @@ pub enum Guarantee {
     ExactlyOnce,
     /// For brokers without transactions: a crash may write a command, retry or dead letter twice.
     AtLeastOnce,
+}
+
+/// Where a group begins to read an event topic in which it has no positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartAt {
+    /// Behind all that can be read.
+    #[default]
+    Now,
+    /// The first record.
+    Earliest,
+    /// The first record of this time or later, or else the end.
+    Time(EpochMs),
+}
+
+impl fmt::Display for StartAt {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Now => to.write_str("now"),
+            Self::Earliest => to.write_str("earliest"),
+            Self::Time(at) => to.write_str(&at.rfc3339()),
+        }
+    }
 }
 
 /// All settings, validated. Built once at startup; see the table of settings for units, defaults and ranges.
@@ -39,6 +62,8 @@ pub struct Settings {
     pub topics: Topics,
     /// How records of event topics are read that are neither CloudEvents nor plain events; by topic.
     pub event_mappings: Arc<BTreeMap<String, Mapping>>,
+    /// Where fan-out begins to read a topic at its first start, if it is given; else at [`StartAt::Now`].
+    pub start_at: Option<StartAt>,
     /// Prefix of all consumer groups.
     pub group_prefix: String,
     /// What a crash may duplicate.
@@ -85,6 +110,12 @@ pub struct Settings {
     pub max_queued_commands: usize,
     /// Circuit breaker rules for subscriptions that do not override them.
     pub breaker: BreakerRules,
+    /// How long a breaker must be open before a notice says that the endpoint fails.
+    pub notice_after: Duration,
+    /// A subscription whose endpoint has failed for so long is disabled, if set.
+    pub disable_after: Option<Duration>,
+    /// The subscriber whose subscriptions get the notices about all subscribers, if set.
+    pub operator_subscriber: Option<String>,
 }
 
 /// Defaults that depend on the machine.
@@ -191,6 +222,23 @@ impl Topics {
     #[must_use]
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
+    }
+    /// Notices about endpoints.
+    #[must_use]
+    pub fn notices(&self) -> String {
+        format!("{}notices", self.prefix)
+    }
+    /// The topics that fan-out reads: the event topics, and the notices.
+    #[must_use]
+    pub fn fanned_out(&self) -> Vec<String> {
+        let mut all = self.events.clone();
+        all.push(self.notices());
+        all
+    }
+    /// What delivery knows about endpoints.
+    #[must_use]
+    pub fn status(&self) -> String {
+        format!("{}status", self.prefix)
     }
     /// The attempt log, if enabled.
     #[must_use]

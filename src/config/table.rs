@@ -42,6 +42,7 @@ settings! {
     "kafka-binding" "DIR" "" "Directory of a mounted service binding (servicebinding.io) of type kafka; provides the brokers and the TLS and SASL properties that are not set elsewhere" "a directory with one file per key";
     "events" "TOPIC,…" "order-events" "Event topics to read" "topic names, comma-separated";
     "event-mapping" "TOPIC=PRESET,…" "" "Where the attributes and data of a topic's events are, for publishers of neither CloudEvents nor plain events: a preset, and single fields as TOPIC:FIELD=PLACE (a table per topic in the file, see Event mapping)" "a topic of --events and debezium-outbox, debezium-cloudevents or spring-cloud-stream; a field and places separated by ;";
+    "start-at" "POSITION" "now" "Where to begin to read an event topic at the first start, which is committed then, or by topics create; later starts continue at the committed positions" "now, earliest, or a time such as 2026-01-01T00:00:00Z";
     "topic-prefix" "PREFIX" "webhook-" "Prefix of hookstream's own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";
     "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from attempt to retry or dead letter, and in release and replay" "exactly-once or at-least-once";
@@ -66,6 +67,9 @@ settings! {
     "breaker-volume" "N" "20" "Minimum attempts in the window before --breaker-rate applies" "1 to 100000";
     "breaker-probe" "TIME" "5s" "Delay from opening to the first probe; doubles after each failed probe, ±20 % jitter" "10ms to 10m";
     "breaker-max-probe" "TIME" "10m" "Maximum delay between probes" "10ms to 10m, at least --breaker-probe";
+    "notice-after" "TIME" "5m" "How long a breaker must be open before a notice says that the endpoint fails" "1s to 7d";
+    "disable-after" "TIME" "" "Disable a subscription whose endpoint has failed for so long (default: never)" "1m to 90d";
+    "operator-subscriber" "NAME" "" "The subscriber whose subscriptions get the notices about all subscribers; others get only their own" "1 to 200 of A-Z a-z 0-9 . _ : -";
     "workers" "N" "" "Delivery threads; each partition is assigned to one (default: the number of cores)" "1 to 64";
     "egress-allow-http" "" "false" "Allow plain http endpoints" "true or false";
     "egress-allow-cidr" "CIDR,…" "" "Non-public networks that endpoints may be in" "CIDR blocks such as 10.0.0.0/8, comma-separated";
@@ -117,7 +121,7 @@ pub const OWNED_PROPERTIES: &[(&str, &str)] = &[
     ),
     (
         "auto.offset.reset",
-        "a group without a committed offset starts at the earliest record",
+        "use --start-at for event topics; the others are read from their beginning",
     ),
     (
         "partition.assignment.strategy",

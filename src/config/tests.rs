@@ -43,6 +43,25 @@ fn the_defaults_are_valid() {
 }
 
 #[test]
+fn where_to_begin_is_explicit_unless_it_is_now_by_default() {
+    let start_at = |source, text| {
+        let settings = check(&[("start-at", source, text)]);
+        settings.map(|settings| settings.start_at)
+    };
+    assert_eq!(check(&[]).unwrap().start_at, None);
+    assert_eq!(start_at(Source::Flag, "now"), Ok(Some(StartAt::Now)));
+    for source in [Source::File, Source::Default] {
+        assert_eq!(start_at(source, "earliest"), Ok(Some(StartAt::Earliest)));
+    }
+    let time = start_at(Source::Environment, "2026-01-01T01:00:00.5+01:00").unwrap();
+    assert_eq!(time.unwrap().to_string(), "2026-01-01T00:00:00.5Z");
+    for wrong in ["latest", "2h", "2026-01-01", "", "17"] {
+        let mistakes = start_at(Source::Flag, wrong).unwrap_err();
+        assert!(mistakes[0].starts_with("--start-at"), "{mistakes:?}");
+    }
+}
+
+#[test]
 fn a_max_probe_delay_shorter_than_the_first_is_rejected() {
     let both = |probe, most| {
         let given = [("breaker-probe", probe), ("breaker-max-probe", most)];

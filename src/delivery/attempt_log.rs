@@ -290,6 +290,7 @@ mod tests {
             last_failure: None,
             replayed: None,
             sequence: None,
+            recorded: None,
             cluster: None,
             body: Bytes::from_static(body.as_bytes()),
         };

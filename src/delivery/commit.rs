@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drain::Drain;
 use super::messages::{Message, PartitionState, WorkerState};
 use super::outage::{Health, Step};
 use super::outbox::Batch;
@@ -25,8 +26,9 @@ use crate::model::window::{METADATA_LIMIT, Snapshot, Window};
 use crate::runtime::metrics::TransactionalRole;
 
 impl<P: Port> Delivery<'_, P> {
-    /// Commits what has changed since the last commit. Returns whether nothing is left that can be committed at present.
-    pub(super) async fn commit(&mut self) -> Result<bool, Failure> {
+    /// Commits what has changed since the last commit; with `last`, all of the partitions that leave. Returns whether nothing
+    /// is left that can be committed at present.
+    pub(super) async fn commit(&mut self, last: bool) -> Result<bool, Failure> {
         let mut reports = self.workers.states().await?;
         self.report_attempts(&mut reports);
         let mut health = Health::default();
@@ -74,8 +76,10 @@ impl<P: Port> Delivery<'_, P> {
         }
         self.outcomes.observe();
         snapshots.retain(|number, snapshot| {
+            let leaves = |drain: &Drain| drain.leaves(*number);
+            let whole = again || last && self.drain.as_ref().is_some_and(leaves);
             let owned = self.partitions.get(number);
-            owned.is_some_and(|owned| again || owned.committed.as_ref() != Some(snapshot))
+            owned.is_some_and(|owned| whole || owned.committed.as_ref() != Some(snapshot))
         });
         let all_well = self.commit_positions(snapshots).await && all_well;
         Ok(all_well && self.outcomes.is_settled())
@@ -191,8 +195,11 @@ impl<P: Port> Delivery<'_, P> {
         if snapshots.is_empty() {
             return true;
         }
+        let began = clock::instant();
         match self.member.commit(&self.commits(&snapshots)).await {
             Ok(()) => {
+                let now = clock::instant();
+                self.recommit.answered(now - began, now);
                 self.are_committed(snapshots);
                 true
             }
@@ -272,9 +279,12 @@ impl<P: Port> Delivery<'_, P> {
             Err(BatchError::Failed(failure)) => Err(failure),
             Err(error) => {
                 tracing::warn!("outcomes were not committed: {error}; they are written again");
-                producer.renew().await?;
                 if let BatchError::Aborted(error) = &error {
+                    // Before the producer is renewed, which may take a while.
                     self.note_eviction(error);
+                }
+                if let Some(producer) = self.outcomes.producer(which) {
+                    producer.renew().await?;
                 }
                 if matches!(&error, BatchError::Aborted(error) if is_metadata_too_large(error)) {
                     self.shorten_metadata(longest(&wanted));

@@ -85,6 +85,11 @@ impl Drain {
     /// it is leaving; the group still waits for it then.
     pub(super) fn emptied(&mut self, number: i32) -> bool {
         self.busy.remove(&number);
+        self.leaves(number)
+    }
+
+    /// Whether a partition is one of those that leave.
+    pub(super) fn leaves(&self, number: i32) -> bool {
         self.leaving.contains(&number)
     }
 

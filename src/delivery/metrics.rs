@@ -144,7 +144,7 @@ impl DeliveryMetrics {
             ),
             event_to_delivery: registry.histogram(
                 "hookstream_event_to_delivery_seconds",
-                "From fan-out's reading of the event to its delivery at the first attempt, seconds.",
+                "From the time of the event's record to its delivery at the first attempt, seconds.",
                 DELIVERY_BUCKETS,
             ),
             parked: registry.counters::<ParkReason>("hookstream_parked_total", "Commands moved to a tier without an attempt.", "why"),

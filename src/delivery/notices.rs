@@ -7,6 +7,7 @@ use super::partition::effect::{Notice, Outcome};
 use crate::edge::clock;
 use crate::model::command::Command;
 use crate::model::dead_letter::DeadLetterInfo;
+use crate::model::subscription::DisabledBecause;
 use crate::model::throttle::Throttle;
 
 /// The log lines of a worker that are limited: an endpoint that rejects everything, or an outage of many, must not flood
@@ -39,11 +40,23 @@ impl Lines {
     pub(super) fn outcome(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::DeadLetter(command, info) => self.dead_letter(command, info),
-            Outcome::Disable(subscription) => tracing::warn!(
-                subscription = %subscription.id, subscriber = %subscription.subscriber,
-                "the endpoint responded 410 Gone; disabling the subscription",
+            Outcome::Disable(subscription, because, _) => {
+                let why = match because {
+                    DisabledBecause::Gone => "the endpoint responded 410 Gone",
+                    DisabledBecause::Failing => {
+                        "the endpoint failed for as long as --disable-after"
+                    }
+                };
+                tracing::warn!(
+                    subscription = %subscription.id, subscriber = %subscription.subscriber,
+                    "{why}; disabling the subscription",
+                );
+            }
+            Outcome::Notice(notice, _) => tracing::info!(
+                subscription = %notice.subscription, subscriber = %notice.subscriber,
+                event_type = notice.kind.event_type(), "notice",
             ),
-            Outcome::Tier(..) | Outcome::Invalid(_) => {}
+            Outcome::Tier(..) | Outcome::Invalid(_) | Outcome::Status(_) => {}
         }
     }
 

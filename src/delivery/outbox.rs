@@ -111,6 +111,12 @@ impl<R> Outbox<R> {
         }
     }
 
+    /// The number of outcomes for a topic that are held back.
+    pub(super) fn held_for(&self, topic: usize) -> usize {
+        let of_topic = self.held.iter().filter(|(target, _)| target.topic == topic);
+        of_topic.map(|(_, held)| held.len()).sum()
+    }
+
     /// Whether the count of a topic's partitions is needed and not known.
     pub(super) fn needs_count(&self, topic: usize) -> bool {
         !self.counts.contains_key(&topic)

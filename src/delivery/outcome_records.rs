@@ -12,11 +12,16 @@ use crate::edge::port::failure::BatchError;
 use crate::edge::port::records::{Headers, Record};
 use crate::model::command::{Command, Envelope};
 use crate::model::invalid_record::InvalidRecord;
+use crate::model::notice::Notice;
 use crate::model::partitioner::key_hash;
-use crate::model::subscription::{Decider, Decision, Subscription};
+use crate::model::status::Status;
+use crate::model::subscription::{Decider, Decision, DisabledBecause, Subscription};
 
-/// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions.
+/// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions, statuses, notices.
 pub(super) struct OutcomeTopics(Vec<Arc<str>>);
+
+/// The topics besides the tiers.
+const OTHERS: usize = 5;
 
 impl OutcomeTopics {
     pub(super) fn new(settings: &Settings) -> Self {
@@ -26,6 +31,8 @@ impl OutcomeTopics {
             topics.dead_letters(),
             topics.invalid_events(),
             topics.subscriptions(),
+            topics.status(),
+            topics.notices(),
         ]);
         Self(all.into_iter().map(Arc::from).collect())
     }
@@ -34,17 +41,29 @@ impl OutcomeTopics {
         &self.0[topic]
     }
 
+    fn status(&self) -> &str {
+        &self.0[self.0.len() - 2]
+    }
+
+    fn notices(&self) -> &str {
+        &self.0[self.0.len() - 1]
+    }
+
     /// The number of an outcome's topic, and the hash of its key there.
     pub(super) fn of(&self, outcome: &Outcome) -> (usize, u32) {
-        let dead_letters = self.0.len() - 3;
+        let dead_letters = self.0.len() - OTHERS;
         let command_hash = |command: &Command| key_hash(command.subscriber.as_bytes());
         match outcome {
             Outcome::Tier(tier, command) => (*tier, command_hash(command)),
             Outcome::DeadLetter(command, _) => (dead_letters, command_hash(command)),
             Outcome::Invalid(record) => (dead_letters + 1, invalid_hash(record)),
-            Outcome::Disable(subscription) => {
+            Outcome::Disable(subscription, ..) => {
                 (dead_letters + 2, key_hash(subscription.id.as_bytes()))
             }
+            Outcome::Notice(notice, _) => {
+                (dead_letters + 4, key_hash(notice.subscriber.as_bytes()))
+            }
+            Outcome::Status(status) => (dead_letters + 3, key_hash(status.subscription.as_bytes())),
         }
     }
 }
@@ -70,6 +89,7 @@ pub(super) async fn write(
     producer: &mut impl Producer,
     outcome: &Outcome,
     to: Destination<'_>,
+    topics: &OutcomeTopics,
     table: &SubscriptionCache,
 ) -> Result<(), BatchError> {
     match outcome {
@@ -96,8 +116,67 @@ pub(super) async fn write(
             }
             None => Ok(()),
         },
-        Outcome::Disable(decided_on) => write_disabled(producer, decided_on, to, table).await,
+        Outcome::Status(status) => write_status(producer, status, to).await,
+        Outcome::Notice(notice, status) => {
+            let tag = to.tag;
+            write_notice(producer, notice, to).await?;
+            let to = Destination {
+                topic: topics.status(),
+                partition: None,
+                tag,
+            };
+            write_status(producer, status, to).await
+        }
+        Outcome::Disable(decided_on, because, notice) => {
+            let tag = to.tag;
+            let is_written = write_disabled(producer, decided_on, *because, to, table).await?;
+            match notice {
+                Some(notice) if is_written => {
+                    let to = Destination {
+                        topic: topics.notices(),
+                        partition: None,
+                        tag,
+                    };
+                    write_notice(producer, notice, to).await
+                }
+                _ => Ok(()),
+            }
+        }
     }
+}
+
+async fn write_notice<P: Producer>(
+    producer: &mut P,
+    notice: &Notice,
+    to: Destination<'_>,
+) -> Result<(), BatchError> {
+    let value = notice.to_json();
+    let record = Record {
+        topic: to.topic,
+        partition: to.partition,
+        key: Some(notice.subscriber.as_bytes()),
+        value: Some(&value),
+        headers: P::Headers::default(),
+        tag: to.tag,
+    };
+    producer.send(record).await
+}
+
+async fn write_status<P: Producer>(
+    producer: &mut P,
+    status: &Status,
+    to: Destination<'_>,
+) -> Result<(), BatchError> {
+    let value = status.to_json();
+    let record = Record {
+        topic: to.topic,
+        partition: to.partition,
+        key: Some(status.subscription.as_bytes()),
+        value: Some(&value),
+        headers: P::Headers::default(),
+        tag: to.tag,
+    };
+    producer.send(record).await
 }
 
 async fn write_command<P: Producer>(
@@ -118,13 +197,14 @@ async fn write_command<P: Producer>(
 }
 
 /// Writes the decision to disable a subscription. It names what it was made on, so an apply or a resume that comes first,
-/// or at the same time, prevails, whatever this replica has read of it.
+/// or at the same time, prevails, whatever this replica has read of it. Returns whether it was written.
 async fn write_disabled<P: Producer>(
     producer: &mut P,
     decided_on: &Arc<Subscription>,
+    because: DisabledBecause,
     to: Destination<'_>,
     table: &SubscriptionCache,
-) -> Result<(), BatchError> {
+) -> Result<bool, BatchError> {
     let id = &*decided_on.id;
     let now = table.get(id);
     if !matches!(now, Known::Valid(now) if now.source == decided_on.source) {
@@ -132,10 +212,10 @@ async fn write_disabled<P: Producer>(
             subscription = id,
             "not disabled: the subscription has changed"
         );
-        return Ok(());
+        return Ok(false);
     }
     let key = Decider::Hookstream.key(id);
-    let value = Decision::gone(decided_on, clock::now()).to_json();
+    let value = Decision::disabled(decided_on, because, clock::now()).to_json();
     let record = Record {
         topic: to.topic,
         partition: decided_on.source.partition,
@@ -144,7 +224,8 @@ async fn write_disabled<P: Producer>(
         headers: P::Headers::default(),
         tag: to.tag,
     };
-    producer.send(record).await
+    producer.send(record).await?;
+    Ok(true)
 }
 
 fn dead_letter_headers<H: Headers>(command: &Command) -> H {

@@ -5,6 +5,7 @@
 //! | a retry or a parked command | a dead letter with the reason `too-large` |
 //! | a dead letter | the command as an invalid record, with the headers of the dead letter |
 //! | an invalid record | less of it, at last nothing: see [`Extent`] |
+//! | a status, a notice | nothing |
 //! | a disabled subscription | nothing: the subscription stays as it is |
 //!
 //! So nothing that a broker refuses for its size stops a partition. Topics with the settings of `hookstream topics create`
@@ -44,7 +45,7 @@ pub(super) fn smaller(refused: Outcome, source: Source<'_>, now: EpochMs) -> Opt
             record.extent = record.extent.smaller();
             Some(Outcome::Invalid(record))
         }
-        Outcome::Disable(_) => None,
+        Outcome::Disable(..) | Outcome::Status(_) | Outcome::Notice(..) => None,
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
 //! | [`health`] | the way to a lane's endpoint |
+//! | `lane_status`, `status` | what a lane knows about its endpoint, for operators |
 //! | [`counts`] | attempts by class |
 
 mod apply;
@@ -29,12 +30,14 @@ pub mod fairness;
 pub mod health;
 mod holding;
 pub mod lane;
+mod lane_status;
 pub mod order;
 mod ordering;
 pub mod pacing;
 mod report;
 mod routing;
 mod state;
+mod status;
 #[cfg(test)]
 mod tests;
 pub mod under_way;

@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 const UNDER_WAY: Duration = Duration::from_secs(120);
 /// How often everything is committed again until then.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A commit that takes longer may have been sent twice: the client repeats one without a response by itself.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// After a broken connection a commit may reach the broker behind later ones and overwrite them: the broker cannot tell
 /// which of two commits of one generation is the later one. If nothing moves after that, the next owner would repeat
-/// finished work (**Durable outcome**, **One lineage**). So everything is committed again for a while, even unchanged.
+/// finished work (**Durable outcome**, **One lineage**). So everything is committed again for a while, even unchanged. The
+/// next owner's generation refuses what arrives later still; so the last commit of partitions that leave is complete, too.
+/// What remains is a process that dies within a second after such a commit has arrived.
 #[derive(Debug, Default)]
 pub(super) struct Recommit {
     until: Option<Instant>,
@@ -21,6 +25,13 @@ pub(super) struct Recommit {
 impl Recommit {
     pub(super) fn begin(&mut self, now: Instant) {
         self.until = Some(now + UNDER_WAY);
+    }
+
+    /// A commit succeeded, after this time.
+    pub(super) fn answered(&mut self, took: Duration, now: Instant) {
+        if took > SLOW {
+            self.begin(now);
+        }
     }
 
     /// Whether everything is to be committed again now.
@@ -39,7 +50,7 @@ impl Recommit {
 
 #[cfg(test)]
 mod tests {
-    use super::{AGAIN, Recommit, UNDER_WAY};
+    use super::{AGAIN, Recommit, SLOW, UNDER_WAY};
     use std::time::Duration;
 
     #[test]
@@ -53,5 +64,14 @@ mod tests {
         assert!(recommit.is_due(began + AGAIN));
         assert!(recommit.is_due(began + UNDER_WAY));
         assert!(!recommit.is_due(began + UNDER_WAY + AGAIN));
+    }
+    #[test]
+    fn a_commit_that_may_have_been_sent_twice_is_a_disturbance() {
+        let now = crate::edge::clock::instant();
+        let mut recommit = Recommit::default();
+        recommit.answered(SLOW, now);
+        assert!(!recommit.is_due(now));
+        recommit.answered(SLOW * 2, now);
+        assert!(recommit.is_due(now));
     }
 }

@@ -35,8 +35,10 @@ pub(super) struct Target {
     pub(super) subscription: Arc<Subscription>,
     pub(super) timeout: Duration,
     pub(super) schedule: Box<[Duration]>,
-    /// What the attempt log needs, if enabled.
-    pub(super) log: Option<Logged>,
+    /// What may be shown of it.
+    pub(super) shown: Shown,
+    /// Whether attempts are logged.
+    pub(super) is_logged: bool,
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
@@ -46,14 +48,14 @@ pub(super) struct Target {
     second: RefCell<(i64, HeaderValue)>,
 }
 
-/// An endpoint as the attempt log may show it.
-pub(super) struct Logged {
+/// An endpoint as the attempt log and the status may show it.
+pub(super) struct Shown {
     pub(super) url: Arc<str>,
     /// Masks credentials that the endpoint echoes in a response.
     pub(super) mask: Mask,
 }
 
-impl Logged {
+impl Shown {
     fn new(
         subscription: &Subscription,
         headers: &[(HeaderName, HeaderValue)],
@@ -127,9 +129,8 @@ impl Target {
                 .clone()
                 .unwrap_or_else(|| settings.retry_schedule.clone())
                 .into(),
-            log: settings
-                .attempt_log
-                .then(|| Logged::new(subscription, &own, &secrets)),
+            shown: Shown::new(subscription, &own, &secrets),
+            is_logged: settings.attempt_log,
             address: Arc::new(address),
             headers,
             signer,
@@ -198,6 +199,10 @@ impl Endpoint for Rc<Target> {
 
     fn schedule(&self) -> &[Duration] {
         &self.schedule
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(self, other)
     }
 }
 
@@ -277,14 +282,13 @@ pub(super) fn response_of<R>(reply: Reply<R>) -> (Response, Option<Box<str>>, Op
     }
 }
 
-/// Reads a response body to its end, so that its connection can be reused, and keeps its beginning for the attempt log
-/// if that is enabled.
+/// Reads a response body to its end, so that its connection can be reused, and keeps its beginning for `wanted`.
 pub(super) async fn read_rest<H: Http>(
     rest: H::Rest,
     deadline: tokio::time::Instant,
-    logged: Option<Rc<Target>>,
+    wanted: Option<Rc<Target>>,
 ) -> Option<Excerpt> {
-    let Some(shown) = logged.as_ref().and_then(|target| target.log.as_ref()) else {
+    let Some(target) = wanted else {
         H::drain(rest, deadline).await;
         return None;
     };
@@ -292,7 +296,7 @@ pub(super) async fn read_rest<H: Http>(
     Some(Excerpt::new(
         &body,
         drained == Drained::Complete,
-        &shown.mask,
+        &target.shown.mask,
     ))
 }
 

@@ -23,9 +23,9 @@ use super::outage::Outage;
 use super::partition::event::Incoming;
 use super::recommit::Recommit;
 use super::top_subscribers::TopSubscribers;
+use super::topics::needed_topics;
 use super::workers::Workers;
 use super::writing::OutcomeWriter;
-use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::record::{Newer, read_marked};
@@ -66,6 +66,9 @@ pub async fn run<P: Port>(
         .wait_until_possible(port, "deliver", &topics)
         .await?
     {
+        return Ok(());
+    }
+    if !context.wait_for_statuses(port).await {
         return Ok(());
     }
     let workers = Workers::start(port, context, metrics)?;
@@ -129,21 +132,6 @@ pub async fn run<P: Port>(
     delivery.end(ended).await
 }
 
-fn needed_topics(settings: &Settings) -> Vec<String> {
-    let topics = &settings.topics;
-    let mut needed = vec![
-        topics.commands(),
-        topics.subscriptions(),
-        topics.dead_letters(),
-        topics.invalid_events(),
-    ];
-    needed.extend(settings.retry_topics());
-    if settings.attempt_log {
-        needed.push(topics.attempts());
-    }
-    needed
-}
-
 /// A partition as this thread sees it.
 pub(super) struct Owned {
     pub(super) load: Arc<Load>,
@@ -179,7 +167,8 @@ pub(super) struct Delivery<'a, P: Port> {
     /// Partitions were revoked in a later generation than the one in which they were assigned, and only the later one can
     /// commit transactions.
     pub(super) is_generation_old: bool,
-    /// The group has evicted this member while partitions were leaving: they have other owners, or will have.
+    /// The group has evicted this member: its partitions have other owners, or will have. They are given up with the
+    /// drain.
     pub(super) is_evicted: bool,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
@@ -490,18 +479,21 @@ impl<P: Port> Delivery<'_, P> {
                 "the drain deadline has passed: attempts in flight are cut and will be repeated"
             );
         }
+        let last = matches!(step, Some(Step::LastCommit { .. } | Step::GiveUp));
         let committed = match self.renew_generation().await {
-            Ok(()) => self.commit().await?,
+            Ok(()) => self.commit(last).await?,
             Err(error) => {
                 tracing::warn!("the group rejects the commits of this member: {error}");
                 self.note_eviction(&error);
                 false
             }
         };
+        // As when they are lost, which the client reports later: while partitions leave, only when these are given up.
+        if std::mem::take(&mut self.is_evicted) {
+            return self.end_drain();
+        }
         match step {
             None => Ok(()),
-            // As when they are lost, which the client reports only when the revoked ones have been given up.
-            Some(_) if std::mem::take(&mut self.is_evicted) => self.end_drain(),
             Some(Step::LastCommit { .. } | Step::GiveUp) if committed => self.end_drain(),
             Some(Step::Wait | Step::LastCommit { .. }) => Ok(()),
             Some(Step::GiveUp) => {
@@ -513,10 +505,17 @@ impl<P: Port> Delivery<'_, P> {
         }
     }
 
-    /// Takes note of an error of a commit that only a member gets which the group has evicted.
+    /// Takes note of an error of a commit that only a member gets which the group has evicted. Others have its partitions,
+    /// or will have: nothing more is sent of them, whenever the client reports that they are lost.
     pub(super) fn note_eviction(&mut self, error: &ClientError) {
-        let evicted = error.kind() == ErrorKind::UnknownMember;
-        self.is_evicted |= evicted && self.drain.is_some();
+        if error.kind() != ErrorKind::UnknownMember {
+            return;
+        }
+        let all: Vec<i32> = self.partitions.keys().copied().collect();
+        if !all.is_empty() {
+            self.stop(&all);
+        }
+        self.is_evicted |= self.drain.is_some();
     }
 
     fn end_drain(&mut self) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use crate::edge::port::Http;
 use crate::model::attempt::Excerpt;
 use crate::model::outcome::{Verdict, judge};
 use crate::model::span;
-use crate::model::units::EpochMs;
+use crate::model::units::{EpochMs, Offset};
 
 /// The time limit for reading the body of a response that is already judged, so that its connection can be reused.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -32,9 +32,18 @@ pub(super) struct Owner {
 /// The end of an attempt, or of its connection's use.
 pub(super) enum Ended {
     Attempt(Owner, Box<Finished>),
-    /// The slot is free; follows the attempt's end if the response body was still open. Carries the excerpt of the body
-    /// for the attempt log, and the attempt's ticket.
-    Slot(Owner, LaneId, Option<(Ticket, Excerpt)>),
+    /// The slot is free; follows the attempt's end if the response body was still open. Carries the beginning of the body
+    /// if it is wanted.
+    Slot(Owner, LaneId, Option<Body>),
+}
+
+/// The beginning of a response body.
+pub(super) struct Body {
+    /// The attempt's ticket.
+    pub(super) ticket: Ticket,
+    /// The offset of its command, unless it was delivered.
+    pub(super) failed: Option<Offset>,
+    pub(super) excerpt: Excerpt,
 }
 
 /// The result of an attempt, and when it ended.
@@ -103,13 +112,14 @@ impl<H: Http> Sending<H> {
                 status = response.status(), error = error.as_deref(), "attempt failed",
             );
         }
-        let logged = target.log.is_some().then(|| Rc::clone(&target));
+        let shown = (target.is_logged || !delivered()).then(|| Rc::clone(&target));
+        let failed = (!delivered()).then_some(offset);
         let finished = Finished {
             end: AttemptEnd {
                 lane,
                 offset,
                 command,
-                keep_copy: target.log.is_some(),
+                keep_copy: target.is_logged,
                 endpoint: target,
                 permit,
                 response,
@@ -125,9 +135,13 @@ impl<H: Http> Sending<H> {
         ended.send(Ended::Attempt(owner, Box::new(finished))).ok();
         if let Some(rest) = rest {
             let deadline = deadline.min((clock::instant() + DRAIN).into());
-            let excerpt = read_rest::<H>(rest, deadline, logged).await;
-            let excerpt = excerpt.map(|excerpt| (ticket, excerpt));
-            ended.send(Ended::Slot(owner, lane, excerpt)).ok();
+            let excerpt = read_rest::<H>(rest, deadline, shown).await;
+            let body = excerpt.map(|excerpt| Body {
+                ticket,
+                failed,
+                excerpt,
+            });
+            ended.send(Ended::Slot(owner, lane, body)).ok();
         }
     }
 }

@@ -11,14 +11,18 @@ use super::request::{Target, sources};
 use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::kafka::status_cache::StatusCache;
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::expiry::default_max_age;
+use crate::model::status::Status;
 use crate::model::subscription::{State, Subscription};
 
 /// Looks up subscriptions for one worker.
 pub(super) struct Directory {
     /// The subscription cache.
     pub(super) table: Arc<SubscriptionCache>,
+    /// What former owners wrote about endpoints.
+    pub(super) statuses: Arc<StatusCache>,
     /// Which endpoints may be reached.
     pub(super) policy: Arc<EgressPolicy>,
     /// Defaults for what a subscription does not set.
@@ -59,7 +63,7 @@ impl Directory {
             }
             Err(error) => {
                 self.refused.note(subscription, Reason::Secret, &error);
-                (Standing::Unusable, Some(MISSING_SECRET))
+                (Standing::Unusable(error.into()), Some(MISSING_SECRET))
             }
         }
     }
@@ -119,6 +123,14 @@ impl Subscriptions for Directory {
         }
     }
 
+    fn status(&self, id: &str, subscriber: &str) -> Option<Arc<Status>> {
+        self.statuses.get(id, subscriber)
+    }
+
+    fn statuses_version(&self) -> u64 {
+        self.statuses.version()
+    }
+
     fn terms(
         &self,
         subscription: &Arc<Subscription>,
@@ -172,7 +184,7 @@ mod tests {
     use crate::delivery::metrics::DeliveryMetrics;
     use crate::delivery::partition::Partition;
     use crate::delivery::partition::effect::{Effect, Effects, Outcome};
-    use crate::delivery::partition::env::{Env, Rules};
+    use crate::delivery::partition::env::{Env, NoticeRules, Rules};
     use crate::delivery::partition::event::{Event, Incoming};
     use crate::delivery::secrets::Reader;
     use crate::edge::clock;
@@ -206,12 +218,17 @@ mod tests {
                 cluster: "cluster".into(),
                 tiers: settings.tiers.clone(),
                 order_bytes: 1 << 20,
+                notices: NoticeRules {
+                    after: Duration::from_secs(300),
+                    disable_after: None,
+                },
             };
             let (wake, woken) = channel();
             let policy = EgressPolicy::new(&EgressSettings::default());
             Self {
                 directory: Directory {
                     table: Arc::default(),
+                    statuses: Arc::default(),
                     policy: Arc::new(policy),
                     settings: Arc::new(settings),
                     secrets: Arc::new(Secrets::over(read)),

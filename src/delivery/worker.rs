@@ -25,7 +25,7 @@ use super::outage::PROBES;
 use super::partition::Partition;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
-use super::partition::env::{Env, ORDER_BYTES, Rules};
+use super::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use super::partition::event::{Event, LaneId};
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
@@ -39,6 +39,7 @@ use crate::edge::port::Port;
 use crate::model::attempt::Excerpt;
 use crate::model::maps::FastMap as Map;
 use crate::model::outcome::AttemptOutcome;
+use crate::model::status::first_line;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
 
@@ -159,6 +160,10 @@ impl<P: Port> Worker<P> {
             cluster: around.cluster.as_str().into(),
             tiers: around.settings.tiers.clone(),
             order_bytes: ORDER_BYTES,
+            notices: NoticeRules {
+                after: around.settings.notice_after,
+                disable_after: around.settings.disable_after,
+            },
         };
         let random = fastrand::Rng::with_seed(around.port.seed());
         Self {
@@ -431,9 +436,15 @@ impl<P: Port> Worker<P> {
                     self.attempt_ended(owner, *finished);
                 }
             }
-            Ended::Slot(owner, lane, excerpt) => {
-                if let Some((ticket, excerpt)) = excerpt {
-                    self.complete_note(ticket, excerpt);
+            Ended::Slot(owner, lane, body) => {
+                if let Some(body) = body {
+                    if let Some(offset) = body.failed
+                        && self.owns(owner)
+                    {
+                        let line = first_line(&body.excerpt.text).into();
+                        self.apply(owner.partition, Event::Responded(lane, offset, line));
+                    }
+                    self.complete_note(body.ticket, body.excerpt);
                 }
                 if self.owns(owner) {
                     self.free_slot(owner.partition);
@@ -458,11 +469,12 @@ impl<P: Port> Worker<P> {
         if !end.slot_follows {
             self.free_slot(owner.partition);
         }
-        let facts = end.endpoint.log.as_ref().map(|logged| AttemptFacts {
+        let shown = self.around.notes.as_ref().map(|_| &end.endpoint.shown);
+        let facts = shown.map(|shown| AttemptFacts {
             number: end.command.attempt.saturating_add(1),
             began,
             took,
-            url: Arc::clone(&logged.url),
+            url: Arc::clone(&shown.url),
             status: end.response.status(),
             class: end.response.class(),
         });
@@ -489,7 +501,7 @@ impl<P: Port> Worker<P> {
         // Of a replay, the event is as old as its dead letter.
         let is_first = command.attempt == 0 && command.replayed.is_none();
         if outcome == AttemptOutcome::Delivered && is_first {
-            let took = clock::now().since(command.enqueued);
+            let took = clock::now().since(command.published());
             metrics.event_to_delivery().observe(took.as_secs_f64());
         }
         let (Some(facts), Some(notes)) = (facts, &mut self.around.notes) else {

@@ -133,6 +133,7 @@ impl<P: Port> Workers<P> {
                 tracer: context.tracer.clone(),
                 directory: Directory {
                     table: Arc::clone(&context.table),
+                    statuses: Arc::clone(&context.statuses),
                     policy: Arc::clone(&policy),
                     settings: Arc::clone(settings),
                     secrets: Arc::clone(&secrets),

@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const PROBE_PATIENCE: Duration = Duration::from_millis(20);
 /// Past this, a batch is given up whatever the client reports.
 const LATE: Duration = WRITE_DEADLINE.saturating_mul(2);
+/// So many statuses wait at most for a partition that cannot be written; others are dropped.
+const MAX_HELD_STATUSES: usize = 1_000;
 const ROLE: TransactionalRole = TransactionalRole::Deliver;
 
 /// Which of the two producers.
@@ -62,7 +64,7 @@ pub(super) struct OutcomeWriter<P: Port> {
     main: Half<P>,
     probe: Half<P>,
     outbox: Outbox<Outcome>,
-    topics: OutcomeTopics,
+    topics: Arc<OutcomeTopics>,
     transactional: bool,
     /// The transactional id of each failing partition's probes.
     slots: ProbeIds,
@@ -104,7 +106,7 @@ impl<P: Port> OutcomeWriter<P> {
             },
             probe,
             outbox: Outbox::default(),
-            topics: OutcomeTopics::new(settings),
+            topics: Arc::new(OutcomeTopics::new(settings)),
             transactional: settings.guarantee == Guarantee::ExactlyOnce,
             slots: ProbeIds::default(),
             probing: 0,
@@ -125,6 +127,13 @@ impl<P: Port> OutcomeWriter<P> {
             outcome,
         } = decided;
         let (topic, hash) = self.topics.of(&outcome);
+        if let Outcome::Status(status) = &outcome
+            && !status.must
+            && self.outbox.held_for(topic) >= MAX_HELD_STATUSES
+        {
+            // A later one is written when its topic can be written again.
+            return;
+        }
         self.outbox.add(Entry {
             partition,
             offset,
@@ -269,6 +278,7 @@ impl<P: Port> OutcomeWriter<P> {
         entries: Vec<Entry<Outcome>>,
         table: &SubscriptionCache,
     ) -> Result<Option<Vec<Entry<Outcome>>>, Failure> {
+        let topics = Arc::clone(&self.topics);
         let mut sent: Vec<Entry<Outcome>> = Vec::with_capacity(entries.len());
         let mut rest = entries.into_iter();
         while let Some(entry) = rest.next() {
@@ -283,7 +293,7 @@ impl<P: Port> OutcomeWriter<P> {
                 return Ok(None);
             };
             let now = clock::instant();
-            match write(producer, &entry.record, to, table).await {
+            match write(producer, &entry.record, to, &topics, table).await {
                 Ok(()) => sent.push(entry),
                 Err(BatchError::Failed(failure)) => return Err(failure),
                 // Refused by the client, which has not taken it: the others are not affected.

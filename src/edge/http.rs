@@ -43,6 +43,7 @@ use http_body_util::Full;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
+pub(crate) use self::failure::tls_reason;
 pub use self::failure::{Failure, FailureClass};
 pub use self::limits::{
     DIAL_LIMIT, H2_MAX_HEADER_BYTES, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES,

@@ -24,6 +24,8 @@ pub mod log_reader;
 pub mod member;
 pub mod producer;
 pub mod record;
+pub mod status_cache;
+pub mod status_log;
 pub mod subscription_cache;
 pub mod subscription_log;
 pub mod topics;

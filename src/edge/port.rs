@@ -1,7 +1,8 @@
 //! The port between the roles and the outside: Kafka, HTTP, threads, waiting and chance. The clock is [`clock`].
 //!
 //! The shells of the roles are generic over a [`Port`]. The product's side is [`super::live`]: librdkafka, hyper and
-//! threads. The other is in `tests/port`: everything in virtual time on one thread. The shells never ask which.
+//! threads. The other is in `tests/sim`, on a simulated Kafka: everything in virtual time on one thread. The shells never
+//! ask which. `tests/port` has the smallest one, in memory.
 //!
 //! # Rules
 //! - In the product most futures are ready at once: they block their thread inside. So they must not be polled next to

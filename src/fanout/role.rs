@@ -25,6 +25,7 @@ use super::history::EventPartition;
 use super::metrics::FanoutMetrics;
 use super::schemas::{Needs, Schemas};
 use super::sources::{Assigned, RunAhead, Sources, Tag, Take};
+use super::topics::needed_topics;
 use super::trials::{Limits, Next, Trials};
 use crate::config::Settings;
 use crate::edge::clock;
@@ -85,7 +86,8 @@ pub async fn run<P: Port>(
         return Ok(());
     };
     let group = format!("{}fanout", settings.group_prefix);
-    let topics: Vec<&str> = settings.topics.events.iter().map(String::as_str).collect();
+    let topics = settings.topics.fanned_out();
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     let keep_waiting = context.keep_waiting();
     let member = port
         .join(settings, keep_waiting, "fanout", &group, &topics, &[])
@@ -148,17 +150,6 @@ async fn count_partitions<P: Port>(
         port.sleep(WAIT).await;
     }
     None
-}
-
-fn needed_topics(settings: &Settings) -> Vec<String> {
-    let topics = &settings.topics;
-    let mut needed = topics.events.clone();
-    needed.extend([
-        topics.commands(),
-        topics.subscriptions(),
-        topics.invalid_events(),
-    ]);
-    needed
 }
 
 fn limits(settings: &Settings) -> Limits {

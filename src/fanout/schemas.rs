@@ -16,7 +16,7 @@ use crate::edge::kafka::record::each_header;
 use crate::edge::port::failure::Failure;
 use crate::edge::port::records::{RecordView, TopicPartition};
 use crate::edge::schema_registry::{Asked, Lookup, SchemaRegistry};
-use crate::model::schema::{self, Framed, SCHEMA_ID_HEADER, Schema, SchemaId};
+use crate::model::schema::{self, Framed, Schema, SchemaId};
 
 /// How long an event waits here for a registry that responds, before its partition does.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -174,19 +174,7 @@ impl Schemas {
 /// What a value is framed with; larger ones are refused as they are.
 fn framed(message: &impl RecordView, max_bytes: usize) -> Option<Framed<'_>> {
     let value = message.payload().filter(|value| value.len() <= max_bytes)?;
-    let header = |wanted: &str| {
-        let mut all = each_header(message);
-        all.find_map(|(name, value)| value.filter(|_| name.eq_ignore_ascii_case(wanted)))
-    };
-    let in_header = header(SCHEMA_ID_HEADER);
-    if in_header.is_none() && value.first() != Some(&0) {
-        return None;
-    }
-    let framed = schema::recognise(value, in_header)?;
-    let is_other = in_header.is_none()
-        && header("content-type").is_some_and(schema::is_foreign_content)
-        && each_header(message).any(|(name, _)| name.starts_with("ce_"));
-    (!is_other).then_some(framed)
+    schema::framed(value, || each_header(message))
 }
 
 impl SchemaResult {

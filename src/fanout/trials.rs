@@ -95,6 +95,7 @@ impl NewCommand<'_> {
             attempt: 0,
             due: None,
             enqueued: self.enqueued,
+            recorded: Some(self.event.received()),
             cause: Cause::New,
             first_failure: None,
             last_failure: None,

@@ -1,25 +1,30 @@
 //! The lag of fan-out: for each partition of the event topics, the offsets from the one that the fan-out group has
-//! committed to the high watermark: what an open transaction hides waits for fan-out too.
+//! committed to the last stable offset, and those beyond it that an open transaction hides. The metric sums up both: what
+//! is hidden waits for fan-out too.
 //!
 //! It has its own thread and clients, so that a missing event topic or a partition without a leader does not delay the
-//! other figures. It reads no records: once a second it queries the committed offsets in one request, and the end offsets
-//! in one request per broker. Figures that cannot be refreshed are removed after a while, so that an autoscaler does not
-//! act on stale ones.
+//! other figures. Once a second it queries the committed offsets in one request, and the end offsets in two requests per
+//! broker. It reads one record of a partition that is behind, now and then, for its time ([`super::oldest`]). Figures that
+//! cannot be refreshed are removed after a while, so that an autoscaler does not act on stale ones.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
+use super::figures::EventPartition;
 use super::metrics::LagMetrics;
+use super::oldest::{At, Oldest};
 use super::source::{Client, client};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::explain;
+use crate::model::units::EpochMs;
 
 /// How often the figures are refreshed.
 const EVERY: Duration = Duration::from_secs(1);
@@ -30,12 +35,55 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Figures that could not be refreshed for this long are removed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The number of a topic in the settings, and a partition of it.
-type At = (usize, i32);
+/// How long a command waits for the first figures.
+const FIRST: Duration = Duration::from_secs(3);
+/// How often it looks for them.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Stops the thread when dropped.
 pub(super) struct Watch {
     _open: Sender<()>,
+    latest: Arc<Latest>,
+}
+
+/// The latest figures, once there are any.
+type Latest = Mutex<Option<Vec<EventPartition>>>;
+
+impl Watch {
+    /// The latest figures; `None` if they could not be read, or not for a while.
+    pub(super) fn latest(&self) -> Option<Vec<EventPartition>> {
+        let latest = self.latest.lock();
+        latest.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, for a command that has just started: waits for the first ones, at most [`FIRST`].
+    pub(super) fn first(&self) -> Option<Vec<EventPartition>> {
+        let began = clock::instant();
+        loop {
+            let latest = self.latest();
+            if latest.is_some() || clock::instant() - began >= FIRST {
+                return latest;
+            }
+            std::thread::sleep(AGAIN);
+        }
+    }
+}
+
+fn figures(topics: &[String], lags: &BTreeMap<At, Lag>) -> Vec<EventPartition> {
+    let each = lags
+        .iter()
+        .map(|(&(topic, partition), lag)| EventPartition {
+            topic: topics[topic].clone(),
+            partition,
+            behind: lag.behind,
+            oldest: lag.oldest.map(EpochMs::rfc3339),
+            age_seconds: lag
+                .oldest
+                .map(|oldest| clock::now().since(oldest).as_secs()),
+            hidden: lag.hidden,
+            blocked_seconds: lag.blocked.as_secs(),
+        });
+    each.collect()
 }
 
 /// Starts exporting the figures.
@@ -45,14 +93,20 @@ pub(super) struct Watch {
 pub(super) fn watch(settings: &Arc<Settings>, metrics: &LagMetrics) -> Result<Watch, Failure> {
     let (open, closed) = channel();
     let (settings, metrics) = (Arc::clone(settings), metrics.clone());
+    let latest = Arc::new(Latest::default());
+    let shown = Arc::clone(&latest);
     std::thread::Builder::new()
         .name("event-lag".to_owned())
-        .spawn(move || run(&settings, &metrics, &closed))
+        .spawn(move || run(&settings, &metrics, &shown, &closed))
         .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
-    Ok(Watch { _open: open })
+    Ok(Watch {
+        _open: open,
+        latest,
+    })
 }
 
-fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
+fn run(settings: &Settings, metrics: &LagMetrics, shown: &Latest, closed: &Receiver<()>) {
+    let show = |figures| *shown.lock().unwrap_or_else(PoisonError::into_inner) = figures;
     let mut exported = ExportedSeries::new(&settings.topics.events);
     let mut reader: Option<Reader> = None;
     let mut failing = Failing::default();
@@ -67,6 +121,7 @@ fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
         match read {
             Ok(behind) => {
                 failing = Failing::default();
+                show(Some(figures(&settings.topics.events, &behind)));
                 exported.replace(metrics, behind);
             }
             Err(failure) => {
@@ -74,6 +129,7 @@ fn run(settings: &Settings, metrics: &LagMetrics, closed: &Receiver<()>) {
                     tracing::warn!("reading the event lag failed, retrying: {failure}");
                 }
                 if failing.is_stale(now) {
+                    show(None);
                     exported.replace(metrics, BTreeMap::new());
                     reader = None;
                 }
@@ -126,21 +182,53 @@ impl<'a> ExportedSeries<'a> {
     }
 
     /// Exports these figures, and removes all others.
-    fn replace(&mut self, metrics: &LagMetrics, behind: BTreeMap<At, u64>) {
+    fn replace(&mut self, metrics: &LagMetrics, behind: BTreeMap<At, Lag>) {
         for (topic, partition) in &self.partitions {
             if !behind.contains_key(&(*topic, *partition)) {
                 metrics.forget_event_lag(&self.topics[*topic], *partition);
             }
         }
-        for ((topic, partition), behind) in &behind {
-            metrics.event_lag(&self.topics[*topic], *partition, *behind);
+        for ((topic, partition), lag) in &behind {
+            let waits = lag.behind + lag.hidden;
+            metrics.event_lag(&self.topics[*topic], *partition, waits);
         }
         self.partitions = behind.into_keys().collect();
     }
 }
 
-/// The lag of a partition. Fan-out continues at its committed offset; without one, or if it is out of range, at the first
-/// record.
+/// The lag of a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lag {
+    /// Offsets that fan-out can read.
+    behind: u64,
+    /// Offsets that an open transaction hides.
+    hidden: u64,
+    /// How long the last stable offset has stood still behind an open transaction, as far as this reader saw it.
+    blocked: Duration,
+    /// When the oldest event that waits was written.
+    oldest: Option<EpochMs>,
+}
+
+/// Since when the last stable offset of each partition has stood still below the high watermark.
+#[derive(Default)]
+struct Blocked(BTreeMap<At, (i64, Instant)>);
+
+impl Blocked {
+    fn observe(&mut self, at: At, stable: i64, end: i64, now: Instant) -> Duration {
+        if stable >= end {
+            self.0.remove(&at);
+            return Duration::ZERO;
+        }
+        let known = self.0.entry(at).or_insert((stable, now));
+        if known.0 != stable {
+            *known = (stable, now);
+        }
+        now.saturating_duration_since(known.1)
+    }
+}
+
+/// The offsets from where fan-out continues to `end`. It continues at its committed offset; without one, or if it is out of range,
+/// at the first record.
 fn behind(position: Option<i64>, low: i64, end: i64) -> u64 {
     let held = position.filter(|position| (low..=end).contains(position));
     u64::try_from(end - held.unwrap_or(low)).unwrap_or(0)
@@ -152,6 +240,12 @@ struct Reader {
     positions: Client,
     /// Reads the end offsets, as uncommitted, so that they are the high watermarks.
     ends: Client,
+    /// Reads the last stable offsets.
+    stable: Client,
+    oldest: Oldest,
+    /// Whether it is logged that the times could not be read.
+    times_failed: bool,
+    blocked: Blocked,
     /// The first offset of each partition.
     lows: BTreeMap<At, i64>,
     grown: Option<Instant>,
@@ -162,10 +256,15 @@ struct Reader {
 impl Reader {
     fn new(settings: &Settings) -> Result<Self, Failure> {
         let group = format!("{}fanout", settings.group_prefix);
+        let reading = format!("{}lag", settings.group_prefix);
         Ok(Self {
             topics: settings.topics.events.clone(),
             positions: client(settings, &group, "read_uncommitted")?,
             ends: client(settings, &group, "read_uncommitted")?,
+            stable: client(settings, &group, "read_committed")?,
+            oldest: Oldest::new(client(settings, &reading, "read_committed")?),
+            times_failed: false,
+            blocked: Blocked::default(),
             lows: BTreeMap::new(),
             grown: None,
             missing: BTreeSet::new(),
@@ -173,9 +272,9 @@ impl Reader {
     }
 
     /// The lag of each partition.
-    fn read(&mut self, now: Instant) -> Result<BTreeMap<At, u64>, Failure> {
+    fn read(&mut self, now: Instant) -> Result<BTreeMap<At, Lag>, Failure> {
         // Handles the clients' log and error events, which would pile up otherwise.
-        for client in [&self.positions, &self.ends] {
+        for client in [&self.positions, &self.ends, &self.stable] {
             while client.poll(Duration::ZERO).is_some() {}
         }
         // After an error the topics are queried again: one may have been deleted.
@@ -189,13 +288,45 @@ impl Reader {
         // Committed offsets first: fan-out may advance meanwhile, but not beyond an end offset that is queried later.
         let positions = self.committed()?;
         let all: Vec<At> = self.lows.keys().copied().collect();
-        let ends = self.offsets(&all, Offset::End)?;
+        let stable = self.offsets(&self.stable, &all, Offset::End)?;
+        let ends = self.offsets(&self.ends, &all, Offset::End)?;
         self.grown = Some(grown);
-        let each = ends.into_iter().filter_map(|(at, end)| {
-            let low = *self.lows.get(&at)?;
-            Some((at, behind(positions.get(&at).copied(), low, end)))
-        });
-        Ok(each.collect())
+        let mut lags = BTreeMap::new();
+        let mut waiting = BTreeMap::new();
+        for (at, end) in ends {
+            let Some(&low) = self.lows.get(&at) else {
+                continue;
+            };
+            let stable = stable.get(&at).copied().unwrap_or(end).min(end);
+            let position = positions.get(&at).copied();
+            let lag = Lag {
+                behind: behind(position, low, stable),
+                hidden: u64::try_from(end - stable).unwrap_or(0),
+                blocked: self.blocked.observe(at, stable, end, now),
+                oldest: None,
+            };
+            if lag.behind > 0 {
+                waiting.insert(at, stable - i64::try_from(lag.behind).unwrap_or(0));
+            }
+            lags.insert(at, lag);
+        }
+        match self.oldest.of(&self.topics, &waiting, now) {
+            Ok(all) => {
+                self.times_failed = false;
+                for (at, oldest) in all {
+                    if let Some(lag) = lags.get_mut(&at) {
+                        lag.oldest = oldest;
+                    }
+                }
+            }
+            // The counts need less permission than the records.
+            Err(failure) => {
+                if !std::mem::replace(&mut self.times_failed, true) {
+                    tracing::warn!("the time of the oldest events is not known: {failure}");
+                }
+            }
+        }
+        Ok(lags)
     }
 
     /// Finds new partitions and the first offsets.
@@ -220,14 +351,14 @@ impl Reader {
                 tracing::warn!(topic, "event topic does not exist, its lag is not exported");
             }
         }
-        self.lows = self.offsets(&all, Offset::Beginning)?;
+        self.lows = self.offsets(&self.ends, &all, Offset::Beginning)?;
         Ok(())
     }
 
     /// The committed offsets of the fan-out group.
     fn committed(&self) -> Result<BTreeMap<At, i64>, Failure> {
-        let failed =
-            |error| Failure::from_client("reading the committed offsets of fan-out", error);
+        let what = "reading the committed offsets of fan-out";
+        let failed = |error| Failure::from_client(what, error);
         if self.lows.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -235,10 +366,10 @@ impl Reader {
         for (topic, partition) in self.lows.keys() {
             asked.add_partition(&self.topics[*topic], *partition);
         }
-        let found = self
-            .positions
+        let client = &self.positions;
+        let found = client
             .committed_offsets(asked, TIMEOUT)
-            .map_err(failed)?;
+            .map_err(|error| explain(client, &client.context().0, what, error))?;
         let mut positions = BTreeMap::new();
         for &(topic, partition) in self.lows.keys() {
             let Some(element) = found.find_partition(&self.topics[topic], partition) else {
@@ -253,8 +384,13 @@ impl Reader {
         Ok(positions)
     }
 
-    /// The first offset of each partition, or the high watermark.
-    fn offsets(&self, of: &[At], which: Offset) -> Result<BTreeMap<At, i64>, Failure> {
+    /// The first offset of each partition, or the end offset as `client` sees it.
+    fn offsets(
+        &self,
+        client: &Client,
+        of: &[At],
+        which: Offset,
+    ) -> Result<BTreeMap<At, i64>, Failure> {
         let failed = |error| Failure::from_client("reading the offsets of the event topics", error);
         if of.is_empty() {
             return Ok(BTreeMap::new());
@@ -266,10 +402,7 @@ impl Reader {
                 .map_err(failed)?;
         }
         // A query by time, with its special values for first and end: one request per broker instead of per partition.
-        let found = self
-            .ends
-            .offsets_for_times(asked, TIMEOUT)
-            .map_err(failed)?;
+        let found = client.offsets_for_times(asked, TIMEOUT).map_err(failed)?;
         let mut offsets = BTreeMap::new();
         for &(topic, partition) in of {
             let Some(element) = found.find_partition(&self.topics[topic], partition) else {
@@ -300,6 +433,25 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_is_blocked_while_its_stable_offset_stands_still_below_its_end() {
+        let begin = clock::instant();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        let mut blocked = Blocked::default();
+        let mut observe = |stable, end, seconds| {
+            blocked
+                .observe((0, 0), stable, end, after(seconds))
+                .as_secs()
+        };
+        assert_eq!(observe(5, 5, 0), 0);
+        assert_eq!(observe(5, 9, 10), 0, "the transaction began");
+        assert_eq!(observe(5, 12, 17), 7);
+        assert_eq!(observe(8, 12, 20), 0, "another one holds it up");
+        assert_eq!(observe(8, 12, 21), 1);
+        assert_eq!(observe(12, 12, 30), 0);
+        assert_eq!(observe(12, 13, 31), 0);
+    }
+
+    #[test]
     fn stale_figures_are_removed_after_a_while_and_the_failure_is_logged_once() {
         let begin = clock::instant();
         let mut failing = Failing::default();
@@ -317,7 +469,13 @@ mod tests {
         let metrics = LagMetrics::register(&registry);
         let topics = ["orders".to_owned(), "bills".to_owned()];
         let mut exported = ExportedSeries::new(&topics);
-        exported.replace(&metrics, BTreeMap::from([((0, 0), 5), ((1, 2), 7)]));
+        let lag = |behind, hidden| Lag {
+            behind,
+            hidden,
+            ..Lag::default()
+        };
+        let two = BTreeMap::from([((0, 0), lag(5, 0)), ((1, 2), lag(3, 4))]);
+        exported.replace(&metrics, two);
         let text = registry.render().unwrap();
         for line in [
             r#"hookstream_event_lag{partition="0",topic="orders"} 5"#,
@@ -325,7 +483,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }
-        exported.replace(&metrics, BTreeMap::from([((1, 2), 0)]));
+        exported.replace(&metrics, BTreeMap::from([((1, 2), lag(0, 0))]));
         let text = registry.render().unwrap();
         assert!(!text.contains("orders"), "{text}");
         assert!(text.contains(r#"topic="bills"} 0"#), "{text}");

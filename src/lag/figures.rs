@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use super::index::{Index, Waiting};
+use crate::model::standing::Standing;
 use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
@@ -21,10 +22,12 @@ pub struct Figures {
     pub behind: u64,
     /// Sums over all subscribers, or over those that match the query's name.
     pub total: Totals,
-    /// Subscribers with pending commands or open dead letters.
+    /// All subscribers that have had commands or dead letters; of a query, those with something to see.
     pub subscribers: Vec<Subscriber>,
     /// Partitions of the commands topic.
     pub partitions: Vec<Partition>,
+    /// Partitions of the event topics: what waits for fan-out. Empty if they could not be read.
+    pub events: Vec<EventPartition>,
 }
 
 /// Sums.
@@ -69,8 +72,8 @@ pub struct Subscriber {
     /// The same by the delay of the tier.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tiers: BTreeMap<String, u64>,
-    /// Commands that delivery has finished, with any outcome, since the lag role started; without those deleted
-    /// unfinished.
+    /// Commands that have reached an end (delivered, dead-lettered or discarded) since the lag role started. Parking and
+    /// retrying are not ends.
     pub finished: u64,
     /// When the oldest pending command was first written, RFC 3339.
     pub oldest: Option<String>,
@@ -80,9 +83,32 @@ pub struct Subscriber {
     pub next_due: Option<String>,
     /// Open dead letters by reason.
     pub dead_letters: BTreeMap<String, u64>,
+    /// Its state and why, and what its endpoint did last.
+    #[serde(flatten)]
+    pub standing: Standing,
     /// The subscriptions of a subscriber.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriptions: Vec<Subscriber>,
+}
+
+/// One partition of an event topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EventPartition {
+    /// The topic.
+    pub topic: String,
+    /// The partition number.
+    pub partition: i32,
+    /// Offsets from the one that fan-out has committed to the last stable offset. Until fan-out is at rest, the markers of
+    /// transactions count too.
+    pub behind: u64,
+    /// When the oldest of these events was written, RFC 3339; a few seconds late, and null until it is read.
+    pub oldest: Option<String>,
+    /// Seconds since then.
+    pub age_seconds: Option<u64>,
+    /// Offsets behind the last stable offset: a publisher's open transaction hides them.
+    pub hidden: u64,
+    /// How long that transaction has held up the partition, as far as the lag role saw it, seconds.
+    pub blocked_seconds: u64,
 }
 
 /// One partition of the commands topic.
@@ -126,6 +152,7 @@ impl Subscriber {
                 .iter()
                 .map(|(reason, count)| (reason.as_str().to_owned(), *count))
                 .collect(),
+            standing: Standing::default(),
             subscriptions: Vec::new(),
         }
     }
@@ -134,6 +161,12 @@ impl Subscriber {
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.ready + self.waiting
+    }
+
+    /// Whether there is something to see about it: a backlog, or a state that is not active.
+    #[must_use]
+    pub fn is_notable(&self) -> bool {
+        self.pending() > 0 || self.dead() > 0 || self.standing.is_notable()
     }
 
     /// Open dead letters.
@@ -176,16 +209,14 @@ impl Backlog {
         backlog
     }
 
-    /// The figures of all subscribers with pending commands or open dead letters. `tiers` are the labels of the tiers;
-    /// ages are as of `at`, seconds since the epoch.
+    /// The figures of all subscribers that have had commands or dead letters. `tiers` are the labels of the tiers; ages are as of `at`, seconds since the epoch.
     #[must_use]
     pub fn figures(&self, tiers: &[String], at: u32) -> Vec<Subscriber> {
         let all = self.subscribers.iter();
-        let some = all.filter(|(_, (sum, _))| !sum.is_empty());
-        let each = some.map(|(name, (sum, subscriptions))| {
+        let each = all.map(|(name, (sum, subscriptions))| {
             let mut figures = Subscriber::of(name, sum, tiers, at);
-            let inner = subscriptions.iter().filter(|(_, one)| !one.is_empty());
-            figures.subscriptions = inner
+            figures.subscriptions = subscriptions
+                .iter()
                 .map(|(id, waiting)| Subscriber::of(id, waiting, tiers, at))
                 .collect();
             figures
@@ -235,10 +266,12 @@ pub struct Query {
     pub top: Option<usize>,
     /// Only subscribers whose name contains this text.
     pub subscriber: Option<String>,
+    /// Those with nothing to see too.
+    pub all: bool,
 }
 
 impl Query {
-    /// Parses `sort=lag|age|dead|name`, `top=N` and `subscriber=TEXT`.
+    /// Parses `sort=lag|age|dead|name`, `top=N`, `subscriber=TEXT` and `all=0|1`.
     ///
     /// # Errors
     /// A message with the parameter and its allowed values.
@@ -256,9 +289,16 @@ impl Query {
                     parsed.top = Some(top.map_err(|_| format!("top={value}: must be a number"))?);
                 }
                 "subscriber" => parsed.subscriber = Some(value.into_owned()),
+                "all" => {
+                    parsed.all = match &*value {
+                        "0" => false,
+                        "1" => true,
+                        _ => return Err(format!("all={value}: must be 0 or 1")),
+                    }
+                }
                 _ => {
                     return Err(format!(
-                        "unknown parameter {name}: must be sort, top or subscriber"
+                        "unknown parameter {name}: must be sort, top, subscriber or all"
                     ));
                 }
             }
@@ -269,10 +309,26 @@ impl Query {
     /// Selects and sorts. The sums include the subscribers that `top` cuts off.
     #[must_use]
     pub fn apply(&self, figures: &Figures) -> Figures {
-        let mut asked = figures.clone();
-        if let Some(part) = &self.subscriber {
-            asked.subscribers.retain(|one| one.name.contains(part));
+        let is_asked = |one: &&Subscriber| {
+            let named = self.subscriber.as_ref();
+            named.is_none_or(|part| one.name.contains(part)) && (self.all || one.is_notable())
+        };
+        let subscribers = figures.subscribers.iter().filter(is_asked).cloned();
+        let mut asked = Figures {
+            subscribers: subscribers.collect(),
+            partitions: figures.partitions.clone(),
+            events: figures.events.clone(),
+            total: figures.total.clone(),
+            as_of: figures.as_of.clone(),
+            ..*figures
+        };
+        if self.subscriber.is_some() {
             asked.total = Totals::of(&asked.subscribers);
+        }
+        if !self.all {
+            for one in &mut asked.subscribers {
+                one.subscriptions.retain(Subscriber::is_notable);
+            }
         }
         let key = |one: &Subscriber| match self.sort {
             Sort::Lag => one.pending(),
@@ -341,6 +397,22 @@ mod tests {
         assert_eq!(names("sort=age"), ["acme", "beta", "corp"]);
         assert_eq!(names("sort=dead&top=1"), ["corp"]);
         assert_eq!(names("sort=name&subscriber=c"), ["acme", "corp"]);
+    }
+
+    #[test]
+    fn subscribers_with_nothing_to_see_are_shown_when_asked_for() {
+        let mut figures = figures();
+        figures.subscribers.push(Subscriber {
+            name: "quiet".to_owned(),
+            ..Subscriber::default()
+        });
+        let count = |query: &str| {
+            let asked = Query::parse(query).unwrap().apply(&figures);
+            asked.subscribers.len()
+        };
+        assert_eq!([count(""), count("all=0"), count("all=1")], [3, 3, 4]);
+        assert_eq!([count("all=1&subscriber=q"), count("all=1&top=2")], [1, 2]);
+        assert!(Query::parse("all=yes").unwrap_err().contains("0 or 1"));
     }
 
     #[test]

@@ -149,8 +149,8 @@ pub struct Waiting {
     pub next_due: Option<u32>,
     /// Open dead letters by reason.
     pub dead: BTreeMap<Reason, u64>,
-    /// Commands that delivery has finished, with any outcome: those read from the commands topic that are neither pending
-    /// nor deleted there.
+    /// Commands that have reached an end (delivered, dead-lettered or discarded) since the first record was read. A command
+    /// that waits in a tier has not. While records are read that move meanwhile, it may be off by those.
     pub finished: u64,
 }
 
@@ -200,8 +200,12 @@ pub struct Index {
     names: Vec<(Box<str>, Box<str>)>,
     /// By subscriber, then by subscription, for a lookup without allocation.
     known: Map<Box<str>, Map<Box<str>, Entry>>,
-    /// Records of the commands topic read for each entry, without those deleted unfinished.
-    read: Vec<u64>,
+    /// The distinct commands seen for each entry, without those deleted unfinished: each counts once, however often it
+    /// goes through the tiers. Those that are not pending any more have ended.
+    seen: Vec<i64>,
+    /// For each partition, the end offset when reading it began. Commands before it count as seen wherever they are found;
+    /// from there on only those that are new or replayed, since the others were seen before they moved.
+    first_ends: Map<Place, i64>,
     columns: Map<Place, Column>,
     dead_letters: DeadLetters,
 }
@@ -289,7 +293,7 @@ impl Index {
         }
         let entry = Entry(u32::try_from(self.names.len()).unwrap_or(u32::MAX));
         self.names.push((subscriber.into(), subscription.into()));
-        self.read.push(0);
+        self.seen.push(0);
         let known = self.known.entry(subscriber.into()).or_default();
         known.insert(subscription.into(), entry);
         entry
@@ -305,8 +309,13 @@ impl Index {
             })
     }
 
-    /// Adds a record. If its offset is before the last one read, the partition was recreated: its earlier records are
-    /// dropped.
+    /// Reading a partition begins, or begins again, when its end offset is `end`.
+    pub fn begin(&mut self, place: Place, end: Offset) {
+        self.first_ends.insert(place, end.0);
+    }
+
+    /// Adds a record; `enters` says whether it is the first of a new or a replayed command. If its offset is before the
+    /// last one read, the partition was recreated: its earlier records are dropped.
     pub fn add(
         &mut self,
         place: Place,
@@ -314,6 +323,7 @@ impl Index {
         entry: Entry,
         enqueued: EpochMs,
         due: Option<EpochMs>,
+        enters: bool,
     ) {
         if self
             .columns
@@ -326,10 +336,14 @@ impl Index {
         let enqueued = seconds(enqueued);
         let due = matches!(place, Place::Tier(..)).then(|| due.map_or(enqueued, seconds));
         column.push(offset.0, entry.0, enqueued, due);
-        if due.is_none()
-            && let Some(read) = self.read.get_mut(entry.0 as usize)
+        let was_there = self
+            .first_ends
+            .get(&place)
+            .is_some_and(|end| offset.0 < *end);
+        if (enters || was_there)
+            && let Some(seen) = self.seen.get_mut(entry.0 as usize)
         {
-            *read += 1;
+            *seen += 1;
         }
     }
 
@@ -338,11 +352,9 @@ impl Index {
         let Some(column) = self.columns.remove(&place) else {
             return;
         };
-        if matches!(place, Place::Commands(_)) {
-            for row in column.each() {
-                if let Some(read) = self.read.get_mut(row.entry as usize) {
-                    *read -= 1;
-                }
+        for row in column.each() {
+            if let Some(seen) = self.seen.get_mut(row.entry as usize) {
+                *seen -= 1;
             }
         }
     }
@@ -355,17 +367,16 @@ impl Index {
     }
 
     /// Drops the records before `start`, which retention or an operator has deleted. Deleted commands count as finished if
-    /// `is_done`, else as never read.
+    /// `is_done`, else as never seen.
     pub fn delete(&mut self, place: Place, start: Offset, is_done: impl Fn(Offset) -> bool) {
         let Some(column) = self.columns.get_mut(&place) else {
             return;
         };
-        if matches!(place, Place::Commands(_)) {
-            let gone = column.each().take_while(|row| row.offset < start);
-            for row in gone.filter(|row| !is_done(row.offset)) {
-                if let Some(read) = self.read.get_mut(row.entry as usize) {
-                    *read -= 1;
-                }
+        let is_done = |offset| matches!(place, Place::Commands(_)) && is_done(offset);
+        let gone = column.each().take_while(|row| row.offset < start);
+        for row in gone.filter(|row| !is_done(row.offset)) {
+            if let Some(seen) = self.seen.get_mut(row.entry as usize) {
+                *seen -= 1;
             }
         }
         column.trim(start.0);
@@ -438,8 +449,9 @@ impl Index {
                 *waiting.dead.entry(reason).or_default() += 1;
             }
         }
-        for (waiting, read) in all.iter_mut().zip(&self.read) {
-            waiting.finished = read.saturating_sub(waiting.ready);
+        for (waiting, &seen) in all.iter_mut().zip(&self.seen) {
+            let seen = u64::try_from(seen).unwrap_or(0);
+            waiting.finished = seen.saturating_sub(waiting.pending());
         }
         let each = (0..).map(Entry).zip(all);
         let each = each.filter(|(_, waiting)| *waiting != Waiting::default());

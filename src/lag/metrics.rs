@@ -51,7 +51,7 @@ impl LagMetrics {
                 &["subscriber", "tier"],
             )),
             subscriber_finished: registry.add(IntCounterVec::new(
-                Opts::new("hookstream_subscriber_finished_total", "Commands that delivery finished, with any outcome, since the subscriber got its own metric series."),
+                Opts::new("hookstream_subscriber_finished_total", "Commands that reached an end (delivered, dead-lettered or discarded) since the subscriber got its own metric series; parking and retrying are not ends."),
                 &["subscriber"],
             )),
             lag_as_of: registry.add(Gauge::new(

@@ -89,6 +89,12 @@ impl Progress {
             .is_some_and(|end| self.view == View::Reached || self.next >= end)
     }
 
+    /// The end offset of the last query, or 0.
+    #[must_use]
+    pub fn known_end(&self) -> i64 {
+        self.end.unwrap_or(0)
+    }
+
     /// Whether the end offset of the last query is before `position`.
     #[must_use]
     pub fn is_before(&self, position: i64) -> bool {

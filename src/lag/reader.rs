@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::log::explain;
 use crate::model::units::{EpochMs, Offset, Position, format_duration};
 use crate::model::window::{Place as WindowPlace, ReadError, Restored, Window};
 
@@ -151,18 +152,23 @@ impl Reader {
                 .filter(|partition| !source.partitions.contains_key(partition));
             fresh.extend(unknown.map(|partition| (number, partition)));
         }
+        // First, so that what moves meanwhile is seen where it goes.
+        let ends = self.offsets_of(&self.idle, rdkafka::Offset::End, fresh.clone())?;
+        let ends: HashMap<At, i64> = ends.into_iter().collect();
         let committed = self.committed(&fresh)?;
         for at in fresh {
-            self.start(at, committed.get(&at))?;
+            let end = ends.get(&at).copied().unwrap_or(0);
+            self.start(at, committed.get(&at), end)?;
         }
         Ok(())
     }
 
-    /// Starts or restarts reading a partition from what is committed, or from its first record.
+    /// Starts or restarts reading a partition, which ends at `end`, from what is committed, or from its first record.
     fn start(
         &mut self,
         (number, partition): At,
         committed: Option<&(i64, String)>,
+        end: i64,
     ) -> Result<(), Failure> {
         let source = &mut self.sources[number];
         let from = committed.map(|(position, _)| *position);
@@ -171,12 +177,13 @@ impl Reader {
         let metadata = committed.map_or("", |(_, metadata)| metadata);
         // What is not usable is logged where the window is read.
         let (restored, _) = Restored::read(position, metadata, place);
-        source.read_from(&mut self.index, partition, from, restored.coverage)
+        source.read_from(&mut self.index, partition, from, (end, restored.coverage))
     }
 
     /// The committed offsets and metadata of these partitions.
     fn committed(&self, of: &[At]) -> Result<Committed, Failure> {
-        let failed = |error| Failure::from_client("reading committed offsets", error);
+        let what = "reading committed offsets";
+        let failed = |error| Failure::from_client(what, error);
         let mut found = HashMap::new();
         for (client, is_deliver) in [(&self.deliver, true), (&self.release, false)] {
             let mut asked = TopicPartitionList::new();
@@ -194,7 +201,9 @@ impl Reader {
             if mine.is_empty() {
                 continue;
             }
-            let answer = client.committed_offsets(asked, TIMEOUT).map_err(failed)?;
+            let answer = client
+                .committed_offsets(asked, TIMEOUT)
+                .map_err(|error| explain(client, &client.context().0, what, error))?;
             for &&(source, partition) in &mine {
                 let element = answer.find_partition(&self.sources[source].topic, partition);
                 let Some(element) = element else {
@@ -246,9 +255,19 @@ impl Reader {
         of: rdkafka::Offset,
         wanted: impl Fn(&At) -> bool,
     ) -> Result<Vec<(At, i64)>, Failure> {
-        let failed = |error| Failure::from_client("reading the offsets of the topics", error);
         let mut all = self.partitions();
         all.retain(wanted);
+        self.offsets_of(client, of, all)
+    }
+
+    /// The same of these partitions.
+    fn offsets_of(
+        &self,
+        client: &Client,
+        of: rdkafka::Offset,
+        all: Vec<At>,
+    ) -> Result<Vec<(At, i64)>, Failure> {
+        let failed = |error| Failure::from_client("reading the offsets of the topics", error);
         if all.is_empty() {
             return Ok(Vec::new());
         }
@@ -321,7 +340,9 @@ impl Reader {
 
     /// Drops the records of a partition and reads it again from what is committed.
     fn read_again(&mut self, at: At, committed: Option<&(i64, String)>) -> Result<(), Failure> {
-        self.start(at, committed)?;
+        let progress = self.sources[at.0].partitions.get(&at.1);
+        let end = progress.map_or(0, Progress::known_end);
+        self.start(at, committed, end)?;
         if self.sources[at.0].kind == Kind::Commands {
             self.forget_window(at.1);
         }
@@ -473,6 +494,7 @@ impl Reader {
             total: Totals::of(&subscribers),
             subscribers,
             partitions: self.partition_figures(&backlog.partitions),
+            events: Vec::new(),
         };
         let sums = backlog
             .subscribers

@@ -31,6 +31,8 @@ use crate::model::units::{EpochMs, Offset};
 
 /// How long to poll while records are unread.
 const MORE: Duration = Duration::from_millis(10);
+/// The causes of the first record of a command.
+const ENTERS: [Cause; 2] = [Cause::New, Cause::Replay];
 /// Records read in one turn.
 const TURN: usize = 10_000;
 
@@ -97,13 +99,14 @@ impl Unreadable {
 }
 
 impl Source {
-    /// Starts or restarts reading a partition at `from`, or at its first record, with what was covered before it.
+    /// Starts or restarts reading a partition at `from`, or at its first record: its end offset, and what was covered
+    /// before it.
     pub(super) fn read_from(
         &mut self,
         index: &mut Index,
         partition: i32,
         from: Option<i64>,
-        coverage: Coverage,
+        (end, coverage): (i64, Coverage),
     ) -> Result<(), Failure> {
         let failed = |error| Failure::from_client(format!("reading {}", self.topic), error);
         let before = self.partitions.get(&partition).copied();
@@ -121,6 +124,9 @@ impl Source {
         list.add_partition_offset(&self.topic, partition, start)
             .map_err(failed)?;
         self.client.incremental_assign(&list).map_err(failed)?;
+        if let Some(place) = self.place(partition) {
+            index.begin(place, Offset(end));
+        }
         let from = from.unwrap_or(0);
         let progress = before.map_or_else(|| Progress::new(from), |before| before.again(from));
         self.partitions.insert(partition, progress);
@@ -204,12 +210,18 @@ fn take_record(
     let mut subscription = None;
     let mut enqueued = None;
     let mut due = None;
+    let mut enters = false;
     for (name, value) in each_header(message) {
         let text = || value.and_then(|bytes| std::str::from_utf8(bytes).ok());
         match name {
             header::SUBSCRIPTION => subscription = text(),
             header::ENQUEUED => enqueued = text().and_then(|text| text.parse().ok()),
             header::DUE => due = text().and_then(|text| text.parse().ok()),
+            header::CAUSE => {
+                enters = ENTERS
+                    .iter()
+                    .any(|cause| value == Some(cause.as_str().as_bytes()))
+            }
             _ => {}
         }
     }
@@ -218,7 +230,8 @@ fn take_record(
     {
         let entry = index.entry(subscriber, subscription);
         let offset = Offset(message.offset());
-        index.add(place, offset, entry, EpochMs(enqueued), due.map(EpochMs));
+        let (enqueued, due) = (EpochMs(enqueued), due.map(EpochMs));
+        index.add(place, offset, entry, enqueued, due, enters);
     }
 }
 

@@ -22,7 +22,7 @@ pub struct TopSubscribers {
     most: usize,
     /// Each with the time since when its backlog is empty, if it is.
     selected: HashMap<Box<str>, Option<Instant>>,
-    /// The finished count of each at the last update.
+    /// The highest finished count of each.
     finished: HashMap<Box<str>, u64>,
 }
 
@@ -46,6 +46,11 @@ impl TopSubscribers {
             selected: HashMap::new(),
             finished: HashMap::new(),
         }
+    }
+
+    /// A new reader counts finished commands from zero.
+    pub fn restart(&mut self) {
+        self.finished.clear();
     }
 
     /// Selects again, from the figures of all subscribers.
@@ -72,11 +77,12 @@ impl TopSubscribers {
         let before = std::mem::take(&mut self.finished);
         for name in self.selected.keys() {
             let figures = all.get(name).cloned().unwrap_or_default();
-            // The first update of a counter adds nothing, and a replaced reader counts from zero.
-            let was = before.get(name).unwrap_or(&figures.finished);
-            let finished = figures.finished.saturating_sub(*was);
+            // The first update of a counter adds nothing. A count that was too high is not counted again.
+            let was = *before.get(name).unwrap_or(&figures.finished);
+            let finished = figures.finished.saturating_sub(was);
             series.finished.insert(name.clone(), finished);
-            self.finished.insert(name.clone(), figures.finished);
+            self.finished
+                .insert(name.clone(), was.max(figures.finished));
             series.figures.insert(name.clone(), figures);
         }
         let mut other = Waiting::default();
@@ -172,13 +178,29 @@ mod tests {
         };
         let mut top = TopSubscribers::new(2);
         let now = crate::edge::clock::instant();
-        let mut finished =
-            |ready, finished| top.update(&figures(ready, finished), now).finished["a"];
-        assert_eq!(finished(9, 1_000_000), 0, "the first update counts nothing");
-        assert_eq!(finished(5, 1_000_004), 4);
-        assert_eq!(finished(0, 1_000_009), 5, "also with an empty backlog");
-        assert_eq!(finished(3, 0), 0, "the reader was replaced");
-        assert_eq!(finished(3, 2), 2);
+        let finished = |top: &mut TopSubscribers, ready, finished| {
+            top.update(&figures(ready, finished), now).finished["a"]
+        };
+        assert_eq!(
+            finished(&mut top, 9, 1_000_000),
+            0,
+            "the first update counts nothing"
+        );
+        assert_eq!(finished(&mut top, 5, 1_000_004), 4);
+        assert_eq!(
+            finished(&mut top, 0, 1_000_009),
+            5,
+            "also with an empty backlog"
+        );
+        assert_eq!(finished(&mut top, 1, 1_000_007), 0);
+        assert_eq!(
+            finished(&mut top, 0, 1_000_010),
+            1,
+            "nothing is counted twice"
+        );
+        top.restart();
+        assert_eq!(finished(&mut top, 3, 0), 0, "the reader was replaced");
+        assert_eq!(finished(&mut top, 3, 2), 2);
     }
 
     #[test]

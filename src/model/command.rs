@@ -35,6 +35,8 @@ pub mod header {
     pub const DUE: &str = "hs-due";
     /// First command of this webhook, epoch milliseconds.
     pub const ENQUEUED: &str = "hs-enqueued";
+    /// When the record of the event was written, epoch milliseconds.
+    pub const RECORDED: &str = "hs-recorded";
     /// The latest replay of this webhook, epoch milliseconds: its age counts from there.
     pub const REPLAYED: &str = "hs-replayed";
     /// Why this copy was written.
@@ -197,6 +199,8 @@ pub struct Command {
     pub due: Option<EpochMs>,
     /// When the first command of this webhook was written.
     pub enqueued: EpochMs,
+    /// When the record of the event was written; missing in commands of hookstream 0.1.0.
+    pub recorded: Option<EpochMs>,
     /// Why this copy was written.
     pub cause: Cause,
     /// W3C trace context of the event, or of its fan-out where that is traced.
@@ -230,6 +234,7 @@ pub struct Envelope<'a> {
     pub attempt: u32,
     pub due: Option<EpochMs>,
     pub enqueued: EpochMs,
+    pub recorded: Option<EpochMs>,
     pub cause: Cause,
     pub first_failure: Option<EpochMs>,
     pub last_failure: Option<&'a LastFailure>,
@@ -259,6 +264,9 @@ impl Envelope<'_> {
             write(header::DUE, &due.to_string());
         }
         write(header::ENQUEUED, &self.enqueued.to_string());
+        if let Some(recorded) = self.recorded {
+            write(header::RECORDED, &recorded.to_string());
+        }
         write(header::CAUSE, self.cause.as_str());
         if let Some(replayed) = self.replayed {
             write(header::REPLAYED, &replayed.to_string());
@@ -327,6 +335,7 @@ impl Command {
             attempt: self.attempt,
             due: self.due,
             enqueued: self.enqueued,
+            recorded: self.recorded,
             cause: self.cause,
             first_failure: self.first_failure,
             last_failure: self.last_failure.as_deref(),
@@ -379,6 +388,7 @@ impl Command {
             enqueued: number(header::ENQUEUED, raw.enqueued, EPOCH)?
                 .map(EpochMs)
                 .ok_or(InvalidCommand::Missing(header::ENQUEUED))?,
+            recorded: number(header::RECORDED, raw.recorded, EPOCH)?.map(EpochMs),
             cause: word(
                 header::CAUSE,
                 raw.cause,
@@ -413,6 +423,12 @@ impl Command {
         if self.cluster.as_deref() != Some(cluster) {
             self.cluster = Some(cluster.into());
         }
+    }
+
+    /// Since when its event has been on its way: since the event's record was written, as far as that is known.
+    #[must_use]
+    pub fn published(&self) -> EpochMs {
+        self.recorded.unwrap_or(self.enqueued)
     }
 
     /// When it began to wait for its delivery: when its webhook was first written, or last replayed. Its age counts
@@ -466,6 +482,7 @@ struct RawHeaders<'a> {
     attempt: Option<&'a [u8]>,
     due: Option<&'a [u8]>,
     enqueued: Option<&'a [u8]>,
+    recorded: Option<&'a [u8]>,
     cause: Option<&'a [u8]>,
     first_failure: Option<&'a [u8]>,
     last_failure: Option<&'a [u8]>,
@@ -493,6 +510,7 @@ impl<'a> RawHeaders<'a> {
                 header::VERSION => &mut raw.version,
                 header::DUE => &mut raw.due,
                 header::ENQUEUED => &mut raw.enqueued,
+                header::RECORDED => &mut raw.recorded,
                 header::CAUSE => &mut raw.cause,
                 header::FIRST_FAILURE => &mut raw.first_failure,
                 header::LAST_FAILURE => &mut raw.last_failure,

@@ -31,8 +31,8 @@ use std::borrow::Cow;
 
 pub use definition::{Definition, Language, Reference};
 pub use error::{Decode, MAX_SCHEMA_BYTES, Problem, Unusable};
-pub use framing::{Framed, SCHEMA_ID_HEADER, SchemaId, recognise};
-pub use headers::{adapt_headers, is_foreign_content};
+pub use framing::{Framed, SchemaId, recognise};
+pub use headers::{adapt_headers, framed};
 
 /// A schema, ready to read values.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ mod endpoint_url;
 pub mod filter;
 mod fold;
 mod json;
+mod keep;
 mod model;
 mod numbers;
 mod path;
@@ -18,10 +19,11 @@ mod reference;
 mod validate;
 mod version;
 
-pub use decision::{Decider, Decision};
-pub use filter::{Filter, TypePattern};
+pub use decision::{Decider, Decision, DisabledBecause};
+pub use filter::{Filter, Segment, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
+pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
     HeaderSource, Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules,
     Subscription,

@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::status_cache::StatusCache;
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::otlp::Tracer;
@@ -25,6 +26,8 @@ pub struct Process {
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<SubscriptionCache>,
+    /// What former owners wrote about endpoints.
+    pub statuses: Arc<StatusCache>,
     /// Starts spans.
     pub tracer: Tracer,
     /// The state of every role.
@@ -45,6 +48,8 @@ pub struct RoleContext {
     pub metrics: Metrics,
     /// The subscriptions.
     pub table: Arc<SubscriptionCache>,
+    /// What former owners wrote about endpoints.
+    pub statuses: Arc<StatusCache>,
     /// Starts spans.
     pub tracer: Tracer,
     role: &'static str,
@@ -61,6 +66,7 @@ impl RoleContext {
             settings: Arc::clone(&process.settings),
             metrics: process.metrics.clone(),
             table: Arc::clone(&process.table),
+            statuses: Arc::clone(&process.statuses),
             tracer: process.tracer.clone(),
             role,
             process: process.clone(),
@@ -147,6 +153,19 @@ impl RoleContext {
 
     fn set(&self, state: State) {
         self.process.health.set(self.role, state);
+    }
+
+    /// Waits until the statuses are loaded, so that a rollout neither forgets since when an endpoint fails nor repeats a
+    /// notice. `false` when told to stop meanwhile.
+    pub async fn wait_for_statuses(&self, port: &impl Port) -> bool {
+        while !self.statuses.is_loaded() {
+            if self.stopping() {
+                return false;
+            }
+            self.heartbeat();
+            port.sleep(Duration::from_millis(20)).await;
+        }
+        true
     }
 
     /// Waits for a broker, checks that `topics` exist, and waits until the subscriptions are loaded if the role needs

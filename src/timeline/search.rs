@@ -16,6 +16,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use super::copies::Copies;
 use super::decode::{attempt, carries, holds, is_about, read};
 use super::event::EventMatcher;
+use super::schemas::{Schemas, Undecoded};
 use super::step::{RecordView, Step, TopicKind, coordinates, in_order};
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
@@ -59,6 +60,8 @@ pub struct Timeline {
     pub steps: Vec<Step>,
     /// Whether the search read everything.
     pub reading: Reading,
+    /// Values of events that it could not look into.
+    pub undecoded: Undecoded,
 }
 
 /// Runs a search.
@@ -90,6 +93,7 @@ pub fn run(
         stop,
         progress,
         failed: AtomicBool::new(false),
+        schemas: Schemas::start(settings),
     };
     let (mut steps, mut reading) = (Vec::new(), Reading::Complete);
     for topics in [&own[..], &dead_letters, &events] {
@@ -104,6 +108,7 @@ pub fn run(
     Ok(Timeline {
         steps: in_order(steps),
         reading,
+        undecoded: scan.schemas.into_undecoded(),
     })
 }
 
@@ -115,6 +120,7 @@ struct Scan<'a> {
     stop: &'a (dyn Fn() -> bool + Sync),
     progress: &'a SearchProgress,
     failed: AtomicBool,
+    schemas: Schemas,
 }
 
 impl Scan<'_> {
@@ -236,14 +242,23 @@ impl Scan<'_> {
         if time < self.search.since || self.search.until.is_some_and(|until| time >= until) {
             return None;
         }
-        let headers = header_pairs(message);
+        let mut headers = header_pairs(message);
+        let json = match kind {
+            TopicKind::Events | TopicKind::Invalid => {
+                let counts = kind == TopicKind::Events;
+                let stop = || (self.stop)();
+                self.schemas
+                    .json(message.payload(), &mut headers, counts, &stop)
+            }
+            _ => None,
+        };
         let raw = RecordView {
             topic,
             at: coordinates(message.partition(), message.offset()),
             time,
             key: message.key(),
             headers: &headers,
-            value: message.payload(),
+            value: json.as_deref().or_else(|| message.payload()),
         };
         let mapping = self.settings.event_mappings.get(&**topic);
         match kind {

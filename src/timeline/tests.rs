@@ -28,6 +28,7 @@ fn headers_of(cause: Cause, attempt: u32, due: Option<i64>) -> Vec<(&'static str
         last_failure: None,
         replayed: None,
         sequence: None,
+        recorded: None,
         cluster: None,
         traceparent: None,
     };

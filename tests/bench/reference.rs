@@ -117,6 +117,7 @@ pub fn command(number: usize) -> hookstream::model::command::Command {
         last_failure: None,
         replayed: None,
         sequence: None,
+        recorded: None,
         cluster: None,
         body: body.into(),
     }

@@ -297,6 +297,8 @@ impl<'a> World<'a> {
         command
             .args(["--brokers", &self.kafka.address, "--topic-prefix", &prefix])
             .args(["--events", &self.events()])
+            // Most benchmarks publish before they start a role.
+            .args(["--start-at", "earliest"])
             .args([
                 "--egress-allow-http",
                 "--egress-allow-cidr",

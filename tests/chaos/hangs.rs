@@ -15,7 +15,7 @@ const LATER: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_call_that_hangs_ends_the_process_with_its_name() {
-    let _alone = crate::alone();
+    let _beside = crate::beside_others();
     let broker = Broker::own();
     let cases = [
         ("init-transactions.before", "starting transactions hangs"),
@@ -69,7 +69,7 @@ fn start(world: &World, deadline: &str, points: &str) -> Process {
 fn a_frozen_broker_of_three_stops_no_work_and_ends_no_process() {
     /// Longer than the default of `--hang-deadline`.
     const FROZEN: Duration = Duration::from_secs(45);
-    let _alone = crate::alone();
+    let _beside = crate::beside_others();
     let broker = Broker::cluster(3);
     let (world, receiver) = world_on(&broker, Receiver::good());
     let mut process = start(&world, "30s", "");
@@ -105,7 +105,7 @@ fn a_frozen_broker_of_three_stops_no_work_and_ends_no_process() {
 
 #[test]
 fn a_frozen_broker_of_three_hides_no_call_that_hangs() {
-    let _alone = crate::alone();
+    let _beside = crate::beside_others();
     let broker = Broker::cluster(3);
     let (world, receiver) = world_on(&broker, Receiver::start(|_| Answer::status(500)));
     // The first transaction is that of the retry of the first event.
@@ -140,7 +140,7 @@ fn restarts(metrics: &str) -> u32 {
 
 #[test]
 fn a_role_whose_client_is_silent_for_good_begins_anew() {
-    let _alone = crate::alone();
+    let _beside = crate::beside_others();
     let broker = Broker::own();
     let (process, receiver) = run_with(&broker, "forgotten=3*return->off");
     eventually_true("the event arrives", LATER, || !receiver.seen().is_empty());
@@ -151,7 +151,7 @@ fn a_role_whose_client_is_silent_for_good_begins_anew() {
 /// Its group would wait for it for minutes: found by seed 331.
 #[test]
 fn a_client_that_is_silent_and_does_not_leave_its_group_ends_the_process() {
-    let _alone = crate::alone();
+    let _beside = crate::beside_others();
     let broker = Broker::own();
     let (mut process, _receiver) = run_with(
         &broker,

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -116,6 +117,32 @@ func grant(t *testing.T, client *kgo.Client, user Object) {
 	}
 }
 
+// revoke takes one permission from a user, and waits until the broker denies it.
+func revoke(t *testing.T, client *kgo.Client, user string, resource kmsg.ACLResourceType, name string, operation kmsg.ACLOperation) {
+	t.Helper()
+	filter := kmsg.NewDeleteACLsRequestFilter()
+	filter.ResourceType, filter.ResourceName = resource, &name
+	filter.ResourcePatternType = kmsg.ACLResourcePatternTypeAny
+	filter.Principal = kmsg.StringPtr("User:" + user)
+	filter.Operation = operation
+	filter.PermissionType = kmsg.ACLPermissionTypeAllow
+	request := kmsg.NewPtrDeleteACLsRequest()
+	request.Filters = append(request.Filters, filter)
+	response := must[*kmsg.DeleteACLsResponse](t)(request.RequestWith(context.Background(), client))
+	if result := response.Results[0]; result.ErrorCode != 0 || len(result.MatchingACLs) != 1 {
+		t.Fatalf("%s: %s %s: error %d, %d permissions", user, operation, name, result.ErrorCode, len(result.MatchingACLs))
+	}
+	describe := kmsg.NewPtrDescribeACLsRequest()
+	describe.ResourceType, describe.ResourceName = resource, &name
+	describe.ResourcePatternType = kmsg.ACLResourcePatternTypeAny
+	describe.Principal, describe.Operation = filter.Principal, operation
+	describe.PermissionType = kmsg.ACLPermissionTypeAllow
+	until(t, "the permission is gone", func() bool {
+		left := must[*kmsg.DescribeACLsResponse](t)(describe.RequestWith(context.Background(), client))
+		return len(left.Resources) == 0
+	})
+}
+
 // logAllowed makes the authorizer log what it allows.
 func logAllowed(t *testing.T, client *kgo.Client) {
 	t.Helper()
@@ -201,6 +228,9 @@ type role struct {
 	command *exec.Cmd
 	log     string
 	http    string
+	ended   chan struct{}
+	err     error
+	stopped bool
 }
 
 func (s speaker) start(name string) *role {
@@ -214,22 +244,45 @@ func (s speaker) start(name string) *role {
 		s.t.Fatal(err)
 	}
 	log.Close()
+	running.ended = make(chan struct{})
+	go func() {
+		running.err = running.command.Wait()
+		close(running.ended)
+	}()
 	s.t.Cleanup(running.stop)
 	return running
 }
 
+func (r *role) hasEnded() bool {
+	select {
+	case <-r.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// end ends the role, unless it has ended by itself, and returns its log.
+func (r *role) end() string {
+	r.stopped = true
+	if !r.hasEnded() {
+		if err := r.command.Process.Signal(syscall.SIGTERM); err != nil {
+			r.t.Errorf("%s: %v", r.name, err)
+		}
+	}
+	<-r.ended
+	return string(must[[]byte](r.t)(os.ReadFile(r.log)))
+}
+
 // stop ends the role in order; the log must not say that something was denied.
 func (r *role) stop() {
-	if r.command.ProcessState != nil {
+	if r.stopped {
 		return
 	}
-	if err := r.command.Process.Signal(syscall.SIGTERM); err != nil {
-		r.t.Errorf("%s: %v", r.name, err)
-	}
-	err := r.command.Wait()
-	log := string(must[[]byte](r.t)(os.ReadFile(r.log)))
-	if err != nil || r.t.Failed() {
-		r.t.Errorf("%s: %v\n%s", r.name, err, log)
+	ended := r.hasEnded()
+	log := r.end()
+	if r.err != nil || ended || r.t.Failed() {
+		r.t.Errorf("%s: %v\n%s", r.name, r.err, log)
 	}
 	for _, line := range strings.Split(log, "\n") {
 		if lower := strings.ToLower(line); strings.Contains(lower, "authoriz") || strings.Contains(lower, "denie") {
@@ -288,6 +341,10 @@ func TestOnABrokerTheStrimziComponentIsRight(t *testing.T) {
 		for _, permission := range unused(t, users, broker.log) {
 			t.Errorf("unused permission: %s", permission)
 		}
+	})
+	t.Run("a role that may not begin says what it lacks", func(t *testing.T) {
+		speaker.t = t
+		withoutPermissions(t, speaker, client, users)
 	})
 }
 
@@ -364,7 +421,13 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	}))
 	defer receiver.Close()
 
-	as.must("hookstream-topics", "", "topics", "create", "--with-events", "--partitions", "1", "--replication-factor", "1")
+	topics := func() {
+		as.must("hookstream-topics", "", "topics", "create", "--with-events", "--partitions", "1", "--replication-factor", "1")
+	}
+	topics()
+	// The second time it reads what the first has recorded; fan-out then records its start itself.
+	topics()
+	forgetStarts(t, client)
 	as.must("hookstream-operator", strings.ReplaceAll(subscriptions, "URL", receiver.URL), "subscriptions", "apply", "-f", "-")
 	as.must("hookstream-operator", "", "topics", "check", "--replication-factor", "1")
 
@@ -398,6 +461,11 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 
 	// A restart of deliver looks ahead for what ordered subscriptions have under way.
 	deliver.stop()
+	if output, err := as.run("hookstream-lag", "", "positions", "set", "webhook-commands", "--to", "now", "--yes"); err == nil || !strings.Contains(output, "denies") {
+		t.Errorf("the lag role's user may set positions: %v\n%s", err, output)
+	}
+	as.must("hookstream-operator", "", "positions", "set", "webhook-commands", "--to", "now", "--yes")
+	as.must("hookstream-operator", "", "positions", "show")
 	event(2)
 	until(t, "the second event has its commands", func() bool {
 		_, metrics := fanout.get("/metrics")
@@ -419,7 +487,7 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	// Other roles' work is denied.
 	for user, args := range map[string][]string{
 		"hookstream-fanout":  {"dead-letters", "list"},
-		"hookstream-release": {"subscriptions", "list"},
+		"hookstream-release": {"dead-letters", "list"},
 		"hookstream-lag":     {"replay", "--dead-letters", "--yes"},
 		"hookstream-topics":  {"dead-letters", "list"},
 		"hookstream-deliver": {"trace", "1"},
@@ -433,8 +501,87 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	}
 }
 
+// withoutPermissions starts roles that lack one permission each. No role runs.
+func withoutPermissions(t *testing.T, as speaker, client *kgo.Client, users []Object) {
+	user := func(name string) Object {
+		return users[slices.IndexFunc(users, func(one Object) bool { return one.name() == name })]
+	}
+	// An installation whose roles may not record their start, as before version 0.2, goes on.
+	forgetStarts(t, client)
+	revoke(t, client, "hookstream-fanout", kmsg.ACLResourceTypeTopic, "webhook-subscriptions", kmsg.ACLOperationWrite)
+	for _, operation := range []kmsg.ACLOperation{kmsg.ACLOperationWrite, kmsg.ACLOperationRead, kmsg.ACLOperationDescribe} {
+		revoke(t, client, "hookstream-release", kmsg.ACLResourceTypeTopic, "webhook-subscriptions", operation)
+	}
+	for _, name := range []string{"fanout", "release"} {
+		role := as.start(name)
+		until(t, name+" is ready", func() bool { status, _ := role.get("/readyz"); return status == http.StatusOK })
+		if log := role.end(); !strings.Contains(log, "the start is not recorded") || !strings.Contains(log, "webhook-subscriptions") {
+			t.Errorf("%s does not say that its start is not recorded:\n%s", name, log)
+		}
+	}
+	// At a first start each permission is needed.
+	for _, lack := range []struct {
+		role, name string
+		resource   kmsg.ACLResourceType
+		operation  kmsg.ACLOperation
+	}{
+		{"fanout", "webhook-subscriptions", kmsg.ACLResourceTypeTopic, kmsg.ACLOperationWrite},
+		{"fanout", "order-events", kmsg.ACLResourceTypeTopic, kmsg.ACLOperationRead},
+		{"fanout", "hookstream-fanout", kmsg.ACLResourceTypeGroup, kmsg.ACLOperationRead},
+		{"release", "webhook-subscriptions", kmsg.ACLResourceTypeTopic, kmsg.ACLOperationRead},
+		{"release", "hookstream-release-", kmsg.ACLResourceTypeTransactionalId, kmsg.ACLOperationWrite},
+		{"deliver", "hookstream-deliver", kmsg.ACLResourceTypeGroup, kmsg.ACLOperationRead},
+		{"deliver", "webhook-commands", kmsg.ACLResourceTypeTopic, kmsg.ACLOperationRead},
+	} {
+		grant(t, client, user("hookstream-"+lack.role))
+		forgetStarts(t, client)
+		forgetGroup(t, client, "hookstream-"+lack.role)
+		revoke(t, client, "hookstream-"+lack.role, lack.resource, lack.name, lack.operation)
+		role := as.start(lack.role)
+		until(t, lack.role+" ends", role.hasEnded)
+		log := role.end()
+		if code := role.command.ProcessState.ExitCode(); code != 1 || !strings.Contains(log, "the broker denies") {
+			t.Errorf("%s without %s on %s ends with %d:\n%s", lack.role, lack.operation, lack.name, code, log)
+		}
+		grant(t, client, user("hookstream-"+lack.role))
+	}
+}
+
+// forgetStarts deletes what the roles have recorded of their first starts.
+func forgetStarts(t *testing.T, client *kgo.Client) {
+	t.Helper()
+	for _, record := range read(t, client, "webhook-subscriptions") {
+		if bytes.HasPrefix(record.Key, []byte("start/")) {
+			tombstone := &kgo.Record{Topic: record.Topic, Key: record.Key}
+			if err := client.ProduceSync(context.Background(), tombstone).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// forgetGroup deletes the positions of a group without members.
+func forgetGroup(t *testing.T, client *kgo.Client, group string) {
+	t.Helper()
+	until(t, "the group "+group+" is deleted", func() bool {
+		request := kmsg.NewPtrDeleteGroupsRequest()
+		request.Groups = []string{group}
+		response, err := request.RequestWith(context.Background(), client)
+		if err != nil || len(response.Groups) != 1 {
+			return false
+		}
+		code := response.Groups[0].ErrorCode
+		return code == 0 || code == kerr.GroupIDNotFound.Code
+	})
+}
+
 // records that a topic of one partition holds, transactions' ends aside.
 func records(t *testing.T, client *kgo.Client, topic string) int {
+	t.Helper()
+	return len(read(t, client, topic))
+}
+
+func read(t *testing.T, client *kgo.Client, topic string) []*kgo.Record {
 	t.Helper()
 	reader := must[*kgo.Client](t)(kgo.NewClient(
 		kgo.SeedBrokers(client.OptValue(kgo.SeedBrokers).([]string)...),
@@ -444,9 +591,9 @@ func records(t *testing.T, client *kgo.Client, topic string) int {
 	defer reader.Close()
 	limit, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	count := 0
+	var all []*kgo.Record
 	for limit.Err() == nil {
-		count += reader.PollFetches(limit).NumRecords()
+		all = append(all, reader.PollFetches(limit).Records()...)
 	}
-	return count
+	return all
 }

@@ -38,6 +38,7 @@ fn command() -> Command {
         attempt: 2,
         due: Some(EpochMs(1_700_000_005_000)),
         enqueued: EpochMs(1_700_000_000_000),
+        recorded: Some(EpochMs(1_699_999_999_990)),
         cause: Cause::Retry,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         first_failure: Some(EpochMs(1_700_000_001_000)),

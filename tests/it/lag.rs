@@ -193,6 +193,23 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
     eventually_true("everything was read", LATER, || {
         lag(&process, "")["behind"] == 0
     });
+    let finished = |figures: &Value| -> BTreeMap<String, u64> {
+        let each = figures["subscribers"].as_array().unwrap().iter();
+        each.map(|one| {
+            let name = one["name"].as_str().unwrap().to_owned();
+            (name, one["finished"].as_u64().unwrap())
+        })
+        .collect()
+    };
+    assert_eq!(
+        finished(&lag(&process, "?all=1")),
+        BTreeMap::from([
+            ("failing".to_owned(), 0),
+            ("good".to_owned(), 20),
+            ("refusing".to_owned(), 20)
+        ]),
+        "waiting for a retry is no end"
+    );
     assert_eq!(
         failing["total"],
         json!({"ready": 0, "waiting": 20, "dead_letters": 0}),

@@ -47,7 +47,9 @@ mod services;
 mod skipped;
 #[cfg(feature = "otlp")]
 mod spans;
+mod starts;
 mod states;
 mod support;
 mod trace;
 mod unwritable;
+mod why;

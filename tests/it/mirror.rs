@@ -422,6 +422,7 @@ fn a_replay_whose_command_was_not_mirrored_can_be_repeated_once() {
         last_failure: None,
         replayed: None,
         sequence: None,
+        recorded: None,
         cluster: None,
         body: "{}".into(),
     };

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::scene::{
-    LATER, alter_topic, dead_letters, event, put, start, subscription, wait_for_records,
-    wait_until_done, with, world,
+    LATER, alter_topic, dead_letters, event, put, start, subscription, wait_for_dead_letters,
+    wait_for_records, wait_until_done, with, world,
 };
 use crate::support::{
     Answer, Isolation, Output, Process, Receiver, SOON, World, eventually_true, run_to_end,
@@ -157,8 +157,10 @@ fn subscriptions_are_applied_from_json_json_lines_and_yaml() {
 
     let bad = with(https("bad"), json!({"max_in_flight": 0, "colour": "blue"}));
     let three = format!("[{}, {bad}, {}]", https("good-1"), https("good-2"));
+    let missing = world.run(&["subscriptions", "apply", "-f", "/nowhere/subs.yaml"], "");
+    assert_eq!(missing.code, 2, "{}", missing.stderr);
     let refused = apply(&three);
-    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
     for part in ["item 2", "\"bad\"", "max_in_flight", "colour"] {
         assert!(
             refused.stderr.contains(part),
@@ -226,7 +228,7 @@ fn a_subscription_is_paused_resumed_and_deleted() {
     );
     assert_eq!(read(&act("pause", &["acme"]))[0]["result"], "unchanged");
     assert_eq!(read(&act("resume", &["acme"]))[0]["result"], "resumed");
-    assert_eq!(show().get("state"), None);
+    assert_eq!(show()["state"], "active");
     assert_eq!(records("acme"), [Some(whole)], "the document is as applied");
     let decisions = records("state/acme");
     let states: Vec<_> = decisions
@@ -636,4 +638,67 @@ fn operators_commands_say_that_no_broker_answers() {
             });
         }
     });
+}
+
+#[test]
+fn dead_letters_are_counted_and_discarded_by_what_they_are() {
+    let world = world("discard");
+    let receiver = Receiver::start(|_| Answer::status(400));
+    let one = |id: &str| subscription(id, &receiver.url(&format!("/{id}")), &["**"]);
+    put(&world, &[one("acme"), one("beta")]);
+    let _process = start(&world, &[]);
+    for number in 0..3 {
+        world.produce_event("k", &[], event(&format!("e{number}"), "a.b", "{}"));
+    }
+    let letters = wait_for_dead_letters(&world, 6);
+    let run = |arguments: &[&str]| {
+        let output = world.run(&[&["dead-letters"], arguments].concat(), "");
+        assert_eq!(output.code, 0, "{arguments:?}: {}", output.stderr);
+        output
+    };
+    let stats = |arguments: &[&str]| {
+        let output = run(&[&["stats", "-o", "json"], arguments].concat());
+        let stats: Value = serde_json::from_str(&output.stdout).unwrap();
+        stats["total"].as_u64().unwrap()
+    };
+    assert_eq!((stats(&[]), stats(&["--event-id", "e1"])), (6, 2));
+    assert_eq!(stats(&["--error-contains", "RESPONDED 400"]), 6);
+    assert_eq!(stats(&["--error-contains", "refused"]), 0);
+    let table = run(&["stats"]).stdout;
+    assert!(
+        table.contains("permanent-status") && table.contains('█'),
+        "{table}"
+    );
+
+    let webhook_id = letters[0]["webhook_id"].as_str().unwrap();
+    let one = ["discard", "--webhook-id", webhook_id];
+    run(&[&one[..], &["--dry-run"]].concat());
+    assert_eq!(stats(&[]), 6, "a dry run touches nothing");
+    let unasked = world.run(&[&["dead-letters"], &one[..]].concat(), "");
+    assert_eq!(unasked.code, 2, "{}", unasked.stderr);
+    let done = run(&[&one[..], &["--yes"]].concat());
+    assert!(
+        done.stderr.contains("discarded 1 dead letter"),
+        "{}",
+        done.stderr
+    );
+    let again = run(&[&one[..], &["--yes"]].concat());
+    assert!(
+        again.stderr.contains("discarded 0 dead letters"),
+        "{}",
+        again.stderr
+    );
+    run(&["discard", "--subscriber", "beta", "--yes"]);
+    let left = 6 - 3 - u64::from(letters[0]["subscriber"] == "acme");
+    assert_eq!((stats(&[]), stats(&["--all"])), (left, 6));
+    let shown = run(&["show", webhook_id, "-o", "json"]);
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["state"], "discarded");
+    let sent = receiver.seen().len();
+    let replayed = world.run(
+        &["replay", "--dead-letters", "--subscriber", "beta", "--yes"],
+        "",
+    );
+    assert_eq!(replayed.code, 0, "{}", replayed.stderr);
+    assert_eq!(receiver.seen().len(), sent, "what is discarded is not sent");
 }

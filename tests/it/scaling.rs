@@ -101,6 +101,23 @@ fn the_event_lag_is_what_waits_for_fan_out_and_0_at_rest_with_transactional_publ
         LATER,
         || told() == [Some(5.0), Some(3.0)],
     );
+    let events = |figures: &Value| -> Vec<[Value; 4]> {
+        let each = figures["events"].as_array().unwrap().iter();
+        each.map(|one| ["topic", "partition", "behind", "hidden"].map(|name| one[name].clone()))
+            .collect()
+    };
+    let expected = [5, 3].map(|behind| (json!(world.events), behind));
+    let expected: Vec<[Value; 4]> = (0..)
+        .zip(expected)
+        .map(|(partition, (topic, behind))| [topic, json!(partition), json!(behind), json!(0)])
+        .collect();
+    eventually_true("/lag shows them with their age", LATER, || {
+        let figures = crate::lag::lag(&lag, "");
+        let mut ages = figures["events"].as_array().unwrap().iter();
+        events(&figures) == expected
+            && ages.all(|one| one["oldest"].is_string() && one["age_seconds"].is_u64())
+    });
+    assert_eq!(events(&crate::lag::once(&world)), expected);
 
     let mut fanout = world.spawn("fanout", &[]);
     fanout.wait_ready();

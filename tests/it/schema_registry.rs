@@ -297,6 +297,50 @@ fn values_of_confluents_serializers_are_delivered_by_way_of_a_real_registry() {
 }
 
 #[test]
+fn trace_looks_into_framed_values_and_reports_those_that_it_cannot_decode() {
+    let world = World::new("trace-schemas");
+    world.create_topics(1);
+    let registry = Receiver::start(|seen| match seen.path.as_str() {
+        "/schemas/ids/7" => Answer::ok().body(SCHEMA),
+        "/schemas/ids/9" => Answer::status(503),
+        _ => Answer::status(404).body(NO_SUCH_SCHEMA),
+    });
+    let url = registry.url("");
+    let trace = |id: &str, more: &[&str]| {
+        let arguments = [&["trace", id, "-o", "json"], more].concat();
+        world.run(&arguments, "")
+    };
+    let with = ["--schema-registry", url.as_str()];
+    world.produce_raw(&world.events, 0, &[record(&[], &framed(7, &avro("e1", 1)))]);
+    let found = trace("e1", &with);
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let steps: Value = serde_json::from_str(&found.stdout).unwrap();
+    assert_eq!(steps[0]["step"], "event", "{steps}");
+    assert!(!found.stderr.contains("not searched"), "{}", found.stderr);
+    let other = trace("e2", &with);
+    assert_eq!(other.code, 1);
+    assert!(!other.stderr.contains("not searched"), "{}", other.stderr);
+    let without = trace("e1", &[]);
+    assert_eq!(without.code, 1);
+    let expected =
+        "1 event value with a schema id not searched: set --schema-registry to decode them";
+    assert!(without.stderr.contains(expected), "{}", without.stderr);
+    world.produce_raw(
+        &world.events,
+        0,
+        &[
+            record(&[], &framed(9, &avro("e3", 1))),
+            record(&[], &framed(8, &avro("e3", 1))),
+            record(&[], &framed(9, &avro("e3", 1))),
+        ],
+    );
+    let found = trace("e1", &with);
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let expected = "3 event values with a schema id not searched: the Schema Registry does not return schema id 9: GET /schemas/ids/9: status 503";
+    assert!(found.stderr.contains(expected), "{}", found.stderr);
+}
+
+#[test]
 fn without_a_registry_a_framed_value_is_invalid_and_named() {
     let world = World::new("no-registry");
     world.create_topics(1);

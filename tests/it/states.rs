@@ -91,7 +91,7 @@ fn an_apply_beside_a_410_is_neither_disabled_nor_overwritten() {
     assert!(decided.count() > 0, "no decision came beside an apply");
     let listed = json_of(&world.run(&["subscriptions", "list", "-o", "json"], ""));
     for one in listed.as_array().unwrap() {
-        assert_eq!(one.get("state"), None, "disabled: {one}");
+        assert_eq!(one["state"], "active", "disabled: {one}");
         assert!(
             one["url"].as_str().unwrap().contains("/new/"),
             "overwritten: {one}"
@@ -137,7 +137,7 @@ fn a_decision_is_a_record_of_its_own_and_ends_with_what_it_was_made_on() {
     );
     assert_eq!(show(&world, "acme")["state"], "disabled");
     assert_eq!(act(&world, "resume", "acme"), "resumed");
-    assert_eq!(show(&world, "acme").get("state"), None);
+    assert_eq!(show(&world, "acme")["state"], "active");
     world.produce_event("k", &[], event("2", "order.created", "2"));
     wait_for(&receiver, "/gone", 2);
     eventually_true("the resumed subscription is disabled again", LATER, || {
@@ -146,7 +146,7 @@ fn a_decision_is_a_record_of_its_own_and_ends_with_what_it_was_made_on() {
 
     // A changed document does too.
     assert_eq!(apply(&document("/there")).0, "updated");
-    assert_eq!(show(&world, "acme").get("state"), None);
+    assert_eq!(show(&world, "acme")["state"], "active");
     eventually_true("the new endpoint gets events", LATER, || {
         world.produce_event("k", &[], event("3", "order.created", "3"));
         seen(&receiver, "/there") > 0
@@ -160,7 +160,7 @@ fn a_decision_is_a_record_of_its_own_and_ends_with_what_it_was_made_on() {
     let (result, stderr) = apply(&document("/elsewhere"));
     assert_eq!(result, "updated");
     assert!(stderr.contains("paused by an operator"), "{stderr}");
-    assert_eq!(show(&world, "acme").get("state"), None);
+    assert_eq!(show(&world, "acme")["state"], "active");
 
     // Created again, it begins anew.
     assert_eq!(act(&world, "pause", "acme"), "paused");
@@ -174,7 +174,7 @@ fn a_decision_is_a_record_of_its_own_and_ends_with_what_it_was_made_on() {
         );
     }
     assert_eq!(apply(&document("/elsewhere")).0, "created");
-    assert_eq!(show(&world, "acme").get("state"), None);
+    assert_eq!(show(&world, "acme")["state"], "active");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use hookstream::config::{Layers, Machine, Settings, Source};
 use hookstream::delivery;
 use hookstream::delivery::metrics::DeliveryMetrics;
 use hookstream::edge::clock;
+use hookstream::edge::kafka::status_cache::StatusCache;
 use hookstream::edge::kafka::subscription_cache::SubscriptionCache;
 use hookstream::edge::otlp::Tracer;
 use hookstream::edge::port::Port;
@@ -26,7 +27,7 @@ use hookstream::retry::metrics::ReleaseMetrics;
 use hookstream::retry::release;
 use hookstream::runtime::context::{Process, RoleContext};
 use hookstream::runtime::metrics::{Metrics, Registry};
-use memory::{Memory, Received, Unwritten};
+use memory::{Memory, RENEWAL, RESPONSE, Received, Unwritten};
 
 mod memory;
 
@@ -58,6 +59,7 @@ fn process(registry: &Registry) -> Process {
         settings: Arc::new(settings()),
         metrics: Metrics::register(registry),
         table: Arc::new(table),
+        statuses: Arc::new(StatusCache::without_reader()),
         tracer: Tracer::off(),
         health: Arc::default(),
         stop: Arc::default(),
@@ -112,6 +114,38 @@ async fn run(memory: &Memory, lives: &[Duration], done: impl Fn() -> bool) -> u6
     metrics.1.duplicate_commands().get()
 }
 
+/// Plays `world` in virtual time.
+fn play(world: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let world = async {
+        clock::simulated::begin(EpochMs(1_800_000_000_000));
+        world.await;
+    };
+    tokio::task::LocalSet::new().block_on(&runtime, world);
+}
+
+fn publish(memory: &Memory, events: usize) {
+    for number in 0..events {
+        let event = serde_json::json!({
+            "id": format!("e{number}"), "type": "order.created", "time": "2027-01-15T08:00:00Z",
+            "subject": "o1", "data": {"number": number},
+        });
+        let at = TopicPartition {
+            topic: settings().topics.events[0].as_str().into(),
+            partition: 0,
+        };
+        let record = Unwritten {
+            value: Some(event.to_string().into_bytes()),
+            ..Unwritten::default()
+        };
+        memory.append(at, record);
+    }
+}
+
 fn history(statuses: &[u16], events: usize) -> (Vec<Received>, Vec<(i64, i64)>) {
     let (received, progress, copies) = history_with(statuses, events, &[]);
     assert_eq!(copies, 0, "nothing is written again");
@@ -125,34 +159,13 @@ fn history_with(
     lives: &[Duration],
 ) -> (Vec<Received>, Vec<(i64, i64)>, u64) {
     let copies = Cell::new(0);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
     let expected = events + statuses.iter().filter(|status| **status != 200).count();
     let memory = Memory::responding(statuses);
-    let world = async {
-        clock::simulated::begin(EpochMs(1_800_000_000_000));
-        for number in 0..events {
-            let event = serde_json::json!({
-                "id": format!("e{number}"), "type": "order.created", "time": "2027-01-15T08:00:00Z",
-                "subject": "o1", "data": {"number": number},
-            });
-            let at = TopicPartition {
-                topic: settings().topics.events[0].as_str().into(),
-                partition: 0,
-            };
-            let record = Unwritten {
-                value: Some(event.to_string().into_bytes()),
-                ..Unwritten::default()
-            };
-            memory.append(at, record);
-        }
+    play(async {
+        publish(&memory, events);
         let done = || memory.received().len() >= expected;
         copies.set(Box::pin(run(&memory, lives, done)).await);
-    };
-    tokio::task::LocalSet::new().block_on(&runtime, world);
+    });
     let groups = ["fanout", "deliver", "release"];
     let prefix = settings().group_prefix;
     let progress = groups.iter();
@@ -195,4 +208,30 @@ fn a_fan_out_that_is_given_up_and_begun_again_sends_no_webhook_twice() {
     for (position, end) in progress {
         assert_eq!(position, end, "all work is committed");
     }
+}
+
+/// Others send what it holds, and learn nothing of what it sends.
+#[test]
+fn an_evicted_member_sends_nothing_more_however_late_its_client_learns_of_it() {
+    const EVENTS: usize = 400;
+    let memory = Memory::responding(&[500; 5]);
+    play(async {
+        publish(&memory, EVENTS);
+        memory.evict(&format!("{}deliver", settings().group_prefix));
+        let is_over = || {
+            let evicted = memory.evicted();
+            evicted.is_some_and(|at| clock::now().since(at) > RENEWAL * 2)
+        };
+        Box::pin(run(&memory, &[], is_over)).await;
+    });
+    let evicted = memory.evicted().unwrap();
+    let received = memory.received();
+    assert!(received.len() < EVENTS, "commands are left");
+    // A request that was under way arrives.
+    let last = received.last().unwrap().at;
+    assert!(
+        last.since(evicted) <= RESPONSE,
+        "Owner only: sent {:?} after the eviction",
+        last.since(evicted)
+    );
 }

@@ -10,7 +10,7 @@ use hookstream::config::Settings;
 use hookstream::edge::clock;
 use hookstream::edge::http::{Answer, Drained, HttpOptions, HttpSetupError, Reply, Request};
 use hookstream::edge::kafka::cluster::ClusterId;
-use hookstream::edge::port::failure::{BatchError, ClientError, Failure, Refused};
+use hookstream::edge::port::failure::{BatchError, ClientError, ErrorKind, Failure, Refused};
 use hookstream::edge::port::records::{
     Commit, Committed, Headers, Isolation, Range, RawHeader, Record, RecordView, TopicPartition,
 };
@@ -25,7 +25,9 @@ const PARTITIONS: i32 = 2;
 /// How often those who wait look again.
 const LOOK: Duration = Duration::from_millis(1);
 /// How long a response takes.
-const RESPONSE: Duration = Duration::from_millis(30);
+pub const RESPONSE: Duration = Duration::from_millis(30);
+/// How long it takes to replace a producer after an eviction.
+pub const RENEWAL: Duration = Duration::from_secs(15);
 
 /// A record in a log.
 pub struct Stored {
@@ -109,6 +111,10 @@ struct World {
     received: Vec<Received>,
     /// The next responses; 200 when there is none.
     statuses: VecDeque<u16>,
+    /// The group that evicts its member with the next transaction that commits positions.
+    evicts: Option<String>,
+    /// The group that has done so, and when.
+    evicted: Option<(String, EpochMs)>,
     seeds: u64,
 }
 
@@ -122,6 +128,26 @@ impl Memory {
         let memory = Self::default();
         memory.world().statuses.extend(statuses);
         memory
+    }
+
+    /// The next transaction that commits positions of `group` fails, since the group has evicted its member. The client
+    /// learns of it after [`RENEWAL`].
+    pub fn evict(&self, group: &str) {
+        self.world().evicts = Some(group.to_owned());
+    }
+
+    /// When the group has evicted its member.
+    pub fn evicted(&self) -> Option<EpochMs> {
+        self.world().evicted.as_ref().map(|(_, at)| *at)
+    }
+
+    fn has_evicted(&self, group: &str) -> Result<(), ClientError> {
+        match &self.world().evicted {
+            Some((evicted, _)) if evicted == group => {
+                Err(ClientError::new(ErrorKind::UnknownMember, "unknown member"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -334,7 +360,7 @@ impl Task for Spawned {
     }
 }
 
-/// The only member of a group: everything is assigned to it at once and never revoked.
+/// The only member of a group: everything is assigned to it at once and never revoked, even when it is evicted.
 pub struct OnlyMember {
     memory: Memory,
     group: String,
@@ -437,6 +463,7 @@ impl Member for OnlyMember {
     }
 
     async fn commit(&self, commits: &[Commit]) -> Result<(), ClientError> {
+        self.memory.has_evicted(&self.group)?;
         self.memory.commit_for(&self.group, commits);
         Ok(())
     }
@@ -462,7 +489,7 @@ impl Member for OnlyMember {
     }
 }
 
-/// A producer whose transactions always commit.
+/// A producer whose transactions always commit, unless the member is evicted.
 pub struct Writes {
     memory: Memory,
     open: Vec<(TopicPartition, Unwritten)>,
@@ -526,6 +553,15 @@ impl Producer for Writes {
         generation: Option<&String>,
     ) -> Result<(), BatchError> {
         tokio::time::sleep(LOOK).await;
+        if let Some(group) = generation.filter(|_| !commits.is_empty()) {
+            let mut world = self.memory.world();
+            if world.evicts.take_if(|evicts| evicts == group).is_some() {
+                world.evicted = Some((group.clone(), clock::now()));
+            }
+            drop(world);
+            let evicted = self.memory.has_evicted(group);
+            evicted.map_err(BatchError::Aborted)?;
+        }
         for (at, unwritten) in self.open.drain(..) {
             self.memory.append(at, unwritten);
         }
@@ -537,6 +573,7 @@ impl Producer for Writes {
 
     async fn renew(&mut self) -> Result<(), Failure> {
         self.open.clear();
+        tokio::time::sleep(RENEWAL).await;
         Ok(())
     }
 

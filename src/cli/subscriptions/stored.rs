@@ -5,17 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
+use super::listed::Listed;
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::print;
 use crate::config::{Guarantee, Settings};
+use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::status_log::Statuses;
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
+use crate::model::standing::{Decided, Standing};
+use crate::model::start_marker;
 use crate::model::subscription::{
     self, APPLIED, Change, Decider, Decision, Fold, State, Subscription, TopicRecord,
 };
 
-const PURPOSE: &str = "subscriptions";
+pub(super) const PURPOSE: &str = "subscriptions";
 
 /// A record that is not used.
 pub(super) struct Invalid {
@@ -65,6 +70,9 @@ impl Stored {
 
     pub(super) fn take(&mut self, record: &TopicRecord<'_>, change: &Change) {
         let key = record.key.unwrap_or_default();
+        if start_marker::is_key(key) {
+            return;
+        }
         let places = self.places.entry(key.to_vec()).or_default();
         places.extend(record.partition);
         self.invalid.remove(key);
@@ -115,6 +123,20 @@ impl Stored {
         Ok(Some(value))
     }
 
+    /// The same, with how it stands.
+    pub(super) fn listed(&self, id: &str, statuses: &Statuses) -> Result<Option<Listed>, CliError> {
+        let (Some(mut document), Some(folded)) = (self.redacted(id)?, self.fold.get(id)) else {
+            return Ok(None);
+        };
+        if let Some(record) = document.as_object_mut() {
+            record.remove("state");
+        }
+        let decided = Decided::of(&self.fold, folded);
+        let status = statuses.get(id).map(|status| &**status);
+        let standing = Standing::new(id, Some(&decided), status, clock::now());
+        Ok(Some(Listed { document, standing }))
+    }
+
     /// The tombstones that delete everything about `id`; empty when there is nothing. Also deletes an invalid record by
     /// its key.
     pub(super) fn tombstones(&self, id: &str) -> Vec<Write> {
@@ -158,6 +180,9 @@ impl Stored {
         let (by, at) = self.fold.decided_by(id)?;
         let by = match by {
             Decider::Operator => "by an operator",
+            Decider::Hookstream if self.fold.disabled_because(id) == Some("failing") => {
+                "by hookstream, since its endpoint failed for as long as --disable-after"
+            }
             Decider::Hookstream => "by hookstream, since its endpoint responded 410",
         };
         Some(format!("{} {by}, at {}", folded.state, at.rfc3339()))

@@ -38,6 +38,7 @@ impl<E: Endpoint> Partition<E> {
             Event::Turn { lane, spare } => self.turn(lane, spare, step),
             Event::Ended(end) => self.attempt_ended(end, step),
             Event::SlotFreed(lane) => self.free_slot(lane, step),
+            Event::Responded(lane, offset, line) => self.responded(lane, offset, &line),
             Event::Timer => self.timer(step),
             Event::Tick => self.tick(step),
             Event::LookedAhead(LookAhead::UnderWay(found)) => self.learn_under_way(found, step),
@@ -187,6 +188,9 @@ impl<E: Endpoint> Partition<E> {
         if self.intake != Intake::Open {
             return;
         }
+        self.refresh_all(step);
+        self.learn_statuses(step);
+        self.publish_statuses(step);
         self.expire_lanes(step);
         self.park_excess(step);
         // Lanes that could not send because too few requests were left.
@@ -205,6 +209,19 @@ impl<E: Endpoint> Partition<E> {
             self.admit(step);
         }
         self.ask(step);
+    }
+
+    /// Lets the lanes know of changed subscriptions: one that waits for its breaker's next probe may probe at once.
+    fn refresh_all<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        let version = step.env.subscriptions.version();
+        if self.table_version == version {
+            return;
+        }
+        self.table_version = version;
+        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        for id in lanes {
+            self.refresh(id, step);
+        }
     }
 
     /// Requests the look-ahead reads that the partition needs.
@@ -259,6 +276,7 @@ impl<E: Endpoint> Partition<E> {
 
     fn stop<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         self.intake = Intake::Stopping;
+        self.last_statuses(step);
         for incoming in self.pending.drain(..) {
             step.effects.free(incoming.weight());
         }

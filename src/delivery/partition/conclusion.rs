@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::breaker::{Change, Kind, Sign};
 use super::counts::AttemptCounts;
-use super::effect::{Concluded, Effect, Notice, Outcome};
+use super::effect::{Concluded, Effect, Notice};
 use super::env::{Endpoint, Standing, Subscriptions};
 use super::event::{AttemptEnd, LaneId};
 use super::lane::{End, Report, Slowness};
@@ -15,7 +15,10 @@ use super::state::{Intake, Partition, Step, Taken};
 use crate::model::backoff::{RETRY_AFTER_CAP, next_delay};
 use crate::model::command::{Cause, LastFailure};
 use crate::model::dead_letter::Reason;
+use crate::model::notice;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason, Response, Verdict, judge};
+use crate::model::status::{Failure, Refusal};
+use crate::model::subscription::DisabledBecause;
 
 impl<E: Endpoint> Partition<E> {
     /// Turns the end of an attempt into an outcome.
@@ -50,13 +53,17 @@ impl<E: Endpoint> Partition<E> {
             },
         };
         self.count(lane, &endpoint, class, verdict != Verdict::Delivered);
-        self.learn(lane, report, class, step);
+        let is_notice = notice::is_notice(&taken.command.event_type);
+        self.learn(lane, report, class, is_notice, step);
         if heard || report.end != End::NoResponse {
             self.heard_from(lane, step);
         } else if class != Class::Egress {
             self.not_heard_from(lane, step);
         }
         if verdict == Verdict::Delivered {
+            if let Some(entry) = self.lanes.get_mut(&lane) {
+                entry.status.succeeded(step.env.wall);
+            }
             self.is_done(&taken.command, step);
             self.settle(offset, taken.command.weight(), None, step);
             return step.push(Effect::Concluded(Concluded {
@@ -81,6 +88,13 @@ impl<E: Endpoint> Partition<E> {
             (Some(status), None) => format!("the endpoint responded {status}"),
             (None, None) => String::new(),
         };
+        if let Some(entry) = self.lanes.get_mut(&lane) {
+            let failure = Failure::new(now, class, status, &text, &taken.command.webhook_id);
+            entry.status.failed(failure, class, offset);
+        }
+        if verdict == Verdict::EgressDenied {
+            self.refused(lane, Refusal::Egress, &text, step);
+        }
         if let Verdict::Throttled { retry_after } = verdict {
             let last = LastFailure::new(now, status, &text);
             taken.command.last_failure = Some(Box::new(last));
@@ -158,8 +172,7 @@ impl<E: Endpoint> Partition<E> {
             Arc::ptr_eq(current.subscription(), decided_on)
         });
         if unchanged {
-            let outcome = Outcome::Disable(Arc::clone(decided_on));
-            step.push(Effect::Write(None, outcome));
+            self.disabled(lane, decided_on, DisabledBecause::Gone, step);
         }
     }
 
@@ -238,6 +251,7 @@ impl<E: Endpoint> Partition<E> {
         id: LaneId,
         report: Report,
         class: Class,
+        is_notice: bool,
         step: &mut Step<'_, S>,
     ) {
         let now = step.env.now;
@@ -247,6 +261,13 @@ impl<E: Endpoint> Partition<E> {
         };
         entry.last_end = Some(now);
         let change = entry.lane.learn(report, now, jitter);
+        // Notices never cause notices: an endpoint does not fail because of them.
+        if matches!(change, Some(Change::Opened(_))) && !is_notice {
+            entry.status.opened(step.env.wall);
+        }
+        let works = report.sign == Sign::Good
+            && entry.status.is_in_trouble()
+            && entry.lane.breaker_open_until(now).is_none();
         let is_paced = entry.lane.is_paced();
         let names = || (Rc::clone(&entry.name), Arc::clone(&entry.subscriber));
         match change {
@@ -276,6 +297,9 @@ impl<E: Endpoint> Partition<E> {
                 let rest = probe_at.saturating_duration_since(now);
                 self.park_all_but_probes(id, rest, step);
             }
+        }
+        if works {
+            self.works(id, step);
         }
         if is_paced {
             // A request on trial may have ended, and others may follow.

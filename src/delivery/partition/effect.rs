@@ -10,9 +10,11 @@ use super::lane::Permit;
 use crate::model::command::Command;
 use crate::model::dead_letter::DeadLetterInfo;
 use crate::model::invalid_record::InvalidRecord;
+use crate::model::notice;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::model::source::Mark;
-use crate::model::subscription::Subscription;
+use crate::model::status::Status;
+use crate::model::subscription::{DisabledBecause, Subscription};
 use crate::model::units::Offset;
 use crate::model::window::Window;
 
@@ -40,9 +42,17 @@ pub enum Outcome {
     DeadLetter(Box<Command>, Box<DeadLetterInfo>),
     /// Write to the invalid events.
     Invalid(Box<InvalidRecord>),
-    /// Decide that this subscription is disabled, as it was in the attempt: its endpoint is gone. A no-op for readers if
-    /// it has changed since.
-    Disable(Arc<Subscription>),
+    /// Write what is known about an endpoint.
+    Status(Box<Status>),
+    /// Decide that this subscription is disabled, as it was in the attempt. A no-op for readers if
+    /// it has changed since. With a notice, if one is to be written.
+    Disable(
+        Arc<Subscription>,
+        DisabledBecause,
+        Option<Box<notice::Notice>>,
+    ),
+    /// Write a notice, and the status that says so.
+    Notice(Box<notice::Notice>, Box<Status>),
 }
 
 impl Outcome {
@@ -52,7 +62,7 @@ impl Outcome {
         match self {
             Self::Tier(_, command) | Self::DeadLetter(command, _) => Some(command.weight()),
             Self::Invalid(record) => Some(record.weight()),
-            Self::Disable(_) => None,
+            Self::Disable(..) | Self::Status(_) | Self::Notice(..) => None,
         }
     }
 }

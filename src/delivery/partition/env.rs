@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lane::Limits;
+use crate::model::status::Status;
 use crate::model::subscription::{Order, Subscription};
 use crate::model::tiers::Tiers;
 use crate::model::units::EpochMs;
@@ -20,6 +21,17 @@ pub struct Rules {
     pub tiers: Tiers,
     /// The memory for the order of unfinished commands, bytes, roughly.
     pub order_bytes: usize,
+    /// When notices are written.
+    pub notices: NoticeRules,
+}
+
+/// When notices about an endpoint that fails are written.
+#[derive(Clone, Copy, Debug)]
+pub struct NoticeRules {
+    /// It must have failed for so long.
+    pub after: Duration,
+    /// After so long its subscription is disabled, if set.
+    pub disable_after: Option<Duration>,
 }
 
 /// An endpoint as of the start of its attempt; its rules judge the attempt.
@@ -28,6 +40,8 @@ pub trait Endpoint: Clone {
     fn subscription(&self) -> &Arc<Subscription>;
     /// Delays after the first, second, … failed attempt, before jitter.
     fn schedule(&self) -> &[Duration];
+    /// Whether both are the same: made from the same subscription, with the same secrets.
+    fn is_same(&self, other: &Self) -> bool;
 }
 
 /// Whether a subscription accepts commands now.
@@ -39,8 +53,8 @@ pub enum Standing<E> {
     Loading,
     /// It is paused: its commands wait and do not expire.
     Waiting,
-    /// It cannot be used, as for lack of a signing secret: its commands wait until they expire.
-    Unusable,
+    /// It cannot be used, as for lack of a signing secret, for this reason: its commands wait until they expire.
+    Unusable(Box<str>),
     /// It is disabled: its commands become dead letters.
     Disabled,
     /// The egress rules deny its URL, for this reason.
@@ -104,6 +118,14 @@ pub trait Subscriptions {
     /// # Errors
     /// Why there is none.
     fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable>;
+    /// What a former owner wrote about the endpoint of a subscription, if it did.
+    fn status(&self, _id: &str, _subscriber: &str) -> Option<Arc<Status>> {
+        None
+    }
+    /// Changes whenever such a record does.
+    fn statuses_version(&self) -> u64 {
+        0
+    }
     /// The current terms of a subscription; `before` is the endpoint in its former terms.
     fn terms(
         &self,

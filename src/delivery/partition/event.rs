@@ -84,6 +84,8 @@ pub enum Event<E> {
     Ended(AttemptEnd<E>),
     /// A response body has ended: its slot is free.
     SlotFreed(LaneId),
+    /// The response to an attempt of the command at this offset, which was not delivered, began with this line.
+    Responded(LaneId, Offset, Box<str>),
     /// A requested time ([`super::effect::Effect::WakeAt`]) has come.
     Timer,
     /// 100 ms have passed; handles changes that depend on time alone.

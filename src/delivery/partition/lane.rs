@@ -360,6 +360,16 @@ impl<T> Lane<T> {
         self.breaker.probe_soon(now);
     }
 
+    /// When the next probe may start while the breaker is open; not after `now` if one may start, or is in flight.
+    #[must_use]
+    pub fn breaker_open_until(&self, now: Instant) -> Option<Instant> {
+        match self.breaker.gate(now) {
+            Gate::Closed => None,
+            Gate::Probe | Gate::Probing => Some(now),
+            Gate::Open(at) => Some(at),
+        }
+    }
+
     /// How long to park an item without room: until its turn behind all items that already wait. `None` while the
     /// lane's pace is unknown.
     pub fn turn(&mut self, now: Instant) -> Option<Duration> {

@@ -129,6 +129,7 @@ impl Limit {
     }
 
     fn sent(&mut self, now: Instant) {
+        // A trial may be sent without one.
         self.tokens = self.tokens(now) - 1.0;
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
@@ -301,7 +302,8 @@ impl Pacing {
                 self.limit = Some(Limit::after_cut(base, pause, now));
             }
             None if accepted > 0.0 => {
-                // Perhaps much less than the endpoint accepts.
+                // Perhaps much less than the endpoint accepts. A span is short; what is more, the lane was idle.
+                let took = took.min(2 * SPAN);
                 let rate = accepted / (took + pause).as_secs_f64().max(0.001);
                 self.limit = Some(Limit::search(rate, now));
             }

@@ -12,6 +12,7 @@ use super::event::{Incoming, LaneId};
 use super::health::Sides;
 use super::lane::{Full, Lane, Slowness};
 use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
+use super::status::status_of;
 use crate::model::command::{Cause, Command};
 use crate::model::dead_letter::{DeadLetterInfo, Reason};
 use crate::model::expiry::{Expiry, explain};
@@ -248,7 +249,7 @@ impl<E: Endpoint> Partition<E> {
         step: &mut Step<'_, S>,
     ) {
         match standing {
-            Standing::Open(_) | Standing::Loading | Standing::Waiting | Standing::Unusable => {
+            Standing::Open(_) | Standing::Loading | Standing::Waiting | Standing::Unusable(_) => {
                 // It is back before it could expire after a resume.
                 let age = step.env.wall.since(taken.command.waits_since());
                 let rest = self.rules.tiers.park_for(age).min(expiry.grace() / 2);
@@ -417,6 +418,7 @@ impl<E: Endpoint> Partition<E> {
             last_failure: now,
         };
         self.is_done(&command, step);
+        self.dead_letter_series(&command, &info, step);
         let weight = command.weight();
         let outcome = Outcome::DeadLetter(command, Box::new(info));
         self.settle(offset, weight, Some(outcome), step);
@@ -465,14 +467,17 @@ impl<E: Endpoint> Partition<E> {
         let id = self.next_lane;
         self.next_lane += 1;
         let name: Rc<str> = Rc::from(subscription);
+        let subscriber: Arc<str> = Arc::from(subscriber);
+        let status = status_of(&name, &subscriber, step);
         self.by_subscription.insert(Rc::clone(&name), id);
         let entry = LaneEntry {
             lane: Lane::new(terms.limits, now),
             name,
             expiry: expiry(&terms, step.env.wall),
             oldest: None,
-            subscriber: Arc::from(subscriber),
+            subscriber,
             counts: AttemptCounts::default(),
+            status,
             standing: terms.standing,
             subscription: current,
             version,
@@ -489,6 +494,7 @@ impl<E: Endpoint> Partition<E> {
             subjects: None,
         };
         self.lanes.insert(id, entry);
+        self.notice_refusal(id, step);
         self.keep_order(id, terms.order, step);
         Ok(id)
     }
@@ -527,8 +533,22 @@ impl<E: Endpoint> Partition<E> {
         entry.valid_until = terms.valid_for.map(|time| now + time);
         entry.expiry = expiry(&terms, step.env.wall);
         entry.sides = Sides::of(&entry.subscription);
+        let changed = match (entry.standing.endpoint(), terms.standing.endpoint()) {
+            (Some(before), Some(endpoint)) => !before.is_same(endpoint),
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
         entry.standing = terms.standing;
         entry.lane.set_limits(terms.limits, now);
+        if changed {
+            // Another URL, another secret, a resume, or a probe that an operator wants: it may work now.
+            entry.lane.probe_soon(now);
+            self.make_ready(id, step);
+        }
+        self.notice_refusal(id, step);
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return false;
+        };
         let accepts = entry.standing.accepts();
         self.keep_order(id, terms.order, step);
         if !accepts {

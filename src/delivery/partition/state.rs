@@ -14,6 +14,7 @@ use super::event::{Incoming, LaneId};
 use super::fairness::Fairness;
 use super::health::{Held, Sides};
 use super::lane::Lane;
+use super::lane_status::LaneStatus;
 use super::order::SubjectQueue;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
@@ -90,6 +91,8 @@ pub(super) struct LaneEntry<E> {
     pub(super) subscriber: Arc<str>,
     /// Attempts since the last report.
     pub(super) counts: AttemptCounts,
+    /// What is known about the endpoint.
+    pub(super) status: LaneStatus,
     pub(super) standing: Standing<E>,
     /// What `standing` and the lane's limits come from.
     pub(super) subscription: Arc<Subscription>,
@@ -191,6 +194,13 @@ pub struct Partition<E> {
     /// Whether there is an egress outage, and whether a held lane heard from its endpoint during it.
     pub(super) outage: bool,
     pub(super) heard: bool,
+    /// When to look for statuses to write, the number of the last round of successes, and the version of what former
+    /// owners wrote.
+    pub(super) next_statuses: Option<Instant>,
+    pub(super) status_round: i64,
+    pub(super) statuses_version: u64,
+    /// The version of the subscriptions that all lanes know.
+    pub(super) table_version: u64,
 }
 
 /// The environment of one event, and its effects.
@@ -241,6 +251,10 @@ impl<E: Endpoint> Partition<E> {
             gone: Vec::new(),
             outage: false,
             heard: false,
+            next_statuses: None,
+            status_round: 0,
+            statuses_version: 0,
+            table_version: 0,
         }
     }
 

@@ -13,7 +13,9 @@ use super::super::durable_prefix::DurablePrefix;
 use super::super::messages::Decided;
 use super::Partition;
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
-use super::env::{Endpoint, Env, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable};
+use super::env::{
+    Endpoint, Env, NoticeRules, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
+};
 use super::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use super::health::Look;
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
@@ -54,6 +56,10 @@ impl Endpoint for Peer {
 
     fn schedule(&self) -> &[Duration] {
         &SCHEDULE
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -263,6 +269,10 @@ fn rules(order_bytes: usize) -> Arc<Rules> {
         cluster: "cluster".into(),
         tiers: Tiers::new(tiers).unwrap(),
         order_bytes,
+        notices: NoticeRules {
+            after: Duration::from_secs(300),
+            disable_after: None,
+        },
     })
 }
 
@@ -340,6 +350,7 @@ impl Sim {
             cause: Cause::New,
             first_failure: None,
             sequence: None,
+            recorded: None,
             cluster: None,
             body: Bytes::from_static(b"{}"),
             ..sample()
@@ -400,6 +411,8 @@ impl Sim {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
                 Effect::Send(attempt) => self.sent(attempt),
+                // For people; they end no offset.
+                Effect::Write(None, Outcome::Status(_) | Outcome::Notice(..)) => {}
                 Effect::Write(offset, outcome) => {
                     self.check_expired(&outcome);
                     // As in `worker.rs`.
@@ -686,7 +699,7 @@ impl Sim {
                     self.durable.reasons.insert(command.webhook_id.clone(), why);
                     *self.durable.dead.entry(command.webhook_id).or_default() += 1;
                 }
-                Outcome::Disable(decided_on) => {
+                Outcome::Disable(decided_on, ..) => {
                     // As in `commit.rs`: unless it has changed since.
                     let current = self.listed.all.get(&*decided_on.id);
                     if current.is_some_and(|current| Arc::ptr_eq(current, &decided_on)) {
@@ -694,6 +707,7 @@ impl Sim {
                         self.listed.put(number, decided_on.order, "disabled");
                     }
                 }
+                Outcome::Status(_) | Outcome::Notice(..) => {}
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
             }
         }

@@ -163,6 +163,13 @@ impl Failure {
     }
 }
 
+/// The sentence about the TLS of a connection, if that is what an error comes from.
+pub(crate) fn tls_reason(error: &(dyn Error + 'static)) -> Option<String> {
+    let chain = chain(error);
+    let tls = find::<rustls::Error>(&chain)?;
+    Some(tls_error::of_handshake(tls, &Notes::default()))
+}
+
 /// GOAWAY fails only streams above the last one that the server may have processed; others fail when the connection
 /// closes.
 fn is_refusal(error: &h2::Error) -> bool {

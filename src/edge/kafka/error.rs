@@ -73,6 +73,13 @@ fn kind(error: &KafkaError) -> ErrorKind {
         // The second: larger than a segment of the topic.
         Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => ErrorKind::TooLarge,
         Some(Code::OffsetMetadataTooLarge) => ErrorKind::MetadataTooLarge,
+        Some(
+            Code::NotCoordinator
+            | Code::CoordinatorNotAvailable
+            | Code::CoordinatorLoadInProgress
+            | Code::ReplicaNotAvailable
+            | Code::Partial,
+        ) => ErrorKind::Moving,
         Some(Code::UnknownMemberId) => ErrorKind::UnknownMember,
         _ => ErrorKind::Other,
     }

@@ -10,13 +10,17 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::cause;
-use super::error::{Failure, is_refused, is_unreachable};
+use super::error::{Failure, is_denied, is_refused, is_unreachable};
+use crate::edge::port::failure::ClientError;
 
-/// Why a connection failed.
+/// Why requests of a client get no response.
 #[derive(Clone, Debug)]
 pub(super) struct Cause {
     /// Whether authentication failed.
     pub(super) is_refusal: bool,
+    /// The broker's error if it denies permission: the client goes on asking for a group's coordinator, and its requests
+    /// time out.
+    denial: Option<ClientError>,
     /// One line.
     pub(super) text: String,
 }
@@ -26,7 +30,7 @@ pub struct LogContext {
     pub(super) purpose: &'static str,
     /// When an unreachable broker was last logged, seconds since the epoch.
     logged: AtomicI64,
-    /// Why the last connection failed.
+    /// Why the last connection failed, or what was denied since then.
     cause: Mutex<Option<Cause>>,
 }
 
@@ -41,7 +45,7 @@ impl LogContext {
         }
     }
 
-    /// Why the last connection failed. The client reports it once, not per attempt.
+    /// Why the last connection failed, or what was denied since then. The client reports it once, not per attempt.
     pub(super) fn cause(&self) -> Option<Cause> {
         let cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
         cause.clone()
@@ -51,20 +55,24 @@ impl LogContext {
         let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
         // That all brokers are down follows from what was reported before.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *cause = is_unreachable(error).then(|| Cause {
+            let denial = is_denied(error).then(|| ClientError::from(error.clone()));
+            *cause = (is_unreachable(error) || denial.is_some()).then(|| Cause {
                 is_refusal: is_refused(error),
+                denial,
                 text: text.to_owned(),
             });
         }
     }
 
     /// Notes a connection that the broker has closed: only a line of the log reports it, and only with
-    /// `log.connection.close`. It says less than an authentication error before it.
+    /// `log.connection.close`. It says less than an authentication error or a denial before it.
     fn note_disconnect(&self, line: &str) {
         let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-        if !cause.as_ref().is_some_and(|cause| cause.is_refusal) {
+        let says_more = |cause: &Cause| cause.is_refusal || cause.denial.is_some();
+        if !cause.as_ref().is_some_and(says_more) {
             *cause = Some(Cause {
                 is_refusal: false,
+                denial: None,
                 text: cause::of(line),
             });
         }
@@ -147,7 +155,8 @@ pub(super) fn serve<C: rdkafka::consumer::ConsumerContext>(client: &BaseConsumer
     }
 }
 
-/// Classifies an error of `client`. Any failure to connect surfaces as an unreachable broker, so its cause is added.
+/// Classifies an error of `client`. Any failure to connect, and a denied group, surface as an unreachable broker, so the
+/// cause is added.
 pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
     client: &BaseConsumer<C>,
     log: &LogContext,
@@ -156,17 +165,20 @@ pub(crate) fn explain<C: rdkafka::consumer::ConsumerContext>(
 ) -> Failure {
     if is_unreachable(&error) {
         serve(client);
-        match log.cause() {
-            Some(Cause { is_refusal, text }) if is_refusal => {
-                let what = what.into();
-                return Failure::Refused { what, reason: text };
-            }
-            Some(Cause { text, .. }) => {
-                let what = what.into();
-                return Failure::Unreachable { what, cause: text };
-            }
-            None => {}
-        }
+        let what = what.into();
+        return match log.cause() {
+            Some(Cause {
+                denial: Some(source),
+                ..
+            }) => Failure::Denied { what, source },
+            Some(Cause {
+                is_refusal: true,
+                text,
+                ..
+            }) => Failure::Refused { what, reason: text },
+            Some(Cause { text, .. }) => Failure::Unreachable { what, cause: text },
+            None => Failure::from_client(what, error),
+        };
     }
     Failure::from_client(what, error)
 }
@@ -185,3 +197,31 @@ impl ClientContext for LoggedConsumer {
 }
 
 impl rdkafka::consumer::ConsumerContext for LoggedConsumer {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::port::failure::ErrorKind;
+
+    #[test]
+    fn a_denial_is_the_cause_until_a_connection_fails() {
+        let log = LogContext::new("test");
+        let denied = KafkaError::Global(RDKafkaErrorCode::GroupAuthorizationFailed);
+        log.error(denied, "FindCoordinator response error");
+        let denial = |log: &LogContext| log.cause().and_then(|cause| cause.denial);
+        assert_eq!(denial(&log).unwrap().kind(), ErrorKind::Denied);
+        for follows in [
+            RDKafkaErrorCode::AllBrokersDown,
+            RDKafkaErrorCode::PartitionEOF,
+        ] {
+            log.error(KafkaError::Global(follows), "");
+            assert!(denial(&log).is_some(), "{follows:?}");
+        }
+        log.log(RDKafkaLogLevel::Info, "FAIL", "Disconnected");
+        assert!(denial(&log).is_some());
+        let down = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
+        log.error(down, "Connection refused");
+        let cause = log.cause().unwrap();
+        assert!(cause.denial.is_none() && !cause.is_refusal, "{cause:?}");
+    }
+}

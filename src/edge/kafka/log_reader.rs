@@ -381,6 +381,7 @@ fn retried<T, E>(
     ask()
 }
 
+/// Whether a partition has no leader, or a group no coordinator, for the moment.
 fn is_moving(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
@@ -413,9 +414,7 @@ pub fn positions_of(
     for at in partitions {
         wanted.add_partition(&at.topic, at.partition);
     }
-    let committed = consumer
-        .committed_offsets(wanted, ANSWER)
-        .map_err(|error| Failure::from_client(asking(), error))?;
+    let committed = committed_offsets(&consumer, &wanted, ANSWER, asking)?;
     let position = |at: &TopicPartition| {
         let found = committed.find_partition(&at.topic, at.partition)?;
         match found.offset() {
@@ -424,6 +423,28 @@ pub fn positions_of(
         }
     };
     Ok(partitions.iter().map(position).collect())
+}
+
+/// The committed offsets of the client's group. The client reports a denied group only as an event, while its requests
+/// wait for the group's coordinator: so the first wait is short, and then the events are looked at.
+///
+/// # Errors
+/// [`Failure`] named by `what`, when permission is denied or the coordinator does not respond within `patience`.
+pub(crate) fn committed_offsets(
+    client: &BaseConsumer<LoggedConsumer>,
+    wanted: &TopicPartitionList,
+    patience: Duration,
+    what: impl Fn() -> String,
+) -> Result<TopicPartitionList, Failure> {
+    const FIRST: Duration = Duration::from_secs(2);
+    let ask = |time| {
+        settled(|| client.committed_offsets(wanted.clone(), time))
+            .map_err(|error| explain(client, &client.context().0, what(), error))
+    };
+    match ask(FIRST.min(patience)) {
+        Err(failure) if failure.is_unreachable() && patience > FIRST => ask(patience),
+        answer => answer,
+    }
 }
 
 /// The topic's partitions, requested by name, which distinguishes a denied topic from a missing one. A topic that was just

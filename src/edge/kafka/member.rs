@@ -64,6 +64,7 @@ mod sequence_guard;
 
 pub use crate::edge::port::gap::Gap;
 pub use committed::Committed;
+pub use hanging::diagnosis as hanging_transaction;
 pub use partition::{Commit, TopicPartition, commit_list};
 
 /// Timeout of a request for metadata.
@@ -159,6 +160,11 @@ impl Member {
     /// [`Failure`] for what waiting does not fix: a denied permission, a fatal client error, a stuck client.
     pub fn poll(&self, timeout: Duration) -> Result<Polled<'_>, Failure> {
         failpoint::point("poll.before");
+        // Once in each turn of the role, whatever was signalled: some events run no callback, and there may be more
+        // behind them.
+        if !timeout.is_zero() {
+            self.consumer.context().ready.store(true, Ordering::Relaxed);
+        }
         let mut until: Option<Instant> = None;
         loop {
             if self.consumer.context().health.is_stuck() {

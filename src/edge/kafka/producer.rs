@@ -130,6 +130,21 @@ impl Producer {
         )
     }
 
+    /// A producer with a transactional id that replicas share: a new one fences any other and aborts its open
+    /// transaction. Without transactions, nothing excludes another.
+    ///
+    /// # Errors
+    /// As [`Producer::of_kind`].
+    pub fn shared(
+        settings: &Settings,
+        keep_waiting: &KeepWaiting,
+        purpose: &'static str,
+        id: String,
+    ) -> Result<Self, Failure> {
+        let deadline = Some(WRITE_DEADLINE);
+        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, deadline)
+    }
+
     fn with_id(
         settings: &Settings,
         keep_waiting: &KeepWaiting,
@@ -390,6 +405,23 @@ impl Producer {
         let what = format!("the producer of {}", self.recipe.purpose);
         let source = KafkaError::Global(RDKafkaErrorCode::Fenced);
         Err(Failure::from_client(what, source))
+    }
+
+    /// The cause of a batch that was aborted: where the broker does not add a partition to the transaction, as when the
+    /// topic is denied, its records are only reported as purged.
+    #[must_use]
+    pub fn explained(&self, error: BatchError) -> BatchError {
+        let is_open = self.recipe.transactional_id.is_some() && self.begun;
+        if !is_open || !matches!(error, BatchError::Aborted(_)) {
+            return error;
+        }
+        // Begins nothing while one is open: a failed one responds with what it failed for, any other with its state.
+        match self.client.begin_transaction() {
+            Err(cause) if cause.rdkafka_error_code() != Some(RDKafkaErrorCode::State) => {
+                self.sort(0, cause)
+            }
+            _ => error,
+        }
     }
 
     fn sort(&self, tag: usize, error: impl Into<ClientError>) -> BatchError {

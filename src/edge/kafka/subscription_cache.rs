@@ -178,25 +178,50 @@ pub fn follow(
     stop: &dyn Fn() -> bool,
     ready: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
-    const PURPOSE: &str = "table";
+    let topic = settings.topics.subscriptions();
+    let mut ready = || {
+        tracing::info!(subscriptions = table.index().len(), "subscriptions loaded");
+        ready();
+    };
+    follow_topic(
+        settings,
+        "table",
+        &topic,
+        stop,
+        &mut ready,
+        &mut |message| {
+            if let Err(refusal) = table.apply(&topic_record(message)) {
+                invalid.count(message, &refusal);
+            }
+        },
+    )
+}
+
+/// Reads a topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is reached
+/// for the first time. Partitions that are added later are read too.
+pub(super) fn follow_topic(
+    settings: &Settings,
+    purpose: &'static str,
+    topic: &str,
+    stop: &dyn Fn() -> bool,
+    ready: &mut dyn FnMut(),
+    take: &mut dyn FnMut(&BorrowedMessage<'_>),
+) -> Result<(), Failure> {
     /// How often to look for new partitions.
     const GROWTH: Duration = Duration::from_secs(5);
-    let topic = settings.topics.subscriptions();
-    let mut config = consumer_config(
-        settings,
-        PURPOSE,
-        &format!("{}{PURPOSE}", settings.group_prefix),
-    );
+    // A reader without a group still names one.
+    let group = format!("{}table", settings.group_prefix);
+    let mut config = consumer_config(settings, purpose, &group);
     config.set("enable.partition.eof", "true");
     let consumer: BaseConsumer<LoggedConsumer> = config
-        .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
-        .map_err(|error| Failure::from_client("creating the reader of subscriptions", error))?;
+        .create_with_context(LoggedConsumer(LogContext::new(purpose)))
+        .map_err(|error| Failure::from_client(format!("creating the reader of {topic}"), error))?;
     let consumer = Arc::new(consumer);
-    bootstrap::keep(settings, &consumer, |consumer| consumer.client(), PURPOSE)?;
+    bootstrap::keep(settings, &consumer, |consumer| consumer.client(), purpose)?;
     let mut assigned = HashSet::new();
     while assigned.is_empty() && !stop() {
-        if let Some(found) = partitions(&consumer, &topic)? {
-            assign_new(&consumer, &topic, &mut assigned, found)?;
+        if let Some(found) = partitions(&consumer, topic)? {
+            assign_new(&consumer, topic, &mut assigned, found)?;
         }
     }
     let mut behind = assigned.clone();
@@ -205,24 +230,19 @@ pub fn follow(
     while !stop() {
         if behind.is_empty() && !loaded {
             loaded = true;
-            tracing::info!(subscriptions = table.index().len(), "subscriptions loaded");
             ready();
         }
         if loaded && grown.elapsed() > GROWTH {
             // A topic that is missing for a moment is reported by the client.
-            match partitions(&consumer, &topic) {
-                Ok(Some(found)) => assign_new(&consumer, &topic, &mut assigned, found)?,
+            match partitions(&consumer, topic) {
+                Ok(Some(found)) => assign_new(&consumer, topic, &mut assigned, found)?,
                 Ok(None) | Err(Failure::TopicMissing(_)) => {}
                 Err(failure) => return Err(failure),
             }
             grown = clock::instant();
         }
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => {
-                if let Err(refusal) = table.apply(&topic_record(&message)) {
-                    invalid.count(&message, &refusal);
-                }
-            }
+            Some(Ok(message)) => take(&message),
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 behind.remove(&partition);
             }
@@ -234,7 +254,7 @@ pub fn follow(
             }
             // The client logs this itself.
             Some(Err(error)) if crate::edge::kafka::error::is_unreachable(&error) => {}
-            Some(Err(error)) => tracing::warn!(topic, "reading subscriptions failed: {error}"),
+            Some(Err(error)) => tracing::warn!(topic, "reading the topic failed: {error}"),
             None => {}
         }
     }

@@ -30,6 +30,8 @@ pub enum ErrorKind {
     MetadataTooLarge,
     /// The group does not know this member: it was evicted.
     UnknownMember,
+    /// A group's coordinator or a partition's replica moves, or some brokers did not respond; waiting may help.
+    Moving,
     /// Something else, which is only logged.
     Other,
 }
@@ -101,6 +103,12 @@ impl ClientError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         self.kind.is_unreachable()
+    }
+
+    /// Whether a partition or a group has no leader for the moment, so that waiting may help.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        matches!(self.kind, ErrorKind::OfPartition | ErrorKind::Moving)
     }
 
     /// Whether an error of a record is about its partition or topic, and not about the producer or its transaction.
@@ -191,6 +199,9 @@ pub enum Failure {
     /// The client lost a response and waits for it forever; a new client does not.
     #[error("{0}: consumer stuck waiting for the group coordinator")]
     Stuck(&'static str),
+    /// A group's positions are gone, or none can be committed at its first start; says what to do.
+    #[error("{0}")]
+    PositionsLost(String),
     /// An internal error, such as a thread that ended unexpectedly.
     #[error("{0}")]
     Internal(String),

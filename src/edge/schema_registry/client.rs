@@ -330,8 +330,13 @@ fn secret(setting: &str, from: &SecretRef) -> Result<String, String> {
     Ok(secret.to_owned())
 }
 
-/// An error with its causes.
+/// An error with its causes; one of TLS in our own words.
 fn chain(error: &legacy::Error) -> String {
+    if let Some(reason) = trust::tls_reason(error) {
+        return format!(
+            "the tls handshake failed: {reason}; --schema-registry-ca-file holds the certificates to trust"
+        );
+    }
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

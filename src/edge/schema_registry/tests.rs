@@ -1,7 +1,8 @@
 //! A registry that responds as it is told to, on loopback.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -31,16 +32,18 @@ fn stub(
     (url, seen)
 }
 
-fn respond(mut stream: TcpStream, answer: &dyn Fn(&str) -> (u16, String), seen: &Sender<Seen>) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let request = lines.next().unwrap().unwrap();
+fn respond(stream: impl Read + Write, answer: &dyn Fn(&str) -> (u16, String), seen: &Sender<Seen>) {
+    let mut stream = BufReader::new(stream);
+    let mut lines = std::iter::from_fn(|| {
+        let mut line = String::new();
+        // A client that does not trust the server ends the handshake.
+        let read = stream.read_line(&mut line).unwrap_or_default();
+        (read > 2).then(|| line.trim_end().to_owned())
+    });
+    let Some(request) = lines.next() else { return };
     let path = request.split(' ').nth(1).unwrap().to_owned();
     let mut authorization = None;
     for line in lines {
-        let line = line.unwrap();
-        if line.is_empty() {
-            break;
-        }
         if let Some((name, value)) = line.split_once(": ")
             && name.eq_ignore_ascii_case("authorization")
         {
@@ -55,7 +58,41 @@ fn respond(mut stream: TcpStream, answer: &dyn Fn(&str) -> (u16, String), seen: 
         "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {length}\r\nlocation: /\r\n\r\n"
     );
     // The client may have given up.
+    let stream = stream.get_mut();
     stream.write_all(format!("{head}{body}").as_bytes()).ok();
+    stream.flush().ok();
+}
+
+/// The same over TLS, with a certificate for `name`; returns the port and the file that makes the certificate trusted.
+fn tls_stub(name: &str) -> (u16, tempfile::NamedTempFile) {
+    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(certified.cert.pem().as_bytes()).unwrap();
+    let key = certified.signing_key.serialize_der();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (seen, _) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let answer = |_: &str| (200, STRING.to_owned());
+            respond(
+                rustls::StreamOwned::new(tls, stream.unwrap()),
+                &answer,
+                &seen,
+            );
+        }
+    });
+    (port, file)
 }
 
 fn client(url: &str, auth: Option<RegistryAuth>) -> Result<Client, SetupError> {
@@ -166,6 +203,56 @@ fn a_registry_that_is_down_or_says_too_much_is_a_failure() {
     assert!(
         matches!(&answer, Answer::Failed(reason) if reason.contains("length limit exceeded")),
         "{answer:?}"
+    );
+}
+
+#[test]
+fn a_registry_over_tls_needs_a_trusted_certificate_for_its_name() {
+    let (port, file) = tls_stub("localhost");
+    let other = tls_stub("other.example");
+    let ask = |host: &str, port: u16, ca_file: Option<PathBuf>, general: Option<PathBuf>| {
+        let settings = SchemaRegistrySettings {
+            url: format!("https://{host}:{port}"),
+            auth: None,
+            ca_file,
+        };
+        asked(&Client::new(&settings, general.as_deref()).unwrap(), SEVEN)
+    };
+    let trusted = Some(file.path().to_owned());
+    let without = [None, Some(other.1.path().to_owned())];
+    // Its own file, or that of all connections.
+    for answer in [
+        ask("localhost", port, trusted.clone(), without[1].clone()),
+        ask("localhost", port, None, trusted),
+    ] {
+        assert!(matches!(answer, Answer::Found(_)), "{answer:?}");
+    }
+    let reason = |answer| match answer {
+        Answer::Failed(reason) => reason,
+        answer => panic!("{answer:?}"),
+    };
+    // The other certificate has the same issuer's name, so its signature is what differs.
+    for (ca_file, expected) in without.into_iter().zip([
+        "the server's certificate was not issued by a trusted authority",
+        "a signature of the server, or of its certificate, is wrong",
+    ]) {
+        let reason = reason(ask("localhost", port, ca_file, None));
+        assert_eq!(
+            reason,
+            format!(
+                "GET /schemas/ids/7: the tls handshake failed: {expected}; --schema-registry-ca-file holds the certificates to trust"
+            )
+        );
+    }
+    let reason = reason(ask(
+        "localhost",
+        other.0,
+        Some(other.1.path().to_owned()),
+        None,
+    ));
+    assert!(
+        reason.contains("the server's certificate is not for localhost, but for other.example"),
+        "{reason}"
     );
 }
 

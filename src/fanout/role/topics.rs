@@ -24,12 +24,17 @@ impl EventTopics {
             numbers: HashMap::new(),
             mappings: Vec::new(),
         };
-        for topic in &settings.topics.events {
-            all.number(topic);
-            let mapping = settings.event_mappings.get(topic);
+        for topic in settings.topics.fanned_out() {
+            all.number(&topic);
+            let mapping = settings.event_mappings.get(&topic);
             all.mappings.push(mapping.cloned());
         }
         all
+    }
+
+    /// Whether this is the topic of notices, the last one.
+    pub(super) fn is_notices(&self, at: EventPartition) -> bool {
+        at.topic + 1 == self.mappings.len()
     }
 
     pub(super) fn mapping(&self, at: EventPartition) -> Option<&Mapping> {

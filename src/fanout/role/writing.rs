@@ -14,6 +14,7 @@ use crate::fanout::history::Origin;
 use crate::fanout::metrics::EventResult;
 use crate::fanout::schemas::Needs;
 use crate::fanout::sources::Tag;
+use crate::fanout::topics::keep_for_notice;
 use crate::fanout::trials::TooLarge;
 use crate::model::event::{Event, RawEvent, record_time};
 use crate::model::partitioner::key_hash;
@@ -85,6 +86,10 @@ impl<P: Port> Fanout<'_, P> {
         // Taken from the cache once: subscriptions do not change within an event.
         let mut matching = std::mem::take(&mut self.matching);
         self.context.table.index().matching(&event, &mut matching);
+        if self.events.is_notices(origin.0) {
+            let settings = &self.context.settings;
+            keep_for_notice(settings, &event, message.key(), &mut matching);
+        }
         let value = message.payload().unwrap_or_default();
         let counts = self.trials.counts(&event, value, replaced, matching.len());
         let place = span::Place {

@@ -49,7 +49,7 @@ proptest! {
                     let place = if in_tier { Place::Tier(0, 1) } else { Place::Commands(1) };
                     let entry = index.entry(SUBSCRIBERS[who], "s");
                     let enqueued = EpochMs(time * 1000);
-                    index.add(place, Offset(offset), entry, enqueued, in_tier.then(|| EpochMs((time + 5) * 1000)));
+                    index.add(place, Offset(offset), entry, enqueued, in_tier.then(|| EpochMs((time + 5) * 1000)), true);
                     if in_tier { &mut tier } else { &mut open }.insert(offset, (who, time));
                 }
                 Step::Finish(nth) => {
@@ -99,7 +99,7 @@ fn a_command_takes_ten_bytes_and_finished_chunks_are_freed() {
     let entry = index.entry("acme", "orders");
     let place = Place::Commands(0);
     for offset in 0..100_000 {
-        index.add(place, Offset(offset), entry, EpochMs(1000), None);
+        index.add(place, Offset(offset), entry, EpochMs(1000), None, true);
     }
     let held = |index: &Index| {
         let chunks = &index.columns[&place].chunks;
@@ -115,29 +115,73 @@ fn a_command_takes_ten_bytes_and_finished_chunks_are_freed() {
     assert!(held(&index) <= 100_000, "{} bytes", held(&index));
 }
 
+/// Finished and pending commands of the first entry.
+fn finished(index: &Index, is_done: impl Fn(Offset) -> bool + Copy) -> [u64; 2] {
+    let counts = index.count(|_| is_done).subscriptions.into_iter();
+    let first = counts.map(|(_, waiting)| [waiting.finished, waiting.pending()]);
+    first.take(1).next().unwrap_or_default()
+}
+
 #[test]
-fn finished_commands_are_those_read_and_no_longer_ready() {
+fn parking_and_retrying_are_not_ends_and_a_command_ends_once() {
     let mut index = Index::default();
-    let (acme, beta) = (index.entry("acme", "orders"), index.entry("beta", "orders"));
-    for offset in 0..6 {
-        let entry = if offset < 4 { acme } else { beta };
-        index.add(Place::Commands(0), Offset(offset), entry, EpochMs(0), None);
-    }
-    index.add(Place::Tier(0, 0), Offset(9), acme, EpochMs(0), None);
-    index.trim(Place::Commands(0), Position(2));
-    let finished = |index: &Index| {
-        let counts = index
-            .count(|_| |offset: Offset| offset.0 == 3)
-            .subscriptions
-            .into_iter();
-        counts
-            .map(|(_, waiting)| waiting.finished)
-            .collect::<Vec<_>>()
+    let acme = index.entry("acme", "orders");
+    let (commands, tier, longer) = (Place::Commands(0), Place::Tier(0, 0), Place::Tier(1, 0));
+    let add = |index: &mut Index, place, offset, enters| {
+        index.add(place, Offset(offset), acme, EpochMs(0), None, enters);
     };
-    assert_eq!(finished(&index), [3, 0]);
-    // Read again from 1, as after an operator resets the offset: nothing is counted twice.
-    index.add(Place::Commands(0), Offset(1), acme, EpochMs(0), None);
-    assert_eq!(finished(&index), [2]);
+    let none = |_| false;
+    for offset in 0..6 {
+        add(&mut index, commands, offset, true);
+    }
+    // Two are delivered, four are parked.
+    index.trim(commands, Position(6));
+    for offset in 0..4 {
+        add(&mut index, tier, offset, false);
+    }
+    assert_eq!(finished(&index, none), [2, 4]);
+    // One moves to a longer tier, two are released; of these one is delivered and one fails again.
+    index.trim(tier, Position(3));
+    add(&mut index, longer, 0, false);
+    add(&mut index, commands, 7, false);
+    add(&mut index, commands, 9, false);
+    assert_eq!(finished(&index, none), [2, 4]);
+    assert_eq!(finished(&index, |offset| offset.0 == 9), [3, 3]);
+    index.trim(commands, Position(10));
+    add(&mut index, longer, 1, false);
+    assert_eq!(finished(&index, none), [3, 3]);
+    // A replay of a dead letter is one more command.
+    add(&mut index, commands, 11, true);
+    assert_eq!(finished(&index, none), [3, 4]);
+    index.trim(commands, Position(12));
+    assert_eq!(finished(&index, none), [4, 3]);
+}
+
+#[test]
+fn what_is_there_when_reading_begins_counts_wherever_it_is() {
+    let mut index = Index::default();
+    let acme = index.entry("acme", "orders");
+    let (commands, tier) = (Place::Commands(0), Place::Tier(0, 0));
+    index.begin(commands, Offset(5));
+    index.begin(tier, Offset(3));
+    // A released retry, and one that waits.
+    index.add(commands, Offset(4), acme, EpochMs(0), None, false);
+    index.add(tier, Offset(2), acme, EpochMs(0), None, false);
+    let none = |_| false;
+    assert_eq!(finished(&index, none), [0, 2]);
+    index.trim(commands, Position(5));
+    assert_eq!(finished(&index, none), [1, 1]);
+    // The one that waited is released.
+    index.trim(tier, Position(3));
+    index.add(commands, Offset(6), acme, EpochMs(0), None, false);
+    assert_eq!(finished(&index, none), [1, 1]);
+    // The partition is read again from its committed position: nothing is counted twice.
+    index.forget(commands);
+    index.begin(commands, Offset(7));
+    index.add(commands, Offset(6), acme, EpochMs(0), None, false);
+    assert_eq!(finished(&index, none), [1, 1]);
+    index.trim(commands, Position(7));
+    assert_eq!(finished(&index, none), [2, 0]);
 }
 
 #[test]
@@ -146,7 +190,7 @@ fn commands_deleted_unfinished_are_neither_pending_nor_finished() {
     let entry = index.entry("acme", "orders");
     for place in [Place::Commands(0), Place::Tier(0, 0)] {
         for offset in 0..10 {
-            index.add(place, Offset(offset), entry, EpochMs(0), None);
+            index.add(place, Offset(offset), entry, EpochMs(0), None, true);
         }
     }
     index.trim(Place::Commands(0), Position(2));
@@ -264,8 +308,10 @@ fn a_recreated_partition_is_counted_from_zero() {
             entry,
             EpochMs(1000),
             None,
+            true,
         );
     }
-    index.add(Place::Commands(0), Offset(0), entry, EpochMs(1000), None);
+    let place = Place::Commands(0);
+    index.add(place, Offset(0), entry, EpochMs(1000), None, true);
     assert_eq!(index.count(|_| |_| false).subscriptions[0].1.ready, 1);
 }

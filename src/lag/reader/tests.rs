@@ -27,11 +27,20 @@ fn reader() -> Reader {
     };
     let mut index = Index::default();
     let coverage = Coverage::new(Position(5));
-    source.read_from(&mut index, 0, Some(5), coverage).unwrap();
+    source
+        .read_from(&mut index, 0, Some(5), (9, coverage))
+        .unwrap();
     let entry = index.entry("acme", "orders");
     for offset in 5..9 {
         let enqueued = EpochMs(60_000);
-        index.add(Place::Commands(0), Offset(offset), entry, enqueued, None);
+        index.add(
+            Place::Commands(0),
+            Offset(offset),
+            entry,
+            enqueued,
+            None,
+            true,
+        );
         source.partitions.get_mut(&0).unwrap().record(offset);
     }
     source.partitions.get_mut(&0).unwrap().ask(9);
@@ -70,7 +79,9 @@ fn a_partition_read_again_is_behind_and_its_earlier_window_is_dropped() {
     assert_eq!(figures.partitions[0].position, None);
     let entry = reader.index.entry("acme", "orders");
     let place = Place::Commands(0);
-    reader.index.add(place, Offset(3), entry, EpochMs(0), None);
+    reader
+        .index
+        .add(place, Offset(3), entry, EpochMs(0), None, true);
     let (_, figures) = reader.figures();
     assert_eq!(figures.total.ready, 1, "the earlier window is dropped");
     assert!(reader.seen.is_empty());

@@ -24,6 +24,7 @@ pub(crate) fn sample() -> Command {
         last_failure: None,
         replayed: None,
         sequence: None,
+        recorded: None,
         cluster: None,
         body: Bytes::from_static(b"{}"),
     }
@@ -61,6 +62,7 @@ prop_compose! {
         cause in 0..4_usize,
         last in proptest::option::of((any::<i64>(), proptest::option::of(any::<u16>()), "\\PC{0,40}")),
         replayed in proptest::option::of(any::<i64>()),
+        recorded in proptest::option::of(any::<i64>()),
         cloud in any::<bool>(),
         body in proptest::collection::vec(any::<u8>(), 0..50),
     ) -> Command {
@@ -76,6 +78,7 @@ prop_compose! {
             attempt,
             due: times.0.map(EpochMs),
             enqueued: EpochMs(times.1),
+            recorded: recorded.map(EpochMs),
             cause: Cause::ALL[cause],
             traceparent: optional.2,
             first_failure: times.2.map(EpochMs),

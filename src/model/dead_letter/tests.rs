@@ -314,6 +314,7 @@ fn every_part_of_a_filter_must_match() {
         status: Some(400),
         since: Some(EpochMs(20)),
         until: Some(EpochMs(21)),
+        ..Filter::default()
     };
     assert!(all.matches(&letter));
     let misses = [

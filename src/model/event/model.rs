@@ -99,6 +99,12 @@ impl Event<'_> {
         &self.event_type
     }
 
+    /// When its record was written.
+    #[must_use]
+    pub fn received(&self) -> EpochMs {
+        self.received
+    }
+
     /// RFC 3339, as it came.
     #[must_use]
     pub fn time(&self) -> Option<&str> {

@@ -3,7 +3,7 @@
 //! | where | bytes |
 //! |---|---|
 //! | in front of the value | 0, the id as 4 bytes |
-//! | the header [`SCHEMA_ID_HEADER`] | 1, a GUID of 16 bytes (or 0 and the 4 bytes) |
+//! | the header `__value_schema_id` | 1, a GUID of 16 bytes (or 0 and the 4 bytes) |
 //!
 //! A Protobuf value has the path to its message behind the id, in the same place: how many numbers, then the numbers, all
 //! as zigzag varints; the single byte 0 stands for the first message.
@@ -13,7 +13,7 @@ use std::fmt;
 use super::error::Problem;
 
 /// The header with a value's schema id.
-pub const SCHEMA_ID_HEADER: &str = "__value_schema_id";
+pub(super) const SCHEMA_ID_HEADER: &str = "__value_schema_id";
 
 /// Names a schema of a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +57,7 @@ pub struct Framed<'a> {
     pub(super) rest: &'a [u8],
 }
 
-/// What a value is framed with; `header` is that of the name [`SCHEMA_ID_HEADER`], which has precedence.
+/// What a value is framed with; `header` is that of the name `__value_schema_id`, which has precedence.
 ///
 /// `None` when it is not framed: no JSON text begins with such a byte.
 #[must_use]

@@ -40,6 +40,26 @@ impl Decider {
     }
 }
 
+/// Why hookstream has disabled a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DisabledBecause {
+    /// Its endpoint responded 410.
+    Gone,
+    /// Its endpoint has failed for as long as the operator allows.
+    Failing,
+}
+
+impl DisabledBecause {
+    /// The text in the notice and in the decision.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Failing => "failing",
+        }
+    }
+}
+
 /// A decision about a subscription's state: the value of its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
@@ -54,6 +74,12 @@ pub struct Decision {
     /// When the subscription was last resumed, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<EpochMs>,
+    /// When an operator wanted its endpoint probed at once, if that is what was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed_at: Option<EpochMs>,
+    /// Why hookstream disabled it: `gone` (also where it is missing) or `failing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Box<str>>,
 }
 
 impl Decision {
@@ -67,18 +93,45 @@ impl Decision {
             state,
             at: now,
             resumed_at: resumed.or(subscription.resumed_at),
+            probed_at: None,
+            reason: None,
+        }
+    }
+
+    /// An operator's wish that the endpoint of `subscription` is probed at once. The state stays, and each one is another
+    /// version: that is what delivery notices.
+    #[must_use]
+    pub fn probe(subscription: &Subscription, now: EpochMs) -> Self {
+        Self {
+            subscription: subscription.id.clone(),
+            version: subscription.source.applied.clone(),
+            state: subscription.state,
+            at: now,
+            resumed_at: subscription.resumed_at,
+            probed_at: Some(now),
+            reason: None,
         }
     }
 
     /// The decision to disable `subscription`, whose endpoint is gone.
     #[must_use]
     pub fn gone(subscription: &Subscription, now: EpochMs) -> Self {
+        Self::disabled(subscription, DisabledBecause::Gone, now)
+    }
+
+    /// hookstream's decision to disable `subscription`.
+    #[must_use]
+    pub fn disabled(subscription: &Subscription, because: DisabledBecause, now: EpochMs) -> Self {
+        // 0.1.0 wrote none, and had one only.
+        let reason = (because != DisabledBecause::Gone).then(|| because.as_str().into());
         Self {
             subscription: subscription.id.clone(),
             version: subscription.source.version.clone(),
             state: State::Disabled,
             at: now,
             resumed_at: None,
+            probed_at: None,
+            reason,
         }
     }
 

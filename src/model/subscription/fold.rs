@@ -6,6 +6,8 @@
 //! | `state/ID` | `subscriptions pause` and `resume` | what operators decided: [`Decision`] |
 //! | `disabled/ID` | delivery, after a 410 | that the endpoint is gone: [`Decision`] |
 //!
+//! Keys that begin with `start/` are those of other records ([`start_marker`]), which are ignored.
+//!
 //! An id has no slash, so the keys cannot collide. Each kind of writer owns its record, so none overwrites what another
 //! one decided. Kafka has no compare-and-set, so a decision names the [`Version`](super::Version) that it was made on, and is ignored
 //! when that is no longer current: a 410 that arrives after an apply or a resume disables nothing.
@@ -27,6 +29,7 @@ use super::record::SubscriptionError;
 use super::validate::parse;
 use super::version::{Version, digest};
 use crate::model::source::subscription_hash;
+use crate::model::start_marker;
 use crate::model::units::EpochMs;
 
 /// The maximum length of an id, in bytes.
@@ -167,6 +170,9 @@ impl Fold {
     /// Takes the next record.
     pub fn take(&mut self, record: &TopicRecord<'_>) -> Change {
         let key = record.key.unwrap_or_default();
+        if start_marker::is_key(key) {
+            return Change::Nothing;
+        }
         let Ok(text) = std::str::from_utf8(key) else {
             return self.take_applied("", record);
         };
@@ -356,6 +362,15 @@ impl Fold {
             }
             _ => None,
         }
+    }
+}
+
+impl Fold {
+    /// Why hookstream disabled a subscription that is disabled by it: `gone` or `failing`.
+    #[must_use]
+    pub fn disabled_because(&self, id: &str) -> Option<&str> {
+        let disabled = self.entries.get(id)?.disabled.as_ref()?;
+        Some(disabled.reason.as_deref().unwrap_or("gone"))
     }
 }
 

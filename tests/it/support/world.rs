@@ -31,6 +31,8 @@ pub struct World {
     /// The event topic.
     pub events: String,
     pub tiers: Vec<Duration>,
+    /// `--start-at`; the program's default when it is empty. Most tests publish before the first start.
+    pub start_at: &'static str,
     /// 1, or 3 on three brokers.
     pub replicas: i32,
     /// Further flags for every process, such as `--guarantee`, `at-least-once`.
@@ -115,6 +117,7 @@ impl World {
             prefix,
             events,
             tiers: vec![Duration::from_secs(1), Duration::from_secs(2)],
+            start_at: "earliest",
             replicas: if broker.address.contains(',') { 3 } else { 1 },
             flags: Vec::new(),
             spawned: AtomicU32::new(0),
@@ -131,6 +134,7 @@ impl World {
             topics: self.topics.clone(),
             events: self.events.clone(),
             tiers: self.tiers.clone(),
+            start_at: self.start_at,
             replicas: self.replicas,
             flags: self.flags.clone(),
             spawned: AtomicU32::new(100),
@@ -156,6 +160,7 @@ impl World {
             // Whatever `localhost` is.
             ("--egress-allow-cidr", "127.0.0.0/8,::1/128"),
             ("--egress-ports", "any"),
+            ("--start-at", self.start_at),
         ];
         let mut arguments: Vec<String> = pairs
             .iter()
@@ -211,6 +216,12 @@ impl World {
             &self.topics.subscriptions(),
             1,
             &[("cleanup.policy", "compact")],
+        );
+        self.create_topic(&self.topics.notices(), partitions, &settled);
+        self.create_topic(
+            &self.topics.status(),
+            1,
+            &[("cleanup.policy", "compact,delete")],
         );
         for tier in &self.tiers {
             self.create_topic(

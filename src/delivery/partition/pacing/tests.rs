@@ -289,3 +289,34 @@ fn a_limit_is_forgotten_in_time() {
     }
     assert_eq!(pacing.rate(), None);
 }
+
+/// Of a simulated run: six requests waited for more than a minute, because the one in the half minute before was taken for
+/// what the endpoint accepts.
+#[test]
+fn after_a_lane_with_few_requests_was_throttled_it_does_not_wait_for_minutes() {
+    let begin = crate::edge::clock::instant();
+    let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
+    let mut pacing = Pacing::default();
+    pacing.sent(begin);
+    pacing.accepted(begin, at(0.05));
+    let mut now = at(30.0);
+    for _ in 0..4 {
+        pacing.sent(now);
+        let asked = Some(Duration::from_secs(1));
+        let pause = pacing.throttled(now, asked, now + TAKES, 1.0);
+        now += TAKES + pause;
+    }
+    pacing.sent(now);
+    pacing.accepted(now, now + TAKES);
+    let accepted = now;
+    for _ in 0..6 {
+        while let Err(next) = pacing.ready(now) {
+            now = next.unwrap();
+        }
+        pacing.sent(now);
+        pacing.accepted(now, now + TAKES);
+    }
+    let took = now - accepted;
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took > Duration::from_secs(2), "at a pace: {took:?}");
+}

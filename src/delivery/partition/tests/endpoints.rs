@@ -6,6 +6,10 @@ use std::collections::BinaryHeap;
 use super::*;
 use crate::delivery::partition::effect::{Concluded, Notice};
 use crate::model::outcome::AttemptOutcome;
+use crate::model::status::Status;
+
+mod notices;
+mod statuses;
 
 const TICK: Duration = Duration::from_millis(100);
 /// Requests in flight of the whole replica.
@@ -28,17 +32,29 @@ type Respond = Box<dyn FnMut(&Seen<'_>) -> (Duration, Response)>;
 struct Only {
     subscription: Arc<Subscription>,
     limits: Limits,
+    /// What a former owner wrote.
+    before: Option<Arc<Status>>,
+    statuses: u64,
+    version: u64,
 }
 
 impl Subscriptions for Only {
     type Endpoint = Peer;
 
     fn version(&self) -> u64 {
-        0
+        self.version
     }
 
     fn get(&self, _: &str, _: &str) -> Result<Arc<Subscription>, Unavailable> {
         Ok(Arc::clone(&self.subscription))
+    }
+
+    fn status(&self, _: &str, _: &str) -> Option<Arc<Status>> {
+        self.before.clone()
+    }
+
+    fn statuses_version(&self) -> u64 {
+        self.statuses
     }
 
     fn terms(&self, _: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
@@ -94,6 +110,8 @@ struct Virtual {
     opened: usize,
     parked: usize,
     dead: usize,
+    statuses: Vec<(Duration, Status)>,
+    notices: Vec<(Duration, crate::model::notice::Notice)>,
 }
 
 impl Virtual {
@@ -115,6 +133,9 @@ impl Virtual {
                     rate: None,
                     breaker: crate::delivery::partition::breaker::tests::RULES,
                 },
+                before: None,
+                statuses: 0,
+                version: 0,
             },
             machine: Partition::new(rules(ORDER_BYTES), Window::new(Position(0))),
             effects: Effects::default(),
@@ -140,6 +161,8 @@ impl Virtual {
             opened: 0,
             parked: 0,
             dead: 0,
+            statuses: Vec::new(),
+            notices: Vec::new(),
         }
     }
 
@@ -159,6 +182,7 @@ impl Virtual {
             cause: Cause::New,
             first_failure: None,
             sequence: None,
+            recorded: None,
             cluster: None,
             body: Bytes::from_static(b"{}"),
             ..sample()
@@ -184,7 +208,18 @@ impl Virtual {
                     match outcome {
                         Outcome::Tier(tier, command) => self.waits(tier, *command),
                         Outcome::DeadLetter(..) => self.dead += 1,
-                        Outcome::Invalid(_) | Outcome::Disable(_) => {}
+                        Outcome::Status(status) => {
+                            self.statuses.push((self.now - self.begin, *status));
+                        }
+                        Outcome::Notice(notice, status) => {
+                            self.notices.push((self.now - self.begin, *notice));
+                            self.statuses.push((self.now - self.begin, *status));
+                        }
+                        Outcome::Disable(_, _, notice) => {
+                            let notice = notice.map(|notice| (self.now - self.begin, *notice));
+                            self.notices.extend(notice);
+                        }
+                        Outcome::Invalid(_) => {}
                     }
                     written.extend(offset);
                 }

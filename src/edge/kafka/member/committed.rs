@@ -7,14 +7,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::context::MemberContext;
-use super::hanging::{OFFSETS_TOPIC, message, partition_of};
+use super::hanging::{self, second_client};
 use super::partition::{TopicPartition, plain};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
-use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::{Failure, is_denied};
-use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::kafka::watchdog::{Link, was_unreachable_within};
 use crate::model::units::Position;
@@ -101,38 +99,12 @@ impl CommittedReader {
                     if tries % DIAGNOSE_EVERY == 0
                         && self.second_client_reads(&wanted, "read_uncommitted", TRY)
                     {
-                        tracing::error!(group = &*self.group, "{}", self.hanging());
+                        let found = hanging::diagnosis(&self.settings, self.purpose, &self.group);
+                        tracing::error!(group = &*self.group, "{found}");
                     }
                 }
             }
         }
-    }
-
-    /// What an operator has to do about the transaction that holds the positions.
-    fn hanging(&self) -> String {
-        const ANSWER: Duration = Duration::from_secs(5);
-        let found = || {
-            let client = self.second_client("read_committed")?;
-            let metadata = client.fetch_metadata(Some(OFFSETS_TOPIC), ANSWER).ok()?;
-            let count = metadata.topics().first()?.partitions().len();
-            let partition = partition_of(&self.group, i32::try_from(count).ok()?)?;
-            // As read-committed readers see it, the partition ends where the transaction starts.
-            let ends = client.fetch_watermarks(OFFSETS_TOPIC, partition, ANSWER);
-            std::thread::spawn(move || drop(client));
-            Some((partition, ends.ok().map(|(_, stable)| stable)))
-        };
-        let link = Link::new(self.purpose);
-        match link.bounded("looking for a hanging transaction", found) {
-            Some((partition, start)) => message(&self.settings.brokers, Some(partition), start),
-            None => message(&self.settings.brokers, None, None),
-        }
-    }
-
-    fn second_client(&self, isolation: &str) -> Option<BaseConsumer<LoggedConsumer>> {
-        let mut config = consumer_config(&self.settings, self.purpose, &self.group);
-        config.set("isolation.level", isolation);
-        let context = LoggedConsumer(LogContext::new(self.purpose));
-        config.create_with_context(context).ok()
     }
 
     /// Whether a client that is not a member can read the committed offsets. If it can with `read_committed`, neither
@@ -143,7 +115,8 @@ impl CommittedReader {
         isolation: &str,
         timeout: Duration,
     ) -> bool {
-        let Some(client) = self.second_client(isolation) else {
+        let Some(client) = second_client(&self.settings, self.purpose, &self.group, isolation)
+        else {
             return false;
         };
         let read = || client.committed_offsets(wanted.clone(), timeout);

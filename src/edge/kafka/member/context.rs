@@ -37,7 +37,8 @@ pub(super) struct MemberContext {
     pub(super) refused: Mutex<Vec<(TopicPartition, KafkaError)>>,
     /// Set when the client has something to be polled, or may have.
     pub(super) ready: Arc<AtomicBool>,
-    /// Set by each callback that a poll runs: there may be more behind it.
+    /// Set by each callback that a poll runs, that of a log line too: there may be more behind it, as the end of the
+    /// membership behind the line that reports it.
     pub(super) called_back: AtomicBool,
 }
 
@@ -76,6 +77,7 @@ impl MemberContext {
 
 impl ClientContext for MemberContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.called_back.store(true, Ordering::Relaxed);
         self.log.log(level, facility, message);
     }
 
@@ -146,5 +148,35 @@ pub(super) fn unassign(
     match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
         _ => consumer.unassign(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::error::RDKafkaErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn each_callback_of_a_poll_says_that_there_may_be_more_behind_it() {
+        let context = MemberContext::new("deliver", ClientHealth::new(12_000));
+        let unreachable = || KafkaError::Global(RDKafkaErrorCode::AllBrokersDown);
+        let callbacks: [(&str, &dyn Fn()); 4] = [
+            ("a log line", &|| {
+                context.log(RDKafkaLogLevel::Warning, "SESSTMOUT", "session timed out");
+            }),
+            ("an error", &|| {
+                context.error(unreachable(), "all brokers are down")
+            }),
+            ("statistics", &|| context.stats_raw(b"{}")),
+            ("a commit", &|| {
+                context.commit_callback(Ok(()), &TopicPartitionList::new());
+            }),
+        ];
+        for (what, call) in callbacks {
+            context.called_back.store(false, Ordering::Relaxed);
+            call();
+            assert!(context.called_back.load(Ordering::Relaxed), "{what}");
+        }
     }
 }

@@ -4,12 +4,55 @@
 //! with Kafka's own tool, which needs the partition of `__consumer_offsets` and the offset at which the transaction starts.
 
 use std::fmt::Write as _;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use crate::config::Settings;
+use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::edge::kafka::watchdog::Link;
+
+/// What an operator has to do about the transaction that holds the positions of `group`, for the log. Only after these
+/// cannot be read with `read_committed`, but without it.
+#[must_use]
+pub fn diagnosis(settings: &Settings, purpose: &'static str, group: &str) -> String {
+    const ANSWER: Duration = Duration::from_secs(5);
+    let found = || {
+        let client = second_client(settings, purpose, group, "read_committed")?;
+        let metadata = client.fetch_metadata(Some(OFFSETS_TOPIC), ANSWER).ok()?;
+        let count = metadata.topics().first()?.partitions().len();
+        let partition = partition_of(group, i32::try_from(count).ok()?)?;
+        // As read-committed readers see it, the partition ends where the transaction starts.
+        let ends = client.fetch_watermarks(OFFSETS_TOPIC, partition, ANSWER);
+        std::thread::spawn(move || drop(client));
+        Some((partition, ends.ok().map(|(_, stable)| stable)))
+    };
+    let link = Link::new(purpose);
+    match link.bounded("looking for a hanging transaction", found) {
+        Some((partition, start)) => message(&settings.brokers, Some(partition), start),
+        None => message(&settings.brokers, None, None),
+    }
+}
+
+/// A client of `group` that never joins it.
+pub(super) fn second_client(
+    settings: &Settings,
+    purpose: &'static str,
+    group: &str,
+    isolation: &str,
+) -> Option<BaseConsumer<LoggedConsumer>> {
+    let mut config = consumer_config(settings, purpose, group);
+    config.set("isolation.level", isolation);
+    let context = LoggedConsumer(LogContext::new(purpose));
+    config.create_with_context(context).ok()
+}
 
 /// Kafka's topic of committed positions.
-pub(super) const OFFSETS_TOPIC: &str = "__consumer_offsets";
+const OFFSETS_TOPIC: &str = "__consumer_offsets";
 
 /// The partition of [`OFFSETS_TOPIC`] that holds a group, of `count`: `Utils.abs(groupId.hashCode) % count`.
-pub(super) fn partition_of(group: &str, count: i32) -> Option<i32> {
+fn partition_of(group: &str, count: i32) -> Option<i32> {
     let hash = group.encode_utf16().fold(0_i32, |hash, unit| {
         hash.wrapping_mul(31).wrapping_add(i32::from(unit))
     });
@@ -19,7 +62,7 @@ pub(super) fn partition_of(group: &str, count: i32) -> Option<i32> {
 }
 
 /// The message for the log. `partition` and `start` are known as far as this client may read them.
-pub(super) fn message(brokers: &str, partition: Option<i32>, start: Option<i64>) -> String {
+fn message(brokers: &str, partition: Option<i32>, start: Option<i64>) -> String {
     let mut text = String::from(
         "committed offsets blocked by a hanging transaction, waiting: the brokers have lost its end, as those of Kafka 4.3.1 did in trials (KAFKA-20734); 3.9.2 and 4.0.2 did not. No version that fixes it is known to this release; use 3.9 or 4.0, or one whose release notes list it as fixed. End the transaction with `",
     );

@@ -34,6 +34,7 @@ impl ReaderContext {
 
 impl ClientContext for ReaderContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.called_back.store(true, Ordering::Relaxed);
         self.log.log(level, facility, message);
     }
 
@@ -49,3 +50,30 @@ impl ClientContext for ReaderContext {
 }
 
 impl ConsumerContext for ReaderContext {}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::error::RDKafkaErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn each_callback_of_a_poll_says_that_there_may_be_more_behind_it() {
+        let context = ReaderContext::new("deliver");
+        let unreachable = || KafkaError::Global(RDKafkaErrorCode::AllBrokersDown);
+        let callbacks: [(&str, &dyn Fn()); 3] = [
+            ("a log line", &|| {
+                context.log(RDKafkaLogLevel::Warning, "FAIL", "connection closed")
+            }),
+            ("an error", &|| {
+                context.error(unreachable(), "all brokers are down")
+            }),
+            ("statistics", &|| context.stats_raw(b"{}")),
+        ];
+        for (what, call) in callbacks {
+            context.called_back.store(false, Ordering::Relaxed);
+            call();
+            assert!(context.called_back.load(Ordering::Relaxed), "{what}");
+        }
+    }
+}

@@ -14,8 +14,14 @@ const WORK_RETENTION: Duration = DAY.saturating_mul(14);
 /// A dead letter and its facts: time for an operator to notice, fix the cause and replay.
 const LETTER_RETENTION: Duration = DAY.saturating_mul(90);
 
-/// Invalid events are evidence for a producer's developer.
+/// Invalid events are evidence for a producer's developer. Notices are kept as long.
 const INVALID_RETENTION: Duration = DAY.saturating_mul(30);
+
+/// Endpoints that nothing was sent to for so long are forgotten.
+const STATUS_RETENTION: Duration = DAY.saturating_mul(30);
+
+/// Small segments: what was replaced is removed soon, and readers begin at the first record.
+const STATUS_SEGMENT_BYTES: i64 = 32 * 1024 * 1024;
 
 /// Requests and responses, for questions about the last days.
 const ATTEMPT_RETENTION: Duration = DAY.saturating_mul(3);
@@ -124,8 +130,24 @@ pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
         copy,
         kept(INVALID_RETENTION),
     ));
+    all.push(own(
+        names.notices(),
+        Partitions::Any,
+        record,
+        kept(INVALID_RETENTION),
+    ));
+    all.push(own(
+        names.status(),
+        Partitions::One,
+        record,
+        vec![
+            ("cleanup.policy", Rule::Exactly("compact,delete")),
+            ("retention.ms", Rule::AtFirst(in_ms(STATUS_RETENTION))),
+            ("segment.bytes", Rule::AtFirst(STATUS_SEGMENT_BYTES)),
+        ],
+    ));
     if settings.attempt_log {
-        let retention = i64::try_from(ATTEMPT_RETENTION.as_millis()).unwrap_or(i64::MAX);
+        let retention = in_ms(ATTEMPT_RETENTION);
         all.push(own(
             names.attempts(),
             Partitions::Any,
@@ -162,12 +184,15 @@ fn own(
     }
 }
 
+fn in_ms(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Retention by time only: a size limit would silently drop work of a backlog.
 fn kept(retention: Duration) -> Vec<(&'static str, Rule)> {
-    let ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
     vec![
         ("cleanup.policy", Rule::Exactly("delete")),
-        ("retention.ms", Rule::AtLeast(ms)),
+        ("retention.ms", Rule::AtLeast(in_ms(retention))),
         ("retention.bytes", Rule::Exactly("-1")),
     ]
 }

@@ -35,6 +35,7 @@ fn settings() -> Settings {
         drain_deadline: Duration::from_secs(10),
         attempt_log: true,
         lag_top: 200,
+        start_at: None,
         window_format: crate::model::window::Format::V3,
         hang_deadline: Duration::from_secs(30),
         otlp: None,
@@ -47,6 +48,9 @@ fn settings() -> Settings {
         max_queued_bytes: 1,
         max_queued_commands: 1,
         breaker: RULES,
+        notice_after: Duration::from_secs(300),
+        disable_after: None,
+        operator_subscriber: None,
     }
 }
 

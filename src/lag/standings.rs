@@ -1,0 +1,262 @@
+//! How the subscriptions stand: reads the topics of subscriptions and statuses once a second, on a thread of its own, so
+//! that neither delays the figures.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::figures::Subscriber;
+use crate::config::Settings;
+use crate::edge::clock;
+use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::status_log::{StatusLog, Statuses};
+use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
+use crate::model::standing::{Decided, Standing};
+use crate::model::subscription::{Change, TopicRecord};
+use crate::model::units::EpochMs;
+
+const PURPOSE: &str = "standings";
+/// How often the topics are read.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long a command waits for the first reading.
+const FIRST: Duration = Duration::from_secs(10);
+/// How often it looks for it.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How often a failure is logged.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// The subscriptions and statuses at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    /// By id.
+    decided: HashMap<Box<str>, Decided>,
+    statuses: Statuses,
+}
+
+impl Standings {
+    fn standing(&self, id: &str, now: EpochMs) -> Standing {
+        let status = self.statuses.get(id).map(|status| &**status);
+        Standing::new(id, self.decided.get(id), status, now)
+    }
+
+    /// Adds the standing of each subscription and subscriber, and subscribers without a backlog.
+    pub(super) fn annotate(&self, subscribers: &mut Vec<Subscriber>, now: EpochMs) {
+        let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (id, decided) in &self.decided {
+            missing.entry(&decided.subscriber).or_default().push(id);
+        }
+        for ids in missing.values_mut() {
+            ids.sort_unstable();
+        }
+        for one in subscribers.iter_mut() {
+            let ids = missing.remove(&*one.name).unwrap_or_default();
+            self.complete(one, &ids, now);
+        }
+        for (name, ids) in missing {
+            let mut one = Subscriber {
+                name: name.to_owned(),
+                ..Subscriber::default()
+            };
+            self.complete(&mut one, &ids, now);
+            subscribers.push(one);
+        }
+    }
+
+    fn complete(&self, one: &mut Subscriber, ids: &[&str], now: EpochMs) {
+        let known = one.subscriptions.len();
+        for id in ids {
+            let there = &one.subscriptions[..known];
+            if !there.iter().any(|subscription| subscription.name == **id) {
+                one.subscriptions.push(Subscriber {
+                    name: (*id).to_owned(),
+                    ..Subscriber::default()
+                });
+            }
+        }
+        one.standing = Standing::default();
+        for subscription in &mut one.subscriptions {
+            subscription.standing = self.standing(&subscription.name, now);
+            one.standing.add(&subscription.standing);
+        }
+    }
+}
+
+type Latest = Mutex<Option<Arc<Standings>>>;
+
+/// Stops the thread when dropped.
+pub(super) struct Watch {
+    _open: Sender<()>,
+    latest: Arc<Latest>,
+}
+
+impl Watch {
+    /// The latest reading; `None` before the first.
+    pub(super) fn latest(&self) -> Option<Arc<Standings>> {
+        let latest = self.latest.lock();
+        latest.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, for a command that has just started: waits for the first one, at most [`FIRST`].
+    pub(super) fn first(&self) -> Option<Arc<Standings>> {
+        let began = clock::instant();
+        loop {
+            let latest = self.latest();
+            if latest.is_some() || clock::instant() - began >= FIRST {
+                return latest;
+            }
+            std::thread::sleep(AGAIN);
+        }
+    }
+}
+
+/// Starts reading.
+///
+/// # Errors
+/// [`Failure`] when the thread cannot be started.
+pub(super) fn watch(settings: &Arc<Settings>) -> Result<Watch, Failure> {
+    let (open, closed) = channel();
+    let settings = Arc::clone(settings);
+    let latest = Arc::new(Latest::default());
+    let shown = Arc::clone(&latest);
+    std::thread::Builder::new()
+        .name(PURPOSE.to_owned())
+        .spawn(move || run(&settings, &shown, &closed))
+        .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
+    Ok(Watch {
+        _open: open,
+        latest,
+    })
+}
+
+/// Both topics, read as far as the last call.
+struct Topics {
+    subscriptions: SubscriptionLog,
+    statuses: StatusLog,
+}
+
+impl Topics {
+    fn open(settings: &Settings) -> Result<Self, Failure> {
+        Ok(Self {
+            subscriptions: SubscriptionLog::open(settings, PURPOSE)?,
+            statuses: StatusLog::open(settings, PURPOSE)?,
+        })
+    }
+
+    /// What is new; `None` if nothing is.
+    fn read(&mut self) -> Result<Option<Standings>, Failure> {
+        let mut any = false;
+        let mut visit = |_: &TopicRecord<'_>, _: &Change| any = true;
+        let go_on = || false;
+        self.subscriptions
+            .catch_up(Freshness::Visible, &go_on, &mut visit)?;
+        any |= self.statuses.catch_up(&go_on)?;
+        Ok(any.then(|| self.standings()))
+    }
+
+    fn standings(&self) -> Standings {
+        let fold = self.subscriptions.fold();
+        let decided = fold
+            .iter()
+            .map(|one| (one.id.clone(), Decided::of(fold, one)));
+        Standings {
+            decided: decided.collect(),
+            statuses: self.statuses.statuses().clone(),
+        }
+    }
+}
+
+fn run(settings: &Settings, shown: &Latest, closed: &Receiver<()>) {
+    let put = |standings| {
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(standings));
+    };
+    let mut topics: Option<Topics> = None;
+    let mut logged: Option<Instant> = None;
+    loop {
+        let read = match &mut topics {
+            Some(topics) => topics.read().map(|news| news.map(&put)),
+            // The first reading counts also when there is nothing.
+            None => Topics::open(settings).and_then(|mut opened| {
+                opened.read()?;
+                put(opened.standings());
+                topics = Some(opened);
+                Ok(None)
+            }),
+        };
+        if let Err(failure) = read {
+            topics = None;
+            let now = clock::instant();
+            if logged.is_none_or(|before| now - before >= REMIND) {
+                logged = Some(now);
+                tracing::warn!("reading how subscriptions stand failed, retrying: {failure}");
+            }
+        }
+        match closed.recv_timeout(EVERY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::standing::Condition;
+    use crate::model::subscription::State;
+
+    fn decided(subscriber: &str, state: State) -> Decided {
+        Decided {
+            subscriber: subscriber.into(),
+            state,
+            disabled_by: None,
+        }
+    }
+
+    #[test]
+    fn every_subscription_is_there_once_with_its_state_and_a_deleted_one_without() {
+        let standings = Standings {
+            decided: HashMap::from([
+                ("a-orders".into(), decided("acme", State::Active)),
+                ("a-bills".into(), decided("acme", State::Paused)),
+                ("b".into(), decided("beta", State::Active)),
+            ]),
+            statuses: Statuses::new(),
+        };
+        let one = |name: &str, subscriptions| Subscriber {
+            name: name.to_owned(),
+            subscriptions,
+            ..Subscriber::default()
+        };
+        let mut all = vec![
+            one("acme", vec![one("a-orders", vec![])]),
+            one("gone", vec![one("g", vec![])]),
+        ];
+        standings.annotate(&mut all, EpochMs(0));
+        let shown: Vec<_> = all
+            .iter()
+            .map(|one| {
+                let inner = one.subscriptions.iter();
+                let inner: Vec<_> = inner.map(|one| (&*one.name, one.standing.state)).collect();
+                (&*one.name, one.standing.state, inner)
+            })
+            .collect();
+        let (active, paused) = (Some(Condition::Active), Some(Condition::Paused));
+        assert_eq!(
+            shown,
+            [
+                (
+                    "acme",
+                    paused,
+                    vec![("a-orders", active), ("a-bills", paused)]
+                ),
+                ("gone", None, vec![("g", None)]),
+                ("beta", active, vec![("b", active)]),
+            ]
+        );
+        assert!(
+            all[0].is_notable(),
+            "a paused one is visible with nothing pending"
+        );
+        assert!(!all[2].is_notable());
+    }
+}
