@@ -142,7 +142,16 @@ impl Producer {
         id: String,
     ) -> Result<Self, Failure> {
         let deadline = Some(WRITE_DEADLINE);
-        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, deadline)
+        let id = (settings.guarantee == Guarantee::ExactlyOnce).then_some(id);
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            false,
+            OnStuck::Wait,
+            deadline,
+        )
     }
 
     fn with_id(
