@@ -300,7 +300,11 @@ fn run_roles(settings: &Settings, roles: &[Role]) -> Result<Exit, CliError> {
 
 impl From<ServiceError> for CliError {
     fn from(error: ServiceError) -> Self {
-        Self::new(Exit::Failure, error.to_string())
+        let exit = match error {
+            ServiceError::Access(_) => Exit::Usage,
+            _ => Exit::Failure,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 

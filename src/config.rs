@@ -7,9 +7,11 @@
 mod binding;
 pub mod credentials;
 mod files;
+mod hosts;
 mod layers;
 mod login;
 mod mapping;
+mod oauth;
 mod parse;
 mod report;
 mod secrets;
@@ -19,10 +21,13 @@ pub mod table;
 mod tests;
 
 pub use files::Connection;
+pub use hosts::HostPattern;
 pub use layers::{Layers, Source};
+pub(crate) use oauth::concerns_tokens_only;
+pub use oauth::{TokenSource, is_served_here};
 pub use report::{EffectiveSetting, effective, reference, unknown_variables};
 pub use secrets::{REDACTED, SecretRef, is_secret};
 pub use settings::{
-    EgressSettings, Guarantee, Machine, OtlpSettings, RegistryAuth, SchemaRegistrySettings,
-    Settings, StartAt, Topics,
+    EgressSettings, Guarantee, Machine, OtlpSettings, ProxySettings, RegistryAuth,
+    SchemaRegistrySettings, Settings, StartAt, Topics,
 };

@@ -35,6 +35,7 @@ mod secrets;
 mod sending;
 pub mod signing;
 mod terms;
+mod tokens;
 pub mod top_subscribers;
 mod topics;
 mod worker;

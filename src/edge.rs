@@ -12,5 +12,6 @@ pub mod live;
 pub mod otlp;
 pub mod port;
 pub mod schema_registry;
+pub mod secret_text;
 pub mod small_file;
 pub mod writer;

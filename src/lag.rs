@@ -17,6 +17,7 @@ mod reader;
 mod source;
 mod standings;
 pub mod top;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,10 +30,11 @@ use crate::edge::port::task::block_on;
 use crate::model::units::EpochMs;
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::Registry;
-use figures::{Board, Figures};
+use figures::{Board, EventPartition, Figures};
 use metrics::LagMetrics;
 use reader::Reader;
 use top::TopSubscribers;
+use watch::Watch;
 
 /// How often committed offsets are read and figures published.
 const EVERY: Duration = Duration::from_secs(1);
@@ -113,8 +115,8 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
 
 /// What is read beside the backlog.
 struct Watches {
-    events: events::Watch,
-    standings: standings::Watch,
+    events: Watch<Vec<EventPartition>>,
+    standings: Watch<Arc<standings::Standings>>,
 }
 
 /// Whether a retry cannot help.
@@ -240,8 +242,8 @@ impl Watcher {
                 if self.reader.as_of().is_some_and(|as_of| as_of >= since) {
                     self.next = clock::instant() + every;
                     let (_, mut figures) = self.reader.figures();
-                    figures.events = self.watches.events.first().unwrap_or_default();
-                    if let Some(standings) = self.watches.standings.first() {
+                    figures.events = self.watches.events.first(events::FIRST).unwrap_or_default();
+                    if let Some(standings) = self.watches.standings.first(standings::FIRST) {
                         standings.annotate(&mut figures.subscribers, clock::now());
                     }
                     return Ok(Some(figures));

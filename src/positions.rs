@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
 use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets, settled};
@@ -371,9 +372,12 @@ fn commit_without_member(client: &Client, list: &[Commit]) -> Result<(), KafkaEr
 }
 
 fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
-    consumer_config(settings, PURPOSE, &role.group(settings))
+    let client: Client = consumer_config(settings, PURPOSE, &role.group(settings))
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
-        .map_err(|error| Failure::from_client("creating a client", error))
+        .map_err(|error| Failure::from_client("creating a client", error))?;
+    // A command of the operator is done long before a token expires.
+    give_once(&settings.credentials, client.client());
+    Ok(client)
 }
 
 fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {

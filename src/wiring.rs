@@ -31,7 +31,7 @@ use crate::edge::otlp::{Exporter, SetupError};
 use crate::edge::port::task::block_on;
 use crate::lag::pages;
 use crate::positions::{GroupRole, start};
-use crate::runtime::admin_http::{self, BindError, Site};
+use crate::runtime::admin_http::{self, Access, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
 use crate::runtime::metrics::{Metrics, Registry};
 use crate::runtime::shutdown::Stop;
@@ -133,6 +133,9 @@ pub enum ServiceError {
     /// The HTTP server cannot be started.
     #[error("cannot start the HTTP server: {0}")]
     Http(io::Error),
+    /// A file that the HTTP server needs cannot be used.
+    #[error("{0}")]
+    Access(String),
     /// The span export cannot be started.
     #[error(transparent)]
     Spans(#[from] SetupError),
@@ -203,6 +206,11 @@ impl Service {
             .build()
             .map_err(ServiceError::Http)?;
         let http = listener.local_addr().map_err(ServiceError::Http)?;
+        let access = Access::new(settings.http_token_file.clone());
+        let access = access.map_err(ServiceError::Access)?;
+        let tls = settings.http_tls.clone();
+        let tls = tls.map(|(certificate, key)| admin_http::tls::acceptor(certificate, key));
+        let tls = tls.transpose().map_err(ServiceError::Access)?;
         let served = {
             let _entered = runtime.enter();
             tokio::net::TcpListener::from_std(listener)
@@ -258,12 +266,13 @@ impl Service {
             health: process.health,
             brokers: watchdog::brokers,
             routes: pages::routes(families.board),
+            access,
         });
         // Serves until the runtime ends: failing probes would kill the process while its roles drain.
         let never = std::future::pending();
         service
             .runtime
-            .spawn(admin_http::serve(served, site, never));
+            .spawn(admin_http::serve(served, site, tls, never));
         Ok(service)
     }
 

@@ -11,9 +11,11 @@ use rdkafka::types::RDKafkaConfRes;
 
 use super::exit::{CliError, Exit};
 use crate::config::table::{SETTINGS, Setting};
-use crate::config::{self, Layers, Settings, Source};
+use crate::config::{self, Layers, Settings, Source, TokenSource, is_served_here};
 use crate::edge::kafka::credentials;
+use crate::edge::kafka::oauth::{self, Tokens};
 use crate::edge::small_file::{self, MAX_BUNDLE_BYTES, MAX_SECRET_BYTES};
+use crate::model::token::TokenFault;
 
 /// Collects the settings. Errors are kept for [`Settings::check`].
 pub(super) fn layers(matches: &ArgMatches) -> Layers {
@@ -68,17 +70,41 @@ pub(super) fn follow(
         credentials::try_connection(&current)
             .map_err(|failure| CliError::new(Exit::Usage, failure.to_string()))?;
     }
+    let tokens = match current.token_source() {
+        Some(source) => Some(fetch_tokens(settings, source)?),
+        None => None,
+    };
     if !layers.has_files() {
         return Ok(());
     }
     let matches = matches.clone();
     let read = move || self::layers(&matches).connection();
-    credentials::watch(&settings.credentials, current, Box::new(read)).map_err(|error| {
+    credentials::watch(&settings.credentials, current, tokens, Box::new(read)).map_err(|error| {
         CliError::new(
             Exit::Failure,
             format!("starting the credentials thread: {error}"),
         )
     })
+}
+
+/// Gets the first token. While the token server does not respond, the clients report that they have none.
+fn fetch_tokens(settings: &Settings, source: TokenSource) -> Result<Tokens, CliError> {
+    let tokens = oauth::start(&settings.credentials, source).map_err(|error| {
+        CliError::new(
+            Exit::Failure,
+            format!("starting the tokens thread: {error}"),
+        )
+    })?;
+    match tokens.first() {
+        Err(TokenFault::Refused(reason)) => Err(CliError::new(
+            Exit::Usage,
+            format!(
+                "the token server rejects the login of sasl.oauthbearer.*: {reason}; check -X sasl.oauthbearer.client.id, sasl.oauthbearer.client.secret and sasl.oauthbearer.scope"
+            ),
+        )),
+        // Logged by the thread, which goes on.
+        Ok(()) | Err(TokenFault::Failed(_)) => Ok(tokens),
+    }
 }
 
 /// Takes a setting from its variable, or from the file that its `_FILE` variable names.
@@ -185,6 +211,12 @@ fn reason(error: std::io::Error) -> String {
 /// Why librdkafka refuses a property. Checked before a client is created, since the error of a client shows the value, and
 /// the value of a mistyped `sasl.password` is secret too.
 fn wrong_property(key: &str, value: &str) -> Option<String> {
+    if is_served_here(key) {
+        // Checked with the login, as one.
+        return value
+            .contains('\0')
+            .then(|| "must not contain NUL".to_owned());
+    }
     let mut one = ClientConfig::new();
     one.set(key, value);
     // The client passes both on as C strings, and panics on a NUL.

@@ -34,8 +34,9 @@ use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::Freshness;
+use crate::model::secret_rules::SecretRules;
 use crate::model::subscription;
-use crate::model::subscription::{Decision, State, Subscription, SubscriptionError, Version};
+use crate::model::subscription::{Auth, Decision, State, Subscription, SubscriptionError, Version};
 use crate::model::units::EpochMs;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
@@ -164,16 +165,33 @@ impl Document {
     }
 
     /// What is valid and probably a mistake.
-    fn doubts(&self, policy: &EgressPolicy) -> Vec<String> {
+    fn doubts(&self, policy: &EgressPolicy, rules: &SecretRules) -> Vec<String> {
         let denied = policy.check_url(&self.parsed.url).err();
         let denied = denied.map(|denied| {
             format!(
                 "url: {denied} (by the egress settings of this command, which should be those of deliver)"
             )
         });
+        let token_denied = match &self.parsed.auth {
+            Some(Auth::OAuth2(oauth)) => policy.check_url(&oauth.token_url).err(),
+            _ => None,
+        };
+        let token_denied = token_denied.map(|denied| {
+            format!(
+                "auth.token_url: {denied} (by the egress settings of this command, which should be those of deliver)"
+            )
+        });
+        let secrets = rules.problems(&self.parsed);
+        let secrets = secrets.map(|problem| {
+            format!("{problem} (by the settings of this command, which should be those of deliver)")
+        });
         let in_filter = self.parsed.filter.doubts();
         let in_filter = in_filter.map(|doubt| format!("filter: {doubt}"));
-        let all = denied.into_iter().chain(in_filter);
+        let all = denied
+            .into_iter()
+            .chain(token_denied)
+            .chain(secrets)
+            .chain(in_filter);
         all.map(|doubt| format!("{:?}: {doubt}", self.id()))
             .collect()
     }
@@ -307,7 +325,7 @@ fn report(settings: &Settings, documents: &[Document], strict: bool) -> Result<(
     let policy = EgressPolicy::new(&settings.egress);
     let doubts = documents
         .iter()
-        .flat_map(|document| document.doubts(&policy));
+        .flat_map(|document| document.doubts(&policy, &settings.secret_rules));
     let doubts: Vec<String> = doubts.collect();
     if strict && !doubts.is_empty() {
         return Err(CliError::new(Exit::Failure, doubts.join("\n")));
@@ -849,7 +867,8 @@ mod tests {
             allow_http: false,
             allow_cidrs: Vec::new(),
             deny_cidrs: Vec::new(),
-            ports: vec![443, 8443],
+            ports: vec![443..=443, 8443..=8443],
+            ..crate::config::EgressSettings::default()
         });
         let with_url = |url: &str| document(&ACME.replace("https://acme.example/h", url));
         for (url, rule) in [
@@ -863,16 +882,21 @@ mod tests {
             ("https://0x7f.1/h", "loopback"),
             ("https://acme.example:0/h", "port 0"),
         ] {
-            let doubts = with_url(url).doubts(&policy);
+            let doubts = with_url(url).doubts(&policy, &SecretRules::default());
             assert_eq!(doubts.len(), 1, "{url}: {doubts:?}");
             assert!(
                 doubts[0].starts_with("\"acme\": url: ") && doubts[0].contains(rule),
                 "{doubts:?}"
             );
         }
-        assert!(document(ACME).doubts(&policy).is_empty());
+        assert!(
+            document(ACME)
+                .doubts(&policy, &SecretRules::default())
+                .is_empty()
+        );
         let filter = r#""filter":{"data.items.0.sku":["a"]},"events""#;
-        let doubts = document(&ACME.replace("\"events\"", filter)).doubts(&policy);
+        let doubts =
+            document(&ACME.replace("\"events\"", filter)).doubts(&policy, &SecretRules::default());
         assert!(doubts[0].contains("not a position"), "{doubts:?}");
     }
 

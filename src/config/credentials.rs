@@ -28,15 +28,36 @@ struct State {
     renews: bool,
 }
 
-/// A user and a password. No `Debug`, since it is a secret.
+/// What a client logs in with. No `Debug`, since it is a secret.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Login {
-    pub(crate) user: CString,
-    pub(crate) password: CString,
+pub(crate) enum Login {
+    /// PLAIN and SCRAM.
+    Password {
+        /// The user.
+        user: CString,
+        /// The password.
+        password: CString,
+    },
+    /// OAUTHBEARER.
+    Token(Token),
+    /// OAUTHBEARER, while there is no token: why not.
+    NoToken(CString),
+}
+
+/// A token and what goes with it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) value: CString,
+    /// When it expires, milliseconds since the epoch.
+    pub(crate) expires_ms: i64,
+    /// The id of the client that it was issued to; brokers do not see it.
+    pub(crate) principal: CString,
+    /// Names and values for the brokers, in pairs.
+    pub(crate) extensions: Vec<CString>,
 }
 
 impl Login {
-    /// The login of a connection, if librdkafka can change the login of its mechanism at run time.
+    /// The user and password of a connection, if librdkafka can change the login of its mechanism at run time.
     pub(crate) fn of(connection: &Connection) -> Option<Self> {
         let property = |name: &str| connection.properties.get(name);
         // `sasl.mechanism` is an alias; librdkafka uses the one set last, which is `sasl.mechanisms`.
@@ -44,7 +65,7 @@ impl Login {
         let takes = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"].contains(&mechanism.as_str());
         let text = |name| CString::new(property(name)?.as_str()).ok();
         takes.then_some(())?;
-        Some(Self {
+        Some(Self::Password {
             user: text("sasl.username")?,
             password: text("sasl.password")?,
         })

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::binding::{self, Binding, without_newline};
 use super::layers::{Given, Layers, Source};
+use super::oauth::TokenSource;
 use super::secrets::is_secret;
 use super::table::{SETTINGS, Setting};
 
@@ -21,6 +22,13 @@ pub struct Connection {
     pub certificates: BTreeMap<String, Vec<u8>>,
 }
 
+impl Connection {
+    /// Where its tokens come from, if it logs in with tokens of a server.
+    pub(crate) fn token_source(&self) -> Option<TokenSource> {
+        TokenSource::of(&self.properties)
+    }
+}
+
 /// Properties that name a file that librdkafka reads when a client is created.
 const CERTIFICATES: &[&str] = &[
     "ssl.ca.location",
@@ -28,6 +36,7 @@ const CERTIFICATES: &[&str] = &[
     "ssl.key.location",
     "ssl.keystore.location",
     "ssl.crl.location",
+    "https.ca.location",
 ];
 
 impl Setting {

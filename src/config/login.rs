@@ -1,6 +1,9 @@
 //! Settings of the login at the brokers that cannot work: reported at start, since a client with them only waits.
 
-const SUPPORTED: &[&str] = &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+use super::oauth;
+
+const WITH_PASSWORD: &[&str] = &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+const ALLOWED: &str = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER";
 
 /// What is wrong with the properties of librdkafka that `get` returns, one line each; never with a value that may be secret.
 pub(super) fn mistakes<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
@@ -8,31 +11,21 @@ pub(super) fn mistakes<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Vec<String>
     let logs_in = protocol.to_ascii_lowercase().starts_with("sasl_");
     // One is an alias of the other.
     let mechanism = get("sasl.mechanisms").or_else(|| get("sasl.mechanism"));
-    let allowed = SUPPORTED.join(", ");
     match mechanism {
         None if logs_in => vec![format!(
-            "-X sasl.mechanism: required with security.protocol={protocol}; allowed: {allowed}"
+            "-X sasl.mechanism: required with security.protocol={protocol}; allowed: {ALLOWED}"
         )],
-        Some(known) if SUPPORTED.contains(&known) => ["sasl.username", "sasl.password"]
+        Some(known) if WITH_PASSWORD.contains(&known) => ["sasl.username", "sasl.password"]
             .into_iter()
             .filter(|key| logs_in && get(key).is_none_or(str::is_empty))
             .map(|key| format!("-X {key}: required with sasl.mechanism={known}"))
             .collect(),
-        Some("OAUTHBEARER") if get("enable.sasl.oauthbearer.unsecure.jwt") == Some("true") => {
-            Vec::new()
-        }
-        Some(known @ ("OAUTHBEARER" | "GSSAPI")) => {
-            let why = if known == "GSSAPI" {
-                "Kerberos is not built in"
-            } else {
-                "hookstream has no source of tokens"
-            };
-            vec![format!(
-                "-X sasl.mechanism={known} cannot work: {why}; allowed: {allowed}"
-            )]
-        }
+        Some("OAUTHBEARER") => oauth::mistakes(&get),
+        Some("GSSAPI") => vec![format!(
+            "-X sasl.mechanism=GSSAPI cannot work: Kerberos is not built in; allowed: {ALLOWED}"
+        )],
         Some(unknown) => vec![format!(
-            "-X sasl.mechanism={unknown}: unknown mechanism; allowed: {allowed}"
+            "-X sasl.mechanism={unknown}: unknown mechanism; allowed: {ALLOWED}"
         )],
         None => Vec::new(),
     }
@@ -64,9 +57,12 @@ mod tests {
             ),
             (
                 &[protocol, mechanism("OAUTHBEARER")],
-                Some("no source of tokens"),
+                Some("sasl.oauthbearer.method: required"),
             ),
-            (&[mechanism("OAUTHBEARER")], Some("no source of tokens")),
+            (
+                &[mechanism("OAUTHBEARER")],
+                Some("sasl.oauthbearer.method: required"),
+            ),
             (
                 &[("sasl.mechanisms", "GSSAPI")],
                 Some("Kerberos is not built in"),

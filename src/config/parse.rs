@@ -1,5 +1,6 @@
 //! Parses and validates settings: the ranges of the table, in code.
 
+mod egress;
 mod schema_registry;
 
 use std::collections::BTreeSet;
@@ -11,12 +12,11 @@ use super::credentials::Credentials;
 use super::layers::{Layers, Source};
 use super::login;
 use super::secrets::may_hold_credentials;
-use super::settings::{
-    EgressSettings, Guarantee, Machine, OtlpSettings, Settings, StartAt, Topics,
-};
+use super::settings::{Guarantee, Machine, OtlpSettings, Settings, StartAt, Topics};
 use super::table::{OWNED_PROPERTIES, SETTINGS, Setting};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
+use crate::model::secret_rules::{self, SecretRules};
 use crate::model::subscription::is_id;
 use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, format_duration, parse_duration};
@@ -69,6 +69,19 @@ impl<'a> Reader<'a> {
         let instance = self.computed("instance", name, || machine.host_name.clone());
         let instance = instance.filter(|instance| self.can_name(instance));
         let http_listen = self.read("http-listen", |text| text.parse().ok());
+        let file = |text: &str| Some(Some(text.into()));
+        let http_token_file = self.computed("http-token-file", file, || None);
+        let http_certificate = self.computed("http-certificate", file, || None);
+        let http_key = self.computed("http-key", file, || None);
+        let http_tls = match (http_certificate.flatten(), http_key.flatten()) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                self.mistakes
+                    .push("--http-certificate and --http-key need each other".to_owned());
+                None
+            }
+        };
         let tiers = self.read("tiers", |text| {
             let delays = times(
                 text,
@@ -139,6 +152,16 @@ impl<'a> Reader<'a> {
             || machine.cores.clamp(1, 64),
         );
         let egress = self.egress();
+        let secret_dirs = self.computed(
+            "secret-dirs",
+            |text| secret_rules::parse_dirs(text).map(Some),
+            || None,
+        );
+        let secret_prefixes = self.computed(
+            "secret-env-prefix",
+            |text| secret_rules::parse_prefixes(text).map(Some),
+            || None,
+        );
         let otlp = self.otlp();
         let schema_registry = self.schema_registry();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
@@ -170,6 +193,8 @@ impl<'a> Reader<'a> {
             guarantee: guarantee?,
             instance: instance?,
             http_listen: http_listen?,
+            http_token_file: http_token_file?,
+            http_tls,
             tiers: tiers?,
             retry_schedule: retry_schedule?,
             max_age: max_age?,
@@ -182,6 +207,7 @@ impl<'a> Reader<'a> {
             otlp: otlp?,
             schema_registry: schema_registry?,
             egress: egress?,
+            secret_rules: SecretRules::new(secret_dirs?, secret_prefixes?),
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,
             workers: workers?,
@@ -310,26 +336,6 @@ impl<'a> Reader<'a> {
         let endpoint = self.read("otlp-endpoint", collector)?;
         let sample = sample?;
         Some(Some(OtlpSettings { endpoint, sample }))
-    }
-
-    fn egress(&mut self) -> Option<EgressSettings> {
-        let allow_http = self.read("egress-allow-http", |text| text.parse().ok());
-        let networks = |text: &str| list(text, |part| part.parse().ok());
-        let allow_cidrs = self.computed("egress-allow-cidr", networks, Vec::new);
-        let deny_cidrs = self.computed("egress-deny-cidr", networks, Vec::new);
-        let ports = self.read("egress-ports", |text| match text {
-            "any" => Some(Vec::new()),
-            _ => list(text, |part| {
-                part.parse().ok().filter(|&port: &u16| port > 0)
-            })
-            .filter(|all| !all.is_empty()),
-        });
-        Some(EgressSettings {
-            allow_http: allow_http?,
-            allow_cidrs: allow_cidrs?,
-            deny_cidrs: deny_cidrs?,
-            ports: ports?,
-        })
     }
 
     /// Reports an invalid value.

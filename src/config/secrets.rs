@@ -40,8 +40,10 @@ pub(super) fn secret_ref(text: &str) -> Option<SecretRef> {
 /// Whether the value of a setting may hold a credential. Such a value is rejected, and not printed.
 pub(super) fn may_be_secret(setting: &str, value: &str) -> bool {
     match setting {
-        "otlp-endpoint" | "schema-registry" => may_hold_credentials(value),
-        "schema-registry-password" | "schema-registry-token" => secret_ref(value).is_none(),
+        "otlp-endpoint" | "schema-registry" | "egress-proxy" => may_hold_credentials(value),
+        "schema-registry-password" | "schema-registry-token" | "egress-proxy-password" => {
+            secret_ref(value).is_none()
+        }
         _ => false,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +12,11 @@ use ipnet::IpNet;
 
 use super::credentials::Credentials;
 use super::files::Connection;
+use super::hosts::HostPattern;
 use super::secrets::SecretRef;
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::event::Mapping;
+use crate::model::secret_rules::SecretRules;
 use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, format_duration};
 use crate::model::window::Format as WindowFormat;
@@ -72,6 +75,10 @@ pub struct Settings {
     pub instance: String,
     /// Listen address of `/metrics`, `/livez` and `/readyz`.
     pub http_listen: SocketAddr,
+    /// The file of tokens that the pages need, if they need one.
+    pub http_token_file: Option<PathBuf>,
+    /// Certificate and key of the pages, PEM.
+    pub http_tls: Option<(PathBuf, PathBuf)>,
     /// Retry tiers.
     pub tiers: Tiers,
     /// Delays after the first, second, … failed attempt, before jitter.
@@ -82,6 +89,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// How long to wait for attempts in flight at shutdown and revocation.
     pub drain_deadline: Duration,
+    /// Which secrets a subscription may name.
+    pub secret_rules: SecretRules,
     /// Whether each attempt is recorded in the attempt log.
     pub attempt_log: bool,
     /// The format of the commit metadata that delivery writes.
@@ -189,8 +198,25 @@ pub struct EgressSettings {
     pub allow_cidrs: Vec<IpNet>,
     /// Networks that are denied; takes precedence over `allow_cidrs`.
     pub deny_cidrs: Vec<IpNet>,
+    /// Names that are allowed, whatever their addresses.
+    pub allow_hosts: Vec<HostPattern>,
+    /// Names that are denied; takes precedence over all that allows.
+    pub deny_hosts: Vec<HostPattern>,
     /// Allowed ports; empty means any.
-    pub ports: Vec<u16>,
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// The proxy that all connections to endpoints go through.
+    pub proxy: Option<Arc<ProxySettings>>,
+}
+
+/// A proxy for connections to endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// Where it is: `http`, a host and a port.
+    pub uri: http::Uri,
+    /// The user, and where the password is.
+    pub login: Option<(String, SecretRef)>,
+    /// Whether it looks up the names of endpoints.
+    pub looks_up: bool,
 }
 
 /// Names of the topics that hookstream reads and writes.

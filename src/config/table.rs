@@ -48,6 +48,9 @@ settings! {
     "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from attempt to retry or dead letter, and in release and replay" "exactly-once or at-least-once";
     "instance" "NAME" "" "Name of this replica, unique and stable; used in transactional ids (default: the host name)" "letters, digits, '.', '_' and '-', at most 100";
     "http-listen" "ADDRESS" "0.0.0.0:9400" "Listen address of /metrics, /livez and /readyz" "ADDRESS:PORT; port 0 picks a free port";
+    "http-token-file" "FILE" "" "Tokens for /metrics, /lag and the page, one per line; a request needs one of them as a bearer token, or as the password of any user. /livez and /readyz stay open. The file is read for each request" "a readable file with tokens of at least 16 characters";
+    "http-certificate" "FILE" "" "Certificate of the HTTP server, with those of its issuers, PEM; everything is then served over TLS, probes too. Read again within a minute of a change" "a readable file, with --http-key";
+    "http-key" "FILE" "" "Private key of --http-certificate, PEM without a password" "a readable file, with --http-certificate";
     "tiers" "TIME,…" "5s,30s,2m,10m,1h,6h" "Delays of the retry tiers, one topic per tier" "1 to 16 distinct durations from 10ms to 7d";
     "retry-schedule" "TIME,…" "5s,5m,30m,2h,5h,10h,10h" "Delays after the first, second, … failed attempt, before ±20 % jitter" "0 to 20 durations up to 24h";
     "max-age" "TIME" "" "Age at which a command that is not delivered becomes a dead letter (default: as long as the retry schedule can last, at least 24h)" "1s to 30d";
@@ -73,8 +76,16 @@ settings! {
     "workers" "N" "" "Delivery threads; each partition is assigned to one (default: the number of cores)" "1 to 64";
     "egress-allow-http" "" "false" "Allow plain http endpoints" "true or false";
     "egress-allow-cidr" "CIDR,…" "" "Non-public networks that endpoints may be in" "CIDR blocks such as 10.0.0.0/8, comma-separated";
-    "egress-deny-cidr" "CIDR,…" "" "Networks that endpoints must not be in; takes precedence over --egress-allow-cidr" "CIDR blocks such as 10.0.0.0/8, comma-separated";
-    "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may use" "ports, comma-separated, or any";
+    "egress-deny-cidr" "CIDR,…" "" "Networks that endpoints must not be in; takes precedence over all that allows" "CIDR blocks such as 10.0.0.0/8, comma-separated";
+    "egress-allow-host" "HOST,…" "" "Host names of endpoints that are allowed, also internal names and at non-public addresses" "names and patterns such as *.corp.example, comma-separated";
+    "egress-deny-host" "HOST,…" "" "Host names that endpoints must not have; takes precedence over all that allows" "names and patterns such as *.corp.example, comma-separated";
+    "egress-ports" "PORT,…" "443,8443" "Ports that endpoints may use" "ports and ranges such as 8000-8999, comma-separated, or any";
+    "egress-proxy" "URL" "" "HTTP proxy for all connections to endpoints and their token servers (CONNECT to the address that the egress rules have checked)" "http://HOST:PORT";
+    "egress-proxy-user" "NAME" "" "User for basic authentication at the proxy" "a name without a colon, with --egress-proxy-password";
+    "egress-proxy-password" "REF" "" "Where the password of --egress-proxy-user is; a file is read again for each connection" "env:NAME or file:PATH";
+    "egress-proxy-lookups" "" "false" "Let the proxy look up host names: rules about addresses then hold only for addresses in URLs" "true or false";
+    "secret-dirs" "DIR,…" "" "Directories that the file: references of subscriptions may name files in, links resolved; {subscriber} as a part of the path stands for the subscriber (default: any file)" "absolute paths, comma-separated, or none";
+    "secret-env-prefix" "PREFIX,…" "" "How the env: references of subscriptions must begin; {subscriber}__ stands for the subscriber, whose letters other than A-Z a-z 0-9 are _ and two hex digits (default: any name that does not begin with HOOKSTREAM_)" "A-Z a-z 0-9 _, comma-separated, or none; {subscriber} only before __ and not at the start";
     "otlp-endpoint" "URL" "" "URL of an OpenTelemetry collector (OTLP over HTTP); no spans are exported if unset" "http://HOST:PORT or https://HOST:PORT, /v1/traces is appended; set credentials in OTEL_EXPORTER_OTLP_HEADERS";
     "trace-sample" "RATIO" "0" "Sampling ratio for events without a trace context; events with one follow the sampled flag of their publisher" "0 to 1";
     "schema-registry" "URL" "" "URL of a Schema Registry with Confluent's API: values that begin with a schema id, or have one in the header __value_schema_id, are decoded (Avro, Protobuf, JSON Schema); they are invalid events if unset" "http://HOST:PORT or https://HOST:PORT, with the registry's path if it has one";

@@ -34,7 +34,7 @@ fn the_defaults_are_valid() {
         "webhook-retry-2m"
     );
     assert_eq!(settings.retry_schedule.len(), 7);
-    assert_eq!(settings.egress.ports, [443, 8443]);
+    assert_eq!(settings.egress.ports, [443..=443, 8443..=8443]);
     assert_eq!(
         (settings.instance.as_str(), settings.workers),
         ("replica-0", 2)

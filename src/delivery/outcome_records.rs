@@ -20,7 +20,7 @@ use crate::model::subscription::{Decider, Decision, DisabledBecause, Subscriptio
 /// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions, statuses, notices.
 pub(super) struct OutcomeTopics(Vec<Arc<str>>);
 
-/// The topics besides the tiers.
+/// How many of them are not tiers.
 const OTHERS: usize = 5;
 
 impl OutcomeTopics {
@@ -145,38 +145,38 @@ pub(super) async fn write(
     }
 }
 
-async fn write_notice<P: Producer>(
+/// Sends a record without headers.
+async fn write_value<P: Producer>(
     producer: &mut P,
-    notice: &Notice,
+    key: &str,
+    value: &[u8],
     to: Destination<'_>,
 ) -> Result<(), BatchError> {
-    let value = notice.to_json();
     let record = Record {
         topic: to.topic,
         partition: to.partition,
-        key: Some(notice.subscriber.as_bytes()),
-        value: Some(&value),
+        key: Some(key.as_bytes()),
+        value: Some(value),
         headers: P::Headers::default(),
         tag: to.tag,
     };
     producer.send(record).await
 }
 
-async fn write_status<P: Producer>(
-    producer: &mut P,
+async fn write_notice(
+    producer: &mut impl Producer,
+    notice: &Notice,
+    to: Destination<'_>,
+) -> Result<(), BatchError> {
+    write_value(producer, &notice.subscriber, &notice.to_json(), to).await
+}
+
+async fn write_status(
+    producer: &mut impl Producer,
     status: &Status,
     to: Destination<'_>,
 ) -> Result<(), BatchError> {
-    let value = status.to_json();
-    let record = Record {
-        topic: to.topic,
-        partition: to.partition,
-        key: Some(status.subscription.as_bytes()),
-        value: Some(&value),
-        headers: P::Headers::default(),
-        tag: to.tag,
-    };
-    producer.send(record).await
+    write_value(producer, &status.subscription, &status.to_json(), to).await
 }
 
 async fn write_command<P: Producer>(
@@ -198,8 +198,8 @@ async fn write_command<P: Producer>(
 
 /// Writes the decision to disable a subscription. It names what it was made on, so an apply or a resume that comes first,
 /// or at the same time, prevails, whatever this replica has read of it. Returns whether it was written.
-async fn write_disabled<P: Producer>(
-    producer: &mut P,
+async fn write_disabled(
+    producer: &mut impl Producer,
     decided_on: &Arc<Subscription>,
     because: DisabledBecause,
     to: Destination<'_>,
@@ -216,15 +216,11 @@ async fn write_disabled<P: Producer>(
     }
     let key = Decider::Hookstream.key(id);
     let value = Decision::disabled(decided_on, because, clock::now()).to_json();
-    let record = Record {
-        topic: to.topic,
+    let to = Destination {
         partition: decided_on.source.partition,
-        key: Some(key.as_bytes()),
-        value: Some(&value),
-        headers: P::Headers::default(),
-        tag: to.tag,
+        ..to
     };
-    producer.send(record).await?;
+    write_value(producer, &key, &value, to).await?;
     Ok(true)
 }
 

@@ -7,20 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
-    CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue,
+    USER_AGENT,
 };
 use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::partition::env::Endpoint;
 use super::signing::Signer;
+use super::tokens::Token;
 use crate::config::Settings;
-use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request};
+use crate::edge::http::{Address, Answer, Drained, FailureClass, Reply, Request, Tls};
 use crate::edge::port::Http;
 use crate::model::attempt::{Excerpt, Mask, shown_url};
 use crate::model::command::{Command, ContentType};
 use crate::model::outcome::{Class, Response};
-use crate::model::subscription::{SecretSource, Subscription};
+use crate::model::subscription::{SecretSource, Subscription, Texts};
 use crate::model::units::EpochMs;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -39,6 +41,8 @@ pub(super) struct Target {
     pub(super) shown: Shown,
     /// Whether attempts are logged.
     pub(super) is_logged: bool,
+    /// The token of its requests, if they have one.
+    token: Option<Arc<Token>>,
     address: Arc<Address>,
     headers: HeaderMap,
     signer: Signer,
@@ -93,7 +97,9 @@ fn parts(url: &Url) -> impl Iterator<Item = Cow<'_, str>> {
 impl Target {
     /// Whether one of its secrets may change without a change of the subscription.
     pub(super) fn reads_files(&self) -> bool {
-        sources(&self.subscription).any(|source| matches!(source, SecretSource::File(_)))
+        self.subscription
+            .sources()
+            .any(|source| matches!(source, SecretSource::File(_)))
     }
 
     /// Whether it was made from these.
@@ -101,17 +107,18 @@ impl Target {
         Arc::ptr_eq(&self.subscription, subscription) && *self.secrets == *secrets
     }
 
-    /// `secrets` are the texts of its [`sources`].
+    /// `secrets` are the texts of its [`sources`](Subscription::sources).
     pub(super) fn new(
         subscription: &Arc<Subscription>,
         settings: &Settings,
         secrets: Vec<Arc<str>>,
+        token: Option<Arc<Token>>,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Self, String> {
-        let signing = subscription.secrets.len().min(secrets.len());
-        let (signing, in_headers) = secrets.split_at(signing);
-        let texts = signing.iter().map(|secret| &**secret);
-        let signer = Signer::new(texts).map_err(|error| error.to_string())?;
-        let own = own_headers(subscription, in_headers)?;
+        let texts = subscription.sort(&secrets);
+        let signing = texts.signing.iter().map(|secret| &**secret);
+        let signer = Signer::new(signing).map_err(|error| error.to_string())?;
+        let own = own_headers(subscription, texts)?;
         let uri = subscription
             .url
             .as_str()
@@ -120,7 +127,11 @@ impl Target {
         let address = Address::new(uri)
             .map_err(|error| format!("its url cannot be used: {error}"))?
             .for_subscriber(&subscription.subscriber);
-        let headers = template(&own, &address, !signer.is_empty());
+        let address = match tls {
+            Some(tls) => address.with_tls(tls),
+            None => address,
+        };
+        let headers = template(&own, &address, !signer.is_empty(), token.is_some());
         Ok(Self {
             subscription: Arc::clone(subscription),
             timeout: subscription.timeout.unwrap_or(settings.timeout),
@@ -131,6 +142,7 @@ impl Target {
                 .into(),
             shown: Shown::new(subscription, &own, &secrets),
             is_logged: settings.attempt_log,
+            token,
             address: Arc::new(address),
             headers,
             signer,
@@ -164,6 +176,9 @@ impl Target {
             }
         }
         headers.insert(WEBHOOK_TIMESTAMP, second);
+        if let Some(authorization) = self.authorization() {
+            headers.insert(AUTHORIZATION, HeaderValue::clone(&authorization));
+        }
         headers.insert(
             ATTEMPT,
             match command.attempt {
@@ -181,6 +196,16 @@ impl Target {
             headers,
             body: command.body.clone(),
         }
+    }
+
+    /// The token of its requests, if they have one.
+    pub(super) fn token(&self) -> Option<&Token> {
+        self.token.as_deref()
+    }
+
+    /// The value of `authorization` with the latest token.
+    pub(super) fn authorization(&self) -> Option<Arc<HeaderValue>> {
+        self.token()?.header()
     }
 
     fn second(&self, now: i64) -> HeaderValue {
@@ -206,35 +231,40 @@ impl Endpoint for Rc<Target> {
     }
 }
 
-/// The secrets of a subscription: those that sign, then those in its headers.
-pub(super) fn sources(subscription: &Subscription) -> impl Iterator<Item = &SecretSource> {
-    let in_headers = subscription.headers.iter();
-    let in_headers = in_headers.filter_map(|(_, source)| source.reference());
-    subscription.secrets.iter().chain(in_headers)
-}
-
-/// The subscription's own headers; `secrets` are the texts of their references.
+/// The subscription's own headers; `texts` are those of its references.
 fn own_headers(
     subscription: &Subscription,
-    secrets: &[Arc<str>],
+    texts: Texts<'_, Arc<str>>,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-    let mut secrets = secrets.iter();
+    let mut secrets = texts.headers.iter();
     let headers = subscription.headers.iter();
-    headers
+    let mut all: Vec<_> = headers
         .map(|(name, source)| {
             let secret = source.reference().and_then(|_| secrets.next());
             let value = source.value(secret.map(|secret| &**secret));
             let value = value.map_err(|error| format!("header {name}: {error}"))?;
             Ok((name.clone(), value))
         })
-        .collect()
+        .collect::<Result<_, String>>()?;
+    if let Some(auth) = &subscription.auth {
+        let secret = texts.auth.map_or("", |secret| &**secret);
+        let value = auth.value(secret);
+        let value = value.map_err(|error| format!("auth: {error}"))?;
+        all.extend(value.map(|value| (auth.header_name().clone(), value)));
+    }
+    Ok(all)
 }
 
 /// All headers of a request, with empty values for those that each request sets: a request's header map is a copy that
 /// never grows.
-fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) -> HeaderMap {
+fn template(
+    own: &[(HeaderName, HeaderValue)],
+    address: &Address,
+    signed: bool,
+    has_token: bool,
+) -> HeaderMap {
     const EMPTY: HeaderValue = HeaderValue::from_static("");
-    let mut headers = HeaderMap::with_capacity(own.len() + 9);
+    let mut headers = HeaderMap::with_capacity(own.len() + 10);
     for (name, value) in own {
         headers.append(name.clone(), value.clone());
     }
@@ -248,6 +278,9 @@ fn template(own: &[(HeaderName, HeaderValue)], address: &Address, signed: bool) 
     headers.insert(ATTEMPT, EMPTY);
     if signed {
         headers.insert(WEBHOOK_SIGNATURE, EMPTY);
+    }
+    if has_token {
+        headers.insert(AUTHORIZATION, EMPTY);
     }
     headers
 }
@@ -293,11 +326,15 @@ pub(super) async fn read_rest<H: Http>(
         return None;
     };
     let (body, drained) = H::read_snippet(rest, deadline).await;
-    Some(Excerpt::new(
-        &body,
-        drained == Drained::Complete,
-        &target.shown.mask,
-    ))
+    let whole = drained == Drained::Complete;
+    let authorization = target.authorization();
+    Some(match authorization {
+        None => Excerpt::new(&body, whole, &target.shown.mask),
+        Some(value) => {
+            let token = String::from_utf8_lossy(value.as_bytes());
+            Excerpt::new(&body, whole, &target.shown.mask.and(token))
+        }
+    })
 }
 
 #[cfg(test)]

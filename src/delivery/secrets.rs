@@ -47,6 +47,13 @@ pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
 /// Reads a file: [`small_file::read_text`], or a stub.
 pub(super) type Reader = dyn Fn(&Path) -> Result<String, String> + Send + Sync;
 
+/// A file, and the directory that it must really be in, if there is a limit.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Place {
+    path: PathBuf,
+    dir: Option<PathBuf>,
+}
+
 /// The secrets of all workers of a replica.
 pub(super) struct Secrets {
     pool: FairPool,
@@ -56,7 +63,7 @@ pub(super) struct Secrets {
 
 #[derive(Default)]
 struct Files {
-    all: HashMap<PathBuf, Entry>,
+    all: HashMap<Place, Entry>,
     /// The number of reads so far.
     reads: u64,
 }
@@ -90,8 +97,9 @@ impl Secrets {
         }
     }
 
-    /// The secret of a source. Does not block: `wake` is called when it is known after [`Secret::Reading`].
-    pub(super) fn get(&self, source: &SecretSource, wake: &Wake) -> Secret {
+    /// The secret of a source; of a file, `dir` is the directory that it must be in. Does not block: `wake` is called when
+    /// it is known after [`Secret::Reading`].
+    pub(super) fn get(&self, source: &SecretSource, dir: Option<PathBuf>, wake: &Wake) -> Secret {
         match source {
             SecretSource::Env(name) => match std::env::var(name) {
                 Ok(text) => known(&text),
@@ -99,15 +107,18 @@ impl Secrets {
                     "the environment variable {name}, which holds its secret, is not set or is not UTF-8"
                 )),
             },
-            SecretSource::File(path) => self.file(path, wake),
+            SecretSource::File(path) => {
+                let path = path.clone();
+                self.file(&Place { path, dir }, wake)
+            }
             SecretSource::Literal(secret) => known(secret.expose()),
         }
     }
 
-    fn file(&self, path: &Path, wake: &Wake) -> Secret {
+    fn file(&self, place: &Place, wake: &Wake) -> Secret {
         let now = clock::instant();
         let mut files = files(&self.files);
-        let entry = files.entry(path, now);
+        let entry = files.entry(place, now);
         if let Some(Reading { since, .. }) = entry.reading
             && now.saturating_duration_since(since) >= OVERDUE_CHECK
         {
@@ -115,7 +126,7 @@ impl Secrets {
         }
         if entry.reading.is_none() {
             if let Some(current) = entry.current(now) {
-                return of(path, current, false);
+                return of(&place.path, current, false);
             }
             entry.reading = Some(Reading {
                 since: now,
@@ -123,21 +134,27 @@ impl Secrets {
                 reported: false,
             });
             files.reads += 1;
-            self.start(path);
+            self.start(place);
         }
-        files.entry(path, now).while_read(path, wake, now)
+        files.entry(place, now).while_read(&place.path, wake, now)
     }
 
-    fn start(&self, path: &Path) {
+    fn start(&self, place: &Place) {
         let (files, read) = (Arc::clone(&self.files), Arc::clone(&self.read));
-        let own = path.to_owned();
+        let own = place.clone();
         let job = Box::new(move || {
-            let found = read(&own).map(|text| Arc::from(text.trim()));
+            let real = match &own.dir {
+                None => Ok(own.path.clone()),
+                Some(dir) => small_file::beneath(dir, &own.path).map_err(|error| error.to_string()),
+            };
+            let found = real.and_then(|path| read(&path));
+            let found = found.map(|text| Arc::from(text.trim()));
             let now = clock::instant();
             let waiting = self::files(&files).ended(&own, found, now);
             waiting.iter().for_each(|wake| wake());
         });
         // A file system hangs as a whole, and all that is known of it is the directory.
+        let path = &place.path;
         let directory = path.parent().unwrap_or(path).to_string_lossy();
         self.pool.submit(&directory, &directory, job);
     }
@@ -151,8 +168,10 @@ impl Secrets {
     /// Lets a file be read again at once.
     #[cfg(test)]
     pub(super) fn expire(&self, path: &Path) {
-        if let Some(entry) = files(&self.files).all.get_mut(path) {
-            entry.last = None;
+        for (place, entry) in &mut files(&self.files).all {
+            if place.path == path {
+                entry.last = None;
+            }
         }
     }
 }
@@ -165,13 +184,13 @@ fn files(files: &Mutex<Files>) -> MutexGuard<'_, Files> {
 }
 
 impl Files {
-    fn entry(&mut self, path: &Path, now: Instant) -> &mut Entry {
-        if !self.all.contains_key(path) {
+    fn entry(&mut self, place: &Place, now: Instant) -> &mut Entry {
+        if !self.all.contains_key(place) {
             self.all.retain(|_, entry| {
                 entry.reading.is_some() || now.saturating_duration_since(entry.asked) < FORGET
             });
         }
-        let entry = self.all.entry(path.to_owned()).or_insert(Entry {
+        let entry = self.all.entry(place.clone()).or_insert(Entry {
             last: None,
             reading: None,
             asked: now,
@@ -181,8 +200,8 @@ impl Files {
     }
 
     /// Keeps the result of a read; returns those who wait for it.
-    fn ended(&mut self, path: &Path, found: Result<Arc<str>, String>, now: Instant) -> Vec<Wake> {
-        let Some(entry) = self.all.get_mut(path) else {
+    fn ended(&mut self, place: &Place, found: Result<Arc<str>, String>, now: Instant) -> Vec<Wake> {
+        let Some(entry) = self.all.get_mut(place) else {
             return Vec::new();
         };
         entry.last = Some((found, now));
@@ -278,10 +297,10 @@ mod tests {
     /// Asks, waits for the read, and asks again.
     fn settled(secrets: &Secrets, source: &SecretSource) -> Secret {
         let (wake, wakes) = waker();
-        match secrets.get(source, &wake) {
+        match secrets.get(source, None, &wake) {
             Secret::Reading => {
                 wakes.recv_timeout(PATIENCE).unwrap();
-                secrets.get(source, &wake)
+                secrets.get(source, None, &wake)
             }
             other => other,
         }
@@ -342,15 +361,18 @@ mod tests {
         let (wake, _wakes) = waker();
         for number in 0..100 {
             let source = file(format!("/hangs/{number}"));
-            assert_eq!(secrets.get(&source, &wake), Secret::Reading);
+            assert_eq!(secrets.get(&source, None, &wake), Secret::Reading);
         }
         assert_eq!(settled(&secrets, &file("/well/1")), known("text"));
         let late = |number: u64| {
             let mut files = files(&secrets.files);
             let now = clock::instant() + DEADLINE;
-            let path = PathBuf::from(format!("/hangs/{number}"));
-            let entry = files.entry(&path, now);
-            entry.while_read(&path, &wake, now)
+            let place = Place {
+                path: format!("/hangs/{number}").into(),
+                dir: None,
+            };
+            let entry = files.entry(&place, now);
+            entry.while_read(&place.path, &wake, now)
         };
         assert_eq!(
             late(7),
@@ -376,20 +398,21 @@ mod tests {
         }));
         let source = file("/secret");
         assert_eq!(settled(&secrets, &source), known("text 0"));
-        let path = Path::new("/secret");
-        if let Some((_, at)) = &mut files(&secrets.files).all.get_mut(path).unwrap().last {
-            *at = at.checked_sub(SECRET_FILE).unwrap();
+        for entry in files(&secrets.files).all.values_mut() {
+            if let Some((_, at)) = &mut entry.last {
+                *at = at.checked_sub(SECRET_FILE).unwrap();
+            }
         }
         let (wake, _wakes) = waker();
         let again = Secret::Known {
             text: "text 0".into(),
             again: true,
         };
-        assert_eq!(secrets.get(&source, &wake), again);
-        assert_eq!(secrets.get(&source, &wake), again);
+        assert_eq!(secrets.get(&source, None, &wake), again);
+        assert_eq!(secrets.get(&source, None, &wake), again);
         drop(hold);
         let deadline = clock::instant() + PATIENCE;
-        while secrets.get(&source, &wake) != known("text 1") {
+        while secrets.get(&source, None, &wake) != known("text 1") {
             assert!(clock::instant() < deadline, "the new content never came");
             std::thread::yield_now();
         }

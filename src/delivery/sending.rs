@@ -8,17 +8,41 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::partition::effect::Attempt;
 use super::partition::event::{AttemptEnd, LaneId};
 use super::request::{Target, read_rest, response_of};
+use super::tokens::Renewed;
 use crate::edge::clock;
-use crate::edge::http::Reply;
+use crate::edge::http::{Failure, FailureClass, Reply};
 use crate::edge::otlp::Open;
 use crate::edge::port::Http;
 use crate::model::attempt::Excerpt;
-use crate::model::outcome::{Verdict, judge};
+use crate::model::outcome::{Response, Verdict, judge};
 use crate::model::span;
 use crate::model::units::{EpochMs, Offset};
 
 /// The time limit for reading the body of a response that is already judged, so that its connection can be reused.
 const DRAIN: Duration = Duration::from_secs(1);
+/// Whether the endpoint does not accept the token, and the subscription does not take that for a success.
+fn is_unauthorized<R>(reply: &Reply<R>, target: &Target) -> bool {
+    const UNAUTHORIZED: u16 = 401;
+    let Reply::Answered(answer) = reply else {
+        return false;
+    };
+    let response = Response::Status {
+        status: answer.status,
+        retry_after: None,
+    };
+    answer.status == UNAUTHORIZED
+        && judge(response, &target.subscription.on_status) != Verdict::Delivered
+}
+
+fn unprocessed(error: String) -> Failure {
+    Failure {
+        class: FailureClass::Other,
+        error,
+        heard: true,
+        is_unprocessed: true,
+    }
+}
+
 /// Identifies an attempt within a worker.
 pub(super) type Ticket = u64;
 
@@ -88,7 +112,25 @@ impl<H: Http> Sending<H> {
         let deadline = tokio::time::Instant::from_std(permit.began + target.timeout);
         // Each request is signed anew.
         let build = || target.request(&command, traceparent, clock::now());
-        let reply = client.post_until_processed(build, deadline).await;
+        let used = target.authorization();
+        let mut reply = client.post_until_processed(&build, deadline).await;
+        if let Some(token) = target.token()
+            && is_unauthorized(&reply, &target)
+        {
+            // The token may have been revoked. This is still the same attempt.
+            match token.renewed(used.as_deref(), deadline).await {
+                Renewed::Another => {
+                    let former = std::mem::replace(
+                        &mut reply,
+                        client.post_until_processed(&build, deadline).await,
+                    );
+                    drop(former);
+                }
+                // Not the endpoint's fault: the attempt does not count.
+                Renewed::Failed(reason) => reply = Reply::Failed(unprocessed(reason)),
+                Renewed::No => {}
+            }
+        }
         let took = clock::instant() - permit.began;
         let heard = match &reply {
             Reply::Answered(_) => true,

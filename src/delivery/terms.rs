@@ -7,15 +7,17 @@ use std::time::Duration;
 use super::partition::env::{Standing, Subscriptions, Terms, Unavailable};
 use super::partition::lane::{Limits, Rate};
 use super::refused::{Reason, Refused};
-use super::request::{Target, sources};
+use super::request::Target;
 use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
+use super::tokens::{Asked, Token, Tokens, Wanted};
 use crate::config::Settings;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::http::{Tls, TlsMaker};
 use crate::edge::kafka::status_cache::StatusCache;
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
 use crate::model::expiry::default_max_age;
 use crate::model::status::Status;
-use crate::model::subscription::{State, Subscription};
+use crate::model::subscription::{Auth, State, Subscription};
 
 /// Looks up subscriptions for one worker.
 pub(super) struct Directory {
@@ -29,11 +31,18 @@ pub(super) struct Directory {
     pub(super) settings: Arc<Settings>,
     /// Secrets, of signatures and of headers.
     pub(super) secrets: Arc<Secrets>,
+    /// Tokens that requests authenticate with.
+    pub(super) tokens: Arc<Tokens>,
+    /// Makes what the connections of subscriptions with authorities or certificates of their own are made with.
+    pub(super) trust: Arc<TlsMaker>,
     /// The subscriptions that cannot be served.
     pub(super) refused: Arc<Refused>,
     /// Lets the worker ask for terms again when a secret was read.
     pub(super) wake: Wake,
 }
+
+/// The token of a subscription, if it has one, and for how long it is valid.
+type TokenInUse = (Option<Arc<Token>>, Validity);
 
 /// How long terms are valid without a change of the subscription; `None`: without limit.
 type Validity = Option<Duration>;
@@ -76,10 +85,15 @@ impl Directory {
     ) -> Result<(Standing<Rc<Target>>, Validity), String> {
         /// While a file is read again.
         const SOON: Duration = Duration::from_secs(1);
+        let rules = &self.settings.secret_rules;
         // All of them, so that they are read at the same time.
-        let secrets: Vec<Secret> = sources(subscription)
-            .map(|source| self.secrets.get(source, &self.wake))
-            .collect();
+        let secrets: Vec<Secret> = subscription
+            .sources()
+            .map(|source| {
+                let dir = rules.check(&subscription.subscriber, source)?;
+                Ok(self.secrets.get(source, dir, &self.wake))
+            })
+            .collect::<Result<_, String>>()?;
         let (mut texts, mut loading, mut again) = (Vec::with_capacity(secrets.len()), false, false);
         for secret in secrets {
             match secret {
@@ -91,19 +105,65 @@ impl Directory {
                 Secret::Unusable(error) => return Err(error),
             }
         }
-        if loading {
+        let loaded = match loading {
+            true => None,
+            false => self.token(subscription, &texts)?,
+        };
+        let Some((token, token_valid_for)) = loaded else {
             return Ok((Standing::Loading, Some(Duration::ZERO)));
-        }
+        };
         let target = match before {
             Some(same) if same.is_of(subscription, &texts) => Rc::clone(same),
-            _ => Rc::new(Target::new(subscription, &self.settings, texts)?),
+            _ => Rc::new({
+                let tls = self.tls(subscription, &texts)?;
+                Target::new(subscription, &self.settings, texts, token, tls)?
+            }),
         };
         let valid_for = match target.reads_files() {
             true if again => Some(SOON),
             true => Some(SECRET_FILE),
             false => None,
         };
+        let valid_for = valid_for.into_iter().chain(token_valid_for).min();
         Ok((Standing::Open(target), valid_for))
+    }
+
+    /// What the connections of a subscription are made with, if not with the defaults. `secrets` are the texts of its
+    /// sources.
+    fn tls(
+        &self,
+        subscription: &Subscription,
+        secrets: &[Arc<str>],
+    ) -> Result<Option<Arc<Tls>>, String> {
+        let texts = subscription.sort(secrets);
+        let ca = texts.ca.map(|text| &**text);
+        let client = texts.certificate.zip(texts.key);
+        let client = client.map(|(certificate, key)| (&**certificate, &**key));
+        if ca.is_none() && client.is_none() {
+            return Ok(None);
+        }
+        self.trust.tls(ca, client).map(Some)
+    }
+
+    /// The token of a subscription, if it has one, and for how long it is valid; `None` while it is fetched. `secrets` are
+    /// the texts of its sources.
+    fn token(
+        &self,
+        subscription: &Subscription,
+        secrets: &[Arc<str>],
+    ) -> Result<Option<TokenInUse>, String> {
+        let secret = subscription.sort(secrets).auth;
+        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.auth, secret) else {
+            return Ok(Some((None, None)));
+        };
+        let denied = self.policy.check_url(&oauth.token_url);
+        denied.map_err(|denied| format!("auth: token_url: {denied}"))?;
+        let wanted = Wanted::new(oauth, secret);
+        match self.tokens.get(&wanted, &self.wake) {
+            Asked::Valid(token, left) => Ok(Some((Some(token), Some(left)))),
+            Asked::Fetching => Ok(None),
+            Asked::Unusable(reason) => Err(format!("auth: {reason}")),
+        }
     }
 }
 
@@ -188,6 +248,9 @@ mod tests {
     use crate::delivery::partition::event::{Event, Incoming};
     use crate::delivery::secrets::Reader;
     use crate::edge::clock;
+    use crate::edge::http::HttpOptions;
+    use crate::edge::live::Live;
+    use crate::edge::port::Port;
     use crate::model::command::{Command, tests::sample};
     use crate::model::outcome::ParkReason;
     use crate::model::subscription::TopicRecord;
@@ -225,6 +288,8 @@ mod tests {
             };
             let (wake, woken) = channel();
             let policy = EgressPolicy::new(&EgressSettings::default());
+            let client = Live.http(HttpOptions::new(Arc::new(policy.clone())));
+            let tokens = Tokens::start(&Live, client.unwrap()).unwrap();
             Self {
                 directory: Directory {
                     table: Arc::default(),
@@ -232,6 +297,8 @@ mod tests {
                     policy: Arc::new(policy),
                     settings: Arc::new(settings),
                     secrets: Arc::new(Secrets::over(read)),
+                    tokens: Arc::new(tokens),
+                    trust: Arc::default(),
                     refused: Arc::new(Refused::new(DeliveryMetrics::register(
                         &crate::runtime::metrics::Registry::new(),
                     ))),

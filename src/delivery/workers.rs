@@ -16,10 +16,11 @@ use super::metrics::DeliveryMetrics;
 use super::refused::Refused;
 use super::secrets::{Secrets, Wake};
 use super::terms::Directory;
+use super::tokens::Tokens;
 use super::worker::{self, Surroundings};
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::http::{HttpOptions, max_idle};
+use crate::edge::http::{HttpOptions, TlsMaker, max_idle};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{Port, Task as _};
 use crate::model::units::Offset;
@@ -109,6 +110,7 @@ impl<P: Port> Workers<P> {
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
         let mut options = HttpOptions::new(Arc::clone(&policy));
         options.ca_file.clone_from(&settings.ca_file);
+        options.proxy.clone_from(&settings.egress.proxy);
         let count = settings.workers.max(1);
         let files = descriptors::raise_limit();
         options.max_idle = max_idle(files, settings.max_in_flight).div_ceil(count);
@@ -117,13 +119,17 @@ impl<P: Port> Workers<P> {
             false => None,
         };
         let secrets = Arc::new(Secrets::new());
+        let trust = Arc::new(TlsMaker::new(settings.ca_file.clone()));
         let refused = Arc::new(Refused::new(metrics.clone()));
+        let client = |options: HttpOptions| {
+            port.http(options)
+                .map_err(|error| Failure::Internal(with_causes(&error)))
+        };
+        let tokens = Arc::new(Tokens::start(port, client(options.clone())?)?);
         // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
-            let client = port
-                .http(options.clone())
-                .map_err(|error| Failure::Internal(with_causes(&error)))?;
+            let client = client(options.clone())?;
             let (messages, inbox) = unbounded_channel();
             let surroundings = Surroundings {
                 port: port.clone(),
@@ -137,6 +143,8 @@ impl<P: Port> Workers<P> {
                     policy: Arc::clone(&policy),
                     settings: Arc::clone(settings),
                     secrets: Arc::clone(&secrets),
+                    tokens: Arc::clone(&tokens),
+                    trust: Arc::clone(&trust),
                     refused: Arc::clone(&refused),
                     wake: waker(messages.downgrade()),
                 },

@@ -7,14 +7,18 @@
 //! [`EgressPolicy::check_url`] and [`EgressPolicy::check_target`] check them.
 //!
 //! # Rules, first match wins
+//! What the operator denies comes first, then what the operator allows, then the built-in rules.
+//!
 //! | what | denied unless |
 //! |---|---|
 //! | scheme | `https`, or `http` with `--egress-allow-http` |
 //! | user info in the URL | never allowed |
 //! | port | in `--egress-ports` (an empty list allows any; 0 never) |
-//! | a name with only internal meaning: one label, `.localhost`, `.local`, `.internal`, `.home.arpa` | any `--egress-allow-cidr` is set; its addresses are then checked like any other's |
+//! | a name in `--egress-deny-host` | never allowed |
 //! | an address in `--egress-deny-cidr` | never allowed |
-//! | a non-public address, by IANA's special-purpose registries or stricter | in `--egress-allow-cidr` |
+//! | a name of a metadata service or of the API of Kubernetes | in `--egress-allow-host` |
+//! | a name with only internal meaning: one label, `.localhost`, `.local`, `.internal`, `.home.arpa`, `.svc` | in `--egress-allow-host`, or any `--egress-allow-cidr` is set; its addresses are then checked like any other's |
+//! | a non-public address, by IANA's special-purpose registries or stricter | in `--egress-allow-cidr`, or its name is in `--egress-allow-host` |
 //!
 //! **Any** denied address of a name denies the name: filtering would let a name with one public address probe the
 //! internal network. For an IPv4 address embedded in an IPv6 one (mapped, NAT64) the inner address is checked. Proxy
@@ -22,12 +26,13 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use http::Uri;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
-use crate::config::EgressSettings;
+use crate::config::{EgressSettings, HostPattern};
 
 pub mod lookups;
 pub mod resolver;
@@ -38,7 +43,9 @@ pub struct EgressPolicy {
     allow_http: bool,
     allow: Vec<IpNet>,
     deny: Vec<IpNet>,
-    ports: Vec<u16>,
+    allow_hosts: Vec<HostPattern>,
+    deny_hosts: Vec<HostPattern>,
+    ports: Vec<RangeInclusive<u16>>,
 }
 
 impl EgressPolicy {
@@ -49,6 +56,8 @@ impl EgressPolicy {
             allow_http: settings.allow_http,
             allow: settings.allow_cidrs.clone(),
             deny: settings.deny_cidrs.clone(),
+            allow_hosts: settings.allow_hosts.clone(),
+            deny_hosts: settings.deny_hosts.clone(),
             ports: settings.ports.clone(),
         }
     }
@@ -122,8 +131,9 @@ impl EgressPolicy {
     /// # Errors
     /// The first address that violates a rule.
     pub fn check_addresses(&self, host: &str, addresses: &[IpAddr]) -> Result<(), EgressDenied> {
+        let is_allowed = self.allows_host(host);
         addresses.iter().try_for_each(|address| {
-            self.check_address(*address)
+            self.check_address(*address, is_allowed)
                 .map_err(|rule| EgressDenied::of(&format!("{host} ({address})"), rule))
         })
     }
@@ -149,23 +159,39 @@ impl EgressPolicy {
             return Some(Rule::UserInfo);
         }
         let port = target.port.unwrap_or(0);
-        if port == 0 || !(self.ports.is_empty() || self.ports.contains(&port)) {
+        let mut ports = self.ports.iter();
+        if port == 0 || !(self.ports.is_empty() || ports.any(|range| range.contains(&port))) {
             return Some(Rule::Port(port));
         }
         match target.host.as_ref() {
             None => Some(Rule::NoHost),
             Some(Host::Domain(name)) => self.reserved_name(name),
-            Some(Host::Ipv4(address)) => self.check_address(IpAddr::V4(*address)).err(),
-            Some(Host::Ipv6(address)) => self.check_address(IpAddr::V6(*address)).err(),
+            Some(Host::Ipv4(address)) => self.check_address(IpAddr::V4(*address), false).err(),
+            Some(Host::Ipv6(address)) => self.check_address(IpAddr::V6(*address), false).err(),
         }
     }
 
-    /// Such names are internal, so they are useful only to an operator who allowed some internal network.
+    fn allows_host(&self, name: &str) -> bool {
+        self.allow_hosts.iter().any(|pattern| pattern.matches(name))
+    }
+
     fn reserved_name(&self, name: &str) -> Option<Rule> {
-        if !self.allow.is_empty() {
+        let mut denied = self.deny_hosts.iter();
+        if let Some(pattern) = denied.find(|pattern| pattern.matches(name)) {
+            return Some(Rule::DeniedHost(pattern.clone()));
+        }
+        if self.allows_host(name) {
             return None;
         }
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let mut services = SERVICES.iter();
+        if let Some((_, why)) = services.find(|(service, _)| *service == name) {
+            return Some(Rule::Service(why));
+        }
+        // Other internal names are useful only to an operator who allowed some internal network.
+        if !self.allow.is_empty() {
+            return None;
+        }
         if !name.contains('.') {
             return Some(Rule::ReservedName("a name of one label"));
         }
@@ -175,7 +201,8 @@ impl EgressPolicy {
             .map(|(_, why)| Rule::ReservedName(why))
     }
 
-    fn check_address(&self, address: IpAddr) -> Result<(), Rule> {
+    /// `is_allowed`: the operator allows its name.
+    fn check_address(&self, address: IpAddr, is_allowed: bool) -> Result<(), Rule> {
         let inner = match address {
             IpAddr::V6(v6) => inner_v4(v6).map(IpAddr::V4),
             IpAddr::V4(_) => None,
@@ -187,6 +214,9 @@ impl EgressPolicy {
             .find(|net| faces().any(|face| net.contains(&face)))
         {
             return Err(Rule::DenyList(*net));
+        }
+        if is_allowed {
+            return Ok(());
         }
         if self
             .allow
@@ -246,7 +276,34 @@ fn not_public(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-const RESERVED_SUFFIXES: [(&str, &str); 4] = [
+/// Names behind which credentials or control of a whole platform are.
+const SERVICES: [(&str, &str); 13] = [
+    ("metadata", "a metadata service"),
+    (
+        "metadata.google.internal",
+        "the metadata service of Google Cloud",
+    ),
+    ("metadata.goog", "the metadata service of Google Cloud"),
+    ("metadata.azure.internal", "the metadata service of Azure"),
+    ("metadata.azure.com", "the metadata service of Azure"),
+    ("metadata.packet.net", "the metadata service of Equinix"),
+    (
+        "metadata.tencentyun.com",
+        "the metadata service of Tencent Cloud",
+    ),
+    ("instance-data", "the metadata service of AWS"),
+    ("instance-data.ec2.internal", "the metadata service of AWS"),
+    ("kubernetes", "the API of Kubernetes"),
+    ("kubernetes.default", "the API of Kubernetes"),
+    ("kubernetes.default.svc", "the API of Kubernetes"),
+    (
+        "kubernetes.default.svc.cluster.local",
+        "the API of Kubernetes",
+    ),
+];
+
+const RESERVED_SUFFIXES: [(&str, &str); 5] = [
+    (".svc", "the name of a Service of Kubernetes"),
     (".localhost", "a .localhost name, RFC 6761"),
     (".local", "a .local name, RFC 6762"),
     (".internal", "an .internal name, reserved by ICANN"),
@@ -362,6 +419,8 @@ enum Rule {
     NoHost,
     Port(u16),
     ReservedName(&'static str),
+    Service(&'static str),
+    DeniedHost(HostPattern),
     DenyList(IpNet),
     NotPublic(&'static str),
 }
@@ -396,9 +455,14 @@ impl fmt::Display for EgressDenied {
             Rule::ReservedName(why) => {
                 write!(
                     f,
-                    "it is {why}; --egress-allow-cidr with the network it is in would allow it"
+                    "it is {why}; --egress-allow-cidr with the network it is in, or --egress-allow-host, would allow it"
                 )
             }
+            Rule::Service(why) => write!(
+                f,
+                "it is {why}; only --egress-allow-host with this name would allow it"
+            ),
+            Rule::DeniedHost(pattern) => write!(f, "--egress-deny-host {pattern} forbids it"),
             Rule::DenyList(net) => write!(f, "--egress-deny-cidr {net} forbids it"),
             Rule::NotPublic(why) => write!(
                 f,

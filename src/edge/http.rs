@@ -44,7 +44,7 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::failure::tls_reason;
-pub use self::failure::{Failure, FailureClass};
+pub use self::failure::{Failure, FailureClass, with_causes};
 pub use self::limits::{
     DIAL_LIMIT, H2_MAX_HEADER_BYTES, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES,
     MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, TCP_LIMIT, UNHINTED_IDLE, max_idle,
@@ -55,8 +55,10 @@ use self::received::Heard;
 use self::response::OnLoan;
 pub use self::response::{Answer, Drained, Rest};
 use self::reuse::Idle;
-pub use self::trust::HttpSetupError;
+use self::trust::Digest;
 pub(crate) use self::trust::client_config as trusted;
+pub use self::trust::{HttpSetupError, Tls, TlsMaker};
+use crate::config::ProxySettings;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::egress::lookups::Lookups;
@@ -69,6 +71,7 @@ mod head;
 mod limits;
 mod line;
 mod pool;
+mod proxy;
 mod received;
 mod response;
 mod reuse;
@@ -85,6 +88,8 @@ pub struct HttpOptions {
     pub ca_file: Option<PathBuf>,
     /// Name lookups, to be shared by all clients of a process.
     pub lookups: Lookups,
+    /// The proxy that all connections go through, if there is one.
+    pub proxy: Option<Arc<ProxySettings>>,
     /// Sent if a request has no `user-agent`.
     pub user_agent: String,
     /// How long an idle connection is kept at most.
@@ -105,6 +110,7 @@ impl HttpOptions {
             policy,
             ca_file: None,
             lookups: Lookups::default(),
+            proxy: None,
             user_agent: concat!("hookstream/", env!("CARGO_PKG_VERSION")).to_owned(),
             pool_idle_timeout: Duration::from_secs(60),
             unhinted_idle: UNHINTED_IDLE,
@@ -122,6 +128,8 @@ pub struct Address {
     host: HeaderValue,
     /// Whose requests share HTTP/2 connections.
     tenant: Arc<str>,
+    /// What its connections are made with, if not with the default.
+    tls: Option<Arc<Tls>>,
     pool: OnceLock<Arc<Pool>>,
 }
 
@@ -149,6 +157,7 @@ impl Address {
             uri,
             host,
             tenant: Arc::from(""),
+            tls: None,
             pool: OnceLock::new(),
         })
     }
@@ -158,6 +167,15 @@ impl Address {
     pub fn for_subscriber(self, subscriber: &str) -> Self {
         Self {
             tenant: subscriber.into(),
+            ..self
+        }
+    }
+
+    /// The same, with authorities and a certificate of its own.
+    #[must_use]
+    pub fn with_tls(self, tls: Arc<Tls>) -> Self {
+        Self {
+            tls: Some(tls),
             ..self
         }
     }
@@ -224,9 +242,12 @@ struct Shared {
     pools: Mutex<Pools>,
 }
 
+/// What the connections of a pool have in common; the digest is that of their [`Tls`].
+type Key = (Scheme, Authority, Option<Digest>);
+
 #[derive(Debug, Default)]
 struct Pools {
-    all: HashMap<(Scheme, Authority), Arc<Pool>>,
+    all: HashMap<Key, Arc<Pool>>,
     /// Whether a task sweeps the pools.
     swept: bool,
 }
@@ -241,7 +262,7 @@ impl HttpClient {
         let user_agent =
             HeaderValue::try_from(options.user_agent).map_err(|_| HttpSetupError::UserAgent)?;
         let tls = trust::client_config(options.ca_file.as_deref(), options.policy.allows_http())?;
-        let dial = dial::Dial::new(options.policy, options.lookups, tls);
+        let dial = dial::Dial::new(options.policy, options.lookups, options.proxy, tls);
         let idle = Idle::new(options.pool_idle_timeout, options.unhinted_idle);
         Ok(Self(Arc::new_cyclic(|client: &Weak<Shared>| Shared {
             opener: Arc::new(Opener {
@@ -285,14 +306,14 @@ impl HttpClient {
         build: impl Fn() -> Request,
         deadline: Instant,
     ) -> Reply {
-        let mut refusals = 0;
+        let (mut refusals, mut heard) = (0, false);
         loop {
             let mut reply = self.post(build(), deadline).await;
             match &mut reply {
-                Reply::Failed(failure) if failure.is_unprocessed => {}
+                // A refusal is a sign of the endpoint too, unless it is a proxy's.
+                Reply::Failed(failure) if failure.is_unprocessed => heard |= failure.heard,
                 Reply::Failed(failure) => {
-                    // A refusal is a sign of the endpoint too.
-                    failure.heard |= refusals > 0;
+                    failure.heard |= heard;
                     return reply;
                 }
                 Reply::Answered(_) => return reply,
@@ -369,7 +390,7 @@ impl HttpClient {
         match to.pool.get() {
             Some(known) if known.is_of(&self.0.opener) => Arc::clone(known),
             known => {
-                let pool = self.find_pool(&to.uri);
+                let pool = self.find_pool(&to.uri, to.tls.as_ref());
                 if known.is_none() {
                     // A concurrent request to the same address may have set it already, to the same pool.
                     to.pool.set(Arc::clone(&pool)).ok();
@@ -379,7 +400,7 @@ impl HttpClient {
         }
     }
 
-    fn find_pool(&self, uri: &Uri) -> Arc<Pool> {
+    fn find_pool(&self, uri: &Uri, tls: Option<&Arc<Tls>>) -> Arc<Pool> {
         let parts = uri.clone().into_parts();
         // An address always has both.
         let scheme = parts.scheme.unwrap_or(Scheme::HTTPS);
@@ -391,17 +412,17 @@ impl HttpClient {
             pools.swept = true;
             tokio::spawn(sweep(Arc::downgrade(&self.0), self.0.opener.keep.every));
         }
-        let key = (scheme, authority);
+        let key = (scheme, authority, tls.map(|tls| tls.digest));
         let pool = pools
             .all
             .entry(key)
-            .or_insert_with_key(|(scheme, authority)| {
+            .or_insert_with_key(|(scheme, authority, _)| {
                 let mut origin = http::uri::Parts::default();
                 origin.scheme = Some(scheme.clone());
                 origin.authority = Some(authority.clone());
                 origin.path_and_query = Some(PathAndQuery::from_static("/"));
                 let origin = Uri::from_parts(origin).unwrap_or_else(|_| uri.clone());
-                Arc::new(Pool::new(Arc::clone(&self.0.opener), origin))
+                Arc::new(Pool::new(Arc::clone(&self.0.opener), origin, tls.cloned()))
             });
         Arc::clone(pool)
     }

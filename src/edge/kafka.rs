@@ -2,7 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`client`], [`credentials`], [`log`], [`error`], `cause` | settings, logins, the library's log, what an error means |
+//! | [`client`], [`credentials`], [`oauth`], `sasl` | settings, logins, tokens |
+//! | [`log`], [`error`], `cause` | the library's log, what an error means |
 //! | [`member`], [`producer`] | a member of a consumer group; transactions |
 //! | [`best_effort`] | records that may be lost |
 //! | [`log_reader`], [`ends`], [`topics`], [`cluster`], [`wait`] | reading and describing topics without a group |
@@ -22,8 +23,10 @@ pub mod error;
 pub mod log;
 pub mod log_reader;
 pub mod member;
+pub mod oauth;
 pub mod producer;
 pub mod record;
+mod sasl;
 pub mod status_cache;
 pub mod status_log;
 pub mod subscription_cache;

@@ -10,7 +10,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use thiserror::Error;
@@ -36,9 +36,25 @@ pub enum FileError {
         /// The maximum, in bytes.
         limit: u64,
     },
+    /// It is elsewhere, by way of links.
+    #[error("it leads outside of {0}, where it must be")]
+    Outside(PathBuf),
     /// It is not text.
     #[error("it is not UTF-8")]
     NotUtf8,
+}
+
+/// Where a path really leads, all links resolved: beneath `dir`, whose own links are resolved too.
+///
+/// # Errors
+/// [`FileError::Outside`] when it leads elsewhere; the error of the file system when it leads nowhere.
+pub fn beneath(dir: &Path, path: &Path) -> Result<PathBuf, FileError> {
+    let real = std::fs::canonicalize(path)?;
+    if real.starts_with(std::fs::canonicalize(dir)?) {
+        Ok(real)
+    } else {
+        Err(FileError::Outside(dir.to_owned()))
+    }
 }
 
 /// Reads a regular file of at most `limit` bytes.
@@ -130,6 +146,44 @@ mod tests {
         assert!(error(&at("none")).contains("No such file"));
         std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
         assert!(matches!(read(&at("loop"), LIMIT), Err(FileError::Io(_))));
+    }
+
+    #[test]
+    fn no_link_leads_out_of_a_directory() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for dir in ["own", "own/..v1", "other"] {
+            std::fs::create_dir(at(dir)).unwrap();
+        }
+        for file in ["own/..v1/key", "own/plain", "other/key"] {
+            std::fs::write(at(file), file).unwrap();
+        }
+        let link = |to: &str, at: PathBuf| std::os::unix::fs::symlink(to, at).unwrap();
+        // As Kubernetes mounts a Secret.
+        link("..v1", at("own/..data"));
+        link("..data/key", at("own/key"));
+        link("../other/key", at("own/relative"));
+        link(at("other/key").to_str().unwrap(), at("own/absolute"));
+        link("../other", at("own/dir"));
+        link("own", at("alias"));
+        let leads = |path: &str| {
+            let real = beneath(&at("own"), &at(path)).map_err(|error| error.to_string())?;
+            std::fs::read_to_string(real).map_err(|error| error.to_string())
+        };
+        assert_eq!(leads("own/key").unwrap(), "own/..v1/key");
+        assert_eq!(leads("own/plain").unwrap(), "own/plain");
+        assert_eq!(leads("alias/plain").unwrap(), "own/plain");
+        for path in [
+            "own/relative",
+            "own/absolute",
+            "own/dir/key",
+            "own/../other/key",
+        ] {
+            let error = leads(path).unwrap_err();
+            assert!(error.starts_with("it leads outside of"), "{path}: {error}");
+        }
+        assert!(leads("own/none").unwrap_err().contains("No such file"));
+        assert!(beneath(&at("none"), &at("own/key")).is_err());
     }
 
     #[test]

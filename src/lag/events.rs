@@ -8,8 +8,7 @@
 //! cannot be refreshed are removed after a while, so that an autoscaler does not act on stale ones.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -20,6 +19,7 @@ use super::figures::EventPartition;
 use super::metrics::LagMetrics;
 use super::oldest::{At, Oldest};
 use super::source::{Client, client};
+use super::watch::{Shown, Watch};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
@@ -36,38 +36,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a command waits for the first figures.
-const FIRST: Duration = Duration::from_secs(3);
-/// How often it looks for them.
-const AGAIN: Duration = Duration::from_millis(20);
-
-/// Stops the thread when dropped.
-pub(super) struct Watch {
-    _open: Sender<()>,
-    latest: Arc<Latest>,
-}
-
-/// The latest figures, once there are any.
-type Latest = Mutex<Option<Vec<EventPartition>>>;
-
-impl Watch {
-    /// The latest figures; `None` if they could not be read, or not for a while.
-    pub(super) fn latest(&self) -> Option<Vec<EventPartition>> {
-        let latest = self.latest.lock();
-        latest.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The same, for a command that has just started: waits for the first ones, at most [`FIRST`].
-    pub(super) fn first(&self) -> Option<Vec<EventPartition>> {
-        let began = clock::instant();
-        loop {
-            let latest = self.latest();
-            if latest.is_some() || clock::instant() - began >= FIRST {
-                return latest;
-            }
-            std::thread::sleep(AGAIN);
-        }
-    }
-}
+pub(super) const FIRST: Duration = Duration::from_secs(3);
 
 fn figures(topics: &[String], lags: &BTreeMap<At, Lag>) -> Vec<EventPartition> {
     let each = lags
@@ -86,27 +55,19 @@ fn figures(topics: &[String], lags: &BTreeMap<At, Lag>) -> Vec<EventPartition> {
     each.collect()
 }
 
-/// Starts exporting the figures.
+/// Starts exporting the figures. There is no value while they could not be read for a while.
 ///
 /// # Errors
 /// [`Failure`] when the thread cannot be started.
-pub(super) fn watch(settings: &Arc<Settings>, metrics: &LagMetrics) -> Result<Watch, Failure> {
-    let (open, closed) = channel();
+pub(super) fn watch(
+    settings: &Arc<Settings>,
+    metrics: &LagMetrics,
+) -> Result<Watch<Vec<EventPartition>>, Failure> {
     let (settings, metrics) = (Arc::clone(settings), metrics.clone());
-    let latest = Arc::new(Latest::default());
-    let shown = Arc::clone(&latest);
-    std::thread::Builder::new()
-        .name("event-lag".to_owned())
-        .spawn(move || run(&settings, &metrics, &shown, &closed))
-        .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
-    Ok(Watch {
-        _open: open,
-        latest,
-    })
+    Watch::start("event-lag", move |shown| run(&settings, &metrics, shown))
 }
 
-fn run(settings: &Settings, metrics: &LagMetrics, shown: &Latest, closed: &Receiver<()>) {
-    let show = |figures| *shown.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+fn run(settings: &Settings, metrics: &LagMetrics, shown: &Shown<Vec<EventPartition>>) {
     let mut exported = ExportedSeries::new(&settings.topics.events);
     let mut reader: Option<Reader> = None;
     let mut failing = Failing::default();
@@ -121,7 +82,7 @@ fn run(settings: &Settings, metrics: &LagMetrics, shown: &Latest, closed: &Recei
         match read {
             Ok(behind) => {
                 failing = Failing::default();
-                show(Some(figures(&settings.topics.events, &behind)));
+                shown.show(Some(figures(&settings.topics.events, &behind)));
                 exported.replace(metrics, behind);
             }
             Err(failure) => {
@@ -129,15 +90,14 @@ fn run(settings: &Settings, metrics: &LagMetrics, shown: &Latest, closed: &Recei
                     tracing::warn!("reading the event lag failed, retrying: {failure}");
                 }
                 if failing.is_stale(now) {
-                    show(None);
+                    shown.show(None);
                     exported.replace(metrics, BTreeMap::new());
                     reader = None;
                 }
             }
         }
-        match closed.recv_timeout(EVERY) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+        if !shown.goes_on(EVERY) {
+            break;
         }
     }
     // The role may be restarted within the process.

@@ -155,7 +155,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Whether there are neither pending commands nor open dead dead_letters.
+    /// Whether there are neither pending commands nor open dead letters.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pending() == 0 && self.dead.is_empty()
@@ -210,7 +210,7 @@ pub struct Index {
     dead_letters: DeadLetters,
 }
 
-/// The open dead dead_letters.
+/// The open dead letters.
 #[derive(Debug, Default)]
 struct DeadLetters {
     identities: Identities,
@@ -382,7 +382,7 @@ impl Index {
         column.trim(start.0);
     }
 
-    /// Adds a dead dead_letter.
+    /// Adds a dead letter.
     pub fn dead_lettered(&mut self, dead_letter: &DeadLetter, entry: Entry) {
         self.dead_letters.add(dead_letter, entry);
     }

@@ -2,11 +2,11 @@
 //! that neither delays the figures.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::figures::Subscriber;
+use super::watch::{Shown, Watch};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
@@ -20,9 +20,7 @@ const PURPOSE: &str = "standings";
 /// How often the topics are read.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a command waits for the first reading.
-const FIRST: Duration = Duration::from_secs(10);
-/// How often it looks for it.
-const AGAIN: Duration = Duration::from_millis(20);
+pub(super) const FIRST: Duration = Duration::from_secs(10);
 /// How often a failure is logged.
 const REMIND: Duration = Duration::from_secs(60);
 
@@ -82,51 +80,13 @@ impl Standings {
     }
 }
 
-type Latest = Mutex<Option<Arc<Standings>>>;
-
-/// Stops the thread when dropped.
-pub(super) struct Watch {
-    _open: Sender<()>,
-    latest: Arc<Latest>,
-}
-
-impl Watch {
-    /// The latest reading; `None` before the first.
-    pub(super) fn latest(&self) -> Option<Arc<Standings>> {
-        let latest = self.latest.lock();
-        latest.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The same, for a command that has just started: waits for the first one, at most [`FIRST`].
-    pub(super) fn first(&self) -> Option<Arc<Standings>> {
-        let began = clock::instant();
-        loop {
-            let latest = self.latest();
-            if latest.is_some() || clock::instant() - began >= FIRST {
-                return latest;
-            }
-            std::thread::sleep(AGAIN);
-        }
-    }
-}
-
-/// Starts reading.
+/// Starts reading. There is no value before the first reading.
 ///
 /// # Errors
 /// [`Failure`] when the thread cannot be started.
-pub(super) fn watch(settings: &Arc<Settings>) -> Result<Watch, Failure> {
-    let (open, closed) = channel();
+pub(super) fn watch(settings: &Arc<Settings>) -> Result<Watch<Arc<Standings>>, Failure> {
     let settings = Arc::clone(settings);
-    let latest = Arc::new(Latest::default());
-    let shown = Arc::clone(&latest);
-    std::thread::Builder::new()
-        .name(PURPOSE.to_owned())
-        .spawn(move || run(&settings, &shown, &closed))
-        .map_err(|error| Failure::Internal(format!("starting a thread: {error}")))?;
-    Ok(Watch {
-        _open: open,
-        latest,
-    })
+    Watch::start(PURPOSE, move |shown| run(&settings, shown))
 }
 
 /// Both topics, read as far as the last call.
@@ -166,10 +126,8 @@ impl Topics {
     }
 }
 
-fn run(settings: &Settings, shown: &Latest, closed: &Receiver<()>) {
-    let put = |standings| {
-        *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(standings));
-    };
+fn run(settings: &Settings, shown: &Shown<Arc<Standings>>) {
+    let put = |standings| shown.show(Some(Arc::new(standings)));
     let mut topics: Option<Topics> = None;
     let mut logged: Option<Instant> = None;
     loop {
@@ -191,9 +149,8 @@ fn run(settings: &Settings, shown: &Latest, closed: &Receiver<()>) {
                 tracing::warn!("reading how subscriptions stand failed, retrying: {failure}");
             }
         }
-        match closed.recv_timeout(EVERY) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        if !shown.goes_on(EVERY) {
+            return;
         }
     }
 }

@@ -185,6 +185,16 @@ impl Mask {
         Self(all)
     }
 
+    /// The same and another text.
+    #[must_use]
+    pub fn and(&self, secret: Cow<'_, str>) -> Self {
+        let mut all = Self::new([secret]);
+        all.0.extend(self.0.iter().cloned());
+        all.0
+            .sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+        all
+    }
+
     /// The masked beginning of `body`, as much as an excerpt needs, and how much of the body that is. If a body that is
     /// not `whole` ends with the beginning of a secret, that is masked too.
     fn apply(&self, body: &[u8], whole: bool) -> (Vec<u8>, usize) {

@@ -5,6 +5,7 @@
 //! after it; all problems are reported at once. No message shows a secret or a header value (**Secret**). Whether a URL
 //! may be reached is decided by the egress policy, not here.
 
+mod auth;
 mod decision;
 mod endpoint_url;
 pub mod filter;
@@ -16,21 +17,23 @@ mod numbers;
 mod path;
 mod record;
 mod reference;
+mod source;
 mod validate;
 mod version;
 
+pub use auth::{Auth, OAuth2};
 pub use decision::{Decider, Decision, DisabledBecause};
 pub use filter::{Filter, Segment, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
-    HeaderSource, Order, RateLimit, Redacted, SecretSource, State, StatusRule, StatusRules,
-    Subscription,
+    Order, RateLimit, State, StatusRule, StatusRules, Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
 pub use reference::MAX_HEADER_BYTES;
+pub use source::{HeaderSource, Redacted, SecretSource};
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,

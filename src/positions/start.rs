@@ -26,6 +26,7 @@ use super::{Client, GroupRole, PURPOSE, commit_without_member, not_committed};
 use crate::config::{Guarantee, Settings, StartAt};
 use crate::edge::clock;
 use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets};
@@ -118,6 +119,8 @@ fn passes(failure: &Failure) -> bool {
         Failure::Client { source, .. } => source.is_moving() || source.is_unreachable(),
         // Another replica decides at the same time.
         Failure::Fenced { .. } => true,
+        // Files of credentials are read again, and a new token replaces one that has expired.
+        Failure::Refused { .. } => true,
         other => other.is_unreachable(),
     }
 }
@@ -350,9 +353,11 @@ impl Start<'_> {
     fn client(&self, isolation: &str) -> Result<Client, Failure> {
         let mut config = consumer_config(self.settings, PURPOSE, &self.group);
         config.set("isolation.level", isolation);
-        config
+        let client: Client = config
             .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
-            .map_err(|error| Failure::from_client("creating a client", error))
+            .map_err(|error| Failure::from_client("creating a client", error))?;
+        give_once(&self.settings.credentials, client.client());
+        Ok(client)
     }
 
     /// The position in each partition of each topic.

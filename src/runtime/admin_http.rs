@@ -1,4 +1,5 @@
 //! The admin HTTP server: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes, and the pages of the roles.
+//! With [`Access`], all but the probes need a token.
 //!
 //! A probe without a response ends the pod, so probes are served whatever other clients do: a connection is always
 //! accepted, if need be in place of another one, and pages are rendered on other threads.
@@ -25,11 +26,18 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
+pub use self::access::Access;
+use self::access::Refused;
 use super::health::{Health, State};
 use super::metrics::{Metrics, Registry};
 use crate::edge::clock;
 use crate::edge::kafka::watchdog::Brokers;
+
+mod access;
+pub mod tls;
 
 /// Maximum concurrent connections.
 const CONNECTIONS: usize = 64;
@@ -82,6 +90,8 @@ pub struct Site {
     pub brokers: fn(Instant) -> Brokers,
     /// The pages of the roles.
     pub routes: Vec<Route>,
+    /// Who may read everything but the probes.
+    pub access: Access,
 }
 
 /// Listens on `address`, for [`serve`] in any runtime, and logs the actual address.
@@ -101,7 +111,14 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
 }
 
 /// Serves `site` until `shutdown`.
-pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future<Output = ()>) {
+///
+/// With `tls`, over TLS only.
+pub async fn serve(
+    listener: TcpListener,
+    site: Arc<Site>,
+    tls: Option<TlsAcceptor>,
+    shutdown: impl Future<Output = ()>,
+) {
     let open = Arc::new(Open::default());
     let renders = Arc::new(Semaphore::new(RENDERS));
     tokio::pin!(shutdown);
@@ -120,6 +137,7 @@ pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future
             }
         };
         let (site, renders, all) = (Arc::clone(&site), Arc::clone(&renders), Arc::clone(&open));
+        let tls = tls.clone();
         let mut connections = open.connections();
         let id = connections.next();
         let task = tokio::spawn(async move {
@@ -131,11 +149,19 @@ pub async fn serve(listener: TcpListener, site: Arc<Site>, shutdown: impl Future
                 connection.set_rendering(false);
                 Ok::<_, Infallible>(response)
             });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADERS);
+            let served = match tls {
+                None => http.serve_connection(TokioIo::new(stream), service).await,
+                Some(tls) => match timeout(HEADERS, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => http.serve_connection(TokioIo::new(stream), service).await,
+                    Ok(Err(error)) => {
+                        tracing::debug!("TLS of an HTTP connection failed: {error}");
+                        return;
+                    }
+                    Err(_) => return,
+                },
+            };
             if let Err(error) = served {
                 tracing::debug!("HTTP connection failed: {error}");
             }
@@ -159,8 +185,12 @@ async fn respond(
     let Ok(permit) = Arc::clone(renders).acquire_owned().await else {
         return failed();
     };
+    let headers = request.headers().clone();
     let rendered = tokio::task::spawn_blocking(move || {
-        let response = site.respond(&method, uri.path(), uri.query());
+        let response = match site.access.check(&headers) {
+            Ok(()) => site.respond(&method, uri.path(), uri.query()),
+            Err(refused) => denied(refused),
+        };
         drop(permit);
         response
     });
@@ -168,6 +198,20 @@ async fn respond(
         tracing::error!("a page was not rendered: {error}");
         failed()
     })
+}
+
+fn denied(refused: Refused) -> Response<Full<Bytes>> {
+    let mut response = text(refused.status, "text/plain", refused.text.to_owned());
+    if refused.status == StatusCode::UNAUTHORIZED {
+        // Browsers ask for a password then.
+        for scheme in ["Bearer realm=\"hookstream\"", "Basic realm=\"hookstream\""] {
+            response.headers_mut().append(
+                header::WWW_AUTHENTICATE,
+                header::HeaderValue::from_static(scheme),
+            );
+        }
+    }
+    response
 }
 
 fn failed() -> Response<Full<Bytes>> {
@@ -398,6 +442,7 @@ mod tests {
             health: Arc::new(health),
             brokers: |_| Brokers::default(),
             routes: Vec::new(),
+            access: Access::default(),
         }
     }
 
@@ -495,7 +540,7 @@ mod tests {
             routes,
             ..site(health(&[("fanout", State::Ready)]))
         });
-        let serving = tokio::spawn(serve(listener, site, async {
+        let serving = tokio::spawn(serve(listener, site, None, async {
             stopped.await.ok();
         }));
         (address, stop, serving)

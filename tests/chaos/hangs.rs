@@ -47,11 +47,15 @@ fn run_with(broker: &Broker, points: &str) -> (Process, Receiver) {
     (start(&world, "5s", points), receiver)
 }
 
-/// A world with one subscription.
+/// A world with one subscription, whose groups have begun: a first start has calls of its own, before those of the roles.
 fn world_on(broker: &Broker, receiver: Receiver) -> (World, Receiver) {
     let world = World::on(broker, "hang");
     world.create_topics(1);
     traffic::put(&world, &receiver, 0, &crate::faults::secret(0), "active");
+    let mut first = start(&world, "30s", "");
+    first.wait_ready();
+    first.sigterm();
+    assert!(first.wait_exit(LATER).success());
     (world, receiver)
 }
 

@@ -1,8 +1,8 @@
 //! Nothing lost, nothing doubled: replicas of every role on three brokers, faults from a seed, and a checker that
 //! knows from the generator what must become of each event.
 //!
-//! `make test` runs two and a half minutes with a fixed seed; `make chaos SEED=7 MINUTES=60 FAULTS=kill,point` runs for as long as
-//! it is told, and prints a table. A run is a series of rounds of at most ten minutes: each has topics of its own and
+//! `make test` runs two and a half minutes with a fixed seed; `make chaos SEED=7 MINUTES=60 FAULTS=kill,point` runs for
+//! as long as it is told, and prints a table. A run is a series of rounds of at most ten minutes: each has topics of its own and
 //! ends at rest, where all records, requests and positions are checked. The brokers see the program through proxies.
 
 // As in `tests/it`: a test that cannot go on should stop where it stands.

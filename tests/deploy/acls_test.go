@@ -474,6 +474,12 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	as.start("deliver")
 	until(t, "the second event is delivered in order", func() bool { return flaky.Load() >= 2 })
 
+	fanout.stop()
+	event(3)
+	until(t, "the lag role says how old an event is that waits for fan-out", func() bool {
+		_, figures := lag.get("/lag")
+		return strings.Contains(figures, `"behind":1`)
+	})
 	until(t, "the lag role counts", func() bool {
 		_, body := lag.get("/lag")
 		return strings.Contains(body, `"as_of":"2`)

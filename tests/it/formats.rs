@@ -273,6 +273,7 @@ fn what_the_golden_files_hold_is_read() {
             cluster: None,
             last_failure: None,
             replayed: None,
+            recorded: None,
             ..command()
         },
         |fact| fact.cluster.is_none() && fact.moment.is_none(),

@@ -14,12 +14,15 @@
 
 mod applied;
 mod attempts;
+mod auth;
 mod bad_input;
 mod brokers;
+mod canary;
 mod credentials;
 mod demo;
 mod docs;
 mod drains;
+mod egress;
 mod exact;
 mod faults;
 mod flows;
@@ -32,6 +35,7 @@ mod lag;
 mod layers;
 mod mirror;
 mod neighbours;
+mod oauth;
 mod observe;
 mod operator;
 mod order;

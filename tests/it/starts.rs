@@ -312,7 +312,8 @@ fn an_installation_of_an_older_version_continues_and_gets_its_markers() {
     let mut known = markers(&world);
     known.sort_unstable();
     known.dedup();
-    assert_eq!(known.len(), 2 + world.tiers.len(), "{known:?}");
+    // Of the events, the notices, the commands, and the tiers.
+    assert_eq!(known.len(), 3 + world.tiers.len(), "{known:?}");
     let tombstones = known.iter().map(|key| (Some(key), Vec::new(), None));
     world.produce(&world.topics.subscriptions(), tombstones);
     publish(&world, &["2"]);

@@ -124,7 +124,8 @@ fn a_decision_is_a_record_of_its_own_and_ends_with_what_it_was_made_on() {
     });
     // The applied record is as it was, and the decision is beside it.
     let records = world.read_all(&world.topics.subscriptions(), Isolation::Committed);
-    let keys: Vec<&str> = records.iter().map(|record| record.key_text()).collect();
+    let keys = records.iter().map(|record| record.key_text());
+    let keys: Vec<&str> = keys.filter(|key| !key.starts_with("start/")).collect();
     assert_eq!(keys, ["acme", "disabled/acme"]);
     assert_eq!(records[0].json(), document("/gone"));
 

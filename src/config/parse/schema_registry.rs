@@ -69,7 +69,7 @@ impl Reader<'_> {
 
     /// Where a secret is; `Some(None)` when it is not given. What is not the name of a place may be the secret itself, and
     /// is not quoted.
-    fn secret(&mut self, name: &'static str) -> Option<Option<SecretRef>> {
+    pub(super) fn secret(&mut self, name: &'static str) -> Option<Option<SecretRef>> {
         let Some((text, source)) = self.layers.effective(setting(name)?) else {
             return Some(None);
         };

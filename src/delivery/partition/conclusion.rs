@@ -55,7 +55,8 @@ impl<E: Endpoint> Partition<E> {
         self.count(lane, &endpoint, class, verdict != Verdict::Delivered);
         let is_notice = notice::is_notice(&taken.command.event_type);
         self.learn(lane, report, class, is_notice, step);
-        if heard || report.end != End::NoResponse {
+        // Of what was not processed, the endpoint itself may have said so, or a proxy.
+        if heard || matches!(response, Response::Status { .. }) {
             self.heard_from(lane, step);
         } else if class != Class::Egress {
             self.not_heard_from(lane, step);

@@ -920,9 +920,10 @@ fn ended<E>(attempt: Attempt<E>, response: Response) -> AttemptEnd<E> {
         command: attempt.command,
         endpoint: attempt.endpoint,
         permit: attempt.permit,
+        // An HTTP/2 server that refuses a request responds.
+        heard: matches!(response, Response::Unprocessed),
         response,
         error: None,
-        heard: false,
         slot_follows: false,
         keep_copy: false,
     }
@@ -1642,6 +1643,21 @@ fn an_outage_holds_the_lanes_that_fail_and_no_others() {
     sim.machine.health(&mut health, sim.now);
     let fails = health.iter().filter(|one| one.look == Look::Fails);
     assert_eq!(fails.count(), 0, "it is released at once");
+}
+
+#[test]
+fn what_a_proxy_says_about_itself_is_no_response_of_an_endpoint() {
+    let mut sim = Sim::one_that_fails();
+    sim.begin_outage();
+    sim.probe();
+    sim.dispatch();
+    let at = sim.sent_to("s0").unwrap();
+    let attempt = sim.in_flight.swap_remove(at);
+    sim.apply(Event::Ended(AttemptEnd {
+        heard: false,
+        ..ended(attempt, Response::Unprocessed)
+    }));
+    assert!(!sim.machine.heard());
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn policy(settings: &EgressSettings) -> EgressPolicy {
 
 fn strict() -> EgressPolicy {
     policy(&EgressSettings {
-        ports: vec![443, 8443],
+        ports: vec![443..=443, 8443..=8443],
         ..EgressSettings::default()
     })
 }
@@ -201,6 +201,98 @@ fn the_allow_list_opens_networks_and_the_names_inside_them() {
         open.check_addresses("receiver", &addresses("10.1.2.3, 127.0.0.1"))
             .is_err()
     );
+}
+
+#[test]
+fn the_operators_lists_of_hosts_come_before_the_built_in_rules() {
+    let hosts = |all: &[&str]| {
+        all.iter()
+            .map(|text| HostPattern::parse(text).unwrap())
+            .collect()
+    };
+    let own = policy(&EgressSettings {
+        allow_hosts: hosts(&["*.corp.internal", "hooks", "kubernetes.default.svc"]),
+        deny_hosts: hosts(&["*.evil.example", "x.corp.internal"]),
+        deny_cidrs: vec!["10.9.0.0/16".parse().unwrap()],
+        ports: vec![443..=443, 8000..=8002],
+        ..EgressSettings::default()
+    });
+    for (url, expected) in [
+        ("https://a.corp.internal/", None),
+        ("https://hooks:8001/", None),
+        ("https://kubernetes.default.svc/", None),
+        ("https://good.example/", None),
+        (
+            "https://good.example:8003/",
+            Some("port 8003 is not listed"),
+        ),
+        (
+            "https://a.evil.example/",
+            Some("--egress-deny-host *.evil.example"),
+        ),
+        (
+            "https://A.EVIL.example./",
+            Some("--egress-deny-host *.evil.example"),
+        ),
+        (
+            "https://x.corp.internal/",
+            Some("--egress-deny-host x.corp.internal"),
+        ),
+        ("https://other.internal/", Some("an .internal name")),
+        ("https://other/", Some("a name of one label")),
+    ] {
+        let found = own.parse_url(url).err().map(|denied| denied.to_string());
+        match expected {
+            None => assert_eq!(found, None, "{url}"),
+            Some(text) => assert!(
+                found.as_ref().is_some_and(|f| f.contains(text)),
+                "{url}: {found:?}"
+            ),
+        }
+    }
+    let address = |host: &str, address: &str| {
+        own.check_addresses(host, &[address.parse().unwrap()])
+            .is_ok()
+    };
+    assert!(address("a.corp.internal", "10.1.2.3"));
+    assert!(address("A.Corp.Internal.", "10.1.2.3"));
+    assert!(
+        !address("a.corp.internal", "10.9.2.3"),
+        "the operator's deny comes first"
+    );
+    assert!(!address("good.example", "10.1.2.3"));
+}
+
+#[test]
+fn metadata_services_and_the_api_of_kubernetes_are_refused_by_name_whatever_network_is_allowed() {
+    let everything = policy(&EgressSettings {
+        allow_cidrs: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+        ..EgressSettings::default()
+    });
+    for name in [
+        "kubernetes.default.svc",
+        "Kubernetes.Default.SVC.",
+        "kubernetes.default.svc.cluster.local",
+        "kubernetes.default",
+        "kubernetes",
+        "metadata.google.internal",
+        "metadata",
+        "instance-data.ec2.internal",
+    ] {
+        for own in [&everything, &policy(&EgressSettings::default())] {
+            let denied = own.parse_url(&format!("https://{name}/")).unwrap_err();
+            assert!(
+                denied.to_string().contains("--egress-allow-host"),
+                "{denied}"
+            );
+        }
+    }
+    let default = policy(&EgressSettings {
+        ports: vec![443..=443],
+        ..EgressSettings::default()
+    });
+    assert!(default.parse_url("https://web.prod.svc/").is_err());
+    assert!(everything.parse_url("https://web.prod.svc/").is_ok());
 }
 
 #[test]

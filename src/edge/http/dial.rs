@@ -17,8 +17,11 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::limits::{DIAL_LIMIT, TCP_LIMIT};
+use super::proxy::{Proxy, ProxyError};
 use super::received::{Counted, Received};
+use super::trust::{Tls, alpn};
 use super::verify::{NOTES, Notes};
+use crate::config::ProxySettings;
 use crate::edge::egress::lookups::Lookups;
 use crate::edge::egress::resolver::{GuardedResolver, ResolveError};
 use crate::edge::egress::{EgressDenied, EgressPolicy};
@@ -38,6 +41,8 @@ pub(super) enum DialError {
     Tcp(#[source] io::Error),
     #[error("tls handshake failed")]
     Tls(#[source] io::Error, Notes),
+    #[error(transparent)]
+    Proxy(ProxyError),
     #[error("no connection within {DIAL_LIMIT:?}")]
     TimedOut,
     #[error("connect failed")]
@@ -52,33 +57,49 @@ pub(super) type Stream = MaybeHttpsStream<TokioIo<Counted>>;
 pub(super) struct Dial {
     policy: Arc<EgressPolicy>,
     tcp: HttpConnector<GuardedResolver>,
+    /// The only way out, if there is one.
+    proxy: Option<Proxy>,
     tls: Arc<ClientConfig>,
 }
 
 impl Dial {
-    pub(super) fn new(policy: Arc<EgressPolicy>, lookups: Lookups, mut tls: ClientConfig) -> Self {
-        let resolver = GuardedResolver::new(Arc::clone(&policy), lookups);
+    pub(super) fn new(
+        policy: Arc<EgressPolicy>,
+        lookups: Lookups,
+        proxy: Option<Arc<ProxySettings>>,
+        mut tls: ClientConfig,
+    ) -> Self {
+        let resolver = GuardedResolver::new(Arc::clone(&policy), lookups.clone());
+        let proxy = proxy.map(|proxy| Proxy::new(proxy, lookups, resolver.clone()));
         let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(TCP_LIMIT));
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        tls.alpn_protocols = alpn();
         Self {
             policy,
             tcp,
+            proxy,
             tls: Arc::new(tls),
         }
     }
 
-    /// Connects to the host of `uri`. What arrives is counted in `received`.
-    pub(super) async fn dial(&self, uri: Uri, received: Received) -> Result<Stream, DialError> {
+    /// Connects to the host of `uri`, with `tls` in place of the default. What arrives is counted in `received`.
+    pub(super) async fn dial(
+        &self,
+        uri: Uri,
+        tls: Option<&Tls>,
+        received: Received,
+    ) -> Result<Stream, DialError> {
         self.policy.check_target(&uri).map_err(DialError::Denied)?;
         let tcp = CountedConnector {
             tcp: self.tcp.clone(),
+            proxy: self.proxy.clone(),
             received,
         };
         // Takes http too: the policy decides about it, so that its message reaches the operator.
-        let mut https = HttpsConnector::from((tcp, Arc::clone(&self.tls)));
+        let config = tls.map_or(&self.tls, |tls| &tls.config);
+        let mut https = HttpsConnector::from((tcp, Arc::clone(config)));
         let dialling = async {
             poll_fn(|cx| https.poll_ready(cx)).await?;
             https.call(uri).await
@@ -97,6 +118,7 @@ impl Dial {
 #[derive(Clone)]
 struct CountedConnector {
     tcp: HttpConnector<GuardedResolver>,
+    proxy: Option<Proxy>,
     received: Received,
 }
 
@@ -110,8 +132,14 @@ impl Service<Uri> for CountedConnector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.tcp.call(uri);
         let received = self.received.clone();
+        if let Some(proxy) = self.proxy.clone() {
+            return Box::pin(async move {
+                let tunnel = proxy.tunnel(&uri).await?;
+                Ok(TokioIo::new(Counted::new(tunnel, received)))
+            });
+        }
+        let connecting = self.tcp.call(uri);
         Box::pin(async move {
             let tcp = connecting.await?.into_inner();
             Ok(TokioIo::new(Counted::new(tcp, received)))
@@ -122,6 +150,10 @@ impl Service<Uri> for CountedConnector {
 /// hyper-rustls passes errors of the inner connector on as they are and wraps those of the handshake in
 /// `io::Error`; the inner connector keeps resolver and socket errors as the source of its own private type.
 fn sort(error: BoxError) -> DialError {
+    let error = match error.downcast::<ProxyError>() {
+        Ok(error) => return DialError::Proxy(*error),
+        Err(error) => error,
+    };
     let error = match error.downcast::<io::Error>() {
         Ok(handshake) => {
             let notes = NOTES.try_with(Notes::clone).unwrap_or_default();

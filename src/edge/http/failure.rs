@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::dial::DialError;
 use super::limits::{H2_MAX_HEADER_BYTES, MAX_HEADER_BYTES};
 use super::line::OpenError;
+use super::proxy::ProxyError;
 use super::tls_error;
 use super::verify::Notes;
 use crate::model::units::format_duration;
@@ -143,8 +144,22 @@ impl Failure {
             DialError::NoAddress => Self::new(FailureClass::Connect, "dns lookup found no address"),
             DialError::Tcp(cause) => Self::new(FailureClass::Connect, of_socket(cause)),
             DialError::Tls(cause, notes) => Self::of_handshake(cause, notes),
+            DialError::Proxy(error) => Self::of_proxy(error),
             DialError::TimedOut => Self::new(FailureClass::Connect, error.to_string()),
             DialError::Other(_) => Self::new(FailureClass::Connect, "no connection"),
+        }
+    }
+
+    /// The proxy's own faults are not the endpoint's: nothing was sent to it.
+    fn of_proxy(error: &ProxyError) -> Self {
+        let class = match error {
+            ProxyError::Fault(_) => FailureClass::Other,
+            ProxyError::Denied => FailureClass::Egress,
+            ProxyError::Unreachable(_) => FailureClass::Connect,
+        };
+        Self {
+            is_unprocessed: matches!(error, ProxyError::Fault(_)),
+            ..Self::new(class, error.to_string())
         }
     }
 
@@ -266,6 +281,21 @@ fn chain(error: Link<'_>) -> Vec<Link<'_>> {
         };
     }
     links
+}
+
+/// The text of an error and of its causes, each once.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 fn find<'a, E: Error + 'static>(chain: &[Link<'a>]) -> Option<&'a E> {

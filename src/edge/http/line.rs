@@ -27,6 +27,7 @@ use super::limits::{
 };
 use super::received::{Heard, Received, listen};
 use super::reuse::{self, Idle, Reuse};
+use super::trust::Tls;
 
 /// The request type of hyper.
 pub(super) type Message = http::Request<Full<Bytes>>;
@@ -127,9 +128,13 @@ impl Opener {
     pub(super) async fn open(
         self: Arc<Self>,
         origin: Uri,
+        tls: Option<Arc<Tls>>,
         received: Received,
     ) -> Result<Opened, OpenError> {
-        let stream = self.dial.dial(origin, received.clone()).await;
+        let stream = self
+            .dial
+            .dial(origin, tls.as_deref(), received.clone())
+            .await;
         let stream = stream.map_err(OpenError::Dial)?;
         let opened = if stream.connected().is_negotiated_h2() {
             let undriven = http2(stream, received).await;

@@ -1,4 +1,4 @@
-//! A pool of connections to one scheme, host and port.
+//! A pool of connections to one scheme, host and port, with one certificate and trust.
 //!
 //! An HTTP/1.1 connection is driven by the request that uses it, on the same task, so only the task that waits for the
 //! response is woken. An idle connection is not driven. That its peer has closed it is noticed on its next use (hyper
@@ -36,6 +36,7 @@ use super::line::{
     Http1, Message, OpenError, Opened, Opener, STREAMS_BEFORE_SETTINGS, Sent, Undriven,
 };
 use super::received::{Heard, Received, listen};
+use super::trust::Tls;
 use crate::edge::clock;
 
 /// How long a request waits for a connection that another one has begun to open, counted from then. One that takes
@@ -118,6 +119,8 @@ struct Waiting {
 pub(super) struct Pool {
     opener: Arc<Opener>,
     origin: Uri,
+    /// What its connections are made with, if not with the default.
+    tls: Option<Arc<Tls>>,
     kept: Mutex<Kept>,
 }
 
@@ -186,10 +189,11 @@ impl Kept {
 
 impl Pool {
     /// Creates a pool for the scheme, host and port of `origin`.
-    pub(super) fn new(opener: Arc<Opener>, origin: Uri) -> Self {
+    pub(super) fn new(opener: Arc<Opener>, origin: Uri, tls: Option<Arc<Tls>>) -> Self {
         Self {
             opener,
             origin,
+            tls,
             kept: Mutex::default(),
         }
     }
@@ -259,7 +263,8 @@ impl Pool {
         }
         let began = clock::instant();
         let received = Received::default();
-        let opening = Arc::clone(&self.opener).open(self.origin.clone(), received.clone());
+        let opening =
+            Arc::clone(&self.opener).open(self.origin.clone(), self.tls.clone(), received.clone());
         let mut dialled = Box::pin(opening);
         tokio::select! {
             biased;

@@ -8,8 +8,7 @@ use rustls::{
 use super::verify::{Notes, Untrusted, is_of_path};
 use crate::model::units::EpochMs;
 
-const DEMANDS_CERTIFICATE: &str =
-    "the server demands a client certificate, and hookstream sends none";
+const DEMANDS_CERTIFICATE: &str = "the server demands a client certificate, and hookstream sends none that it accepts; see client_certificate of the subscription";
 const NOTHING_IN_COMMON: &str = "the server and hookstream have no protocol version, cipher, curve and signature algorithm in common (hookstream needs TLS 1.2 or 1.3 with an AEAD cipher and X25519, P-256 or P-384, and a certificate with an RSA or Ed25519 key, or an ECDSA key on P-256 or P-384)";
 const OLD_VERSION: &str = "the server supports neither TLS 1.2 nor TLS 1.3";
 
@@ -75,6 +74,7 @@ fn of_alert(alert: AlertDescription, asks_for_certificate: bool) -> String {
         | Alert::CertificateUnknown
         | Alert::UnknownCA
         | Alert::AccessDenied
+        | Alert::DecryptError
             if asks_for_certificate =>
         {
             DEMANDS_CERTIFICATE.to_owned()

@@ -185,6 +185,23 @@ fn common_names(subject: &[u8]) -> impl Iterator<Item = &str> {
         })
 }
 
+/// Has one certificate for servers that ask for one, and notes that they do.
+#[derive(Debug)]
+pub(super) struct Certificate(pub(super) Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Certificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        NOTES
+            .try_with(|notes| notes.asks_for_certificate.set(true))
+            .ok();
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 /// Has no certificate for servers that ask for one, and notes that they do.
 #[derive(Debug)]
 pub(super) struct NoCertificate;

@@ -6,6 +6,18 @@
 /// Parts of librdkafka's texts, and what they mean. The first that matches counts.
 const CAUSES: &[(&[&str], &str)] = &[
     (
+        // Before all others, since the reason of the token server follows.
+        &[
+            "Failed to acquire SASL OAUTHBEARER token",
+            "there is no token available",
+        ],
+        "there is no token to log in with, see sasl.oauthbearer.token.endpoint.url",
+    ),
+    (
+        &["OAUTHBEARER authentication failed", "invalid_token"],
+        "the broker rejects the token, see sasl.oauthbearer.scope and the broker's settings of OAUTHBEARER",
+    ),
+    (
         // The first request of every connection.
         &["connecting to a SSL listener", "in state APIVERSION_QUERY"],
         "the broker closes connections of this kind: its listener may want TLS or a login, see security.protocol",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
 use super::credentials;
-use crate::config::Settings;
+use crate::config::{Settings, is_served_here};
 
 /// The broker aborts a transaction that is open for longer, so that readers of its partitions, and the next owner of
 /// its offsets, do not wait long for a crashed process.
@@ -32,7 +32,9 @@ pub const PRODUCER_QUEUE_KIB: usize = 32 * 1024;
 pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     for (key, value) in &settings.properties {
-        config.set(key, value);
+        if !is_served_here(key) {
+            config.set(key, value);
+        }
     }
     credentials::apply(&settings.credentials, &mut config);
     if config.get("debug").is_some() {

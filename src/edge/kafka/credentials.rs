@@ -1,12 +1,12 @@
 //! Credential rotation: credentials that change on disk, and the clients that must use them.
 //!
 //! One thread rereads the files every few seconds, since change notifications do not work with every kind of mount. A new
-//! user or password of PLAIN and SCRAM is passed to the running clients; existing connections stay until a broker closes
-//! them or requests reauthentication (KIP-368). librdkafka reads certificates only when a client is created, so any other
-//! change makes the service drain, commit and restart with new clients ([`Credentials`]), after a random delay, so that
-//! replicas do not restart all at once. Settings that are unreadable or yield no client change nothing.
+//! user or password of PLAIN and SCRAM, and every new token ([`oauth`]), is passed to the running clients; existing
+//! connections stay until a broker closes them or requests reauthentication (KIP-368). librdkafka reads certificates only
+//! when a client is created, so any other change makes the service drain, commit and restart with new clients
+//! ([`Credentials`]), after a random delay, so that replicas do not restart all at once. Settings that are unreadable or
+//! yield no client change nothing.
 
-use std::ffi::CStr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,8 +14,10 @@ use rdkafka::ClientConfig;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::BaseConsumer;
 
-use crate::config::Connection;
+use super::oauth::{self, Tokens};
+use super::sasl;
 use crate::config::credentials::{Credentials, Login};
+use crate::config::{Connection, TokenSource, concerns_tokens_only, is_served_here};
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 
@@ -27,23 +29,37 @@ const JITTER: Duration = Duration::from_secs(20);
 /// Rereads all connection settings.
 pub type Read = Box<dyn Fn() -> Result<Connection, Vec<String>> + Send + Sync>;
 
-/// The connection without user and password.
+/// The connection without what clients log in with.
 fn without_login(connection: &Connection) -> Connection {
     let mut rest = connection.clone();
-    rest.properties.remove("sasl.username");
-    rest.properties.remove("sasl.password");
+    if connection.token_source().is_some() {
+        rest.properties
+            .retain(|property, _| !concerns_tokens_only(property));
+        rest.certificates
+            .retain(|property, _| !concerns_tokens_only(property));
+    } else {
+        rest.properties.remove("sasl.username");
+        rest.properties.remove("sasl.password");
+    }
     rest
 }
 
 /// Replaces the user and password that the process started with by the latest.
 pub(super) fn apply(credentials: &Credentials, config: &mut ClientConfig) {
-    if let Some(login) = credentials.login() {
-        config.set("sasl.username", login.user.to_string_lossy());
-        config.set("sasl.password", login.password.to_string_lossy());
+    if let Some(Login::Password { user, password }) = credentials.login() {
+        config.set("sasl.username", user.to_string_lossy());
+        config.set("sasl.password", password.to_string_lossy());
     }
 }
 
-/// Passes every new user and password to `client` while it is in use.
+/// Passes the current login to a client that is used only for a moment: a token cannot be part of its settings.
+pub(crate) fn give_once<C: ClientContext>(credentials: &Credentials, client: &Client<C>) {
+    if let Some(login) = credentials.login() {
+        sasl::set_login(client, &login);
+    }
+}
+
+/// Passes every new login to `client` while it is in use.
 pub(crate) fn keep_current<T, C>(
     credentials: &Credentials,
     client: &Arc<T>,
@@ -57,7 +73,7 @@ pub(crate) fn keep_current<T, C>(
         let Some(client) = known.upgrade() else {
             return false;
         };
-        set_login(inner(&client), &login.user, &login.password);
+        sasl::set_login(inner(&client), login);
         if let Some(last) = Arc::into_inner(client) {
             // The owner dropped it meanwhile; closing may block, so it happens on another thread.
             std::thread::spawn(move || drop(last));
@@ -67,15 +83,22 @@ pub(crate) fn keep_current<T, C>(
     credentials.register(Box::new(give));
 }
 
-/// Rereads the files every few seconds until the process ends; `current` is the connection of the settings.
+/// Rereads the files every few seconds until the process ends; `current` is the connection of the settings, and `tokens`
+/// fetches its tokens, if it has any.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn watch(credentials: &Credentials, current: Connection, read: Read) -> std::io::Result<()> {
+pub fn watch(
+    credentials: &Credentials,
+    current: Connection,
+    tokens: Option<Tokens>,
+    read: Read,
+) -> std::io::Result<()> {
     let mut watch = Watch {
         credentials: credentials.clone(),
         read,
         current,
+        tokens,
         problem: None,
     };
     std::thread::Builder::new()
@@ -94,6 +117,7 @@ struct Watch {
     credentials: Credentials,
     read: Read,
     current: Connection,
+    tokens: Option<Tokens>,
     /// The current problem, so that it is logged once.
     problem: Option<String>,
 }
@@ -122,8 +146,9 @@ impl Watch {
         if found == self.current {
             return Ok(());
         }
-        let needs_clients =
-            without_login(&found) != without_login(&self.current) || Login::of(&found).is_none();
+        let (source, former) = (found.token_source(), self.current.token_source());
+        let needs_clients = without_login(&found) != without_login(&self.current)
+            || Login::of(&found).is_none() && source.is_none();
         if needs_clients {
             try_connection(&found).map_err(|failure| failure.to_string())?;
         }
@@ -135,6 +160,11 @@ impl Watch {
                 clients,
                 "SASL user or password changed; new connections use it"
             );
+        }
+        if let Some(source) = source
+            && former.as_ref() != Some(&source)
+        {
+            self.fetch_from(source)?;
         }
         if needs_clients && self.credentials.renews() {
             let after = JITTER.mul_f64(fastrand::f64());
@@ -153,6 +183,21 @@ impl Watch {
             self.credentials.update_renewal(&found);
         }
         self.current = found;
+        Ok(())
+    }
+
+    /// Fetches the tokens from another source, or with other credentials, from now on.
+    fn fetch_from(&mut self, source: TokenSource) -> Result<(), String> {
+        match &self.tokens {
+            Some(tokens) => {
+                tracing::info!("settings of the token server changed; fetching a new token");
+                tokens.change(source);
+            }
+            None => {
+                let started = oauth::start(&self.credentials, source);
+                self.tokens = Some(started.map_err(|error| error.to_string())?);
+            }
+        }
         Ok(())
     }
 }
@@ -187,28 +232,13 @@ pub fn try_connection(connection: &Connection) -> Result<(), Failure> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &connection.brokers);
     for (key, value) in &connection.properties {
-        config.set(key, value);
+        if !is_served_here(key) {
+            config.set(key, value);
+        }
     }
     let made: Result<BaseConsumer, _> = config.create();
     made.map(drop)
         .map_err(|error| Failure::from_client("creating a client", error))
-}
-
-#[allow(unsafe_code, reason = "rust-rdkafka has no safe call for this")]
-fn set_login<C: ClientContext>(client: &Client<C>, user: &CStr, password: &CStr) {
-    // SAFETY: all three pointers are valid for the call, since what they point to is borrowed; librdkafka copies the
-    // strings under a lock of its own (rdkafka.h, `rd_kafka_sasl_set_credentials`). An error object, which is returned
-    // only for null pointers, is ours to destroy, and is used for nothing else.
-    unsafe {
-        let error = rdkafka::bindings::rd_kafka_sasl_set_credentials(
-            client.native_ptr(),
-            user.as_ptr(),
-            password.as_ptr(),
-        );
-        if !error.is_null() {
-            rdkafka::bindings::rd_kafka_error_destroy(error);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -248,6 +278,7 @@ mod tests {
             credentials: Credentials::default(),
             read: Box::new(move || read.lock().unwrap().clone()),
             current: current.clone(),
+            tokens: None,
             problem: None,
         };
         (watch, files)
@@ -294,7 +325,10 @@ mod tests {
         let add = || {
             let given = Arc::clone(&given);
             credentials.register(Box::new(move |login| {
-                given.lock().unwrap().push(login.password.clone());
+                let Login::Password { password, .. } = login else {
+                    return false;
+                };
+                given.lock().unwrap().push(password.clone());
                 true
             }));
         };

@@ -5,6 +5,7 @@
 //! event. And a read-committed reader ends at the *last stable offset*, behind which an unrelated open transaction may
 //! hide committed records (see [`Log::high_watermarks`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::consumer_config;
 use super::cluster::{self, ClusterId};
-use super::credentials::keep_current;
+use super::credentials::{give_once, keep_current};
 use super::error::{Failure, is_unreachable};
 use super::log::{LogContext, LoggedConsumer, explain};
 use crate::config::Settings;
@@ -358,6 +359,60 @@ impl Log {
     }
 }
 
+/// A topic that is read again and again, each time from the end of the last complete reading.
+pub(super) struct Tail {
+    log: Log,
+    /// By partition: where the next reading begins.
+    read_to: HashMap<i32, i64>,
+}
+
+impl Tail {
+    /// Connects, and reads nothing yet.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub(super) fn open(
+        settings: &Settings,
+        topic: String,
+        purpose: &'static str,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            log: Log::open(settings, topic, purpose)?,
+            read_to: HashMap::new(),
+        })
+    }
+
+    pub(super) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// As [`Log::read`] up to `ends`, without what was read before.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub(super) fn read<E: From<Failure>>(
+        &mut self,
+        ends: &[Range],
+        stop: &dyn Fn() -> bool,
+        visit: impl FnMut(&BorrowedMessage<'_>) -> Visit<E>,
+    ) -> Result<Reading, E> {
+        let rest = |range: &Range| Range {
+            low: self
+                .read_to
+                .get(&range.partition)
+                .map_or(range.low, |read_to| range.low.max(*read_to)),
+            ..*range
+        };
+        let ranges: Vec<Range> = ends.iter().map(rest).collect();
+        let reading = self.log.read(&ranges, stop, visit)?;
+        if reading == Reading::Complete {
+            let ends = ends.iter().map(|range| (range.partition, range.end));
+            self.read_to = ends.collect();
+        }
+        Ok(reading)
+    }
+}
+
 /// Retries while a partition has no leader, a group has no coordinator, or either has just moved, as after the creation of
 /// a topic or the restart of a broker.
 pub(crate) fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
@@ -410,6 +465,7 @@ pub fn positions_of(
     let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, purpose, group)
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client(asking(), error))?;
+    give_once(&settings.credentials, consumer.client());
     let mut wanted = TopicPartitionList::new();
     for at in partitions {
         wanted.add_partition(&at.topic, at.partition);

@@ -1,10 +1,9 @@
 //! Reads the subscriptions for operators' commands: once, or again for what has come since.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::error::Failure;
-use super::log_reader::{Log, Range, Reading};
+use super::log_reader::{Reading, Tail};
 use super::subscription_cache::topic_record;
 use crate::config::Settings;
 use crate::model::subscription::{Change, Fold, TopicRecord};
@@ -20,10 +19,8 @@ pub enum Freshness {
 
 /// The topic, read as far as the last call.
 pub struct SubscriptionLog {
-    log: Log,
+    topic: Tail,
     fold: Fold,
-    /// By partition: where the next read begins.
-    read_to: HashMap<i32, i64>,
 }
 
 impl SubscriptionLog {
@@ -33,9 +30,8 @@ impl SubscriptionLog {
     /// [`Failure`] when no broker responds, the topic is missing, or permission is denied.
     pub fn open(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         Ok(Self {
-            log: Log::open(settings, settings.topics.subscriptions(), purpose)?,
+            topic: Tail::open(settings, settings.topics.subscriptions(), purpose)?,
             fold: Fold::default(),
-            read_to: HashMap::new(),
         })
     }
 
@@ -50,31 +46,16 @@ impl SubscriptionLog {
         visit: &mut dyn FnMut(&TopicRecord<'_>, &Change),
     ) -> Result<Reading, Failure> {
         let ends = match freshness {
-            Freshness::Visible => self.log.stable_ends()?,
-            Freshness::Latest => self.log.high_watermarks(stop)?,
+            Freshness::Visible => self.topic.log().stable_ends()?,
+            Freshness::Latest => self.topic.log().high_watermarks(stop)?,
         };
-        let rest = |range: &Range| Range {
-            low: self
-                .read_to
-                .get(&range.partition)
-                .map_or(range.low, |read_to| range.low.max(*read_to)),
-            ..*range
-        };
-        let ranges: Vec<Range> = ends.iter().map(rest).collect();
         let fold = &mut self.fold;
-        let reading = self.log.read::<Failure>(&ranges, stop, |message| {
+        self.topic.read(&ends, stop, |message| {
             let record = topic_record(message);
             let change = fold.take(&record);
             visit(&record, &change);
             Ok(ControlFlow::Continue(()))
-        })?;
-        if reading == Reading::Complete {
-            self.read_to = ends
-                .iter()
-                .map(|range| (range.partition, range.end))
-                .collect();
-        }
-        Ok(reading)
+        })
     }
 
     /// The subscriptions as read so far.

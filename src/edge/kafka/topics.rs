@@ -16,6 +16,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::client_config;
+use super::credentials::give_once;
 use super::error::Failure;
 use super::log::{LogContext, LoggedConsumer, explain};
 use super::log_reader::ANSWER;
@@ -69,9 +70,11 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
 }
 
 fn client(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Failure> {
-    client_config(settings, "topics")
+    let client: AdminClient<DefaultClientContext> = client_config(settings, "topics")
         .create()
-        .map_err(|error| Failure::from_client("creating a client", error))
+        .map_err(|error| Failure::from_client("creating a client", error))?;
+    give_once(&settings.credentials, client.inner());
+    Ok(client)
 }
 
 fn options() -> AdminOptions {
@@ -85,6 +88,7 @@ fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, "topics")
         .create_with_context(LoggedConsumer(LogContext::new("topics")))
         .map_err(|error| Failure::from_client("creating a client", error))?;
+    give_once(&settings.credentials, client.client());
     let mut cluster = Cluster::default();
     for spec in specs {
         let what = || format!("describing the topic {}", spec.name);

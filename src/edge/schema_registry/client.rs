@@ -1,7 +1,6 @@
 //! Asks a registry for one schema, and for those that it refers to.
 
 use std::collections::HashSet;
-use std::error::Error as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::config::{RegistryAuth, SchemaRegistrySettings, SecretRef};
 use crate::edge::http::{self as trust, HttpSetupError};
-use crate::edge::small_file::{self, MAX_SECRET_BYTES};
+use crate::edge::secret_text;
 use crate::model::schema::{Definition, Language, MAX_SCHEMA_BYTES, Reference, SchemaId, Unusable};
 
 /// Time of one request, connecting included.
@@ -311,23 +310,7 @@ fn authorization(auth: Option<&RegistryAuth>) -> Result<Option<HeaderValue>, Str
 }
 
 fn secret(setting: &str, from: &SecretRef) -> Result<String, String> {
-    let (text, place) = match from {
-        SecretRef::Env(name) => {
-            let text = std::env::var(name)
-                .map_err(|_| format!("{setting}: the environment variable {name} is not set"))?;
-            (text, format!("the environment variable {name}"))
-        }
-        SecretRef::File(path) => {
-            let text = small_file::read_text(path, MAX_SECRET_BYTES)
-                .map_err(|error| format!("{setting}: cannot read {}: {error}", path.display()))?;
-            (text, path.display().to_string())
-        }
-    };
-    let secret = text.trim_end_matches(['\r', '\n']);
-    if secret.is_empty() {
-        return Err(format!("{setting}: {place} is empty"));
-    }
-    Ok(secret.to_owned())
+    secret_text::read(from).map_err(|problem| format!("{setting}: {problem}"))
 }
 
 /// An error with its causes; one of TLS in our own words.
@@ -337,14 +320,5 @@ fn chain(error: &legacy::Error) -> String {
             "the tls handshake failed: {reason}; --schema-registry-ca-file holds the certificates to trust"
         );
     }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
+    trust::with_causes(error)
 }

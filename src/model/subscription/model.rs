@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::auth::Auth;
 use super::filter::{Filter, TypePattern};
+use super::source::{HeaderSource, SecretSource};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
@@ -35,6 +36,10 @@ pub struct Subscription {
     pub format: Format,
     /// Additional request headers; never a reserved one.
     pub headers: Vec<(HeaderName, HeaderSource)>,
+    /// How requests authenticate.
+    pub auth: Option<Auth>,
+    /// What its connections are made with, beyond the operator's defaults.
+    pub tls: TlsReferences,
     /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
     /// When it was last resumed, as far as that is known.
@@ -57,6 +62,71 @@ pub struct Subscription {
     pub breaker: BreakerOverrides,
     /// Overrides of the default status rules.
     pub on_status: StatusRules,
+}
+
+impl Subscription {
+    /// The secrets that it uses: those that sign, those in its headers, the one that it authenticates with, then those of
+    /// its connections.
+    pub fn sources(&self) -> impl Iterator<Item = &SecretSource> {
+        let in_headers = self.headers.iter();
+        let in_headers = in_headers.filter_map(|(_, source)| source.reference());
+        let authenticates = self.auth.iter().map(Auth::reference);
+        let all = self.secrets.iter().chain(in_headers).chain(authenticates);
+        all.chain(self.tls.sources())
+    }
+
+    /// The texts of its [`sources`](Self::sources), by what they are for.
+    #[must_use]
+    pub fn sort<'t, T>(&self, texts: &'t [T]) -> Texts<'t, T> {
+        let in_headers = self.headers.iter();
+        let in_headers = in_headers.filter(|(_, source)| source.reference().is_some());
+        let (signing, rest) = texts.split_at(self.secrets.len().min(texts.len()));
+        let (headers, rest) = rest.split_at(in_headers.count().min(rest.len()));
+        let mut rest = rest.iter();
+        let mut next = |is_there: bool| if is_there { rest.next() } else { None };
+        Texts {
+            signing,
+            headers,
+            auth: next(self.auth.is_some()),
+            ca: next(self.tls.ca.is_some()),
+            certificate: next(self.tls.client.is_some()),
+            key: next(self.tls.client.is_some()),
+        }
+    }
+}
+
+/// What a subscription's connections are made with, beyond the operator's defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsReferences {
+    /// Authorities to trust too, PEM.
+    pub ca: Option<SecretSource>,
+    /// The certificate and the key that it shows to servers that ask for one, PEM.
+    pub client: Option<(SecretSource, SecretSource)>,
+}
+
+impl TlsReferences {
+    fn sources(&self) -> impl Iterator<Item = &SecretSource> {
+        let client = self.client.iter();
+        let client = client.flat_map(|(certificate, key)| [certificate, key]);
+        self.ca.iter().chain(client)
+    }
+}
+
+/// The texts of a subscription's secrets, by what they are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Texts<'t, T> {
+    /// They sign, in this order.
+    pub signing: &'t [T],
+    /// Of its headers, in their order.
+    pub headers: &'t [T],
+    /// Of `auth`.
+    pub auth: Option<&'t T>,
+    /// Authorities.
+    pub ca: Option<&'t T>,
+    /// A certificate.
+    pub certificate: Option<&'t T>,
+    /// Its key.
+    pub key: Option<&'t T>,
 }
 
 /// What happens to a subscription's commands.
@@ -110,72 +180,6 @@ pub struct RateLimit {
     pub per_second: f64,
     /// Attempts at once after an idle period, 1 to 100,000.
     pub burst: u32,
-}
-
-/// Where a secret comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretSource {
-    /// An environment variable of the delivering process.
-    Env(String),
-    /// A file at an absolute path.
-    File(PathBuf),
-    /// In the record itself: `whsec_…` or `whsk_…`, which can sign.
-    Literal(Redacted),
-}
-
-/// The name of the source, never the secret.
-impl fmt::Display for SecretSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Env(name) => write!(f, "env:{name}"),
-            Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Literal(secret) => secret.fmt(f),
-        }
-    }
-}
-
-/// Where the value of an additional header comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeaderSource {
-    /// The record itself. Marked sensitive when the header's name says that it carries a credential.
-    Literal(HeaderValue),
-    /// A secret of the delivering process, behind a prefix.
-    Reference {
-        /// The scheme and a space, as in `Bearer `, or nothing.
-        prefix: Box<str>,
-        /// Never a literal.
-        source: SecretSource,
-    },
-}
-
-/// A text that neither `Debug` nor `Display` reveals.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Redacted(Box<str>);
-
-impl Redacted {
-    /// Wraps a text.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself: for signing only.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(redacted)")
-    }
-}
-
-impl fmt::Display for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(redacted)")
-    }
 }
 
 /// What a status means.

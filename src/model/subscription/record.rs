@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
+use super::auth::redact;
 use super::json::StrictValue;
-use super::reference::{is_credential, is_reference};
+use super::reference::{credential, is_credential, is_reference};
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
@@ -67,6 +68,16 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
             if is_credential(&name.to_ascii_lowercase()) && !is_reference(name, text) {
                 *value = Value::from("(redacted)");
             }
+        }
+    }
+    if let Some(auth) = record.get_mut("auth") {
+        redact(auth);
+    }
+    for field in ["tls_ca", "client_certificate", "client_key"] {
+        if let Some(value) = record.get_mut(field)
+            && value.as_str().is_none_or(|text| credential(text).is_err())
+        {
+            *value = Value::from("(redacted)");
         }
     }
     Ok(Value::Object(record))

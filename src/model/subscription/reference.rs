@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
 
-use super::model::{HeaderSource, Redacted, SecretSource};
+use super::source::{HeaderSource, Redacted, SecretSource};
 use crate::model::signing_key::SigningKey;
 
 /// The longest value of a header, in bytes, also of one that is read from a reference.
@@ -58,6 +58,12 @@ pub(super) fn secret_source(text: &str) -> Result<SecretSource, String> {
     }
     SigningKey::read(text).map_err(|error| error.to_string())?;
     Ok(SecretSource::Literal(Redacted::new(text)))
+}
+
+/// Reads a credential of `auth`, which is never a literal.
+pub(super) fn credential(text: &str) -> Result<SecretSource, &'static str> {
+    const FORMS: &str = "must be env:NAME (A-Z a-z 0-9 _) or file:/absolute/path; the record must not hold the secret itself";
+    reference(text).flatten().ok_or(FORMS)
 }
 
 /// Reads the value of a header. The message never shows it.
@@ -120,17 +126,24 @@ impl HeaderSource {
         if secret.is_empty() {
             return Err(refuse("is empty"));
         }
-        let text = format!("{prefix}{secret}");
-        if text.len() > MAX_HEADER_BYTES {
-            return Err(refuse(&format!(
-                "makes a value of {} bytes, the limit is {MAX_HEADER_BYTES}",
-                text.len()
-            )));
-        }
-        let mut value = header_value(&text).map_err(refuse)?;
-        value.set_sensitive(true);
-        Ok(value)
+        credential_value(&format!("{prefix}{secret}"), refuse)
     }
+}
+
+/// The value of a header that carries a credential. `refuse` makes the error of a problem.
+pub(super) fn credential_value(
+    text: &str,
+    refuse: impl Fn(&str) -> String,
+) -> Result<HeaderValue, String> {
+    if text.len() > MAX_HEADER_BYTES {
+        return Err(refuse(&format!(
+            "makes a value of {} bytes, the limit is {MAX_HEADER_BYTES}",
+            text.len()
+        )));
+    }
+    let mut value = header_value(text).map_err(refuse)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Whether a header carries a credential, by its name in lower case.

@@ -12,12 +12,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::auth::Auth;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
-use super::model::{HeaderSource, RateLimit, SecretSource, StatusRules, Subscription};
+use super::model::{RateLimit, StatusRules, Subscription, TlsReferences};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
-use super::reference::{header_source, secret_source};
+use super::reference::{credential, header_source, secret_source};
+use super::source::{HeaderSource, SecretSource};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
@@ -82,6 +84,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         secrets: check.secrets(),
         format: check.enumerated("format"),
         headers: check.headers(),
+        auth: check.auth(),
+        tls: check.tls(url.as_ref()),
         state: check.enumerated("state"),
         resumed_at: None,
         source: Source::default(),
@@ -184,6 +188,14 @@ impl<'a> Check<'a> {
                 // The reader of secrets reports it, with its reason.
                 continue;
             }
+            let is_reference = matches!(&*path, "/tls_ca" | "/client_certificate" | "/client_key");
+            if is_reference && matches!(error.kind(), ValidationErrorKind::Pattern { .. }) {
+                continue;
+            }
+            if path.starts_with("/auth") {
+                // Its reader reports each problem, where the schema says that no alternative matches.
+                continue;
+            }
             let field = path.trim_start_matches('/').replace('/', ".");
             let problem = schema_problem(&path, &error);
             self.problems.push(if field.is_empty() {
@@ -277,6 +289,55 @@ impl<'a> Check<'a> {
             }
         }
         headers
+    }
+
+    fn auth(&mut self) -> Option<Auth> {
+        let auth = match Auth::read(self.record.get("auth")?, header_name) {
+            Ok(auth) => auth,
+            Err(problems) => {
+                self.problems.extend(problems);
+                return None;
+            }
+        };
+        let own = auth.header_name().as_str();
+        let headers = self.object("headers").into_iter().flatten();
+        let mut names = headers.map(|(name, _)| name);
+        if names.any(|name| name.eq_ignore_ascii_case(own)) {
+            self.problem(
+                "auth",
+                format_args!("sets the header {own}, which is in headers too; remove one of them"),
+            );
+        }
+        Some(auth)
+    }
+
+    fn tls(&mut self, url: Option<&Url>) -> TlsReferences {
+        let mut read = |field: &'static str| {
+            let found = credential(self.record.get(field)?.as_str()?);
+            if let Err(problem) = &found {
+                self.problem(field, problem);
+            }
+            found.ok()
+        };
+        let ca = read("tls_ca");
+        let (certificate, key) = (read("client_certificate"), read("client_key"));
+        let is_there = |field: &str| self.record.contains_key(field);
+        let fields = ["tls_ca", "client_certificate", "client_key"];
+        let first = fields.into_iter().find(|field| is_there(field));
+        let is_half = is_there("client_certificate") != is_there("client_key");
+        if let Some(field) = first.filter(|_| url.is_some_and(|url| url.scheme() == "http")) {
+            self.problem(
+                field,
+                "has no effect on an http URL; use https or remove it",
+            );
+        }
+        if is_half {
+            self.problem("client_certificate", "needs client_key, and the reverse");
+        }
+        TlsReferences {
+            ca,
+            client: certificate.zip(key),
+        }
     }
 
     fn rate_limit(&self) -> Option<RateLimit> {
@@ -383,8 +444,9 @@ fn whole(value: &Value) -> Option<u32> {
 
 /// The validator's message, without the value if it may be secret or long.
 fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String {
-    let private =
-        path.starts_with("/secrets") || path.starts_with("/headers") || path.starts_with("/url");
+    let private = ["/secrets", "/headers", "/url", "/tls_ca", "/client_"]
+        .iter()
+        .any(|start| path.starts_with(start));
     match error.kind() {
         ValidationErrorKind::Pattern { .. } if matches!(path, "/id" | "/subscriber") => {
             format!(
@@ -419,6 +481,13 @@ fn shown(text: &str) -> String {
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderSource), &'static str> {
+    let name = header_name(name)?;
+    let source = header_source(&name, value)?;
+    Ok((name, source))
+}
+
+/// The name of a header that a subscription may set.
+fn header_name(name: &str) -> Result<HeaderName, &'static str> {
     let name = HeaderName::try_from(name).map_err(|_| "is not a header name")?;
     let reserved = RESERVED_HEADERS.contains(&name.as_str())
         || RESERVED_PREFIXES
@@ -427,6 +496,5 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderSource), &'stati
     if reserved {
         return Err("is reserved: HTTP or hookstream sets it");
     }
-    let source = header_source(&name, value)?;
-    Ok((name, source))
+    Ok(name)
 }

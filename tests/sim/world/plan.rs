@@ -112,7 +112,7 @@ pub enum Act {
     Roll,
     /// One replica more.
     ScaleUp(Roles),
-    /// The replica stops for good.
+    /// The replica stops, and does not start again.
     ScaleDown(usize),
     /// A replica does not reach a broker for a while.
     Cut(usize, Node, Ms),

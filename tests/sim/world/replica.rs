@@ -44,7 +44,7 @@ pub struct Replica {
     ahead: i64,
     /// Counts its processes.
     pub run: u64,
-    /// It was stopped for good.
+    /// It was stopped, and does not start again.
     pub gone: bool,
 }
 

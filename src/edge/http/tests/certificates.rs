@@ -371,3 +371,63 @@ async fn what_a_server_says_instead_of_a_handshake_is_explained() {
         refused(post(&client(), &url).await, expected);
     }
 }
+
+#[tokio::test]
+async fn connections_are_shared_only_where_certificate_and_trust_are_equal() {
+    let issue = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params(&[name]).self_signed(&key).unwrap();
+        let identity = Identity {
+            chain: vec![certificate.der().clone()],
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        };
+        (identity, certificate.pem(), key.serialize_pem())
+    };
+    let (server_identity, server_pem, _) = issue("localhost");
+    let (client_identity, certificate, key) = issue("client");
+    let (_, other_certificate, other_key) = issue("other");
+    let own = client_identity.chain[0].clone();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let server = serving(server_config(&server_identity, &[version], Some(&own))).await;
+        let url = format!("https://localhost:{}/", server.address.port());
+        let client = client();
+        let maker = TlsMaker::new(None);
+        let post = |tls: Option<Arc<Tls>>| {
+            let address = Address::new(url.parse().unwrap()).unwrap();
+            let to = Arc::new(match tls {
+                Some(tls) => address.with_tls(tls),
+                None => address,
+            });
+            let request = Request {
+                to,
+                ..request(&url)
+            };
+            client.post(request, within(LONG))
+        };
+        let both = |certificate, key| {
+            let tls = maker.tls(Some(&server_pem), Some((certificate, key)));
+            Some(tls.unwrap())
+        };
+        for _ in 0..2 {
+            assert_eq!(answered(post(both(&certificate, &key)).await).status, 200);
+        }
+        assert_eq!(server.accepted.load(Ordering::SeqCst), 1, "it is reused");
+        // None of these may use the connection that was opened with the right certificate.
+        refused(
+            post(both(&other_certificate, &other_key)).await,
+            "the server demands a client certificate",
+        );
+        let trust_only = maker.tls(Some(&server_pem), None).unwrap();
+        refused(
+            post(Some(trust_only)).await,
+            "the server demands a client certificate",
+        );
+        refused(post(None).await, "the server's certificate is self-signed");
+        let stranger = maker.tls(None, Some((&certificate, &key))).unwrap();
+        refused(
+            post(Some(stranger)).await,
+            "the server's certificate is self-signed",
+        );
+        assert_eq!(answered(post(both(&certificate, &key)).await).status, 200);
+    }
+}

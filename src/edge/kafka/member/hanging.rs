@@ -10,6 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::config::Settings;
 use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::watchdog::Link;
 
@@ -45,7 +46,9 @@ pub(super) fn second_client(
     let mut config = consumer_config(settings, purpose, group);
     config.set("isolation.level", isolation);
     let context = LoggedConsumer(LogContext::new(purpose));
-    config.create_with_context(context).ok()
+    let client: BaseConsumer<LoggedConsumer> = config.create_with_context(context).ok()?;
+    give_once(&settings.credentials, client.client());
+    Some(client)
 }
 
 /// Kafka's topic of committed positions.

@@ -18,6 +18,9 @@ fn settings() -> Settings {
     Settings {
         brokers: "kafka:9092".to_owned(),
         properties: Vec::new(),
+        http_token_file: None,
+        http_tls: None,
+        secret_rules: crate::model::secret_rules::SecretRules::default(),
         credentials: crate::config::credentials::Credentials::default(),
         topics: Topics {
             events: vec!["order-events".to_owned()],

@@ -187,7 +187,7 @@ pub(super) fn fencing() -> Vec<Scenario> {
             "fenced-in-a-transaction",
             &[
                 "a second producer with the same transactional id aborts the open transaction of the first",
-                "the commit of a fenced producer fails for good",
+                "the commit of a fenced producer fails permanently",
             ],
             vec![
                 Topic("t", 1, &[]),

@@ -59,7 +59,7 @@ pub enum Event {
         /// Others may own them already.
         lost: bool,
     },
-    /// A call to the coordinator failed for good.
+    /// A call to the coordinator failed, and is not repeated.
     Failed(Code),
 }
 

@@ -1,0 +1,236 @@
+//! The canary (**Secret**): a secret of every kind is planted, everything is run through its failures at the most detailed
+//! log level, and all that comes out is searched for them.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::oauth::TokenServer;
+use crate::scene::{
+    LATER, event, put, start, subscription, wait_for_dead_letters, wait_for_records, with, world,
+};
+use crate::support::{Answer, Isolation, Receiver, Seen, run_to_end};
+
+/// In each secret. Base64 of it has no part that anything else has.
+const CANARY: &str = "c4naryS3cretCanary";
+
+/// In each URL. `subscriptions list` and `show` print URLs as they are stored; nothing else does.
+const QUERY: &str = "qu3ryCanaryOfUrls";
+
+/// All forms in which a secret must not appear.
+fn forms() -> Vec<String> {
+    let mut forms = vec![CANARY.to_owned()];
+    // In base64, at each of the three places that a text can begin at; the ends depend on the neighbours.
+    for before in ["", "x", "xx"] {
+        let encoded = STANDARD.encode(format!("{before}{CANARY}"));
+        forms.push(encoded[4..encoded.len() - 6].to_owned());
+    }
+    forms
+}
+
+#[track_caller]
+fn assert_clean(what: &str, text: &str) {
+    let in_urls = (!what.contains("subscriptions")).then(|| QUERY.to_owned());
+    for form in forms().into_iter().chain(in_urls) {
+        if let Some(at) = text.find(&form) {
+            let from = text[..at]
+                .char_indices()
+                .rev()
+                .nth(80)
+                .map_or(0, |(at, _)| at);
+            panic!("{what} holds a secret behind {:?}", &text[from..at]);
+        }
+    }
+}
+
+/// What an endpoint that tells everything it got responds.
+fn echo(seen: &Seen) -> Answer {
+    let everything = format!("{} {:?}", seen.path, seen.headers);
+    match seen.attempt {
+        1 => Answer::status(500).body(everything),
+        2 => Answer::status(429)
+            .header("retry-after", "1")
+            .body(everything),
+        3 => Answer::reset(),
+        _ => Answer::status(400).body(everything),
+    }
+}
+
+fn secret(dir: &Path, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    format!("file:{}", path.display())
+}
+
+#[test]
+fn no_secret_comes_out_anywhere_whatever_fails() {
+    let mut world = world("canary");
+    world.create_topic(&world.topics.attempts(), 1, &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let own = |name: &str| secret(at, name, &format!("{name}-{CANARY}"));
+    let server = TokenServer::start(&format!("client-{CANARY}"));
+    let receiver = Receiver::start(echo);
+    let signing = format!(
+        "whsec_{}",
+        STANDARD.encode(format!("{CANARY}-0123456789-0123456789"))
+    );
+    let one = |id: &str, fields: Value| {
+        let url = receiver.url(&format!("/{id}?key={QUERY}"));
+        with(subscription(id, &url, &["**"]), fields)
+    };
+    let oauth = |secret: &str| {
+        json!({"auth": {"type": "oauth2", "token_url": server.url, "client_id": "hookstream",
+            "client_secret": secret, "scopes": ["kafka"]}})
+    };
+    let valid = [
+        one("literal", json!({"secrets": [signing]})),
+        one(
+            "file",
+            json!({"secrets": [secret(at, "signing", &signing)]}),
+        ),
+        one(
+            "header",
+            json!({"headers": {"authorization": format!("Bearer {}", own("header"))}}),
+        ),
+        one(
+            "plain",
+            json!({"headers": {"x-api-key": format!("plain-{CANARY}")}}),
+        ),
+        one(
+            "bearer",
+            json!({"auth": {"type": "bearer", "token": own("bearer")}}),
+        ),
+        one(
+            "basic",
+            json!({"auth": {"type": "basic", "username": "me", "password": own("basic")}}),
+        ),
+        one("oauth2", oauth(&own("client"))),
+        // These cannot be used.
+        one("cannot-sign", json!({"secrets": [own("no-key")]})),
+        one(
+            "no-header",
+            json!({"auth": {"type": "bearer", "token": secret(at, "lines", &format!("a\n{CANARY}"))}}),
+        ),
+        one("refused", oauth(&own("wrong"))),
+        with(
+            one(
+                "tls",
+                json!({"tls_ca": own("ca"), "client_certificate": own("crt"), "client_key": own("key")}),
+            ),
+            json!({"url": format!("https://localhost:{}/{QUERY}", receiver.port())}),
+        ),
+    ];
+    put(&world, &valid);
+    // And these are invalid records.
+    let invalid = [
+        one(
+            "literal-auth",
+            json!({"auth": {"type": "bearer", "token": CANARY}}),
+        ),
+        one(
+            "literal-key",
+            json!({"client_key": CANARY, "client_certificate": CANARY}),
+        ),
+        one("bad-secret", json!({"secrets": [CANARY]})),
+        one(
+            "bad-header",
+            json!({"headers": {"authorization": format!("env:{CANARY} x")}}),
+        ),
+        with(
+            one("bad-url", json!({})),
+            json!({"url": format!("https://me:{CANARY}@x/")}),
+        ),
+    ];
+    put(&world, &invalid);
+    let schema_password = own("schema");
+    let password = at.join("kafka");
+    std::fs::write(&password, format!("kafka-{CANARY}")).unwrap();
+    let flags = [
+        "--attempt-log",
+        "--log",
+        "trace",
+        "-X",
+        "debug=security,conf",
+        "-X",
+        &format!("sasl.password=@{}", password.display()),
+        "--schema-registry",
+        "http://127.0.0.1:1",
+        "--schema-registry-user",
+        "me",
+        "--schema-registry-password",
+        &schema_password,
+    ]
+    .map(str::to_owned);
+    world.flags.extend(flags);
+    let process = start(&world, &[]);
+    world.produce_event("k", &[], event("e1", "order.made", "1"));
+    // The seven that can be sent end after four attempts.
+    let dead = wait_for_dead_letters(&world, 7);
+    wait_for_records(&world, &world.topics.attempts(), 28);
+    for line in process.stderr() {
+        assert_clean("the log", &line);
+    }
+    for letter in dead {
+        assert_clean("a dead letter", &letter.to_string());
+    }
+    for topic in [
+        world.topics.attempts(),
+        world.topics.commands(),
+        world.topics.invalid_events(),
+    ] {
+        for record in world.read_all(&topic, Isolation::Committed) {
+            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default());
+            assert_clean(&topic, &format!("{value} {:?}", record.headers));
+        }
+    }
+    for page in [
+        "/metrics",
+        "/lag",
+        "/lag?all=1",
+        "/",
+        "/readyz",
+        "/livez",
+        "/nothing",
+    ] {
+        let (_, body) = process.get(page);
+        assert_clean(page, &body);
+    }
+    let stored = world.read_all(&world.topics.subscriptions(), Isolation::Committed);
+    assert!(stored.len() >= valid.len(), "the records are there");
+    let documents: String = invalid.iter().map(|one| format!("{one}\n")).collect();
+    for (command, stdin) in [
+        (&["subscriptions", "list"][..], ""),
+        (&["subscriptions", "list", "-o", "json"], ""),
+        (&["subscriptions", "show", "basic"], ""),
+        (&["subscriptions", "show", "oauth2"], ""),
+        (&["subscriptions", "apply", "-f", "-"], documents.as_str()),
+        (&["subscriptions", "pause", "tls"], ""),
+        (&["dead-letters", "list", "-o", "json"], ""),
+        (&["trace", "e1", "-o", "json"], ""),
+        (&["lag", "--once", "-o", "json"], ""),
+        (&["config"], ""),
+        (&["config", "-o", "json"], ""),
+        (&["topics", "check"], ""),
+        (&["replay", "--dead-letters", "--dry-run"], ""),
+    ] {
+        let output = world.run(command, stdin);
+        assert_clean(
+            &format!("{command:?}"),
+            &format!("{}{}", output.stdout, output.stderr),
+        );
+    }
+    let help = run_to_end(&["--help"], "");
+    assert_clean("the help", &help.stdout);
+    let seen = receiver.wait_for(28, LATER);
+    let sent: String = seen
+        .iter()
+        .map(|one| format!("{:?}", one.headers))
+        .collect();
+    assert!(
+        forms().iter().any(|form| sent.contains(form)),
+        "the endpoints got the secrets"
+    );
+}
