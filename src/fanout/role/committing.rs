@@ -78,16 +78,19 @@ impl<P: Port> Fanout<'_, P> {
             })
             .collect();
         let done = member.commit(&commits).await;
-        for (at, error) in member.refused_commits() {
+        let refused = member.refused_commits();
+        for (at, error) in &refused {
             self.log_failed_commit(&format!("{} {}: {error}", at.topic, at.partition));
         }
         match done {
             Ok(()) => {
-                for (at, position, _) in ready {
-                    self.sources.committed(at, position);
+                for ((at, position, _), commit) in ready.iter().zip(&commits) {
+                    if !refused.iter().any(|(refused, _)| *refused == commit.at) {
+                        self.sources.committed(*at, *position);
+                    }
                 }
                 self.count();
-                Ok(true)
+                Ok(refused.is_empty())
             }
             Err(error) if error.is_denied() => {
                 Err(Failure::from_client("committing positions", error))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hookstream::config::Settings;
 use hookstream::model::command::header;
 use hookstream::model::dead_letter::FACT;
+use hookstream::model::source::{self, Mark, Point, Source};
 use hookstream::model::units::{Offset, Position};
 use hookstream::model::window::{Place, ReadError, Window};
 
@@ -70,6 +71,8 @@ pub struct Checker {
     /// Copies that were not finished when they were looked at last.
     open: BTreeMap<Tp, Vec<Copy>>,
     webhooks: BTreeMap<Arc<str>, Webhook>,
+    /// Where commands come from; what comes again from there is a copy that fan-out wrote after a failure.
+    sources: BTreeSet<(Tp, Source, Point)>,
     /// Copies that may exist once only.
     keys: BTreeSet<(Arc<str>, Arc<str>, String)>,
     /// When a webhook was seen to be in no place any more, ms since the beginning.
@@ -133,6 +136,7 @@ impl Checker {
             read: BTreeMap::new(),
             open: BTreeMap::new(),
             webhooks: BTreeMap::new(),
+            sources: BTreeSet::new(),
             keys: BTreeSet::new(),
             finished: BTreeMap::new(),
             lost: BTreeSet::new(),
@@ -340,6 +344,21 @@ impl Checker {
     fn take(&mut self, tp: &Tp, kind: Kind, offset: i64, record: &Record) {
         let id: Arc<str> = Arc::from(text(record, header::WEBHOOK_ID));
         let body = Hash::of(record.value.as_deref().unwrap_or_default());
+        let mark = (kind == Kind::Commands).then(|| text(record, source::HEADER));
+        if let Some(mark) = mark.filter(|text| !text.is_empty()) {
+            let Ok(mark) = Mark::parse(mark.as_bytes()) else {
+                let what = format!("{tp:?} {offset} has the source {mark:?}");
+                return self.violated("One lineage", what);
+            };
+            if !self.sources.insert((tp.clone(), mark.source, mark.at)) {
+                let same = self.webhooks.get(&id);
+                if same.is_none_or(|known| known.body != body) {
+                    let what = format!("{id} in {tp:?} {offset} is no copy, and has its source");
+                    self.violated("Stable identity", what);
+                }
+                return;
+            }
+        }
         let (attempt, cause, due) = (
             text(record, header::ATTEMPT),
             text(record, header::CAUSE),

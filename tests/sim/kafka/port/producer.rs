@@ -13,6 +13,7 @@ use hookstream::edge::port::records::{Commit, Record};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::edge::port::{ProducerKind, WRITE_DEADLINE};
 use hookstream::model::partitioner::{key_hash, partition};
+use hookstream::model::source::{HEADER, Mark, Point};
 use tokio::time::Instant;
 
 use super::member::to_offsets;
@@ -110,6 +111,8 @@ pub struct SimProducer {
     /// How many records of each tag were acknowledged, of a copier.
     written: Mutex<Vec<(usize, u32)>>,
     counts: BTreeMap<Arc<str>, i32>,
+    /// Of a planted bug: the last command to each partition and the one before it.
+    last: BTreeMap<Tp, (Point, Option<Point>)>,
 }
 
 impl SimProducer {
@@ -147,6 +150,7 @@ impl SimProducer {
             refused: Mutex::default(),
             written: Mutex::default(),
             counts: BTreeMap::new(),
+            last: BTreeMap::new(),
         })
     }
 
@@ -199,12 +203,12 @@ impl SimProducer {
 
     async fn choose(&mut self, record: &Record<'_, SimHeaders>) -> Tp {
         let topic: Arc<str> = Arc::from(record.topic);
+        let is_lost = planted::is("wrong-partition") && record.topic.ends_with("commands");
         let number = match record.partition {
-            Some(number) => number,
-            None => {
+            Some(number) if !is_lost => number,
+            _ => {
                 let count = self.count(&topic).await.unwrap_or(1);
-                let lost = planted::is("wrong-partition") && record.topic.ends_with("commands");
-                let hash = record.key.filter(|_| !lost).map(key_hash);
+                let hash = record.key.filter(|_| !is_lost).map(key_hash);
                 let random = || u32::try_from(self.recipe.net.random(1 << 31)).unwrap_or(0);
                 partition(hash.unwrap_or_else(random), count).unwrap_or(0)
             }
@@ -226,7 +230,14 @@ impl SimProducer {
     }
 
     fn note(&self, reports: Vec<Report>) {
+        let mut reports = reports;
         if self.recipe.kind == ProducerKind::Copier {
+            if planted::is("acknowledged-early") {
+                reports.retain(|report| report.result.is_err());
+            }
+            if planted::is("refusal-ignored") {
+                reports.iter_mut().for_each(|report| report.result = Ok(0));
+            }
             let written = reports.iter().filter(|report| report.result.is_ok());
             lock(&self.written).extend(written.map(|report| (report.tag, 1)));
         }
@@ -238,6 +249,41 @@ impl SimProducer {
             })
         });
         lock(&self.refused).extend(refused);
+    }
+
+    /// What a planted bug makes of where a command comes from.
+    fn mark_wrongly(&mut self, tp: &Tp, record: &mut crate::kafka::log::Record) {
+        let Some(at) = record
+            .headers
+            .iter()
+            .position(|(name, _)| **name == *HEADER)
+        else {
+            return;
+        };
+        if planted::is("source-missing") {
+            record.headers.remove(at);
+            return;
+        }
+        let value = record.headers[at].1.as_deref().unwrap_or_default();
+        let Ok(mut mark) = Mark::parse(value) else {
+            return;
+        };
+        if planted::is("predecessor-missing") {
+            mark.previous = None;
+        }
+        if planted::is("same-hash") {
+            mark.at.subscription = 0;
+            let last = self.last.get(tp).copied();
+            // Of the event before.
+            mark.previous = match last {
+                Some((place, previous)) if place == mark.at => previous,
+                last => last
+                    .map(|(place, _)| place)
+                    .filter(|place| *place < mark.at),
+            };
+            self.last.insert(tp.clone(), (mark.at, mark.previous));
+        }
+        record.headers[at].1 = Some(Bytes::from(mark.to_text()));
     }
 
     async fn abort(&self) {
@@ -290,9 +336,11 @@ impl port::Producer for SimProducer {
         self.begin()?;
         let tp = self.choose(&record).await;
         let purpose = self.recipe.purpose;
-        if purpose == "deliver" && planted::sometimes("outcome-lost", 20)
-            || purpose == "fanout" && planted::sometimes("command-lost", 50)
-        {
+        if purpose == "deliver" && planted::sometimes("outcome-lost", 20) {
+            return Ok(());
+        }
+        if purpose == "fanout" && planted::sometimes("command-lost", 50) {
+            lock(&self.written).push((record.tag, 1));
             return Ok(());
         }
         let copy = crate::kafka::log::Record {
@@ -302,9 +350,15 @@ impl port::Producer for SimProducer {
             timestamp: self.recipe.net.now(),
         };
         let tag = record.tag;
-        let copy = falsified(record.topic, copy);
+        let mut copy = falsified(record.topic, copy);
+        if purpose == "fanout" {
+            self.mark_wrongly(&tp, &mut copy);
+        }
         if purpose == "deliver" && planted::sometimes("outcome-twice", 20) {
             self.client.send(tp.clone(), copy.clone(), tag).await.ok();
+        }
+        if self.recipe.kind == ProducerKind::Copier && planted::is("acknowledged-early") {
+            lock(&self.written).push((tag, 1));
         }
         let sent = self.client.send(tp, copy, tag).await;
         sent.map_err(|trouble| match self.sort(tag, trouble) {
@@ -366,8 +420,7 @@ impl port::Producer for SimProducer {
         self.begin()?;
         self.acknowledged().await?;
         let purpose = self.recipe.purpose;
-        let skipped = purpose == "release" && planted::is("release-without-positions")
-            || purpose == "fanout" && planted::is("fanout-without-positions");
+        let skipped = purpose == "release" && planted::is("release-without-positions");
         if !commits.is_empty() && !skipped {
             let Some(generation) = generation else {
                 let what = "offsets to commit without a consumer group".to_owned();
@@ -411,6 +464,7 @@ impl port::Producer for SimProducer {
         self.client = self.recipe.make().await?;
         lock(&self.refused).clear();
         lock(&self.written).clear();
+        self.last.clear();
         self.begun = false;
         Ok(())
     }
