@@ -21,7 +21,6 @@ use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
 use super::partition::event::Incoming;
-use super::recommit::Recommit;
 use super::top_subscribers::TopSubscribers;
 use super::topics::needed_topics;
 use super::workers::Workers;
@@ -37,6 +36,7 @@ use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place, ReadError, Restored, Snapshot};
 use crate::runtime::context::RoleContext;
+use crate::runtime::recommit::Recommit;
 
 /// How often positions and outcomes are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);

@@ -41,6 +41,7 @@ use crate::model::subscription::Subscription;
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::runtime::context::RoleContext;
+use crate::runtime::recommit::Recommit;
 use topics::EventTopics;
 
 /// How long one wait for events lasts.
@@ -109,6 +110,7 @@ pub async fn run<P: Port>(
         header: String::new(),
         invalid_log: Throttle::new(Duration::from_secs(1)),
         commit_log: Throttle::new(Duration::from_secs(10)),
+        recommit: Recommit::default(),
         events: EventTopics::new(settings),
         commands,
         invalid: settings.topics.invalid_events(),
@@ -176,6 +178,7 @@ struct Fanout<'a, P: Port> {
     header: String,
     invalid_log: Throttle,
     commit_log: Throttle,
+    recommit: Recommit,
     events: EventTopics,
     commands: String,
     invalid: String,

@@ -14,8 +14,8 @@
 //!   offsets of a source come again, and when the number of partitions has changed. The last waits until every event that
 //!   anybody may have written with the old number is committed; until then the old number is used.
 //!
-//! A commit that takes effect late, after a later one, takes a position back; within one epoch that costs copies and
-//! nothing else. So a failed commit of a new epoch is tried again with the same epoch, never with another one.
+//! A commit that takes effect late, after a later one, takes a position back; within one epoch that costs copies, and a
+//! group that seems to be behind until everything is committed again. So a failed commit of a new epoch is tried again with the same epoch, never with another one.
 //!
 //! Pure: chance is an argument.
 
@@ -393,18 +393,18 @@ impl Sources {
         of.any(|state| !state.entries.is_empty())
     }
 
-    /// What has changed since the last commit.
-    pub(super) fn commits(&self) -> Vec<(EventPartition, Position, String)> {
+    /// What has changed since the last commit, or everything.
+    pub(super) fn commits(&self, everything: bool) -> Vec<(EventPartition, Position, String)> {
         let each = self.states().filter_map(|state| {
             let Epoch::Begun { stamp, .. } = &state.epoch else {
                 return None;
             };
             let position = match state.entries.get(state.done) {
                 Some(first) => Position(first.offset.0),
-                None => state.next?,
+                None => state.next.or(state.committed.filter(|_| everything))?,
             };
-            let is_new = state.committed != Some(position);
-            is_new.then(|| (state.at, position, stamp.to_text(position)))
+            let is_due = everything || state.committed != Some(position);
+            is_due.then(|| (state.at, position, stamp.to_text(position)))
         });
         each.collect()
     }

@@ -2,7 +2,8 @@
 //!
 //! Positions are committed plainly, at most every tenth of a second, and only when they have changed. A commit that fails is
 //! tried again. One that takes effect late, after a later one, takes a position back: a successor that begins there writes
-//! again what delivery recognises as copies, since the epoch is the same. So it needs no second commit, as in delivery.
+//! again what delivery recognises as copies, since the epoch is the same. Positions are committed again then, or the group
+//! would seem to be behind for as long as no event comes ([`crate::runtime::recommit`]).
 
 use std::time::Duration;
 
@@ -61,9 +62,13 @@ impl<P: Port> Fanout<'_, P> {
 
     /// Commits the positions that have changed. Returns whether that succeeded.
     async fn commit(&mut self, member: &P::Member) -> Result<bool, Failure> {
-        self.next_commit = clock::instant() + COMMIT_EVERY;
+        let began = clock::instant();
+        self.next_commit = began + COMMIT_EVERY;
         self.end_spans();
-        let ready = self.sources.commits();
+        if member.was_disturbed() {
+            self.recommit.begin(began);
+        }
+        let ready = self.sources.commits(self.recommit.is_due(began));
         let events = i64::try_from(self.sources.uncommitted()).unwrap_or(i64::MAX);
         self.metrics.uncommitted().set(events);
         if ready.is_empty() {
@@ -84,6 +89,8 @@ impl<P: Port> Fanout<'_, P> {
         }
         match done {
             Ok(()) => {
+                let now = clock::instant();
+                self.recommit.answered(now - began, now);
                 for ((at, position, _), commit) in ready.iter().zip(&commits) {
                     if !refused.iter().any(|(refused, _)| *refused == commit.at) {
                         self.sources.committed(*at, *position);
@@ -97,6 +104,7 @@ impl<P: Port> Fanout<'_, P> {
             }
             // Nothing is lost: it is tried again, and a successor begins before it.
             Err(error) => {
+                self.recommit.begin(clock::instant());
                 self.log_failed_commit(&error);
                 Ok(false)
             }

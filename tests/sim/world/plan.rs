@@ -312,6 +312,18 @@ impl Plan {
         self.acts.iter().all(|(_, act)| is_orderly(act))
     }
 
+    /// Whether subscriptions of this id are made again for another subscriber.
+    pub fn moves(&self, id: &str) -> bool {
+        let is_it = |act: &Act| matches!(act, Act::Move(sub) if self.subs[*sub].id == id);
+        self.acts.iter().any(|(_, act)| is_it(act))
+    }
+
+    /// Whether brokers refuse commands of fan-out and take those behind them.
+    pub fn leaves_gaps(&self) -> bool {
+        let mut each = self.acts.iter();
+        each.any(|(_, act)| matches!(act, Act::Refuse(..)))
+    }
+
     /// Whether dead letters are replayed.
     pub fn replays(&self) -> bool {
         let mut each = self.acts.iter();
