@@ -27,7 +27,6 @@ mod outbox;
 mod outcome_records;
 mod oversize;
 pub mod partition;
-mod recommit;
 mod refused;
 mod rejected;
 mod request;

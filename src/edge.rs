@@ -10,7 +10,6 @@ pub mod http;
 pub mod kafka;
 pub mod live;
 pub mod otlp;
-pub mod pipeline;
 pub mod port;
 pub mod schema_registry;
 pub mod secret_text;

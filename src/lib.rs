@@ -14,11 +14,13 @@
 //! # Invariants
 //! Tests and assertions quote these names.
 //!
-//! - **Complete**: for each event below fan-out's committed offset and each subscription that matched, exactly one
-//!   command is visible to read-committed readers. The commands of an event become visible together.
+//! - **Complete**: for each event below fan-out's committed offset and each subscription that matched in every cache
+//!   involved, there is exactly one live command. A subscription that is added, changed or removed meanwhile is decided
+//!   by one of the caches, and gets at most one. Some of an event's commands may be visible before others.
 //! - **Durable outcome**: delivery's committed position passes a command only after it is delivered, or its retry
 //!   or dead letter is durable in Kafka.
-//! - **One lineage**: a command is in exactly one place at any time. A crash never leaves two live copies.
+//! - **One lineage**: a live command is in exactly one place at any time. Copies that fan-out writes again after a crash
+//!   are not live: delivery recognises them by their source.
 //! - **Stable identity**: all attempts of a command have the same webhook id and body.
 //! - **Never early**: no command is sent before its due time.
 //! - **Owner only**: a process changes nothing for a partition between its revocation and its next assignment.

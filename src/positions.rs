@@ -230,12 +230,13 @@ pub fn export(settings: &Settings, stop: &dyn Fn() -> bool) -> Result<Document, 
             for committed_partition in committed {
                 let range = committed_partition.range;
                 let place = Place::new(cluster.as_str(), &topic, range.partition);
-                let (window, error) = Window::restore(
-                    Position(committed_partition.position),
-                    &committed_partition.metadata,
-                    place,
-                );
-                // Only delivery has windows; the others commit no metadata.
+                // Only delivery has windows. What fan-out commits is of its cluster: it begins anew on another one.
+                let metadata = match role {
+                    GroupRole::Deliver => &*committed_partition.metadata,
+                    GroupRole::Fanout | GroupRole::Release => "",
+                };
+                let position = Position(committed_partition.position);
+                let (window, error) = Window::restore(position, metadata, place);
                 if let Some(error) = error {
                     return Err(PositionsError::Metadata {
                         topic,

@@ -4,4 +4,5 @@ pub mod admin_http;
 pub mod context;
 pub mod health;
 pub mod metrics;
+pub mod recommit;
 pub mod shutdown;

@@ -1,5 +1,6 @@
 //! The timeline of one event: every record about it, in order (`hookstream trace`).
 
+mod copies;
 mod decode;
 mod event;
 mod render;

@@ -135,6 +135,7 @@ impl<'a> Reader<'a> {
         let window_format = self.read("window-format", |text| match text {
             "1" => Some(WindowFormat::V1),
             "2" => Some(WindowFormat::V2),
+            "3" => Some(WindowFormat::V3),
             _ => None,
         });
         let lag_top = self.read("lag-top", |text| number(text, 1, 10_000));

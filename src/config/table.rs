@@ -45,7 +45,7 @@ settings! {
     "start-at" "POSITION" "now" "Where to begin to read an event topic at the first start, which is committed then, or by topics create; later starts continue at the committed positions" "now, earliest, or a time such as 2026-01-01T00:00:00Z";
     "topic-prefix" "PREFIX" "webhook-" "Prefix of hookstream's own topics" "letters, digits, '.', '_' and '-', at most 100";
     "group-prefix" "PREFIX" "hookstream-" "Prefix of consumer groups and transactional ids" "letters, digits, '.', '_' and '-', at most 100";
-    "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from event to command, and from attempt to retry or dead letter" "exactly-once or at-least-once";
+    "guarantee" "GUARANTEE" "exactly-once" "Delivery guarantee from attempt to retry or dead letter, and in release and replay" "exactly-once or at-least-once";
     "instance" "NAME" "" "Name of this replica, unique and stable; used in transactional ids (default: the host name)" "letters, digits, '.', '_' and '-', at most 100";
     "http-listen" "ADDRESS" "0.0.0.0:9400" "Listen address of /metrics, /livez and /readyz" "ADDRESS:PORT; port 0 picks a free port";
     "http-token-file" "FILE" "" "Tokens for /metrics, /lag and the page, one per line; a request needs one of them as a bearer token, or as the password of any user. /livez and /readyz stay open. The file is read for each request" "a readable file with tokens of at least 16 characters";
@@ -62,7 +62,7 @@ settings! {
     "max-queued-bytes" "SIZE" "64MiB" "Maximum bytes of commands in memory per replica" "1MiB to 16GiB";
     "max-queued-commands" "N" "100000" "Maximum number of commands in memory per replica" "512 to 100000000";
     "attempt-log" "" "false" "Record each attempt in the attempts topic" "true or false";
-    "window-format" "N" "2" "Format version of the commit metadata; use 1 only while replicas of hookstream 0.1.0 run beside this version, or before a rollback to 0.1.0" "1 or 2";
+    "window-format" "N" "3" "Format version of the commit metadata; use 1 only while replicas of hookstream 0.1.0 run beside this version, or before a rollback to 0.1.0. 3 is as 2 until fan-out writes commands with the header hs-source; before 3, their copies may be delivered again after a restart" "1 to 3";
     "lag-top" "N" "200" "Number of subscribers with their own metric series: by lag, by age and by dead letters, and per delivery replica by attempts; all others are summed as _other" "1 to 10000";
     "breaker-failures" "N" "5" "Consecutive failures that open a subscription's circuit breaker" "0 (never) to 100000";
     "breaker-rate" "RATIO" "0.5" "Failure ratio within --breaker-window that opens the breaker" "0 (never) to 1";

@@ -13,7 +13,7 @@ use super::messages::{Message, PartitionState, WorkerState};
 use super::outage::{Health, Step};
 use super::outbox::Batch;
 use super::partition::effect::Outcome;
-use super::role::Delivery;
+use super::role::{Delivery, as_gauge};
 use super::writing::{Which, offsets};
 use crate::config::Guarantee;
 use crate::edge::clock;
@@ -44,6 +44,8 @@ impl<P: Port> Delivery<'_, P> {
         self.oldest = ages.max().unwrap_or_default();
         self.metrics.oldest_attempt(self.oldest);
         self.observe_workers();
+        let holes = states.iter().map(|state| state.holes).sum();
+        self.metrics.source_holes().set(as_gauge(holes));
         let now = clock::instant();
         if self.member.was_disturbed() {
             self.recommit.begin(now);
@@ -60,8 +62,7 @@ impl<P: Port> Delivery<'_, P> {
                 self.outcomes.add(state.partition, decided);
             }
             if self.metadata_limit < METADATA_LIMIT {
-                let reach = Window::reach(self.metadata_limit);
-                let end = state.snapshot.position.0 + i64::try_from(reach).unwrap_or(0);
+                let end = state.snapshot.position.0 + i64::try_from(state.reach).unwrap_or(0);
                 self.outcomes.reaches(
                     state.partition,
                     Offset(end.max(state.snapshot.position.0 + 1)),

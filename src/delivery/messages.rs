@@ -12,7 +12,7 @@ use super::partition::counts::AttemptCounts;
 use super::partition::effect::Outcome;
 use super::partition::event::{Incoming, LookAhead};
 use crate::model::units::{Offset, Position};
-use crate::model::window::{Place, Snapshot, Window};
+use crate::model::window::{Place, Restored, Snapshot};
 
 /// A message to a worker.
 pub(super) enum Message {
@@ -20,7 +20,7 @@ pub(super) enum Message {
     Open {
         partition: i32,
         place: Place,
-        window: Window,
+        restored: Box<Restored>,
         load: Arc<Load>,
     },
     /// Records that were read from this partition.
@@ -78,6 +78,10 @@ pub(super) struct PartitionState {
     pub(super) oldest: Duration,
     /// Queued commands that wait only for requests of the worker.
     pub(super) runnable: usize,
+    /// Offsets from the position on that a commit can describe.
+    pub(super) reach: usize,
+    /// Writes of fan-out that were lost and not written again yet.
+    pub(super) holes: usize,
 }
 
 /// An outcome to be written.

@@ -97,6 +97,8 @@ struct All {
     runnable_commands: IntGaugeVec,
     worker_busy: GaugeVec,
     foreign_commit_metadata: IntCounter,
+    duplicate_commands: IntCounter,
+    source_holes: IntGauge,
     refused_subscriptions: Counters,
     subscriber_attempts: IntCounterVec,
 }
@@ -196,6 +198,14 @@ impl DeliveryMetrics {
             foreign_commit_metadata: registry.counter(
                 "hookstream_foreign_commit_metadata_total",
                 "Partitions whose commit metadata could not be used: finished commands may be delivered again.",
+            ),
+            duplicate_commands: registry.counter(
+                "hookstream_duplicate_commands_total",
+                "Commands that fan-out wrote again and that were recognised as copies: not delivered.",
+            ),
+            source_holes: registry.gauge(
+                "hookstream_source_holes",
+                "Places at which commands of fan-out are missing: a write was lost, and it has not written them again yet.",
             ),
             refused_subscriptions: registry.counters::<Refusal>(
                 "hookstream_refused_subscriptions_total",
@@ -372,6 +382,18 @@ impl DeliveryMetrics {
     #[must_use]
     pub fn foreign_commit_metadata(&self) -> &IntCounter {
         &self.0.foreign_commit_metadata
+    }
+
+    /// Copies of commands that were not delivered.
+    #[must_use]
+    pub fn duplicate_commands(&self) -> &IntCounter {
+        &self.0.duplicate_commands
+    }
+
+    /// Places at which commands of fan-out are missing.
+    #[must_use]
+    pub fn source_holes(&self) -> &IntGauge {
+        &self.0.source_holes
     }
 
     /// Subscriptions with commands that could not be served.

@@ -16,6 +16,8 @@ pub(super) struct Lines {
     dead_letters: Throttle,
     opened: Throttle,
     closed: Throttle,
+    holes: Throttle,
+    forgotten: Throttle,
 }
 
 impl Default for Lines {
@@ -27,6 +29,8 @@ impl Default for Lines {
             dead_letters: Throttle::new(Duration::from_secs(1)),
             opened: Throttle::burst(MOST, BREAKERS),
             closed: Throttle::burst(MOST, BREAKERS),
+            holes: Throttle::new(BREAKERS),
+            forgotten: Throttle::new(BREAKERS),
         }
     }
 }
@@ -117,6 +121,27 @@ impl Lines {
                 %subscription,
                 "a command that others wait for is overdue; reading the retry topics again",
             ),
+            Notice::Hole(offset, mark) => {
+                if let Some(suppressed) = self.holes.pass(clock::instant()) {
+                    tracing::error!(
+                        command_offset = offset.0,
+                        event_partition = mark.source.partition,
+                        event_offset = mark.at.offset,
+                        metric = "hookstream_source_holes",
+                        suppressed,
+                        "a command of fan-out is missing before this one; fan-out writes it again from its committed position",
+                    );
+                }
+            }
+            Notice::SourcesForgotten(sources) => {
+                if let Some(suppressed) = self.forgotten.pass(clock::instant()) {
+                    tracing::error!(
+                        sources,
+                        suppressed,
+                        "too many partitions of events for the commit metadata: what this partition of the commands has seen of the ones that were idle for longest is forgotten, and their commands may be delivered again if fan-out writes them again; use fewer partitions of events",
+                    );
+                }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
-//! | `state`, `apply`, `routing`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
+//! | `state`, `apply`, `routing`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
 //! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
 //! | [`health`] | the way to a lane's endpoint |
@@ -21,6 +21,7 @@ mod apply;
 pub mod breaker;
 mod conclusion;
 pub mod concurrency;
+mod copies;
 pub mod counts;
 pub mod effect;
 pub mod env;

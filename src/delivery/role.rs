@@ -21,7 +21,6 @@ use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
 use super::partition::event::Incoming;
-use super::recommit::Recommit;
 use super::rejected::Rejected;
 use super::top_subscribers::TopSubscribers;
 use super::topics::needed_topics;
@@ -29,15 +28,16 @@ use super::workers::Workers;
 use super::writing::OutcomeWriter;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::kafka::record::{Newer, read_command};
+use crate::edge::kafka::record::{Newer, read_marked};
 use crate::edge::port::failure::{ClientError, ErrorKind, Failure};
 use crate::edge::port::gap::Gap;
 use crate::edge::port::records::{Commit, Committed, RecordView as _, TopicPartition};
 use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::{METADATA_LIMIT, Place, ReadError, Snapshot, Window};
+use crate::model::window::{METADATA_LIMIT, Place, ReadError, Restored, Snapshot};
 use crate::runtime::context::RoleContext;
+use crate::runtime::recommit::Recommit;
 
 /// How often positions and outcomes are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
@@ -251,13 +251,17 @@ impl<P: Port> Delivery<'_, P> {
             let polled = polled.map(|message| {
                 let (number, offset) = (message.partition(), Offset(message.offset()));
                 let is_read = !self.stopped.contains(&number);
-                (number, offset, is_read.then(|| read_command(&message)))
+                (number, offset, is_read.then(|| read_marked(&message)))
             });
             match polled {
                 // Its partition is not read further: the next owner reads it again.
                 Polled::Message((_, _, None)) => {}
-                Polled::Message((number, offset, Some(Ok(content)))) => {
-                    let incoming = Incoming { offset, content };
+                Polled::Message((number, offset, Some(Ok((content, mark))))) => {
+                    let incoming = Incoming {
+                        offset,
+                        content,
+                        mark,
+                    };
                     taken.entry(number).or_default().push(incoming);
                 }
                 Polled::Message((number, offset, Some(Err(Newer { version })))) => {
@@ -363,7 +367,7 @@ impl<P: Port> Delivery<'_, P> {
                 .as_mut()
                 .is_some_and(|drain| drain.emptied(number));
             if !leaves {
-                self.open(number, Window::new(gap.to), None);
+                self.open(number, Restored::unknown(gap.to), None);
             }
         }
     }
@@ -372,13 +376,13 @@ impl<P: Port> Delivery<'_, P> {
         Place::new(self.cluster.as_str(), &self.topic, number)
     }
 
-    fn open(&mut self, number: i32, window: Window, committed: Option<Snapshot>) {
+    fn open(&mut self, number: i32, restored: Restored, committed: Option<Snapshot>) {
         let load = Arc::new(Load::default());
         let place = self.place(number);
         self.workers.place(number).send(Message::Open {
             partition: number,
             place,
-            window,
+            restored: Box::new(restored),
             load: Arc::clone(&load),
         });
         let owned = Owned {
@@ -419,8 +423,8 @@ impl<P: Port> Delivery<'_, P> {
             let number = found.at.partition;
             let position = found.position.unwrap_or_default();
             let place = self.place(number);
-            let (window, error) = Window::restore(position, &found.metadata, place);
-            if let Some(ReadError::Newer(version)) = error {
+            let (restored, error) = Restored::read(position, &found.metadata, place);
+            if let Some(version) = error.as_ref().and_then(ReadError::newer) {
                 // Without a window: nothing is delivered or committed.
                 newer.push((number, version.into()));
                 continue;
@@ -437,7 +441,7 @@ impl<P: Port> Delivery<'_, P> {
                 position,
                 metadata: found.metadata.clone(),
             });
-            self.open(number, window, known);
+            self.open(number, restored, known);
         }
         newer
     }

@@ -370,6 +370,7 @@ mod tests {
             self.apply(Event::Taken(vec![Incoming {
                 offset,
                 content: Ok(Box::new(command)),
+                mark: None,
             }]))
         }
     }

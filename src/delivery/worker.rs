@@ -192,12 +192,12 @@ impl<P: Port> Worker<P> {
             Message::Open {
                 partition,
                 place,
-                window,
+                restored,
                 load,
             } => {
                 self.close(partition);
                 self.epoch += 1;
-                let mut machine = Partition::new(Arc::clone(&self.rules), window);
+                let mut machine = Partition::restore(Arc::clone(&self.rules), *restored);
                 machine.set_limit(self.limit);
                 let owned = Owned {
                     epoch: self.epoch,
@@ -304,6 +304,13 @@ impl<P: Port> Worker<P> {
         if effects.freed_commands > 0 {
             owned.load.sub(effects.freed_commands, effects.freed_bytes);
             (effects.freed_commands, effects.freed_bytes) = (0, 0);
+        }
+        if effects.copies > 0 {
+            let copies = std::mem::take(&mut effects.copies);
+            self.around
+                .metrics
+                .duplicate_commands()
+                .inc_by(copies as u64);
         }
         let owner = Owner {
             partition: number,

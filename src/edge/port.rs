@@ -69,7 +69,7 @@ pub trait Port: Clone + Send + Sync + 'static {
         extra: &[(&str, &str)],
     ) -> impl Future<Output = Result<Self::Member, Failure>>;
 
-    /// A producer for `purpose`, with transactions unless the guarantee is at-least-once. It waits while no broker is
+    /// A producer for `purpose`, with transactions unless its kind or the guarantee says otherwise. It waits while no broker is
     /// reachable, and calls `keep_waiting` meanwhile. A predecessor with the same [`ProducerKind::transactional_id`] is
     /// fenced, and its open transaction aborted.
     ///
@@ -177,11 +177,12 @@ pub trait Port: Clone + Send + Sync + 'static {
 /// What a producer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProducerKind {
-    /// One of several that are used in turn. While the coordinator cannot end the last transaction of its id, it uses
-    /// another one.
-    Turn(usize),
     /// The one of a [`super::writer::Writer`]: a record that is not acknowledged within [`WRITE_DEADLINE`] is refused.
     Writer,
+    /// The one of a copier, which writes without transactions whatever the guarantee is, and can repeat all that it writes.
+    /// Records are written in order, and wait for their partition without a time limit. After the first error it is
+    /// replaced: [`Producer::renew`].
+    Copier,
     /// A writer's probe of a partition that refuses records, with an id of its own. Creating it fails, instead of waiting,
     /// while the coordinator cannot end the last transaction of this id.
     Probe(usize),
@@ -193,8 +194,8 @@ impl ProducerKind {
     pub fn transactional_id(self, settings: &Settings, purpose: &str) -> String {
         let (prefix, instance) = (&settings.group_prefix, &settings.instance);
         match self {
-            Self::Turn(slot) => format!("{prefix}{purpose}-{instance}-{slot}"),
-            Self::Writer => format!("{prefix}{purpose}-{instance}-0"),
+            // A copier has none.
+            Self::Writer | Self::Copier => format!("{prefix}{purpose}-{instance}-0"),
             Self::Probe(slot) => format!("{prefix}{purpose}-{instance}-probe-{slot}"),
         }
     }
@@ -245,7 +246,7 @@ impl<R> Polled<R> {
 pub trait Member {
     /// The same as that of the port.
     type Generation;
-    /// A record, valid until the next poll.
+    /// A record.
     type Record<'a>: RecordView
     where
         Self: 'a;
@@ -372,6 +373,22 @@ pub trait Producer: Send + 'static {
         &mut self,
         record: Record<'_, Self::Headers>,
     ) -> impl Future<Output = Result<(), BatchError>>;
+
+    /// The same without waiting: returns the record when the client's queue is full.
+    ///
+    /// # Errors
+    /// [`BatchError`]; the client must then be replaced with [`Producer::renew`], except after a rejection at once.
+    fn offer<'a>(
+        &mut self,
+        record: Record<'a, Self::Headers>,
+    ) -> impl Future<Output = Result<Option<Record<'a, Self::Headers>>, BatchError>>;
+
+    /// How many records of each tag were acknowledged since the last call; a tag may stand there several times. Of a
+    /// [`ProducerKind::Copier`].
+    ///
+    /// # Errors
+    /// [`BatchError`] for the first record that was refused; the client must then be replaced with [`Producer::renew`].
+    fn reports(&self) -> Result<Vec<(usize, u32)>, BatchError>;
 
     /// Waits until the whole batch is acknowledged.
     ///

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use crate::runtime::metrics::{Counters, Registry, labels};
 
@@ -18,6 +18,22 @@ labels!(
         Invalid = "invalid",
         /// A tombstone of a compacted topic, which is no event.
         Tombstone = "tombstone",
+    }
+);
+
+labels!(
+    /// Why the commands of a partition of events begin a new epoch, in which copies of earlier ones are not recognised.
+    NewEpoch {
+        /// The group has no committed position in it: it is new, or its position has expired.
+        First = "first",
+        /// The committed position has no metadata: an older hookstream committed it, or a tool has set it.
+        Lost = "lost",
+        /// The metadata belongs to another position, topic or cluster.
+        Foreign = "foreign",
+        /// Offsets came again: the topic was made again, or its log was cut off.
+        Moved = "moved",
+        /// The commands topic has another number of partitions.
+        Partitions = "partitions",
     }
 );
 
@@ -49,6 +65,8 @@ struct All {
     held: IntCounterVec,
     schema_lookups: Counters,
     schema_wait: GaugeVec,
+    epochs: Counters,
+    uncommitted: IntGauge,
 }
 
 impl std::fmt::Debug for FanoutMetrics {
@@ -77,7 +95,7 @@ impl FanoutMetrics {
             ),
             webhook_id_collisions: registry.counter(
                 "hookstream_webhook_id_collisions_total",
-                "Events of a batch with the webhook ids of another event of that batch, but other contents.",
+                "Events with the webhook ids of another event that was read within the same tenth of a second, but other contents.",
             ),
             blocked: registry.add(GaugeVec::new(
                 Opts::new("hookstream_event_blocked_seconds", "How long a publisher's open transaction has held up a partition of an event topic, seconds; no series below a minute."),
@@ -90,7 +108,7 @@ impl FanoutMetrics {
             held: registry.add(IntCounterVec::new(
                 Opts::new(
                     "hookstream_held_events_total",
-                    "Events whose commands could not be committed although they were tried alone, by topic; each failure counts.",
+                    "Events whose commands could not be written although they were tried alone, by topic; each failure counts.",
                 ),
                 &["topic"],
             )),
@@ -103,6 +121,15 @@ impl FanoutMetrics {
                 Opts::new("hookstream_schema_wait_seconds", "How long a partition of an event topic has waited for the Schema Registry to return the schema of its next event, seconds; no series while it does not wait."),
                 &["topic", "partition"],
             )),
+            epochs: registry.counters::<NewEpoch>(
+                "hookstream_source_epochs_total",
+                "Partitions of event topics whose commands began a new epoch, by why: copies of what was written before are not recognised.",
+                "reason",
+            ),
+            uncommitted: registry.gauge(
+                "hookstream_uncommitted_events",
+                "Events whose commands were written, at least in part, and whose positions are not committed.",
+            ),
         }))
     }
 
@@ -168,6 +195,18 @@ impl FanoutMetrics {
         let labels = [topic, &partition.to_string()];
         // It has no series if it did not wait for long enough to be looked at.
         self.0.schema_wait.remove_label_values(&labels).ok();
+    }
+
+    /// Partitions whose commands began a new epoch.
+    #[must_use]
+    pub fn epochs(&self, why: NewEpoch) -> &IntCounter {
+        self.0.epochs.of(why)
+    }
+
+    /// Events that were taken and are not committed.
+    #[must_use]
+    pub fn uncommitted(&self) -> &IntGauge {
+        &self.0.uncommitted
     }
 
     /// Events read.

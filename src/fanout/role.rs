@@ -1,49 +1,65 @@
-//! The shell of fan-out: polls events, and produces and commits what [`Batch`] decides, over a [`Pipeline`].
+//! The shell of fan-out: polls events, writes their commands, and commits positions, over what [`Sources`] and [`Trials`]
+//! decide.
 //!
-//! The batch ends when the input pauses (so that a lone event does not wait) or when it is large. After any failure,
-//! and when partitions move while a batch is open, batches that are not committed are given up and their events read
-//! again.
+//! | file | what |
+//! |---|---|
+//! | `writing` | the records of an event, and waiting while there is no room |
+//! | `committing` | acknowledgements, positions, epochs, the number of partitions of the commands |
+//! | `schema_waits` | partitions that wait for a schema |
+//! | `topics` | the event topics |
+//!
+//! Nothing is written in a transaction. After any failure the client is replaced, never used again, and the events are read
+//! again from the committed positions: what was written before is then written again, and delivery recognises the copies.
 
+mod committing;
 mod schema_waits;
+mod topics;
+mod writing;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::batch::{Batch, Counts, Limits, Next, TooLarge};
 use super::blocked::{self, OwnedPartitions};
 use super::history::EventPartition;
-use super::metrics::{EventResult, FanoutMetrics};
+use super::metrics::FanoutMetrics;
 use super::schemas::{Needs, Schemas};
-use super::topics::{keep_for_notice, needed_topics};
-use crate::config::{Guarantee, Settings};
+use super::sources::{Assigned, RunAhead, Sources, Tag, Take};
+use super::topics::needed_topics;
+use super::trials::{Limits, Next, Trials};
+use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::client::RECORD_OVERHEAD;
-use crate::edge::kafka::record::{
-    command_headers, each_header, invalid_record, log_set_aside, send_invalid,
-};
-use crate::edge::otlp::{Open, Together};
-use crate::edge::pipeline::Pipeline;
-use crate::edge::port::failure::{BatchError, Failure};
-use crate::edge::port::records::{Commit, Committed, Record, RecordView, TopicPartition};
-use crate::edge::port::{Member as _, Polled, Port};
-use crate::model::command::Cause;
-use crate::model::event::{Event, Mapping, RawEvent, record_time};
-use crate::model::span;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::otlp::Open;
+use crate::edge::port::failure::{BatchError, ClientError, Failure};
+use crate::edge::port::gap::Gap;
+use crate::edge::port::records::{Committed, RecordView, TopicPartition};
+use crate::edge::port::{Member as _, Polled, Port, Producer as _, ProducerKind};
+use crate::model::span::Facts;
 use crate::model::subscription::Subscription;
 use crate::model::throttle::Throttle;
-use crate::model::units::{Offset, Position};
+use crate::model::units::Offset;
 use crate::runtime::context::RoleContext;
-use crate::runtime::metrics::{Metrics, TransactionalRole};
+use crate::runtime::recommit::Recommit;
+use topics::EventTopics;
 
-/// Producers used in turn: one produces while another commits, and one is at hand after a slow commit.
-const PRODUCERS: usize = 3;
 /// How long one wait for events lasts.
 const WAIT: Duration = Duration::from_millis(100);
+/// How often the number of partitions of the commands is asked for.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// How long a revocation and a stop wait for acknowledgements. What is not acknowledged by then is written again by the
+/// next owner.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Room in a command's record for the subscription's names and for what is of a fixed size, bytes.
 const NAMES: usize = 16 * 1024;
+
+/// How far events run beyond the committed positions while a partition of the commands takes no writes.
+const RUN_AHEAD: RunAhead = RunAhead {
+    events: 100_000,
+    bytes: 64 * 1024 * 1024,
+};
 
 /// Runs until told to stop.
 ///
@@ -61,19 +77,15 @@ pub async fn run<P: Port>(
     {
         return Ok(());
     }
-    let common = context.metrics.clone();
-    let observe = move |committed, took| {
-        common.transaction(TransactionalRole::Fanout, committed, took);
+    let kind = ProducerKind::Copier;
+    let producer = port
+        .producer(settings, &context.keep_waiting(), "fanout", kind)
+        .await?;
+    let commands = settings.topics.commands();
+    let Some(partitions) = count_partitions(port, context, &producer, &commands).await else {
+        producer.abandon().await;
+        return Ok(());
     };
-    let pipeline = Pipeline::new(
-        port,
-        settings,
-        &context.keep_waiting(),
-        "fanout",
-        PRODUCERS,
-        observe,
-    )
-    .await?;
     let group = format!("{}fanout", settings.group_prefix);
     let topics = settings.topics.fanned_out();
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -83,20 +95,34 @@ pub async fn run<P: Port>(
         .await?;
     let owned = OwnedPartitions::default();
     let watch = blocked::watch(port, settings, metrics, &owned)?;
+    let now = clock::instant();
     let mut fanout = Fanout {
         context,
         metrics,
-        pipeline,
-        batch: Batch::new(limits(settings), clock::instant()),
-        schemas: Schemas::start(settings, metrics, clock::instant())?,
-        committed: Arc::default(),
-        spans: Together::default(),
+        port,
+        producer,
+        sources: Sources::new(RUN_AHEAD, partitions, port.seed()),
+        trials: Trials::new(limits(settings)),
+        schemas: Schemas::start(settings, metrics, now)?,
+        cluster: context.cluster()?,
+        spans: Vec::new(),
         matching: Vec::new(),
+        header: String::new(),
         invalid_log: Throttle::new(Duration::from_secs(1)),
+        commit_log: Throttle::new(Duration::from_secs(10)),
+        recommit: Recommit::default(),
         events: EventTopics::new(settings),
-        commands: settings.topics.commands(),
+        commands,
         invalid: settings.topics.invalid_events(),
         owned,
+        revoked: None,
+        full_since: None,
+        is_paused: false,
+        dropped: BTreeSet::new(),
+        stopped: BTreeSet::new(),
+        next_commit: now,
+        next_passed: now,
+        next_count: now + COUNT_EVERY,
     };
     context.ready();
     let ended = fanout.run(&member).await;
@@ -105,105 +131,72 @@ pub async fn run<P: Port>(
         Ok(()) => fanout.finish(&member).await,
         failed => failed,
     };
-    fanout.pipeline.end().await;
+    fanout.producer.abandon().await;
     let ended = member.leave(ended).await;
     watch.end(port).await;
     ended
 }
 
+/// The number of partitions of the commands; `None` when told to stop before a broker has said it.
+async fn count_partitions<P: Port>(
+    port: &P,
+    context: &RoleContext,
+    producer: &P::Producer,
+    commands: &str,
+) -> Option<i32> {
+    while !context.stopping() {
+        context.heartbeat();
+        if let Some(count) = producer.partitions(commands).await {
+            return Some(count);
+        }
+        port.sleep(WAIT).await;
+    }
+    None
+}
+
 fn limits(settings: &Settings) -> Limits {
     Limits {
-        events: 1000,
-        bytes: 4 * 1024 * 1024,
-        time: Duration::from_millis(50),
         event_bytes: settings.max_event_bytes,
         command_bytes: settings.max_event_bytes + RECORD_OVERHEAD - NAMES,
-        batches: PRODUCERS + 2,
-    }
-}
-
-/// The event topics, by number.
-struct EventTopics {
-    names: Vec<Arc<str>>,
-    numbers: HashMap<Arc<str>, usize>,
-    /// By number.
-    mappings: Vec<Option<Mapping>>,
-}
-
-impl EventTopics {
-    fn new(settings: &Settings) -> Self {
-        let mut all = Self {
-            names: Vec::new(),
-            numbers: HashMap::new(),
-            mappings: Vec::new(),
-        };
-        for topic in settings.topics.fanned_out() {
-            all.number(&topic);
-            let mapping = settings.event_mappings.get(&topic);
-            all.mappings.push(mapping.cloned());
-        }
-        all
-    }
-
-    /// Whether this is the topic of notices, the last one.
-    fn is_notices(&self, at: EventPartition) -> bool {
-        at.topic + 1 == self.mappings.len()
-    }
-
-    fn mapping(&self, at: EventPartition) -> Option<&Mapping> {
-        self.mappings.get(at.topic)?.as_ref()
-    }
-
-    fn number(&mut self, topic: &str) -> usize {
-        if let Some(&number) = self.numbers.get(topic) {
-            return number;
-        }
-        let name: Arc<str> = Arc::from(topic);
-        self.names.push(Arc::clone(&name));
-        self.numbers.insert(name, self.names.len() - 1);
-        self.names.len() - 1
-    }
-
-    fn event_partition(&mut self, topic: &str, partition: i32) -> EventPartition {
-        EventPartition {
-            topic: self.number(topic),
-            partition,
-        }
-    }
-
-    fn event_partitions(&mut self, partitions: &[TopicPartition]) -> Vec<EventPartition> {
-        partitions
-            .iter()
-            .map(|at| self.event_partition(&at.topic, at.partition))
-            .collect()
-    }
-
-    fn topic_partition(&self, at: EventPartition) -> TopicPartition {
-        TopicPartition {
-            topic: Arc::clone(&self.names[at.topic]),
-            partition: at.partition,
-        }
     }
 }
 
 struct Fanout<'a, P: Port> {
     context: &'a RoleContext,
     metrics: &'a FanoutMetrics,
-    pipeline: Pipeline<P>,
-    batch: Batch,
+    port: &'a P,
+    producer: P::Producer,
+    sources: Sources,
+    trials: Trials,
     schemas: Schemas,
-    /// Batches that were committed.
-    committed: Arc<AtomicU64>,
-    /// Of the traced events in the open batch.
-    spans: Together,
+    cluster: ClusterId,
+    /// Of the traced events that are not acknowledged.
+    spans: Vec<(Tag, Open, Facts)>,
     /// The subscriptions that match an event; empty between two events.
     matching: Vec<Arc<Subscription>>,
+    /// The header `hs-source` of a command; of no use between two of them.
+    header: String,
     invalid_log: Throttle,
+    commit_log: Throttle,
+    recommit: Recommit,
     events: EventTopics,
     commands: String,
     invalid: String,
     /// For the task that looks for open transactions.
     owned: OwnedPartitions,
+    /// Partitions that were revoked while an event was written, and whether they are lost: to be responded to next.
+    revoked: Option<(Vec<TopicPartition>, bool)>,
+    /// Since when nothing is taken because there is no room.
+    full_since: Option<Instant>,
+    /// Whether all partitions are paused since there has been no room for long.
+    is_paused: bool,
+    /// Partitions of which a record was dropped meanwhile.
+    dropped: BTreeSet<EventPartition>,
+    /// Partitions whose position a newer program has committed: they are not read.
+    stopped: BTreeSet<EventPartition>,
+    next_commit: Instant,
+    next_passed: Instant,
+    next_count: Instant,
 }
 
 impl<P: Port> Fanout<'_, P> {
@@ -216,34 +209,46 @@ impl<P: Port> Fanout<'_, P> {
         Ok(())
     }
 
-    /// Ends the open batch, and waits until no batch is under way.
+    /// Waits for what is under way, and commits it.
     async fn finish(&mut self, member: &P::Member) -> Result<(), Failure> {
-        if let Err(error) = self.settle(member).await {
-            // The next owner reads again what is not committed.
-            tracing::info!("last batch not committed: {error}");
-            self.pipeline.recover().await?;
+        match self.settle(member, DRAIN, None).await {
+            Ok(true) => {}
+            // The next owner writes it again.
+            Ok(false) => tracing::info!(
+                events = self.sources.uncommitted(),
+                "events not committed: their records are not acknowledged"
+            ),
+            Err(error) => tracing::info!("events not committed: {error}"),
         }
         Ok(())
     }
 
     async fn turn(&mut self, member: &P::Member) -> Result<(), BatchError> {
-        self.pipeline.check()?;
         self.read_held(member).await?;
-        let wait = if self.batch.is_open() {
-            Duration::ZERO
-        } else {
-            WAIT
-        };
-        match member.poll(wait).await.map_err(BatchError::Failed)? {
+        self.commit_when_due(member).await?;
+        if let Some((partitions, lost)) = self.revoked.take() {
+            return self.revoked(member, &partitions, lost).await;
+        }
+        if self.sources.is_full() {
+            return self.wait_for_room(member).await;
+        }
+        self.go_on(member).await?;
+        match member.poll(self.wait()).await.map_err(BatchError::Failed)? {
             Polled::Message(message) => self.message(member, &message).await,
-            Polled::Idle => self.end_batch(member).await,
+            Polled::Idle => Ok(()),
             Polled::Gap(gap) => {
-                self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+                self.gap(&gap);
                 Ok(())
             }
             Polled::Assigned(committed) => self.assigned(member, &committed).await,
             Polled::Revoked { partitions, lost } => self.revoked(member, &partitions, lost).await,
         }
+    }
+
+    fn gap(&mut self, gap: &Gap) {
+        self.context.metrics.lost_offsets(&gap.at.topic, gap.lost());
+        let at = self.events.event_partition(&gap.at.topic, gap.at.partition);
+        self.sources.moved(at, gap.to);
     }
 
     async fn message(
@@ -254,102 +259,83 @@ impl<P: Port> Fanout<'_, P> {
         let at = self
             .events
             .event_partition(message.topic(), message.partition());
-        if self.batch.is_held(at) {
+        if self.trials.is_held(at) {
             return Ok(());
         }
         let offset = Offset(message.offset());
         let needs = self.schemas.needs(message);
         if let Needs::Later(schema) = needs {
-            return self.wait_for_schema(member, at, offset, schema).await;
+            return self.wait_for_schema(member, at, offset, schema);
         }
-        if self.batch.is_suspect(at, offset) {
-            self.settle(member).await?;
+        if self.trials.is_alone(at, offset) && !self.settle(member, DRAIN, None).await? {
+            // What is under way may take for ever, and this one cannot be tried beside it.
+            return self.hold(member, at, offset);
         }
-        let now = clock::instant();
-        let tag = self.batch.take(at, offset, now);
-        self.write(message, at, tag, &needs).await?;
-        if self.batch.is_full(now) {
-            self.end_batch(member).await
-        } else {
-            Ok(())
+        let Some(tag) = self.take(member, message, at, offset).await? else {
+            return Ok(());
+        };
+        let is_alone = self.trials.take(at, offset);
+        self.write(member, message, (at, offset), tag, &needs)
+            .await?;
+        if is_alone && self.settle(member, DRAIN, None).await? {
+            self.trials.succeeded();
         }
+        Ok(())
+    }
+
+    /// Takes an event, whose source begins a new epoch first if it must. `None` if its partition is not read.
+    async fn take(
+        &mut self,
+        member: &P::Member,
+        message: &impl RecordView,
+        at: EventPartition,
+        offset: Offset,
+    ) -> Result<Option<Tag>, BatchError> {
+        /// A source may find that it must begin an epoch only after another reason for one is gone.
+        const TRIES: usize = 3;
+        for _ in 0..TRIES {
+            match self.sources.take(at, message.leader_epoch(), offset) {
+                Take::Taken(tag) => return Ok(Some(tag)),
+                Take::NotOwned => return Ok(None),
+                Take::Begin => self.begin(member, at, offset.position()).await?,
+            }
+        }
+        Err(Failure::Internal("a source begins one epoch after the other".to_owned()).into())
+    }
+
+    fn hold(
+        &mut self,
+        member: &P::Member,
+        at: EventPartition,
+        offset: Offset,
+    ) -> Result<(), BatchError> {
+        self.trials.wait(at, offset, clock::instant());
+        Ok(member.pause(&[self.events.topic_partition(at)])?)
     }
 
     /// Reads partitions again that were held because of an event that failed alone, or for a schema.
     async fn read_held(&mut self, member: &P::Member) -> Result<(), Failure> {
-        let mut due = self.batch.due(clock::instant());
+        let mut due = self.trials.due(clock::instant());
         due.extend(self.schemas_due());
-        let due: Vec<_> = due
-            .into_iter()
-            .map(|at| self.events.topic_partition(at))
-            .collect();
         if due.is_empty() {
             return Ok(());
         }
-        member.resume(&due)?;
-        member.rewind(&due).await
+        self.read_from_committed(member, &due).await
     }
 
-    async fn settle(&mut self, member: &P::Member) -> Result<(), BatchError> {
-        self.end_batch(member).await?;
-        self.pipeline.settle().await
-    }
-
-    /// Ends the open batch, and commits it with the positions of its events.
-    async fn end_batch(&mut self, member: &P::Member) -> Result<(), BatchError> {
-        let passed = self.passed(member)?;
-        let Some(ended) = self.batch.end(passed.into_iter()) else {
-            return Ok(());
-        };
-        let commits: Vec<Commit> = ended
-            .positions
-            .iter()
-            .map(|(&at, &position)| Commit {
-                at: self.events.topic_partition(at),
-                position,
-                metadata: String::new(),
-            })
-            .collect();
-        let (metrics, common) = (self.metrics.clone(), self.context.metrics.clone());
-        let (counts, set_aside) = (ended.counts, ended.set_aside);
-        let (spans, batches) = (std::mem::take(&mut self.spans), Arc::clone(&self.committed));
-        let committed = Box::new(move || {
-            batches.fetch_add(1, Ordering::Relaxed);
-            count(counts, &set_aside, &metrics, &common);
-            spans.end();
-        });
-        match self.context.settings.guarantee {
-            Guarantee::ExactlyOnce => {
-                self.pipeline
-                    .commit(commits, member.generation(), committed)
-                    .await?;
-                if ended.alone {
-                    self.pipeline.settle().await?;
-                }
-                Ok(())
-            }
-            Guarantee::AtLeastOnce => {
-                self.pipeline.commit(Vec::new(), None, committed).await?;
-                self.pipeline.settle().await?;
-                let done = member.commit(&commits).await;
-                done.map_err(BatchError::Aborted)
-            }
+    /// Reads some partitions again from their committed positions.
+    async fn read_from_committed(
+        &mut self,
+        member: &P::Member,
+        which: &[EventPartition],
+    ) -> Result<(), Failure> {
+        for &at in which {
+            self.sources.rewound(at);
         }
-    }
-
-    /// The positions that [`Member::passed`] returns, if it is time to ask for them.
-    fn passed(&mut self, member: &P::Member) -> Result<Vec<(EventPartition, Position)>, Failure> {
-        if !self.batch.asks_for_passed(clock::instant()) {
-            return Ok(Vec::new());
-        }
-        let passed = member.passed()?.into_iter();
-        let passed = passed.map(|(at, position)| {
-            (
-                self.events.event_partition(&at.topic, at.partition),
-                position,
-            )
-        });
-        Ok(passed.collect())
+        let each = which.iter();
+        let places: Vec<_> = each.map(|&at| self.events.topic_partition(at)).collect();
+        member.resume(&places)?;
+        member.rewind(&places).await
     }
 
     async fn assigned(
@@ -357,13 +343,36 @@ impl<P: Port> Fanout<'_, P> {
         member: &P::Member,
         committed: &[Committed],
     ) -> Result<(), BatchError> {
-        // Partitions that stay are read on. Their batches under way are of the former generation, and may be refused.
-        let settled = self.settle(member).await;
-        self.recover(member, settled).await?;
+        // Partitions that stay are read on, and what is under way of them goes on.
+        let (mut taken, mut unread) = (Vec::new(), Vec::new());
+        for found in committed {
+            let at = self
+                .events
+                .event_partition(&found.at.topic, found.at.partition);
+            let place = self.events.place(self.cluster.as_str(), at);
+            match self
+                .sources
+                .assigned(at, place, found.position, &found.metadata)
+            {
+                Assigned::Ready => taken.push(at),
+                Assigned::Newer(version) => {
+                    tracing::error!(
+                        topic = %found.at.topic,
+                        partition = found.at.partition,
+                        version,
+                        supported = crate::model::source::VERSION,
+                        metric = "hookstream_stopped_partitions",
+                        "a newer hookstream has committed this partition's position: it is not read here; run only the newer version",
+                    );
+                    unread.push(found.at.clone());
+                    self.stopped.insert(at);
+                }
+            }
+        }
         member.take(committed)?;
+        member.stop_reading(&unread)?;
+        self.trials.assigned(taken.into_iter());
         let partitions: Vec<_> = committed.iter().map(|found| found.at.clone()).collect();
-        let taken = self.events.event_partitions(&partitions);
-        self.batch.assigned(taken.into_iter());
         log_partitions("partitions assigned", &partitions);
         self.note_owned();
         Ok(())
@@ -382,37 +391,57 @@ impl<P: Port> Fanout<'_, P> {
         };
         log_partitions(what, partitions);
         let given_up = self.events.event_partitions(partitions);
-        self.batch.revoking(&given_up);
-        if lost {
-            self.batch.give_up();
-            self.read_again(member, &what).await?;
-        } else {
-            let settled = self.settle(member).await;
-            self.recover(member, settled).await?;
+        self.trials.revoking(&given_up);
+        let settled = match lost {
+            true => Ok(false),
+            false => self.settle(member, DRAIN, Some(&given_up)).await,
+        };
+        match settled {
+            Ok(true) => {}
+            // **Owner only**: what the client has queued of them is not to be written any more.
+            Ok(false) if lost || self.sources.has_uncommitted(&given_up) => {
+                self.trials.give_up();
+                self.read_again(member, &what).await?;
+            }
+            Ok(false) => {}
+            Err(error) => self.recover(member, Err(error)).await?,
         }
         for &at in &given_up {
             self.no_longer_waits(at);
+            self.sources.removed(at);
+            self.dropped.remove(&at);
+            self.stopped.remove(&at);
         }
-        self.batch.revoked(&given_up);
+        self.trials.revoked(&given_up);
         self.note_owned();
         Ok(member.give_up(partitions)?)
     }
 
     fn note_owned(&self) {
-        let owned = self.batch.owned();
+        for (number, topic) in self.events.names().enumerate() {
+            let stopped = self.stopped.iter().filter(|at| at.topic == number);
+            let stopped = i64::try_from(stopped.count()).unwrap_or(i64::MAX);
+            self.context.metrics.stopped_partitions(topic).set(stopped);
+        }
+        let owned = self.trials.owned();
         let owned = owned.map(|at| self.events.topic_partition(at)).collect();
         *self.owned.lock().unwrap_or_else(PoisonError::into_inner) = owned;
     }
 
-    /// After a failure: gives up all batches that are not committed, and reads again from the committed positions.
+    /// After a failure: gives up all that is not committed, and reads again from the committed positions.
     async fn recover(
         &mut self,
         member: &P::Member,
         done: Result<(), BatchError>,
     ) -> Result<(), Failure> {
         let Err(error) = done else { return Ok(()) };
-        let committed = self.committed.load(Ordering::Relaxed);
-        match self.batch.failed(error.end(), committed, clock::instant()) {
+        if self.revoked.is_some() && matches!(error, BatchError::Aborted(_)) {
+            self.trials.give_up();
+            return self.read_again(member, &"partitions move").await;
+        }
+        let (events, committed) = (self.sources.uncommitted(), self.sources.events_committed());
+        let now = clock::instant();
+        match self.trials.failed(error.end(), events, committed, now) {
             Next::ReadAgain => self.read_again(member, &error).await,
             Next::Hold { at, offset, wait } => {
                 let at = self.events.topic_partition(at);
@@ -422,7 +451,7 @@ impl<P: Port> Fanout<'_, P> {
                     partition = at.partition,
                     offset = offset.0,
                     retry_in = ?wait,
-                    "the commands of this event could not be committed, although it was tried alone; its partition waits, the others go on: {error}",
+                    "the commands of this event could not be written, although it was tried alone; its partition waits, the others go on: {error}",
                 );
                 self.read_again(member, &error).await?;
                 member.pause(&[at])
@@ -440,152 +469,23 @@ impl<P: Port> Fanout<'_, P> {
         reason: &dyn std::fmt::Display,
     ) -> Result<(), Failure> {
         tracing::warn!("reading again from the committed positions: {reason}");
-        self.spans = Together::default();
-        self.pipeline.recover().await?;
+        self.spans.clear();
+        self.producer.renew().await?;
+        self.next_count = clock::instant();
+        self.sources.rewound_all();
+        self.dropped.clear();
         let owned: Vec<_> = self
-            .batch
+            .trials
             .owned()
             .map(|at| self.events.topic_partition(at))
             .collect();
         member.rewind(&owned).await
     }
-
-    /// Writes an event's records.
-    async fn write(
-        &mut self,
-        message: &impl RecordView,
-        at: EventPartition,
-        tag: usize,
-        needs: &Needs,
-    ) -> Result<(), BatchError> {
-        let mut headers: Vec<(&str, &[u8])> = each_header(message)
-            .filter_map(|(name, value)| Some((name, value?)))
-            .collect();
-        let json = match self.schemas.decode(needs, message, &mut headers) {
-            Ok(json) => json,
-            Err(error) => return self.set_aside(message, error, tag).await,
-        };
-        let (timestamp, replaced) = record_time(message.timestamp().map(|at| at.0), clock::now());
-        let raw = RawEvent {
-            topic: message.topic(),
-            key: message.key(),
-            payload: json.as_deref().or_else(|| message.payload()),
-            headers: &headers,
-            timestamp,
-        };
-        let mapping = self.events.mapping(at);
-        if raw.is_skipped(mapping) {
-            self.batch.skip_tombstone();
-            return Ok(());
-        }
-        match self.batch.read(tag, &raw, mapping) {
-            Ok(event) => {
-                let value = message.payload().unwrap_or_default();
-                self.batch.observe(&event, value, replaced);
-                let mut matching = std::mem::take(&mut self.matching);
-                self.context.table.index().matching(&event, &mut matching);
-                if self.events.is_notices(at) {
-                    let settings = &self.context.settings;
-                    keep_for_notice(settings, &event, message.key(), &mut matching);
-                }
-                let place = span::Place {
-                    topic: message.topic(),
-                    partition: message.partition(),
-                    offset: message.offset(),
-                };
-                let written = self.fan_out(tag, &event, &matching, place).await;
-                matching.clear();
-                self.matching = matching;
-                match written? {
-                    Ok(()) => Ok(()),
-                    Err(TooLarge) => self.set_aside(message, TOO_LARGE.to_owned(), tag).await,
-                }
-            }
-            Err(error) => self.set_aside(message, error, tag).await,
-        }
-    }
-
-    async fn set_aside(
-        &mut self,
-        message: &impl RecordView,
-        error: String,
-        tag: usize,
-    ) -> Result<(), BatchError> {
-        let mut record = invalid_record(message, error);
-        record.extent = self.batch.extent(tag);
-        send_invalid(&mut record, &self.invalid, tag, async |record| {
-            self.pipeline.send(record).await
-        })
-        .await?;
-        // An event topic that holds something else altogether must not flood the log.
-        if let Some(suppressed) = self.invalid_log.pass(clock::instant()) {
-            log_set_aside(&record, suppressed);
-        }
-        self.batch.set_aside(&record);
-        Ok(())
-    }
-
-    async fn fan_out(
-        &mut self,
-        tag: usize,
-        event: &Event<'_>,
-        matching: &[Arc<Subscription>],
-        at: span::Place<'_>,
-    ) -> Result<Result<(), TooLarge>, BatchError> {
-        let span = self.context.tracer.of_event(event.traceparent());
-        let own = span.as_ref().map(Open::traceparent);
-        let traceparent = own.as_deref().or(event.traceparent());
-        let commands = match self.batch.fan_out(event, matching) {
-            Ok(commands) => commands,
-            Err(too_large) => return Ok(Err(too_large)),
-        };
-        if commands.keep_order() {
-            self.pipeline.keep_order().await;
-        }
-        for command in commands.each(traceparent, clock::now()) {
-            let record = Record {
-                topic: &self.commands,
-                partition: None,
-                key: Some(command.subscriber().as_bytes()),
-                value: Some(command.body),
-                headers: command_headers(&command.envelope()),
-                tag,
-            };
-            self.pipeline.send(record).await?;
-        }
-        if let Some(span) = span {
-            let facts = span::fanout(event, at, matching.len());
-            self.spans.add(span, facts);
-        }
-        Ok(Ok(()))
-    }
 }
 
-const TOO_LARGE: &str = "a command for this event would be larger than --max-event-bytes allows";
-
-fn count(
-    counts: Counts,
-    set_aside: &BTreeMap<String, u64>,
-    metrics: &FanoutMetrics,
-    common: &Metrics,
-) {
-    for (topic, count) in set_aside {
-        common.set_aside(topic).inc_by(*count);
-    }
-    for (result, count) in [
-        (EventResult::FannedOut, counts.fanned_out),
-        (EventResult::Unmatched, counts.unmatched),
-        (EventResult::Invalid, counts.invalid),
-        (EventResult::Tombstone, counts.tombstones),
-    ] {
-        metrics.events(result).inc_by(count);
-    }
-    metrics
-        .record_times_replaced()
-        .inc_by(counts.times_replaced);
-    metrics.attributes_left_out().inc_by(counts.left_out);
-    metrics.webhook_id_collisions().inc_by(counts.collisions);
-    common.commands(Cause::New).inc_by(counts.commands);
+/// What is under way is given up for a rebalance.
+fn interrupted() -> BatchError {
+    BatchError::Aborted(ClientError::canceled())
 }
 
 fn log_partitions(what: &str, partitions: &[TopicPartition]) {

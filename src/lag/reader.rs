@@ -18,7 +18,7 @@ use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::explain;
 use crate::model::units::{EpochMs, Offset, Position, format_duration};
-use crate::model::window::{Place as WindowPlace, ReadError, Window};
+use crate::model::window::{Place as WindowPlace, ReadError, Restored, Window};
 
 /// Timeout of requests to the brokers.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,6 +94,7 @@ impl Reader {
                 kind,
                 client: client(settings, &group("lag"), "read_committed")?,
                 partitions: BTreeMap::new(),
+                coverages: BTreeMap::new(),
                 unreadable: Unreadable::new(),
             });
         }
@@ -156,11 +157,27 @@ impl Reader {
         let ends: HashMap<At, i64> = ends.into_iter().collect();
         let committed = self.committed(&fresh)?;
         for at in fresh {
-            let from = committed.get(&at).map(|(position, _)| *position);
             let end = ends.get(&at).copied().unwrap_or(0);
-            self.sources[at.0].read_from(&mut self.index, at.1, from, end)?;
+            self.start(at, committed.get(&at), end)?;
         }
         Ok(())
+    }
+
+    /// Starts or restarts reading a partition, which ends at `end`, from what is committed, or from its first record.
+    fn start(
+        &mut self,
+        (number, partition): At,
+        committed: Option<&(i64, String)>,
+        end: i64,
+    ) -> Result<(), Failure> {
+        let source = &mut self.sources[number];
+        let from = committed.map(|(position, _)| *position);
+        let position = Position(from.unwrap_or(0));
+        let place = WindowPlace::new(self.cluster.as_str(), &source.topic, partition);
+        let metadata = committed.map_or("", |(_, metadata)| metadata);
+        // What is not usable is logged where the window is read.
+        let (restored, _) = Restored::read(position, metadata, place);
+        source.read_from(&mut self.index, partition, from, (end, restored.coverage))
     }
 
     /// The committed offsets and metadata of these partitions.
@@ -321,14 +338,13 @@ impl Reader {
         Ok(())
     }
 
-    /// Drops the records of a partition and reads it again from `from` on.
-    fn read_again(&mut self, (number, partition): At, from: Option<i64>) -> Result<(), Failure> {
-        let source = &mut self.sources[number];
-        let progress = source.partitions.get(&partition);
+    /// Drops the records of a partition and reads it again from what is committed.
+    fn read_again(&mut self, at: At, committed: Option<&(i64, String)>) -> Result<(), Failure> {
+        let progress = self.sources[at.0].partitions.get(&at.1);
         let end = progress.map_or(0, Progress::known_end);
-        source.read_from(&mut self.index, partition, from, end)?;
-        if source.kind == Kind::Commands {
-            self.forget_window(partition);
+        self.start(at, committed, end)?;
+        if self.sources[at.0].kind == Kind::Commands {
+            self.forget_window(at.1);
         }
         Ok(())
     }
@@ -414,7 +430,7 @@ impl Reader {
             let position = committed.as_ref().map(|(position, _)| *position);
             if position.unwrap_or(0) < progress.floor {
                 // An operator moved the group back, or its offsets expired: the records from there were dropped.
-                self.read_again((number, partition), position)?;
+                self.read_again((number, partition), committed.as_ref())?;
                 any_again = true;
                 continue;
             }

@@ -23,7 +23,9 @@ use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::record::{each_header, header_pairs};
 use crate::model::command::{Cause, header};
+use crate::model::coverage::{Coverage, Kind as Seen};
 use crate::model::dead_letter::{Coordinates, Fact, FactError};
+use crate::model::source::{self, Mark};
 use crate::model::throttle::Throttle;
 use crate::model::units::{EpochMs, Offset};
 
@@ -58,6 +60,8 @@ pub(super) struct Source {
     pub(super) kind: Kind,
     pub(super) client: Client,
     pub(super) partitions: BTreeMap<i32, Progress>,
+    /// What is covered of each source in the partitions of the commands topic, as delivery sees it.
+    pub(super) coverages: BTreeMap<i32, Coverage>,
     pub(super) unreadable: Unreadable,
 }
 
@@ -95,13 +99,14 @@ impl Unreadable {
 }
 
 impl Source {
-    /// Starts or restarts reading a partition at `from`, or at its first record, when its end offset is `end`.
+    /// Starts or restarts reading a partition at `from`, or at its first record: its end offset, and what was covered
+    /// before it.
     pub(super) fn read_from(
         &mut self,
         index: &mut Index,
         partition: i32,
         from: Option<i64>,
-        end: i64,
+        (end, coverage): (i64, Coverage),
     ) -> Result<(), Failure> {
         let failed = |error| Failure::from_client(format!("reading {}", self.topic), error);
         let before = self.partitions.get(&partition).copied();
@@ -125,6 +130,9 @@ impl Source {
         let from = from.unwrap_or(0);
         let progress = before.map_or_else(|| Progress::new(from), |before| before.again(from));
         self.partitions.insert(partition, progress);
+        if self.kind == Kind::Commands {
+            self.coverages.insert(partition, coverage);
+        }
         Ok(())
     }
 
@@ -149,7 +157,10 @@ impl Source {
                     if let Some(progress) = self.partitions.get_mut(&message.partition()) {
                         progress.record(message.offset());
                     }
-                    take_record(index, self.kind, &message, &mut self.unreadable);
+                    let coverage = self.coverages.get_mut(&message.partition());
+                    if !coverage.is_some_and(|coverage| is_copy(coverage, &message)) {
+                        take_record(index, self.kind, &message, &mut self.unreadable);
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if let Some(progress) = self.partitions.get_mut(&partition) {
@@ -161,6 +172,26 @@ impl Source {
         }
         Ok(true)
     }
+}
+
+/// Whether delivery takes a command for a copy of one before it, which it finishes at once.
+fn is_copy(coverage: &mut Coverage, message: &BorrowedMessage<'_>) -> bool {
+    let (mut mark, mut is_new) = (None, true);
+    for (name, value) in each_header(message) {
+        match name {
+            source::HEADER => mark = value,
+            header::CAUSE => is_new = value == Some(Cause::New.as_str().as_bytes()),
+            _ => {}
+        }
+    }
+    let Some(Ok(mark)) = mark.filter(|_| is_new).map(Mark::parse) else {
+        return false;
+    };
+    let offset = Offset(message.offset());
+    let answer = coverage.ask(offset, &mark);
+    // Nothing is committed from here.
+    coverage.pass(offset.next(), std::iter::empty());
+    answer.kind == Seen::Copy
 }
 
 fn take_record(

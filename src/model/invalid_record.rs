@@ -16,6 +16,13 @@ pub const HEAD_HEADER_BYTES: usize = 16 * 1024;
 /// The longest reason, bytes; the rest is cut at a character's border.
 pub const MAX_ERROR_BYTES: usize = 1024;
 
+/// The header of a copy that names the topic of the original.
+pub const HEADER_TOPIC: &str = "hookstream-topic";
+/// The header of a copy that names the partition of the original.
+pub const HEADER_PARTITION: &str = "hookstream-partition";
+/// The header of a copy that names the offset of the original.
+pub const HEADER_OFFSET: &str = "hookstream-offset";
+
 /// The header of a copy that is not whole: the size of the original's value, bytes.
 pub const TRUNCATED: &str = "hookstream-truncated";
 
@@ -110,9 +117,9 @@ impl InvalidRecord {
         let error = &self.error[..self.error.floor_char_boundary(MAX_ERROR_BYTES)];
         let mut added = vec![
             ("hookstream-error", Cow::Borrowed(error)),
-            ("hookstream-topic", Cow::Borrowed(self.topic.as_str())),
-            ("hookstream-partition", self.partition.to_string().into()),
-            ("hookstream-offset", self.offset.to_string().into()),
+            (HEADER_TOPIC, Cow::Borrowed(self.topic.as_str())),
+            (HEADER_PARTITION, self.partition.to_string().into()),
+            (HEADER_OFFSET, self.offset.to_string().into()),
         ];
         if self.extent != Extent::Whole {
             let size = self.value.as_ref().map_or(0, Vec::len);

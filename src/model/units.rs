@@ -75,6 +75,12 @@ impl Offset {
     pub fn next(self) -> Position {
         Position(self.0 + 1)
     }
+
+    /// The position of a reader that reads this record next.
+    #[must_use]
+    pub fn position(self) -> Position {
+        Position(self.0)
+    }
 }
 
 impl fmt::Display for Offset {

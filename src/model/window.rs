@@ -18,11 +18,15 @@
 //! | 8 | hash of the topic's name and the partition | |
 //! | 8 | hash of the cluster's id | 2 |
 //! | 8 | base position | |
+//! | 2 | length of the coverage | 3 |
+//! | | coverage ([`super::coverage`]) | 3 |
 //! | 1 | form | |
 //! | | data | |
 //!
-//! Both versions are read. Version 1 names no cluster: on a mirrored cluster it is told from the cluster's own only
-//! by its position. Metadata that is foreign, damaged, stale or of another cluster reads as empty: see [`ReadError`].
+//! All versions are read. Version 1 names no cluster: on a mirrored cluster it is told from the cluster's own only
+//! by its position. Version 3 is written only when there is a coverage, which programs that read only up to version 2
+//! do not know: their partitions stop. Metadata that is foreign, damaged, stale or of another cluster reads as empty;
+//! what a newer program wrote stops the partition: see [`ReadError`].
 
 use std::collections::BTreeMap;
 
@@ -30,7 +34,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use thiserror::Error;
 
+use crate::model::coverage::{Coverage, MAX_GROWTH};
+use crate::model::stable_hash::fnv1a;
 use crate::model::units::{Offset, Position};
+use crate::model::varint;
 
 /// What a broker keeps with an offset by default (`offset.metadata.max.bytes`), characters.
 pub const METADATA_LIMIT: usize = 4096;
@@ -43,9 +50,13 @@ const HEADER: usize = 40;
 const ROOM: usize = BYTES - HEADER;
 
 /// The latest version of the format of commit metadata that this program reads.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
+/// Nothing is finished above the position; only with a coverage.
+const FORM_NONE: u8 = 0;
 const FORM_BITMAP: u8 = 1;
 const FORM_GAPS: u8 = 2;
+/// Bytes that a coverage takes besides itself.
+const COVERAGE_HEADER: usize = 2;
 
 /// Offsets that are taken and unfinished, and the position behind the last one taken.
 ///
@@ -73,6 +84,8 @@ pub enum Format {
     V1,
     /// Names the cluster.
     V2,
+    /// Version 2, and with a coverage version 3.
+    V3,
 }
 
 /// Where metadata counts: one partition of one cluster. The hashes are computed once, not for each snapshot.
@@ -114,6 +127,11 @@ pub enum ReadError {
         "the commit metadata has version {0}, but this program supports only up to version {VERSION}; do not run older replicas beside newer ones"
     )]
     Newer(u8),
+    /// Written by a newer program, in a form of a known version that this program does not know.
+    #[error(
+        "the commit metadata has version {0} in a form that this program does not support; do not run older replicas beside newer ones"
+    )]
+    NewerForm(u8),
     /// Written for another topic, partition or position: an operator moved the offset, or the topic was recreated.
     #[error("the commit metadata belongs to another topic, partition or position")]
     Stale,
@@ -122,6 +140,58 @@ pub enum ReadError {
         "the commit metadata was written on another Kafka cluster, whose offsets are not valid here; after a planned failover, run `hookstream positions import` before delivery starts"
     )]
     OtherCluster,
+}
+
+impl ReadError {
+    /// The version of the metadata, if a newer program wrote it: then it must not be taken as empty.
+    #[must_use]
+    pub fn newer(&self) -> Option<u8> {
+        match self {
+            Self::Newer(version) | Self::NewerForm(version) => Some(*version),
+            Self::Foreign | Self::Stale | Self::OtherCluster => None,
+        }
+    }
+}
+
+/// What a partition's last owner committed.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// What is finished.
+    pub window: Window,
+    /// What was seen of each source; unknown when the metadata was not usable.
+    pub coverage: Coverage,
+}
+
+impl Restored {
+    /// A partition at `position`; what was seen before is unknown.
+    #[must_use]
+    pub fn unknown(position: Position) -> Self {
+        Self {
+            window: Window::new(position),
+            coverage: Coverage::unknown(position),
+        }
+    }
+
+    /// A partition as its last owner committed it. Unusable `metadata` reads as empty, with the reason.
+    #[must_use]
+    pub fn read(position: Position, metadata: &str, place: Place) -> (Self, Option<ReadError>) {
+        let mut window = Window::new(position);
+        if metadata.is_empty() {
+            let coverage = Coverage::new(position);
+            return (Self { window, coverage }, None);
+        }
+        match decode(metadata, position, place) {
+            Ok(decoded) => {
+                for offset in decoded.unfinished {
+                    window.push(offset);
+                }
+                window.end = decoded.end;
+                let coverage = decoded.coverage;
+                (Self { window, coverage }, None)
+            }
+            Err(error) => (Self::unknown(position), Some(error)),
+        }
+    }
 }
 
 impl Window {
@@ -143,40 +213,55 @@ impl Window {
         self.room = room(characters);
     }
 
-    /// How many offsets from the position on a commit of so many characters can describe, whatever is finished.
+    /// How many offsets a commit of so many characters can describe, whatever is finished.
     #[must_use]
     pub fn reach(characters: usize) -> usize {
         room(characters) * 8
     }
 
-    /// A window as its last owner committed it. Unusable `metadata` reads as empty, with the reason.
+    /// The same beside a coverage.
+    #[must_use]
+    pub fn reach_beside(characters: usize, coverage: &Coverage) -> usize {
+        let beside = match coverage.reserve() {
+            0 => 0,
+            bytes => COVERAGE_HEADER + bytes,
+        };
+        room(characters).saturating_sub(beside) * 8
+    }
+
+    /// Bytes that a coverage may take in a commit of so many characters: two thirds.
+    #[must_use]
+    pub fn coverage_limit(characters: usize) -> usize {
+        room(characters) * 2 / 3
+    }
+
+    /// The window of [`Restored::read`].
     #[must_use]
     pub fn restore(position: Position, metadata: &str, place: Place) -> (Self, Option<ReadError>) {
-        let mut window = Self::new(position);
-        if metadata.is_empty() {
-            return (window, None);
-        }
-        match decode(metadata, position, place) {
-            Ok((unfinished, end)) => {
-                for offset in unfinished {
-                    window.push(offset);
-                }
-                window.end = end;
-                (window, None)
-            }
-            Err(error) => (window, Some(error)),
-        }
+        let (restored, error) = Restored::read(position, metadata, place);
+        (restored.window, error)
     }
 
     /// Whether `offset`, which is behind all taken ones, can be taken, whatever finishes first.
     #[must_use]
     pub fn has_room(&self, offset: Offset) -> bool {
+        self.has_room_in(offset, self.room)
+    }
+
+    /// The same beside a coverage, which grows with the record.
+    #[must_use]
+    pub fn has_room_beside(&self, offset: Offset, coverage: &Coverage) -> bool {
+        let beside = COVERAGE_HEADER + coverage.reserve() + MAX_GROWTH;
+        self.has_room_in(offset, self.room.saturating_sub(beside))
+    }
+
+    fn has_room_in(&self, offset: Offset, room: usize) -> bool {
         let Some((&first, _)) = self.open.first_key_value() else {
             return true;
         };
         offset.0 < self.end
-            || offset.0 - first < bits(self.room)
-            || self.gap_bytes + varint_length(self.gap_to(offset.0)) <= self.room
+            || offset.0 - first < bits(room)
+            || self.gap_bytes + varint::length(self.gap_to(offset.0)) <= room
     }
 
     /// Takes the next offset; offsets are taken in ascending order. `false` when it was finished by a former
@@ -198,12 +283,11 @@ impl Window {
         true
     }
 
-    /// There is nothing to take below `position`, as behind the end of a transaction. Does nothing while an offset is
-    /// unfinished: what the commit says is the same then, and longer.
+    /// There is nothing to take below `position`. Does nothing while an offset is unfinished, as nothing would change.
     pub fn pass(&mut self, position: Position) {
-        if self.open.is_empty() && position.0 > self.end {
+        if self.open.is_empty() && position.0 > self.next {
             self.next = position.0;
-            self.end = position.0;
+            self.end = self.end.max(position.0);
         }
     }
 
@@ -216,11 +300,11 @@ impl Window {
         let Some(gap) = self.open.remove(&offset.0) else {
             return false;
         };
-        self.gap_bytes -= varint_length(gap);
+        self.gap_bytes -= varint::length(gap);
         if let Some((_, after)) = self.open.range_mut(offset.0..).next() {
-            self.gap_bytes -= varint_length(*after);
+            self.gap_bytes -= varint::length(*after);
             *after = if is_first { 0 } else { *after + gap + 1 };
-            self.gap_bytes += varint_length(*after);
+            self.gap_bytes += varint::length(*after);
         }
         true
     }
@@ -231,20 +315,23 @@ impl Window {
         offset.0 < self.end && !self.open.contains_key(&offset.0)
     }
 
+    /// The unfinished offsets, ascending.
+    pub fn open(&self) -> impl Iterator<Item = i64> {
+        self.open.keys().copied()
+    }
+
     /// How many offsets are unfinished.
     #[must_use]
     pub fn unfinished(&self) -> usize {
         self.open.len()
     }
 
-    /// The lowest unfinished offset, or the position behind the last one taken.
+    /// The lowest unfinished offset, or the position behind the last one taken. Not behind what a former owner has
+    /// finished and this one has not read again: the coverage does not know these records yet.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position(
-            self.open
-                .first_key_value()
-                .map_or(self.end, |(&first, _)| first),
-        )
+        let first = self.open.first_key_value();
+        Position(first.map_or(self.next, |(&first, _)| first.min(self.next)))
     }
 
     /// The span from the position to the last offset taken, which a commit has to describe.
@@ -256,8 +343,25 @@ impl Window {
     /// The commit for the partition at `place`.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
+        self.snapshot_with(&[], place, format)
+    }
+
+    /// The commit for the partition at `place`, with what was seen of each source before its position. In formats
+    /// before version 3, and where the broker keeps too little, it is left out: then copies may be delivered again after
+    /// a restart.
+    #[must_use]
+    pub fn snapshot_beside(&self, coverage: &Coverage, place: Place, format: Format) -> Snapshot {
+        if format != Format::V3 || coverage.is_empty() {
+            return self.snapshot(place, format);
+        }
+        self.snapshot_with(&coverage.encode(self.position()), place, format)
+    }
+
+    fn snapshot_with(&self, coverage: &[u8], place: Place, format: Format) -> Snapshot {
         let position = self.position();
-        let metadata = self.encode(position, place, format);
+        let fits = COVERAGE_HEADER + coverage.len() <= self.room;
+        let coverage = if fits { coverage } else { &[] };
+        let metadata = self.encode(position, coverage, place, format);
         debug_assert!(
             metadata.len() <= METADATA_LIMIT,
             "the commit fits whatever was taken"
@@ -267,7 +371,7 @@ impl Window {
 
     fn push(&mut self, offset: i64) {
         let gap = self.gap_to(offset);
-        self.gap_bytes += varint_length(gap);
+        self.gap_bytes += varint::length(gap);
         self.open.insert(offset, gap);
     }
 
@@ -290,29 +394,44 @@ impl Window {
         }
     }
 
-    fn encode(&self, position: Position, place: Place, format: Format) -> String {
+    fn encode(&self, position: Position, coverage: &[u8], place: Place, format: Format) -> String {
         let span = usize::try_from(self.end - position.0).unwrap_or(0);
-        if span == self.open.len() || self.room == 0 {
+        let is_plain = span == self.open.len() || self.room == 0;
+        if is_plain && coverage.is_empty() {
             return String::new();
         }
-        let is_short = self.gap_bytes <= span / 8;
-        if self.gap_bytes.min(span.div_ceil(8)) > self.room {
-            return self.cut().encode(position, place, format);
+        let room = match coverage.len() {
+            0 => self.room,
+            length => self.room - COVERAGE_HEADER - length,
+        };
+        let gap_bytes = self.gap_bytes + varint::length(self.lead(position)) - 1;
+        let is_short = gap_bytes <= span / 8;
+        if !is_plain && gap_bytes.min(span.div_ceil(8)) > room {
+            return self.cut(room).encode(position, coverage, place, format);
         }
         let mut bytes = Vec::with_capacity(BYTES);
-        bytes.push(match format {
+        let version = match format {
             Format::V1 => 1,
-            Format::V2 => 2,
-        });
+            _ if !coverage.is_empty() => 3,
+            Format::V2 | Format::V3 => 2,
+        };
+        bytes.push(version);
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&place.partition.to_be_bytes());
-        if format == Format::V2 {
+        if version >= 2 {
             bytes.extend_from_slice(&place.cluster.to_be_bytes());
         }
         bytes.extend_from_slice(&position.0.to_be_bytes());
-        if is_short {
+        if version >= 3 {
+            let length = u16::try_from(coverage.len()).unwrap_or(u16::MAX);
+            bytes.extend_from_slice(&length.to_be_bytes());
+            bytes.extend_from_slice(coverage);
+        }
+        if is_plain {
+            bytes.push(FORM_NONE);
+        } else if is_short {
             bytes.push(FORM_GAPS);
-            self.write_gaps(&mut bytes);
+            self.write_gaps(&mut bytes, position);
         } else {
             bytes.push(FORM_BITMAP);
             self.write_bitmap(&mut bytes, position, span);
@@ -322,12 +441,13 @@ impl Window {
         STANDARD_NO_PAD.encode(&bytes)
     }
 
-    /// As if nothing behind what fits had been taken. Only after the limit was lowered.
-    fn cut(&self) -> Self {
-        let end = self.end.min(self.position().0 + bits(self.room));
+    /// As if nothing behind what fits had been taken. Only after the limit was lowered, or beside a coverage that a former
+    /// owner had not written.
+    fn cut(&self, room: usize) -> Self {
+        let end = self.end.min(self.position().0 + bits(room));
         let mut open = self.open.clone();
         let cut_off = open.split_off(&end);
-        let gaps = cut_off.values().map(|&gap| varint_length(gap));
+        let gaps = cut_off.values().map(|&gap| varint::length(gap));
         Self {
             open,
             gap_bytes: self.gap_bytes - gaps.sum::<usize>(),
@@ -337,15 +457,20 @@ impl Window {
         }
     }
 
+    /// How many offsets lie from `position` to the first unfinished one, whose own gap is 0.
+    fn lead(&self, position: Position) -> u64 {
+        let first = self.open.keys().next();
+        first.map_or(0, |first| u64::try_from(first - position.0).unwrap_or(0))
+    }
+
     /// How many offsets are finished behind the last unfinished one, then each unfinished one's gap.
-    fn write_gaps(&self, bytes: &mut Vec<u8>) {
-        let last = self
-            .open
-            .last_key_value()
-            .map_or(self.end - 1, |(&last, _)| last);
-        write_varint(bytes, u64::try_from(self.end - last - 1).unwrap_or(0));
+    fn write_gaps(&self, bytes: &mut Vec<u8>, position: Position) {
+        let last = self.open.keys().next_back().copied();
+        let tail = self.end - last.unwrap_or(position.0 - 1) - 1;
+        varint::write(bytes, u64::try_from(tail).unwrap_or(0));
+        let mut lead = self.lead(position);
         for &gap in self.open.values() {
-            write_varint(bytes, gap);
+            varint::write(bytes, gap + std::mem::take(&mut lead));
         }
     }
 
@@ -375,40 +500,58 @@ fn bits(room: usize) -> i64 {
     i64::try_from(room * 8).unwrap_or(i64::MAX)
 }
 
-/// Stable over versions and machines, which the standard library's hasher is not.
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+/// What metadata says.
+struct Decoded {
+    /// Ascending.
+    unfinished: Vec<i64>,
+    /// The position behind the last offset that it describes.
+    end: i64,
+    coverage: Coverage,
 }
 
-/// The unfinished offsets, ascending, and the position behind the last offset told of.
-fn decode(metadata: &str, position: Position, place: Place) -> Result<(Vec<i64>, i64), ReadError> {
+fn decode(metadata: &str, position: Position, place: Place) -> Result<Decoded, ReadError> {
     let bytes = STANDARD_NO_PAD
         .decode(metadata)
         .map_err(|_| ReadError::Foreign)?;
     let mut rest = bytes.as_slice();
     let [version] = split(&mut rest)?;
     let crc: [u8; 4] = split(&mut rest)?;
-    if crc32fast::hash(rest).to_be_bytes() != crc {
+    if crc32fast::hash(rest).to_be_bytes() != crc || version == 0 {
         return Err(ReadError::Foreign);
     }
-    if !matches!(version, 1 | 2) {
+    if version > VERSION {
         return Err(ReadError::Newer(version));
     }
     let partition: [u8; 8] = split(&mut rest)?;
-    if version == 2 && split(&mut rest)? != place.cluster.to_be_bytes() {
+    if version >= 2 && split(&mut rest)? != place.cluster.to_be_bytes() {
         return Err(ReadError::OtherCluster);
     }
     let base: [u8; 8] = split(&mut rest)?;
     if partition != place.partition.to_be_bytes() || base != position.0.to_be_bytes() {
         return Err(ReadError::Stale);
     }
-    match split(&mut rest)? {
-        [FORM_GAPS] => read_gaps(rest, position.0),
-        [FORM_BITMAP] => Ok(read_bitmap(rest, position.0)),
-        _ => Err(ReadError::Foreign),
-    }
+    let coverage = match version {
+        1 | 2 => Coverage::new(position),
+        _ => {
+            let length = usize::from(u16::from_be_bytes(split(&mut rest)?));
+            let (coverage, behind) = rest.split_at_checked(length).ok_or(ReadError::Foreign)?;
+            rest = behind;
+            Coverage::decode(position, coverage)
+                .map_err(|_| ReadError::Foreign)?
+                .ok_or(ReadError::NewerForm(version))?
+        }
+    };
+    let (unfinished, end) = match split(&mut rest)? {
+        [FORM_NONE] if version >= 3 => (Vec::new(), position.0),
+        [FORM_GAPS] => read_gaps(rest, position.0)?,
+        [FORM_BITMAP] => read_bitmap(rest, position.0),
+        _ => return Err(ReadError::NewerForm(version)),
+    };
+    Ok(Decoded {
+        unfinished,
+        end,
+        coverage,
+    })
 }
 
 /// The next `N` bytes.
@@ -419,11 +562,11 @@ fn split<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], ReadError> {
 }
 
 fn read_gaps(mut data: &[u8], base: i64) -> Result<(Vec<i64>, i64), ReadError> {
-    let tail = read_varint(&mut data).ok_or(ReadError::Foreign)?;
+    let tail = varint::read(&mut data).ok_or(ReadError::Foreign)?;
     let mut unfinished = Vec::new();
     let mut next = base;
     while !data.is_empty() {
-        let gap = read_varint(&mut data).ok_or(ReadError::Foreign)?;
+        let gap = varint::read(&mut data).ok_or(ReadError::Foreign)?;
         let offset = i64::try_from(gap)
             .ok()
             .and_then(|gap| next.checked_add(gap))
@@ -453,29 +596,5 @@ fn read_bitmap(data: &[u8], base: i64) -> (Vec<i64>, i64) {
     (unfinished, end)
 }
 
-fn varint_length(value: u64) -> usize {
-    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
-}
-
-fn write_varint(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push((value as u8 & 0x7f) | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-}
-
-fn read_varint(data: &mut &[u8]) -> Option<u64> {
-    let mut value = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = data.split_first()?;
-        *data = rest;
-        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
 #[cfg(test)]
 mod tests;

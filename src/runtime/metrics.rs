@@ -54,8 +54,6 @@ labels!(
 labels!(
     /// Who writes transactions.
     TransactionalRole {
-        /// Events to commands.
-        Fanout = "fanout",
         /// Commands to requests.
         Deliver = "deliver",
         /// Tiers to commands.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::message::{BorrowedMessage, Message};
 
+use super::copies::Copies;
 use super::decode::{attempt, carries, holds, is_about, read};
 use super::event::EventMatcher;
 use super::schemas::{Schemas, Undecoded};
@@ -175,6 +176,7 @@ impl Scan<'_> {
         found: &mut Vec<Step>,
     ) -> Result<Reading, Failure> {
         let known = RefCell::new(matcher.webhooks());
+        let mut copies = Copies::default();
         let log = match Log::open(self.settings, topic.to_owned(), PURPOSE) {
             // The attempt log is optional.
             Err(Failure::TopicMissing(_)) if kind == TopicKind::Attempts => {
@@ -187,7 +189,8 @@ impl Scan<'_> {
         let stop = || (self.stop)() || self.failed.load(Ordering::Relaxed);
         log.read::<Failure>(&ranges, &stop, |message| {
             self.progress.read.fetch_add(1, Ordering::Relaxed);
-            if let Some(step) = self.look(kind, &name, message, matcher, &known) {
+            let step = self.look(kind, &name, message, matcher, &known);
+            if let Some(step) = step.filter(|_| !copies.has_seen(kind, each_header(message))) {
                 // A dead letter precedes the records that settle it, in the same partition.
                 known
                     .borrow_mut()

@@ -63,7 +63,7 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         "fanout: rate over the raw producer's",
         median(shares),
         " %",
-        60.0,
+        85.0,
     );
     report.at_least(
         "fanout: commands per CPU second",

@@ -18,6 +18,7 @@
 )]
 
 mod backlog;
+mod cost;
 mod deliver;
 mod drain;
 mod fanout;
@@ -51,13 +52,14 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 10] = [
+const ROWS: [(&str, Row); 11] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
     ("fanout", fanout::run),
     ("drain", drain::run),
     ("latency", latency::run),
+    ("cost", cost::run),
     ("isolation", isolation::run),
     ("backlog", backlog::run),
     ("lag", lag::run),

@@ -20,21 +20,24 @@ use crate::truth::{Kind, SUBSCRIPTIONS};
 /// The scaled roles.
 pub const ROLES: [&str; 3] = ["fanout", "deliver", "release"];
 
+/// Those that write transactions.
+const TRANSACTIONAL: [&str; 2] = ["deliver", "release"];
+
 /// Where a process can be made to die (`src/edge/failpoint.rs`), and in which roles it comes by there.
 const POINTS: [(&str, &[&str]); 16] = [
     ("poll.before", &ROLES),
     ("poll.after", &ROLES),
-    ("acknowledged.before", &ROLES),
-    ("acknowledged.after", &ROLES),
-    ("offsets-sent.before", &ROLES),
-    ("offsets-sent.after", &ROLES),
-    ("end-txn.before", &ROLES),
-    ("end-txn.after", &ROLES),
+    ("acknowledged.before", &TRANSACTIONAL),
+    ("acknowledged.after", &TRANSACTIONAL),
+    ("offsets-sent.before", &TRANSACTIONAL),
+    ("offsets-sent.after", &TRANSACTIONAL),
+    ("end-txn.before", &TRANSACTIONAL),
+    ("end-txn.after", &TRANSACTIONAL),
     ("request.before", &["deliver"]),
     ("response-head.after", &["deliver"]),
     ("response.after", &["deliver"]),
-    ("snapshot-commit.before", &["deliver"]),
-    ("snapshot-commit.after", &["deliver"]),
+    ("snapshot-commit.before", &["fanout", "deliver"]),
+    ("snapshot-commit.after", &["fanout", "deliver"]),
     ("committed-read.before", &ROLES),
     ("committed-read.after", &ROLES),
     ("assigned.after", &ROLES),

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::it::support::{Broker, Process, Receiver, World, eventually_true};
+use crate::it::support::{Answer, Broker, Process, Receiver, World, eventually_true};
 use crate::traffic;
 use crate::truth;
 
@@ -40,18 +40,17 @@ fn a_call_that_hangs_ends_the_process_with_its_name() {
     }
 }
 
-/// A world with one event, and `run` in it with fail-points.
+/// A world with one event, and `run` in it with fail-points. Its endpoint fails, so that delivery writes a retry.
 fn run_with(broker: &Broker, points: &str) -> (Process, Receiver) {
-    let (world, receiver) = world_on(broker);
+    let (world, receiver) = world_on(broker, Receiver::start(|_| Answer::status(500)));
     world.produce_events([("k", truth::event(1))]);
     (start(&world, "5s", points), receiver)
 }
 
 /// A world with one subscription, whose groups have begun: a first start has calls of its own, before those of the roles.
-fn world_on(broker: &Broker) -> (World, Receiver) {
+fn world_on(broker: &Broker, receiver: Receiver) -> (World, Receiver) {
     let world = World::on(broker, "hang");
     world.create_topics(1);
-    let receiver = Receiver::good();
     traffic::put(&world, &receiver, 0, &crate::faults::secret(0), "active");
     let mut first = start(&world, "30s", "");
     first.wait_ready();
@@ -76,7 +75,7 @@ fn a_frozen_broker_of_three_stops_no_work_and_ends_no_process() {
     const FROZEN: Duration = Duration::from_secs(45);
     let _beside = crate::beside_others();
     let broker = Broker::cluster(3);
-    let (world, receiver) = world_on(&broker);
+    let (world, receiver) = world_on(&broker, Receiver::good());
     let mut process = start(&world, "30s", "");
     process.wait_ready();
     world.produce_events([("k", truth::event(1))]);
@@ -112,12 +111,16 @@ fn a_frozen_broker_of_three_stops_no_work_and_ends_no_process() {
 fn a_frozen_broker_of_three_hides_no_call_that_hangs() {
     let _beside = crate::beside_others();
     let broker = Broker::cluster(3);
-    let (world, receiver) = world_on(&broker);
-    // The first transaction is that of the first event.
+    let (world, receiver) = world_on(&broker, Receiver::start(|_| Answer::status(500)));
+    // The first transaction is that of the retry of the first event.
     let mut process = start(&world, "20s", "end-txn.before=1*off->sleep(600000)");
     process.wait_ready();
     world.produce_events([("k", truth::event(1))]);
     receiver.wait_for(1, LATER);
+    eventually_true("the retry is written", LATER, || {
+        let (_, metrics) = process.get("/metrics");
+        metrics.contains(r#"hookstream_transactions_total{result="committed",role="deliver"} 1"#)
+    });
     let _frozen = broker.freeze(world.leader(&world.events, 0));
     // Returns when another broker has taken over.
     world.produce_events([("k", truth::event(2)), ("k", truth::event(3))]);

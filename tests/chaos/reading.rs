@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::history::{Copy, Place, Position, Request, Sent, What};
-use crate::it::support::{Isolation, Receiver, Record, World};
+use crate::it::support::{Isolation, Receiver, Record, World, live};
 use crate::tenants::{self, MARK, is_foreign};
 use crate::traffic::Progress;
 use crate::truth;
@@ -169,7 +169,7 @@ fn events_of(world: &World) -> Vec<(u32, i64)> {
     records.into_iter().map(number).collect()
 }
 
-/// Every record of a command, on any topic.
+/// Every record of a command, on any topic. Of commands that fan-out wrote several times, only the first one lives.
 pub fn copies(world: &World) -> Vec<Copy> {
     let mut records = vec![(Place::Commands, world.topics.commands())];
     records.extend(
@@ -184,7 +184,7 @@ pub fn copies(world: &World) -> Vec<Copy> {
     // A settling fact names no event: its command's other copies tell.
     let mut events: BTreeMap<String, u32> = BTreeMap::new();
     for (place, topic) in records {
-        for record in world.read_all(&topic, Isolation::Committed) {
+        for record in live(world.read_all(&topic, Isolation::Committed)) {
             if record.header(MARK).is_some()
                 || record.header("hs-subscription").is_some_and(is_foreign)
             {

@@ -179,7 +179,8 @@ fn deliveries(receiver: &Receiver) -> BTreeMap<String, usize> {
 #[track_caller]
 fn assert_each_once(world: &World, receiver: &Receiver, process: &Process, events: usize) {
     wait_until_done(world);
-    let commands = world.read_all(&world.topics.commands(), Isolation::Committed);
+    let commands =
+        crate::support::live(world.read_all(&world.topics.commands(), Isolation::Committed));
     // Copies that came back from a retry tier are the same command.
     let commands: Vec<_> = commands
         .iter()

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::lag::{Counts, lag, naive, once, told};
 use crate::scene::{LATER, event, put, subscription, with};
 use crate::support::{
-    Answer, Broker, Isolation, Process, Receiver, Record, World, eventually_true,
+    Answer, Broker, Isolation, Process, Receiver, Record, World, eventually_true, live,
 };
 
 /// Subscriber, subscription, and which of ready, waiting and dead.
@@ -63,7 +63,7 @@ impl Moment {
     fn take(&mut self, world: &World, number: usize, topic: &str, group: &str, kind: usize) {
         let committed = world.committed(group, topic);
         let cluster = world.cluster();
-        for record in world.read_all(topic, Isolation::Committed) {
+        for record in live(world.read_all(topic, Isolation::Committed)) {
             let place = (number, record.partition, record.offset);
             self.there.insert(place, cell(&record, kind));
             let window = committed.iter().find(|(at, ..)| *at == record.partition);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::scene::{event, put, subscription, wait_until_done, with};
 use crate::support::{
     Answer, Broker, Isolation, Process, Receiver, Record, Seen, Weather, World, eventually_true,
+    live,
 };
 
 /// All of a test's work, on a busy machine.
@@ -106,7 +107,7 @@ fn text<'r>(record: &'r Record, header: &str) -> &'r str {
 /// fan-out for each subscription, and each further copy of a command was written when the one before it had been
 /// read, so that there never were two.
 pub fn assert_one_lineage(world: &World, events: usize, subscriptions: usize) {
-    let commands = world.read_all(&world.topics.commands(), Isolation::Committed);
+    let commands = live(world.read_all(&world.topics.commands(), Isolation::Committed));
     let tier = world.read_all(&world.topics.retry(world.tiers[0]), Isolation::Committed);
     let mut per_event: HashMap<&str, usize> = HashMap::new();
     let mut lives: HashMap<&str, (Vec<&Record>, Vec<&Record>)> = HashMap::new();
@@ -241,6 +242,49 @@ fn one_of_two_processes_of_each_role_is_killed_and_nothing_is_lost_or_doubled() 
     for process in &second {
         assert_eq!(process.get("/readyz").0, 200, "the survivors do the work");
     }
+}
+
+/// Fan-out writes no transactions: what a killed one has written is visible, and written again. Delivery recognises it.
+#[test]
+fn a_fan_out_that_is_killed_under_load_again_and_again_sends_nothing_twice() {
+    const EVENTS: usize = 3000;
+    const KILLS: usize = 5;
+    let world = world_on(None, "copies", 4);
+    let receiver = Receiver::good();
+    let subscriptions: Vec<_> = (0..10)
+        .map(|number| {
+            let id = format!("s{number}");
+            subscription(&id, &receiver.url(&format!("/{id}")), &["**"])
+        })
+        .collect();
+    put(&world, &subscriptions);
+    let deliver = spawn(&world, "d", "deliver");
+    // What does not fit into its lane comes back from a tier.
+    let _release = spawn(&world, "r", "release");
+    let mut fanout = spawn(&world, "f0", "fanout");
+    for kill in 0..KILLS {
+        let (from, to) = (EVENTS * kill / KILLS, EVENTS * (kill + 1) / KILLS);
+        produce(&world, from..to);
+        // In the middle of these.
+        wait_for_accepted(&receiver, from * 10 + (to - from) * 3);
+        fanout.sigkill();
+        fanout = spawn(&world, &format!("f{}", kill + 1), "fanout");
+    }
+    wait_for_accepted(&receiver, EVENTS * 10);
+    wait_until_done(&world);
+    assert_one_lineage(&world, EVENTS, 10);
+    let seen = receiver.seen();
+    assert_eq!((seen.len(), repeated(&seen)), (EVENTS * 10, 0));
+    let all = world.read_all(&world.topics.commands(), Isolation::Committed);
+    let new = all
+        .iter()
+        .filter(|record| text(record, "hs-cause") == "new");
+    let copies = new.count() - EVENTS * 10;
+    println!("{copies} commands were written again");
+    eventually_true("copies are counted", ALL, || {
+        deliver.metric("hookstream_duplicate_commands_total") == Some(copies as f64)
+    });
+    assert_eq!(deliver.metric("hookstream_source_holes"), Some(0.0));
 }
 
 #[test]
@@ -467,7 +511,7 @@ fn what_is_finished_behind_a_hanging_command_stays_finished_after_a_kill() {
         accepted(seen).len() > EVENTS
     });
     // Transaction markers take offsets too, so the last command's own offset is what counts.
-    let commands = world.read_all(&world.topics.commands(), Isolation::Committed);
+    let commands = live(world.read_all(&world.topics.commands(), Isolation::Committed));
     let last = commands.iter().map(|record| record.offset).max().unwrap();
     let place = world.window_place(0);
     eventually_true(

@@ -8,12 +8,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hookstream::model::attempt::{Attempt, Excerpt, Facts, Mask};
 use hookstream::model::command::{Cause, Command, ContentType, LastFailure};
+use hookstream::model::coverage::{Coverage, Kind};
 use hookstream::model::dead_letter::{
     Coordinates, DeadLetter, DeadLetterInfo, Fact, Reason, Settled, Settlement,
 };
+use hookstream::model::source::{self, Mark, Point, Source};
 use hookstream::model::subscription::{Decider, Decision, Fold, State, TopicRecord};
 use hookstream::model::units::{EpochMs, Offset, Position};
-use hookstream::model::window::{Format, Place, Window};
+use hookstream::model::window::{Format, Place, Restored, Window};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
@@ -119,6 +121,39 @@ fn place() -> Place {
     Place::new(CLUSTER, TOPIC, 3)
 }
 
+/// The headers `hs-source` of two commands: the first one of its writer, and the one behind it.
+fn marks() -> [Mark; 2] {
+    let source = Source {
+        cluster: source::cluster_hash(CLUSTER),
+        topic: [7; 16],
+        partition: 5,
+        epoch: 0x0123_4567,
+    };
+    let at = |offset, subscription| Point {
+        leader_epoch: 2,
+        offset,
+        subscription: source::subscription_hash(subscription),
+    };
+    let (first, second) = (at(1_000, "acme-orders"), at(1_007, "acme-invoices"));
+    let mark = |at, previous| Mark {
+        source,
+        at,
+        previous,
+    };
+    [mark(first, None), mark(second, Some(first))]
+}
+
+/// The first window with its first offset finished, beside what these headers say.
+fn covered() -> (Window, Coverage) {
+    let [mut window, _] = windows();
+    window.finish(Offset(100));
+    let mut coverage = Coverage::new(Position(100));
+    for (offset, mark) in (100..).zip(marks()) {
+        coverage.ask(Offset(offset), &mark);
+    }
+    (window, coverage)
+}
+
 fn written() -> String {
     let mut text = String::from(
         "# Each format as it is written; what 0.1.0 wrote otherwise is in formats-0.1.0.golden. Later versions must read it.\n",
@@ -156,6 +191,18 @@ fn written() -> String {
             )
             .unwrap();
         }
+    }
+    let (window, coverage) = covered();
+    let snapshot = window.snapshot_beside(&coverage, place(), Format::V3);
+    writeln!(
+        text,
+        "\n## commit metadata, version 3\nposition: {}\n{}",
+        snapshot.position.0, snapshot.metadata
+    )
+    .unwrap();
+    text.push_str("\n## sources of commands\n");
+    for mark in marks() {
+        writeln!(text, "{}: {}", source::HEADER, mark.to_text()).unwrap();
     }
     text
 }
@@ -236,6 +283,23 @@ fn what_the_golden_files_hold_is_read() {
         fact.cluster.as_deref() == Some(CLUSTER) && fact.moment == Some(letter().moment())
     });
     let sections = sections(now);
+    let sources = sections
+        .iter()
+        .find(|(title, _)| title.starts_with("sources"));
+    let read = sources.unwrap().1.iter().map(|(_, value)| {
+        let read = Mark::parse(value.as_bytes());
+        read.unwrap()
+    });
+    assert_eq!(read.collect::<Vec<_>>(), marks());
+    let mut titled = now.split("\n## ");
+    let version_3 = titled.find(|section| section.starts_with("commit metadata, version 3"));
+    let metadata = version_3.unwrap().lines().last().unwrap();
+    let (restored, error) = Restored::read(covered().0.position(), metadata, place());
+    assert_eq!(error, None);
+    assert_eq!(restored.window.unfinished(), covered().0.unfinished());
+    let mut coverage = restored.coverage;
+    let kinds = marks().map(|mark| coverage.ask(Offset(120), &mark).kind);
+    assert_eq!(kinds, [Kind::Copy, Kind::Copy]);
     let decisions = sections
         .iter()
         .find(|(title, _)| title.starts_with("decisions"));

@@ -9,7 +9,9 @@ use hookstream::model::window::{Place, Window};
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, event, put, subscription, with};
-use crate::support::{Answer, Isolation, Process, Receiver, World, eventually, eventually_true};
+use crate::support::{
+    Answer, Isolation, Process, Receiver, World, eventually, eventually_true, live,
+};
 
 /// Ready, waiting and dead, by subscriber.
 pub type Counts = BTreeMap<String, [u64; 3]>;
@@ -27,7 +29,7 @@ pub fn naive(world: &World) -> Counts {
     let delivered = positions("deliver", &commands);
     let cluster = world.cluster();
     let place = |partition| Place::new(&cluster, &commands, partition);
-    for record in world.read_all(&commands, Isolation::Committed) {
+    for record in live(world.read_all(&commands, Isolation::Committed)) {
         let done = delivered
             .get(&record.partition)
             .is_some_and(|(position, metadata)| {

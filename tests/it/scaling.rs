@@ -141,17 +141,10 @@ fn the_event_lag_is_what_waits_for_fan_out_and_0_at_rest_with_transactional_publ
     wait_for_records(&world, &world.topics.commands(), 9);
     at_rest(9);
 
-    // The positions behind the markers are committed once, not each second: a batch for each event, and at most one that
-    // had ended before and was not counted yet.
-    let batches =
-        || fanout.metric(r#"hookstream_transactions_total{result="committed",role="fanout"}"#);
-    let before = batches().unwrap();
     for count in 10..13 {
         world.produce_event("k", &[], event(&format!("plain{count}"), "a.b", "{}"));
         at_rest(count);
     }
-    let since = batches().unwrap() - before;
-    assert!((3.0..=4.0).contains(&since), "{since} batches");
 
     fanout.sigterm();
     assert!(fanout.wait_exit(LATER).success());

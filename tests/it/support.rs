@@ -23,7 +23,7 @@ pub use outbox::{Connect, Postgres};
 pub use process::{Output, Process, get as http_get, run_to_end, run_to_end_with};
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};
-pub use world::{Isolation, RawRecord, Record, World};
+pub use world::{Isolation, RawRecord, Record, World, live};
 
 /// Long enough for anything that should happen at once, on a machine that is busy with other tests.
 pub const SOON: Duration = Duration::from_secs(30);

@@ -217,3 +217,52 @@ fn release_holds_only_what_moves_to_a_partition_that_refuses_writes() {
         assert!(attempts.insert(one.clone()), "{one:?} was sent twice");
     }
 }
+
+/// The events whose commands go there, in part, pin the positions; what the others need is written all the same.
+#[test]
+fn a_partition_of_the_commands_that_refuses_writes_stops_no_other() {
+    let broker = Broker::cluster(3);
+    let world = World::on(&broker, "pinned");
+    create_split(&world, &world.topics.commands(), &[]);
+    world.create_topics(2);
+    let receiver = Receiver::start(answer);
+    let (good, stuck) = (names("good", 0, 3), names("stuck", 1, 2));
+    let all = [&good[..], &stuck].concat();
+    let subscriptions: Vec<_> = all
+        .iter()
+        .map(|name| subscription(name, &receiver.url(&format!("/{name}")), &["**"]))
+        .collect();
+    put(&world, &subscriptions);
+    let mut process = world.spawn("run", &[]);
+    process.wait_ready();
+    broker.control(&["stop-broker", "3"]);
+    let produce = |range: std::ops::Range<usize>| {
+        world.produce_events(range.map(|number| {
+            let id = format!("e{number}");
+            (format!("k{number}"), event(&id, "order.created", "1"))
+        }));
+    };
+    produce(0..EVENTS / 2);
+    eventually_true("the first of the others arrive", LATER, || {
+        receiver.seen().len() >= EVENTS / 2 * good.len()
+    });
+    produce(EVENTS / 2..EVENTS);
+    eventually_true("the others have all of theirs", LATER, || {
+        has_all(&receiver, &good)
+    });
+    eventually_true("what is not committed is counted", SOON, || {
+        process.metric("hookstream_uncommitted_events") > Some(0.0)
+    });
+    assert_eq!(process.exited(), None);
+    assert_eq!(process.get("/livez").0, 200);
+    broker.control(&["start-broker", "3"]);
+    eventually_true("the rest arrives", LATER, || has_all(&receiver, &stuck));
+    wait_until_done_within(&world, LATER);
+    assert_eq!(
+        receiver.seen().len(),
+        EVENTS * all.len(),
+        "none is sent twice"
+    );
+    assert_eq!(process.exited(), None);
+    assert_eq!(process.metric("hookstream_source_holes"), Some(0.0));
+}

@@ -4,6 +4,8 @@
 // A test that cannot go on should stop where it stands, and the lint on reachability looks at libraries.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -66,8 +68,9 @@ fn process(registry: &Registry) -> Process {
     }
 }
 
-/// Runs the three roles until `done`, and then until they have ended.
-async fn run(memory: &Memory, done: impl Fn() -> bool) {
+/// Runs the three roles until `done`, and then until they have ended. Fan-out is given up again and again, each time after
+/// the next of `lives`. Returns the copies of commands that delivery has recognised.
+async fn run(memory: &Memory, lives: &[Duration], done: impl Fn() -> bool) -> u64 {
     let registry = Registry::new();
     let process = process(&registry);
     let stop = Arc::clone(&process.stop);
@@ -78,9 +81,18 @@ async fn run(memory: &Memory, done: impl Fn() -> bool) {
         DeliveryMetrics::register(&registry),
         ReleaseMetrics::register(&registry),
     );
+    let fanout = async {
+        for life in lives {
+            let given_up = fanout::run(memory, &fanout, &metrics.0);
+            if let Ok(ended) = tokio::time::timeout(*life, given_up).await {
+                return ended;
+            }
+        }
+        fanout::run(memory, &fanout, &metrics.0).await
+    };
     let roles = async {
         tokio::join!(
-            fanout::run(memory, &fanout, &metrics.0),
+            fanout,
             delivery::run(memory, &deliver, &metrics.1),
             release::run(memory, &release, &metrics.2),
         )
@@ -99,6 +111,7 @@ async fn run(memory: &Memory, done: impl Fn() -> bool) {
     fanout.unwrap();
     deliver.unwrap();
     release.unwrap();
+    metrics.1.duplicate_commands().get()
 }
 
 /// Plays `world` in virtual time.
@@ -134,17 +147,30 @@ fn publish(memory: &Memory, events: usize) {
 }
 
 fn history(statuses: &[u16], events: usize) -> (Vec<Received>, Vec<(i64, i64)>) {
+    let (received, progress, copies) = history_with(statuses, events, &[]);
+    assert_eq!(copies, 0, "nothing is written again");
+    (received, progress)
+}
+
+/// What was received, the progress of the groups, and the copies of commands.
+fn history_with(
+    statuses: &[u16],
+    events: usize,
+    lives: &[Duration],
+) -> (Vec<Received>, Vec<(i64, i64)>, u64) {
+    let copies = Cell::new(0);
     let expected = events + statuses.iter().filter(|status| **status != 200).count();
     let memory = Memory::responding(statuses);
     play(async {
         publish(&memory, events);
-        Box::pin(run(&memory, || memory.received().len() >= expected)).await;
+        let done = || memory.received().len() >= expected;
+        copies.set(Box::pin(run(&memory, lives, done)).await);
     });
     let groups = ["fanout", "deliver", "release"];
     let prefix = settings().group_prefix;
     let progress = groups.iter();
     let progress = progress.flat_map(|group| memory.progress(&format!("{prefix}{group}")));
-    (memory.received(), progress.collect())
+    (memory.received(), progress.collect(), copies.get())
 }
 
 #[test]
@@ -170,6 +196,20 @@ fn two_runs_have_the_same_history() {
     assert_eq!(history(&statuses, 40), history(&statuses, 40));
 }
 
+#[test]
+fn a_fan_out_that_is_given_up_and_begun_again_sends_no_webhook_twice() {
+    let lives: Vec<_> = (0..30)
+        .map(|life| Duration::from_millis(7 + life * 11))
+        .collect();
+    let (received, progress, copies) = history_with(&[], 300, &lives);
+    let webhooks: BTreeSet<_> = received.iter().map(|one| &one.webhook_id).collect();
+    assert_eq!((received.len(), webhooks.len()), (300, 300));
+    assert!(copies > 0, "it has written some of them again");
+    for (position, end) in progress {
+        assert_eq!(position, end, "all work is committed");
+    }
+}
+
 /// Others send what it holds, and learn nothing of what it sends.
 #[test]
 fn an_evicted_member_sends_nothing_more_however_late_its_client_learns_of_it() {
@@ -182,7 +222,7 @@ fn an_evicted_member_sends_nothing_more_however_late_its_client_learns_of_it() {
             let evicted = memory.evicted();
             evicted.is_some_and(|at| clock::now().since(at) > RENEWAL * 2)
         };
-        Box::pin(run(&memory, is_over)).await;
+        Box::pin(run(&memory, &[], is_over)).await;
     });
     let evicted = memory.evicted().unwrap();
     let received = memory.received();

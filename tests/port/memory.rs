@@ -263,6 +263,7 @@ impl Port for Memory {
         Ok(Writes {
             memory: self.clone(),
             open: Vec::new(),
+            acknowledged: RefCell::default(),
         })
     }
 
@@ -496,13 +497,12 @@ impl Member for OnlyMember {
 pub struct Writes {
     memory: Memory,
     open: Vec<(TopicPartition, Unwritten)>,
+    /// Of a copier, whose records are written at once.
+    acknowledged: RefCell<Vec<(usize, u32)>>,
 }
 
-impl Producer for Writes {
-    type Generation = String;
-    type Headers = OwnHeaders;
-
-    async fn send(&mut self, record: Record<'_, OwnHeaders>) -> Result<(), BatchError> {
+impl Writes {
+    fn unwritten(record: Record<'_, OwnHeaders>) -> (TopicPartition, Unwritten) {
         let of_key = || partition(key_hash(record.key.unwrap_or_default()), PARTITIONS);
         let at = TopicPartition {
             topic: Arc::from(record.topic),
@@ -513,8 +513,32 @@ impl Producer for Writes {
             value: record.value.map(<[u8]>::to_vec),
             headers: record.headers,
         };
-        self.open.push((at, unwritten));
+        (at, unwritten)
+    }
+}
+
+impl Producer for Writes {
+    type Generation = String;
+    type Headers = OwnHeaders;
+
+    async fn send(&mut self, record: Record<'_, OwnHeaders>) -> Result<(), BatchError> {
+        self.open.push(Self::unwritten(record));
         Ok(())
+    }
+
+    async fn offer<'a>(
+        &mut self,
+        record: Record<'a, OwnHeaders>,
+    ) -> Result<Option<Record<'a, OwnHeaders>>, BatchError> {
+        let tag = record.tag;
+        let (at, unwritten) = Self::unwritten(record);
+        self.memory.append(at, unwritten);
+        self.acknowledged.borrow_mut().push((tag, 1));
+        Ok(None)
+    }
+
+    fn reports(&self) -> Result<Vec<(usize, u32)>, BatchError> {
+        Ok(self.acknowledged.take())
     }
 
     async fn acknowledged(&self) -> Result<(), BatchError> {
@@ -561,6 +585,7 @@ impl Producer for Writes {
         Ok(Self {
             memory: self.memory.clone(),
             open: Vec::new(),
+            acknowledged: RefCell::default(),
         })
     }
 

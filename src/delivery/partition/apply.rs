@@ -183,6 +183,8 @@ impl<E: Endpoint> Partition<E> {
 
     /// Handles changes that depend on time alone: a lane may have stalled, or a subscription may have been resumed.
     fn tick<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
+        self.coverage
+            .pass(self.window.position(), self.window.open());
         if self.intake != Intake::Open {
             return;
         }

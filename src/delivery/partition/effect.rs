@@ -12,6 +12,7 @@ use crate::model::dead_letter::DeadLetterInfo;
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::notice;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
+use crate::model::source::Mark;
 use crate::model::status::Status;
 use crate::model::subscription::{DisabledBecause, Subscription};
 use crate::model::units::Offset;
@@ -118,6 +119,11 @@ pub enum Notice {
     },
     /// A command that blocks others is long overdue: the tiers are read again.
     Overdue(Rc<str>),
+    /// The command that the writer of this one wrote before it is missing: a write was lost. The writer's successor
+    /// writes it again.
+    Hole(Offset, Box<Mark>),
+    /// This many sources did not fit into the commit metadata: copies of their commands may be delivered again.
+    SourcesForgotten(usize),
 }
 
 /// An action that a partition requests.
@@ -153,6 +159,8 @@ pub struct Effects<E> {
     pub freed_bytes: usize,
     /// The number of those commands.
     pub freed_commands: usize,
+    /// The number of those that are copies of commands seen before.
+    pub copies: usize,
 }
 
 impl<E> Default for Effects<E> {
@@ -161,6 +169,7 @@ impl<E> Default for Effects<E> {
             list: Vec::new(),
             freed_bytes: 0,
             freed_commands: 0,
+            copies: 0,
         }
     }
 }

@@ -5,6 +5,7 @@ use super::under_way::UnderWay;
 use crate::model::command::Command;
 use crate::model::invalid_record::InvalidRecord;
 use crate::model::outcome::Response;
+use crate::model::source::Mark;
 use crate::model::units::{Offset, Position};
 
 /// Identifies a lane within one ownership of a partition.
@@ -17,6 +18,8 @@ pub struct Incoming {
     pub offset: Offset,
     /// The command, or the invalid record.
     pub content: Result<Box<Command>, Box<InvalidRecord>>,
+    /// What its header `hs-source` says, if fan-out wrote one. `None` once the coverage was asked.
+    pub mark: Option<Mark>,
 }
 
 impl Incoming {

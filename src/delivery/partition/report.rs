@@ -9,7 +9,7 @@ use super::env::{Endpoint, Standing};
 use super::health::{LaneHealth, Look, Sides};
 use super::state::Partition;
 use crate::model::units::Offset;
-use crate::model::window::{Format, Place, Snapshot};
+use crate::model::window::{Format, Place, Snapshot, Window};
 
 /// The time that counts as recent.
 const LATELY: Duration = Duration::from_secs(10);
@@ -20,7 +20,7 @@ impl<E: Endpoint> Partition<E> {
     /// What may be committed now.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {
-        self.window.snapshot(place, format)
+        self.window.snapshot_beside(&self.coverage, place, format)
     }
 
     /// What may be committed together with the outcomes of these offsets. They stay open here until
@@ -31,18 +31,32 @@ impl<E: Endpoint> Partition<E> {
         for &offset in offsets {
             window.finish(offset);
         }
-        window.snapshot(place, format)
+        window.snapshot_beside(&self.coverage, place, format)
     }
 
     /// The broker keeps at most this many characters with a position.
     pub fn set_limit(&mut self, characters: usize) {
         self.window.set_limit(characters);
+        let limit = Window::coverage_limit(characters);
+        self.coverage.set_limit(limit);
     }
 
     /// The number of offsets from the committed position to the last one taken.
     #[must_use]
     pub fn span(&self) -> u64 {
         self.window.span()
+    }
+
+    /// How many offsets from the position on a commit of so many characters can describe, whatever is finished.
+    #[must_use]
+    pub fn reach(&self, characters: usize) -> usize {
+        Window::reach_beside(characters, &self.coverage)
+    }
+
+    /// Writes of fan-out that were lost and that it has not written again yet.
+    #[must_use]
+    pub fn holes(&self) -> usize {
+        self.coverage.holes()
     }
 
     /// How long intake has been waiting for room.

@@ -54,20 +54,28 @@ impl<E: Endpoint> Partition<E> {
             };
             let offset = first.offset;
             if !self.first_is_taken {
-                if !self.window.has_room(offset) {
+                let mark = first.mark;
+                if !self.has_room(offset, mark.is_some()) {
                     if self.make_room(step) {
                         continue;
                     }
                     self.stalled_since.get_or_insert(step.env.now);
                     return;
                 }
+                // Once for each record, in the order of the log, also if a former owner has finished it.
+                let is_copy = mark.is_some_and(|mark| self.is_copy(offset, mark, step));
                 self.first_is_taken = self.window.take(offset);
+                if is_copy && self.first_is_taken {
+                    self.window.finish(offset);
+                    self.first_is_taken = false;
+                    step.effects.copies += 1;
+                }
             }
             let Some(incoming) = self.pending.pop_front() else {
                 return;
             };
             if !std::mem::take(&mut self.first_is_taken) {
-                // A former owner has finished it.
+                // A former owner has finished it, or it is a copy.
                 step.effects.free(incoming.weight());
                 continue;
             }
@@ -83,6 +91,7 @@ impl<E: Endpoint> Partition<E> {
                 self.pending.push_front(Incoming {
                     offset,
                     content: Ok(taken.command),
+                    mark: None,
                 });
                 self.first_is_taken = true;
                 self.stalled_since.get_or_insert(step.env.now);

@@ -18,11 +18,12 @@ use super::lane_status::LaneStatus;
 use super::order::SubjectQueue;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
+use crate::model::coverage::Coverage;
 use crate::model::expiry::Expiry;
 pub(super) use crate::model::maps::FastMap as Map;
 use crate::model::subscription::{Order, Subscription};
 use crate::model::units::{EpochMs, Offset};
-use crate::model::window::Window;
+use crate::model::window::{Restored, Window};
 
 /// A command whose offset is in the window.
 #[derive(Debug)]
@@ -162,6 +163,8 @@ pub struct Partition<E> {
     pub(super) rules: Arc<Rules>,
     /// Offsets are open in it until their outcome is durable.
     pub(super) window: Window,
+    /// Which commands of each source were seen.
+    pub(super) coverage: Coverage,
     /// Offsets that have ended, and whose outcome is not durable yet.
     pub(super) unwritten: HashSet<i64>,
     /// Records that were read but not routed: their lane or the window has no room.
@@ -214,12 +217,20 @@ impl<S: Subscriptions> Step<'_, S> {
 }
 
 impl<E: Endpoint> Partition<E> {
-    /// Creates a partition whose finished offsets are those of `window`.
+    /// Creates a partition whose finished offsets are those of `window`, and of whose sources nothing was seen.
     #[must_use]
     pub fn new(rules: Arc<Rules>, window: Window) -> Self {
+        let coverage = Coverage::new(window.position());
+        Self::restore(rules, Restored { window, coverage })
+    }
+
+    /// Creates a partition as its last owner committed it.
+    #[must_use]
+    pub fn restore(rules: Arc<Rules>, restored: Restored) -> Self {
         Self {
             rules,
-            window,
+            window: restored.window,
+            coverage: restored.coverage,
             unwritten: HashSet::new(),
             pending: VecDeque::new(),
             first_is_taken: false,

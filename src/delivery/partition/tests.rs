@@ -25,11 +25,13 @@ use crate::model::command::{Cause, Command, tests::sample};
 use crate::model::dead_letter::Reason;
 use crate::model::expiry::Expiry;
 use crate::model::outcome::{Class, Response};
+use crate::model::source::{Mark, Point, Source};
 use crate::model::subscription::{Order, State, Subscription, parse};
 use crate::model::tiers::Tiers;
 use crate::model::units::{EpochMs, Offset, Position};
-use crate::model::window::{Format, METADATA_LIMIT, Place, Snapshot, Window};
+use crate::model::window::{Format, METADATA_LIMIT, Place, Restored, Snapshot, Window};
 
+mod copies;
 mod endpoints;
 
 const SUBSCRIPTIONS: usize = 4;
@@ -229,6 +231,15 @@ struct Sim {
     /// Bytes that the machine holds, as its shell counts them.
     load: usize,
     known: BTreeMap<Box<str>, Known>,
+    /// What fan-out has written of each source, what it wrote last, the headers of its records, and those of them that
+    /// are copies.
+    written: [Vec<Command>; SOURCES],
+    last: [Option<Point>; SOURCES],
+    marks: BTreeMap<usize, Mark>,
+    copies: BTreeSet<usize>,
+    seen: BTreeSet<(usize, usize)>,
+    /// Copies that the partition recognised, over all its owners.
+    recognised: usize,
     crashed: bool,
     /// Lanes that failed twice in a row, and when each last heard from its endpoint.
     unanswered: HashMap<LaneId, u32>,
@@ -244,6 +255,9 @@ struct Sim {
     /// The memory for order.
     order_bytes: usize,
 }
+
+/// Partitions of the events.
+const SOURCES: usize = 2;
 
 fn place() -> Place {
     Place::new("cluster", "webhook-commands", 0)
@@ -275,7 +289,7 @@ impl Sim {
             listed.put(number, order, "active");
         }
         let window = Window::new(Position(0));
-        let snapshot = window.snapshot(place(), Format::V2);
+        let snapshot = window.snapshot(place(), Format::V3);
         Self {
             durable: Durable {
                 log: Vec::new(),
@@ -303,6 +317,12 @@ impl Sim {
             questions: Vec::new(),
             load: 0,
             known: BTreeMap::new(),
+            written: Default::default(),
+            last: [None; SOURCES],
+            marks: BTreeMap::new(),
+            copies: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            recognised: 0,
             crashed: false,
             unanswered: HashMap::new(),
             heard: HashMap::new(),
@@ -335,7 +355,44 @@ impl Sim {
             body: Bytes::from_static(b"{}"),
             ..sample()
         };
+        let source = self.next_id % SOURCES;
+        self.written[source].push(command);
+        self.write(source, self.written[source].len() - 1);
+    }
+
+    /// Fan-out writes a command; it may have written it before.
+    fn write(&mut self, source: usize, number: usize) {
+        let at = Point {
+            leader_epoch: 0,
+            offset: number as i64,
+            subscription: 7,
+        };
+        let mark = Mark {
+            source: Source {
+                cluster: 1,
+                topic: [2; 16],
+                partition: source as u32,
+                epoch: 3,
+            },
+            at,
+            previous: self.last[source].replace(at),
+        };
+        let offset = self.durable.log.len();
+        if !self.seen.insert((source, number)) {
+            self.copies.insert(offset);
+        }
+        self.marks.insert(offset, mark);
+        let command = self.written[source][number].clone();
         self.durable.log.push(Some(command));
+    }
+
+    /// Another fan-out begins at a committed position of a source, `back` commands before its end.
+    fn write_again(&mut self, source: usize, back: usize) {
+        let all = self.written[source].len();
+        self.last[source] = None;
+        for number in all.saturating_sub(back)..all {
+            self.write(source, number);
+        }
     }
 
     fn apply(&mut self, event: Event<Peer>) {
@@ -349,6 +406,7 @@ impl Sim {
             .apply(event, &env, &mut self.random, &mut self.effects);
         self.load -= std::mem::take(&mut self.effects.freed_bytes);
         self.effects.freed_commands = 0;
+        self.recognised += std::mem::take(&mut self.effects.copies);
         for effect in std::mem::take(&mut self.effects.list) {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
@@ -536,6 +594,7 @@ impl Sim {
                 let one = Incoming {
                     offset,
                     content: Ok(Box::new(command.clone())),
+                    mark: self.marks.get(&self.read_to).copied(),
                 };
                 self.load += one.weight();
                 incoming.push(one);
@@ -616,7 +675,7 @@ impl Sim {
             all.partition(|(number, _)| which & (1 << (number % 64)) != 0);
         self.outcomes = refused.into_iter().map(|(_, outcome)| outcome).collect();
         let offsets: Vec<Offset> = written.iter().filter_map(|(_, one)| one.offset).collect();
-        self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V2);
+        self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V3);
         for (_, written) in written {
             let Decided {
                 move_number,
@@ -658,31 +717,32 @@ impl Sim {
         );
         self.apply(Event::Durable(offsets));
         assert!(
-            self.machine.snapshot(place(), Format::V2).metadata.len() <= METADATA_LIMIT,
+            self.machine.snapshot(place(), Format::V3).metadata.len() <= METADATA_LIMIT,
             "the window is always encodable, whatever cannot be written"
         );
     }
 
     /// Commits the position alone: every outcome waits.
     fn commit_position(&mut self) {
-        self.durable.snapshot = self.machine.snapshot(place(), Format::V2);
+        self.durable.snapshot = self.machine.snapshot(place(), Format::V3);
     }
 
-    fn restored(&self) -> Window {
+    fn restored(&self) -> Restored {
         let Snapshot { position, metadata } = &self.durable.snapshot;
-        let (window, error) = Window::restore(*position, metadata, place());
+        let (restored, error) = Restored::read(*position, metadata, place());
         assert_eq!(error, None);
-        window
+        restored
     }
 
     /// **One lineage**, **Durable outcome**: an undelivered command is in exactly one place.
     fn check_lineage(&self) {
         let mut copies: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut window = self.restored();
+        let mut window = self.restored().window;
         let from = self.durable.snapshot.position.0 as usize;
         for (offset, command) in self.durable.log.iter().enumerate().skip(from) {
             if let Some(command) = command
                 && window.take(Offset(offset as i64))
+                && !self.copies.contains(&offset)
             {
                 *copies.entry(&command.webhook_id).or_default() += 1;
             }
@@ -769,7 +829,7 @@ impl Sim {
 
     /// A new owner starts at the last commit.
     fn reopen(&mut self) {
-        self.machine = Partition::new(rules(self.order_bytes), self.restored());
+        self.machine = Partition::restore(rules(self.order_bytes), self.restored());
         self.read_to = self.durable.snapshot.position.0 as usize;
         self.ready.clear();
         self.timers.clear();
@@ -880,6 +940,7 @@ fn ok() -> Response {
 enum Action {
     Produce(usize, Option<usize>),
     Hole,
+    WriteAgain(usize, usize),
     Take(usize),
     Dispatch,
     End(usize, u8, bool),
@@ -922,6 +983,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         12 => (0..SUBSCRIPTIONS, proptest::option::of(0..SUBJECTS)).prop_map(|(one, subject)| Action::Produce(one, subject)),
         1 => Just(Action::Hole),
+        2 => (0..SOURCES, 0..12_usize).prop_map(|(source, back)| Action::WriteAgain(source, back)),
         8 => (1..20_usize).prop_map(Action::Take),
         10 => Just(Action::Dispatch),
         14 => (any::<usize>(), 0..11_u8, any::<bool>()).prop_map(|(pick, how, slot)| Action::End(pick, how, slot)),
@@ -979,6 +1041,7 @@ fn run(sim: &mut Sim, actions: Vec<Action>) {
         match action {
             Action::Produce(subscription, subject) => sim.produce(subscription, subject),
             Action::Hole => sim.durable.log.push(None),
+            Action::WriteAgain(source, back) => sim.write_again(source, back),
             Action::Take(most) => sim.take(most),
             Action::Dispatch => sim.dispatch(),
             Action::End(pick, how, slot) => sim.end(pick, response(how), slot),

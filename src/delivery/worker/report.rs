@@ -44,6 +44,8 @@ impl<P: Port> Worker<P> {
                 stalled: owned.machine.stalled(now),
                 oldest: ages.max().unwrap_or_default(),
                 runnable: owned.machine.runnable(most, now),
+                reach: owned.machine.reach(self.limit),
+                holes: owned.machine.holes(),
                 outcomes: std::mem::take(&mut owned.outcomes),
             }
         })

@@ -23,8 +23,8 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 pub const RECORD_OVERHEAD: usize = 512 * 1024;
 
 /// Limit of the bytes that wait in a producer for a broker, KiB; with `--max-event-bytes` above 15 MiB, two of the largest
-/// records. Beyond it, sending waits, so a batch of any size is written at the brokers' pace. Fan-out has three producers,
-/// delivery and release have one each.
+/// records. Beyond it, sending waits, so a batch of any size is written at the brokers' pace. Fan-out, delivery and
+/// release have one producer each.
 pub const PRODUCER_QUEUE_KIB: usize = 32 * 1024;
 
 /// Settings of every client of this process; `purpose` appears in the broker's logs and quotas.

@@ -61,17 +61,30 @@ impl Producer {
         kind: ProducerKind,
     ) -> Result<Self, Failure> {
         let id = kind.transactional_id(settings, purpose);
-        // Without transactions, whose timeout is the bound, the watchdog must not be the first to give up.
-        let deadline = match (kind, settings.guarantee) {
-            (ProducerKind::Turn(_), Guarantee::ExactlyOnce) => None,
-            (ProducerKind::Turn(_), Guarantee::AtLeastOnce) => Some(settings.hang_deadline * 4 / 5),
-            (ProducerKind::Writer | ProducerKind::Probe(_), _) => Some(WRITE_DEADLINE),
+        let deadline = match kind {
+            // None at all: see `recipe`.
+            ProducerKind::Copier => None,
+            ProducerKind::Writer | ProducerKind::Probe(_) => Some(WRITE_DEADLINE),
         };
         let on_stuck = match kind {
-            ProducerKind::Turn(_) | ProducerKind::Writer => OnStuck::NextId,
+            ProducerKind::Writer | ProducerKind::Copier => OnStuck::NextId,
             ProducerKind::Probe(_) => OnStuck::Fail,
         };
-        Self::with_id(settings, keep_waiting, purpose, id, on_stuck, deadline)
+        let guarantee = match kind {
+            ProducerKind::Copier => Guarantee::AtLeastOnce,
+            _ => settings.guarantee,
+        };
+        let id = (guarantee == Guarantee::ExactlyOnce).then_some(id);
+        let is_copier = kind == ProducerKind::Copier;
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            is_copier,
+            on_stuck,
+            deadline,
+        )
     }
 
     /// A new producer with the next alternative id, which does not wait for the end of this one's last transaction. Only
@@ -105,7 +118,16 @@ impl Producer {
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         let id = format!("{}{purpose}", settings.group_prefix);
         let keep_waiting: KeepWaiting = Arc::new(|| true);
-        Self::with_id(settings, &keep_waiting, purpose, id, OnStuck::Wait, None)
+        let id = (settings.guarantee == Guarantee::ExactlyOnce).then_some(id);
+        Self::with_id(
+            settings,
+            &keep_waiting,
+            purpose,
+            id,
+            false,
+            OnStuck::Wait,
+            None,
+        )
     }
 
     /// A producer with a transactional id that replicas share: a new one fences any other and aborts its open
@@ -120,26 +142,33 @@ impl Producer {
         id: String,
     ) -> Result<Self, Failure> {
         let deadline = Some(WRITE_DEADLINE);
-        Self::with_id(settings, keep_waiting, purpose, id, OnStuck::Wait, deadline)
+        let id = (settings.guarantee == Guarantee::ExactlyOnce).then_some(id);
+        Self::with_id(
+            settings,
+            keep_waiting,
+            purpose,
+            id,
+            false,
+            OnStuck::Wait,
+            deadline,
+        )
     }
 
     fn with_id(
         settings: &Settings,
         keep_waiting: &KeepWaiting,
         purpose: &'static str,
-        id: String,
+        transactional_id: Option<String>,
+        is_copier: bool,
         on_stuck: OnStuck,
         deadline: Option<Duration>,
     ) -> Result<Self, Failure> {
-        let transactional_id = match settings.guarantee {
-            Guarantee::ExactlyOnce => Some(id),
-            Guarantee::AtLeastOnce => None,
-        };
         let mut recipe = Recipe {
             settings: settings.clone(),
             keep_waiting: KeepWaiting::clone(keep_waiting),
             purpose,
             transactional_id,
+            is_copier,
             turn: 0,
             on_stuck,
             deadline,
@@ -211,6 +240,47 @@ impl Producer {
             (self.recipe.keep_waiting)();
             std::thread::sleep(BACK_PRESSURE);
         }
+    }
+
+    /// The same without waiting: returns the record when the client's queue is full.
+    ///
+    /// # Errors
+    /// [`BatchError`]; the client must then be replaced with [`Producer::renew`], except after a rejection at once.
+    pub fn offer<'a>(&mut self, record: Record<'a>) -> Result<Option<Record<'a>>, BatchError> {
+        let (topic, tag) = (record.topic, record.tag);
+        let mut next = BaseRecord::with_opaque_to(topic, tag).headers(record.headers);
+        next.partition = record.partition;
+        next.key = record.key;
+        next.payload = record.value;
+        self.deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
+        let Err((error, refused)) = self.client.send(next) else {
+            return Ok(None);
+        };
+        self.deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+            return Ok(Some(Record {
+                topic,
+                partition: refused.partition,
+                key: refused.key,
+                value: refused.payload,
+                headers: refused.headers.unwrap_or_default(),
+                tag,
+            }));
+        }
+        Err(match self.sort(tag, error) {
+            BatchError::TooLarge { tag, .. } => BatchError::TooLarge { tag, at_once: true },
+            error => error,
+        })
+    }
+
+    /// How many records of each tag were acknowledged since the last call; a tag may stand there several times. Of a
+    /// copier.
+    ///
+    /// # Errors
+    /// [`BatchError`] for the first record that was refused; the client must then be replaced with [`Producer::renew`].
+    pub fn reports(&self) -> Result<Vec<(usize, u32)>, BatchError> {
+        let reports = self.deliveries.take();
+        reports.map_err(|(tag, error)| self.sort(tag, error))
     }
 
     fn begin(&mut self) -> Result<(), BatchError> {
@@ -364,18 +434,7 @@ impl Producer {
     }
 
     fn sort(&self, tag: usize, error: impl Into<ClientError>) -> BatchError {
-        let error = error.into();
-        if error.is_too_large() {
-            return BatchError::TooLarge {
-                tag,
-                at_once: false,
-            };
-        }
-        if error.is_denied() {
-            return Failure::from_client(format!("writing as {}", self.recipe.purpose), error)
-                .into();
-        }
-        BatchError::Aborted(error)
+        BatchError::of_record(self.recipe.purpose, tag, error.into())
     }
 }
 

@@ -7,8 +7,9 @@ use rdkafka::types::RDKafkaRespErr;
 
 use crate::edge::port::failure::BatchError;
 use crate::edge::port::records::{Headers, RawHeader, Record, RecordView};
-use crate::model::command::{Command, Envelope, InvalidCommand};
+use crate::model::command::{Cause, Command, Envelope, InvalidCommand};
 use crate::model::invalid_record::{Copy, Extent, InvalidRecord, name_text};
+use crate::model::source::{self, Mark, MarkError};
 use crate::model::units::{EpochMs, Offset};
 
 /// The headers of a command's record.
@@ -136,6 +137,12 @@ impl RecordView for BorrowedMessage<'_> {
         Message::offset(self)
     }
 
+    #[allow(unsafe_code, reason = "rust-rdkafka has no call for it")]
+    fn leader_epoch(&self) -> i32 {
+        // SAFETY: the message is valid for as long as it is borrowed.
+        unsafe { bindings::rd_kafka_message_leader_epoch(self.ptr()) }
+    }
+
     fn timestamp(&self) -> Option<EpochMs> {
         Message::timestamp(self).to_millis().map(EpochMs)
     }
@@ -209,7 +216,52 @@ pub fn read_command(
     message: &impl RecordView,
 ) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Newer> {
     let body = message.payload().map(Bytes::copy_from_slice);
-    match Command::from_record(message.key(), each_header(message), body) {
+    let read = Command::from_record(message.key(), each_header(message), body);
+    whole(message, read)
+}
+
+/// Reads a command and its source. A record that is no valid command may have one too; a command has one only if it is
+/// new. A source that is not valid makes the record invalid.
+///
+/// # Errors
+/// [`Newer`] for a record of a newer program.
+#[allow(clippy::type_complexity, reason = "a command as above, and its source")]
+pub fn read_marked(
+    message: &impl RecordView,
+) -> Result<(Result<Box<Command>, Box<InvalidRecord>>, Option<Mark>), Newer> {
+    let body = message.payload().map(Bytes::copy_from_slice);
+    let mut header = None;
+    // In the same pass over the headers.
+    let headers = each_header(message).inspect(|&(name, value)| {
+        if name == source::HEADER {
+            header = value;
+        }
+    });
+    let read = Command::from_record(message.key(), headers, body);
+    let content = whole(message, read)?;
+    let is_new = content
+        .as_ref()
+        .is_ok_and(|command| command.cause == Cause::New);
+    let Some(header) = header.filter(|_| is_new || content.is_err()) else {
+        return Ok((content, None));
+    };
+    match Mark::parse(header) {
+        Ok(mark) => Ok((content, Some(mark))),
+        Err(MarkError::Newer(version)) => Err(Newer { version }),
+        // Its first error is the one to report.
+        Err(_) if content.is_err() => Ok((content, None)),
+        Err(error) => Ok((
+            Err(Box::new(invalid_record(message, error.to_string()))),
+            None,
+        )),
+    }
+}
+
+fn whole(
+    message: &impl RecordView,
+    read: Result<Command, InvalidCommand>,
+) -> Result<Result<Box<Command>, Box<InvalidRecord>>, Newer> {
+    match read {
         Ok(command) => Ok(Ok(Box::new(command))),
         Err(InvalidCommand::Newer(version)) => Err(Newer { version }),
         Err(error) => Ok(Err(Box::new(invalid_record(message, error.to_string())))),

@@ -98,6 +98,14 @@ impl port::Producer for Producer {
         Producer::send(self, record)
     }
 
+    async fn offer<'a>(&mut self, record: Record<'a>) -> Result<Option<Record<'a>>, BatchError> {
+        Producer::offer(self, record)
+    }
+
+    fn reports(&self) -> Result<Vec<(usize, u32)>, BatchError> {
+        Producer::reports(self)
+    }
+
     async fn acknowledged(&self) -> Result<(), BatchError> {
         Producer::acknowledged(self)
     }

@@ -242,7 +242,7 @@ pub enum BatchError {
         /// broker rejected all records that it received together with this one, and the batch must be abandoned.
         at_once: bool,
     },
-    /// Retriable: the transaction was aborted, or its outcome is unknown.
+    /// Retriable: the batch was not written, the transaction was aborted, or the outcome is unknown.
     #[error("batch not committed: {0}")]
     Aborted(ClientError),
     /// Permanent for this process.
@@ -251,6 +251,21 @@ pub enum BatchError {
 }
 
 impl BatchError {
+    /// The error of a record with this tag, or of a request, of the client for `purpose`.
+    #[must_use]
+    pub fn of_record(purpose: &str, tag: usize, error: ClientError) -> Self {
+        if error.is_too_large() {
+            return Self::TooLarge {
+                tag,
+                at_once: false,
+            };
+        }
+        if error.is_denied() {
+            return Failure::from_client(format!("writing as {purpose}"), error).into();
+        }
+        Self::Aborted(error)
+    }
+
     /// How the batch's transaction ended.
     #[must_use]
     pub fn end(&self) -> TransactionEnd {

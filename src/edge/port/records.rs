@@ -63,6 +63,10 @@ pub trait RecordView {
     fn partition(&self) -> i32;
     /// The record's offset.
     fn offset(&self) -> i64;
+    /// The epoch of the leader that appended the record; -1 where it is not known.
+    fn leader_epoch(&self) -> i32 {
+        -1
+    }
     /// The producer's time or the broker's, as the topic is configured; `None` if the record has none.
     fn timestamp(&self) -> Option<EpochMs>;
     /// The key, if there is one.

@@ -9,27 +9,26 @@ use crate::model::schema::SchemaId;
 use crate::model::units::Offset;
 
 impl<P: Port> Fanout<'_, P> {
-    /// Holds a partition until the schema of its next event is known.
-    pub(super) async fn wait_for_schema(
+    /// Holds a partition until the schema of its next event is known. It is read on from its committed position then, so
+    /// what is written of it until now is committed in the meantime, or is written again.
+    pub(super) fn wait_for_schema(
         &mut self,
         member: &P::Member,
         at: EventPartition,
         offset: Offset,
         schema: SchemaId,
     ) -> Result<(), BatchError> {
-        // What was taken before is committed: the partition is read on from this event.
-        self.settle(member).await?;
         let now = clock::instant();
-        self.batch.waiting.add(at, offset, schema, now);
+        self.trials.waiting.add(at, offset, schema, now);
         Ok(member.pause(&[self.events.topic_partition(at)])?)
     }
 
     /// The partitions whose schemas are known now.
     pub(super) fn schemas_due(&mut self) -> Vec<EventPartition> {
-        if self.batch.waiting.is_empty() {
+        if self.trials.waiting.is_empty() {
             return Vec::new();
         }
-        let (events, waiting) = (&self.events, &mut self.batch.waiting);
+        let (events, waiting) = (&self.events, &mut self.trials.waiting);
         let name = |at| events.topic_partition(at);
         let due = self
             .schemas
@@ -41,7 +40,7 @@ impl<P: Port> Fanout<'_, P> {
     }
 
     pub(super) fn no_longer_waits(&mut self, at: EventPartition) {
-        self.batch.waiting.remove(at);
+        self.trials.waiting.remove(at);
         let at = self.events.topic_partition(at);
         self.metrics.forget_schema_wait(&at.topic, at.partition);
     }

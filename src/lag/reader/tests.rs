@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::model::coverage::Coverage;
 
 const COMMANDS: &str = "webhook-commands";
 
@@ -21,10 +22,14 @@ fn reader() -> Reader {
         kind: Kind::Commands,
         client: client(),
         partitions: BTreeMap::new(),
+        coverages: BTreeMap::new(),
         unreadable: Unreadable::new(),
     };
     let mut index = Index::default();
-    source.read_from(&mut index, 0, Some(5), 9).unwrap();
+    let coverage = Coverage::new(Position(5));
+    source
+        .read_from(&mut index, 0, Some(5), (9, coverage))
+        .unwrap();
     let entry = index.entry("acme", "orders");
     for offset in 5..9 {
         let enqueued = EpochMs(60_000);
@@ -66,7 +71,8 @@ fn a_partition_read_again_is_behind_and_its_earlier_window_is_dropped() {
     assert_eq!((before.total.ready, before.behind), (2, 0));
     assert!(reader.is_reached());
 
-    reader.read_again((0, 0), Some(3)).unwrap();
+    let committed = (3, String::new());
+    reader.read_again((0, 0), Some(&committed)).unwrap();
     assert!(!reader.is_reached());
     let (_, figures) = reader.figures();
     assert_eq!((figures.total.ready, figures.behind), (0, 6));

@@ -20,7 +20,7 @@
 //! for a reader that has followed the topic and for one that reads it after compaction, with one exception: a reader
 //! that saw a record knows the last valid one before it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
@@ -28,6 +28,7 @@ use super::model::{State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
 use super::version::{Version, digest};
+use crate::model::source::subscription_hash;
 use crate::model::start_marker;
 use crate::model::units::EpochMs;
 
@@ -160,6 +161,9 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Fold {
     entries: HashMap<Box<str>, Entry>,
+    /// Of the ids of applied subscriptions. Fan-out writes the commands of an event in the order of these hashes, so no two
+    /// may be the same.
+    hashes: HashSet<u64>,
 }
 
 impl Fold {
@@ -182,7 +186,12 @@ impl Fold {
         let Some(value) = record.value else {
             // Decisions end with their subscription: one that is created again begins anew.
             return match self.entries.remove(id) {
-                Some(_) => Change::Removed(id.into()),
+                Some(removed) => {
+                    if removed.applied.is_some() {
+                        self.hashes.remove(&subscription_hash(id));
+                    }
+                    Change::Removed(id.into())
+                }
                 None => Change::Nothing,
             };
         };
@@ -204,6 +213,9 @@ impl Fold {
                     to: parsed.subscriber,
                 })
             }
+            None if self.hashes.contains(&subscription_hash(id)) => {
+                Err(SubscriptionError::SameHash(self.of_hash(id)))
+            }
             _ => Ok(parsed),
         });
         let mut subscription = match parsed {
@@ -221,12 +233,21 @@ impl Fold {
         let entry = self.entries.entry(id.into()).or_default();
         let was = entry.state();
         entry.is_invalid = false;
+        self.hashes.insert(subscription_hash(id));
         entry.applied = Some(Applied {
             state: subscription.state,
             timestamp: record.timestamp,
             folded: Arc::new(subscription),
         });
         entry.fold(was, record.timestamp)
+    }
+
+    /// Another applied subscription whose id has the hash of this one.
+    fn of_hash(&self, id: &str) -> Box<str> {
+        let hash = subscription_hash(id);
+        let mut applied = self.iter().map(|one| &one.id);
+        let other = applied.find(|other| subscription_hash(other) == hash);
+        other.cloned().unwrap_or_default()
     }
 
     /// The record in force was written again.

@@ -32,6 +32,11 @@ pub enum SubscriptionError {
         /// The subscriber of the record.
         to: Box<str>,
     },
+    /// Its id and that of another subscription have one hash, by which fan-out orders commands.
+    #[error(
+        "id: it has the same 64-bit hash as the id {0:?} of another subscription, so that copies of their commands could not be told apart; choose another id"
+    )]
+    SameHash(Box<str>),
 }
 
 impl SubscriptionError {

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::coverage::Kind;
+use crate::model::source::{Mark, Point, Source};
 
 const TOPIC: &str = "webhook-commands";
-const FORMATS: [Format; 2] = [Format::V1, Format::V2];
+const FORMATS: [Format; 3] = [Format::V1, Format::V2, Format::V3];
 
 fn at(partition: i32) -> Place {
     Place::new("cluster-a", TOPIC, partition)
@@ -243,7 +245,8 @@ fn a_newer_version_is_told_apart_from_damage() {
     let crc = crc32fast::hash(&bytes[5..]);
     bytes[1..5].copy_from_slice(&crc.to_be_bytes());
     let (_, error) = Window::restore(Position(0), &STANDARD_NO_PAD.encode(bytes), at(0));
-    assert_eq!(error, Some(ReadError::Newer(3)));
+    assert_eq!(error, Some(ReadError::Newer(4)));
+    assert_eq!(error.and_then(|error| error.newer()), Some(4));
 }
 
 #[test]
@@ -347,4 +350,277 @@ fn a_smaller_limit_bounds_intake_and_what_is_committed_from_then_on() {
             "{limit}: when all is finished"
         );
     }
+}
+
+/// A window and a coverage, as a partition uses them.
+struct Both {
+    window: Window,
+    coverage: Coverage,
+}
+
+impl Both {
+    fn new() -> Self {
+        Self {
+            window: Window::new(Position(0)),
+            coverage: Coverage::new(Position(0)),
+        }
+    }
+
+    fn take(&mut self, offset: i64, mark: &Mark) {
+        self.coverage.ask(Offset(offset), mark);
+        self.window.take(Offset(offset));
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.window
+            .snapshot_beside(&self.coverage, at(3), Format::V3)
+    }
+
+    fn pass(&mut self) {
+        self.coverage
+            .pass(self.window.position(), self.window.open());
+    }
+}
+
+/// The command of an event, of one of many sources; the hash is at its longest.
+fn mark(source: u32, previous: Option<i64>, offset: i64) -> Mark {
+    let point = |offset| Point {
+        leader_epoch: 40,
+        offset: 1_000_000_000 + offset,
+        subscription: u64::MAX,
+    };
+    Mark {
+        source: Source {
+            cluster: 1,
+            topic: [9; 16],
+            partition: source,
+            epoch: 7,
+        },
+        at: point(offset),
+        previous: previous.map(point),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn window_and_coverage_fit_together_however_commands_end(
+        strides in proptest::collection::vec((1..40_i64, 0..120_u32, 0..50_u8), 3_000),
+        finish in 20..120_u8,
+        seed in any::<u64>(),
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut both = Both::new();
+        let (mut open, mut taken) = (Vec::new(), Vec::new());
+        let mut offset = 0;
+        for (index, (stride, source, luck)) in strides.into_iter().enumerate() {
+            offset += stride;
+            while !both.window.has_room_beside(Offset(offset), &both.coverage) {
+                prop_assert!(!open.is_empty(), "an empty window has room");
+                let ended = open.swap_remove(random.usize(..open.len()));
+                both.window.finish(Offset(ended));
+                both.pass();
+            }
+            // Some writes are lost: holes.
+            let previous = (luck > 0).then_some(offset - i64::from(luck));
+            both.take(offset, &mark(source, previous, offset));
+            open.push(offset);
+            taken.push(offset);
+            if random.u8(..) < finish {
+                let ended = open.swap_remove(random.usize(..open.len()));
+                both.window.finish(Offset(ended));
+            }
+            if index % 50 == 0 {
+                both.pass();
+                let Snapshot { position, metadata } = both.snapshot();
+                prop_assert!(metadata.len() <= METADATA_LIMIT);
+                let (restored, error) = Restored::read(position, &metadata, at(3));
+                prop_assert_eq!(error, None);
+                prop_assert_eq!(restored.window.position(), both.window.position());
+                for &one in taken.iter().filter(|&&one| one >= position.0) {
+                    let is_finished = both.window.is_finished(Offset(one));
+                    prop_assert_eq!(restored.window.is_finished(Offset(one)), is_finished);
+                }
+                prop_assert_eq!(restored.coverage.encode(position), both.coverage.encode(position));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_coverage_is_committed_though_nothing_is_finished_above_the_position() {
+    let mut both = Both::new();
+    both.take(0, &mark(1, None, 0));
+    let Snapshot { position, metadata } = both.snapshot();
+    assert_eq!(
+        (position, &*metadata),
+        (Position(0), ""),
+        "record 0 is read again"
+    );
+    both.window.finish(Offset(0));
+    let Snapshot { position, metadata } = both.snapshot();
+    assert_eq!(position, Position(1));
+    let (mut restored, error) = Restored::read(position, &metadata, at(3));
+    assert_eq!((error, restored.window.span()), (None, 0));
+    let copy = restored.coverage.ask(Offset(1), &mark(1, None, 0));
+    assert_eq!(copy.kind, Kind::Copy);
+    for format in [Format::V1, Format::V2] {
+        let snapshot = both.window.snapshot_beside(&both.coverage, at(3), format);
+        assert_eq!(snapshot.metadata, "", "only version 3 has a coverage");
+    }
+}
+
+#[test]
+fn without_a_coverage_version_3_is_version_2_which_older_programs_read() {
+    let mut window = Window::new(Position(100));
+    for offset in 100..110 {
+        window.take(Offset(offset));
+    }
+    window.finish(Offset(105));
+    let coverage = Coverage::new(Position(100));
+    assert_eq!(
+        window.snapshot_beside(&coverage, at(7), Format::V3),
+        window.snapshot(at(7), Format::V2)
+    );
+}
+
+#[test]
+fn the_format_with_a_coverage_stays_as_it_is() {
+    let mut both = Both::new();
+    for offset in 0..4 {
+        both.take(offset, &mark(1, None, offset));
+    }
+    both.window.finish(Offset(0));
+    both.window.finish(Offset(2));
+    let snapshot = both.snapshot();
+    let bytes = STANDARD_NO_PAD.decode(&snapshot.metadata).unwrap();
+    assert_eq!(snapshot.position, Position(1));
+    assert_eq!(bytes[0], 3);
+    assert_eq!(bytes[5..21], bytes_of_place());
+    assert_eq!(bytes[21..29], 1_i64.to_be_bytes());
+    let coverage = both.coverage.encode(Position(1));
+    assert_eq!(bytes[29..31], (coverage.len() as u16).to_be_bytes());
+    assert_eq!(bytes[31..31 + coverage.len()], coverage);
+    assert_eq!(bytes[31 + coverage.len()..], [FORM_BITMAP, 0b010]);
+}
+
+fn bytes_of_place() -> Vec<u8> {
+    let place = at(3);
+    [place.partition.to_be_bytes(), place.cluster.to_be_bytes()].concat()
+}
+
+#[test]
+fn an_unknown_form_is_of_a_newer_program_and_not_empty() {
+    let mut both = Both::new();
+    both.take(0, &mark(1, None, 0));
+    both.window.finish(Offset(0));
+    let Snapshot { position, metadata } = both.snapshot();
+    let bytes = STANDARD_NO_PAD.decode(&metadata).unwrap();
+    let read = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = bytes.clone();
+        change(&mut bytes);
+        let crc = crc32fast::hash(&bytes[5..]);
+        bytes[1..5].copy_from_slice(&crc.to_be_bytes());
+        Restored::read(position, &STANDARD_NO_PAD.encode(bytes), at(3)).1
+    };
+    let last = bytes.len() - 1;
+    assert_eq!(read(&|_| {}), None);
+    // The window's form, and the coverage's version.
+    assert_eq!(
+        read(&|bytes| bytes[last] = 9),
+        Some(ReadError::NewerForm(3))
+    );
+    assert_eq!(read(&|bytes| bytes[31] = 9), Some(ReadError::NewerForm(3)));
+    assert_eq!(ReadError::NewerForm(3).newer(), Some(3));
+    // A length beyond the end; a coverage that is damaged.
+    assert_eq!(read(&|bytes| bytes[29] = 9), Some(ReadError::Foreign));
+    assert_eq!(read(&|bytes| bytes[33] = 99), Some(ReadError::Foreign));
+}
+
+#[test]
+fn a_broker_that_keeps_too_little_gets_no_coverage_and_no_more_than_it_keeps() {
+    for limit in [2048, 128, 80, 56, 0] {
+        let mut both = Both::new();
+        both.window.set_limit(limit);
+        both.coverage.set_limit(Window::coverage_limit(limit));
+        for offset in 0..200 {
+            let mark = mark(u32::try_from(offset).unwrap(), None, offset);
+            if !both.window.has_room_beside(Offset(offset), &both.coverage) {
+                for open in both.window.open().collect::<Vec<_>>() {
+                    both.window.finish(Offset(open));
+                }
+                both.pass();
+            }
+            assert!(both.window.has_room_beside(Offset(offset), &both.coverage));
+            both.take(offset, &mark);
+            let Snapshot { position, metadata } = both.snapshot();
+            assert!(metadata.len() <= limit, "{limit}: {}", metadata.len());
+            assert_eq!(Restored::read(position, &metadata, at(3)).1, None);
+        }
+    }
+}
+
+#[test]
+fn metadata_that_is_not_usable_leaves_what_was_seen_unknown() {
+    let (mut restored, error) = Restored::read(Position(7), "what", at(0));
+    assert_eq!(error, Some(ReadError::Foreign));
+    let answer = restored.coverage.ask(Offset(7), &mark(1, Some(3), 4));
+    assert_eq!((answer.kind, restored.coverage.holes()), (Kind::New, 0));
+}
+
+#[test]
+fn the_position_passes_nothing_that_a_new_owner_has_not_read_again() {
+    // With few unfinished offsets, with many, and with none.
+    for (unfinished, end) in [
+        (vec![5, 4_000], 20_000),
+        ((5..100).collect(), 120),
+        (vec![5], 90),
+    ] {
+        let mut window = Window::new(Position(5));
+        for offset in 5..end {
+            window.take(Offset(offset));
+            if !unfinished.contains(&offset) {
+                window.finish(Offset(offset));
+            }
+        }
+        let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
+        let (mut next, error) = Window::restore(position, &metadata, at(0));
+        assert_eq!((error, next.position()), (None, Position(5)));
+        for offset in 5..end {
+            if next.take(Offset(offset)) {
+                next.finish(Offset(offset));
+            }
+            assert_eq!(next.position(), Position(offset + 1));
+            if offset % 97 == 5 || offset + 3 > end {
+                let Snapshot { position, metadata } = next.snapshot(at(0), Format::V2);
+                assert_eq!(position, next.position());
+                let (again, error) = Window::restore(position, &metadata, at(0));
+                assert_eq!(error, None);
+                let of = |window: &Window| {
+                    let all = (0..end + 3).map(|offset| window.is_finished(Offset(offset)));
+                    all.collect::<Vec<_>>()
+                };
+                assert_eq!(of(&again), of(&next), "after {offset}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_owner_passes_the_end_of_a_transaction_that_a_former_owner_has_passed() {
+    let mut window = Window::new(Position(5));
+    window.take(Offset(5));
+    window.take(Offset(6));
+    window.finish(Offset(6));
+    let Snapshot { position, metadata } = window.snapshot(at(0), Format::V2);
+    let (mut next, _) = Window::restore(position, &metadata, at(0));
+    next.take(Offset(5));
+    next.finish(Offset(5));
+    assert_eq!(next.position(), Position(6));
+    // Its record is gone.
+    next.pass(Position(7));
+    assert_eq!(next.position(), Position(7));
+    next.pass(Position(9));
+    assert_eq!(next.position(), Position(9));
 }

@@ -1,11 +1,12 @@
 //! One test's own topics and groups on a broker that it shares with others, and what is read and written there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hookstream::config::Topics;
+use hookstream::model::source::{self, Mark};
 use hookstream::model::units::format_duration;
 use hookstream::model::window::Place;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -58,6 +59,21 @@ pub struct Record {
     pub value: Option<Vec<u8>>,
     /// Epoch ms, by the producer or by the broker as the topic is set.
     pub timestamp: i64,
+}
+
+/// Without the copies of commands, which fan-out writes again after a crash and delivery does not deliver: their headers
+/// name the same source and the same place in it as a record before them in their partition, whatever precedes them.
+pub fn live(records: Vec<Record>) -> Vec<Record> {
+    let mut seen = BTreeSet::new();
+    let mut is_first = |record: &Record| {
+        let header = record.header(source::HEADER);
+        let mark = header.map(|header| Mark::parse(header.as_bytes()).unwrap());
+        mark.is_none_or(|mark| seen.insert((record.partition, mark.source, mark.at)))
+    };
+    records
+        .into_iter()
+        .filter(|record| is_first(record))
+        .collect()
 }
 
 impl Record {

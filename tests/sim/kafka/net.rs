@@ -157,6 +157,8 @@ struct Shared {
     taken: BTreeMap<Tp, i64>,
     /// Groups of which a member has lost its partitions.
     evicted: BTreeSet<Arc<str>>,
+    /// Clients of which brokers refuse so many batches next.
+    refusals: BTreeMap<Arc<str>, u32>,
 }
 
 /// The network and the cluster behind it. Clones are the same.
@@ -186,6 +188,7 @@ impl Net {
             early: BTreeMap::new(),
             taken: BTreeMap::new(),
             evicted: BTreeSet::new(),
+            refusals: BTreeMap::new(),
         };
         let net = Self {
             shared: Arc::new(Mutex::new(shared)),
@@ -240,7 +243,21 @@ impl Net {
 
     /// Nothing is prescribed any more.
     pub fn clear(&self) {
-        lock(&self.shared).fates.clear();
+        let mut shared = lock(&self.shared);
+        shared.fates.clear();
+        shared.refusals.clear();
+    }
+
+    /// Brokers refuse the next batches of a client, for a reason of their own.
+    pub fn refuse(&self, client: &str, count: u32) {
+        lock(&self.shared).refusals.insert(Arc::from(client), count);
+    }
+
+    /// Whether the next batch of a client is refused.
+    pub fn is_refused(&self, client: &Arc<str>) -> bool {
+        let mut shared = lock(&self.shared);
+        let left = shared.refusals.get_mut(client).filter(|left| **left > 0);
+        left.map(|left| *left -= 1).is_some()
     }
 
     /// A member has given this record to its role.

@@ -15,7 +15,7 @@ const fn bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// All of them.
-pub const ALL: [Bug; 30] = [
+pub const ALL: [Bug; 40] = [
     bug("outcome-lost", "delivery does not write one outcome in 20"),
     bug("command-lost", "fan-out does not write one command in 50"),
     bug("outcome-twice", "delivery writes one outcome in 20 twice"),
@@ -29,7 +29,7 @@ pub const ALL: [Bug; 30] = [
     ),
     bug(
         "position-ahead",
-        "a commit without a transaction passes one more record",
+        "a commit of delivery without a transaction passes one more record",
     ),
     bug(
         "transaction-ahead",
@@ -105,6 +105,43 @@ pub const ALL: [Bug; 30] = [
     bug(
         "stale-secret",
         "delivery signs with the first secret of a subscription",
+    ),
+    bug("source-missing", "commands do not name their source"),
+    bug(
+        "predecessor-missing",
+        "commands name no predecessor: each claims that all before it was written",
+    ),
+    bug(
+        "same-hash",
+        "the subscriptions of an event have one hash: their commands have one place in the source",
+    ),
+    bug(
+        "coverage-lost",
+        "a new owner of commands does not know what was seen before its position",
+    ),
+    bug(
+        "coverage-ahead",
+        "delivery commits what was seen up to the last record read, instead of up to the position",
+    ),
+    bug(
+        "finished-unasked",
+        "a new owner does not note as seen what is finished above the position",
+    ),
+    bug(
+        "acknowledged-early",
+        "fan-out commits positions before its commands are acknowledged",
+    ),
+    bug(
+        "refusal-ignored",
+        "fan-out takes a refused command for an acknowledged one",
+    ),
+    bug(
+        "epoch-lost",
+        "fan-out begins a new epoch with each assignment",
+    ),
+    bug(
+        "epoch-uncommitted",
+        "fan-out writes in a new epoch before it is committed",
     ),
 ];
 

@@ -10,6 +10,7 @@ use hookstream::config::Settings;
 use hookstream::edge::kafka::client::{COPY_OVERHEAD, RECORD_OVERHEAD};
 use hookstream::edge::port::failure::{ClientError, ErrorKind, Failure};
 use hookstream::edge::port::records::{Headers, RawHeader, RecordView};
+use hookstream::model::source::HEADER;
 use hookstream::model::units::{EpochMs, Position};
 
 use super::client::member::committed;
@@ -28,12 +29,19 @@ pub struct View {
     tp: Tp,
     offset: i64,
     record: Arc<Record>,
+    /// Of a planted bug: the reader does not see where the command comes from.
+    is_unmarked: bool,
 }
 
 impl View {
     /// This record, from this place.
     pub fn new(tp: Tp, offset: i64, record: Arc<Record>) -> Self {
-        Self { tp, offset, record }
+        Self {
+            tp,
+            offset,
+            record,
+            is_unmarked: false,
+        }
     }
 }
 
@@ -64,6 +72,7 @@ impl RecordView for View {
 
     fn headers(&self) -> impl Iterator<Item = RawHeader<'_>> {
         let each = self.record.headers.iter();
+        let each = each.filter(|(name, _)| !self.is_unmarked || **name != *HEADER);
         each.map(|(name, value)| (name.as_bytes(), value.as_deref()))
     }
 }

@@ -361,6 +361,7 @@ impl<'a> World<'a> {
                 taken.push(Incoming {
                     offset: Offset(offset),
                     content: Ok(command),
+                    mark: None,
                 });
             }
             self.apply(Event::Taken(taken));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hookstream::config::Settings;
 use hookstream::model::command::header;
 use hookstream::model::dead_letter::FACT;
+use hookstream::model::source::{self, Mark, Point, Source};
 use hookstream::model::units::{Offset, Position};
 use hookstream::model::window::{Place, ReadError, Window};
 
@@ -70,6 +71,11 @@ pub struct Checker {
     /// Copies that were not finished when they were looked at last.
     open: BTreeMap<Tp, Vec<Copy>>,
     webhooks: BTreeMap<Arc<str>, Webhook>,
+    /// Where commands come from; what comes again from there is a copy that fan-out wrote after a failure.
+    sources: BTreeSet<(Tp, Source, Point)>,
+    /// Subscriptions that are made again for another subscriber, and so for another partition: what fan-out writes again
+    /// there is no copy, and each subscriber may have one.
+    moving: BTreeSet<String>,
     /// Copies that may exist once only.
     keys: BTreeSet<(Arc<str>, Arc<str>, String)>,
     /// When a webhook was seen to be in no place any more, ms since the beginning.
@@ -133,6 +139,11 @@ impl Checker {
             read: BTreeMap::new(),
             open: BTreeMap::new(),
             webhooks: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            moving: {
+                let ids = plan.subs.iter().map(|sub| sub.id.clone());
+                ids.filter(|id| plan.moves(id)).collect()
+            },
             keys: BTreeSet::new(),
             finished: BTreeMap::new(),
             lost: BTreeSet::new(),
@@ -175,7 +186,11 @@ impl Checker {
         // Its commands are in another topic, and all topics are read by now.
         for id in std::mem::take(&mut self.newly_dead) {
             let left = self.webhooks.get(&id).map_or(0, Webhook::left);
-            if left > 1 {
+            let may_move = self
+                .webhooks
+                .get(&id)
+                .is_some_and(|known| self.moving.contains(&*known.subscription));
+            if left > 1 && !may_move {
                 self.violated("One lineage", format!("{id} is dead {left} times"));
             }
         }
@@ -257,7 +272,9 @@ impl Checker {
             if self.webhooks.get(&id).is_some_and(|known| known.left() > 0) {
                 places.push("dead letters".to_owned());
             }
-            if places.len() > 1 {
+            let known = self.webhooks.get(&id);
+            let may_move = known.is_some_and(|known| self.moving.contains(&*known.subscription));
+            if places.len() > 1 && !may_move {
                 doubled.insert(Arc::clone(&id));
                 let since = *self.doubled.entry(Arc::clone(&id)).or_insert(now);
                 if !self.late_commits || now - since >= TAKEN_BACK {
@@ -340,6 +357,21 @@ impl Checker {
     fn take(&mut self, tp: &Tp, kind: Kind, offset: i64, record: &Record) {
         let id: Arc<str> = Arc::from(text(record, header::WEBHOOK_ID));
         let body = Hash::of(record.value.as_deref().unwrap_or_default());
+        let mark = (kind == Kind::Commands).then(|| text(record, source::HEADER));
+        if let Some(mark) = mark.filter(|text| !text.is_empty()) {
+            let Ok(mark) = Mark::parse(mark.as_bytes()) else {
+                let what = format!("{tp:?} {offset} has the source {mark:?}");
+                return self.violated("One lineage", what);
+            };
+            if !self.sources.insert((tp.clone(), mark.source, mark.at)) {
+                let same = self.webhooks.get(&id);
+                if same.is_none_or(|known| known.body != body) {
+                    let what = format!("{id} in {tp:?} {offset} is no copy, and has its source");
+                    self.violated("Stable identity", what);
+                }
+                return;
+            }
+        }
         let (attempt, cause, due) = (
             text(record, header::ATTEMPT),
             text(record, header::CAUSE),
@@ -347,7 +379,12 @@ impl Checker {
         );
         // A replay begins anew.
         let begun = text(record, header::REPLAYED);
-        let key = format!("{attempt} {cause} {due} {begun}");
+        let mut key = format!("{attempt} {cause} {due} {begun}");
+        let may_move = self.moving.contains(&text(record, header::SUBSCRIPTION));
+        if may_move {
+            let subscriber = record.key.as_deref().unwrap_or_default();
+            key.push_str(&String::from_utf8_lossy(subscriber));
+        }
         // A record may pass the same tier several times on its way, and each time it waits it is the same.
         // Clocks that differ release a record too early, and it goes back.
         if kind == Kind::Commands
@@ -368,6 +405,12 @@ impl Checker {
         }
         if cause == "new" && kind == Kind::Commands {
             known.begun += 1;
+            if may_move && known.begun == 2 {
+                known.subscriber = Arc::from(String::from_utf8_lossy(
+                    record.key.as_deref().unwrap_or_default(),
+                ));
+                self.finished.remove(&id);
+            }
         }
         if cause == "replay" && kind == Kind::Commands {
             known.replayed += 1;
@@ -400,7 +443,7 @@ impl Checker {
                 format!("{id} is of two events or subscriptions"),
             ));
         }
-        if begun != 1 {
+        if begun != 1 && !(may_move && begun == 2) {
             wrong.push(("Complete", format!("{id} was fanned out {begun} times")));
         }
         for (name, what) in wrong {
@@ -664,7 +707,11 @@ impl Checker {
                 wrong.push(("Stable identity", format!("{id} was sent with two bodies")));
             }
             // Who wakes up late repeats what it was about to do.
-            let back = *attempt < seen.attempt && !zombies && !(cut_off && replayed.contains(id));
+            let may_move = self.moving.contains(&*known.subscription);
+            let back = *attempt < seen.attempt
+                && !zombies
+                && !may_move
+                && !(cut_off && replayed.contains(id));
             if back || *attempt > seen.attempt + 1 && seen.attempt > 0 {
                 let before = seen.attempt;
                 wrong.push((
@@ -676,7 +723,7 @@ impl Checker {
             let is_new = !seen.first.contains_key(attempt);
             // What a process knows, it does not do again, unless the endpoint wanted it later.
             let done = once || orderly && answered.contains(&(id, *attempt));
-            let again = done && !is_new && matches!(what, What::Request { .. });
+            let again = done && !is_new && !may_move && matches!(what, What::Request { .. });
             if again && !later.contains(&(id, *attempt)) {
                 wrong.push(("Once", format!("{id}: attempt {attempt} again, at {at} ms")));
             }
@@ -714,6 +761,10 @@ impl Checker {
 
     /// The attempts of a subject are in the order of its events.
     fn check_order(&mut self, plan: &Plan, history: &History, cut_off: bool) {
+        // What was refused comes behind what was not.
+        if plan.leaves_gaps() {
+            return;
+        }
         let mut place: BTreeMap<Arc<str>, (String, i64)> = BTreeMap::new();
         for tp in Self::all_partitions(&self.events_topic, self.event_partitions) {
             let found = self.net.with(|cluster, _| cluster.peek(&tp, 0));

@@ -132,6 +132,10 @@ pub enum Act {
     Weather(u32, u32, u32, Ms),
     /// The next commit of positions of a replica arrives late.
     LateCommit(usize, Ms),
+    /// The next commit of positions of a replica's fan-out arrives late.
+    LatePosition(usize, Ms),
+    /// Brokers refuse the next batches of a replica's fan-out, and take those behind them.
+    Refuse(usize, u32),
     /// The next end of a transaction of a replica's release arrives late: meanwhile it hides what others have written.
     LateEnd(usize, Ms),
     /// Delivery does not reach the brokers for a while, and then the commands of a partition are deleted: those that it has
@@ -165,6 +169,8 @@ impl Act {
                     | Self::StopBroker(..)
                     | Self::LateCommit(..)
                     | Self::LateEnd(..)
+                    | Self::LatePosition(..)
+                    | Self::Refuse(..)
                     | Self::Gap(..)
             )
     }
@@ -304,6 +310,18 @@ impl Plan {
                 )
         };
         self.acts.iter().all(|(_, act)| is_orderly(act))
+    }
+
+    /// Whether subscriptions of this id are made again for another subscriber.
+    pub fn moves(&self, id: &str) -> bool {
+        let is_it = |act: &Act| matches!(act, Act::Move(sub) if self.subs[*sub].id == id);
+        self.acts.iter().any(|(_, act)| is_it(act))
+    }
+
+    /// Whether brokers refuse commands of fan-out and take those behind them.
+    pub fn leaves_gaps(&self) -> bool {
+        let mut each = self.acts.iter();
+        each.any(|(_, act)| matches!(act, Act::Refuse(..)))
     }
 
     /// Whether dead letters are replayed.
@@ -550,6 +568,11 @@ enum Aim {
     Hidden,
     /// Partitions move in an orderly way while many attempts are under way.
     Moved,
+    /// The first events of a partition are fanned out by a process that dies at once.
+    First,
+    /// Fan-out fails while it writes: batches are refused and those behind them are not, positions are committed late,
+    /// processes die or are frozen with commands under way.
+    Copies,
 }
 
 fn aim(rng: &mut fastrand::Rng) -> Option<Aim> {
@@ -557,6 +580,8 @@ fn aim(rng: &mut fastrand::Rng) -> Option<Aim> {
         0 => Some(Aim::Zombie),
         1 => Some(Aim::Hidden),
         2 => Some(Aim::Moved),
+        3 => Some(Aim::First),
+        4 | 5 => Some(Aim::Copies),
         _ => None,
     }
 }
@@ -612,7 +637,42 @@ fn aimed(
             }
             at
         }
+        Aim::First => {
+            let first = at - 200;
+            acts.retain(|(when, act)| *when > at || !matches!(act, Act::Publish(_)));
+            acts.push(burst(rng, first..first + 10));
+            acts.push((first + rng.i64(5..130), Act::Kill(0, rng.i64(100..2_000))));
+            if rng.bool() {
+                acts.push((first + rng.i64(5..130), Act::Kill(1, rng.i64(100..2_000))));
+            }
+            at
+        }
+        Aim::Copies => {
+            let mut until = at;
+            for _ in 0..rng.usize(2..5) {
+                let when = at + rng.i64(0..6_000);
+                for _ in 0..rng.usize(1..4) {
+                    acts.push(burst(rng, when - 20..when + 20));
+                }
+                for _ in 0..rng.usize(1..4) {
+                    let replica = rng.usize(0..2);
+                    let act = match rng.u32(0..8) {
+                        0..=2 => Act::Refuse(replica, rng.u32(1..4)),
+                        3 => Act::LatePosition(replica, rng.i64(100..13_000)),
+                        4 | 5 => Act::Kill(replica, rng.i64(100..2_000)),
+                        6 => Act::Freeze(replica, rng.i64(15_000..30_000)),
+                        _ => Act::MoveLeader(4, rng.i32(0..2)),
+                    };
+                    acts.push((when + rng.i64(-10..60), act));
+                }
+                until = until.max(when);
+            }
+            until
+        }
     };
+    if matches!(aim, Aim::First | Aim::Copies) {
+        return;
+    }
     for (number, sub) in subs.iter_mut().enumerate().skip(1) {
         sub.events = "**";
         sub.strict = matches!(aim, Aim::Hidden);
@@ -628,6 +688,7 @@ fn aimed(
         let failing = Behaviour::Status(500, 100);
         match aim {
             Aim::Moved => (endpoint.phases, endpoint.latency) = (Vec::new(), (200, 900)),
+            Aim::First | Aim::Copies => {}
             Aim::Zombie | Aim::Hidden => {
                 endpoint.phases = vec![(at - 1_500, failing), (until, Behaviour::Well)];
             }
@@ -681,7 +742,7 @@ fn faults(
     }
 }
 
-const KINDS_OF_FAULTS: u32 = 16;
+const KINDS_OF_FAULTS: u32 = 18;
 
 fn fault(rng: &mut fastrand::Rng, kind: u32, replica: usize) -> Act {
     let node = rng.i32(1..=3);
@@ -719,6 +780,8 @@ fn fault(rng: &mut fastrand::Rng, kind: u32, replica: usize) -> Act {
             rng.i64(1_000..20_000),
         ),
         14 => Act::LateCommit(replica, rng.i64(100..20_000)),
-        _ => Act::Gap(rng.i32(0..4), rng.i64(1_000..6_000)),
+        15 => Act::Gap(rng.i32(0..4), rng.i64(1_000..6_000)),
+        16 => Act::LatePosition(replica, rng.i64(100..20_000)),
+        _ => Act::Refuse(replica, rng.u32(1..6)),
     }
 }

@@ -595,6 +595,18 @@ impl World {
                         .next(&client, Api::EndTransaction, Fate::Late(ms(by)));
                 });
             }
+            Act::LatePosition(at, by) => {
+                self.replica(at, |replica| {
+                    let client = format!("fanout-{}", replica.name);
+                    self.net.next(&client, Api::Offsets, Fate::Late(ms(by)));
+                });
+            }
+            Act::Refuse(at, count) => {
+                self.replica(at, |replica| {
+                    let client = format!("fanout-{}", replica.name);
+                    self.net.refuse(&client, count);
+                });
+            }
             Act::LateCommit(at, by) => {
                 self.replica(at, |replica| {
                     let client = format!("deliver-{}", replica.name);

@@ -282,6 +282,7 @@ impl Virtual {
             incoming.push(Incoming {
                 offset: Offset(self.offset),
                 content: Ok(Box::new(command)),
+                mark: None,
             });
             self.offset += 1;
         }

@@ -14,26 +14,64 @@ use crate::edge::kafka::log::LogContext;
 use crate::edge::port::failure::{ClientError, Refused};
 
 /// The delivery reports of the current batch.
-#[derive(Default)]
 pub(super) struct Deliveries {
     pub(super) outstanding: AtomicUsize,
+    /// How many records of each tag were acknowledged, in order; kept if somebody takes them.
+    acknowledged: Option<Mutex<Vec<(usize, u32)>>>,
     failed: Mutex<Vec<Refused>>,
     none_left: Condvar,
 }
 
 impl Deliveries {
-    fn report(&self, result: Result<(), Refused>) {
-        if let Err(refused) = result {
-            self.failed
+    /// None yet. With `keeps`, what is acknowledged is kept until [`Deliveries::take`].
+    pub(super) fn new(keeps: bool) -> Self {
+        Self {
+            outstanding: AtomicUsize::new(0),
+            acknowledged: keeps.then(Mutex::default),
+            failed: Mutex::default(),
+            none_left: Condvar::new(),
+        }
+    }
+
+    fn report(&self, tag: usize, result: Result<(), Refused>) {
+        match result {
+            Ok(()) => self.acknowledge(tag),
+            Err(refused) => self
+                .failed
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(refused);
+                .push(refused),
         }
         if self.outstanding.fetch_sub(1, Ordering::AcqRel) == 1 {
             // Under the lock, so that a waiter cannot miss the notification between its check and its wait.
             drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
             self.none_left.notify_all();
         }
+    }
+
+    fn acknowledge(&self, tag: usize) {
+        let Some(acknowledged) = &self.acknowledged else {
+            return;
+        };
+        let mut all = acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.last_mut() {
+            Some((last, count)) if *last == tag => *count += 1,
+            _ => all.push((tag, 1)),
+        }
+    }
+
+    /// What was acknowledged since the last call; the first one of the records that were refused instead, if any.
+    pub(super) fn take(&self) -> Result<Vec<(usize, u32)>, (usize, ClientError)> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = std::mem::take(&mut *failed).into_iter().next() {
+            return Err((first.tag, first.error));
+        }
+        drop(failed);
+        let Some(acknowledged) = &self.acknowledged else {
+            return Ok(Vec::new());
+        };
+        let mut all = acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::take(&mut *all))
     }
 
     /// Waits until every record is acknowledged or rejected. Terminates because `message.timeout.ms` bounds how long a
@@ -92,6 +130,6 @@ impl ProducerContext for DeliveryContext {
                 error: error.clone().into(),
             }
         });
-        self.deliveries.report(result);
+        self.deliveries.report(tag, result);
     }
 }

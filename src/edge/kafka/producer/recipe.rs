@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{Producer as _, ThreadedProducer};
 
@@ -44,6 +45,8 @@ pub(super) struct Recipe {
     pub(super) keep_waiting: KeepWaiting,
     pub(super) purpose: &'static str,
     pub(super) transactional_id: Option<String>,
+    /// Its reports say which records were acknowledged; small batches are sent at once.
+    pub(super) is_copier: bool,
     /// Which of the alternative ids is used; 0 for the id itself.
     pub(super) turn: usize,
     pub(super) on_stuck: OnStuck,
@@ -82,7 +85,7 @@ impl Recipe {
     }
 
     fn client(&self) -> Result<Made, Failure> {
-        let deliveries = Arc::new(Deliveries::default());
+        let deliveries = Arc::new(Deliveries::new(self.is_copier));
         let context = DeliveryContext {
             log: LogContext::new(self.purpose),
             deliveries: Arc::clone(&deliveries),
@@ -97,6 +100,9 @@ impl Recipe {
                 // With transactions, their timeout is the bound. Otherwise a dead connection would block writing for
                 // the default of one minute.
                 crate::edge::kafka::client::default(&mut config, "socket.timeout.ms", "12000");
+                if self.is_copier {
+                    copies(&mut config);
+                }
                 config
             }
         };
@@ -166,4 +172,15 @@ impl Recipe {
             );
         }
     }
+}
+
+/// What a copier needs beside the settings of every producer.
+fn copies(config: &mut ClientConfig) {
+    // No record is given up, which would leave a gap: its partition may take writes again at any time. Two names of one
+    // property.
+    config.remove("delivery.timeout.ms");
+    config.set("message.timeout.ms", "0");
+    // Next to nothing is waited for, so that a lone event is not delayed; under load, batches grow while others are in
+    // flight.
+    crate::edge::kafka::client::default(config, "linger.ms", "0.2");
 }

@@ -427,3 +427,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn two_ids_with_one_hash_are_not_both_in_force() {
+    // Known to collide.
+    let (one, other) = ("8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ");
+    let mut topic = Topic::default();
+    topic.put(one, Some(record(one, json!({}))));
+    let Change::Refused {
+        error, in_force, ..
+    } = topic.put(other, Some(record(other, json!({}))))
+    else {
+        panic!("it is refused");
+    };
+    assert!(!in_force && error.to_string().contains(one), "{error}");
+    assert!(topic.fold.get(other).is_none() && topic.fold.is_unknown(other));
+    // The first one may change, and makes room when it is deleted.
+    let changed = topic.put(one, Some(record(one, json!({"events": ["a"]}))));
+    assert!(matches!(changed, Change::Updated(_)), "{changed:?}");
+    topic.put(one, None);
+    let applied = topic.put(other, Some(record(other, json!({}))));
+    assert!(matches!(applied, Change::Updated(_)), "{applied:?}");
+}

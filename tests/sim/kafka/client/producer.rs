@@ -238,6 +238,16 @@ impl Producer {
         }
     }
 
+    /// Whether the queue takes another record without waiting.
+    pub fn has_room(&self) -> bool {
+        lock(&self.state).bytes < self.config.queue / 2
+    }
+
+    /// What became of records since the last call.
+    pub fn reports(&self) -> Vec<Report> {
+        std::mem::take(&mut lock(&self.state).reports)
+    }
+
     fn sender(&self) -> Sender {
         Sender {
             link: self.link.clone(),

@@ -233,11 +233,7 @@ impl port::Log for SimLog {
                     heard = Instant::now();
                     let Some(&end) = open.get(&tp) else { continue };
                     if offset < end {
-                        let view = View {
-                            tp: tp.clone(),
-                            offset,
-                            record,
-                        };
+                        let view = View::new(tp.clone(), offset, record);
                         visit(&view);
                     }
                     if offset + 1 >= end {

@@ -1,7 +1,7 @@
 //! A member of a group, as the roles use it: membership, and a reader of its partitions.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use hookstream::edge::port::failure::{ClientError, Failure};
 use hookstream::edge::port::gap::Gap;
 use hookstream::edge::port::records::{Commit, Committed};
 use hookstream::edge::port::task::KeepWaiting;
-use hookstream::model::units::Position;
-use hookstream::model::window::{Format, Place, Window};
+use hookstream::model::source::{HEADER, Mark};
+use hookstream::model::units::{Offset as At, Position};
+use hookstream::model::window::{Format, Place, Restored, Window};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -38,6 +39,9 @@ pub struct SimMember {
     assigned: RefCell<Option<(Vec<Tp>, oneshot::Receiver<Found>)>>,
     gaps: RefCell<VecDeque<Gap>>,
     generation: RefCell<Option<Membership>>,
+    /// Of planted bugs: commits that were not made, and what was finished when partitions were assigned.
+    pretended: RefCell<BTreeMap<Tp, Option<Committed>>>,
+    finished: RefCell<BTreeMap<Tp, Window>>,
     refused: RefCell<Vec<(Tp, ClientError)>>,
     keep_waiting: KeepWaiting,
     disturbed: Cell<bool>,
@@ -63,6 +67,8 @@ impl SimMember {
             assigned: RefCell::default(),
             gaps: RefCell::default(),
             generation: RefCell::default(),
+            pretended: RefCell::default(),
+            finished: RefCell::default(),
             refused: RefCell::default(),
             keep_waiting,
             disturbed: Cell::new(false),
@@ -79,8 +85,13 @@ impl SimMember {
         let (done, found) = oneshot::channel();
         let (link, group) = (self.member.link().clone(), Arc::clone(&self.group));
         let wanted = partitions.clone();
+        let is_fanout = self.purpose == "fanout";
         crate::kafka::net::spawn(async move {
-            let found = look_up(&link, &group, &wanted).await;
+            let mut found = look_up(&link, &group, &wanted).await;
+            if is_fanout && planted::is("epoch-lost") {
+                let all = found.iter_mut().flatten();
+                all.for_each(|found| found.metadata.clear());
+            }
             // Nobody waits for it when the member has left.
             drop(done.send(found));
         });
@@ -208,6 +219,48 @@ impl SimMember {
         self.gaps.borrow_mut().push_back(gap);
     }
 
+    /// Whether the commit of a first position is only pretended.
+    fn pretends(&self, commits: &[Commit]) -> bool {
+        let [commit] = commits else { return false };
+        let (net, at) = (&self.member.link().net, &commit.at);
+        let is_first = net.with(|cluster, _| matches!(cluster.position(&self.group, at), Ok(None)));
+        let mut pretended = self.pretended.borrow_mut();
+        if !is_first || pretended.contains_key(at) {
+            return false;
+        }
+        let committed = Committed {
+            at: at.clone(),
+            position: Some(commit.position),
+            metadata: commit.metadata.clone(),
+        };
+        pretended.insert(at.clone(), Some(committed));
+        true
+    }
+
+    /// Makes the coverage of a commit one of all that was read, instead of all before its position.
+    fn cover_ahead(&self, offset: &mut Offset) {
+        let net = &self.member.link().net;
+        let (tp, position, place) = (&offset.tp, Position(offset.position), here(&offset.tp));
+        let (mut restored, error) = Restored::read(position, &offset.metadata, place);
+        let found = net.with(|cluster, _| cluster.peek(tp, position.0));
+        let (None, Some(found)) = (error, found) else {
+            return;
+        };
+        let head = net.taken(tp);
+        for (_, record) in found.records.iter().filter(|(at, _)| *at < head) {
+            let header = record.headers.iter().find(|(name, _)| **name == *HEADER);
+            let value = header.and_then(|(_, value)| value.as_deref());
+            if let Some(Ok(mark)) = value.map(Mark::parse) {
+                restored.coverage.ask(At(position.0 - 1), &mark);
+            }
+        }
+        let Restored { window, coverage } = restored;
+        let snapshot = window.snapshot_beside(&coverage, place, Format::V3);
+        if snapshot.position == position {
+            offset.metadata = Arc::from(snapshot.metadata);
+        }
+    }
+
     /// The reader's next event, without waiting for new records.
     #[allow(
         clippy::await_holding_refcell_ref,
@@ -256,6 +309,14 @@ async fn look_up(link: &Link, group: &Arc<str>, wanted: &[Tp]) -> Found {
             Some((position, metadata)) if planted::is("metadata-elsewhere") => {
                 (Some(Position(position)), believed(tp, position, &metadata))
             }
+            Some((position, metadata))
+                if planted::is("coverage-lost") && group.ends_with("deliver") =>
+            {
+                let position = Position(position);
+                let (window, _) = Window::restore(position, &metadata, here(tp));
+                let metadata = window.snapshot(here(tp), Format::V2).metadata;
+                (Some(position), metadata)
+            }
             Some((position, metadata)) => (Some(Position(position)), metadata.to_string()),
             None => (None, String::new()),
         };
@@ -266,6 +327,11 @@ async fn look_up(link: &Link, group: &Arc<str>, wanted: &[Tp]) -> Found {
         }
     });
     Ok(each.collect())
+}
+
+/// A partition of the simulated cluster.
+fn here(tp: &Tp) -> Place {
+    Place::new("simulated", &tp.topic, tp.partition)
 }
 
 /// The id of a cluster from which positions were copied.
@@ -295,7 +361,10 @@ impl port::Member for SimMember {
             match self.read().await {
                 Some(reader::Event::Record(tp, offset, record)) => {
                     self.member.link().net.note_taken(&tp, offset);
-                    let view = View { tp, offset, record };
+                    let finished = self.finished.borrow();
+                    let is_finished = |window: &Window| window.is_finished(At(offset));
+                    let mut view = View::new(tp, offset, record);
+                    view.is_unmarked = finished.get(&view.tp).is_some_and(is_finished);
                     return Ok(Polled::Message(view));
                 }
                 Some(reader::Event::End(..)) => continue,
@@ -320,6 +389,13 @@ impl port::Member for SimMember {
     fn take(&self, partitions: &[Committed]) -> Result<(), Failure> {
         let all: Vec<_> = partitions.iter().map(|found| found.at.clone()).collect();
         self.take_unread(&all)?;
+        if self.purpose == "deliver" && planted::is("finished-unasked") {
+            let each = partitions.iter().filter_map(|found| {
+                let window = Window::restore(found.position?, &found.metadata, here(&found.at));
+                Some((found.at.clone(), window.0))
+            });
+            self.finished.replace(each.collect());
+        }
         let mut reader = self.reader.borrow_mut();
         for found in partitions {
             // The earliest record: below it, the gap is not reported.
@@ -387,7 +463,14 @@ impl port::Member for SimMember {
     async fn committed(&self, partitions: &[Tp]) -> Result<Vec<Committed>, Failure> {
         loop {
             match look_up(self.member.link(), &self.group, partitions).await {
-                Ok(found) => return Ok(found),
+                Ok(mut found) => {
+                    let mut pretended = self.pretended.borrow_mut();
+                    for found in &mut found {
+                        let instead = pretended.get_mut(&found.at).and_then(Option::take);
+                        *found = instead.unwrap_or_else(|| found.clone());
+                    }
+                    return Ok(found);
+                }
                 Err(code) if !(self.keep_waiting)() => {
                     let what = format!("reading the committed offsets of {}", self.group);
                     return Err(Failure::from_client(what, plain(code)));
@@ -406,9 +489,20 @@ impl port::Member for SimMember {
         if commits.is_empty() {
             return Ok(());
         }
+        let is_fanout = self.purpose == "fanout";
+        if is_fanout && planted::is("fanout-without-positions")
+            || is_fanout && planted::is("epoch-uncommitted") && self.pretends(commits)
+        {
+            return Ok(());
+        }
         let mut offsets = to_offsets(commits);
-        if planted::is("position-ahead") {
+        if self.purpose == "deliver" && planted::is("position-ahead") {
             offsets.iter_mut().for_each(|offset| offset.position += 1);
+        }
+        if self.purpose == "deliver" && planted::is("coverage-ahead") {
+            offsets
+                .iter_mut()
+                .for_each(|offset| self.cover_ahead(offset));
         }
         let results = self.member.commit(&offsets).await;
         let results = results.map_err(|trouble| {

@@ -13,6 +13,7 @@ use hookstream::edge::port::records::{Commit, Record};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::edge::port::{ProducerKind, WRITE_DEADLINE};
 use hookstream::model::partitioner::{key_hash, partition};
+use hookstream::model::source::{HEADER, Mark, Point};
 use tokio::time::Instant;
 
 use super::member::to_offsets;
@@ -39,8 +40,12 @@ struct Recipe {
 }
 
 impl Recipe {
+    fn is_transactional(&self) -> bool {
+        self.kind != ProducerKind::Copier && self.settings.guarantee == Guarantee::ExactlyOnce
+    }
+
     fn id(&self) -> Option<Arc<str>> {
-        if self.settings.guarantee == Guarantee::AtLeastOnce {
+        if !self.is_transactional() {
             return None;
         }
         let id = self.kind.transactional_id(&self.settings, self.purpose);
@@ -51,11 +56,10 @@ impl Recipe {
     }
 
     fn client(&self) -> Producer {
-        let deadline = match (self.kind, self.settings.guarantee) {
-            (ProducerKind::Turn(_), Guarantee::AtLeastOnce) => self.settings.hang_deadline * 4 / 5,
-            // The client's own default is bounded by the transaction timeout.
-            (ProducerKind::Turn(_), Guarantee::ExactlyOnce) => TRANSACTION_TIMEOUT,
-            (ProducerKind::Writer | ProducerKind::Probe(_), _) => WRITE_DEADLINE,
+        let deadline = match self.kind {
+            // Without a limit.
+            ProducerKind::Copier => Duration::from_secs(365 * 86_400),
+            ProducerKind::Writer | ProducerKind::Probe(_) => WRITE_DEADLINE,
         };
         let largest = largest(&self.settings);
         let config = Config {
@@ -104,7 +108,11 @@ pub struct SimProducer {
     fenced: Vec<Instant>,
     /// Records of the batch that were refused, as known so far.
     refused: Mutex<Vec<Refused>>,
+    /// How many records of each tag were acknowledged, of a copier.
+    written: Mutex<Vec<(usize, u32)>>,
     counts: BTreeMap<Arc<str>, i32>,
+    /// Of a planted bug: the last command to each partition and the one before it.
+    last: BTreeMap<Tp, (Point, Option<Point>)>,
 }
 
 impl SimProducer {
@@ -140,12 +148,14 @@ impl SimProducer {
             begun: false,
             fenced,
             refused: Mutex::default(),
+            written: Mutex::default(),
             counts: BTreeMap::new(),
+            last: BTreeMap::new(),
         })
     }
 
     fn transactional(&self) -> bool {
-        self.recipe.settings.guarantee == Guarantee::ExactlyOnce
+        self.recipe.is_transactional()
     }
 
     fn is_fenced(&self) -> bool {
@@ -193,12 +203,12 @@ impl SimProducer {
 
     async fn choose(&mut self, record: &Record<'_, SimHeaders>) -> Tp {
         let topic: Arc<str> = Arc::from(record.topic);
+        let is_lost = planted::is("wrong-partition") && record.topic.ends_with("commands");
         let number = match record.partition {
-            Some(number) => number,
-            None => {
+            Some(number) if !is_lost => number,
+            _ => {
                 let count = self.count(&topic).await.unwrap_or(1);
-                let lost = planted::is("wrong-partition") && record.topic.ends_with("commands");
-                let hash = record.key.filter(|_| !lost).map(key_hash);
+                let hash = record.key.filter(|_| !is_lost).map(key_hash);
                 let random = || u32::try_from(self.recipe.net.random(1 << 31)).unwrap_or(0);
                 partition(hash.unwrap_or_else(random), count).unwrap_or(0)
             }
@@ -220,6 +230,17 @@ impl SimProducer {
     }
 
     fn note(&self, reports: Vec<Report>) {
+        let mut reports = reports;
+        if self.recipe.kind == ProducerKind::Copier {
+            if planted::is("acknowledged-early") {
+                reports.retain(|report| report.result.is_err());
+            }
+            if planted::is("refusal-ignored") {
+                reports.iter_mut().for_each(|report| report.result = Ok(0));
+            }
+            let written = reports.iter().filter(|report| report.result.is_ok());
+            lock(&self.written).extend(written.map(|report| (report.tag, 1)));
+        }
         let refused = reports.into_iter().filter_map(|report| {
             Some(Refused {
                 tag: report.tag,
@@ -228,6 +249,41 @@ impl SimProducer {
             })
         });
         lock(&self.refused).extend(refused);
+    }
+
+    /// What a planted bug makes of where a command comes from.
+    fn mark_wrongly(&mut self, tp: &Tp, record: &mut crate::kafka::log::Record) {
+        let Some(at) = record
+            .headers
+            .iter()
+            .position(|(name, _)| **name == *HEADER)
+        else {
+            return;
+        };
+        if planted::is("source-missing") {
+            record.headers.remove(at);
+            return;
+        }
+        let value = record.headers[at].1.as_deref().unwrap_or_default();
+        let Ok(mut mark) = Mark::parse(value) else {
+            return;
+        };
+        if planted::is("predecessor-missing") {
+            mark.previous = None;
+        }
+        if planted::is("same-hash") {
+            mark.at.subscription = 0;
+            let last = self.last.get(tp).copied();
+            // Of the event before.
+            mark.previous = match last {
+                Some((place, previous)) if place == mark.at => previous,
+                last => last
+                    .map(|(place, _)| place)
+                    .filter(|place| *place < mark.at),
+            };
+            self.last.insert(tp.clone(), (mark.at, mark.previous));
+        }
+        record.headers[at].1 = Some(Bytes::from(mark.to_text()));
     }
 
     async fn abort(&self) {
@@ -280,9 +336,11 @@ impl port::Producer for SimProducer {
         self.begin()?;
         let tp = self.choose(&record).await;
         let purpose = self.recipe.purpose;
-        if purpose == "deliver" && planted::sometimes("outcome-lost", 20)
-            || purpose == "fanout" && planted::sometimes("command-lost", 50)
-        {
+        if purpose == "deliver" && planted::sometimes("outcome-lost", 20) {
+            return Ok(());
+        }
+        if purpose == "fanout" && planted::sometimes("command-lost", 50) {
+            lock(&self.written).push((record.tag, 1));
             return Ok(());
         }
         let copy = crate::kafka::log::Record {
@@ -292,15 +350,41 @@ impl port::Producer for SimProducer {
             timestamp: self.recipe.net.now(),
         };
         let tag = record.tag;
-        let copy = falsified(record.topic, copy);
+        let mut copy = falsified(record.topic, copy);
+        if purpose == "fanout" {
+            self.mark_wrongly(&tp, &mut copy);
+        }
         if purpose == "deliver" && planted::sometimes("outcome-twice", 20) {
             self.client.send(tp.clone(), copy.clone(), tag).await.ok();
+        }
+        if self.recipe.kind == ProducerKind::Copier && planted::is("acknowledged-early") {
+            lock(&self.written).push((tag, 1));
         }
         let sent = self.client.send(tp, copy, tag).await;
         sent.map_err(|trouble| match self.sort(tag, trouble) {
             BatchError::TooLarge { tag, .. } => BatchError::TooLarge { tag, at_once: true },
             other => other,
         })
+    }
+
+    async fn offer<'a>(
+        &mut self,
+        record: Record<'a, SimHeaders>,
+    ) -> Result<Option<Record<'a, SimHeaders>>, BatchError> {
+        if !self.client.has_room() {
+            return Ok(Some(record));
+        }
+        self.send(record).await.map(|()| None)
+    }
+
+    fn reports(&self) -> Result<Vec<(usize, u32)>, BatchError> {
+        self.note(self.client.reports());
+        let first = std::mem::take(&mut *lock(&self.refused)).into_iter().next();
+        if let Some(refused) = first {
+            let purpose = self.recipe.purpose;
+            return Err(BatchError::of_record(purpose, refused.tag, refused.error));
+        }
+        Ok(std::mem::take(&mut *lock(&self.written)))
     }
 
     async fn acknowledged(&self) -> Result<(), BatchError> {
@@ -336,8 +420,7 @@ impl port::Producer for SimProducer {
         self.begin()?;
         self.acknowledged().await?;
         let purpose = self.recipe.purpose;
-        let skipped = purpose == "release" && planted::is("release-without-positions")
-            || purpose == "fanout" && planted::is("fanout-without-positions");
+        let skipped = purpose == "release" && planted::is("release-without-positions");
         if !commits.is_empty() && !skipped {
             let Some(generation) = generation else {
                 let what = "offsets to commit without a consumer group".to_owned();
@@ -380,6 +463,8 @@ impl port::Producer for SimProducer {
         }
         self.client = self.recipe.make().await?;
         lock(&self.refused).clear();
+        lock(&self.written).clear();
+        self.last.clear();
         self.begun = false;
         Ok(())
     }

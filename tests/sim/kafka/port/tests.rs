@@ -45,7 +45,7 @@ fn record<'a>(topic: &'a str, value: &'a [u8]) -> Record<'a, SimHeaders> {
 
 async fn producer(net: &Net, settings: &Settings, purpose: &'static str) -> SimProducer {
     let keep_waiting: KeepWaiting = Arc::new(|| true);
-    SimProducer::open(net, settings, &keep_waiting, purpose, ProducerKind::Turn(0))
+    SimProducer::open(net, settings, &keep_waiting, purpose, ProducerKind::Writer)
         .await
         .unwrap()
 }

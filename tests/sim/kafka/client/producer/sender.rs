@@ -165,6 +165,9 @@ impl Sender {
         let Some(source) = source else {
             return Sent::Again;
         };
+        if self.link.net.is_refused(&self.link.name) {
+            return Sent::Refused(Code::InvalidTimestamp);
+        }
         let records = batch
             .iter()
             .map(|queued| Arc::clone(&queued.record))

@@ -17,25 +17,27 @@ const SLOW: Duration = Duration::from_secs(1);
 /// next owner's generation refuses what arrives later still; so the last commit of partitions that leave is complete, too.
 /// What remains is a process that dies within a second after such a commit has arrived.
 #[derive(Debug, Default)]
-pub(super) struct Recommit {
+pub struct Recommit {
     until: Option<Instant>,
     next: Option<Instant>,
 }
 
 impl Recommit {
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// A commit may be under way behind later ones.
+    pub fn begin(&mut self, now: Instant) {
         self.until = Some(now + UNDER_WAY);
     }
 
     /// A commit succeeded, after this time.
-    pub(super) fn answered(&mut self, took: Duration, now: Instant) {
+    pub fn answered(&mut self, took: Duration, now: Instant) {
         if took > SLOW {
             self.begin(now);
         }
     }
 
     /// Whether everything is to be committed again now.
-    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+    #[must_use]
+    pub fn is_due(&mut self, now: Instant) -> bool {
         if self.until.is_none_or(|until| now > until) {
             *self = Self::default();
             return false;

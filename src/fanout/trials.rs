@@ -1,15 +1,12 @@
-//! What fan-out decides: the commands of an event, when a batch ends and what it commits, and which events are set aside.
+//! What fan-out decides about one event: its commands, whether it is set aside, and whether it is tried alone.
 //!
-//! A batch ends when it is large or old; with it, its commands, its invalid events and the positions of its events
-//! become visible in one transaction (**Complete**). After a failure every batch that is not committed is given up, and
-//! its events are read again.
+//! After a failure everything that is not committed is given up and read again. The broker refuses a record that is too
+//! large together with the records that it gets in the same request, so it names only one of many. After a refusal each
+//! event is therefore tried alone, until the refused one is known: it is read again and set aside, whole or, when that is
+//! refused too, ever less of it ([`Extent`]).
 //!
-//! The broker refuses a record that is too large together with the records that it gets in the same request, so it names
-//! only one of many. After a refusal each event is therefore tried alone, until the refused one is known: it is read again
-//! and set aside, whole or, when that is refused too, ever less of it ([`Extent`]).
-//!
-//! The same after two failures in a row of any other kind: one event may have more commands than a transaction has time
-//! for. When an event fails alone, its partition is held for a while and the others go on (**Isolated**).
+//! The same after two failures in a row of any other kind: the broker may refuse one record for another reason. When an
+//! event fails alone, its partition is held for a while and the others go on (**Isolated**).
 //!
 //! Pure: time and the matching subscriptions are arguments, and what is to be done is returned.
 
@@ -17,73 +14,34 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::history::{EventPartition, Failures, Held, Origin, Origins};
+use super::counts::EventCounts;
+use super::history::{EventPartition, Failures, Held, Origin};
 use super::identities::Identities;
+use super::metrics::EventResult;
 use super::waiting::Waiting;
 use crate::model::command::{Cause, ContentType, Envelope};
 use crate::model::event::{self, Event, Format, Mapping, RawEvent};
-use crate::model::invalid_record::{Extent, InvalidRecord};
-use crate::model::subscription::{Order, Subscription};
+use crate::model::invalid_record::Extent;
+use crate::model::source::subscription_hash;
+use crate::model::subscription::Subscription;
 use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::units::{EpochMs, Offset};
 
-/// What keeps a batch bounded.
+/// What is too large to be written.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    /// Events of a batch.
-    pub(super) events: usize,
-    /// Bytes of a batch, except that the commands of an event stay together.
-    pub(super) bytes: usize,
-    /// How long a batch is open while events keep coming.
-    pub(super) time: Duration,
     /// Bytes of an event.
     pub(super) event_bytes: usize,
     /// Bytes of a command's body and of the parts of the event that travel in its headers.
     pub(super) command_bytes: usize,
-    /// Batches, the open one included, that can be under way: their events are known by tag.
-    pub(super) batches: usize,
 }
 
-/// What a batch is counted as when it is visible.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    /// Events that at least one subscription matched.
-    pub(super) fanned_out: u64,
-    /// Events that no subscription matched.
-    pub(super) unmatched: u64,
-    /// Records that were set aside.
-    pub(super) invalid: u64,
-    /// Commands.
-    pub(super) commands: u64,
-    /// Tombstones.
-    pub(super) tombstones: u64,
-    /// Events whose record has no usable timestamp.
-    pub(super) times_replaced: u64,
-    /// Attributes that CloudEvents does not allow.
-    pub(super) left_out: u64,
-    /// Events with the webhook ids of another one of the batch.
-    pub(super) collisions: u64,
-}
-
-/// A batch that has ended, to be committed.
-#[derive(Debug)]
-pub(super) struct Ended {
-    /// The position of each partition that it has events of, and those behind the ends of transactions.
-    pub(super) positions: BTreeMap<EventPartition, Position>,
-    /// Its counts.
-    pub(super) counts: Counts,
-    /// Records that were set aside, by topic.
-    pub(super) set_aside: BTreeMap<String, u64>,
-    /// Whether it must be committed before the next one begins.
-    pub(super) alone: bool,
-}
-
-/// What follows a transaction that was not committed.
+/// What follows a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Renew the producers, and read the owned partitions again from their committed positions.
+    /// Replace the producer, and read the owned partitions again from their committed positions.
     ReadAgain,
-    /// The same, but this event failed alone: its partition is not read until [`Batch::due`] returns it.
+    /// The same, but this event failed alone: its partition is not read until [`Trials::due`] returns it.
     Hold {
         /// The event's partition.
         at: EventPartition,
@@ -117,6 +75,11 @@ impl NewCommand<'_> {
     /// The partition key.
     pub(super) fn subscriber(&self) -> &str {
         &self.subscription.subscriber
+    }
+
+    /// The hash of its subscription's id, by which the commands of an event ascend.
+    pub(super) fn hash(&self) -> u64 {
+        subscription_hash(&self.subscription.id)
     }
 
     /// All but its key and body.
@@ -163,7 +126,12 @@ fn body_slot(format: Format) -> (usize, ContentType) {
 }
 
 impl<'a> Commands<'a> {
-    fn new(event: &'a Event<'a>, matching: &'a [Arc<Subscription>]) -> Self {
+    /// Sorts `matching`: all writers write the commands of an event in one order.
+    fn new(event: &'a Event<'a>, matching: &'a mut [Arc<Subscription>]) -> Self {
+        if matching.len() > 1 {
+            matching.sort_by_cached_key(|one| subscription_hash(&one.id));
+        }
+        let matching = &*matching;
         let mut bodies = [None, None];
         let mut bytes = 0;
         for subscription in matching {
@@ -180,9 +148,9 @@ impl<'a> Commands<'a> {
         }
     }
 
-    /// Whether one of them must be in the log behind all commands of earlier batches.
-    pub(super) fn keep_order(&self) -> bool {
-        self.matching.iter().any(|one| one.order != Order::None)
+    /// Of the bodies.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// One for each subscription, in order.
@@ -220,26 +188,10 @@ impl<'a> Commands<'a> {
     }
 }
 
-/// The open batch.
-#[derive(Debug, Default)]
-struct Open {
-    counts: Counts,
-    set_aside: BTreeMap<String, u64>,
-    /// Its one event is tried alone.
-    alone: bool,
-    events: usize,
-    bytes: usize,
-    /// Behind the last event of each partition.
-    positions: BTreeMap<EventPartition, Position>,
-    began: Option<Instant>,
-}
-
-/// The open batch, and what is known of events that do not fit.
+/// What is known of events that fail.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct Trials {
     limits: Limits,
-    open: Open,
-    origins: Origins,
     /// How many events are still to be tried alone, to find the one that fails.
     one_by_one: usize,
     /// The event that was last taken, if it is tried alone: nothing else is under way.
@@ -251,15 +203,10 @@ pub(super) struct Batch {
     /// Partitions that wait for the schema of their next event: their events are dropped for now, too.
     pub(super) waiting: Waiting,
     owned: BTreeSet<EventPartition>,
-    /// Positions behind the ends of transactions that were committed although there is no event before them.
-    passed: BTreeMap<EventPartition, Position>,
-    next_passed: Instant,
     identities: Identities,
 }
 
-impl Batch {
-    /// How often the positions behind the ends of transactions are committed.
-    const PASSED_EVERY: Duration = Duration::from_secs(1);
+impl Trials {
     /// Failures in a row after which events are tried alone.
     const FAILURES: u32 = 2;
     /// How long a partition is held when its event fails alone for the first time.
@@ -267,11 +214,9 @@ impl Batch {
     /// How long at most.
     const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
-    /// Empty, of a process that owns no partition.
-    pub(super) fn new(limits: Limits, now: Instant) -> Self {
+    /// Of a process that owns no partition.
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
-            open: Open::default(),
-            origins: Origins::new(limits.events * limits.batches),
             limits,
             one_by_one: 0,
             alone: None,
@@ -280,20 +225,20 @@ impl Batch {
             held: BTreeMap::new(),
             waiting: Waiting::default(),
             owned: BTreeSet::new(),
-            passed: BTreeMap::new(),
-            next_passed: now,
             identities: Identities::default(),
         }
     }
 
-    /// Whether events of this partition are dropped for now: it is read again later, see [`Batch::due`].
+    /// Whether events of this partition are dropped for now: it is read again later, see [`Trials::due`].
     pub(super) fn is_held(&self, at: EventPartition) -> bool {
         self.waiting.contains(at) || self.held.get(&at).is_some_and(|held| held.until.is_some())
     }
 
-    /// Whether all earlier batches must be committed before this event is taken: it failed before, and is tried alone.
-    pub(super) fn is_suspect(&self, at: EventPartition, offset: Offset) -> bool {
-        self.oversized.contains_key(&(at, offset))
+    /// Whether everything else must be committed before this event is taken: it failed before, or one of the next ones
+    /// will.
+    pub(super) fn is_alone(&self, at: EventPartition, offset: Offset) -> bool {
+        self.one_by_one > 0
+            || self.oversized.contains_key(&(at, offset))
             || self.held.get(&at).is_some_and(|held| held.offset == offset)
     }
 
@@ -308,27 +253,31 @@ impl Batch {
         .collect()
     }
 
-    /// Takes an event into the open batch; returns the tag of its records.
-    pub(super) fn take(&mut self, at: EventPartition, offset: Offset, now: Instant) -> usize {
-        let alone = self.one_by_one > 0 || self.is_suspect(at, offset);
+    /// Takes note of an event that is written now; returns whether it is tried alone, so that nothing is taken before it
+    /// is committed: [`Trials::succeeded`].
+    pub(super) fn take(&mut self, at: EventPartition, offset: Offset) -> bool {
+        let alone = self.is_alone(at, offset);
         self.alone = alone.then_some((at, offset));
-        self.open.alone = alone;
         if self.held.get(&at).is_some_and(|held| held.offset < offset) {
             self.held.remove(&at);
         }
-        self.open.began.get_or_insert(now);
-        self.open.events += 1;
-        self.open.positions.insert(at, offset.next());
-        self.origins.add((at, offset))
+        alone
     }
 
-    /// Reads the event with this tag, by the mapping of its topic if there is one.
+    /// The event that was tried alone is committed.
+    pub(super) fn succeeded(&mut self) {
+        if self.alone.take().is_some() {
+            self.one_by_one = self.one_by_one.saturating_sub(1);
+        }
+    }
+
+    /// Reads an event, by the mapping of its topic if there is one.
     ///
     /// # Errors
-    /// Why it is to be set aside with [`Batch::set_aside`].
+    /// Why it is to be set aside.
     pub(super) fn read<'a>(
         &self,
-        tag: usize,
+        origin: Origin,
         raw: &RawEvent<'a>,
         mapping: Option<&Mapping>,
     ) -> Result<Event<'a>, String> {
@@ -337,139 +286,71 @@ impl Batch {
             Some(mapping) => event::read_mapped(raw, mapping, self.limits.event_bytes),
         };
         let event = event.map_err(|error| error.to_string())?;
-        if !self.oversized.is_empty()
-            && let Some(origin) = self.origins.of(tag)
-            && self.oversized.contains_key(&origin)
-        {
+        if !self.oversized.is_empty() && self.oversized.contains_key(&origin) {
             return Err("a command for this event would be larger than the broker's limit (max.message.bytes of the commands topic)".to_owned());
         }
         Ok(event)
     }
 
-    /// How much of the event with this tag is set aside.
-    pub(super) fn extent(&self, tag: usize) -> Extent {
-        let origin = self.origins.of(tag);
-        let known = origin.and_then(|origin| self.oversized.get(&origin));
-        known.copied().unwrap_or_default()
+    /// How much of an event is set aside.
+    pub(super) fn extent(&self, origin: Origin) -> Extent {
+        self.oversized.get(&origin).copied().unwrap_or_default()
     }
 
-    /// Counts a tombstone, which is neither an event nor set aside.
-    pub(super) fn skip_tombstone(&mut self) {
-        self.open.counts.tombstones += 1;
+    /// What an event counts as that was read from `value` and matches so many subscriptions.
+    pub(super) fn counts(
+        &mut self,
+        event: &Event<'_>,
+        value: &[u8],
+        is_time_replaced: bool,
+        commands: usize,
+    ) -> EventCounts {
+        let result = match commands {
+            0 => EventResult::Unmatched,
+            _ => EventResult::FannedOut,
+        };
+        EventCounts {
+            commands: u32::try_from(commands).unwrap_or(u32::MAX),
+            is_time_replaced,
+            left_out: u32::try_from(event.left_out()).unwrap_or(u32::MAX),
+            collides: self.identities.collides(event, value),
+            ..EventCounts::of(result)
+        }
     }
 
-    /// Counts what is odd about an event that was read from `value`.
-    pub(super) fn observe(&mut self, event: &Event<'_>, value: &[u8], time_replaced: bool) {
-        let counts = &mut self.open.counts;
-        counts.times_replaced += u64::from(time_replaced);
-        counts.left_out += event.left_out() as u64;
-        counts.collisions += u64::from(self.identities.collides(event, value));
-    }
-
-    /// Counts an invalid event, whose record is to be written.
-    pub(super) fn set_aside(&mut self, record: &InvalidRecord) {
-        self.open.bytes += record.weight();
-        self.open.counts.invalid += 1;
-        *self.open.set_aside.entry(record.topic.clone()).or_default() += 1;
+    /// What was read before was committed, or is soon: collisions are looked for among events that are close together.
+    pub(super) fn forget_identities(&mut self) {
+        self.identities.clear();
     }
 
     /// The commands of an event, all of which are to be written.
     ///
     /// # Errors
-    /// One would be larger than any record that is written: the event is to be set aside with [`Batch::set_aside`].
+    /// One would be larger than any record that is written: the event is to be set aside.
     pub(super) fn fan_out<'a>(
-        &mut self,
+        &self,
         event: &'a Event<'a>,
-        matching: &'a [Arc<Subscription>],
+        matching: &'a mut [Arc<Subscription>],
     ) -> Result<Commands<'a>, TooLarge> {
         let commands = Commands::new(event, matching);
         if commands.largest() > self.limits.command_bytes {
             return Err(TooLarge);
         }
-        self.open.bytes += commands.bytes;
-        let counts = &mut self.open.counts;
-        match matching.len() {
-            0 => counts.unmatched += 1,
-            written => {
-                counts.fanned_out += 1;
-                counts.commands += u64::try_from(written).unwrap_or(u64::MAX);
-            }
-        }
         Ok(commands)
     }
 
-    /// Whether a batch is open: then the next poll must not wait, and an empty poll ends the batch, so that a lone event
-    /// does not wait for others.
-    pub(super) fn is_open(&self) -> bool {
-        self.open.began.is_some()
-    }
-
-    /// Whether the open batch takes no more events.
-    pub(super) fn is_full(&self, now: Instant) -> bool {
-        let Open {
-            events,
-            bytes,
-            began,
-            ..
-        } = self.open;
-        began.is_some_and(|began| {
-            self.open.alone
-                || events >= self.limits.events
-                || bytes >= self.limits.bytes
-                || now.saturating_duration_since(began) >= self.limits.time
-        })
-    }
-
-    /// Whether it is time to ask the client for the positions that it has passed, for [`Batch::end`].
-    pub(super) fn asks_for_passed(&mut self, now: Instant) -> bool {
-        let asks = now >= self.next_passed;
-        if asks {
-            self.next_passed = now + Self::PASSED_EVERY;
-        }
-        asks
-    }
-
-    /// Ends the open batch. The client has `passed` these positions, behind which it has given no event: they are
-    /// committed too, or the group would seem to be behind for as long as no event comes. All that the client has given
-    /// is in this batch or in one before it, and commits stay in order. `None` if there is nothing to commit.
-    pub(super) fn end(
+    /// Takes note of a failure, after which everything is given up that is not committed: so many events.
+    /// `committed` is how many events were committed since the start.
+    pub(super) fn failed(
         &mut self,
-        passed: impl Iterator<Item = (EventPartition, Position)>,
-    ) -> Option<Ended> {
-        for (at, position) in passed {
-            // What was given of a held partition was dropped.
-            if !self.is_held(at) && self.passed.insert(at, position) != Some(position) {
-                self.open.positions.insert(at, position);
-            }
-        }
-        if self.open.positions.is_empty() {
-            return None;
-        }
-        let open = std::mem::take(&mut self.open);
-        let alone = open.alone || self.one_by_one > 0;
-        if open.events == 0 {
-            // Only positions: the event that was tried alone is committed.
-            self.alone = None;
-        } else if alone {
-            self.one_by_one = self.one_by_one.saturating_sub(1);
-        }
-        self.failures.ended(open.events, self.limits.batches);
-        self.identities.clear();
-        Some(Ended {
-            positions: open.positions,
-            counts: open.counts,
-            set_aside: open.set_aside,
-            alone,
-        })
-    }
-
-    /// Takes note of a transaction that was not committed, and gives up the open batch with all that are under way.
-    /// `committed` is how many batches were committed since the start.
-    pub(super) fn failed(&mut self, end: TransactionEnd, committed: u64, now: Instant) -> Next {
-        let events = self.open.events + self.failures.under_way(committed);
+        end: TransactionEnd,
+        events: usize,
+        committed: u64,
+        now: Instant,
+    ) -> Next {
         let alone = self.alone.take();
         let progress = self.failures.failed(committed);
-        self.give_up();
+        self.identities.clear();
         match (end, alone) {
             (TransactionEnd::Fatal, _) => Next::Stop,
             (TransactionEnd::TooLarge { .. }, Some(origin)) => {
@@ -493,6 +374,20 @@ impl Batch {
                 Next::ReadAgain
             }
         }
+    }
+
+    /// Everything under way is given up for a reason that has nothing to do with an event.
+    pub(super) fn give_up(&mut self) {
+        self.alone = None;
+        self.identities.clear();
+    }
+
+    /// What is under way does not end, so an event that is to be tried alone waits. Nothing says that one of the next ones
+    /// would fail.
+    pub(super) fn wait(&mut self, at: EventPartition, offset: Offset, now: Instant) {
+        self.one_by_one = 0;
+        self.alone = None;
+        self.hold(at, offset, false, now);
     }
 
     /// Sets the event aside, or less of it than was refused.
@@ -533,21 +428,12 @@ impl Batch {
         wait
     }
 
-    /// Gives up the open batch and all that are under way; all owned partitions are read again.
-    pub(super) fn give_up(&mut self) {
-        self.open = Open::default();
-        self.alone = None;
-        self.identities.clear();
-        self.passed.clear();
-    }
-
     /// Takes over partitions.
     pub(super) fn assigned(&mut self, partitions: impl Iterator<Item = EventPartition>) {
         self.owned.extend(partitions);
     }
 
-    /// Partitions are to be given up: after a failure they are not read again. Their events must be committed, or given
-    /// up with [`Batch::give_up`], before [`Batch::revoked`].
+    /// Partitions are to be given up: after a failure they are not read again.
     pub(super) fn revoking(&mut self, partitions: &[EventPartition]) {
         for at in partitions {
             self.owned.remove(at);
@@ -557,7 +443,6 @@ impl Batch {
     /// Forgets partitions.
     pub(super) fn revoked(&mut self, partitions: &[EventPartition]) {
         for at in partitions {
-            self.passed.remove(at);
             self.held.remove(at);
             self.waiting.remove(*at);
         }
