@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod breaker_rules;
 pub mod command;
 pub mod dead_letter;
+pub mod envelope;
 pub mod event;
 pub mod expiry;
 pub mod invalid_record;

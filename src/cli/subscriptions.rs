@@ -1,4 +1,4 @@
-//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe`: manages the documents in the compacted topic.
+//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe|rotate-secret|encrypt`: manages the documents in the compacted topic.
 //!
 //! A document is written as it was applied. `pause`, `resume` and `probe` write a record of their own beside it, which names the
 //! document that it was decided on; see [`Fold`](crate::model::subscription::Fold). The whole input is checked before any
@@ -9,6 +9,7 @@ mod change;
 mod deciding;
 mod difference;
 mod listed;
+mod secrets;
 mod select;
 mod stored;
 
@@ -17,12 +18,13 @@ use std::io::{IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use self::change::{Change, unknown};
 pub use self::deciding::DecideArgs;
 use self::deciding::{Verb, decide};
 use self::difference::difference;
+pub use self::secrets::{EncryptArgs, RotateArgs};
 pub use self::select::{Label, Selection};
 use self::select::{has_labels, parse_label};
 use self::stored::{PURPOSE, Stored, Write, write};
@@ -59,6 +61,10 @@ pub enum Command {
     Resume(DecideArgs),
     /// Probe endpoints whose breaker is open at once, instead of at the next probe
     Probe(DecideArgs),
+    /// Make a new signing secret and print it once; the former ones sign too for a while
+    RotateSecret(RotateArgs),
+    /// Encrypt literal secrets with the first key of --kek-file, those under a former key again
+    Encrypt(EncryptArgs),
 }
 
 /// `hookstream subscriptions apply`.
@@ -143,7 +149,14 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Pause(args) => decide(settings, args, Verb::Pause),
         Command::Resume(args) => decide(settings, args, Verb::Resume),
         Command::Probe(args) => decide(settings, args, Verb::Probe),
+        Command::RotateSecret(args) => secrets::rotate(settings, args),
+        Command::Encrypt(args) => secrets::encrypt(settings, args),
     }
+}
+
+/// The fields of a stored document.
+fn read_record(json: &[u8]) -> Result<Map<String, Value>, CliError> {
+    serde_json::from_slice(json).map_err(|error| CliError::new(Exit::Failure, error.to_string()))
 }
 
 /// A valid subscription with its JSON.
@@ -265,6 +278,12 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         return Err(CliError::new(Exit::Failure, outside.join("\n")));
     }
     let pruned = pruned(&stored, &documents, args);
+    let keys = secrets::keys(settings)?;
+    let documents = documents.into_iter().map(|document| {
+        let before = stored.document(document.id());
+        secrets::encrypted(document, before, keys.as_ref())
+    });
+    let documents: Vec<Document> = documents.collect::<Result<_, _>>()?;
     let (mut changes, mut writes) = (Vec::new(), Vec::new());
     for document in documents {
         let result = effect(&stored, &document);

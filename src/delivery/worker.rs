@@ -29,6 +29,7 @@ use super::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use super::partition::event::{Event, LaneId};
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
+use super::shares::Crowded;
 use super::terms::Directory;
 use crate::config::Settings;
 use crate::edge::clock;
@@ -131,6 +132,8 @@ struct Worker<P: Port> {
     partitions: BTreeMap<i32, Owned>,
     /// Lanes that have something to send, in the order in which they asked.
     ready: VecDeque<(Owner, LaneId)>,
+    /// Such lanes whose host or subscriber has its share of the requests.
+    crowded: Crowded<(Owner, LaneId)>,
     timers: BinaryHeap<Reverse<(Instant, Owner)>>,
     /// Over all partitions: see [`Owned::slots`].
     in_flight: usize,
@@ -171,6 +174,7 @@ impl<P: Port> Worker<P> {
             rules: Arc::new(rules),
             partitions: BTreeMap::new(),
             ready: VecDeque::new(),
+            crowded: Crowded::default(),
             timers: BinaryHeap::new(),
             in_flight: 0,
             ended,
@@ -387,14 +391,23 @@ impl<P: Port> Worker<P> {
 
     /// Gives the ready lanes their turns, one command per lane at a time.
     fn dispatch(&mut self) {
+        let spare = self.around.max_in_flight.saturating_sub(self.in_flight);
+        self.crowded.wake(spare, &mut self.ready);
         while self.in_flight < self.around.max_in_flight {
             let Some((owner, lane)) = self.ready.pop_front() else {
                 return;
             };
-            if self.owns(owner) {
-                let spare = self.around.max_in_flight - self.in_flight;
-                self.apply(owner.partition, Event::Turn { lane, spare });
+            let owned = self.partitions.get(&owner.partition);
+            let Some(owned) = owned.filter(|owned| owned.epoch == owner.epoch) else {
+                continue;
+            };
+            let spare = self.around.max_in_flight - self.in_flight;
+            let target = owned.machine.endpoint(lane);
+            if let Some(full) = target.and_then(|target| target.shared.full(spare)) {
+                self.crowded.wait(full, (owner, lane));
+                continue;
             }
+            self.apply(owner.partition, Event::Turn { lane, spare });
         }
     }
 
@@ -407,6 +420,7 @@ impl<P: Port> Worker<P> {
             owner,
             ticket,
             span: self.around.tracer.of_command(traceparent),
+            held: attempt.endpoint.shared.hold(),
             attempt,
             client: self.around.client.clone(),
             ended: self.ended.clone(),

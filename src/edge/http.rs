@@ -45,6 +45,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::failure::tls_reason;
 pub use self::failure::{Failure, FailureClass, with_causes};
+pub use self::head::read_head;
 pub use self::limits::{
     DIAL_LIMIT, H2_MAX_HEADER_BYTES, H2_PING_INTERVAL, H2_PING_TIMEOUT, MAX_BODY_BYTES,
     MAX_HEADER_BYTES, MAX_HEADERS, MAX_STREAMS, TCP_LIMIT, UNHINTED_IDLE, max_idle,

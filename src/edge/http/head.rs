@@ -197,6 +197,17 @@ struct Seen {
     announces_body: bool,
 }
 
+/// What the tap makes of a response that arrives in these pieces: its status, and the values of its `Retry-After` headers.
+/// For tests.
+#[must_use]
+pub fn read_head<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Option<(u16, Vec<Box<[u8]>>)> {
+    let mut seen = Seen::default();
+    seen.begin();
+    pieces.for_each(|piece| seen.read(piece));
+    let found = seen.into_cut_off()?;
+    Some((found.status, found.retry_after))
+}
+
 impl Seen {
     /// The next byte begins a response.
     fn begin(&mut self) {
