@@ -178,6 +178,11 @@ fn parts(input: &[u8]) -> (Vec<(&str, &[u8])>, &[u8]) {
     (headers, rest)
 }
 
+/// An outcome with a small number, which is told apart by letters (numbers in messages are not).
+fn bucket(name: &str, count: usize) -> String {
+    format!("{name} {}", "x".repeat(count))
+}
+
 fn text(input: &[u8]) -> String {
     String::from_utf8_lossy(input).into_owned()
 }
@@ -220,7 +225,7 @@ fn sent(event: &Event<'_>, again: &Event<'_>) -> String {
     );
     assert!(!event.id().is_empty() && !event.event_type().is_empty());
     let count = event.attributes().count();
-    format!("event {} {}", count.min(20), event.left_out().min(3))
+    bucket("event", count.min(20) * 4 + event.left_out().min(3))
 }
 
 fn event(input: &[u8]) -> String {
@@ -313,14 +318,13 @@ fn subscription(input: &[u8]) -> String {
         drop(fold.take(&record));
     }
     match parsed {
-        Ok(known) => format!(
-            "valid {} {}",
-            known.secrets.len().min(4),
-            known.headers.len().min(4)
+        Ok(known) => bucket(
+            "valid",
+            known.secrets.len().min(4) * 5 + known.headers.len().min(4),
         ),
         Err(error) => {
             let problems = error.problems();
-            format!("{} {}", problems.len().min(3), problems[0])
+            bucket(&problems[0], problems.len().min(3))
         }
     }
 }
@@ -355,7 +359,7 @@ fn pattern(input: &[u8]) -> String {
                 };
                 assert_eq!(found, expected, "{pattern} {event_type}");
             }
-            format!("{found} {}", wild.min(4))
+            bucket(&found.to_string(), wild.min(4))
         }
         Err(error) => error,
     }
@@ -402,7 +406,9 @@ fn command(input: &[u8]) -> String {
     let headers = headers.iter().map(|(name, value)| (*name, Some(*value)));
     let body = Some(Bytes::copy_from_slice(body));
     match Command::from_record(Some(b"acme"), headers, body) {
-        Ok(command) => {
+        Ok(mut command) => {
+            // It is the cluster of the sequence.
+            command.cluster = command.cluster.filter(|_| command.sequence.is_some());
             let mut written: Vec<(&str, Vec<u8>)> = Vec::new();
             command
                 .envelope()
@@ -412,7 +418,7 @@ fn command(input: &[u8]) -> String {
                 .map(|(name, value)| (*name, Some(value.as_slice())));
             let again = Command::from_record(Some(b"acme"), again, Some(command.body.clone()));
             assert_eq!(again.as_ref(), Ok(&command), "what is written is read");
-            format!("command {}", written.len())
+            bucket("command", written.len())
         }
         Err(error) => error.to_string(),
     }
@@ -473,7 +479,10 @@ fn wait(input: &[u8]) -> String {
         Some(wait) => {
             let longest = values.filter_map(|one| retry_after::wait([one].into_iter(), now));
             assert_eq!(longest.max(), Some(wait), "the longest counts");
-            format!("{}", wait.as_secs().checked_ilog10().unwrap_or(0))
+            bucket(
+                "wait",
+                wait.as_secs().checked_ilog10().unwrap_or(0) as usize,
+            )
         }
         None => "none".to_owned(),
     }
@@ -498,7 +507,7 @@ fn response(input: &[u8]) -> String {
                 (100..=999).contains(&status) && values.len() <= 8,
                 "{status}"
             );
-            format!("status {} {}", status / 100 * 100, values.len()).replace(' ', "-x")
+            bucket("status", usize::from(status / 100) * 10 + values.len())
         }
         None => "none".to_owned(),
     }
@@ -532,7 +541,7 @@ fn egress(input: &[u8]) -> String {
     let policy = POLICY.get_or_init(|| EgressPolicy::new(&EgressSettings::default()));
     let typed = text(input);
     if let Some(pattern) = HostPattern::parse(&typed) {
-        pattern.matches("a.acme.example");
+        assert!(!pattern.matches(""), "no name");
     }
     // Any 16 bytes are an address.
     let mut bytes = [0; 16];
