@@ -29,6 +29,7 @@ mod oversize;
 pub mod partition;
 mod recommit;
 mod refused;
+mod rejected;
 mod request;
 mod role;
 mod secrets;

@@ -22,6 +22,7 @@ use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
 use super::partition::event::Incoming;
 use super::recommit::Recommit;
+use super::rejected::Rejected;
 use super::top_subscribers::TopSubscribers;
 use super::topics::needed_topics;
 use super::workers::Workers;
@@ -107,6 +108,7 @@ pub async fn run<P: Port>(
         drain: None,
         is_generation_old: false,
         is_evicted: false,
+        rejected: Rejected::default(),
         oldest: Duration::ZERO,
         top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
         busy: Busy::default(),
@@ -170,6 +172,8 @@ pub(super) struct Delivery<'a, P: Port> {
     /// The group has evicted this member: its partitions have other owners, or will have. They are given up with the
     /// drain.
     pub(super) is_evicted: bool,
+    /// Partitions that were given up for that, and of which the client has reported nothing.
+    rejected: Rejected,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
     /// The subscribers with their own metric series.
@@ -209,6 +213,7 @@ impl<P: Port> Delivery<'_, P> {
         if clock::instant() >= self.next_commit {
             self.pass()?;
             self.settle().await?;
+            self.take_back().await?;
             self.next_commit = clock::instant() + COMMIT_EVERY;
         }
         Ok(())
@@ -387,6 +392,7 @@ impl<P: Port> Delivery<'_, P> {
 
     fn assigned(&mut self, committed: &[Committed]) -> Result<(), Failure> {
         let numbers: Vec<i32> = committed.iter().map(|found| found.at.partition).collect();
+        self.rejected.settled(&numbers);
         if self.context.stopping() {
             // The group goes on, and they move on when this process leaves it.
             let each = numbers.iter().map(|&number| self.at(number));
@@ -394,6 +400,20 @@ impl<P: Port> Delivery<'_, P> {
             self.is_generation_old = false;
             return Ok(());
         }
+        let newer = self.open_all(committed);
+        self.member.take(committed)?;
+        self.is_generation_old = false;
+        for (number, version) in newer {
+            self.stop_at_newer(number, None, version)?;
+        }
+        if !numbers.is_empty() {
+            tracing::info!(partitions = ?numbers, "partitions assigned");
+        }
+        Ok(())
+    }
+
+    /// Begins with partitions where their last owner has ended. Returns those whose state a newer program has written.
+    fn open_all(&mut self, committed: &[Committed]) -> Vec<(i32, u32)> {
         let mut newer = Vec::new();
         for found in committed {
             let number = found.at.partition;
@@ -419,19 +439,37 @@ impl<P: Port> Delivery<'_, P> {
             });
             self.open(number, window, known);
         }
-        self.member.take(committed)?;
-        self.is_generation_old = false;
-        for (number, version) in newer {
-            self.stop_at_newer(number, None, version)?;
+        newer
+    }
+
+    /// Takes back partitions that this process has given up for nothing ([`Rejected`]).
+    async fn take_back(&mut self) -> Result<(), Failure> {
+        if self.drain.is_some() {
+            return Ok(());
         }
-        if !numbers.is_empty() {
-            tracing::info!(partitions = ?numbers, "partitions assigned");
+        let numbers = self
+            .rejected
+            .take_back(self.member.session(), clock::instant());
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let each: Vec<TopicPartition> = numbers.iter().map(|&number| self.at(number)).collect();
+        let committed = self.member.committed(&each).await?;
+        self.member.rewind(&each).await?;
+        self.member.resume(&each)?;
+        tracing::warn!(
+            partitions = ?numbers,
+            "taken again: a broker had said that this process is not in its group, and the client has not lost them"
+        );
+        for (number, version) in self.open_all(&committed) {
+            self.stop_at_newer(number, None, version)?;
         }
         Ok(())
     }
 
     fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), Failure> {
         let list = numbers(partitions);
+        self.rejected.settled(&list);
         tracing::info!(partitions = ?list, lost, "partitions revoked");
         if lost {
             if let Some(drain) = &mut self.drain {
@@ -509,7 +547,9 @@ impl<P: Port> Delivery<'_, P> {
         }
         let all: Vec<i32> = self.partitions.keys().copied().collect();
         if !all.is_empty() {
+            tracing::warn!(partitions = ?all, "given up: a broker says that this process is not in its group");
             self.stop(&all);
+            self.rejected.add(&all, clock::instant());
         }
         self.is_evicted |= self.drain.is_some();
     }
@@ -521,7 +561,10 @@ impl<P: Port> Delivery<'_, P> {
         let (leaving, revoked) = drain.end();
         self.forget(&leaving);
         match revoked {
-            Some(revoked) => self.member.give_up(&revoked),
+            Some(revoked) => {
+                self.rejected.settled(&numbers(&revoked));
+                self.member.give_up(&revoked)
+            }
             None => Ok(()),
         }
     }
