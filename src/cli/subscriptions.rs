@@ -8,6 +8,7 @@
 mod change;
 mod deciding;
 mod difference;
+mod document;
 mod listed;
 mod secrets;
 mod select;
@@ -18,12 +19,13 @@ use std::io::{IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use self::change::{Change, unknown};
 pub use self::deciding::DecideArgs;
 use self::deciding::{Verb, decide};
 use self::difference::difference;
+use self::document::Document;
 pub use self::secrets::{EncryptArgs, RotateArgs};
 pub use self::select::{Label, Selection};
 use self::select::{has_labels, parse_label};
@@ -36,9 +38,8 @@ use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::Freshness;
-use crate::model::secret_rules::SecretRules;
 use crate::model::subscription;
-use crate::model::subscription::{Auth, Decision, State, Subscription, SubscriptionError, Version};
+use crate::model::subscription::{Decision, State, SubscriptionError, Version};
 use crate::model::units::EpochMs;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
@@ -151,90 +152,6 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Probe(args) => decide(settings, args, Verb::Probe),
         Command::RotateSecret(args) => secrets::rotate(settings, args),
         Command::Encrypt(args) => secrets::encrypt(settings, args),
-    }
-}
-
-/// The fields of a stored document.
-fn read_record(json: &[u8]) -> Result<Map<String, Value>, CliError> {
-    serde_json::from_slice(json).map_err(|error| CliError::new(Exit::Failure, error.to_string()))
-}
-
-/// A valid subscription with its JSON.
-struct Document {
-    parsed: Subscription,
-    json: Vec<u8>,
-}
-
-impl Document {
-    fn parse(key: Option<&[u8]>, json: Vec<u8>) -> Result<Self, SubscriptionError> {
-        Ok(Self {
-            parsed: subscription::parse(key, &json)?,
-            json,
-        })
-    }
-
-    fn id(&self) -> &str {
-        &self.parsed.id
-    }
-
-    /// What is valid and probably a mistake.
-    fn doubts(&self, policy: &EgressPolicy, rules: &SecretRules) -> Vec<String> {
-        let denied = policy.check_url(&self.parsed.url).err();
-        let denied = denied.map(|denied| {
-            format!(
-                "url: {denied} (by the egress settings of this command, which should be those of deliver)"
-            )
-        });
-        let token_denied = match &self.parsed.auth {
-            Some(Auth::OAuth2(oauth)) => policy.check_url(&oauth.token_url).err(),
-            _ => None,
-        };
-        let token_denied = token_denied.map(|denied| {
-            format!(
-                "auth.token_url: {denied} (by the egress settings of this command, which should be those of deliver)"
-            )
-        });
-        let secrets = rules.problems(&self.parsed);
-        let secrets = secrets.map(|problem| {
-            format!("{problem} (by the settings of this command, which should be those of deliver)")
-        });
-        let in_filter = self.parsed.filter.doubts();
-        let in_filter = in_filter.map(|doubt| format!("filter: {doubt}"));
-        let all = denied
-            .into_iter()
-            .chain(token_denied)
-            .chain(secrets)
-            .chain(in_filter);
-        all.map(|doubt| format!("{:?}: {doubt}", self.id()))
-            .collect()
-    }
-
-    /// A note if the URL is used in another form than it was typed. It never shows the query, which may be a credential.
-    fn normal_url(&self) -> Option<String> {
-        let record: Value = serde_json::from_slice(&self.json).ok()?;
-        let typed = record.get("url")?.as_str()?;
-        let used = &self.parsed.url;
-        if typed == used.as_str() {
-            return None;
-        }
-        let typed_query = typed.split_once('?').map(|(_, query)| query);
-        let query = match used.query() {
-            None => "",
-            Some(query) if Some(query) == typed_query => "?…",
-            Some(_) => "?… (the query is percent-encoded)",
-        };
-        let mut shown = used.clone();
-        shown.set_query(None);
-        Some(format!(
-            "{:?}: the url is used as {shown}{query}",
-            self.id()
-        ))
-    }
-
-    /// Whether both are equal, apart from the order of fields.
-    fn equals(&self, json: &[u8]) -> bool {
-        let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
-        self.json == json || value(&self.json) == value(json)
     }
 }
 
@@ -591,6 +508,7 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::secret_rules::SecretRules;
     use crate::model::subscription::TopicRecord;
 
     const ACME: &str =

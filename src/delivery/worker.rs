@@ -44,6 +44,7 @@ use crate::model::status::first_line;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
 
+mod dispatch;
 mod report;
 
 /// The interval of ticks, which handle changes that depend on time alone.
@@ -386,28 +387,6 @@ impl<P: Port> Worker<P> {
         self.lines.flush(&self.around.metrics, clock::instant());
         for number in self.numbers() {
             self.apply(number, Event::Tick);
-        }
-    }
-
-    /// Gives the ready lanes their turns, one command per lane at a time.
-    fn dispatch(&mut self) {
-        let spare = self.around.max_in_flight.saturating_sub(self.in_flight);
-        self.crowded.wake(spare, &mut self.ready);
-        while self.in_flight < self.around.max_in_flight {
-            let Some((owner, lane)) = self.ready.pop_front() else {
-                return;
-            };
-            let owned = self.partitions.get(&owner.partition);
-            let Some(owned) = owned.filter(|owned| owned.epoch == owner.epoch) else {
-                continue;
-            };
-            let spare = self.around.max_in_flight - self.in_flight;
-            let target = owned.machine.endpoint(lane);
-            if let Some(full) = target.and_then(|target| target.shared.full(spare)) {
-                self.crowded.wait(full, (owner, lane));
-                continue;
-            }
-            self.apply(owner.partition, Event::Turn { lane, spare });
         }
     }
 

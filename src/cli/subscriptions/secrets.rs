@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::change::{Change, unknown};
+use super::document::{Document, read_record};
 use super::select::Selection;
 use super::stored::{Stored, Write, write};
-use super::{Document, read_record};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::print::{self, Output, Row};
 use crate::config::Settings;
