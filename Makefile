@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos sim sim-scale
+.PHONY: help build image test test-k8s check demo kafka bench bench-quick chaos sim sim-scale fuzz sbom dist
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,13 @@ build: ## the release binary, target/release/hookstream
 image: ## the container image; ROOTFS=1 writes it as an OCI archive and needs no container tool and no registry
 	@$(if $(ROOTFS),$(if $(BIN),,scripts/prerequisites build;) scripts/prerequisites image)
 	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' scripts/image $(if $(ROOTFS),rootfs,build)
+
+sbom: ## the bill of materials of the binary, CycloneDX, to standard output
+	@scripts/sbom
+
+dist: ## what is published, to target/dist: binary, bill of materials, checksums; SIGN='gpg --armor --detach-sign FILE' signs each
+	@$(if $(BIN),,scripts/prerequisites build)
+	@BIN='$(BIN)' OUT='$(OUT)' SIGN='$(SIGN)' scripts/dist
 
 test: export SKIPPED_CHECKS := $(CURDIR)/target/skipped-checks
 test: ## every test, the ones on a real Kafka included
@@ -75,6 +82,9 @@ FEATURED := --locked --features simulation,failpoints --config tests/sim/profile
 sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one, shrinks it if it fails, with its timeline; PLAN=FILE plays a saved one; PLANT=all plants bugs
 	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLAN),PLAN=$(PLAN)) $(if $(PLANT),PLANT=$(PLANT)) \
 	  cargo test -q $(FEATURED) --test world
+
+fuzz: ## hostile input for all that reads what others wrote: SECONDS=60 for each target, TARGET=event picks, SEED=7
+	@SECONDS=$(or $(SECONDS),60) TARGET=$(TARGET) SEED=$(SEED) cargo test -q $(FEATURED) --test fuzz
 
 sim-scale: ## 1,000,000 events/s in virtual time, the tables of docs/sizing.md; SCALE=calibrate: beside a real Kafka
 	@SCALE=$(or $(SCALE),full) cargo test -q $(FEATURED) --test scale

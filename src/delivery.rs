@@ -33,6 +33,7 @@ mod request;
 mod role;
 mod secrets;
 mod sending;
+mod shares;
 pub mod signing;
 mod terms;
 mod tokens;

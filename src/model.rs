@@ -9,6 +9,7 @@ pub mod breaker_rules;
 pub mod command;
 pub mod coverage;
 pub mod dead_letter;
+pub mod envelope;
 pub mod event;
 pub mod expiry;
 pub mod invalid_record;

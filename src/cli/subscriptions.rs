@@ -1,4 +1,4 @@
-//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe`: manages the documents in the compacted topic.
+//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe|rotate-secret|encrypt`: manages the documents in the compacted topic.
 //!
 //! A document is written as it was applied. `pause`, `resume` and `probe` write a record of their own beside it, which names the
 //! document that it was decided on; see [`Fold`](crate::model::subscription::Fold). The whole input is checked before any
@@ -8,7 +8,9 @@
 mod change;
 mod deciding;
 mod difference;
+mod document;
 mod listed;
+mod secrets;
 mod select;
 mod stored;
 
@@ -23,6 +25,8 @@ use self::change::{Change, unknown};
 pub use self::deciding::DecideArgs;
 use self::deciding::{Verb, decide};
 use self::difference::difference;
+use self::document::Document;
+pub use self::secrets::{EncryptArgs, RotateArgs};
 pub use self::select::{Label, Selection};
 use self::select::{has_labels, parse_label};
 use self::stored::{PURPOSE, Stored, Write, write};
@@ -34,9 +38,8 @@ use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::Freshness;
-use crate::model::secret_rules::SecretRules;
 use crate::model::subscription;
-use crate::model::subscription::{Auth, Decision, State, Subscription, SubscriptionError, Version};
+use crate::model::subscription::{Decision, State, SubscriptionError, Version};
 use crate::model::units::EpochMs;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
@@ -59,6 +62,10 @@ pub enum Command {
     Resume(DecideArgs),
     /// Probe endpoints whose breaker is open at once, instead of at the next probe
     Probe(DecideArgs),
+    /// Make a new signing secret and print it once; the former ones sign too for a while
+    RotateSecret(RotateArgs),
+    /// Encrypt literal secrets with the first key of --kek-file, those under a former key again
+    Encrypt(EncryptArgs),
 }
 
 /// `hookstream subscriptions apply`.
@@ -143,85 +150,8 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Pause(args) => decide(settings, args, Verb::Pause),
         Command::Resume(args) => decide(settings, args, Verb::Resume),
         Command::Probe(args) => decide(settings, args, Verb::Probe),
-    }
-}
-
-/// A valid subscription with its JSON.
-struct Document {
-    parsed: Subscription,
-    json: Vec<u8>,
-}
-
-impl Document {
-    fn parse(key: Option<&[u8]>, json: Vec<u8>) -> Result<Self, SubscriptionError> {
-        Ok(Self {
-            parsed: subscription::parse(key, &json)?,
-            json,
-        })
-    }
-
-    fn id(&self) -> &str {
-        &self.parsed.id
-    }
-
-    /// What is valid and probably a mistake.
-    fn doubts(&self, policy: &EgressPolicy, rules: &SecretRules) -> Vec<String> {
-        let denied = policy.check_url(&self.parsed.url).err();
-        let denied = denied.map(|denied| {
-            format!(
-                "url: {denied} (by the egress settings of this command, which should be those of deliver)"
-            )
-        });
-        let token_denied = match &self.parsed.auth {
-            Some(Auth::OAuth2(oauth)) => policy.check_url(&oauth.token_url).err(),
-            _ => None,
-        };
-        let token_denied = token_denied.map(|denied| {
-            format!(
-                "auth.token_url: {denied} (by the egress settings of this command, which should be those of deliver)"
-            )
-        });
-        let secrets = rules.problems(&self.parsed);
-        let secrets = secrets.map(|problem| {
-            format!("{problem} (by the settings of this command, which should be those of deliver)")
-        });
-        let in_filter = self.parsed.filter.doubts();
-        let in_filter = in_filter.map(|doubt| format!("filter: {doubt}"));
-        let all = denied
-            .into_iter()
-            .chain(token_denied)
-            .chain(secrets)
-            .chain(in_filter);
-        all.map(|doubt| format!("{:?}: {doubt}", self.id()))
-            .collect()
-    }
-
-    /// A note if the URL is used in another form than it was typed. It never shows the query, which may be a credential.
-    fn normal_url(&self) -> Option<String> {
-        let record: Value = serde_json::from_slice(&self.json).ok()?;
-        let typed = record.get("url")?.as_str()?;
-        let used = &self.parsed.url;
-        if typed == used.as_str() {
-            return None;
-        }
-        let typed_query = typed.split_once('?').map(|(_, query)| query);
-        let query = match used.query() {
-            None => "",
-            Some(query) if Some(query) == typed_query => "?…",
-            Some(_) => "?… (the query is percent-encoded)",
-        };
-        let mut shown = used.clone();
-        shown.set_query(None);
-        Some(format!(
-            "{:?}: the url is used as {shown}{query}",
-            self.id()
-        ))
-    }
-
-    /// Whether both are equal, apart from the order of fields.
-    fn equals(&self, json: &[u8]) -> bool {
-        let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
-        self.json == json || value(&self.json) == value(json)
+        Command::RotateSecret(args) => secrets::rotate(settings, args),
+        Command::Encrypt(args) => secrets::encrypt(settings, args),
     }
 }
 
@@ -265,6 +195,12 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         return Err(CliError::new(Exit::Failure, outside.join("\n")));
     }
     let pruned = pruned(&stored, &documents, args);
+    let keys = secrets::keys(settings)?;
+    let documents = documents.into_iter().map(|document| {
+        let before = stored.document(document.id());
+        secrets::encrypted(document, before, keys.as_ref())
+    });
+    let documents: Vec<Document> = documents.collect::<Result<_, _>>()?;
     let (mut changes, mut writes) = (Vec::new(), Vec::new());
     for document in documents {
         let result = effect(&stored, &document);
@@ -572,6 +508,7 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::secret_rules::SecretRules;
     use crate::model::subscription::TopicRecord;
 
     const ACME: &str =

@@ -5,6 +5,7 @@ mod schema_registry;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -73,15 +74,10 @@ impl<'a> Reader<'a> {
         let http_token_file = self.computed("http-token-file", file, || None);
         let http_certificate = self.computed("http-certificate", file, || None);
         let http_key = self.computed("http-key", file, || None);
-        let http_tls = match (http_certificate.flatten(), http_key.flatten()) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                self.mistakes
-                    .push("--http-certificate and --http-key need each other".to_owned());
-                None
-            }
-        };
+        let http_tls = self.both("http-certificate", http_certificate, "http-key", http_key);
+        let certificate = self.computed("client-certificate", file, || None);
+        let key = self.computed("client-key", file, || None);
+        let client_certificate = self.both("client-certificate", certificate, "client-key", key);
         let tiers = self.read("tiers", |text| {
             let delays = times(
                 text,
@@ -162,6 +158,7 @@ impl<'a> Reader<'a> {
             |text| secret_rules::parse_prefixes(text).map(Some),
             || None,
         );
+        let kek_file = self.computed("kek-file", |text| Some(Some(text.into())), || None);
         let otlp = self.otlp();
         let schema_registry = self.schema_registry();
         let ca_file = self.computed("ca-file", |text| Some(Some(text.into())), || None);
@@ -195,6 +192,7 @@ impl<'a> Reader<'a> {
             http_listen: http_listen?,
             http_token_file: http_token_file?,
             http_tls,
+            client_certificate,
             tiers: tiers?,
             retry_schedule: retry_schedule?,
             max_age: max_age?,
@@ -208,6 +206,7 @@ impl<'a> Reader<'a> {
             schema_registry: schema_registry?,
             egress: egress?,
             secret_rules: SecretRules::new(secret_dirs?, secret_prefixes?),
+            kek_file: kek_file?,
             ca_file: ca_file?,
             max_event_bytes: max_event_bytes?,
             workers: workers?,
@@ -219,6 +218,25 @@ impl<'a> Reader<'a> {
             disable_after: disable_after?,
             operator_subscriber: operator_subscriber?,
         })
+    }
+
+    /// A certificate and its key.
+    fn both(
+        &mut self,
+        name: &str,
+        certificate: Option<Option<PathBuf>>,
+        key_name: &str,
+        key: Option<Option<PathBuf>>,
+    ) -> Option<(PathBuf, PathBuf)> {
+        match (certificate.flatten(), key.flatten()) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                self.mistakes
+                    .push(format!("--{name} and --{key_name} need each other"));
+                None
+            }
+        }
     }
 
     /// `Some(None)` for `now` by default: some decisions need an explicit one.

@@ -91,6 +91,8 @@ pub struct Settings {
     pub drain_deadline: Duration,
     /// Which secrets a subscription may name.
     pub secret_rules: SecretRules,
+    /// The keys that encrypt the secrets in records of subscriptions, if there are any.
+    pub kek_file: Option<PathBuf>,
     /// Whether each attempt is recorded in the attempt log.
     pub attempt_log: bool,
     /// The format of the commit metadata that delivery writes.
@@ -107,6 +109,8 @@ pub struct Settings {
     pub egress: EgressSettings,
     /// Additional trusted certificate authorities, PEM.
     pub ca_file: Option<PathBuf>,
+    /// Certificate and key that endpoints get that demand one, unless the subscription has its own, PEM.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Maximum size of an event, bytes; larger events are invalid.
     pub max_event_bytes: usize,
     /// Delivery threads, each with its own connections; each partition is assigned to one.

@@ -86,6 +86,7 @@ settings! {
     "egress-proxy-lookups" "" "false" "Let the proxy look up host names: rules about addresses then hold only for addresses in URLs" "true or false";
     "secret-dirs" "DIR,…" "" "Directories that the file: references of subscriptions may name files in, links resolved; {subscriber} as a part of the path stands for the subscriber (default: any file)" "absolute paths, comma-separated, or none";
     "secret-env-prefix" "PREFIX,…" "" "How the env: references of subscriptions must begin; {subscriber}__ stands for the subscriber, whose letters other than A-Z a-z 0-9 are _ and two hex digits (default: any name that does not begin with HOOKSTREAM_)" "A-Z a-z 0-9 _, comma-separated, or none; {subscriber} only before __ and not at the start";
+    "kek-file" "FILE" "" "Key-encryption keys, one in a line, the base64 of 32 random bytes: subscriptions apply encrypts literal secrets with the first, deliver decrypts with all of them and reads the file again when it changes" "a readable file";
     "otlp-endpoint" "URL" "" "URL of an OpenTelemetry collector (OTLP over HTTP); no spans are exported if unset" "http://HOST:PORT or https://HOST:PORT, /v1/traces is appended; set credentials in OTEL_EXPORTER_OTLP_HEADERS";
     "trace-sample" "RATIO" "0" "Sampling ratio for events without a trace context; events with one follow the sampled flag of their publisher" "0 to 1";
     "schema-registry" "URL" "" "URL of a Schema Registry with Confluent's API: values that begin with a schema id, or have one in the header __value_schema_id, are decoded (Avro, Protobuf, JSON Schema); they are invalid events if unset" "http://HOST:PORT or https://HOST:PORT, with the registry's path if it has one";
@@ -94,6 +95,8 @@ settings! {
     "schema-registry-token" "REF" "" "Where a bearer token for the Schema Registry is; a file is read again for each request" "env:NAME or file:PATH";
     "schema-registry-ca-file" "FILE" "" "Additional certificate authorities to trust for the Schema Registry, PEM (default: --ca-file)" "a readable file";
     "ca-file" "FILE" "" "Additional certificate authorities, or certificates of endpoints, to trust, PEM" "a readable file";
+    "client-certificate" "FILE" "" "Client certificate for endpoints that demand one, with those of its issuers, PEM; for subscriptions without client_certificate. Read again within a minute of a change" "a readable file, with --client-key";
+    "client-key" "FILE" "" "Private key of --client-certificate, PEM without a password" "a readable file, with --client-certificate";
     "log" "FILTER" "info" "Log level, or a filter by module such as hookstream=debug,info" "error, warn, info, debug, trace, or a filter";
     "log-format" "FORMAT" "text" "Format of the log on standard error" "text or json";
 }

@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::partition::env::Endpoint;
+use super::shares::Shared;
 use super::signing::Signer;
 use super::tokens::Token;
 use crate::config::Settings;
@@ -39,6 +40,8 @@ pub(super) struct Target {
     pub(super) schedule: Box<[Duration]>,
     /// What may be shown of it.
     pub(super) shown: Shown,
+    /// What its requests count to.
+    pub(super) shared: Shared,
     /// Whether attempts are logged.
     pub(super) is_logged: bool,
     /// The token of its requests, if they have one.
@@ -99,7 +102,7 @@ impl Target {
     pub(super) fn reads_files(&self) -> bool {
         self.subscription
             .sources()
-            .any(|source| matches!(source, SecretSource::File(_)))
+            .any(|source| matches!(source, SecretSource::File(_) | SecretSource::Encrypted(_)))
     }
 
     /// Whether it was made from these.
@@ -107,17 +110,20 @@ impl Target {
         Arc::ptr_eq(&self.subscription, subscription) && *self.secrets == *secrets
     }
 
-    /// `secrets` are the texts of its [`sources`](Subscription::sources).
+    /// `secrets` are the texts of its [`sources`](Subscription::sources), of one that has stopped signing at `now` any.
     pub(super) fn new(
         subscription: &Arc<Subscription>,
         settings: &Settings,
         secrets: Vec<Arc<str>>,
         token: Option<Arc<Token>>,
         tls: Option<Arc<Tls>>,
+        shared: Shared,
+        now: EpochMs,
     ) -> Result<Self, String> {
         let texts = subscription.sort(&secrets);
-        let signing = texts.signing.iter().map(|secret| &**secret);
-        let signer = Signer::new(signing).map_err(|error| error.to_string())?;
+        let signing = texts.signing.iter().zip(&subscription.secrets);
+        let signing = signing.map(|(text, secret)| (&**text, secret.until));
+        let signer = Signer::with_ends(signing, now).map_err(|error| error.to_string())?;
         let own = own_headers(subscription, texts)?;
         let uri = subscription
             .url
@@ -141,6 +147,7 @@ impl Target {
                 .unwrap_or_else(|| settings.retry_schedule.clone())
                 .into(),
             shown: Shown::new(subscription, &own, &secrets),
+            shared,
             is_logged: settings.attempt_log,
             token,
             address: Arc::new(address),
@@ -170,7 +177,8 @@ impl Target {
         let second = self.second(now.seconds());
         if !self.signer.is_empty() {
             let digits = second.to_str().unwrap_or_default();
-            let signature = self.signer.sign(&command.webhook_id, digits, &command.body);
+            let (id, body) = (&command.webhook_id, &command.body);
+            let signature = self.signer.sign_at(id, digits, body, now);
             if let Ok(signature) = HeaderValue::try_from(signature) {
                 headers.insert(WEBHOOK_SIGNATURE, signature);
             }

@@ -41,6 +41,13 @@ pub(super) enum Secret {
     Unusable(String),
 }
 
+impl Secret {
+    /// In the place of one that is not needed.
+    pub(super) fn nothing() -> Self {
+        known("")
+    }
+}
+
 /// Called on another thread when the read that a [`Secret::Reading`] waits for has ended.
 pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
 
@@ -112,6 +119,8 @@ impl Secrets {
                 self.file(&Place { path, dir }, wake)
             }
             SecretSource::Literal(secret) => known(secret.expose()),
+            // Whoever has the keys decrypts it: `Directory`.
+            SecretSource::Encrypted(_) => Secret::Unusable(format!("{source} is not decrypted")),
         }
     }
 

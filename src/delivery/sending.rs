@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::partition::effect::Attempt;
 use super::partition::event::{AttemptEnd, LaneId};
 use super::request::{Target, read_rest, response_of};
+use super::shares::Held;
 use super::tokens::Renewed;
 use crate::edge::clock;
 use crate::edge::http::{Failure, FailureClass, Reply};
@@ -85,6 +86,8 @@ pub(super) struct Sending<H> {
     pub(super) attempt: Attempt<Rc<Target>>,
     pub(super) client: H,
     pub(super) span: Option<Open>,
+    /// Counts the request to its host and its subscriber, until its connection is free.
+    pub(super) held: Held,
     pub(super) ended: UnboundedSender<Ended>,
 }
 
@@ -97,6 +100,7 @@ impl<H: Http> Sending<H> {
             attempt,
             client,
             span,
+            held: _held,
             ended,
         } = self;
         let Attempt {

@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
 use crate::model::signing_key::{KeyError, SigningKey};
+use crate::model::units::EpochMs;
 
 /// A secret that cannot sign; the secret itself is never shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +39,19 @@ fn signature_length(key: &SigningKey) -> usize {
 
 /// The keys of one subscription, ready to sign. Cloning shares them.
 #[derive(Clone)]
-pub struct Signer(Arc<[SigningKey]>);
+pub struct Signer(Arc<[Key]>);
+
+/// A key, and when it stops signing, if it does.
+struct Key {
+    key: SigningKey,
+    until: Option<EpochMs>,
+}
+
+impl Key {
+    fn signs(&self, now: EpochMs) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
 
 impl Signer {
     /// Parses secrets, in signing order; an empty list is valid and signs nothing.
@@ -46,15 +59,29 @@ impl Signer {
     /// # Errors
     /// The position of the first secret that cannot sign; never its text.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Result<Self, SecretError> {
-        secrets
-            .into_iter()
-            .enumerate()
-            .map(|(index, secret)| {
-                let position = index + 1;
-                SigningKey::read(secret).map_err(|problem| SecretError { position, problem })
-            })
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let secrets = secrets.into_iter().map(|secret| (secret, None));
+        Self::with_ends(secrets, EpochMs(0))
+    }
+
+    /// The same, each with the time when it stops signing, if it does. Those that have stopped at `now` are not read.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_ends<'a>(
+        secrets: impl IntoIterator<Item = (&'a str, Option<EpochMs>)>,
+        now: EpochMs,
+    ) -> Result<Self, SecretError> {
+        let mut keys = Vec::new();
+        for (index, (secret, until)) in secrets.into_iter().enumerate() {
+            if until.is_some_and(|until| until <= now) {
+                continue;
+            }
+            let position = index + 1;
+            let key = SigningKey::read(secret);
+            let key = key.map_err(|problem| SecretError { position, problem })?;
+            keys.push(Key { key, until });
+        }
+        Ok(Self(keys.into()))
     }
 
     /// Whether there is no secret: the request then carries no `webhook-signature`.
@@ -64,10 +91,11 @@ impl Signer {
     }
 
     /// The value of `webhook-signature` for one attempt: one signature per secret, separated by spaces; empty without
-    /// secrets. `timestamp` is the value of `webhook-timestamp`: seconds, in decimal.
+    /// secrets. `timestamp` is the value of `webhook-timestamp`: seconds, in decimal. Keys that have stopped signing at
+    /// `now` do not sign.
     #[must_use]
-    pub fn sign(&self, webhook_id: &str, timestamp: &str, body: &[u8]) -> String {
-        let length: usize = self.0.iter().map(signature_length).sum();
+    pub fn sign_at(&self, webhook_id: &str, timestamp: &str, body: &[u8], now: EpochMs) -> String {
+        let length: usize = self.0.iter().map(|key| signature_length(&key.key)).sum();
         // Allocated at its final length, so that it becomes a header without another allocation.
         let mut header = String::with_capacity((length + self.0.len()).saturating_sub(1));
         let content = [
@@ -77,11 +105,11 @@ impl Signer {
             b".",
             body,
         ];
-        for key in self.0.iter() {
+        for key in self.0.iter().filter(|key| key.signs(now)) {
             if !header.is_empty() {
                 header.push(' ');
             }
-            match key {
+            match &key.key {
                 SigningKey::Hmac(key) => {
                     let mut context = hmac::Context::with_key(key);
                     content.iter().for_each(|part| context.update(part));
@@ -96,6 +124,14 @@ impl Signer {
             }
         }
         header
+    }
+}
+
+impl Signer {
+    /// The same with all keys, those that have stopped signing too.
+    #[must_use]
+    pub fn sign(&self, webhook_id: &str, timestamp: &str, body: &[u8]) -> String {
+        self.sign_at(webhook_id, timestamp, body, EpochMs(i64::MIN))
     }
 }
 
@@ -277,6 +313,27 @@ mod tests {
         assert_eq!(
             format!("{:?}", Signer::new([SECRET]).unwrap()),
             "Signer(1 secrets)"
+        );
+    }
+
+    #[test]
+    fn a_secret_signs_until_its_end_and_is_not_read_after_it() {
+        let other = format!("whsec_{}", STANDARD.encode([7; 32]));
+        let secrets = [(SECRET, None), (other.as_str(), Some(EpochMs(10_000)))];
+        let signer = Signer::with_ends(secrets, EpochMs(0)).unwrap();
+        let of = |secrets: &[&str]| {
+            let signer = Signer::new(secrets.iter().copied()).unwrap();
+            signer.sign("a", "9", b"b")
+        };
+        let at = |ms: i64| signer.sign_at("a", "9", b"b", EpochMs(ms));
+        assert_eq!(at(9_999), of(&[SECRET, &other]));
+        assert_eq!(at(10_000), of(&[SECRET]));
+        let gone = [("", Some(EpochMs(10_000))), (SECRET, None)];
+        let later = Signer::with_ends(gone, EpochMs(10_000)).unwrap();
+        assert_eq!(later.sign("a", "9", b"b"), of(&[SECRET]));
+        assert!(
+            Signer::with_ends(gone, EpochMs(9_999)).is_err(),
+            "it still signs"
         );
     }
 

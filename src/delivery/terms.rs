@@ -9,15 +9,18 @@ use super::partition::lane::{Limits, Rate};
 use super::refused::{Reason, Refused};
 use super::request::Target;
 use super::secrets::{MISSING_SECRET, SECRET_FILE, Secret, Secrets, Wake};
+use super::shares::Shares;
 use super::tokens::{Asked, Token, Tokens, Wanted};
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::http::{Tls, TlsMaker};
 use crate::edge::kafka::status_cache::StatusCache;
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
+use crate::model::envelope::{Keys, Owner, Sealed};
 use crate::model::expiry::default_max_age;
 use crate::model::status::Status;
-use crate::model::subscription::{Auth, State, Subscription};
+use crate::model::subscription::{Auth, SecretSource, State, Subscription};
 
 /// Looks up subscriptions for one worker.
 pub(super) struct Directory {
@@ -35,6 +38,8 @@ pub(super) struct Directory {
     pub(super) tokens: Arc<Tokens>,
     /// Makes what the connections of subscriptions with authorities or certificates of their own are made with.
     pub(super) trust: Arc<TlsMaker>,
+    /// How many requests each host and subscriber may have in flight on this worker.
+    pub(super) shares: Shares,
     /// The subscriptions that cannot be served.
     pub(super) refused: Arc<Refused>,
     /// Lets the worker ask for terms again when a secret was read.
@@ -86,13 +91,29 @@ impl Directory {
         /// While a file is read again.
         const SOON: Duration = Duration::from_secs(1);
         let rules = &self.settings.secret_rules;
+        let now = clock::now();
+        let signing = subscription.secrets.iter();
+        let have_ended = signing.clone().map(|secret| secret.has_ended(now));
+        let have_ended = have_ended.chain(std::iter::repeat(false));
+        let default = self.default_certificate(subscription);
         // All of them, so that they are read at the same time.
         let secrets: Vec<Secret> = subscription
             .sources()
-            .map(|source| {
+            .zip(have_ended)
+            .map(|(source, has_ended)| {
+                if has_ended {
+                    return Ok(Secret::nothing());
+                }
                 let dir = rules.check(&subscription.subscriber, source)?;
-                Ok(self.secrets.get(source, dir, &self.wake))
+                Ok(match source {
+                    SecretSource::Encrypted(sealed) => self.decrypted(sealed, subscription),
+                    _ => self.secrets.get(source, dir, &self.wake),
+                })
             })
+            .chain(default.iter().flatten().map(|source| {
+                // The operator's own: no rule restricts it.
+                Ok(self.secrets.get(source, None, &self.wake))
+            }))
             .collect::<Result<_, String>>()?;
         let (mut texts, mut loading, mut again) = (Vec::with_capacity(secrets.len()), false, false);
         for secret in secrets {
@@ -115,29 +136,76 @@ impl Directory {
         let target = match before {
             Some(same) if same.is_of(subscription, &texts) => Rc::clone(same),
             _ => Rc::new({
-                let tls = self.tls(subscription, &texts)?;
-                Target::new(subscription, &self.settings, texts, token, tls)?
+                let tls = self.tls(subscription, &texts, default.is_some())?;
+                let shared = self.shares.of(&subscription.url, &subscription.subscriber);
+                Target::new(subscription, &self.settings, texts, token, tls, shared, now)?
             }),
         };
-        let valid_for = match target.reads_files() {
+        let valid_for = match target.reads_files() || default.is_some() {
             true if again => Some(SOON),
             true => Some(SECRET_FILE),
             false => None,
         };
-        let valid_for = valid_for.into_iter().chain(token_valid_for).min();
+        let ends = signing.filter(|secret| !secret.has_ended(now));
+        let ends = ends.filter_map(|secret| Some(secret.until?.since(now)));
+        let valid_for = valid_for.into_iter().chain(token_valid_for);
+        let valid_for = valid_for.chain(ends).min();
         Ok((Standing::Open(target), valid_for))
     }
 
+    /// The operator's certificate and its key, for a subscription without its own.
+    fn default_certificate(&self, subscription: &Subscription) -> Option<[SecretSource; 2]> {
+        let is_needed = subscription.tls.client.is_none() && subscription.url.scheme() == "https";
+        let (certificate, key) = self.settings.client_certificate.as_ref()?;
+        is_needed.then(|| [certificate, key].map(|path| SecretSource::File(path.clone())))
+    }
+
+    /// A secret of the record, decrypted with the operator's keys.
+    fn decrypted(&self, sealed: &Sealed, subscription: &Subscription) -> Secret {
+        let Some(path) = &self.settings.kek_file else {
+            return Secret::Unusable(format!(
+                "its secret is encrypted with the key {}, and --kek-file is not set",
+                sealed.key()
+            ));
+        };
+        let file = SecretSource::File(path.clone());
+        let (text, again) = match self.secrets.get(&file, None, &self.wake) {
+            Secret::Known { text, again } => (text, again),
+            other => return other,
+        };
+        let keys = match Keys::read(&text) {
+            Ok(keys) => keys,
+            Err(error) => {
+                return Secret::Unusable(format!("--kek-file {}: {error}", path.display()));
+            }
+        };
+        let owner = Owner {
+            subscriber: &subscription.subscriber,
+            id: &subscription.id,
+        };
+        match keys.open(sealed, owner) {
+            Ok(text) => Secret::Known {
+                text: text.into(),
+                again,
+            },
+            Err(error) => Secret::Unusable(format!("its secret {error}")),
+        }
+    }
+
     /// What the connections of a subscription are made with, if not with the defaults. `secrets` are the texts of its
-    /// sources.
+    /// sources, and those of the operator's certificate if it `has_default`.
     fn tls(
         &self,
         subscription: &Subscription,
         secrets: &[Arc<str>],
+        has_default: bool,
     ) -> Result<Option<Arc<Tls>>, String> {
         let texts = subscription.sort(secrets);
         let ca = texts.ca.map(|text| &**text);
-        let client = texts.certificate.zip(texts.key);
+        let client = match secrets {
+            [.., certificate, key] if has_default => Some((certificate, key)),
+            _ => texts.certificate.zip(texts.key),
+        };
         let client = client.map(|(certificate, key)| (&**certificate, &**key));
         if ca.is_none() && client.is_none() {
             return Ok(None);
@@ -299,6 +367,7 @@ mod tests {
                     secrets: Arc::new(Secrets::over(read)),
                     tokens: Arc::new(tokens),
                     trust: Arc::default(),
+                    shares: Shares::default(),
                     refused: Arc::new(Refused::new(DeliveryMetrics::register(
                         &crate::runtime::metrics::Registry::new(),
                     ))),

@@ -29,6 +29,7 @@ use super::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use super::partition::event::{Event, LaneId};
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
+use super::shares::Crowded;
 use super::terms::Directory;
 use crate::config::Settings;
 use crate::edge::clock;
@@ -43,6 +44,7 @@ use crate::model::status::first_line;
 use crate::model::units::Offset;
 use crate::model::window::{METADATA_LIMIT, Place};
 
+mod dispatch;
 mod report;
 
 /// The interval of ticks, which handle changes that depend on time alone.
@@ -131,6 +133,8 @@ struct Worker<P: Port> {
     partitions: BTreeMap<i32, Owned>,
     /// Lanes that have something to send, in the order in which they asked.
     ready: VecDeque<(Owner, LaneId)>,
+    /// Such lanes whose host or subscriber has its share of the requests.
+    crowded: Crowded<(Owner, LaneId)>,
     timers: BinaryHeap<Reverse<(Instant, Owner)>>,
     /// Over all partitions: see [`Owned::slots`].
     in_flight: usize,
@@ -171,6 +175,7 @@ impl<P: Port> Worker<P> {
             rules: Arc::new(rules),
             partitions: BTreeMap::new(),
             ready: VecDeque::new(),
+            crowded: Crowded::default(),
             timers: BinaryHeap::new(),
             in_flight: 0,
             ended,
@@ -392,19 +397,6 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Gives the ready lanes their turns, one command per lane at a time.
-    fn dispatch(&mut self) {
-        while self.in_flight < self.around.max_in_flight {
-            let Some((owner, lane)) = self.ready.pop_front() else {
-                return;
-            };
-            if self.owns(owner) {
-                let spare = self.around.max_in_flight - self.in_flight;
-                self.apply(owner.partition, Event::Turn { lane, spare });
-            }
-        }
-    }
-
     fn send(&mut self, owner: Owner, attempt: Attempt<Rc<Target>>) {
         let (offset, started) = (attempt.offset, attempt.permit.began);
         let ticket = self.next_ticket;
@@ -414,6 +406,7 @@ impl<P: Port> Worker<P> {
             owner,
             ticket,
             span: self.around.tracer.of_command(traceparent),
+            held: attempt.endpoint.shared.hold(),
             attempt,
             client: self.around.client.clone(),
             ended: self.ended.clone(),

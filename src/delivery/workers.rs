@@ -15,6 +15,7 @@ use super::messages::{Message, WorkerState};
 use super::metrics::DeliveryMetrics;
 use super::refused::Refused;
 use super::secrets::{Secrets, Wake};
+use super::shares::Shares;
 use super::terms::Directory;
 use super::tokens::Tokens;
 use super::worker::{self, Surroundings};
@@ -135,6 +136,7 @@ impl<P: Port> Workers<P> {
                     secrets: Arc::clone(&secrets),
                     tokens: Arc::clone(&tokens),
                     trust: Arc::clone(&trust),
+                    shares: Shares::default(),
                     refused: Arc::clone(&refused),
                     wake: waker(messages.downgrade()),
                 },

@@ -176,6 +176,12 @@ impl EgressPolicy {
     }
 
     fn reserved_name(&self, name: &str) -> Option<Rule> {
+        // No such name exists, but a resolver or a proxy that drops empty labels would make another one of it, after the
+        // rules below have looked at this one.
+        let labels = name.strip_suffix('.').unwrap_or(name);
+        if labels.split('.').any(str::is_empty) {
+            return Some(Rule::ReservedName("a name with an empty label"));
+        }
         let mut denied = self.deny_hosts.iter();
         if let Some(pattern) = denied.find(|pattern| pattern.matches(name)) {
             return Some(Rule::DeniedHost(pattern.clone()));

@@ -52,7 +52,7 @@ impl SecretRules {
         source: &SecretSource,
     ) -> Result<Option<PathBuf>, String> {
         match source {
-            SecretSource::Literal(_) => Ok(None),
+            SecretSource::Literal(_) | SecretSource::Encrypted(_) => Ok(None),
             SecretSource::Env(name) => self.variable(subscriber, name).map(|()| None),
             SecretSource::File(path) => self.file(subscriber, path),
         }

@@ -17,6 +17,7 @@ mod numbers;
 mod path;
 mod record;
 mod reference;
+mod sealing;
 mod source;
 mod validate;
 mod version;
@@ -33,7 +34,8 @@ pub use model::{
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
 pub use reference::MAX_HEADER_BYTES;
-pub use source::{HeaderSource, Redacted, SecretSource};
+pub use sealing::{rotated, seal};
+pub use source::{HeaderSource, Redacted, SecretSource, SigningSecret};
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,

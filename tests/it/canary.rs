@@ -11,7 +11,7 @@ use crate::oauth::TokenServer;
 use crate::scene::{
     LATER, event, put, start, subscription, wait_for_dead_letters, wait_for_records, with, world,
 };
-use crate::support::{Answer, Isolation, Receiver, Seen, run_to_end};
+use crate::support::{Answer, Isolation, Receiver, Seen, eventually_true, run_to_end};
 
 /// In each secret. Base64 of it has no part that anything else has.
 const CANARY: &str = "c4naryS3cretCanary";
@@ -124,6 +124,19 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
         ),
     ];
     put(&world, &valid);
+    // Encrypted on the topic, by a key that is a secret too.
+    let mut kek = [b'c'; 32];
+    kek[..CANARY.len()].copy_from_slice(CANARY.as_bytes());
+    let keys = secret(at, "keys", &STANDARD.encode(kek));
+    let key_flags = ["--kek-file", keys.trim_start_matches("file:")];
+    world.flags.extend(key_flags.map(str::to_owned));
+    let encrypted = one("encrypted", json!({"secrets": [signing]})).to_string();
+    let applied = world.run(&["subscriptions", "apply", "-f", "-"], &encrypted);
+    assert_eq!(applied.code, 0, "{}", applied.stderr);
+    assert_clean(
+        "subscriptions apply",
+        &format!("{}{}", applied.stdout, applied.stderr),
+    );
     // And these are invalid records.
     let invalid = [
         one(
@@ -165,11 +178,25 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
     ]
     .map(str::to_owned);
     world.flags.extend(flags);
-    let process = start(&world, &[]);
+    let collector = Receiver::good();
+    let otlp = collector.url("");
+    let spans = ["--otlp-endpoint", otlp.as_str(), "--trace-sample", "1"];
+    let process = start(&world, if cfg!(feature = "otlp") { &spans } else { &[] });
     world.produce_event("k", &[], event("e1", "order.made", "1"));
-    // The seven that can be sent end after four attempts.
-    let dead = wait_for_dead_letters(&world, 7);
-    wait_for_records(&world, &world.topics.attempts(), 28);
+    // The eight that can be sent end after four attempts.
+    let dead = wait_for_dead_letters(&world, 8);
+    wait_for_records(&world, &world.topics.attempts(), 32);
+    if cfg!(feature = "otlp") {
+        eventually_true("spans of attempts are exported", LATER, || {
+            let seen = collector.seen();
+            seen.iter()
+                .any(|one| String::from_utf8_lossy(&one.body).contains("attempt"))
+        });
+        for seen in collector.seen() {
+            let spans = String::from_utf8_lossy(&seen.body).into_owned();
+            assert_clean("a span", &format!("{:?} {spans}", seen.headers));
+        }
+    }
     for line in process.stderr() {
         assert_clean("the log", &line);
     }
@@ -207,6 +234,8 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
         (&["subscriptions", "show", "basic"], ""),
         (&["subscriptions", "show", "oauth2"], ""),
         (&["subscriptions", "apply", "-f", "-"], documents.as_str()),
+        (&["subscriptions", "show", "encrypted", "-o", "yaml"], ""),
+        (&["subscriptions", "encrypt", "encrypted"], ""),
         (&["subscriptions", "pause", "tls"], ""),
         (&["dead-letters", "list", "-o", "json"], ""),
         (&["trace", "e1", "-o", "json"], ""),
@@ -224,7 +253,7 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
     }
     let help = run_to_end(&["--help"], "");
     assert_clean("the help", &help.stdout);
-    let seen = receiver.wait_for(28, LATER);
+    let seen = receiver.wait_for(32, LATER);
     let sent: String = seen
         .iter()
         .map(|one| format!("{:?}", one.headers))

@@ -403,3 +403,38 @@ fn the_program_runs_in_the_image_without_root_on_a_read_only_file_system() {
     process.wait_for_line("no certificate authorities found", LATER);
     assert_eq!(process.wait_exit(SOON).code(), Some(1));
 }
+
+#[test]
+fn what_is_published_has_a_bill_of_materials_checksums_and_a_signature_of_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, binary) = (folder.path().join("out"), folder.path().join("binary"));
+    std::fs::write(&binary, "a binary").unwrap();
+    let script = Path::new(PROJECT).join("scripts/dist");
+    done(
+        Command::new(script)
+            .env("BIN", &binary)
+            .env("OUT", &out)
+            .env("SIGN", "sha256sum < FILE > FILE.sig"),
+    );
+    let bill = std::fs::read_to_string(out.join("hookstream.cdx.json")).unwrap();
+    let bill: Value = serde_json::from_str(&bill).unwrap();
+    assert_eq!(bill["bomFormat"], "CycloneDX");
+    let components = bill["components"].as_array().unwrap();
+    let named = |name: &str| components.iter().find(|one| one["name"] == name);
+    for name in ["rdkafka-sys", "rustls", "ring", "serde"] {
+        let one = named(name).unwrap_or_else(|| panic!("{name} is linked"));
+        let hash = one["hashes"][0]["content"].as_str().unwrap();
+        assert!(hash.len() == 64 && one["licenses"][0]["expression"].is_string());
+        assert_eq!(one["scope"], "required");
+    }
+    assert!(named("proptest").is_none(), "tests are not in it");
+    done(
+        Command::new("sha256sum")
+            .args(["--check", "--status", "SHA256SUMS"])
+            .current_dir(&out),
+    );
+    for file in ["hookstream", "hookstream.cdx.json", "SHA256SUMS"] {
+        let signature = std::fs::read(out.join(format!("{file}.sig"))).unwrap();
+        assert!(!signature.is_empty(), "{file}");
+    }
+}

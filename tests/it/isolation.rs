@@ -27,7 +27,7 @@ const BREAKER: [&str; 4] = [
     "--breaker-max-probe=1s",
 ];
 
-fn alone() -> MutexGuard<'static, ()> {
+pub fn alone() -> MutexGuard<'static, ()> {
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

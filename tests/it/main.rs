@@ -12,6 +12,7 @@
     unreachable_pub
 )]
 
+mod adversary;
 mod applied;
 mod attempts;
 mod auth;
@@ -47,6 +48,7 @@ mod scaling;
 mod scene;
 mod schema_registry;
 mod schemas;
+mod secrets;
 mod services;
 mod skipped;
 #[cfg(feature = "otlp")]

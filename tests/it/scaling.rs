@@ -205,11 +205,14 @@ fn to(receiver: &Receiver, id: &str, fields: Value) -> Value {
 #[test]
 fn commands_are_runnable_when_the_replica_is_short_of_requests() {
     let world = world("runnable");
-    let receiver = Receiver::start(|_| Answer::ok().after(Duration::from_millis(100)));
+    // One alone would get three of the four requests (`delivery::shares`).
+    let receivers =
+        [(); 4].map(|()| Receiver::start(|_| Answer::ok().after(Duration::from_millis(100))));
     let names: Vec<String> = (0..12).map(|number| format!("healthy-{number}")).collect();
     let subscriptions: Vec<Value> = names
         .iter()
-        .map(|name| to(&receiver, name, json!({})))
+        .zip(receivers.iter().cycle())
+        .map(|(name, receiver)| to(receiver, name, json!({})))
         .collect();
     put(&world, &subscriptions);
     let deliver = world.spawn("deliver", &["--workers", "1", "--max-in-flight", "4"]);
@@ -227,7 +230,9 @@ fn commands_are_runnable_when_the_replica_is_short_of_requests() {
         assert!(busy.is_none_or(|busy| busy <= 1.0), "{busy:?}");
         busy > Some(0.0)
     });
-    receiver.wait_for(600, LATER);
+    for receiver in &receivers {
+        receiver.wait_for(150, LATER);
+    }
     eventually_true("none is runnable at rest", LATER, || {
         deliver.metric(RUNNABLE) == Some(0.0)
     });

@@ -258,6 +258,12 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
+    /// The endpoint of a lane, while its commands are sent.
+    #[must_use]
+    pub fn endpoint(&self, lane: LaneId) -> Option<&E> {
+        self.lanes.get(&lane)?.standing.endpoint()
+    }
+
     /// Requests a turn for a lane that has something to send.
     pub(super) fn make_ready<S: Subscriptions<Endpoint = E>>(
         &mut self,

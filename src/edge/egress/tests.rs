@@ -296,6 +296,36 @@ fn metadata_services_and_the_api_of_kubernetes_are_refused_by_name_whatever_netw
 }
 
 #[test]
+fn a_name_with_an_empty_label_evades_no_rule_about_names() {
+    let pattern = |text: &str| HostPattern::parse(text).unwrap();
+    for settings in [
+        EgressSettings::default(),
+        EgressSettings {
+            allow_cidrs: nets(&["10.0.0.0/8"]),
+            deny_hosts: vec![pattern("corp.example")],
+            allow_hosts: vec![pattern("localhost")],
+            ..EgressSettings::default()
+        },
+    ] {
+        let policy = policy(&settings);
+        for name in [
+            "localhost..",
+            "metadata.google.internal..",
+            "kubernetes..default.svc",
+            "corp.example..",
+            "a.example...",
+        ] {
+            let denied = policy.parse_url(&format!("https://{name}/")).unwrap_err();
+            assert!(
+                denied.to_string().contains("empty label"),
+                "{name}: {denied}"
+            );
+        }
+        assert!(policy.parse_url("https://hooks.example.com./").is_ok());
+    }
+}
+
+#[test]
 fn the_deny_list_wins_over_the_allow_list() {
     let policy = policy(&EgressSettings {
         allow_cidrs: nets(&["10.0.0.0/8"]),

@@ -11,6 +11,7 @@
 //! | more or longer headers than the limits, control characters, contradictory lengths | fails | has the status |
 //! | arrived before the request was written, which then failed | did not look | reads it from the socket (RFC 9112, section 9.5) |
 //! | ended with its connection before the head did | fails | is not asked: an incomplete response is none (section 8) |
+//! | interim responses (1xx) without an end | reads on | fails after 256 KiB |
 //! | no status line | fails | has nothing: the response is not HTTP |
 
 use std::future::poll_fn;
@@ -28,6 +29,9 @@ use super::limits::MAX_HEADER_BYTES;
 const MAX_LINE: usize = 1024;
 /// The maximum number of `Retry-After` headers that are kept.
 const MAX_VALUES: usize = 8;
+/// The maximum bytes before the status that counts. An endless row of interim responses would otherwise be read, as fast as
+/// it arrives, until the deadline of the attempt, and the thread of other subscribers with it.
+const MAX_INTERIM_BYTES: usize = 8 * MAX_HEADER_BYTES;
 
 /// What is known of a response that hyper could not read.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub(super) struct Tap<T> {
     inner: T,
     marks: Arc<Marks>,
     seen: Seen,
+    /// The bytes of the response so far, while its status is not known.
+    before_status: usize,
 }
 
 impl<T: AsyncRead + Unpin> Tap<T> {
@@ -77,6 +83,7 @@ impl<T: AsyncRead + Unpin> Tap<T> {
             inner,
             marks,
             seen: Seen::default(),
+            before_status: 0,
         }
     }
 
@@ -87,8 +94,13 @@ impl<T: AsyncRead + Unpin> Tap<T> {
         if self.marks.begins.load(Ordering::Relaxed) {
             self.marks.begins.store(false, Ordering::Relaxed);
             self.seen.begin();
+            self.before_status = 0;
         }
         self.seen.read(bytes);
+        self.before_status = match self.seen.status() {
+            None if !self.seen.is_done() => self.before_status + bytes.len(),
+            _ => 0,
+        };
         if self.seen.announces_body {
             self.marks.close();
         }
@@ -138,6 +150,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tap<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
         this.note(&buffer.filled()[before..]);
+        if this.before_status > MAX_INTERIM_BYTES {
+            this.marks.close();
+            return Poll::Ready(Err(io::Error::other(format!(
+                "more than {MAX_INTERIM_BYTES} bytes of interim responses"
+            ))));
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -195,6 +213,17 @@ struct Seen {
     retry_after: Vec<Box<[u8]>>,
     /// Whether an interim response announces a body, which it cannot have: what follows it is not what its sender meant.
     announces_body: bool,
+}
+
+/// What the tap makes of a response that arrives in these pieces: its status, and the values of its `Retry-After` headers.
+/// For tests.
+#[must_use]
+pub fn read_head<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Option<(u16, Vec<Box<[u8]>>)> {
+    let mut seen = Seen::default();
+    seen.begin();
+    pieces.for_each(|piece| seen.read(piece));
+    let found = seen.into_cut_off()?;
+    Some((found.status, found.retry_after))
 }
 
 impl Seen {

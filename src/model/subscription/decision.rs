@@ -67,6 +67,9 @@ pub struct Decision {
     pub subscription: Box<str>,
     /// What it was made on; it holds only while that is current.
     pub version: Version,
+    /// What replaces that version without a change of anything but secrets, if it is about to: it holds for that too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_version: Option<Version>,
     /// The state.
     pub state: State,
     /// When it was made.
@@ -90,12 +93,30 @@ impl Decision {
         Self {
             subscription: subscription.id.clone(),
             version: subscription.source.applied.clone(),
+            next_version: None,
             state,
             at: now,
             resumed_at: resumed.or(subscription.resumed_at),
             probed_at: None,
             reason: None,
         }
+    }
+
+    /// The decision that keeps `subscription` in its state while its applied record is replaced by one of `next`.
+    #[must_use]
+    pub fn kept(subscription: &Subscription, next: Version, at: EpochMs) -> Self {
+        Self {
+            next_version: Some(next),
+            at,
+            resumed_at: subscription.resumed_at,
+            ..Self::by_operator(subscription, subscription.state, at)
+        }
+    }
+
+    /// Whether it was made on an applied record of `version`.
+    #[must_use]
+    pub fn is_on(&self, version: &Version) -> bool {
+        self.version == *version || self.next_version.as_ref() == Some(version)
     }
 
     /// An operator's wish that the endpoint of `subscription` is probed at once. The state stays, and each one is another
@@ -105,6 +126,7 @@ impl Decision {
         Self {
             subscription: subscription.id.clone(),
             version: subscription.source.applied.clone(),
+            next_version: None,
             state: subscription.state,
             at: now,
             resumed_at: subscription.resumed_at,
@@ -127,6 +149,7 @@ impl Decision {
         Self {
             subscription: subscription.id.clone(),
             version: subscription.source.version.clone(),
+            next_version: None,
             state: State::Disabled,
             at: now,
             resumed_at: None,

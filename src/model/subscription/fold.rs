@@ -121,7 +121,7 @@ impl Entry {
         match &self.operator {
             Operator::Known(decision, hash) => {
                 resumed_at = resumed_at.max(decision.resumed_at);
-                if decision.version == version {
+                if decision.is_on(&version) {
                     state = decision.state;
                     version = version.with(hash);
                 } else if decision.state != State::Active && state == State::Active {
@@ -357,7 +357,7 @@ impl Fold {
             return Some((Decider::Hookstream, decision.at));
         }
         match &entry.operator {
-            Operator::Known(decision, _) if decision.version == source.applied => {
+            Operator::Known(decision, _) if decision.is_on(&source.applied) => {
                 Some((Decider::Operator, decision.at))
             }
             _ => None,

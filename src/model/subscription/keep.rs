@@ -4,8 +4,10 @@
 use serde_json::Value;
 
 use super::record::{SubscriptionError, read_object};
-use super::reference::{is_credential, is_reference};
+use super::reference::{header_reference, is_credential};
+use super::source::SecretSource;
 use super::version::digest;
+use crate::model::envelope::ENCRYPTED;
 
 /// The beginning of a fingerprint.
 const KEEP: &str = "keep:";
@@ -22,14 +24,40 @@ fn is_kept(text: &str) -> bool {
     text.starts_with(KEEP)
 }
 
-/// Calls `each` with the path and the text of all values that may be secrets.
+/// Calls `each` with the path and the text of all values that may be literal secrets.
 fn each_secret(document: &mut Value, mut each: impl FnMut(&str, &mut String)) {
+    each_in_record(document, |field, kind, text| {
+        if kind == Kind::Literal {
+            each(field, text);
+        }
+    });
+}
+
+/// How a record holds a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// As it is.
+    Literal,
+    /// Encrypted; of a header, perhaps behind a scheme.
+    Encrypted,
+}
+
+/// Calls `each` with the path and the text of all values that may be secrets in the record itself.
+pub(super) fn each_in_record(document: &mut Value, mut each: impl FnMut(&str, Kind, &mut String)) {
     if let Some(Value::Array(secrets)) = document.get_mut("secrets") {
         for (at, secret) in secrets.iter_mut().enumerate() {
-            if let Value::String(text) = secret {
-                let is_literal = !text.starts_with("env:") && !text.starts_with("file:");
-                if is_literal {
-                    each(&format!("secrets.{at}"), text);
+            let text = match secret {
+                Value::Object(secret) => secret.get_mut("secret"),
+                text => Some(text),
+            };
+            if let Some(Value::String(text)) = text {
+                let is_reference = text.starts_with("env:") || text.starts_with("file:");
+                let kind = match text.starts_with(ENCRYPTED) {
+                    true => Kind::Encrypted,
+                    false => Kind::Literal,
+                };
+                if !is_reference {
+                    each(&format!("secrets.{at}"), kind, text);
                 }
             }
         }
@@ -37,10 +65,13 @@ fn each_secret(document: &mut Value, mut each: impl FnMut(&str, &mut String)) {
     if let Some(Value::Object(headers)) = document.get_mut("headers") {
         for (name, value) in headers {
             if let Value::String(text) = value {
-                let is_literal = !is_reference(name, text);
-                if is_literal && is_credential(&name.to_ascii_lowercase()) {
-                    each(&format!("headers.{name}"), text);
-                }
+                let kind = match header_reference(name, text) {
+                    Some(SecretSource::Encrypted(_)) => Kind::Encrypted,
+                    Some(_) => continue,
+                    None if is_credential(&name.to_ascii_lowercase()) => Kind::Literal,
+                    None => continue,
+                };
+                each(&format!("headers.{name}"), kind, text);
             }
         }
     }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::auth::Auth;
 use super::filter::{Filter, TypePattern};
-use super::source::{HeaderSource, SecretSource};
+use super::source::{HeaderSource, SecretSource, SigningSecret};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
@@ -30,8 +30,8 @@ pub struct Subscription {
     pub events: Vec<TypePattern>,
     /// The filter on the event's content.
     pub filter: Filter,
-    /// All of them sign, in this order; requests are not signed if there are none.
-    pub secrets: Vec<SecretSource>,
+    /// All of them sign until they end, in this order; requests are not signed if there are none. One of them never ends.
+    pub secrets: Vec<SigningSecret>,
     /// The format of the body.
     pub format: Format,
     /// Additional request headers; never a reserved one.
@@ -71,7 +71,8 @@ impl Subscription {
         let in_headers = self.headers.iter();
         let in_headers = in_headers.filter_map(|(_, source)| source.reference());
         let authenticates = self.auth.iter().map(Auth::reference);
-        let all = self.secrets.iter().chain(in_headers).chain(authenticates);
+        let signing = self.secrets.iter().map(|secret| &secret.source);
+        let all = signing.chain(in_headers).chain(authenticates);
         all.chain(self.tls.sources())
     }
 

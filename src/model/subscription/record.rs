@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::auth::redact;
 use super::json::StrictValue;
 use super::reference::{credential, is_credential, is_reference};
+use crate::model::envelope::ENCRYPTED;
 
 /// The maximum size of a record, in bytes: every replica's subscription cache holds all of them in memory.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
@@ -59,7 +60,11 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
     let mut record = read_object(value)?;
     if let Some(Value::Array(secrets)) = record.get_mut("secrets") {
         for secret in secrets {
-            *secret = Value::from(redacted_secret(secret.as_str().unwrap_or_default()));
+            let text = match secret {
+                Value::Object(secret) => secret.entry("secret").or_insert(Value::Null),
+                text => text,
+            };
+            *text = Value::from(redacted_secret(text.as_str().unwrap_or_default()));
         }
     }
     if let Some(Value::Object(headers)) = record.get_mut("headers") {
@@ -86,7 +91,7 @@ pub fn redacted(value: &[u8]) -> Result<Value, SubscriptionError> {
 fn redacted_secret(secret: &str) -> String {
     let kept = |prefix: &str| secret.starts_with(prefix);
     match () {
-        () if kept("env:") || kept("file:") => secret.to_owned(),
+        () if kept("env:") || kept("file:") || kept(ENCRYPTED) => secret.to_owned(),
         () if kept("whsk_") => "whsk_…(redacted)".to_owned(),
         () => "whsec_…(redacted)".to_owned(),
     }

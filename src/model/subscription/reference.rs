@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
+use serde_json::Value;
 
-use super::source::{HeaderSource, Redacted, SecretSource};
+use super::source::{HeaderSource, Redacted, SecretSource, SigningSecret};
+use crate::model::envelope::{ENCRYPTED, NotEncrypted, Sealed};
 use crate::model::signing_key::SigningKey;
+use crate::model::units::EpochMs;
 
 /// The longest value of a header, in bytes, also of one that is read from a reference.
 pub const MAX_HEADER_BYTES: usize = 4096;
@@ -23,10 +26,15 @@ const CREDENTIAL_WORDS: [&str; 9] = [
     "credential",
 ];
 
-const SECRET_FORMS: &str = "must be env:NAME, file:/absolute/path, whsec_… with 24 to 64 bytes in base64, \
+/// The longest text of a secret, in bytes.
+const MAX_SECRET_TEXT: usize = 8192;
+
+const SECRET_FORMS: &str = "must be env:NAME, file:/absolute/path, enc:v1:…, whsec_… with 24 to 64 bytes in base64, \
                             or whsk_… with 32 or 64 bytes in base64";
 const REFERENCE_FORMS: &str = "looks like a reference, which is env:NAME (A-Z a-z 0-9 _) or file:/absolute/path, alone or \
                                after the scheme, as in \"Bearer env:NAME\"; to send such a text itself, put it into a file";
+const NOT_ENCRYPTED: &str = "has a value that begins with enc: and is not enc:v1:KEY:BASE64, as `subscriptions apply` with --kek-file writes it";
+const TOO_LONG: &str = "has a value of more than 4096 bytes";
 const NOT_A_VALUE: &str = "has a value with characters other than visible ASCII, spaces and tabs";
 
 /// `None` if the text does not begin as a reference does; `Some(None)` if it does and is none.
@@ -43,8 +51,56 @@ fn reference(text: &str) -> Option<Option<SecretSource>> {
     Some(is_path.then(|| SecretSource::File(PathBuf::from(path))))
 }
 
-/// Reads an item of `secrets`. The message never shows it.
-pub(super) fn secret_source(text: &str) -> Result<SecretSource, String> {
+/// An encrypted secret; `None` if the text does not begin as one does.
+fn encrypted(text: &str) -> Option<Result<SecretSource, NotEncrypted>> {
+    let is_one = text.starts_with(ENCRYPTED);
+    is_one.then(|| Sealed::read(text).map(SecretSource::Encrypted))
+}
+
+/// Reads an item of `secrets`: a text, or an object with the text and the time when it stops signing. No message shows the
+/// text.
+pub(super) fn signing_secret(item: &Value) -> Result<SigningSecret, Vec<(&'static str, String)>> {
+    const FORM: &str = "must be a text, or {\"secret\": TEXT, \"until\": TIME}";
+    let (text, until) = match item {
+        Value::String(text) => (text, None),
+        Value::Object(object) => {
+            let Some(Value::String(text)) = object.get("secret") else {
+                return Err(vec![("", FORM.to_owned())]);
+            };
+            let is_known = |name: &&String| !matches!(name.as_str(), "secret" | "until");
+            if object.keys().any(|name| is_known(&name)) || !object.contains_key("until") {
+                return Err(vec![("", FORM.to_owned())]);
+            }
+            (text, object.get("until"))
+        }
+        _ => return Err(vec![("", FORM.to_owned())]),
+    };
+    let mut problems = Vec::new();
+    let until = until.and_then(|until| {
+        let time = until.as_str().and_then(|text| text.parse().ok());
+        if time.is_none() {
+            let problem = "must be a time in RFC 3339, as 2026-11-27T18:00:00Z";
+            problems.push((".until", problem.to_owned()));
+        }
+        time.map(|time: jiff::Timestamp| EpochMs(time.as_millisecond()))
+    });
+    match secret_source(text) {
+        Ok(source) if problems.is_empty() => return Ok(SigningSecret { source, until }),
+        Ok(_) => {}
+        Err(problem) => problems.push(("", problem)),
+    }
+    Err(problems)
+}
+
+/// Reads the text of a secret. The message never shows it.
+fn secret_source(text: &str) -> Result<SecretSource, String> {
+    if text.len() > MAX_SECRET_TEXT {
+        let length = text.len();
+        return Err(format!("is {length} bytes, the limit is {MAX_SECRET_TEXT}"));
+    }
+    if let Some(read) = encrypted(text) {
+        return read.map_err(|error| error.to_string());
+    }
     match reference(text) {
         Some(Some(source)) => return Ok(source),
         Some(None) => return Err(SECRET_FORMS.to_owned()),
@@ -76,12 +132,17 @@ pub(super) fn header_source(name: &HeaderName, value: &str) -> Result<HeaderSour
         }
         _ => (String::new(), value.trim()),
     };
-    match reference(rest) {
+    let found = match encrypted(rest) {
+        Some(read) => Some(Some(read.map_err(|_| NOT_ENCRYPTED)?)),
+        None => reference(rest),
+    };
+    match found {
         Some(Some(source)) => Ok(HeaderSource::Reference {
             prefix: prefix.into(),
             source,
         }),
         Some(None) => Err(REFERENCE_FORMS),
+        None if value.len() > MAX_HEADER_BYTES => Err(TOO_LONG),
         None => {
             let mut value = header_value(value)?;
             value.set_sensitive(is_credential(name.as_str()));
@@ -153,10 +214,13 @@ pub(super) fn is_credential(name: &str) -> bool {
 
 /// Whether the value of a header is a reference, which may be shown.
 pub(super) fn is_reference(name: &str, value: &str) -> bool {
-    let source = HeaderName::try_from(name)
-        .ok()
-        .and_then(|name| header_source(&name, value).ok());
-    source.is_some_and(|source| source.reference().is_some())
+    header_reference(name, value).is_some()
+}
+
+/// The reference in the value of a header.
+pub(super) fn header_reference(name: &str, value: &str) -> Option<SecretSource> {
+    let name = HeaderName::try_from(name).ok()?;
+    header_source(&name, value).ok()?.reference().cloned()
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use http::HeaderValue;
 
+use crate::model::envelope::Sealed;
+use crate::model::units::EpochMs;
+
 /// Where a secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
@@ -14,6 +17,8 @@ pub enum SecretSource {
     File(PathBuf),
     /// In the record itself: `whsec_…` or `whsk_…`, which can sign.
     Literal(Redacted),
+    /// In the record itself, encrypted with a key of the operator.
+    Encrypted(Sealed),
 }
 
 /// The name of the source, never the secret.
@@ -23,7 +28,25 @@ impl fmt::Display for SecretSource {
             Self::Env(name) => write!(f, "env:{name}"),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Literal(secret) => secret.fmt(f),
+            Self::Encrypted(sealed) => write!(f, "enc:v1:{}:…", sealed.key()),
         }
+    }
+}
+
+/// A secret that signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SigningSecret {
+    /// Where it comes from.
+    pub source: SecretSource,
+    /// When it stops signing, if it does.
+    pub until: Option<EpochMs>,
+}
+
+impl SigningSecret {
+    /// Whether it no longer signs at `now`.
+    #[must_use]
+    pub fn has_ended(&self, now: EpochMs) -> bool {
+        self.until.is_some_and(|until| until <= now)
     }
 }
 

@@ -44,7 +44,10 @@ fn the_example_of_the_schema_is_read_in_full() {
     assert_eq!(read.filter.conditions.len(), 2);
     assert_eq!(
         read.secrets,
-        [SecretSource::Env("ACME_WEBHOOK_SECRET".to_owned())]
+        [SigningSecret {
+            source: SecretSource::Env("ACME_WEBHOOK_SECRET".to_owned()),
+            until: None,
+        }]
     );
     assert_eq!(
         (read.format, read.state, read.max_in_flight),
@@ -322,7 +325,7 @@ fn secrets_are_never_shown() {
     record["url"] = json!("https://a.example/?k=v");
     let read = read(&record).unwrap();
     assert_eq!(
-        read.secrets[0],
+        read.secrets[0].source,
         SecretSource::Literal(Redacted::new(SECRET))
     );
     let debug = format!("{read:?} {}", Redacted::new(SECRET));

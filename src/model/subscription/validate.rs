@@ -18,8 +18,8 @@ use super::filter::{Filter, TypePattern};
 use super::model::{RateLimit, StatusRules, Subscription, TlsReferences};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
-use super::reference::{credential, header_source, secret_source};
-use super::source::{HeaderSource, SecretSource};
+use super::reference::{credential, header_source, signing_secret};
+use super::source::{HeaderSource, SigningSecret};
 use super::version::Source;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::expiry::{MAX_MAX_AGE, MIN_MAX_AGE};
@@ -39,6 +39,9 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 pub const MIN_RETRY_DELAY: Duration = Duration::from_millis(1);
 /// The longest delay of a retry schedule; longer ones would work by hops, but are more likely typing errors.
 pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The most bytes of names and values of additional headers: each request carries them.
+const MAX_HEADERS_BYTES: usize = 32 * 1024;
 
 /// The shortest delay before a breaker's probe; the longest is [`LONGEST_PARK`].
 pub const MIN_PROBE: Duration = Duration::from_millis(10);
@@ -182,9 +185,7 @@ impl<'a> Check<'a> {
         let record = Value::Object(self.record.clone());
         for error in validator().iter_errors(&record) {
             let path = error.instance_path().to_string();
-            if matches!(error.kind(), ValidationErrorKind::Pattern { .. })
-                && path.starts_with("/secrets/")
-            {
+            if path.starts_with("/secrets/") {
                 // The reader of secrets reports it, with its reason.
                 continue;
             }
@@ -259,20 +260,39 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn secrets(&mut self) -> Vec<SecretSource> {
-        let mut sources = Vec::new();
-        for (at, text) in self.strings("secrets") {
-            match secret_source(text) {
-                Ok(source) => sources.push(source),
-                Err(problem) => self.problem(&format!("secrets.{at}"), problem),
+    fn secrets(&mut self) -> Vec<SigningSecret> {
+        let items = self.record.get("secrets").and_then(Value::as_array);
+        let mut secrets = Vec::new();
+        for (at, item) in items.into_iter().flatten().enumerate() {
+            match signing_secret(item) {
+                Ok(secret) => secrets.push(secret),
+                Err(problems) => {
+                    for (field, problem) in problems {
+                        self.problem(&format!("secrets.{at}{field}"), problem);
+                    }
+                }
             }
         }
-        sources
+        // Otherwise requests would be sent without a signature one day.
+        if !secrets.is_empty() && secrets.iter().all(|secret| secret.until.is_some()) {
+            self.problem("secrets", "at least one must have no until");
+        }
+        secrets
     }
 
     fn headers(&mut self) -> Vec<(HeaderName, HeaderSource)> {
         let mut headers = Vec::new();
         let mut seen = HashSet::new();
+        let texts = self.object("headers").into_iter().flatten();
+        let bytes: usize = texts
+            .map(|(name, value)| name.len() + value.as_str().map_or(0, str::len))
+            .sum();
+        if bytes > MAX_HEADERS_BYTES {
+            self.problem(
+                "headers",
+                format_args!("have {bytes} bytes together, the limit is {MAX_HEADERS_BYTES}"),
+            );
+        }
         for (name, value) in self.object("headers").into_iter().flatten() {
             let Some(value) = value.as_str() else {
                 continue;

@@ -216,6 +216,29 @@ async fn with_late_bytes(head: &'static str, late: &'static str) -> (Server, Arc
 }
 
 #[tokio::test]
+async fn an_endless_row_of_interim_responses_or_blank_lines_ends_before_the_deadline() {
+    for (piece, is_refused) in [
+        ("HTTP/1.1 103 Early\r\n\r\n", true),
+        ("\r\n", true),
+        ("HTTP/1.1 103 Early\r\nlink: a\r\n\r\n", true),
+    ] {
+        let row = piece.repeat(2 * 1024 * 1024 / piece.len());
+        let server = Server::answering(row).await;
+        let Reply::Failed(failure) = post(&client(), &server.url()).await else {
+            panic!("there is no response");
+        };
+        assert_eq!(failure.class, FailureClass::Other, "{failure:?}");
+        assert_eq!(failure.error.contains("interim"), is_refused, "{failure:?}");
+    }
+    let few = "HTTP/1.1 103 Early\r\n\r\n".repeat(100);
+    let server = Server::answering(format!(
+        "{few}HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n"
+    ));
+    let answer = answered(post(&client(), &server.await.url()).await);
+    assert_eq!(answer.status, 410);
+}
+
+#[tokio::test]
 async fn a_connection_is_closed_after_a_body_that_its_status_forbids() {
     for (head, late) in [
         ("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", "hi"),

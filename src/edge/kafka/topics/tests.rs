@@ -21,6 +21,8 @@ fn settings() -> Settings {
         http_token_file: None,
         http_tls: None,
         secret_rules: crate::model::secret_rules::SecretRules::default(),
+        kek_file: None,
+        client_certificate: None,
         credentials: crate::config::credentials::Credentials::default(),
         topics: Topics {
             events: vec!["order-events".to_owned()],
