@@ -13,6 +13,7 @@ pub mod otlp;
 pub mod pipeline;
 pub mod port;
 pub mod schema_registry;
+pub mod schema_values;
 pub mod secret_text;
 pub mod small_file;
 pub mod writer;

@@ -5,9 +5,13 @@
 //! of it is written. There is no lock: if two operators apply a subscription at the same time, the later record replaces
 //! the earlier one.
 
+mod backfill;
 mod change;
+mod chosen;
 mod deciding;
 mod difference;
+mod document;
+mod elsewhere;
 mod listed;
 mod select;
 mod stored;
@@ -15,16 +19,22 @@ mod stored;
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use self::backfill::backfill;
 use self::change::{Change, unknown};
+pub(super) use self::chosen::{Chosen, chosen};
 pub use self::deciding::DecideArgs;
 use self::deciding::{Verb, decide};
 use self::difference::difference;
+use self::document::{Document, applied, effect};
+pub(super) use self::elsewhere::apply_elsewhere;
+use self::select::has_labels;
+pub(super) use self::select::parse_label;
 pub use self::select::{Label, Selection};
-use self::select::{has_labels, parse_label};
 use self::stored::{PURPOSE, Stored, Write, write};
 use super::documents;
 use super::exit::{CliError, Exit};
@@ -34,10 +44,9 @@ use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::Freshness;
-use crate::model::secret_rules::SecretRules;
 use crate::model::subscription;
-use crate::model::subscription::{Auth, Decision, State, Subscription, SubscriptionError, Version};
-use crate::model::units::EpochMs;
+use crate::model::subscription::{State, SubscriptionError};
+use crate::model::units::parse_duration;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
 const MAX_INPUT_BYTES: u64 = documents::MAX_BYTES as u64;
@@ -79,6 +88,10 @@ pub struct ApplyArgs {
     /// With --prune: the labels of the subscriptions that the file is about; repeated or separated by commas, all of them
     #[arg(short = 'l', long = "selector", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label, requires = "prune")]
     selector: Vec<Label>,
+    /// Also send the events of this time before now to the subscriptions that are created, with the webhook ids of a
+    /// replay: a duration such as 7d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    backfill_since: Option<Duration>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -143,85 +156,6 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Pause(args) => decide(settings, args, Verb::Pause),
         Command::Resume(args) => decide(settings, args, Verb::Resume),
         Command::Probe(args) => decide(settings, args, Verb::Probe),
-    }
-}
-
-/// A valid subscription with its JSON.
-struct Document {
-    parsed: Subscription,
-    json: Vec<u8>,
-}
-
-impl Document {
-    fn parse(key: Option<&[u8]>, json: Vec<u8>) -> Result<Self, SubscriptionError> {
-        Ok(Self {
-            parsed: subscription::parse(key, &json)?,
-            json,
-        })
-    }
-
-    fn id(&self) -> &str {
-        &self.parsed.id
-    }
-
-    /// What is valid and probably a mistake.
-    fn doubts(&self, policy: &EgressPolicy, rules: &SecretRules) -> Vec<String> {
-        let denied = policy.check_url(&self.parsed.url).err();
-        let denied = denied.map(|denied| {
-            format!(
-                "url: {denied} (by the egress settings of this command, which should be those of deliver)"
-            )
-        });
-        let token_denied = match &self.parsed.auth {
-            Some(Auth::OAuth2(oauth)) => policy.check_url(&oauth.token_url).err(),
-            _ => None,
-        };
-        let token_denied = token_denied.map(|denied| {
-            format!(
-                "auth.token_url: {denied} (by the egress settings of this command, which should be those of deliver)"
-            )
-        });
-        let secrets = rules.problems(&self.parsed);
-        let secrets = secrets.map(|problem| {
-            format!("{problem} (by the settings of this command, which should be those of deliver)")
-        });
-        let in_filter = self.parsed.filter.doubts();
-        let in_filter = in_filter.map(|doubt| format!("filter: {doubt}"));
-        let all = denied
-            .into_iter()
-            .chain(token_denied)
-            .chain(secrets)
-            .chain(in_filter);
-        all.map(|doubt| format!("{:?}: {doubt}", self.id()))
-            .collect()
-    }
-
-    /// A note if the URL is used in another form than it was typed. It never shows the query, which may be a credential.
-    fn normal_url(&self) -> Option<String> {
-        let record: Value = serde_json::from_slice(&self.json).ok()?;
-        let typed = record.get("url")?.as_str()?;
-        let used = &self.parsed.url;
-        if typed == used.as_str() {
-            return None;
-        }
-        let typed_query = typed.split_once('?').map(|(_, query)| query);
-        let query = match used.query() {
-            None => "",
-            Some(query) if Some(query) == typed_query => "?…",
-            Some(_) => "?… (the query is percent-encoded)",
-        };
-        let mut shown = used.clone();
-        shown.set_query(None);
-        Some(format!(
-            "{:?}: the url is used as {shown}{query}",
-            self.id()
-        ))
-    }
-
-    /// Whether both are equal, apart from the order of fields.
-    fn equals(&self, json: &[u8]) -> bool {
-        let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
-        self.json == json || value(&self.json) == value(json)
     }
 }
 
@@ -295,7 +229,10 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         write(settings, &writes)?;
     }
     print::rows(args.output, &changes)?;
-    Ok(Exit::Done)
+    match args.backfill_since {
+        Some(since) => backfill(settings, &changes, since, args.dry_run, args.output),
+        None => Ok(Exit::Done),
+    }
 }
 
 /// The subscriptions that `--prune` deletes.
@@ -349,20 +286,6 @@ fn subscriber_change(stored: &Stored, document: &Document) -> Option<String> {
         .then(|| format!("{:?}: {error}", document.id()))
 }
 
-/// The result of applying a document. If the latest record is invalid, the document is written again even if it is
-/// unchanged: compaction removes the earlier, valid record.
-fn effect(stored: &Stored, document: &Document) -> &'static str {
-    match stored.document(document.id()) {
-        None => "created",
-        Some(known)
-            if document.equals(known) && !stored.invalid.contains_key(document.id().as_bytes()) =>
-        {
-            "unchanged"
-        }
-        Some(_) => "updated",
-    }
-}
-
 /// What applying a document does to a state that it does not mention.
 fn state_note(stored: &Stored, document: &Document, result: &str) -> Option<String> {
     let (id, state) = (document.id(), document.parsed.state);
@@ -377,27 +300,6 @@ fn state_note(stored: &Stored, document: &Document, result: &str) -> Option<Stri
     } else {
         format!("{id:?} was {why}; the changed document makes it {state}")
     })
-}
-
-/// The records of a changed document: itself, distinct from all earlier ones, and the time of the resume if it ends a
-/// pause.
-fn applied(stored: &Stored, document: Document, now: EpochMs) -> Vec<Write> {
-    let header = format!("{}-{:08x}", now.0, fastrand::u32(..));
-    let mut parsed = document.parsed;
-    let known = stored.fold.get(&parsed.id);
-    parsed.source.applied = Version::of_applied(&document.json, Some(header.as_bytes()));
-    parsed.source.partition = known.and_then(|known| known.source.partition);
-    let resumes =
-        parsed.state == State::Active && known.is_some_and(|known| known.state != State::Active);
-    let decision = Decision::by_operator(&parsed, State::Active, now);
-    let resume = resumes.then(|| Write::decision(&parsed, &decision));
-    let write = Write {
-        key: parsed.id.as_bytes().to_vec(),
-        value: Some(document.json),
-        applied: Some(header),
-        partition: parsed.source.partition,
-    };
-    [write].into_iter().chain(resume).collect()
 }
 
 fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
@@ -572,7 +474,9 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::subscription::TopicRecord;
+    use crate::model::secret_rules::SecretRules;
+    use crate::model::subscription::{Decision, TopicRecord};
+    use crate::model::units::EpochMs;
 
     const ACME: &str =
         r#"{"id":"acme","subscriber":"acme","url":"https://acme.example/h","events":["order.*"]}"#;
@@ -683,6 +587,7 @@ mod tests {
             strict: false,
             dry_run: false,
             prune,
+            backfill_since: None,
             selector: vec![parse_label("team=payments").unwrap()],
             output: Output::Json,
         };
