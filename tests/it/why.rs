@@ -342,7 +342,7 @@ fn an_endpoint_that_fails_for_long_is_disabled_and_noticed() {
         "--breaker-failures=3",
         "--breaker-probe=300ms",
         "--notice-after=1s",
-        "--disable-after=3s",
+        "--disable-after=1m",
     ];
     let others = [subscription("broken", &receiver.url("/broken"), &["a.*"])];
     let world = world_of_notices("disable-after", &flags, &others, &receiver);
