@@ -373,15 +373,18 @@ impl<T> Lane<T> {
     /// How long to park an item without room: until its turn behind all items that already wait. `None` while the
     /// lane's pace is unknown.
     pub fn turn(&mut self, now: Instant) -> Option<Duration> {
-        if self.pacing.is_searching() {
-            return None;
-        }
-        let measured = self.pace.rate(now).filter(|&pace| pace >= 1.0);
-        let pace = measured
-            .map(|pace| pace * EARLY)
-            .into_iter()
-            .chain(self.limited())
-            .reduce(f64::min)?;
+        let own = self.limits.rate.map(|rate| rate.per_second);
+        let pace = if self.pacing.is_searching() {
+            // The endpoint may soon take much more than what is measured, but not more than the subscription allows.
+            own?
+        } else {
+            let measured = self.pace.rate(now).filter(|&pace| pace >= 1.0);
+            measured
+                .map(|pace| pace * EARLY)
+                .into_iter()
+                .chain(self.limited())
+                .reduce(f64::min)?
+        };
         let ahead = Duration::from_secs_f64(self.queue.len() as f64 / pace);
         let turn = self.last_turn.max(now + ahead);
         self.last_turn = (turn + Duration::from_secs_f64(1.0 / pace)).min(now + LONGEST_PARK);

@@ -155,6 +155,8 @@ struct Shared {
     early: BTreeMap<Token, Reply>,
     /// One past the last record that a member has given to its role.
     taken: BTreeMap<Tp, i64>,
+    /// Groups of which a member has lost its partitions.
+    evicted: BTreeSet<Arc<str>>,
 }
 
 /// The network and the cluster behind it. Clones are the same.
@@ -183,6 +185,7 @@ impl Net {
             waiters: BTreeMap::new(),
             early: BTreeMap::new(),
             taken: BTreeMap::new(),
+            evicted: BTreeSet::new(),
         };
         let net = Self {
             shared: Arc::new(Mutex::new(shared)),
@@ -252,6 +255,16 @@ impl Net {
     /// One past the last record of a partition that a member has given to its role.
     pub fn taken(&self, tp: &Tp) -> i64 {
         lock(&self.shared).taken.get(tp).copied().unwrap_or(0)
+    }
+
+    /// A member of this group has lost its partitions.
+    pub fn note_evicted(&self, group: &Arc<str>) {
+        lock(&self.shared).evicted.insert(Arc::clone(group));
+    }
+
+    /// Whether a member of this group has ever lost its partitions.
+    pub fn has_evicted(&self, group: &str) -> bool {
+        lock(&self.shared).evicted.contains(group)
     }
 
     /// Prescribes what becomes of the next request of this kind by `client`, after those prescribed before.

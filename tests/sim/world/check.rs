@@ -171,6 +171,7 @@ impl Checker {
                 self.read_on(&tp, *kind);
             }
         }
+        self.lose_what_was_held();
         // Its commands are in another topic, and all topics are read by now.
         for id in std::mem::take(&mut self.newly_dead) {
             let left = self.webhooks.get(&id).map_or(0, Webhook::left);
@@ -275,6 +276,33 @@ impl Checker {
         };
         let lost = open.extract_if(.., |copy| copy.offset >= read);
         self.lost.extend(lost.map(|copy| copy.id));
+    }
+
+    /// Whether a process has lost its partitions of delivery, and with them what it held in memory.
+    pub fn has_evicted(&self) -> bool {
+        self.net.has_evicted(&self.groups[0])
+    }
+
+    /// Whether all that is open was deleted unread, as far as anybody can tell: a process that holds such a command after all
+    /// may write an outcome of it while it stops.
+    pub fn has_only_lost_open(&self) -> bool {
+        let mut open = self.open.values().flatten();
+        self.events_done() && self.all_stable() && open.all(|copy| self.lost.contains(&copy.id))
+    }
+
+    /// What was deleted and what a process held that has lost its partitions since, nobody can read again.
+    fn lose_what_was_held(&mut self) {
+        if !self.has_evicted() {
+            return;
+        }
+        let (commands, _, _) = &self.topics[0];
+        for tp in Self::all_partitions(commands, self.partitions) {
+            let bounds = self.net.with(|cluster, _| cluster.bounds(&tp));
+            if let (Some(bounds), Some(open)) = (bounds, self.open.get_mut(&tp)) {
+                let lost = open.extract_if(.., |copy| copy.offset < bounds.start);
+                self.lost.extend(lost.map(|copy| copy.id));
+            }
+        }
     }
 
     fn events_done(&self) -> bool {
@@ -539,12 +567,8 @@ impl Checker {
                 Act::Freeze(..) | Act::Cut(..) | Act::KillBroker(..) | Act::Weather(..)
             )
         });
-        // A delivery that reaches no broker for a while may be evicted, and drops what it has under way.
-        let away = plan
-            .acts
-            .iter()
-            .any(|(_, act)| matches!(act, super::plan::Act::Gap(..)));
-        let (once, orderly) = (plan.keeps_memory() && !away, plan.is_orderly());
+        let once = plan.keeps_memory() && !self.has_evicted();
+        let orderly = plan.is_orderly();
         // Whoever stops waits for a response, but not for a slow one.
         let slow = plan.endpoints.iter().filter(|endpoint| {
             let mut each = endpoint.phases.iter();

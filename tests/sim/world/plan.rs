@@ -323,6 +323,17 @@ impl Plan {
         self.acts.iter().all(|(_, act)| act.keeps_memory())
     }
 
+    /// Whether requests may be lost on their way, so that clients wait for them in vain.
+    pub fn loses_requests(&self) -> bool {
+        let loses = |act: &Act| {
+            matches!(
+                act,
+                Act::Cut(..) | Act::Weather(..) | Act::KillBroker(..) | Act::Freeze(..)
+            )
+        };
+        self.acts.iter().any(|(_, act)| loses(act))
+    }
+
     /// Smaller plans, each without something, the ones without most first.
     pub fn smaller(&self) -> Vec<Self> {
         let mut all = Vec::new();

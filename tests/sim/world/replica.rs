@@ -147,6 +147,11 @@ impl Replica {
         });
     }
 
+    /// What it runs.
+    pub fn roles(&self) -> Roles {
+        self.roles
+    }
+
     /// Dies at once.
     pub fn kill(&mut self) {
         if let Some(running) = self.running.take() {

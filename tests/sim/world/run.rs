@@ -42,6 +42,10 @@ pub const SETTLED_WITHIN: Duration = Duration::from_secs(600);
 pub const WAVE_WITHIN: Duration = Duration::from_secs(60);
 /// A replay ends within this virtual time.
 const REPLAY_WITHIN: Duration = Duration::from_secs(60);
+/// All processes have heard of a change of a subscription within this virtual time.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+/// The same where a request may wait in vain, which is given up after 12 s (`socket.timeout.ms`).
+const HEARD_WITHIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the invariants are checked.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -674,7 +678,9 @@ impl World {
             cluster.delete_records(leader, tp, Some(upto)).ok()
         });
         if deleted.is_some() {
-            let kept = self.plan.keeps_memory();
+            let checker = self.checker.borrow();
+            let kept = self.plan.keeps_memory() && !checker.has_evicted();
+            drop(checker);
             let read = if kept { self.net.taken(tp) } else { 0 };
             self.checker.borrow_mut().deleted(tp, read);
         }
@@ -728,9 +734,14 @@ impl World {
     async fn scale_down(&self, at: usize) {
         // The last of a role stays.
         let only_all = self.plan.replicas.iter().all(|roles| *roles == Roles::All);
-        let is_left = |replica: &&Replica| !replica.gone;
-        let left = self.replicas.borrow().iter().filter(is_left).count();
-        if !only_all || left < 2 {
+        let has_others = {
+            let replicas = self.replicas.borrow();
+            let others = replicas.iter().enumerate().filter(|(other, replica)| {
+                *other != at % replicas.len() && !replica.gone && replica.roles() == Roles::All
+            });
+            others.count() > 0
+        };
+        if !only_all || !has_others {
             return;
         }
         self.replica(at, |replica| replica.gone = true);
@@ -775,7 +786,13 @@ impl World {
         for sub in existing {
             self.apply(sub, false).await;
         }
-        sleep(Duration::from_secs(3)).await;
+        let lost = self.plan.loses_requests();
+        sleep(if lost {
+            HEARD_WITHIN_TIMEOUT
+        } else {
+            HEARD_WITHIN
+        })
+        .await;
         if self.plan.replays() && !self.replay_all().await {
             let open = self.checker.borrow().open();
             self.violated(format!(
@@ -805,7 +822,7 @@ impl World {
             self.end(at).await;
         }
         let mut checker = self.checker.borrow_mut();
-        if !checker.look() {
+        if !checker.look() && !checker.has_only_lost_open() {
             let open = checker.open();
             checker
                 .violations

@@ -350,6 +350,44 @@ fn a_lane_at_its_limit_does_not_park_the_same_commands_again_and_again() {
     }
 }
 
+/// Parked in proportion to their age, a few would return at a time, and each time later.
+#[test]
+fn after_throttling_commands_return_at_the_pace_of_the_subscription() {
+    let begin = start();
+    for rate in [None, Some((2.0, 2.0))] {
+        let mut lane = lane(8, rate, begin);
+        for (number, end) in [End::Responded, End::Throttled(Some(Duration::from_secs(3)))]
+            .into_iter()
+            .enumerate()
+        {
+            lane.offer(0, 1, false, begin).unwrap();
+            let now = begin + Duration::from_secs(number as u64);
+            let Next::Send(_, permit) = lane.next(SPARE, now, kind) else {
+                panic!("nothing holds it up");
+            };
+            let report = Report {
+                permit,
+                kind: kind(&0),
+                sign: Sign::None,
+                end,
+            };
+            lane.learn(report, now, 0.5);
+            lane.ended(now);
+        }
+        let now = begin + Duration::from_secs(4);
+        assert!(
+            lane.pacing.is_searching(),
+            "the limit of the endpoint is unknown"
+        );
+        fill(&mut lane, now);
+        let ahead = Duration::from_secs(1) * u32::try_from(lane.queued()).unwrap() / 2;
+        for number in 0..100 {
+            let turn = ahead + Duration::from_millis(500) * number;
+            assert_eq!(lane.turn(now), rate.map(|_| turn), "{rate:?}");
+        }
+    }
+}
+
 #[test]
 fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     let now = start();

@@ -323,6 +323,16 @@ impl Task {
         tokio::time::timeout(time, changed).await.ok();
     }
 
+    async fn told_to_leave(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.has_left() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     async fn say_goodbye(&self) {
         let who = self.membership();
         if who.member.is_empty() {
@@ -341,6 +351,9 @@ impl Task {
     async fn lose(&self) {
         {
             let mut state = lock(&self.state);
+            if !state.member.is_empty() {
+                self.link.net.note_evicted(&self.group);
+            }
             state.member = Arc::from("");
             state.generation = -1;
             state
@@ -597,7 +610,13 @@ impl Task {
         let beat = move |cluster: &mut Cluster, now: Ms, node| cluster.heartbeat(now, node, &who);
         let kind = Kind::Group;
         let beat = self.link.coordinated(kind, &self.group, Api::Group, beat);
-        let Err(code) = beat.await else {
+        // Whoever leaves says so at once, and not when a heartbeat that was lost is given up.
+        let beat = tokio::select! {
+            biased;
+            beat = beat => beat,
+            () = self.told_to_leave() => return Err(Next::Left),
+        };
+        let Err(code) = beat else {
             return Ok(true);
         };
         lock(&self.state).disturbed |= is_lost(code);

@@ -91,6 +91,14 @@ impl Reader {
         self.ready.insert(tp.clone());
     }
 
+    /// Asks again for a partition whose position was out of range, from the same position.
+    pub fn retry(&mut self, tp: &Tp) {
+        if let Some(part) = self.parts.get_mut(tp) {
+            part.failed = false;
+            self.ready.insert(tp.clone());
+        }
+    }
+
     /// Reads a partition no more.
     pub fn stop(&mut self, tp: &Tp) {
         self.parts.remove(tp);

@@ -149,11 +149,11 @@ impl SimMember {
         }
     }
 
-    /// The position is out of range: reading resumes at the earliest record.
-    async fn find_gap(&self, tp: &Tp) {
+    /// The position is out of range: reading resumes at the earliest record. Returns whether the range is known.
+    async fn find_gap(&self, tp: &Tp) -> bool {
         let link = self.member.link().clone();
         let Ok(leader) = link.leader(tp).await else {
-            return;
+            return false;
         };
         let ask = |spec| {
             let (link, tp) = (link.clone(), tp.clone());
@@ -166,14 +166,14 @@ impl SimMember {
         };
         let (Some(low), Some(high)) = (ask(Spec::Start).await, ask(Spec::High).await) else {
             link.forget(&tp.topic);
-            return;
+            return false;
         };
         let mut reader = self.reader.borrow_mut();
         let from = reader
             .positions()
             .find(|(at, _)| *at == tp)
             .map(|(_, from)| from);
-        let Some(from) = from else { return };
+        let Some(from) = from else { return true };
         let known = reader.known_end(tp);
         let mut gap = Gap::find(tp, Position(from), (low, high), known);
         if let Some(gap) = &mut gap
@@ -185,6 +185,7 @@ impl SimMember {
         let resumed = gap.as_ref().map_or(from, |gap| gap.to.0);
         reader.start(tp, resumed);
         self.gaps.borrow_mut().extend(gap);
+        true
     }
 
     /// Only a topic that is absent from the metadata is deleted.
@@ -299,8 +300,11 @@ impl port::Member for SimMember {
                 }
                 Some(reader::Event::End(..)) => continue,
                 Some(reader::Event::Failed(tp, Code::OffsetOutOfRange)) => {
-                    self.find_gap(&tp).await;
-                    continue;
+                    if self.find_gap(&tp).await {
+                        continue;
+                    }
+                    // As the product does, which looks for it until all ranges are known.
+                    self.reader.borrow_mut().retry(&tp);
                 }
                 Some(reader::Event::Failed(tp, _)) => self.find_deleted(&tp).await,
                 None => {}
