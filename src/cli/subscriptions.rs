@@ -11,6 +11,7 @@ mod chosen;
 mod deciding;
 mod difference;
 mod document;
+mod draining;
 mod elsewhere;
 mod listed;
 mod select;
@@ -138,6 +139,12 @@ pub struct IdsArgs {
     /// Subscription ids
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
+    /// First wait until the pending commands are delivered or dead letters; no new events match meanwhile
+    #[arg(long, conflicts_with = "discard")]
+    drain: bool,
+    /// Also discard the dead letters that the pending commands become
+    #[arg(long)]
+    discard: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -458,16 +465,27 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
     if !missing.is_empty() {
         return Err(unknown(&missing));
     }
-    let changes: Vec<Change> = writes
-        .iter()
-        .map(|(id, _)| Change {
-            id: (*id).to_owned(),
-            result: "deleted",
-        })
-        .collect();
-    let writes: Vec<Write> = writes.into_iter().flat_map(|(_, writes)| writes).collect();
+    let ids: Vec<&str> = writes.iter().map(|(id, _)| *id).collect();
+    let changes = ids.iter().map(|id| Change {
+        id: (*id).to_owned(),
+        result: "deleted",
+    });
+    let changes: Vec<Change> = changes.collect();
+    let writes: Vec<Write> = if args.drain {
+        draining::drain(settings, &stored, &ids)?;
+        let stored = Stored::read(settings, Freshness::Latest)?;
+        ids.iter().flat_map(|id| stored.tombstones(id)).collect()
+    } else {
+        writes
+            .iter()
+            .flat_map(|(id, _)| stored.tombstones(id))
+            .collect()
+    };
     write(settings, &writes)?;
     print::rows(args.output, &changes)?;
+    if args.discard {
+        return draining::discard(settings, &ids, args.output);
+    }
     Ok(Exit::Done)
 }
 

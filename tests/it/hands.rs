@@ -639,3 +639,70 @@ fn published_events_arrive_at_a_receiver_that_verifies_and_fails_on_demand() {
     assert_eq!(world.run(&["publish", "--topic", "elsewhere"], "").code, 2);
     assert_eq!(world.run(&["publish", "-f", "/nowhere"], "").code, 2);
 }
+
+// ---- deleting --------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_subscription_is_deleted_when_its_commands_are_done_or_with_them() {
+    let world = world("delete");
+    let accepts = Arc::new(AtomicBool::new(false));
+    let accepting = Arc::clone(&accepts);
+    let receiver = Receiver::start(move |_| match accepting.load(Ordering::SeqCst) {
+        true => Answer::ok(),
+        false => Answer::status(503),
+    });
+    let slow = json!({"retry_schedule": ["1s", "1s", "1s", "1s", "1s", "1s", "1s", "1s"], "breaker": {"failures": 0}});
+    let one = |id: &str| {
+        with(
+            subscription(id, &receiver.url(&format!("/{id}")), &["**"]),
+            slow.clone(),
+        )
+    };
+    let document = |fields: Value| with(one("dropped"), fields);
+    put(
+        &world,
+        &[one("drained"), document(json!({"state": "paused"}))],
+    );
+    let _process = start(&world, &[]);
+    world.produce_events((0..3).map(|n| ("k", event(&format!("e-{n}"), "order.created", "1"))));
+    receiver.wait_for(3, LATER);
+
+    let mut arguments: Vec<String> = ["subscriptions", "delete", "drained", "--drain"]
+        .map(str::to_owned)
+        .into();
+    arguments.extend(world.args());
+    let mut drain = crate::support::Process::spawn(&arguments);
+    drain.wait_for_line("waiting for 3 commands", LATER);
+    world.produce_event("k", &[], event("after", "order.created", "1"));
+    accepts.store(true, Ordering::SeqCst);
+    assert_eq!(
+        drain.wait_exit(LATER).code(),
+        Some(0),
+        "{:?}",
+        drain.stderr()
+    );
+    let delivered: BTreeSet<String> = receiver
+        .seen_at("/drained")
+        .iter()
+        .map(|seen| seen.webhook_id().to_owned())
+        .collect();
+    assert_eq!(delivered.len(), 3, "no new events matched");
+    assert!(dead_letters(&world).is_empty());
+    assert_eq!(world.run(&["subscriptions", "show", "drained"], "").code, 1);
+
+    let paused = world.run(&["subscriptions", "delete", "dropped", "--drain"], "");
+    assert_eq!(paused.code, 1);
+    assert!(
+        paused.stderr.contains("paused") && paused.stderr.contains("--discard"),
+        "{}",
+        paused.stderr
+    );
+    let dropped = world.run(&["subscriptions", "delete", "dropped", "--discard"], "");
+    assert_eq!(dropped.code, 0, "{}", dropped.stderr);
+    assert!(
+        dropped.stderr.contains("discarded 4 dead letters"),
+        "{}",
+        dropped.stderr
+    );
+    assert!(dead_letters(&world).is_empty() && receiver.seen_at("/dropped").is_empty());
+}

@@ -15,9 +15,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::subscription_log::Freshness;
-
-/// A pattern that no event matches: those of notices have other types.
-const NO_EVENT: &str = "hookstream.replay.none";
+use crate::model::subscription::NO_EVENT;
 
 /// The label that names the original.
 const LABEL: &str = "hookstream-replay-of";
