@@ -4,17 +4,23 @@
 //! goes to standard output, everything else to standard error.
 
 mod confirm;
+mod curl;
 pub mod dead_letters;
 pub mod demo;
 mod documents;
 pub mod exit;
 pub mod interrupt;
+pub mod invalid_events;
 pub mod lag;
 mod logging;
 pub mod positions;
 pub mod print;
 pub mod progress;
+pub mod publish;
+pub mod receive;
+mod receiving;
 pub mod replay;
+mod samples;
 mod settle;
 mod sources;
 pub mod subscriptions;
@@ -53,11 +59,18 @@ enum Command {
     Run,
     /// Run a demonstration with sample data, on an embedded broker or the one of --brokers
     Demo(demo::DemoArgs),
-    /// Send dead letters again, each exactly once
+    /// Write sample events, or given ones, to an event topic
+    Publish(publish::PublishArgs),
+    /// Receive webhooks on this machine: verify and print them, or fail on demand
+    Receive(receive::ReceiveArgs),
+    /// Send dead letters again, each exactly once; or the events of a time range
     Replay(replay::ReplayArgs),
     /// List and show dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// List, show and replay records that were set aside
+    #[command(subcommand)]
+    InvalidEvents(invalid_events::Command),
     /// Show the timeline of one event: every record about it, in order
     Trace(trace::TraceArgs),
     /// Manage subscriptions
@@ -122,6 +135,15 @@ pub fn command() -> clap::Command {
     command
         .version(version())
         .arg(
+            // Handled before the command line is parsed.
+            Arg::new("help-settings")
+                .long("help-settings")
+                .global(true)
+                .action(ArgAction::SetTrue)
+                .help_heading("Options")
+                .help("Print help with the settings, which every command has"),
+        )
+        .arg(
             Arg::new("x")
                 .short('X')
                 .value_name("KEY=VALUE")
@@ -138,10 +160,31 @@ pub fn command() -> clap::Command {
         )
 }
 
+/// The flag that prints the help of a command with all settings.
+const HELP_SETTINGS: &str = "--help-settings";
+
+/// The command line as it is parsed: its help lists the flags of a command only, unless it `lists_settings`.
+fn parser(lists_settings: bool) -> clap::Command {
+    let is_setting = |id: &str| {
+        matches!(id, "x" | "config") || SETTINGS.iter().any(|setting| setting.name == id)
+    };
+    command().mut_args(|arg| {
+        let hides = !lists_settings && is_setting(arg.get_id().as_str());
+        arg.hide(hides)
+    })
+}
+
 /// Runs a command line and returns its exit code; messages go to standard error.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    let matches = match command().try_get_matches_from(arguments) {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let asks = arguments
+        .iter()
+        .position(|argument| argument == HELP_SETTINGS);
+    if let Some(asks) = asks {
+        arguments[asks] = "--help".into();
+    }
+    let matches = match parser(asks.is_some()).try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
             // Help and version are data; a closed pipe is not an error.
@@ -165,14 +208,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
     let cli = Cli::from_arg_matches(matches)
         .map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
-    match cli.command {
+    match &cli.command {
         Command::Completions { shell } => {
             // Not directly to standard output: the generator panics on a closed pipe.
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command(), "hookstream", &mut script);
+            clap_complete::generate(*shell, &mut command(), "hookstream", &mut script);
             return print_text(&script);
         }
         Command::Man => return manual(),
+        Command::Receive(args) => return receive::run(args),
         _ => {}
     }
     let machine = machine();
@@ -199,13 +243,18 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         Command::Lag(args) => lag::run(&settings, &args),
         Command::Run => run_roles(&settings, &Role::ALL),
         Command::Demo(args) => demo::run(settings, &args),
+        Command::Publish(args) => publish::run(&settings, &args),
         Command::Replay(args) => replay::run(&settings, &args),
         Command::DeadLetters(command) => dead_letters::run(&settings, &command),
+        Command::InvalidEvents(command) => invalid_events::run(&settings, &command),
         Command::Trace(args) => trace::run(&settings, &args),
         Command::Subscriptions(command) => subscriptions::run(&settings, &command),
         Command::Topics(command) => topics::run(&settings, &command),
         Command::Positions(command) => positions::run(&settings, &command),
-        Command::Config { .. } | Command::Completions { .. } | Command::Man => Ok(Exit::Done),
+        Command::Config { .. }
+        | Command::Completions { .. }
+        | Command::Man
+        | Command::Receive(_) => Ok(Exit::Done),
     }
 }
 
@@ -335,6 +384,27 @@ mod tests {
             line.extend(properties.iter().flat_map(|property| ["-X", *property]));
             let exit = main(line.into_iter().map(OsString::from));
             assert_eq!(exit, Exit::Usage, "{properties:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_of_a_command_lists_its_own_flags_and_the_settings_on_request() {
+        let help = |lists_settings: bool| {
+            let line = ["hookstream", "dead-letters", "list", "--help"];
+            parser(lists_settings)
+                .try_get_matches_from(line)
+                .unwrap_err()
+                .to_string()
+        };
+        let (short, long) = (help(false), help(true));
+        for own in ["--error-contains", "--columns", "--help-settings"] {
+            assert!(short.contains(own) && long.contains(own), "{own}: {short}");
+        }
+        for setting in ["--topic-prefix", "--config", "-X "] {
+            assert!(
+                !short.contains(setting) && long.contains(setting),
+                "{setting}: {short}"
+            );
         }
     }
 

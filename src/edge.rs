@@ -12,6 +12,7 @@ pub mod live;
 pub mod otlp;
 pub mod port;
 pub mod schema_registry;
+pub mod schema_values;
 pub mod secret_text;
 pub mod small_file;
 pub mod writer;

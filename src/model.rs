@@ -21,6 +21,7 @@ pub mod partitioner;
 pub mod retry_after;
 pub mod schema;
 pub mod secret_rules;
+pub mod set_aside;
 pub mod signing_key;
 pub mod source;
 pub mod span;

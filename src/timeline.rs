@@ -4,12 +4,12 @@ mod copies;
 mod decode;
 mod event;
 mod render;
-mod schemas;
+
 mod search;
 mod step;
 #[cfg(test)]
 mod tests;
 
-pub use schemas::Undecoded;
+pub use crate::edge::schema_values::Undecoded;
 pub use search::{Search, SearchProgress, Timeline, run};
 pub use step::{Detail, Step, Webhook};

@@ -72,10 +72,17 @@ pub fn table<R: Row>(rows: &[R]) -> Result<(), CliError> {
 /// Formats rows as a table.
 #[must_use]
 pub fn draw<R: Row>(rows: &[R]) -> String {
+    let headings = R::HEADINGS.iter().map(|&heading| heading.to_owned());
+    draw_cells(headings.collect(), rows.iter().map(Row::cells))
+}
+
+/// Formats a table whose columns were chosen.
+#[must_use]
+pub fn draw_cells(headings: Vec<String>, rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(R::HEADINGS);
+    table.load_style(NOTHING).set_header(headings);
     for row in rows {
-        table.add_row(row.cells());
+        table.add_row(row);
     }
     table.trim_fmt()
 }
@@ -86,6 +93,21 @@ pub fn draw<R: Row>(rows: &[R]) -> String {
 /// As [`rows`].
 pub fn line(text: &str) -> Result<(), CliError> {
     match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::new(
+            Exit::Failure,
+            format!("cannot write to standard output: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Prints bytes as they are, without a line's end.
+///
+/// # Errors
+/// As [`rows`].
+pub fn bytes(bytes: &[u8]) -> Result<(), CliError> {
+    let mut out = io::stdout();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::new(
             Exit::Failure,
             format!("cannot write to standard output: {error}"),

@@ -43,11 +43,12 @@ pub(super) struct How {
 
 /// What is done, for messages.
 #[derive(Clone, Copy, Debug)]
-struct Verb {
+pub(super) struct Verb {
     command: &'static str,
     question: &'static str,
     done: &'static str,
     twice: &'static str,
+    one: &'static str,
 }
 
 impl Verb {
@@ -58,6 +59,7 @@ impl Verb {
                 question: "Discard",
                 done: "discarded",
                 twice: "discarded",
+                one: "dead letter",
             }
         } else {
             Self {
@@ -65,9 +67,19 @@ impl Verb {
                 question: "Replay",
                 done: "replayed",
                 twice: "sent",
+                one: "dead letter",
             }
         }
     }
+
+    /// Events are sent again.
+    pub(super) const EVENTS: Self = Self {
+        command: "replay",
+        question: "Send",
+        done: "written",
+        twice: "sent",
+        one: "webhook",
+    };
 }
 
 /// Previews, asks for confirmation, and replays or discards dead letters.
@@ -132,22 +144,29 @@ fn is_confirmed(
 /// Runs the replay on its own thread until it ends or is abandoned.
 fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<Report, CliError> {
     let verb = Verb::of(&plan);
+    let settings = settings.clone();
+    supervised(verb, interrupt, move |stop, report| {
+        let report = replay::run(&settings, &plan, stop, report);
+        let is_complete = matches!(report.end, End::Complete);
+        (report, is_complete)
+    })
+}
+
+/// Runs `work`, which returns whether it is complete, on its own thread until it ends or is abandoned.
+pub(super) fn supervised<T: Send + 'static>(
+    verb: Verb,
+    interrupt: &Interrupt,
+    work: impl FnOnce(&dyn Fn() -> bool, &mut dyn FnMut(Progress)) -> (T, bool) + Send + 'static,
+) -> Result<T, CliError> {
     let progress = Arc::new(Mutex::new(Progress::default()));
     let (done, ended) = mpsc::channel();
     let worker = {
-        let (settings, progress, interrupt) =
-            (settings.clone(), Arc::clone(&progress), interrupt.clone());
+        let (progress, interrupt) = (Arc::clone(&progress), interrupt.clone());
         move || {
-            let mut report_progress =
-                |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now;
-            let report = replay::run(
-                &settings,
-                &plan,
-                &|| interrupt.is_raised(),
-                &mut report_progress,
-            );
+            let mut report = |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            let result = work(&|| interrupt.is_raised(), &mut report);
             // Fails only if the command no longer waits for it.
-            done.send(report).ok();
+            done.send(result).ok();
         }
     };
     std::thread::spawn(worker);
@@ -155,9 +174,15 @@ fn supervise(settings: &Settings, plan: Plan, interrupt: &Interrupt) -> Result<R
     let bar = bar();
     loop {
         match ended.recv_timeout(Duration::from_millis(100)) {
-            Ok(report) => {
-                bar.finish_and_clear();
-                return Ok(report);
+            Ok((result, is_complete)) => {
+                let last = *progress.lock().unwrap_or_else(PoisonError::into_inner);
+                show(&bar, verb, last);
+                if is_complete {
+                    bar.finish();
+                } else {
+                    bar.abandon();
+                }
+                return Ok(result);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
@@ -204,7 +229,7 @@ impl Watch {
         }
         let known = format!(
             "{} certainly {}; run again to continue, without duplicates",
-            counted(now.replayed, "dead letter"),
+            counted(now.replayed, self.verb.one),
             self.verb.done
         );
         if self.interrupted.is_some_and(|at| at.elapsed() > LAST_BATCH) {
@@ -231,7 +256,7 @@ fn show(bar: &ProgressBar, verb: Verb, now: Progress) {
     bar.set_message(if now.sending {
         format!("{} {}", verb.done, now.replayed)
     } else {
-        "reading the dead letters".to_owned()
+        format!("reading the {}s", verb.one)
     });
 }
 

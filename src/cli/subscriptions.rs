@@ -5,10 +5,14 @@
 //! of it is written. There is no lock: if two operators apply a subscription at the same time, the later record replaces
 //! the earlier one.
 
+mod backfill;
 mod change;
+mod chosen;
 mod deciding;
 mod difference;
 mod document;
+mod draining;
+mod elsewhere;
 mod listed;
 mod secrets;
 mod select;
@@ -17,18 +21,23 @@ mod stored;
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use self::backfill::backfill;
 use self::change::{Change, unknown};
+pub(super) use self::chosen::{Chosen, chosen};
 pub use self::deciding::DecideArgs;
 use self::deciding::{Verb, decide};
 use self::difference::difference;
-use self::document::Document;
+use self::document::{Document, applied, effect};
+pub(super) use self::elsewhere::apply_elsewhere;
 pub use self::secrets::{EncryptArgs, RotateArgs};
+use self::select::has_labels;
+pub(super) use self::select::parse_label;
 pub use self::select::{Label, Selection};
-use self::select::{has_labels, parse_label};
 use self::stored::{PURPOSE, Stored, Write, write};
 use super::documents;
 use super::exit::{CliError, Exit};
@@ -39,8 +48,8 @@ use crate::edge::egress::EgressPolicy;
 use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::Freshness;
 use crate::model::subscription;
-use crate::model::subscription::{Decision, State, SubscriptionError, Version};
-use crate::model::units::EpochMs;
+use crate::model::subscription::{State, SubscriptionError};
+use crate::model::units::parse_duration;
 
 /// Maximum size of an input, bytes: about 100,000 subscriptions.
 const MAX_INPUT_BYTES: u64 = documents::MAX_BYTES as u64;
@@ -86,6 +95,10 @@ pub struct ApplyArgs {
     /// With --prune: the labels of the subscriptions that the file is about; repeated or separated by commas, all of them
     #[arg(short = 'l', long = "selector", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label, requires = "prune")]
     selector: Vec<Label>,
+    /// Also send the events of this time before now to the subscriptions that are created, with the webhook ids of a
+    /// replay: a duration such as 7d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    backfill_since: Option<Duration>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -132,6 +145,12 @@ pub struct IdsArgs {
     /// Subscription ids
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
+    /// First wait until the pending commands are delivered or dead letters; no new events match meanwhile
+    #[arg(long, conflicts_with = "discard")]
+    drain: bool,
+    /// Also discard the dead letters that the pending commands become
+    #[arg(long)]
+    discard: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -231,7 +250,10 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         write(settings, &writes)?;
     }
     print::rows(args.output, &changes)?;
-    Ok(Exit::Done)
+    match args.backfill_since {
+        Some(since) => backfill(settings, &changes, since, args.dry_run, args.output),
+        None => Ok(Exit::Done),
+    }
 }
 
 /// The subscriptions that `--prune` deletes.
@@ -285,20 +307,6 @@ fn subscriber_change(stored: &Stored, document: &Document) -> Option<String> {
         .then(|| format!("{:?}: {error}", document.id()))
 }
 
-/// The result of applying a document. If the latest record is invalid, the document is written again even if it is
-/// unchanged: compaction removes the earlier, valid record.
-fn effect(stored: &Stored, document: &Document) -> &'static str {
-    match stored.document(document.id()) {
-        None => "created",
-        Some(known)
-            if document.equals(known) && !stored.invalid.contains_key(document.id().as_bytes()) =>
-        {
-            "unchanged"
-        }
-        Some(_) => "updated",
-    }
-}
-
 /// What applying a document does to a state that it does not mention.
 fn state_note(stored: &Stored, document: &Document, result: &str) -> Option<String> {
     let (id, state) = (document.id(), document.parsed.state);
@@ -313,27 +321,6 @@ fn state_note(stored: &Stored, document: &Document, result: &str) -> Option<Stri
     } else {
         format!("{id:?} was {why}; the changed document makes it {state}")
     })
-}
-
-/// The records of a changed document: itself, distinct from all earlier ones, and the time of the resume if it ends a
-/// pause.
-fn applied(stored: &Stored, document: Document, now: EpochMs) -> Vec<Write> {
-    let header = format!("{}-{:08x}", now.0, fastrand::u32(..));
-    let mut parsed = document.parsed;
-    let known = stored.fold.get(&parsed.id);
-    parsed.source.applied = Version::of_applied(&document.json, Some(header.as_bytes()));
-    parsed.source.partition = known.and_then(|known| known.source.partition);
-    let resumes =
-        parsed.state == State::Active && known.is_some_and(|known| known.state != State::Active);
-    let decision = Decision::by_operator(&parsed, State::Active, now);
-    let resume = resumes.then(|| Write::decision(&parsed, &decision));
-    let write = Write {
-        key: parsed.id.as_bytes().to_vec(),
-        value: Some(document.json),
-        applied: Some(header),
-        partition: parsed.source.partition,
-    };
-    [write].into_iter().chain(resume).collect()
 }
 
 fn read_input(path: &Path, name: &str) -> Result<String, CliError> {
@@ -492,16 +479,27 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
     if !missing.is_empty() {
         return Err(unknown(&missing));
     }
-    let changes: Vec<Change> = writes
-        .iter()
-        .map(|(id, _)| Change {
-            id: (*id).to_owned(),
-            result: "deleted",
-        })
-        .collect();
-    let writes: Vec<Write> = writes.into_iter().flat_map(|(_, writes)| writes).collect();
+    let ids: Vec<&str> = writes.iter().map(|(id, _)| *id).collect();
+    let changes = ids.iter().map(|id| Change {
+        id: (*id).to_owned(),
+        result: "deleted",
+    });
+    let changes: Vec<Change> = changes.collect();
+    let writes: Vec<Write> = if args.drain {
+        draining::drain(settings, &stored, &ids)?;
+        let stored = Stored::read(settings, Freshness::Latest)?;
+        ids.iter().flat_map(|id| stored.tombstones(id)).collect()
+    } else {
+        writes
+            .iter()
+            .flat_map(|(id, _)| stored.tombstones(id))
+            .collect()
+    };
     write(settings, &writes)?;
     print::rows(args.output, &changes)?;
+    if args.discard {
+        return draining::discard(settings, &ids, args.output);
+    }
     Ok(Exit::Done)
 }
 
@@ -509,7 +507,8 @@ fn delete(settings: &Settings, args: &IdsArgs) -> Result<Exit, CliError> {
 mod tests {
     use super::*;
     use crate::model::secret_rules::SecretRules;
-    use crate::model::subscription::TopicRecord;
+    use crate::model::subscription::{Decision, TopicRecord};
+    use crate::model::units::EpochMs;
 
     const ACME: &str =
         r#"{"id":"acme","subscriber":"acme","url":"https://acme.example/h","events":["order.*"]}"#;
@@ -620,6 +619,7 @@ mod tests {
             strict: false,
             dry_run: false,
             prune,
+            backfill_since: None,
             selector: vec![parse_label("team=payments").unwrap()],
             output: Output::Json,
         };

@@ -10,14 +10,16 @@
 //! which have nothing else: those settle a dead letter only if webhook id and subscription match. Pure: headers are plain
 //! pairs, times are arguments.
 
+mod exported;
 mod fact;
 mod filter;
 mod open;
 mod reason;
 
+pub use exported::{Exported, ExportedHeader, Importable};
 pub use fact::{
-    Coordinates, DeadLetter, DeadLetterInfo, FACT, Fact, FactError, Kind, MAX_ERROR_BYTES, Moment,
-    Settled, Settlement, replay_headers,
+    Coordinates, DeadLetter, DeadLetterInfo, FACT, Fact, FactError, IMPORTED, Kind,
+    MAX_ERROR_BYTES, Moment, Settled, Settlement, replay_headers,
 };
 pub use filter::Filter;
 pub use open::{Identities, Identity, OpenLetters, State};

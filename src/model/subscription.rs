@@ -29,7 +29,7 @@ pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
-    Order, RateLimit, State, StatusRule, StatusRules, Subscription, Texts, TlsReferences,
+    NO_EVENT, Order, RateLimit, State, StatusRule, StatusRules, Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};

@@ -1,9 +1,11 @@
 //! The plan of a replay: pace, limit, and what another cluster has replayed already.
 
+use std::time::Duration;
+
 use super::*;
-use crate::model::dead_letter::{Coordinates, Reason};
+use crate::model::dead_letter::{Coordinates, DeadLetter, Reason, Settled, Settlement};
 use crate::model::subscription::{Decision, Fold, TopicRecord};
-use crate::model::units::Offset;
+use crate::model::units::{EpochMs, Offset};
 
 #[test]
 fn a_paced_batch_covers_one_second() {
@@ -75,7 +77,7 @@ fn sample() -> DeadLetter {
         event_type: "order.created".to_owned(),
         attempts: 1,
         enqueued: None,
-        info: dead_letter::DeadLetterInfo {
+        info: crate::model::dead_letter::DeadLetterInfo {
             reason: Reason::Gone,
             status: Some(410),
             error: String::new(),

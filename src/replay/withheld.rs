@@ -27,12 +27,17 @@ impl Why {
     /// The reason to leave a dead letter open; `None` when a replay may send it. Commands of a paused subscription wait.
     #[must_use]
     pub fn of(letter: &DeadLetter, subscriptions: &Fold) -> Option<Self> {
-        let id = &letter.subscription;
+        Self::of_subscription(&letter.subscription, &letter.subscriber, subscriptions)
+    }
+
+    /// The reason not to send commands of this subscriber to the subscription `id`.
+    #[must_use]
+    pub fn of_subscription(id: &str, subscriber: &str, subscriptions: &Fold) -> Option<Self> {
         let Some(subscription) = subscriptions.get(id) else {
             // One with only an invalid record exists: its commands wait.
             return (!subscriptions.is_unknown(id)).then_some(Self::Missing);
         };
-        if *subscription.subscriber != *letter.subscriber {
+        if *subscription.subscriber != *subscriber {
             return Some(Self::OtherSubscriber);
         }
         let by_hookstream = subscriptions

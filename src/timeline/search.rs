@@ -16,12 +16,12 @@ use rdkafka::message::{BorrowedMessage, Message};
 use super::copies::Copies;
 use super::decode::{attempt, carries, holds, is_about, read};
 use super::event::EventMatcher;
-use super::schemas::{Schemas, Undecoded};
 use super::step::{RecordView, Step, TopicKind, coordinates, in_order};
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range, Reading};
 use crate::edge::kafka::record::{each_header, header_pairs};
+use crate::edge::schema_values::{Schemas, Undecoded};
 use crate::model::units::EpochMs;
 
 /// Topics read in parallel.

@@ -251,7 +251,7 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
             &format!("{}{}", output.stdout, output.stderr),
         );
     }
-    let help = run_to_end(&["--help"], "");
+    let help = run_to_end(&["--help-settings"], "");
     assert_clean("the help", &help.stdout);
     let seen = receiver.wait_for(32, LATER);
     let sent: String = seen

@@ -29,6 +29,7 @@ mod faults;
 mod flows;
 mod formats;
 mod gaps;
+mod hands;
 mod harness;
 mod image;
 mod isolation;

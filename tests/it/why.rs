@@ -278,3 +278,104 @@ fn notices_reach_those_who_may_see_them_and_a_probe_ends_the_trouble() {
     let resumed = world.run(&["subscriptions", "resume", "--all"], "");
     assert!(resumed.stderr.contains("are back by"), "{}", resumed.stderr);
 }
+
+/// A world with a subscription of the operator on all notices, which come to `/chat`.
+fn world_of_notices(name: &str, flags: &[&str], others: &[Value], receiver: &Receiver) -> World {
+    let mut world = World::new(name);
+    world
+        .flags
+        .extend(flags.iter().map(|&flag| flag.to_owned()));
+    world.flags.push("--operator-subscriber=ops".to_owned());
+    world.create_topics(1);
+    let chat = subscription("chat", &receiver.url("/chat"), &["hookstream.**"]);
+    put(&world, &[with(chat, json!({"subscriber": "ops"}))]);
+    put(&world, others);
+    world
+}
+
+#[test]
+fn an_unreadable_secret_and_a_denied_address_are_noticed_once() {
+    let receiver = Receiver::good();
+    let fine = receiver.url("/fine");
+    let others = [
+        with(
+            subscription("unread", &fine, &["a.*"]),
+            json!({"secrets": ["env:NOT_SET_ANYWHERE"]}),
+        ),
+        subscription("denied", "http://10.0.0.1/", &["a.*"]),
+        subscription("fine", &fine, &["a.*"]),
+    ];
+    let world = world_of_notices("refusals", &[], &others, &receiver);
+    let mut process = start(&world, &[]);
+    publish(&world, 0..5);
+    let expected = [
+        ("hookstream.egress.denied".to_owned(), "denied".to_owned()),
+        (
+            "hookstream.secret.unreadable".to_owned(),
+            "unread".to_owned(),
+        ),
+    ];
+    let heard = || {
+        let mut heard = notices(&receiver, "/chat");
+        heard.retain(|(event_type, _)| !event_type.starts_with("hookstream.dead_letters."));
+        heard.sort();
+        heard
+    };
+    eventually_true("the operator hears of both", LATER, || heard() == expected);
+    process.sigterm();
+    assert!(process.wait_exit(LATER).success());
+    let _process = start(&world, &[]);
+    publish(&world, 5..10);
+    eventually_true("the others go on", LATER, || {
+        receiver.seen_at("/fine").len() >= 10
+    });
+    assert_eq!(heard(), expected, "a restart repeats nothing");
+}
+
+#[test]
+fn an_endpoint_that_fails_for_long_is_disabled_and_noticed() {
+    let receiver = Receiver::start(|seen| match seen.path.as_str() {
+        "/broken" => Answer::status(503),
+        _ => Answer::ok(),
+    });
+    let flags = [
+        "--breaker-failures=3",
+        "--breaker-probe=300ms",
+        "--notice-after=1s",
+        "--disable-after=1m",
+    ];
+    let others = [subscription("broken", &receiver.url("/broken"), &["a.*"])];
+    let world = world_of_notices("disable-after", &flags, &others, &receiver);
+    let _process = start(&world, &[]);
+    publish(&world, 0..10);
+    let disabled = (
+        "hookstream.endpoint.disabled".to_owned(),
+        "broken".to_owned(),
+    );
+    eventually_true(
+        "it is disabled, and the operator hears of it",
+        LATER,
+        || {
+            notices(&receiver, "/chat").contains(&disabled)
+                && show(&world, "broken")["state"] == "disabled"
+        },
+    );
+    assert_eq!(show(&world, "broken")["disabled_by"], "hookstream");
+    let heard = notices(&receiver, "/chat");
+    let of = |wanted: &str| {
+        heard
+            .iter()
+            .filter(|(event_type, _)| event_type.ends_with(wanted))
+            .count()
+    };
+    assert_eq!(
+        (of("endpoint.failing"), of("endpoint.disabled")),
+        (1, 1),
+        "{heard:?}"
+    );
+    let letters = crate::scene::dead_letters(&world);
+    assert!(
+        letters.iter().all(|row| row["reason"] == "disabled"),
+        "{letters:?}"
+    );
+}

@@ -1,6 +1,7 @@
 //! The filters of dead letters, and time ranges, as arguments.
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::cli::exit::{CliError, Exit};
 use crate::edge::clock;
@@ -21,7 +22,7 @@ pub struct FilterArgs {
     #[arg(long, value_name = "PATTERN", value_parser = TypePattern::parse)]
     pub event_type: Option<TypePattern>,
     /// Only dead letters with this reason
-    #[arg(long, value_name = "REASON", value_parser = parse_reason)]
+    #[arg(long, value_name = "REASON", value_parser = reasons())]
     pub reason: Option<Reason>,
     /// Only dead letters with this last response status
     #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..=999))]
@@ -77,8 +78,10 @@ impl FilterArgs {
     }
 }
 
-fn parse_reason(text: &str) -> Result<Reason, String> {
-    text.parse()
+/// The reasons, which completions and help list.
+fn reasons() -> impl TypedValueParser<Value = Reason> {
+    PossibleValuesParser::new(Reason::ALL.map(Reason::as_str))
+        .try_map(|text| text.parse::<Reason>())
 }
 
 /// Parses a time, or a duration before now.

@@ -1,47 +1,6 @@
-//! The sample events: an order's three events, made from a number alone. Pure.
+//! The number and rate of the sample events. Pure.
 
 use std::time::Duration;
-
-use serde_json::{Value, json};
-
-/// One event of a sample order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Event {
-    /// The event id.
-    pub(super) id: String,
-    /// The event type.
-    pub(super) event_type: &'static str,
-    /// The order number, shared by its three events.
-    pub(super) order: String,
-    /// In whole euros.
-    pub(super) total: u32,
-}
-
-impl Event {
-    /// Event `number` of the run named `run`.
-    pub(super) fn new(run: &str, number: u32) -> Self {
-        const TYPES: [&str; 3] = ["order.created", "order.paid", "order.shipped"];
-        let order = number / 3;
-        Self {
-            id: format!("{run}-{number}"),
-            event_type: TYPES[(number % 3) as usize],
-            order: format!("{run}-{order}"),
-            // Looks random; half of them reach 100.
-            total: 5 + order.wrapping_mul(73) % 190,
-        }
-    }
-
-    /// The plain envelope. `time` is RFC 3339.
-    pub(super) fn envelope(&self, time: &str) -> Value {
-        json!({
-            "id": self.id,
-            "type": self.event_type,
-            "time": time,
-            "subject": self.order,
-            "data": {"order": self.order, "total": self.total, "currency": "EUR"},
-        })
-    }
-}
 
 /// The number and rate of events.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +25,6 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_events_of_an_order_have_its_total() {
-        let totals: Vec<u32> = (3..6).map(|number| Event::new("r", number).total).collect();
-        assert_eq!(totals, [totals[0]; 3]);
-    }
 
     #[test]
     fn events_are_due_evenly_until_the_end() {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::events::Event;
 use super::subscribers::{Behavior, FLAKY_ACCEPTS, SUBSCRIBERS};
+use crate::cli::samples::Event;
 use crate::model::event;
 
 /// Deliveries included in the median latency.

@@ -1,20 +1,13 @@
 //! The sample receivers: small HTTP servers that verify requests as a subscriber would.
-//!
-//! Signature verification follows the text of Standard Webhooks 1.0 and shares no code with the signer.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -22,13 +15,8 @@ use tokio::runtime::Runtime;
 use super::ledger::{Attempt, Ledger};
 use super::subscribers::{Behavior, SLOW_RESPONSE, SUBSCRIBERS};
 use crate::cli::exit::{CliError, Exit};
+use crate::cli::receiving::{VerifyingKey, serve, text, verify, whole};
 use crate::edge::clock;
-
-/// The maximum body size, bytes.
-const LARGEST_BODY: usize = 1024 * 1024;
-
-/// How far a request's timestamp may be from now, as the specification advises.
-const TOLERANCE: Duration = Duration::from_secs(300);
 
 /// The ledger, shared by the receivers, the sender and the view.
 #[derive(Clone)]
@@ -90,15 +78,21 @@ impl Receivers {
             let address = listener
                 .local_addr()
                 .map_err(|error| failed(&error.to_string()))?;
+            let secret = format!("whsec_{}", STANDARD.encode(key));
+            let key = VerifyingKey::read(&secret).map_err(|error| failed(&error))?;
             let endpoint = Arc::new(Endpoint {
                 index,
-                key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+                keys: vec![key],
                 ledger: ledger.clone(),
             });
-            runtime.spawn(accept(listener, endpoint));
+            let receive = move |request| {
+                let endpoint = Arc::clone(&endpoint);
+                async move { endpoint.receive(request).await }
+            };
+            runtime.spawn(serve(listener, receive));
             all.push(Receiver {
                 url: format!("http://{address}/{}", subscriber.name),
-                secret: format!("whsec_{}", STANDARD.encode(key)),
+                secret,
             });
         }
         Ok(Self {
@@ -111,45 +105,19 @@ impl Receivers {
 struct Endpoint {
     /// The index in [`SUBSCRIBERS`].
     index: usize,
-    key: hmac::Key,
+    keys: Vec<VerifyingKey>,
     ledger: SharedLedger,
-}
-
-async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Usually too many open files.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let endpoint = Arc::clone(&endpoint);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let endpoint = Arc::clone(&endpoint);
-                async move { Ok::<_, Infallible>(endpoint.receive(request).await) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                tracing::debug!("connection of a sample receiver ended: {error}");
-            }
-        });
-    }
 }
 
 impl Endpoint {
     async fn receive(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let (parts, body) = request.into_parts();
-        let Ok(body) = Limited::new(body, LARGEST_BODY).collect().await else {
+        let Some((parts, body)) = whole(request).await else {
             return respond(413);
         };
-        let body = body.to_bytes();
         let id = text(&parts.headers, "webhook-id")
             .unwrap_or_default()
             .to_owned();
-        let signature = verify(&self.key, &parts.headers, &body, clock::now().seconds());
+        let signature = verify(&self.keys, &parts.headers, &body, clock::now().seconds());
         let status = self.ledger.lock().attempt(
             self.index,
             &Attempt {
@@ -179,70 +147,4 @@ fn respond(status: u16) -> Response<Full<Bytes>> {
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
-}
-
-/// Standard Webhooks 1.0, "Verifying webhooks": one of the `v1` signatures must match, and the timestamp be recent.
-fn verify(
-    key: &hmac::Key,
-    headers: &HeaderMap,
-    body: &[u8],
-    now_seconds: i64,
-) -> Result<(), &'static str> {
-    let id = text(headers, "webhook-id").ok_or("missing webhook-id")?;
-    let timestamp = text(headers, "webhook-timestamp").ok_or("missing webhook-timestamp")?;
-    let signatures = text(headers, "webhook-signature").ok_or("missing webhook-signature")?;
-    let seconds: i64 = timestamp
-        .parse()
-        .map_err(|_| "webhook-timestamp is not a number")?;
-    if seconds.abs_diff(now_seconds) > TOLERANCE.as_secs() {
-        return Err("webhook-timestamp is not recent");
-    }
-    let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
-    let fits = signatures
-        .split(' ')
-        .filter_map(|signature| STANDARD.decode(signature.strip_prefix("v1,")?).ok())
-        .any(|signature| hmac::verify(key, &signed, &signature).is_ok());
-    if fits {
-        Ok(())
-    } else {
-        Err("no signature matches")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::delivery::signing::Signer;
-
-    #[test]
-    fn a_signature_is_valid_only_for_its_body_key_and_time() {
-        let key = [7; 32];
-        let secret = format!("whsec_{}", STANDARD.encode(key));
-        let signature = Signer::new([secret.as_str()])
-            .unwrap()
-            .sign("msg_1", "1700000000", b"{}");
-        let mut headers = HeaderMap::new();
-        headers.insert("webhook-id", "msg_1".parse().unwrap());
-        headers.insert("webhook-timestamp", "1700000000".parse().unwrap());
-        headers.insert("webhook-signature", signature.parse().unwrap());
-        let own = hmac::Key::new(hmac::HMAC_SHA256, &key);
-        let other = hmac::Key::new(hmac::HMAC_SHA256, &[8; 32]);
-        assert_eq!(verify(&own, &headers, b"{}", 1_700_000_100), Ok(()));
-        assert!(
-            verify(&own, &headers, b"{} ", 1_700_000_100).is_err(),
-            "another body"
-        );
-        assert!(
-            verify(&other, &headers, b"{}", 1_700_000_100).is_err(),
-            "another key"
-        );
-        assert!(
-            verify(&own, &headers, b"{}", 1_700_001_000).is_err(),
-            "too old"
-        );
-    }
 }

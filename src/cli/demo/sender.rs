@@ -7,9 +7,10 @@ use std::time::Duration;
 use rdkafka::message::OwnedHeaders;
 
 use super::broker::{Broker, refused};
-use super::events::{Event, Flow};
+use super::events::Flow;
 use super::receivers::SharedLedger;
 use crate::cli::exit::{CliError, Exit};
+use crate::cli::samples::Event;
 use crate::edge::clock;
 use crate::edge::kafka::producer::{Producer, Record};
 use crate::runtime::shutdown::Stop;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::events::Event;
+use crate::cli::samples::Event;
 
 /// How a receiver responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,14 @@
-//! A valid subscription and its JSON.
+//! A subscription's document, and what applying it writes.
 
 use serde_json::{Map, Value};
 
+use super::stored::{Stored, Write};
 use crate::cli::exit::{CliError, Exit};
 use crate::edge::egress::EgressPolicy;
 use crate::model::secret_rules::SecretRules;
-use crate::model::subscription::{self, Auth, Subscription, SubscriptionError};
+use crate::model::subscription;
+use crate::model::subscription::{Auth, Decision, State, Subscription, SubscriptionError, Version};
+use crate::model::units::EpochMs;
 
 /// The fields of a stored document.
 pub(super) fn read_record(json: &[u8]) -> Result<Map<String, Value>, CliError> {
@@ -89,4 +92,39 @@ impl Document {
         let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
         self.json == json || value(&self.json) == value(json)
     }
+}
+
+/// The result of applying a document. If the latest record is invalid, the document is written again even if it is
+/// unchanged: compaction removes the earlier, valid record.
+pub(super) fn effect(stored: &Stored, document: &Document) -> &'static str {
+    match stored.document(document.id()) {
+        None => "created",
+        Some(known)
+            if document.equals(known) && !stored.invalid.contains_key(document.id().as_bytes()) =>
+        {
+            "unchanged"
+        }
+        Some(_) => "updated",
+    }
+}
+
+/// The records of a changed document: itself, distinct from all earlier ones, and the time of the resume if it ends a
+/// pause.
+pub(super) fn applied(stored: &Stored, document: Document, now: EpochMs) -> Vec<Write> {
+    let header = format!("{}-{:08x}", now.0, fastrand::u32(..));
+    let mut parsed = document.parsed;
+    let known = stored.fold.get(&parsed.id);
+    parsed.source.applied = Version::of_applied(&document.json, Some(header.as_bytes()));
+    parsed.source.partition = known.and_then(|known| known.source.partition);
+    let resumes =
+        parsed.state == State::Active && known.is_some_and(|known| known.state != State::Active);
+    let decision = Decision::by_operator(&parsed, State::Active, now);
+    let resume = resumes.then(|| Write::decision(&parsed, &decision));
+    let write = Write {
+        key: parsed.id.as_bytes().to_vec(),
+        value: Some(document.json),
+        applied: Some(header),
+        partition: parsed.source.partition,
+    };
+    [write].into_iter().chain(resume).collect()
 }

@@ -32,7 +32,7 @@ pub struct Label {
 }
 
 /// Parses `KEY=VALUE`.
-pub(super) fn parse_label(text: &str) -> Result<Label, String> {
+pub(crate) fn parse_label(text: &str) -> Result<Label, String> {
     let (key, value) = text
         .split_once('=')
         .filter(|(key, _)| !key.is_empty())

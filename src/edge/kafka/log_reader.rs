@@ -161,13 +161,7 @@ impl Log {
                 .find(|(wanted, stable)| stable.end < wanted.end);
             let Some((hidden, _)) = hidden else { break };
             if begun.elapsed() > HIDDEN {
-                return Err(Failure::Internal(format!(
-                    "a transaction on {} partition {} has been open for more than {} s and hides records; \
-                     find it with kafka-transactions.sh find-hanging",
-                    self.topic,
-                    hidden.partition,
-                    HIDDEN.as_secs()
-                )));
+                return Err(self.hidden(hidden.partition));
             }
             std::thread::sleep(PAUSE);
         }
@@ -196,6 +190,27 @@ impl Log {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// The same for one partition, once it is stable.
+    ///
+    /// # Errors
+    /// As [`Log::high_watermarks`].
+    pub fn settled_end(&self, partition: i32, stop: &dyn Fn() -> bool) -> Result<Range, Failure> {
+        let (wanted, stable) = self.high_watermark(partition, HIDDEN, stop)?;
+        if stable < wanted.end && !stop() {
+            return Err(self.hidden(partition));
+        }
+        Ok(wanted)
+    }
+
+    fn hidden(&self, partition: i32) -> Failure {
+        Failure::Internal(format!(
+            "a transaction on {} partition {partition} has been open for more than {} s and hides records; \
+             find it with kafka-transactions.sh find-hanging",
+            self.topic,
+            HIDDEN.as_secs()
+        ))
     }
 
     fn ends(&self, consumer: &BaseConsumer<Reader>) -> Result<Vec<Range>, Failure> {

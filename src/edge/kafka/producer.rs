@@ -117,6 +117,31 @@ impl Producer {
     /// [`Failure`] when the client cannot be created or the coordinator rejects it. Waits while no broker is reachable.
     pub fn sole(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         let id = format!("{}{purpose}", settings.group_prefix);
+        Self::sole_with_id(settings, purpose, id)
+    }
+
+    /// The same for the work on one partition: a new one for it fences any other.
+    ///
+    /// # Errors
+    /// As [`Producer::sole`].
+    pub fn of_partition(
+        settings: &Settings,
+        purpose: &'static str,
+        partition: i32,
+    ) -> Result<Self, Failure> {
+        let id = format!("{}{purpose}-{partition}", settings.group_prefix);
+        Self::sole_with_id(settings, purpose, id)
+    }
+
+    /// As [`Producer::sole`], with this transactional id.
+    ///
+    /// # Errors
+    /// As [`Producer::sole`].
+    pub fn sole_with_id(
+        settings: &Settings,
+        purpose: &'static str,
+        id: String,
+    ) -> Result<Self, Failure> {
         let keep_waiting: KeepWaiting = Arc::new(|| true);
         let id = (settings.guarantee == Guarantee::ExactlyOnce).then_some(id);
         Self::with_id(

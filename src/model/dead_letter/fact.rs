@@ -16,9 +16,13 @@ pub const MAX_ERROR_BYTES: usize = 1024;
 /// The header that tells facts apart.
 pub const FACT: &str = "hs-fact";
 
+/// The header of an imported dead letter: the cluster and the place that it was exported from, `CLUSTER/PARTITION:OFFSET`.
+pub const IMPORTED: &str = "hs-imported";
+
 /// Headers that only a letter has. A replay drops them; those about failures may also be the command's own.
-const LETTER_ONLY: [&str; 6] = [
+const LETTER_ONLY: [&str; 7] = [
     FACT,
+    IMPORTED,
     "hs-reason",
     "hs-status",
     "hs-error",

@@ -104,6 +104,12 @@ impl OpenLetters {
         *last = place.offset.max(*last);
     }
 
+    /// What a letter says of itself: copies of one have the same identity.
+    #[must_use]
+    pub fn identity(&self, letter: &DeadLetter) -> Identity {
+        self.identities.of_letter(letter)
+    }
+
     /// What has become of a letter.
     #[must_use]
     pub fn state(&self, letter: &DeadLetter) -> State {

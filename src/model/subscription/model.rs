@@ -17,6 +17,9 @@ use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
 use crate::model::units::EpochMs;
 
+/// A pattern of a subscription that gets no events of its own: no event and no notice has a type like it.
+pub const NO_EVENT: &str = "hookstream.replay.none";
+
 /// A valid subscription.
 #[derive(Clone, Debug)]
 pub struct Subscription {

@@ -1,6 +1,7 @@
 //! The JSON of event values that are framed with a schema id, by way of the Schema Registry.
 //!
-//! A search that cannot decode some of them goes on, and reports how many it did not look into, and why.
+//! For operators' commands, which wait for the registry. One that cannot decode some values goes on, and reports how many
+//! it did not look into, and why.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,7 +28,7 @@ pub struct Undecoded {
 }
 
 /// The schemas of framed values.
-pub(super) struct Schemas {
+pub struct Schemas {
     /// Or why it cannot be asked.
     registry: Result<Option<SchemaRegistry>, String>,
     max_bytes: usize,
@@ -37,7 +38,9 @@ pub(super) struct Schemas {
 }
 
 impl Schemas {
-    pub(super) fn start(settings: &Settings) -> Self {
+    /// Starts to ask the registry, if one is configured.
+    #[must_use]
+    pub fn start(settings: &Settings) -> Self {
         Self {
             registry: SchemaRegistry::start(settings, |_| {}).map_err(|error| error.to_string()),
             max_bytes: settings.max_event_bytes,
@@ -47,7 +50,8 @@ impl Schemas {
     }
 
     /// What was not decoded.
-    pub(super) fn into_undecoded(self) -> Undecoded {
+    #[must_use]
+    pub fn into_undecoded(self) -> Undecoded {
         self.undecoded
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)
@@ -55,7 +59,7 @@ impl Schemas {
 
     /// The JSON of a value, with the headers adapted to it; `None` when it is to be read as it is. What cannot be decoded
     /// is counted if it `counts`.
-    pub(super) fn json<'a>(
+    pub fn json<'a>(
         &self,
         value: Option<&'a [u8]>,
         headers: &mut Vec<(&'a str, &'a [u8])>,
