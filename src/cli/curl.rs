@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use http::HeaderName;
 
+use crate::edge::clock;
 use crate::model::attempt::shown_url;
 use crate::model::subscription::{Auth, HeaderSource, SecretSource, Subscription};
 
@@ -106,19 +107,21 @@ impl Script {
             SecretSource::Env(name) if is_variable(name) => format!("${{{name}}}"),
             SecretSource::Env(name) => format!("$(printenv {})", quoted(name)),
             SecretSource::File(path) => format!("$(cat {})", quoted(&path.to_string_lossy())),
-            SecretSource::Literal(_) => {
+            SecretSource::Literal(_) | SecretSource::Encrypted(_) => {
                 self.notes.push(format!("# {name} is {what}"));
                 format!("${{{name}}}")
             }
         }
     }
 
-    /// The first secret signs: receivers accept any of several signatures.
+    /// The first secret that is in force signs: receivers accept any of several signatures.
     fn signature(&mut self, subscription: &Subscription, inline: bool) -> bool {
-        let Some(first) = subscription.secrets.first() else {
+        let now = clock::now();
+        let mut secrets = subscription.secrets.iter();
+        let Some(first) = secrets.find(|secret| !secret.has_ended(now)) else {
             return false;
         };
-        if let SecretSource::Literal(secret) = first
+        if let SecretSource::Literal(secret) = &first.source
             && secret.expose().starts_with("whsk_")
         {
             self.notes.push(
@@ -128,7 +131,7 @@ impl Script {
             return true;
         }
         let secret = self.secret(
-            first,
+            &first.source,
             "WEBHOOK_SECRET",
             "the subscription's first secret, whsec_…",
         );
