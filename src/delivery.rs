@@ -11,6 +11,7 @@
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
 //! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
 
+mod assigned;
 mod attempt_log;
 mod busy;
 mod commit;
@@ -28,6 +29,7 @@ mod outcome_records;
 mod oversize;
 pub mod partition;
 mod refused;
+mod rejected;
 mod request;
 mod role;
 mod secrets;

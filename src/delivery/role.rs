@@ -21,6 +21,7 @@ use super::messages::{Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
 use super::partition::event::Incoming;
+use super::rejected::Rejected;
 use super::top_subscribers::TopSubscribers;
 use super::topics::needed_topics;
 use super::workers::Workers;
@@ -30,11 +31,11 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::record::{Newer, read_marked};
 use crate::edge::port::failure::{ClientError, ErrorKind, Failure};
 use crate::edge::port::gap::Gap;
-use crate::edge::port::records::{Commit, Committed, RecordView as _, TopicPartition};
+use crate::edge::port::records::{Commit, RecordView as _, TopicPartition};
 use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::{METADATA_LIMIT, Place, ReadError, Restored, Snapshot};
+use crate::model::window::{METADATA_LIMIT, Restored, Snapshot};
 use crate::runtime::context::RoleContext;
 use crate::runtime::recommit::Recommit;
 
@@ -107,6 +108,7 @@ pub async fn run<P: Port>(
         drain: None,
         is_generation_old: false,
         is_evicted: false,
+        rejected: Rejected::default(),
         oldest: Duration::ZERO,
         top_subscribers: TopSubscribers::new(settings.lag_top, clock::instant()),
         busy: Busy::default(),
@@ -170,6 +172,8 @@ pub(super) struct Delivery<'a, P: Port> {
     /// The group has evicted this member: its partitions have other owners, or will have. They are given up with the
     /// drain.
     pub(super) is_evicted: bool,
+    /// Partitions that were given up for that, and of which the client has reported nothing.
+    pub(super) rejected: Rejected,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
     /// The subscribers with their own metric series.
@@ -209,6 +213,7 @@ impl<P: Port> Delivery<'_, P> {
         if clock::instant() >= self.next_commit {
             self.pass()?;
             self.settle().await?;
+            self.take_back().await?;
             self.next_commit = clock::instant() + COMMIT_EVERY;
         }
         Ok(())
@@ -367,75 +372,9 @@ impl<P: Port> Delivery<'_, P> {
         }
     }
 
-    fn place(&self, number: i32) -> Place {
-        Place::new(self.cluster.as_str(), &self.topic, number)
-    }
-
-    fn open(&mut self, number: i32, restored: Restored, committed: Option<Snapshot>) {
-        let load = Arc::new(Load::default());
-        let place = self.place(number);
-        self.workers.place(number).send(Message::Open {
-            partition: number,
-            place,
-            restored: Box::new(restored),
-            load: Arc::clone(&load),
-        });
-        let owned = Owned {
-            load,
-            durable_moves: DurablePrefix::default(),
-            paused: false,
-            committed,
-        };
-        self.partitions.insert(number, owned);
-    }
-
-    fn assigned(&mut self, committed: &[Committed]) -> Result<(), Failure> {
-        let numbers: Vec<i32> = committed.iter().map(|found| found.at.partition).collect();
-        if self.context.stopping() {
-            // The group goes on, and they move on when this process leaves it.
-            let each = numbers.iter().map(|&number| self.at(number));
-            self.member.take_unread(&each.collect::<Vec<_>>())?;
-            self.is_generation_old = false;
-            return Ok(());
-        }
-        let mut newer = Vec::new();
-        for found in committed {
-            let number = found.at.partition;
-            let position = found.position.unwrap_or_default();
-            let place = self.place(number);
-            let (restored, error) = Restored::read(position, &found.metadata, place);
-            if let Some(version) = error.as_ref().and_then(ReadError::newer) {
-                // Without a window: nothing is delivered or committed.
-                newer.push((number, version.into()));
-                continue;
-            }
-            if let Some(error) = error {
-                self.metrics.foreign_commit_metadata().inc();
-                tracing::error!(
-                    topic = %self.topic, partition = number, position = position.0,
-                    metric = "hookstream_foreign_commit_metadata_total",
-                    "finished commands above the committed position may be delivered again: {error}",
-                );
-            }
-            let known = found.position.map(|position| Snapshot {
-                position,
-                metadata: found.metadata.clone(),
-            });
-            self.open(number, restored, known);
-        }
-        self.member.take(committed)?;
-        self.is_generation_old = false;
-        for (number, version) in newer {
-            self.stop_at_newer(number, None, version)?;
-        }
-        if !numbers.is_empty() {
-            tracing::info!(partitions = ?numbers, "partitions assigned");
-        }
-        Ok(())
-    }
-
     fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), Failure> {
         let list = numbers(partitions);
+        self.rejected.settled(&list);
         tracing::info!(partitions = ?list, lost, "partitions revoked");
         if lost {
             if let Some(drain) = &mut self.drain {
@@ -513,7 +452,9 @@ impl<P: Port> Delivery<'_, P> {
         }
         let all: Vec<i32> = self.partitions.keys().copied().collect();
         if !all.is_empty() {
+            tracing::warn!(partitions = ?all, "given up: a broker says that this process is not in its group");
             self.stop(&all);
+            self.rejected.add(&all, clock::instant());
         }
         self.is_evicted |= self.drain.is_some();
     }
@@ -525,7 +466,10 @@ impl<P: Port> Delivery<'_, P> {
         let (leaving, revoked) = drain.end();
         self.forget(&leaving);
         match revoked {
-            Some(revoked) => self.member.give_up(&revoked),
+            Some(revoked) => {
+                self.rejected.settled(&numbers(&revoked));
+                self.member.give_up(&revoked)
+            }
             None => Ok(()),
         }
     }
@@ -553,7 +497,7 @@ impl<P: Port> Delivery<'_, P> {
         Ok(())
     }
 
-    fn at(&self, partition: i32) -> TopicPartition {
+    pub(super) fn at(&self, partition: i32) -> TopicPartition {
         TopicPartition {
             topic: Arc::clone(&self.topic),
             partition,

@@ -20,7 +20,7 @@ use super::tokens::Tokens;
 use super::worker::{self, Surroundings};
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::http::{HttpOptions, TlsMaker, max_idle};
+use crate::edge::http::{HttpOptions, TlsMaker, max_idle, with_causes};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{Port, Task as _};
 use crate::model::units::Offset;
@@ -43,16 +43,6 @@ impl<T> WorkerHandle<T> {
 
 fn panicked() -> Failure {
     Failure::Internal("a delivery worker has panicked".to_owned())
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 /// Lets a worker look at its lanes when a secret was read.

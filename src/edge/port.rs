@@ -336,6 +336,9 @@ pub trait Member {
     /// the first copy may still be in flight.
     fn was_disturbed(&self) -> bool;
 
+    /// After this time without a response of the group's coordinator, the client reports its partitions as lost.
+    fn session(&self) -> Duration;
+
     /// The generation in which the current partitions were taken; `None` before the first assignment. Not that of the
     /// client at this moment: after an eviction it would be empty, and a broker accepts an empty one from anybody.
     fn generation(&self) -> Option<Self::Generation>;

@@ -12,6 +12,7 @@ use crate::fleet::{Fleet, SESSION};
 use crate::history::Injected;
 use crate::it::support::{Broker, Process, Receiver, Weather, World};
 use crate::origin::Origin;
+use crate::report::print_logs;
 use crate::tenants::{HANGING, Tenants};
 use crate::traffic::{self, Generator, Progress};
 use crate::truth::{Kind, SUBSCRIPTIONS};
@@ -475,11 +476,16 @@ impl Scene<'_> {
         let through = self
             .fleet
             .tend_until_through(self.progress, first, last, PATIENCE);
+        let missing = self.progress.missing(first, last).len();
+        if through.is_none() {
+            print_logs(self.fleet.logs());
+        }
         self.broker.control(&["start-broker", &number]);
         set_min_isr(self.world, &topic, "2");
         if through.is_none() {
             self.failures.push(format!(
-                "while {topic} could not be written, healthy endpoints got nothing for {PATIENCE:?}"
+                "while {topic} could not be written, healthy endpoints had not accepted {missing} of {} events after {PATIENCE:?}",
+                last - first,
             ));
         }
         format!("without broker {number}")

@@ -250,11 +250,29 @@ impl Fleet {
         evictions(self.written.iter().flat_map(|read| read()))
     }
 
-    /// What every running replica wrote to standard error, for the report of a failure.
+    /// What every running replica wrote to standard error, and its metrics, for the report of a failure.
     pub fn logs(&self) -> Vec<(String, Vec<String>)> {
         let running = self.slots.iter().filter_map(|slot| {
             let process = slot.process.as_ref()?;
-            Some((slot.instance.clone(), process.stderr()))
+            let mut lines = process.stderr();
+            let metrics = process
+                .try_get("/metrics")
+                .map_or_else(String::new, |(_, body)| body);
+            let told = metrics.lines().filter(|line| {
+                let shows = [
+                    "window",
+                    "stalled",
+                    "runnable",
+                    "queued",
+                    "unwritable",
+                    "in_flight",
+                    "breaker",
+                    "lag_",
+                ];
+                !line.starts_with('#') && shows.iter().any(|part| line.contains(part))
+            });
+            lines.extend(told.map(str::to_owned));
+            Some((slot.instance.clone(), lines))
         });
         running.collect()
     }

@@ -13,7 +13,7 @@ use crate::round::Plan;
 /// Violations of each invariant that are told in full; the others are counted.
 const TOLD: usize = 3;
 /// Lines of each process's log that are told when something is wrong.
-const TAIL: usize = 40;
+const TAIL: usize = 200;
 
 /// All rounds of a run so far.
 pub struct Report {
@@ -77,20 +77,11 @@ impl Report {
     pub fn stuck(&mut self, what: String, logs: Vec<(String, Vec<String>)>) {
         self.wrong
             .push(format!("the system did not recover {what}"));
-        self.logs(logs);
+        print_logs(logs);
     }
 
     pub fn failures(&mut self, failures: Vec<String>) {
         self.wrong.extend(failures);
-    }
-
-    /// The ends of the processes' logs, printed when the run is over.
-    pub fn logs(&mut self, logs: Vec<(String, Vec<String>)>) {
-        for (instance, lines) in logs {
-            println!("---- {instance} wrote at last:");
-            let tail = lines.len().saturating_sub(TAIL);
-            lines[tail..].iter().for_each(|line| println!("{line}"));
-        }
     }
 
     pub fn round(&mut self, plan: &Plan, history: &History, verdict: Verdict, ended: Vec<String>) {
@@ -233,5 +224,14 @@ impl fmt::Display for Report {
             told.try_for_each(|violation| writeln!(f, "\n{violation}"))?;
         }
         Ok(())
+    }
+}
+
+/// The ends of the processes' logs.
+pub fn print_logs(logs: Vec<(String, Vec<String>)>) {
+    for (instance, lines) in logs {
+        println!("---- {instance} wrote at last:");
+        let tail = lines.len().saturating_sub(TAIL);
+        lines[tail..].iter().for_each(|line| println!("{line}"));
     }
 }

@@ -15,7 +15,7 @@ use crate::history::{History, Injected};
 use crate::it::support::{Broker, World};
 use crate::origin::Origin;
 use crate::reading::{Sampler, come_to_rest, copies, count_records, event_numbers, requests};
-use crate::report::Report;
+use crate::report::{Report, print_logs};
 use crate::tenants::{self, Tenants};
 use crate::traffic::{self, Generator, Progress};
 use crate::truth::{self, Kind, SUBSCRIPTIONS};
@@ -178,7 +178,7 @@ pub fn run(broker: &Broker, plan: &Plan, wanted: &dyn Fn(Fault) -> bool, report:
     };
     let verdict = check(&history, plan.promise);
     if !verdict.violations.is_empty() {
-        report.logs(fleet.logs());
+        print_logs(fleet.logs());
     }
     report.failures(std::mem::take(&mut fleet.stuck));
     report.round(plan, &history, verdict, std::mem::take(&mut fleet.ended));

@@ -472,6 +472,10 @@ impl Member for OnlyMember {
         Vec::new()
     }
 
+    fn session(&self) -> Duration {
+        Duration::from_secs(20)
+    }
+
     fn was_disturbed(&self) -> bool {
         false
     }

@@ -34,7 +34,7 @@ use super::watchdog::Link;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
-use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::client::{SESSION_TIMEOUT, consumer_config};
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::port;
@@ -86,6 +86,8 @@ pub struct Member {
     purpose: &'static str,
     keep_waiting: KeepWaiting,
     group: String,
+    /// `session.timeout.ms`.
+    session: Duration,
     /// The generation in which the partitions were taken. Never refreshed at commit time: after an eviction it would
     /// be empty, and a broker accepts an empty generation from anybody.
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
@@ -110,11 +112,11 @@ impl Member {
         extra: &[(&str, &str)],
     ) -> Result<Self, Failure> {
         let config = member_config(settings, purpose, group);
-        let timeout = config
-            .get("socket.timeout.ms")
-            .and_then(|ms| ms.parse().ok());
-        // The client rejects a value that is no number; its own default is one minute.
-        let health = ClientHealth::new(timeout.unwrap_or(60_000));
+        // The client rejects a value that is no number.
+        let milliseconds = |name| config.get(name).and_then(|ms| ms.parse::<u32>().ok());
+        // Its own default is one minute.
+        let health = ClientHealth::new(milliseconds("socket.timeout.ms").unwrap_or(60_000).into());
+        let session = milliseconds("session.timeout.ms").map(u64::from);
         let context = MemberContext::new(purpose, health);
         let (ready, thread) = (Arc::clone(&context.ready), std::thread::current());
         let reader = Reader::new(settings, purpose, group, extra, thread.clone())?;
@@ -148,6 +150,7 @@ impl Member {
             purpose,
             keep_waiting,
             group: group.to_owned(),
+            session: session.map_or(SESSION_TIMEOUT, Duration::from_millis),
             metadata: RefCell::default(),
             deletions: RefCell::new(Throttle::new(Duration::from_secs(5))),
             gap_search: RefCell::default(),
@@ -394,6 +397,12 @@ impl Member {
         self.reader.stop(partitions)?;
         unassign(&self.consumer, &plain(partitions))
             .map_err(|error| Failure::from_client("giving up partitions", error))
+    }
+
+    /// After this time without a response of the group's coordinator, the client reports its partitions as lost.
+    #[must_use]
+    pub const fn session(&self) -> Duration {
+        self.session
     }
 
     /// The generation in which the current partitions were taken.

@@ -69,6 +69,10 @@ impl port::Member for Member {
         refused.map(|(at, error)| (at, error.into())).collect()
     }
 
+    fn session(&self) -> Duration {
+        Member::session(self)
+    }
+
     fn was_disturbed(&self) -> bool {
         Member::was_disturbed(self)
     }

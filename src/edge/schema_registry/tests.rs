@@ -189,6 +189,27 @@ fn only_40403_means_that_there_is_no_such_schema() {
 }
 
 #[test]
+fn a_registry_without_tls_behind_an_https_url_is_named_as_that() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream.read(&mut [0; 16]).unwrap();
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .unwrap();
+        }
+    });
+    let answer = asked(&client(&url, None).unwrap(), SEVEN);
+    let expected = "the server does not speak TLS on this port";
+    assert!(
+        matches!(&answer, Answer::Failed(reason) if reason.contains(expected)),
+        "{answer:?}"
+    );
+}
+
+#[test]
 fn a_registry_that_is_down_or_says_too_much_is_a_failure() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", closed.local_addr().unwrap());

@@ -160,6 +160,11 @@ impl Member {
         self.task.changed.notify_waiters();
     }
 
+    /// `session.timeout.ms`.
+    pub fn session(&self) -> Duration {
+        self.task.config.session
+    }
+
     /// The membership now. After an eviction, one that any broker accepts from anybody.
     pub fn membership(&self) -> Membership {
         self.task.membership()

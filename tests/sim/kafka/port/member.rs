@@ -533,6 +533,10 @@ impl port::Member for SimMember {
         self.refused.take()
     }
 
+    fn session(&self) -> Duration {
+        self.member.session()
+    }
+
     fn was_disturbed(&self) -> bool {
         let before = self.disturbed.replace(false);
         self.member.was_disturbed() || before
