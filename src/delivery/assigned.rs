@@ -12,7 +12,7 @@ use crate::edge::port::{Member as _, Port};
 use crate::model::window::{Place, ReadError, Restored, Snapshot};
 
 impl<P: Port> Delivery<'_, P> {
-    pub(super) fn place(&self, number: i32) -> Place {
+    fn place(&self, number: i32) -> Place {
         Place::new(self.cluster.as_str(), &self.topic, number)
     }
 
