@@ -3,14 +3,15 @@
 //! | module | what |
 //! |---|---|
 //! | `role`, `commit`, `writing`, `outcome_records` | the thread of the group: polls, rebalances, commits, writes outcomes |
-//! | `drain`, `newer` | partitions that leave, and those that stop at what a newer program wrote |
+//! | `assigned`, `drain`, `newer` | partitions that come, those that leave, and those that stop at what a newer program wrote |
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, `refused`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `oversize`, P | what is written instead of an outcome that its topic refuses for its size |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
-//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `recommit`, `outbox`, P | egress outages, labels, load, commits to repeat, outcomes to write |
+//! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `rejected`, `outbox`, P | egress outages, labels, load, partitions to take back, outcomes to write |
 
+mod assigned;
 mod attempt_log;
 mod busy;
 mod commit;

@@ -31,11 +31,11 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::record::{Newer, read_marked};
 use crate::edge::port::failure::{ClientError, ErrorKind, Failure};
 use crate::edge::port::gap::Gap;
-use crate::edge::port::records::{Commit, Committed, RecordView as _, TopicPartition};
+use crate::edge::port::records::{Commit, RecordView as _, TopicPartition};
 use crate::edge::port::{Member as _, Polled, Port};
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
-use crate::model::window::{METADATA_LIMIT, Place, ReadError, Restored, Snapshot};
+use crate::model::window::{METADATA_LIMIT, Restored, Snapshot};
 use crate::runtime::context::RoleContext;
 use crate::runtime::recommit::Recommit;
 
@@ -173,7 +173,7 @@ pub(super) struct Delivery<'a, P: Port> {
     /// drain.
     pub(super) is_evicted: bool,
     /// Partitions that were given up for that, and of which the client has reported nothing.
-    rejected: Rejected,
+    pub(super) rejected: Rejected,
     /// The age of the oldest attempt in flight.
     pub(super) oldest: Duration,
     /// The subscribers with their own metric series.
@@ -372,105 +372,6 @@ impl<P: Port> Delivery<'_, P> {
         }
     }
 
-    fn place(&self, number: i32) -> Place {
-        Place::new(self.cluster.as_str(), &self.topic, number)
-    }
-
-    fn open(&mut self, number: i32, restored: Restored, committed: Option<Snapshot>) {
-        let load = Arc::new(Load::default());
-        let place = self.place(number);
-        self.workers.place(number).send(Message::Open {
-            partition: number,
-            place,
-            restored: Box::new(restored),
-            load: Arc::clone(&load),
-        });
-        let owned = Owned {
-            load,
-            durable_moves: DurablePrefix::default(),
-            paused: false,
-            committed,
-        };
-        self.partitions.insert(number, owned);
-    }
-
-    fn assigned(&mut self, committed: &[Committed]) -> Result<(), Failure> {
-        let numbers: Vec<i32> = committed.iter().map(|found| found.at.partition).collect();
-        self.rejected.settled(&numbers);
-        if self.context.stopping() {
-            // The group goes on, and they move on when this process leaves it.
-            let each = numbers.iter().map(|&number| self.at(number));
-            self.member.take_unread(&each.collect::<Vec<_>>())?;
-            self.is_generation_old = false;
-            return Ok(());
-        }
-        let newer = self.open_all(committed);
-        self.member.take(committed)?;
-        self.is_generation_old = false;
-        for (number, version) in newer {
-            self.stop_at_newer(number, None, version)?;
-        }
-        if !numbers.is_empty() {
-            tracing::info!(partitions = ?numbers, "partitions assigned");
-        }
-        Ok(())
-    }
-
-    /// Begins with partitions where their last owner has ended. Returns those whose state a newer program has written.
-    fn open_all(&mut self, committed: &[Committed]) -> Vec<(i32, u32)> {
-        let mut newer = Vec::new();
-        for found in committed {
-            let number = found.at.partition;
-            let position = found.position.unwrap_or_default();
-            let place = self.place(number);
-            let (restored, error) = Restored::read(position, &found.metadata, place);
-            if let Some(version) = error.as_ref().and_then(ReadError::newer) {
-                // Without a window: nothing is delivered or committed.
-                newer.push((number, version.into()));
-                continue;
-            }
-            if let Some(error) = error {
-                self.metrics.foreign_commit_metadata().inc();
-                tracing::error!(
-                    topic = %self.topic, partition = number, position = position.0,
-                    metric = "hookstream_foreign_commit_metadata_total",
-                    "finished commands above the committed position may be delivered again: {error}",
-                );
-            }
-            let known = found.position.map(|position| Snapshot {
-                position,
-                metadata: found.metadata.clone(),
-            });
-            self.open(number, restored, known);
-        }
-        newer
-    }
-
-    /// Takes back partitions that this process has given up for nothing ([`Rejected`]).
-    async fn take_back(&mut self) -> Result<(), Failure> {
-        if self.drain.is_some() {
-            return Ok(());
-        }
-        let numbers = self
-            .rejected
-            .take_back(self.member.session(), clock::instant());
-        if numbers.is_empty() {
-            return Ok(());
-        }
-        let each: Vec<TopicPartition> = numbers.iter().map(|&number| self.at(number)).collect();
-        let committed = self.member.committed(&each).await?;
-        self.member.rewind(&each).await?;
-        self.member.resume(&each)?;
-        tracing::warn!(
-            partitions = ?numbers,
-            "taken again: a broker had said that this process is not in its group, and the client has not lost them"
-        );
-        for (number, version) in self.open_all(&committed) {
-            self.stop_at_newer(number, None, version)?;
-        }
-        Ok(())
-    }
-
     fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), Failure> {
         let list = numbers(partitions);
         self.rejected.settled(&list);
@@ -596,7 +497,7 @@ impl<P: Port> Delivery<'_, P> {
         Ok(())
     }
 
-    fn at(&self, partition: i32) -> TopicPartition {
+    pub(super) fn at(&self, partition: i32) -> TopicPartition {
         TopicPartition {
             topic: Arc::clone(&self.topic),
             partition,

@@ -708,10 +708,8 @@ impl Checker {
             }
             // Who wakes up late repeats what it was about to do.
             let may_move = self.moving.contains(&*known.subscription);
-            let back = *attempt < seen.attempt
-                && !zombies
-                && !may_move
-                && !(cut_off && replayed.contains(id));
+            let may_repeat = zombies || may_move || cut_off && replayed.contains(id);
+            let back = *attempt < seen.attempt && !may_repeat;
             if back || *attempt > seen.attempt + 1 && seen.attempt > 0 {
                 let before = seen.attempt;
                 wrong.push((
