@@ -111,7 +111,7 @@ impl Engine {
     }
 
     /// The next input: the seeds as they are, then mutations.
-    pub fn next(&mut self) -> Vec<u8> {
+    pub fn next_input(&mut self) -> Vec<u8> {
         if let Some(seed) = self.seeds.get(self.next_seed) {
             self.next_seed += 1;
             return seed.to_vec();

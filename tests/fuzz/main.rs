@@ -131,7 +131,7 @@ fn run(
         None => inputs >= SHORT,
     };
     while !is_over(report.inputs) {
-        let input = engine.next();
+        let input = engine.next_input();
         {
             let mut now = current.input.lock().unwrap();
             now.0 = target.name;
