@@ -6,8 +6,8 @@
 //!
 //! | who | share | alone on a worker |
 //! |---|---|---|
-//! | host and port | as many as are free: [`OF_HOST`] | a half |
-//! | subscriber | half as many as are free: [`OF_SUBSCRIBER`] | a third |
+//! | host and port | three times as many as are free: [`OF_HOST`] | three quarters |
+//! | subscriber | as many as are free: [`OF_SUBSCRIBER`] | a half |
 //!
 //! It is a part of what is free, so that something is left for the next one, however many hang. A lane that waits keeps its
 //! place in the order of those that wait for the same share.
@@ -18,24 +18,24 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use url::Url;
 
-/// A host may have a request in flight for each of these that are free.
-const OF_HOST: usize = 1;
+/// So many requests may a host have in flight for each one that is free.
+const OF_HOST: usize = 3;
 /// The same of a subscriber.
-const OF_SUBSCRIBER: usize = 2;
+const OF_SUBSCRIBER: usize = 1;
 
 /// The requests in flight of one host or one subscriber.
 #[derive(Debug)]
 pub(super) struct Share {
     in_flight: AtomicUsize,
-    /// The free requests that each one in flight needs.
+    /// How many may be in flight for each one that is free.
     of: usize,
 }
 
 impl Share {
     /// How many more it may start when `spare` are free.
     fn room(&self, spare: usize) -> usize {
-        // The next one must leave as many free as the others would: n in flight and one more need `of * n` free ones.
-        let most = spare / self.of + 1;
+        // The last free one can be used.
+        let most = spare.saturating_mul(self.of) + 1;
         most.saturating_sub(self.in_flight.load(Ordering::Relaxed))
     }
 }
@@ -158,11 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn a_host_gets_half_of_the_requests_and_each_further_one_half_of_the_rest() {
+    fn a_host_gets_three_quarters_of_the_requests_and_each_further_one_as_much_of_the_rest() {
         let shares = Shares::default();
         let (mut spare, mut held) = (1000, Vec::new());
         let mut counts = Vec::new();
-        for host in 0..5 {
+        for host in 0..4 {
             let before = held.len();
             for tenant in 0..1000 {
                 let url = url(&format!("https://h{host}.example/{tenant}"));
@@ -175,15 +175,15 @@ mod tests {
             }
             counts.push(held.len() - before);
         }
-        assert_eq!(counts, [501, 250, 125, 63, 31]);
-        assert_eq!(spare, 30, "something is left for the next one");
+        assert_eq!(counts, [751, 187, 47, 12]);
+        assert_eq!(spare, 3, "something is left for the next one");
         drop(held);
         let again = shares.of(&url("https://h0.example/"), "t0");
         assert!(again.full(1).is_none(), "all were given back");
     }
 
     #[test]
-    fn a_subscriber_gets_a_third_however_many_hosts_it_names() {
+    fn a_subscriber_gets_half_however_many_hosts_it_names() {
         let shares = Shares::default();
         let (mut spare, mut held) = (900, Vec::new());
         for host in 0..900 {
@@ -194,7 +194,7 @@ mod tests {
             held.push(shared.hold());
             spare -= 1;
         }
-        assert!((299..=301).contains(&held.len()), "{}", held.len());
+        assert!((449..=451).contains(&held.len()), "{}", held.len());
         let other = shares.of(&url("https://good.example/"), "good");
         assert!(other.full(spare).is_none());
     }
