@@ -55,20 +55,22 @@ impl<P: Port> Fanout<'_, P> {
         }
         self.acknowledge()?;
         self.pass(member).await?;
-        self.commit(member).await?;
+        self.commit(member, false).await?;
         self.trials.forget_identities();
         self.count_partitions(member).await
     }
 
-    /// Commits the positions that have changed. Returns whether that succeeded.
-    async fn commit(&mut self, member: &P::Member) -> Result<bool, Failure> {
+    /// Commits the positions that have changed, or everything. Returns whether that succeeded.
+    async fn commit(&mut self, member: &P::Member, everything: bool) -> Result<bool, Failure> {
         let began = clock::instant();
         self.next_commit = began + COMMIT_EVERY;
         self.end_spans();
         if member.was_disturbed() {
             self.recommit.begin(began);
         }
-        let ready = self.sources.commits(self.recommit.is_due(began));
+        let ready = self
+            .sources
+            .commits(self.recommit.is_due(began) || everything);
         let events = i64::try_from(self.sources.uncommitted()).unwrap_or(i64::MAX);
         self.metrics.uncommitted().set(events);
         if ready.is_empty() {
@@ -159,7 +161,8 @@ impl<P: Port> Fanout<'_, P> {
             self.acknowledge()?;
             let is_late = clock::instant() >= until;
             if is_late || self.sources.is_acknowledged(of) {
-                return Ok(self.commit(member).await? && !is_late);
+                // The last commit of partitions that leave counts, whatever arrived late before.
+                return Ok(self.commit(member, true).await? && !is_late);
             }
             if let Some(refused) = self.producer.acknowledged_within(LOOK).await
                 && let Some(first) = refused.into_iter().next()

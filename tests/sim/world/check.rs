@@ -406,9 +406,7 @@ impl Checker {
         if cause == "new" && kind == Kind::Commands {
             known.begun += 1;
             if may_move && known.begun == 2 {
-                known.subscriber = Arc::from(String::from_utf8_lossy(
-                    record.key.as_deref().unwrap_or_default(),
-                ));
+                known.subscriber = Arc::from(MOVER);
                 self.finished.remove(&id);
             }
         }
