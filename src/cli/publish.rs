@@ -128,14 +128,9 @@ pub fn run(settings: &Settings, args: &PublishArgs) -> Result<Exit, CliError> {
         }
         let finished = producer.finish(&[], None);
         finished.map_err(|error| refused(&topic, written, error))?;
-        print::rows(
-            args.output,
-            if args.output == Output::Jsonl {
-                events
-            } else {
-                &[]
-            },
-        )?;
+        if args.output == Output::Jsonl {
+            print::rows(args.output, events)?;
+        }
         written += events.len();
         if let Some(rate) = args.rate {
             let due = Duration::from_secs_f64(written as f64 / f64::from(rate));

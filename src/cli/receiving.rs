@@ -184,7 +184,8 @@ mod tests {
     fn a_broken_secret_is_refused_without_showing_it() {
         for secret in ["whsec_ä!", "whsk_AAAA", "whpk_?"] {
             let error = VerifyingKey::read(secret).err().unwrap();
-            assert!(!error.contains(&secret[6..]), "{error}");
+            let (_, key) = secret.split_once('_').unwrap();
+            assert!(!error.contains(key), "{error}");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::messages::{Load, Message};
 use super::role::{Delivery, Owned};
 use crate::edge::clock;
 use crate::edge::port::failure::Failure;
-use crate::edge::port::records::{Committed, TopicPartition};
+use crate::edge::port::records::{Commit, Committed, TopicPartition};
 use crate::edge::port::{Member as _, Port};
 use crate::model::window::{Place, ReadError, Restored, Snapshot};
 
@@ -99,6 +99,20 @@ impl<P: Port> Delivery<'_, P> {
         }
         let each: Vec<TopicPartition> = numbers.iter().map(|&number| self.at(number)).collect();
         let committed = self.member.committed(&each).await?;
+        // A commit that changes nothing: only a member's is accepted.
+        let anchor = committed.iter().find_map(|found| {
+            Some(Commit {
+                at: found.at.clone(),
+                position: found.position?,
+                metadata: found.metadata.clone(),
+            })
+        });
+        let anchor: Vec<Commit> = anchor.into_iter().collect();
+        if let Err(error) = self.member.renew_generation(&anchor).await {
+            tracing::warn!(partitions = ?numbers, "not taken again: {error}");
+            self.rejected.add(&numbers, clock::instant());
+            return Ok(());
+        }
         self.member.rewind(&each).await?;
         self.member.resume(&each)?;
         tracing::warn!(

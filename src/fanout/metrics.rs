@@ -24,7 +24,7 @@ labels!(
 labels!(
     /// Why the commands of a partition of events begin a new epoch, in which copies of earlier ones are not recognised.
     NewEpoch {
-        /// The group has no committed position in it: it is new, or its position has expired.
+        /// The group has no committed position in it, or only that of its first start.
         First = "first",
         /// The committed position has no metadata: an older hookstream committed it, or a tool has set it.
         Lost = "lost",

@@ -136,7 +136,7 @@ impl Sources {
             why,
         };
         let epoch = match position.map(|position| Stamp::read(metadata, place, position)) {
-            None => fresh(NewEpoch::First),
+            None | Some(Found::First) => fresh(NewEpoch::First),
             Some(Found::Known(stamp)) => Epoch::begun(stamp),
             Some(Found::Nothing) => fresh(NewEpoch::Lost),
             Some(Found::Foreign) => fresh(NewEpoch::Foreign),

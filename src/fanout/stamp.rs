@@ -7,7 +7,7 @@
 //! number of partitions of the commands, and the position. A tool that moves the position leaves the metadata out, or
 //! takes it along unchanged: both begin a new epoch.
 
-use crate::model::source::Source;
+use crate::model::source::{FIRST_START, Source};
 use crate::model::units::Position;
 
 /// How the commands of a source are written.
@@ -24,6 +24,8 @@ pub(super) struct Stamp {
 pub(super) enum Found {
     /// The position was committed by fan-out, and the commands behind it may have been written like this.
     Known(Stamp),
+    /// The position is that of the first start: nothing was written before it.
+    First,
     /// Nothing: an older program has committed the position, or a tool has set it.
     Nothing,
     /// It belongs to another position, partition, topic or cluster, or is damaged.
@@ -42,6 +44,9 @@ impl Stamp {
     pub(super) fn read(text: &str, place: Source, position: Position) -> Found {
         if text.is_empty() {
             return Found::Nothing;
+        }
+        if text == FIRST_START {
+            return Found::First;
         }
         if let Some(newer) = Source::newer_version(text) {
             return Found::Newer(newer);
@@ -102,6 +107,7 @@ mod tests {
         };
         assert_eq!(Stamp::read(&text, place, Position(17)), Found::Foreign);
         assert_eq!(read("", 17), Found::Nothing);
+        assert_eq!(read(FIRST_START, 17), Found::First);
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub const MAX_BYTES: usize = 160;
 /// Bytes of the header's value that an error shows.
 const SHOWN: usize = 100;
 
+/// The metadata of a position that fan-out's first start commits: no command of a source was written before it.
+pub const FIRST_START: &str = "first";
+
 /// A partition of events, and one order of the commands that come from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source {

@@ -33,6 +33,7 @@ use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offs
 use crate::edge::kafka::member::{Commit, TopicPartition, hanging_transaction};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::wait::KeepWaiting;
+use crate::model::source::FIRST_START;
 use crate::model::start_marker::{self, Subject};
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::Position;
@@ -286,7 +287,9 @@ impl Start<'_> {
                     let ranges: Vec<Range> = ranges
                         .filter(|range| partitions.contains(&range.partition))
                         .collect();
-                    plan.begin(&log, &ranges, at)?;
+                    let is_fanout = matches!(self.role, GroupRole::Fanout);
+                    let metadata = if is_fanout { FIRST_START } else { "" };
+                    plan.begin(&log, &ranges, at, metadata)?;
                     plan.markers
                         .extend(marker.map(|count| (topic.clone(), count)));
                     plan.first.extend(is_first.then(|| topic.clone()));
@@ -516,7 +519,13 @@ impl Start<'_> {
 }
 
 impl Plan {
-    fn begin(&mut self, log: &Log, ranges: &[Range], at: StartAt) -> Result<(), Failure> {
+    fn begin(
+        &mut self,
+        log: &Log,
+        ranges: &[Range],
+        at: StartAt,
+        metadata: &str,
+    ) -> Result<(), Failure> {
         let positions: Vec<i64> = match at {
             StartAt::Now => ranges.iter().map(|range| range.end).collect(),
             StartAt::Earliest => ranges.iter().map(|range| range.low).collect(),
@@ -536,7 +545,7 @@ impl Plan {
                     partition,
                 },
                 position: Position(position),
-                metadata: String::new(),
+                metadata: metadata.to_owned(),
             });
         }
         Ok(())

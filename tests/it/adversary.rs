@@ -22,10 +22,10 @@ use crate::support::{Answer, Process, Receiver, Seen, World};
 
 /// Requests in flight of the replica: its only worker has all of them.
 const IN_FLIGHT: usize = 128;
-/// A third: what one subscriber gets alone (`delivery::shares`).
-const OF_SUBSCRIBER: usize = IN_FLIGHT / 3 + 1;
-/// A half: what one host and port get alone.
-const OF_HOST: usize = IN_FLIGHT / 2 + 1;
+/// Half: what one subscriber gets alone (`delivery::shares`).
+const OF_SUBSCRIBER: usize = IN_FLIGHT / 2 + 1;
+/// Three quarters: what one host and port get alone.
+const OF_HOST: usize = IN_FLIGHT / 4 * 3 + 1;
 /// Healthy subscriptions, each of a subscriber of its own.
 const HEALTHY: usize = 10;
 /// Commands of the healthy ones in each phase, one after the other.

@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use super::dial::DialError;
+use super::head::EndlessInterim;
 use super::limits::{H2_MAX_HEADER_BYTES, MAX_HEADER_BYTES};
 use super::line::OpenError;
 use super::proxy::ProxyError;
@@ -117,6 +118,9 @@ impl Failure {
                     "the server refused the request before it processed it",
                 )
             };
+        }
+        if let Some(endless) = find::<EndlessInterim>(&chain) {
+            return Self::new(FailureClass::Other, endless.to_string()).heard(true);
         }
         let http2 = find::<h2::Error>(&chain);
         // An error of HTTP/2 does not report that of the socket as its source.

@@ -33,6 +33,13 @@ const MAX_VALUES: usize = 8;
 /// it arrives, until the deadline of the attempt, and the thread of other subscribers with it.
 const MAX_INTERIM_BYTES: usize = 8 * MAX_HEADER_BYTES;
 
+/// The server sends interim responses (1xx) and no other.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server sent more than {MAX_INTERIM_BYTES} bytes of interim responses (1xx), and no other"
+)]
+pub(super) struct EndlessInterim;
+
 /// What is known of a response that hyper could not read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct CutOff {
@@ -152,9 +159,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tap<T> {
         this.note(&buffer.filled()[before..]);
         if this.before_status > MAX_INTERIM_BYTES {
             this.marks.close();
-            return Poll::Ready(Err(io::Error::other(format!(
-                "more than {MAX_INTERIM_BYTES} bytes of interim responses"
-            ))));
+            return Poll::Ready(Err(io::Error::other(EndlessInterim)));
         }
         Poll::Ready(Ok(()))
     }
