@@ -67,6 +67,8 @@ pub(super) struct Sender<'a> {
     way: Way,
     replayed: &'a mut DeadLetterCounts,
     sent: u64,
+    /// Whether the result of a commit has been looked up already.
+    looked_up: bool,
 }
 
 /// How the work on a partition ended.
@@ -110,6 +112,7 @@ impl<'a> Sender<'a> {
             looked: clock::instant(),
             replayed,
             sent: 0,
+            looked_up: false,
         })
     }
 
@@ -131,7 +134,7 @@ impl<'a> Sender<'a> {
                 Step::Fenced => {
                     parts.push_back(part);
                     fenced += 1;
-                    // The other run needs the time of a batch; both would fence each other for ever.
+                    // The other run needs the time of a batch; both would fence each other again and again.
                     if fenced >= parts.len() {
                         pause(wait.mul_f64(0.5 + fastrand::f64()), stop);
                         wait = (wait * 2).min(LAST_WAIT);
@@ -170,6 +173,16 @@ impl<'a> Sender<'a> {
             taken: HashSet::new(),
         };
         let result = self.send(&mut work, part, stop, report);
+        let result = match result {
+            // A broker that loses the response of a commit, or another run that begins meanwhile: the next producer of the
+            // partition ends the transaction, and what it has done can be read then. Once, or an error would be repeated.
+            Err(ReplayError::NotCommitted(error)) if !self.looked_up => {
+                self.looked_up = true;
+                tracing::debug!(partition = part.partition, "read again: {error}");
+                Err(ReplayError::TakenOver)
+            }
+            result => result,
+        };
         match result {
             Err(ReplayError::TakenOver) => {
                 // Either this run has committed its last batch, or the other one sees its dead letters as open.

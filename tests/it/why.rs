@@ -354,7 +354,7 @@ fn an_endpoint_that_fails_for_long_is_disabled_and_noticed() {
     );
     eventually_true(
         "it is disabled, and the operator hears of it",
-        LATER,
+        3 * LATER,
         || {
             notices(&receiver, "/chat").contains(&disabled)
                 && show(&world, "broken")["state"] == "disabled"
