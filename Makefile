@@ -32,10 +32,10 @@ test: ## every test, the ones on a real Kafka included
 	@scripts/debezium fetch
 	# Without it, the tests that need it are skipped, and listed at the end.
 	-@scripts/schema-registry fetch
-	# One build for all of them. Most tests wait for Kafka most of the time: more of them than there are cores at a time.
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-8} cargo test $(FEATURED) --lib --bins --test it --test sim --test fuzz
-	# In virtual time: the roles on another outside than Kafka, hyper and threads; faults by the hundred (the same history
-	# twice, planted bugs, 2,000 seeds); the model of scale in small.
+	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-8} cargo test --locked
+	# One more build for all that needs a feature. In virtual time: the roles on another outside than Kafka, hyper and
+	# threads; faults by the hundred (the same history twice, planted bugs, 2,000 seeds); the model of scale in small.
 	cargo test $(FEATURED) -q --test port --test world --test scale
 	RUST_TEST_THREADS=4 RUST_BACKTRACE=0 cargo test $(FEATURED) --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
@@ -77,8 +77,7 @@ chaos: ## faults for as long as you like: SEED=7 MINUTES=60 RATE=100 FAULTS=kill
 	  cargo test --release --locked --features failpoints --test chaos -- --nocapture --include-ignored \
 	  $(if $(filter at-least-once,$(GUARANTEE)),at_least_once_loses_nothing_either,a_seeded_run_of_faults_breaks_no_invariant)
 
-# The one build of all tests: with the features that some of them need and the assertions of the product, and optimised, for
-# the many runs of the simulation.
+# What needs a feature, in one build for all of it: with the assertions of the product, and optimised, for many runs.
 FEATURED := --locked --features simulation,failpoints --config tests/sim/profile.toml
 sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeats one, shrinks it if it fails, with its timeline; PLAN=FILE plays a saved one; PLANT=all plants bugs
 	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLAN),PLAN=$(PLAN)) $(if $(PLANT),PLANT=$(PLANT)) \
