@@ -37,7 +37,7 @@ fn records_deleted_underneath_release_lose_only_what_it_did_not_hold() {
     let mut world = World::new("deleted-records");
     world.tiers = Vec::new();
     world.create_topics(1);
-    world.tiers = vec![Duration::from_secs(30)];
+    world.tiers = vec![Duration::from_secs(60)];
     let tier = world.topics.retry(world.tiers[0]);
     world.create_topic(
         &tier,
@@ -50,7 +50,7 @@ fn records_deleted_underneath_release_lose_only_what_it_did_not_hold() {
     });
     let one = subscription("acme", &receiver.url("/"), &["**"]);
     put(&world, &[with(one, json!({"max_in_flight": 64}))]);
-    let mut process = world.spawn("run", &["--retry-schedule", "30s,30s,30s"]);
+    let mut process = world.spawn("run", &["--retry-schedule", "60s,60s,60s"]);
     process.wait_ready();
     let data = "x".repeat(SIZE);
     world.produce_events((0..EVENTS).map(|number| {
