@@ -1,12 +1,14 @@
 //! What a run leaves, read back into a history: requests, records, positions, and what is left at rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hookstream::edge::clock;
+use hookstream::model::coverage::{self, Coverage};
+use hookstream::model::source::{self, Mark};
 use hookstream::model::units::{Offset, Position as At};
 use hookstream::model::window;
 use hookstream::model::window::Window;
@@ -17,7 +19,7 @@ use crate::history::{Copy, Place, Position, Request, Sent, What};
 use crate::it::support::{Isolation, Receiver, Record, World, live};
 use crate::tenants::{self, MARK, is_foreign};
 use crate::traffic::Progress;
-use crate::truth;
+use crate::truth::{self, Kind, SUBSCRIPTIONS};
 
 /// How long a run may take to come to rest after the last event.
 const REST: Duration = Duration::from_secs(240);
@@ -184,7 +186,15 @@ pub fn copies(world: &World) -> Vec<Copy> {
     // A settling fact names no event: its command's other copies tell.
     let mut events: BTreeMap<String, u32> = BTreeMap::new();
     for (place, topic) in records {
-        for record in live(world.read_all(&topic, Isolation::Committed)) {
+        let all = world.read_all(&topic, Isolation::Committed);
+        let decided = match place {
+            Place::Commands => decided_otherwise(&all),
+            _ => BTreeSet::new(),
+        };
+        for record in live(all) {
+            if decided.contains(&(record.partition, record.offset)) {
+                continue;
+            }
             if record.header(MARK).is_some()
                 || record.header("hs-subscription").is_some_and(is_foreign)
             {
@@ -205,6 +215,33 @@ pub fn copies(world: &World) -> Vec<Copy> {
         copies.push(fact);
     }
     copies
+}
+
+/// The places of commands of subscriptions that come and go which lie among those that their partition had seen before: a
+/// writer whose cache did not have the subscription had decided that there is none, and delivery keeps to that. At most one
+/// is promised of these (**Complete**), so the rule is that of the program under test.
+fn decided_otherwise(records: &[Record]) -> BTreeSet<(i32, i64)> {
+    let mut covers: HashMap<i32, Coverage> = HashMap::new();
+    let mut found = BTreeSet::new();
+    for record in records {
+        let Some(header) = record.header(source::HEADER) else {
+            continue;
+        };
+        let mark = Mark::parse(header.as_bytes()).unwrap();
+        let cover = covers
+            .entry(record.partition)
+            .or_insert_with(|| Coverage::new(At(0)));
+        let answer = cover.ask(Offset(record.offset), &mark);
+        let subscription = record
+            .header("hs-subscription")
+            .and_then(truth::subscription_of);
+        let may_be_gone =
+            subscription.is_some_and(|number| SUBSCRIPTIONS[number] == Kind::Volatile);
+        if may_be_gone && answer.kind == coverage::Kind::Copy {
+            found.insert((record.partition, record.offset));
+        }
+    }
+    found
 }
 
 fn number<T: std::str::FromStr>(record: &Record, name: &str) -> Option<T> {
