@@ -487,6 +487,8 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	before := refused.Load()
 	as.must("hookstream-operator", "", "replay", "--dead-letters", "--subscription", "refused", "--yes")
 	until(t, "what was replayed is sent again", func() bool { return refused.Load() > before })
+	as.must("hookstream-operator", "", "invalid-events", "replay", "--yes")
+	as.must("hookstream-operator", "", "publish", "-n", "1")
 	as.must("hookstream-operator", "", "trace", "1")
 	as.must("hookstream-operator", "", "lag", "--once")
 
