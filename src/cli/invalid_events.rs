@@ -18,7 +18,7 @@ use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::kafka::log_reader::Reading;
 use crate::model::dead_letter::Coordinates;
-use crate::model::units::{EpochMs, counted};
+use crate::model::units::{EpochMs, counted, first_of};
 use crate::replay::{
     InvalidCopy, InvalidFilter, InvalidLog, InvalidReplay, ReplayError, replay_invalid,
 };
@@ -404,32 +404,16 @@ fn ended(done: &InvalidReplay) -> Result<Exit, CliError> {
             counted(*count, "record")
         ));
     }
-    let places = |places: &[Coordinates]| {
-        /// Places that are printed.
-        const MOST: usize = 20;
-        let first: Vec<String> = places
-            .iter()
-            .take(MOST)
-            .map(Coordinates::to_string)
-            .collect();
-        let rest = places.len().saturating_sub(MOST);
-        let rest = if rest > 0 {
-            format!(" and {rest} more")
-        } else {
-            String::new()
-        };
-        format!("{}{rest}", first.join(", "))
-    };
     if !done.expired.is_empty() {
         left.push(format!(
             "left: {}, whose copies are not whole and whose originals have expired",
-            places(&done.expired)
+            first_of(&done.expired)
         ));
     }
     if !done.too_large.is_empty() {
         left.push(format!(
             "left: {}, too large for --max-event-bytes; raise it and replay again",
-            places(&done.too_large)
+            first_of(&done.too_large)
         ));
     }
     if left.is_empty() {
@@ -444,26 +428,8 @@ fn ended(done: &InvalidReplay) -> Result<Exit, CliError> {
 }
 
 fn explain(error: &ReplayError, replayed: u64) -> CliError {
-    let (exit, message) = match error {
-        ReplayError::TakenOver => (
-            Exit::Failure,
-            "another replay of invalid events took over; this one stopped".to_owned(),
-        ),
-        ReplayError::Failed(failure) => {
-            let failed = print::failed(failure);
-            (failed.exit, failed.message)
-        }
-        ReplayError::NotCommitted(source) if source.is_unreachable() => {
-            (Exit::Unreachable, format!("{error}: {source}"))
-        }
-        ReplayError::NotCommitted(source) => (Exit::Failure, format!("{error}: {source}")),
-        other => (Exit::Failure, other.to_string()),
-    };
-    let exit = if replayed > 0 && exit == Exit::Failure {
-        Exit::Partial
-    } else {
-        exit
-    };
+    let taken_over = "another replay of invalid events took over; this one stopped";
+    let (exit, message) = print::failed_replay(error, taken_over, replayed);
     let replayed = counted(replayed, "record");
     CliError::new(
         exit,

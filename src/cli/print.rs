@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::exit::{CliError, Exit};
 use crate::edge::kafka::error::Failure;
+use crate::replay::ReplayError;
 
 /// The format of data on standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -151,6 +152,32 @@ pub fn failed(failure: &Failure) -> CliError {
         ""
     };
     CliError::new(exit, format!("{hint}{failure}"))
+}
+
+/// The exit code and the message of a replay that failed after it had written `written` records. `taken_over` is what to say
+/// when another run has fenced it.
+#[must_use]
+pub fn failed_replay(error: &ReplayError, taken_over: &str, written: u64) -> (Exit, String) {
+    let (exit, message) = match error {
+        ReplayError::TakenOver => (Exit::Failure, taken_over.to_owned()),
+        ReplayError::Failed(failure) => {
+            let failed = failed(failure);
+            (failed.exit, failed.message)
+        }
+        ReplayError::NotCommitted(source) => {
+            let exit = if source.is_unreachable() {
+                Exit::Unreachable
+            } else {
+                Exit::Failure
+            };
+            (exit, format!("{error}: {source}"))
+        }
+        other => (Exit::Failure, other.to_string()),
+    };
+    match exit {
+        Exit::Failure if written > 0 => (Exit::Partial, message),
+        exit => (exit, message),
+    }
 }
 
 impl From<Failure> for CliError {

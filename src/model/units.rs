@@ -125,6 +125,17 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+/// Things as text, the first twenty of them: `1, 2, 3 and 40 more`.
+#[must_use]
+pub fn first_of(all: &[impl ToString]) -> String {
+    const SHOWN: usize = 20;
+    let shown: Vec<String> = all.iter().take(SHOWN).map(ToString::to_string).collect();
+    match all.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// A number of things, as people read it: `1 dead letter`, `2 dead letters`.
 #[must_use]
 pub fn counted(count: impl Into<u64>, one: &str) -> String {

@@ -36,7 +36,7 @@ use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::source::FIRST_START;
 use crate::model::start_marker::{self, Subject};
 use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::Position;
+use crate::model::units::{Position, first_of};
 use decision::{Decision, Kind, Known, Ranges, decide};
 use members::Group;
 
@@ -329,7 +329,7 @@ impl Start<'_> {
         let topics: Vec<&str> = lost.iter().map(|(topic, _)| topic.as_str()).collect();
         let places = lost
             .iter()
-            .map(|(topic, partitions)| format!("{topic} (partitions {})", list(partitions)));
+            .map(|(topic, partitions)| format!("{topic} (partitions {})", first_of(partitions)));
         let places: Vec<String> = places.collect();
         Failure::PositionsLost(format!(
             "the committed positions of {} are gone in {}: they expired while the group had no members, or were deleted; nothing is read, since records would be sent again or skipped; set where to continue with `hookstream positions set {} --to earliest|now|TIME` (--start-at applies to a first start only)",
@@ -549,16 +549,6 @@ impl Plan {
             });
         }
         Ok(())
-    }
-}
-
-/// Partitions as text, the first twenty of them.
-fn list(partitions: &[i32]) -> String {
-    const SHOWN: usize = 20;
-    let shown: Vec<String> = partitions.iter().take(SHOWN).map(i32::to_string).collect();
-    match partitions.len().saturating_sub(SHOWN) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

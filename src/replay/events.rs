@@ -484,17 +484,13 @@ impl Writer {
     }
 
     fn explain(&self, error: BatchError) -> ReplayError {
-        match error {
-            _ if self.producer.is_fenced() => ReplayError::TakenOver,
-            BatchError::Failed(Failure::Fenced { .. }) => ReplayError::TakenOver,
-            BatchError::Failed(failure) => failure.into(),
-            BatchError::Aborted(error) => ReplayError::NotCommitted(error),
-            BatchError::TooLarge { .. } => Failure::Internal(format!(
+        ReplayError::of_batch(&self.producer, error, |_| {
+            let text = format!(
                 "a command exceeds the size limit of {}; raise its max.message.bytes (see `hookstream topics check`)",
                 self.commands
-            ))
-            .into(),
-        }
+            );
+            Some(Failure::Internal(text).into())
+        })
     }
 }
 

@@ -17,10 +17,9 @@ use super::plan::{MAX_BATCH, MAX_BATCH_BYTES, ReplayError};
 use super::records::NewerFacts;
 use super::records::{Undecoded, decode, place};
 use crate::config::{Guarantee, Settings};
-use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::with_header;
+use crate::edge::kafka::record::text_headers;
 use crate::edge::port::records::Headers as _;
 use crate::model::dead_letter::{Coordinates, Importable, Moment};
 use crate::model::partitioner;
@@ -253,12 +252,7 @@ fn write(
     }
     for (tag, one) in batch.iter().enumerate() {
         let Some(fact) = one.settling() else { continue };
-        let pairs = fact.headers();
-        let headers = pairs
-            .iter()
-            .fold(OwnedHeaders::new(), |all, (name, value)| {
-                with_header(all, name, value)
-            });
+        let headers = text_headers(fact.headers());
         producer.send(Record {
             topic,
             partition: of(one),
@@ -273,15 +267,9 @@ fn write(
 }
 
 fn explain(producer: &Producer, error: BatchError, batch: &[Importable]) -> ReplayError {
-    match error {
-        _ if producer.is_fenced() => ReplayError::TakenOver,
-        BatchError::TooLarge { tag, .. } => match batch.get(tag) {
-            Some(one) => ReplayError::TooLarge(one.letter.at),
-            None => Failure::Internal(format!("record {tag} of the batch is too large")).into(),
-        },
-        BatchError::Failed(failure) => failure.into(),
-        BatchError::Aborted(error) => ReplayError::NotCommitted(error),
-    }
+    ReplayError::of_batch(producer, error, |tag| {
+        Some(ReplayError::TooLarge(batch.get(tag)?.letter.at))
+    })
 }
 
 #[cfg(test)]

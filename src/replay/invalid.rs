@@ -15,7 +15,7 @@ use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range, Reading};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::{header_pairs, with_header};
+use crate::edge::kafka::record::{header_pairs, text_headers};
 use crate::edge::port::records::{Headers as _, RecordView};
 use crate::model::dead_letter::Coordinates;
 use crate::model::set_aside::{Origin, SetAside, original_headers, replayed_headers};
@@ -383,12 +383,7 @@ fn write(
     }
     let now = clock::now();
     for (tag, (copy, _)) in batch.iter().enumerate() {
-        let pairs = replayed_headers(copy.at, now);
-        let headers = pairs
-            .iter()
-            .fold(OwnedHeaders::new(), |all, (name, value)| {
-                with_header(all, name, value)
-            });
+        let headers = text_headers(replayed_headers(copy.at, now));
         producer.send(Record {
             topic,
             partition: Some(copy.at.partition),
@@ -406,15 +401,13 @@ fn explain(
     error: BatchError,
     batch: &[(InvalidCopy, RawRecord)],
 ) -> ReplayError {
-    match error {
-        _ if producer.is_fenced() => ReplayError::TakenOver,
-        BatchError::TooLarge { tag, .. } => match batch.get(tag) {
-            Some((copy, _)) => ReplayError::InvalidTooLarge(copy.at, copy.origin.topic.clone()),
-            None => Failure::Internal(format!("record {tag} of the batch is too large")).into(),
-        },
-        BatchError::Failed(failure) => failure.into(),
-        BatchError::Aborted(error) => ReplayError::NotCommitted(error),
-    }
+    ReplayError::of_batch(producer, error, |tag| {
+        let (copy, _) = batch.get(tag)?;
+        Some(ReplayError::InvalidTooLarge(
+            copy.at,
+            copy.origin.topic.clone(),
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::withheld::Why;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
+use crate::edge::kafka::producer::{BatchError, Producer};
 use crate::edge::port::failure::ClientError;
 use crate::model::dead_letter::{Coordinates, DeadLetter, Filter, Settled, Settlement};
 use crate::model::subscription::Fold;
@@ -115,6 +116,26 @@ pub enum ReplayError {
     /// Any other failure.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+impl ReplayError {
+    /// Why `producer` has not written a batch; `too_large` is the error of a record that exceeds a limit, by its number in
+    /// the batch.
+    pub(super) fn of_batch(
+        producer: &Producer,
+        error: BatchError,
+        too_large: impl FnOnce(usize) -> Option<Self>,
+    ) -> Self {
+        match error {
+            _ if producer.is_fenced() => Self::TakenOver,
+            BatchError::Failed(Failure::Fenced { .. }) => Self::TakenOver,
+            BatchError::Failed(failure) => failure.into(),
+            BatchError::Aborted(error) => Self::NotCommitted(error),
+            BatchError::TooLarge { tag, .. } => too_large(tag).unwrap_or_else(|| {
+                Failure::Internal(format!("record {tag} of the batch is too large")).into()
+            }),
+        }
+    }
 }
 
 /// Sleeps until `time` has passed or `stop` is set.

@@ -16,7 +16,7 @@ use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range, Reading};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
-use crate::edge::kafka::record::{header_pairs, with_header};
+use crate::edge::kafka::record::{header_pairs, text_headers};
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
 use crate::model::command::header;
 use crate::model::dead_letter;
@@ -440,10 +440,8 @@ impl<'a> Sender<'a> {
     fn write_facts(&self, work: &mut Part, now: EpochMs) -> Result<(), BatchError> {
         for (tag, letter) in work.batch.iter().enumerate() {
             let cluster = self.cluster.as_str();
-            let fact = Settled::new(&letter.letter, self.plan.settlement(), now, cluster).headers();
-            let headers = fact.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
-                with_header(all, key, value)
-            });
+            let fact = Settled::new(&letter.letter, self.plan.settlement(), now, cluster);
+            let headers = text_headers(fact.headers());
             work.producer.send(Record {
                 topic: &self.dead_letters,
                 partition: Some(letter.letter.at.partition),
@@ -459,14 +457,7 @@ impl<'a> Sender<'a> {
 }
 
 fn explain(error: BatchError, work: &Part) -> ReplayError {
-    match error {
-        _ if work.producer.is_fenced() => ReplayError::TakenOver,
-        BatchError::Failed(Failure::Fenced { .. }) => ReplayError::TakenOver,
-        BatchError::Failed(failure) => failure.into(),
-        BatchError::Aborted(error) => ReplayError::NotCommitted(error),
-        BatchError::TooLarge { tag, .. } => match work.batch.get(tag) {
-            Some(letter) => ReplayError::TooLarge(letter.letter.at),
-            None => Failure::Internal(format!("record {tag} of the batch is too large")).into(),
-        },
-    }
+    ReplayError::of_batch(&work.producer, error, |tag| {
+        Some(ReplayError::TooLarge(work.batch.get(tag)?.letter.at))
+    })
 }

@@ -150,27 +150,13 @@ async fn reset(acceptor: tokio_rustls::TlsAcceptor, stream: tokio::net::TcpStrea
 
 /// Writes commands of a subscriber's subscriptions; returns their webhook ids.
 fn send(world: &World, to: &[(String, &str)]) -> Vec<String> {
-    let now = clock::now().to_string();
     let ids: Vec<String> = to
         .iter()
         .map(|(id, _)| format!("msg_{:016x}_{id}", fastrand::u64(..)))
         .collect();
-    world.produce(
-        &world.topics.commands(),
-        to.iter().zip(&ids).map(|((id, subscriber), webhook)| {
-            let headers = vec![
-                ("webhook-id", webhook.as_str()),
-                ("hs-subscription", id.as_str()),
-                ("hs-event-id", webhook.as_str()),
-                ("hs-event-type", "order.created"),
-                ("hs-content-type", "application/json"),
-                ("hs-attempt", "0"),
-                ("hs-enqueued", now.as_str()),
-                ("hs-cause", "new"),
-            ];
-            (Some(*subscriber), headers, Some(b"{}".to_vec()))
-        }),
-    );
+    let each = to.iter().zip(&ids);
+    let commands = each.map(|((id, subscriber), webhook)| (&**webhook, &**id, *subscriber));
+    world.produce_commands(commands, b"{}");
     ids
 }
 

@@ -56,23 +56,8 @@ pub fn send<'a>(world: &World, subscriptions: impl IntoIterator<Item = &'a str>)
         .enumerate()
         .map(|(number, id)| (format!("msg_{}_{id}_{number}", fastrand::u64(..)), id))
         .collect();
-    let now = hookstream::edge::clock::now().to_string();
-    world.produce(
-        &world.topics.commands(),
-        numbered.iter().map(|(webhook, id)| {
-            let headers = vec![
-                ("webhook-id", webhook.as_str()),
-                ("hs-subscription", *id),
-                ("hs-event-id", webhook.as_str()),
-                ("hs-event-type", "order.created"),
-                ("hs-content-type", "application/json"),
-                ("hs-attempt", "0"),
-                ("hs-enqueued", now.as_str()),
-                ("hs-cause", "new"),
-            ];
-            (Some(*id), headers, Some(b"{}".to_vec()))
-        }),
-    );
+    let commands = numbered.iter().map(|(webhook, id)| (&**webhook, *id, *id));
+    world.produce_commands(commands, b"{}");
 }
 
 fn webhooks(seen: &[Arc<Seen>]) -> usize {

@@ -202,27 +202,9 @@ fn ended(counts: &EventCounts) -> Result<Exit, CliError> {
 }
 
 fn explain(error: &ReplayError, counts: &EventCounts, plan: &EventPlan) -> CliError {
-    let (exit, message) = match error {
-        ReplayError::TakenOver => (
-            Exit::Failure,
-            "another run of the same replay took over; this one stopped".to_owned(),
-        ),
-        ReplayError::Failed(failure) => {
-            let failed = print::failed(failure);
-            (failed.exit, failed.message)
-        }
-        ReplayError::NotCommitted(source) if source.is_unreachable() => {
-            (Exit::Unreachable, format!("{error}: {source}"))
-        }
-        ReplayError::NotCommitted(source) => (Exit::Failure, format!("{error}: {source}")),
-        other => (Exit::Failure, other.to_string()),
-    };
     let total = counts.total();
-    let exit = if total > 0 && exit == Exit::Failure {
-        Exit::Partial
-    } else {
-        exit
-    };
+    let taken_over = "another run of the same replay took over; this one stopped";
+    let (exit, message) = print::failed_replay(error, taken_over, total);
     let wrote = counted(total, "webhook");
     CliError::new(
         exit,

@@ -268,6 +268,16 @@ fn whole(
     }
 }
 
+/// Headers of text, in this order.
+pub fn text_headers<N: AsRef<str>, V: AsRef<str>>(
+    pairs: impl IntoIterator<Item = (N, V)>,
+) -> OwnedHeaders {
+    let none = OwnedHeaders::new();
+    pairs.into_iter().fold(none, |all, (name, value)| {
+        with_header(all, name.as_ref(), value.as_ref())
+    })
+}
+
 /// Adds one text header.
 #[must_use]
 pub fn with_header<H: Headers>(headers: H, name: &str, value: &str) -> H {

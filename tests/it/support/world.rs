@@ -322,6 +322,33 @@ impl World {
         self.produce(&self.topics.subscriptions(), [(Some(id), Vec::new(), None)]);
     }
 
+    /// Writes commands as fan-out does: webhook id, subscription and subscriber of each, all with this body.
+    ///
+    /// # Panics
+    /// When the broker refuses one.
+    #[track_caller]
+    pub fn produce_commands<'a>(
+        &self,
+        commands: impl IntoIterator<Item = (&'a str, &'a str, &'a str)>,
+        body: &[u8],
+    ) {
+        let now = hookstream::edge::clock::now().to_string();
+        let records = commands.into_iter().map(|(webhook, id, subscriber)| {
+            let headers = vec![
+                ("webhook-id", webhook),
+                ("hs-subscription", id),
+                ("hs-event-id", webhook),
+                ("hs-event-type", "order.created"),
+                ("hs-content-type", "application/json"),
+                ("hs-attempt", "0"),
+                ("hs-enqueued", now.as_str()),
+                ("hs-cause", "new"),
+            ];
+            (Some(subscriber), headers, Some(body.to_vec()))
+        });
+        self.produce(&self.topics.commands(), records);
+    }
+
     /// Produces (key, headers, value) records, pipelined, in order, outside any transaction.
     ///
     /// # Panics

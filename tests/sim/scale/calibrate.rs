@@ -64,21 +64,9 @@ pub fn print() {
 
 /// Writes commands for subscriptions, as fan-out does.
 fn produce(world: &World, commands: &[(String, String)]) {
-    let now = clock::now().to_string();
-    let records = commands.iter().map(|(webhook, id)| {
-        let headers = vec![
-            ("webhook-id", webhook.as_str()),
-            ("hs-subscription", id.as_str()),
-            ("hs-event-id", webhook.as_str()),
-            ("hs-event-type", "order.created"),
-            ("hs-content-type", "application/json"),
-            ("hs-attempt", "0"),
-            ("hs-enqueued", now.as_str()),
-            ("hs-cause", "new"),
-        ];
-        (Some(id.as_str()), headers, Some(vec![b'x'; 1_024]))
-    });
-    world.produce(&world.topics.commands(), records);
+    let each = commands.iter();
+    let commands = each.map(|(webhook, id)| (&**webhook, &**id, &**id));
+    world.produce_commands(commands, &[b'x'; 1_024]);
 }
 
 fn put(world: &World, receiver: &Receiver, id: &str, max_in_flight: Option<u32>) {
