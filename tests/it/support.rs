@@ -26,7 +26,7 @@ pub use receiver::{Answer, Receiver, Seen};
 pub use world::{Isolation, RawRecord, Record, World, live};
 
 /// Long enough for anything that should happen at once, on a machine that is busy with other tests.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// Asks until there is an answer, at first often, then every 200 ms.
 ///
