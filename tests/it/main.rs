@@ -59,4 +59,5 @@ mod states;
 mod support;
 mod trace;
 mod unwritable;
+mod verification;
 mod why;
