@@ -38,5 +38,4 @@ pub mod transaction_end;
 pub mod units;
 pub mod unwritable;
 pub mod varint;
-pub mod verification;
 pub mod window;

@@ -15,8 +15,8 @@ use crate::model::invalid_record::InvalidRecord;
 use crate::model::notice::Notice;
 use crate::model::partitioner::key_hash;
 use crate::model::status::Status;
+use crate::model::subscription::verification::Verification;
 use crate::model::subscription::{Decider, Decision, DisabledBecause, Subscription};
-use crate::model::verification::Verification;
 
 /// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions, statuses, notices.
 pub(super) struct OutcomeTopics(Vec<Arc<str>>);

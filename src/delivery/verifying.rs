@@ -4,7 +4,7 @@
 //! Of all replicas, the owner of one partition asks ([`LEADER`]). The role's thread hands over what is pending whenever
 //! that changes, and writes what becomes of it as outcomes of that partition, beside the subscription's own record. A
 //! thread of its own asks, from when the first subscription is pending; see [`Plan`] for when. What an endpoint responds
-//! is judged in `model::verification`.
+//! is judged in `model::subscription::verification`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{Http, Port, Task as _};
 use crate::model::subscription::Subscription;
-use crate::model::throttle::Throttle;
-use crate::model::units::EpochMs;
-use crate::model::verification::{
+use crate::model::subscription::verification::{
     Consent, Handshake, Means, Pending, Tested, Verification, challenge, judge_challenge,
     judge_handshake, wanted_rate,
 };
+use crate::model::throttle::Throttle;
+use crate::model::units::EpochMs;
 
 mod plan;
 

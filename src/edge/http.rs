@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | lookup, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; also bounds dials that no request waits for any more |
 //! | response headers, HTTP/1.1 | [`MAX_HEADER_BYTES`], [`MAX_HEADERS`] | the status counts, connection closed |
-//! | interim responses (1xx), HTTP/1.1 | 20, or 32 KiB | class other, connection closed |
+//! | interim responses (1xx), HTTP/1.1 | 20, or 256 KiB | class other, connection closed |
 //! | response headers, HTTP/2 | [`H2_MAX_HEADER_BYTES`] | class other, stream reset; beyond four times that, the subscriber's connection is closed |
 //! | response body | [`MAX_BODY_BYTES`] | [`Drained::TooLong`], connection closed (HTTP/2: stream reset) |
 //! | idle connections | [`HttpOptions::pool_idle_timeout`], [`HttpOptions::max_idle`] | closed, those first that were idle for longest |

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::status::{EndpointState, Failure, Status};
+use super::subscription::verification::{Tested, Verification};
 use super::subscription::{Decider, Fold, State, Subscription};
 use super::units::EpochMs;
-use super::verification::{Tested, Verification};
 
 /// The state of a subscription; of several, the greatest is the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -16,10 +16,10 @@ use crate::edge::kafka::status_log::Statuses;
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
 use crate::model::standing::{Decided, Standing};
 use crate::model::start_marker;
+use crate::model::subscription::verification::Verification;
 use crate::model::subscription::{
     self, APPLIED, Change, Decider, Decision, Fold, State, Subscription, TopicRecord,
 };
-use crate::model::verification::Verification;
 
 pub(super) const PURPOSE: &str = "subscriptions";
 

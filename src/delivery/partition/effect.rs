@@ -14,9 +14,9 @@ use crate::model::notice;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::model::source::Mark;
 use crate::model::status::Status;
+use crate::model::subscription::verification::Verification;
 use crate::model::subscription::{DisabledBecause, Subscription};
 use crate::model::units::Offset;
-use crate::model::verification::Verification;
 use crate::model::window::Window;
 
 /// An attempt to make.

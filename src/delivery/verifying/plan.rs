@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::subscription::Subscription;
+use crate::model::subscription::verification::{Pending, retry_delay};
 use crate::model::units::EpochMs;
-use crate::model::verification::{Pending, retry_delay};
 
 /// So many endpoints are asked at once.
 const AT_ONCE: usize = 64;
@@ -147,8 +147,8 @@ fn is_same(one: &Subscription, other: &Subscription) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::subscription::verification::{Tested, Verification};
     use crate::model::subscription::{Version, parse};
-    use crate::model::verification::{Tested, Verification};
 
     fn pending(id: &str, subscriber: &str, version: &str) -> Pending {
         let json = format!(

@@ -11,7 +11,7 @@
 //! | more or longer headers than the limits, control characters, contradictory lengths | fails | has the status |
 //! | arrived before the request was written, which then failed | did not look | reads it from the socket (RFC 9112, section 9.5) |
 //! | ended with its connection before the head did | fails | is not asked: an incomplete response is none (section 8) |
-//! | interim responses (1xx) without an end | reads on | fails after [`MAX_INTERIM`], or 32 KiB |
+//! | interim responses (1xx) without an end | reads on | fails after [`MAX_INTERIM`], or 256 KiB |
 //! | no status line | fails | has nothing: the response is not HTTP |
 
 use std::future::poll_fn;
@@ -35,7 +35,7 @@ const MAX_VALUES: usize = 8;
 const MAX_INTERIM: usize = 20;
 /// The maximum bytes before the status that counts: what precedes it is otherwise read, as fast as it arrives, until the
 /// deadline of the attempt.
-const MAX_INTERIM_BYTES: usize = MAX_HEADER_BYTES;
+const MAX_INTERIM_BYTES: usize = 8 * MAX_HEADER_BYTES;
 
 /// The server sends interim responses (1xx) and no other.
 #[derive(Debug, thiserror::Error)]

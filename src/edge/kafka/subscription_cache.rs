@@ -24,10 +24,10 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::port::records::RecordView;
 use crate::model::matching::Index;
+use crate::model::subscription::verification::Pending;
 use crate::model::subscription::{
     APPLIED, Change, Fold, State, Subscription, SubscriptionError, TopicRecord,
 };
-use crate::model::verification::Pending;
 
 /// All valid subscriptions, shared by the roles of a process.
 #[derive(Default)]

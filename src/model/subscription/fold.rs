@@ -34,8 +34,8 @@ use super::validate::parse;
 use super::version::{Version, digest};
 use crate::model::source::subscription_hash;
 use crate::model::start_marker;
+use crate::model::subscription::verification::{self, Verification};
 use crate::model::units::EpochMs;
-use crate::model::verification::{self, Verification};
 
 /// The maximum length of an id, in bytes.
 const MAX_ID: usize = 200;

@@ -1,7 +1,7 @@
 //! Consent: who is pending, until when, and that a consent is about one URL.
 
 use super::*;
-use crate::model::verification::{Means, Tested};
+use crate::model::subscription::verification::{Means, Tested};
 
 impl Topic {
     fn try_out(&mut self, tested: Tested) {

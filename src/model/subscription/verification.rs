@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::subscription::{MAX_RECORD_BYTES, RateLimit, Subscription, SubscriptionError, Version};
-use super::units::EpochMs;
+use super::model::{RateLimit, Subscription};
+use super::record::{MAX_RECORD_BYTES, SubscriptionError};
+use super::version::Version;
+use crate::model::units::EpochMs;
 
 /// The prefix of the key of the record.
 const KEY: &str = "verified/";
