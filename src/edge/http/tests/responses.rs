@@ -537,7 +537,8 @@ async fn a_request_with_options_returns_its_headers_and_others_do_not() {
         async move {
             while let Some(request) = read_request(&mut stream).await {
                 sent.send(request).unwrap();
-                let head = "HTTP/1.1 200 OK\r\nwebhook-allowed-rate: 60\r\ncontent-length: 0\r\n\r\n";
+                let head =
+                    "HTTP/1.1 200 OK\r\nwebhook-allowed-rate: 60\r\ncontent-length: 0\r\n\r\n";
                 stream.write_all(head.as_bytes()).await.unwrap();
             }
         }
