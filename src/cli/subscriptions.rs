@@ -415,6 +415,19 @@ fn parse_input(
 
 // ---- list, show, change ----
 
+/// The ids of the subscriptions with an order.
+///
+/// # Errors
+/// [`CliError`] when the subscriptions cannot be read.
+pub(super) fn ordered_ids(settings: &Settings) -> Result<Vec<String>, CliError> {
+    let stored = Stored::read(settings, Freshness::Latest)?;
+    let ordered = stored.fold.iter();
+    let ordered = ordered.filter(|one| one.order != subscription::Order::None);
+    Ok(ordered
+        .map(|subscription| subscription.id.to_string())
+        .collect())
+}
+
 fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     let stored = Stored::read(settings, Freshness::Visible)?;
     let statuses = statuses(settings)?;

@@ -17,7 +17,7 @@ use super::index::{Index, Place};
 use super::progress::Progress;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::client::{consumer_config, fetch_patiently};
 use crate::edge::kafka::credentials::keep_current;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
@@ -278,6 +278,7 @@ pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Resul
             config.set(key, value);
         }
     }
+    fetch_patiently(settings, &mut config);
     config
         .set("isolation.level", isolation)
         .set("enable.partition.eof", "true");

@@ -29,6 +29,7 @@ mod faults;
 mod flows;
 mod formats;
 mod gaps;
+mod growing;
 mod hands;
 mod harness;
 mod image;

@@ -19,7 +19,7 @@ use super::bootstrap;
 use super::record::each_header;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::client::{consumer_config, fetch_patiently};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::port::records::RecordView;
@@ -256,6 +256,7 @@ pub(super) fn follow_topic(
     let group = format!("{}table", settings.group_prefix);
     let mut config = consumer_config(settings, purpose, &group);
     config.set("enable.partition.eof", "true");
+    fetch_patiently(settings, &mut config);
     let consumer: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client(format!("creating the reader of {topic}"), error))?;
