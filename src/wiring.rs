@@ -23,7 +23,7 @@ use crate::config::credentials::Credentials;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::status_cache;
-use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
+use crate::edge::kafka::subscription_cache::{InvalidCounters, SubscriptionCache, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
 use crate::edge::live::Live;
@@ -244,7 +244,7 @@ impl Service {
         let process = Process {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
-            table: Arc::default(),
+            table: Arc::new(SubscriptionCache::new(settings.require_verification)),
             statuses: Arc::default(),
             tracer,
             health: Arc::default(),

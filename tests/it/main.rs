@@ -61,4 +61,5 @@ mod states;
 mod support;
 mod trace;
 mod unwritable;
+mod verification;
 mod why;

@@ -56,6 +56,8 @@ fn settings() -> Settings {
         notice_after: Duration::from_secs(300),
         disable_after: None,
         operator_subscriber: None,
+        require_verification: false,
+        verification_origin: "hookstream".to_owned(),
     }
 }
 
