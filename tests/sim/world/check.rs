@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hookstream::config::Settings;
+use hookstream::lag::figures::Figures;
 use hookstream::model::command::header;
 use hookstream::model::dead_letter::FACT;
 use hookstream::model::source::{self, Mark, Point, Source};
@@ -320,6 +321,50 @@ impl Checker {
                 self.lost.extend(lost.map(|copy| copy.id));
             }
         }
+    }
+
+    /// Figures of the backlog count nothing that does not exist.
+    pub fn bounds(&mut self, figures: &Figures) {
+        self.look();
+        for one in &figures.subscribers {
+            let own = self.webhooks.values();
+            let own = own.filter(|known| *known.subscriber == *one.name);
+            let (mut begun, mut dead) = (0, 0);
+            for known in own {
+                begun += u64::from(known.begun + known.replayed);
+                dead += u64::from(known.dead);
+            }
+            let pending = one.ready + one.waiting;
+            let died = one.dead_letters.values().sum::<u64>();
+            // A subscription that is made again for another subscriber has commands of both.
+            if self.moving.is_empty() && (pending > begun || died > dead || one.finished > begun) {
+                let (name, finished) = (&one.name, one.finished);
+                self.violated(
+                    "Lag",
+                    format!("{pending} pending, {finished} finished and {died} dead of {begun} commands, {dead} dead, of {name}"),
+                );
+            }
+        }
+    }
+
+    /// What is wrong with figures that were made when nothing was open.
+    ///
+    /// # Errors
+    /// What it is.
+    pub fn settled(&self, figures: &Figures) -> Result<(), String> {
+        let total = &figures.total;
+        let dead: u64 = self
+            .webhooks
+            .values()
+            .map(|known| u64::from(known.left()))
+            .sum();
+        if total.ready + total.waiting > 0 || total.dead_letters != dead || figures.behind > 0 {
+            return Err(format!(
+                "{total:?} of {dead} dead, {} behind",
+                figures.behind
+            ));
+        }
+        Ok(())
     }
 
     fn events_done(&self) -> bool {
