@@ -194,7 +194,7 @@ fn apart(seed: u64, purpose: u64) -> fastrand::Rng {
 
 /// The plan, or what a few of them become. `length` is for how long there is traffic.
 pub fn aimed_apart(plan: Plan, length: Ms) -> Plan {
-    let mut rng = apart(plan.seed, 0xa3f9);
+    let mut rng = apart(plan.seed, 0xa13b);
     let Some(aim) = Apart::of(&mut rng) else {
         return plan;
     };
@@ -360,10 +360,14 @@ fn again(rng: &mut fastrand::Rng, at: Ms, plan: &mut Plan) -> Ms {
 }
 
 fn empty(rng: &mut fastrand::Rng, at: Ms, plan: &mut Plan) -> Ms {
-    plan.partitions = 2;
+    plan.partitions = [2, 4][rng.usize(0..2)];
+    for (number, sub) in plan.subs.iter_mut().enumerate().skip(1) {
+        let number = i32::try_from(number).unwrap_or(0);
+        sub.subscriber = subscriber_in(number % plan.partitions, plan.partitions);
+    }
     let thawed = at + rng.i64(24_000..30_000);
     for _ in 0..2 {
-        burst(rng, at - 600..at - 5, 3..10, plan);
+        burst(rng, at - 200..at - 5, 3..10, plan);
         burst(rng, at + 21_000..thawed - 2_000, 3..10, plan);
     }
     plan.acts.push((at, Act::Freeze(0, thawed - at)));

@@ -21,6 +21,7 @@ use crate::kafka::client::reader::{Event, Reader};
 use crate::kafka::cluster::{Cluster, Kind, Spec};
 use crate::kafka::log::Ms;
 use crate::kafka::net::{Api, Net};
+use crate::kafka::planted;
 use crate::kafka::port::log::offsets;
 use crate::kafka::port::{View, plain};
 use crate::kafka::{Code, Tp};
@@ -90,6 +91,9 @@ impl Kafka for Outside {
         group: Group,
         of: &[Tp],
     ) -> Result<Vec<Option<(i64, String)>>, Failure> {
+        if group == Group::Release && planted::is("backlog-stale") {
+            return Ok(vec![None; of.len()]);
+        }
         let role = match group {
             Group::Deliver => "deliver",
             Group::Release => "release",
