@@ -515,6 +515,13 @@ pub trait Http: Clone + Send + 'static {
         deadline: tokio::time::Instant,
     ) -> impl Future<Output = Reply<Self::Rest>>;
 
+    /// Sends a request with the method OPTIONS once, and waits for complete response headers until `deadline` at most.
+    fn options(
+        &self,
+        request: Request,
+        deadline: tokio::time::Instant,
+    ) -> impl Future<Output = Reply<Self::Rest>>;
+
     /// Reads and discards the body, so that the connection can be reused.
     fn drain(rest: Self::Rest, deadline: tokio::time::Instant) -> impl Future<Output = Drained>;
 

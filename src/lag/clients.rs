@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::port::{Bound, Fed, Feed, Group, Kafka};
 use crate::config::Settings;
-use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::client::{consumer_config, fetch_patiently};
 use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::credentials::keep_current;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
@@ -43,6 +43,7 @@ pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Resul
             config.set(key, value);
         }
     }
+    fetch_patiently(settings, &mut config);
     config
         .set("isolation.level", isolation)
         .set("enable.partition.eof", "true");

@@ -89,6 +89,14 @@ func startBroker(t *testing.T, users []string) broker {
 	return broker{open: open, guarded: guarded, log: filepath.Join(directory, "1", "server.log")}
 }
 
+// resourceName is what an ACL is about: the cluster has one name, which Strimzi leaves out.
+func resourceName(acl Object) string {
+	if text(acl, "resource", "type") == "cluster" {
+		return "kafka-cluster"
+	}
+	return text(acl, "resource", "name")
+}
+
 // grant creates the permissions of a KafkaUser, as Strimzi's user operator does.
 func grant(t *testing.T, client *kgo.Client, user Object) {
 	t.Helper()
@@ -97,7 +105,7 @@ func grant(t *testing.T, client *kgo.Client, user Object) {
 		for _, operation := range list(acl, "operations") {
 			creation := kmsg.NewCreateACLsRequestCreation()
 			creation.ResourceType = must[kmsg.ACLResourceType](t)(kmsg.ParseACLResourceType(text(acl, "resource", "type")))
-			creation.ResourceName = text(acl, "resource", "name")
+			creation.ResourceName = resourceName(acl)
 			creation.ResourcePatternType = kmsg.ACLResourcePatternTypeLiteral
 			if text(acl, "resource", "patternType") == "prefix" {
 				creation.ResourcePatternType = kmsg.ACLResourcePatternTypePrefixed
@@ -176,7 +184,7 @@ func unused(t *testing.T, users []Object, log string) []string {
 	var found []string
 	for _, user := range users {
 		for _, acl := range list(user, "spec", "authorization", "acls") {
-			kind, name, pattern := text(acl, "resource", "type"), text(acl, "resource", "name"), text(acl, "resource", "patternType")
+			kind, name, pattern := text(acl, "resource", "type"), resourceName(acl), text(acl, "resource", "patternType")
 			for _, operation := range list(acl, "operations") {
 				if !slices.ContainsFunc(lines, func(line []string) bool {
 					same := line[4] == name || (pattern == "prefix" && strings.HasPrefix(line[4], name))
@@ -491,6 +499,7 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	as.must("hookstream-operator", "", "publish", "-n", "1")
 	as.must("hookstream-operator", "", "trace", "1")
 	as.must("hookstream-operator", "", "lag", "--once")
+	as.must("hookstream-operator", "", "topics", "add-partitions", "2", "--yes", "--reorder")
 
 	// Other roles' work is denied.
 	for user, args := range map[string][]string{

@@ -32,11 +32,17 @@ impl Http for Server {
                 return Reply::Answered(Answer {
                     status,
                     retry_after: None,
+                    headers: None,
                     rest: Some(body.into_bytes()),
                 });
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    async fn options(&self, request: Request, deadline: tokio::time::Instant) -> Reply<Vec<u8>> {
+        self.post_until_processed(|| request.clone(), deadline)
+            .await
     }
 
     async fn drain(_: Vec<u8>, _: tokio::time::Instant) -> Drained {
