@@ -321,7 +321,9 @@ pub trait Member {
     /// [`Failure`] when the client fails.
     fn passed(&self) -> Result<Vec<(TopicPartition, Position)>, Failure>;
 
-    /// Commits, in the present generation of the client, and waits for the response.
+    /// Commits, in the present generation of the client, and waits for the response. Once the client knows that it is no
+    /// member any more, and until its partitions are given up, this fails at once as with an unknown member: an empty group
+    /// would take the commit.
     ///
     /// # Errors
     /// The client's error; the caller decides whether to retry. One without a response may have taken effect, or may do so
