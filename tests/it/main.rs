@@ -33,6 +33,7 @@ mod growing;
 mod hands;
 mod harness;
 mod image;
+mod incident;
 mod isolation;
 mod lag;
 mod layers;
