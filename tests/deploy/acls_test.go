@@ -90,7 +90,7 @@ func startBroker(t *testing.T, users []string) broker {
 }
 
 // resourceName is what an ACL is about: the cluster has one name, which Strimzi leaves out.
-func resourceName(acl Object) string {
+func resourceName(acl any) string {
 	if text(acl, "resource", "type") == "cluster" {
 		return "kafka-cluster"
 	}
