@@ -6,6 +6,7 @@
 //! among replicas, every query would need all of them, and a missing replica would falsify the sums. One core reads
 //! faster than a cluster of deliverers sends.
 
+pub mod board;
 mod clients;
 mod events;
 pub mod figures;
@@ -33,8 +34,9 @@ use crate::edge::port::task::block_on;
 use crate::model::units::EpochMs;
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::Registry;
+use board::Board;
 use clients::Clients;
-use figures::{Board, EventPartition, Figures};
+use figures::{EventPartition, Figures};
 use metrics::LagMetrics;
 use reader::Reader;
 use top::TopSubscribers;

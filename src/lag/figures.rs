@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::history::{History, Point};
 use super::index::{Index, Waiting};
 use crate::model::standing::Standing;
 use crate::model::units::{EpochMs, Offset};
@@ -342,40 +340,6 @@ impl Query {
             .sort_by(|a, b| key(b).cmp(&key(a)).then_with(|| a.name.cmp(&b.name)));
         asked.subscribers.truncate(self.top.unwrap_or(usize::MAX));
         asked
-    }
-}
-
-/// The latest figures and the last hour, shared with the HTTP server.
-#[derive(Debug, Default)]
-pub struct Board {
-    latest: Mutex<Option<Arc<Figures>>>,
-    history: Mutex<History>,
-}
-
-impl Board {
-    /// Replaces the figures.
-    pub fn put(&self, figures: Figures) {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.note(&figures);
-        drop(history);
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = Some(Arc::new(figures));
-    }
-
-    /// The last hour, a point a minute, oldest first.
-    #[must_use]
-    pub fn history(&self) -> Vec<Point> {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.points().cloned().collect()
-    }
-
-    /// The latest figures; `None` if the role does not run or has not read anything yet.
-    #[must_use]
-    pub fn get(&self) -> Option<Arc<Figures>> {
-        self.latest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
     }
 }
 

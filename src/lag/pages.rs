@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 
-use super::figures::{Board, Query};
+use super::board::Board;
+use super::figures::Query;
 use crate::runtime::admin_http::{Page, Route};
 
 /// The routes of the lag role, over the figures on `board`.

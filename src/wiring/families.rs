@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::delivery::metrics::DeliveryMetrics;
 use crate::fanout::metrics::FanoutMetrics;
-use crate::lag::figures::Board;
+use crate::lag::board::Board;
 use crate::lag::metrics::LagMetrics;
 use crate::retry::metrics::ReleaseMetrics;
 use crate::runtime::metrics::Registry;
