@@ -38,6 +38,7 @@ mod sending;
 mod shares;
 pub mod signing;
 mod terms;
+pub mod testing;
 mod tokens;
 pub mod top_subscribers;
 mod topics;

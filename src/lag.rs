@@ -9,6 +9,7 @@
 mod clients;
 mod events;
 pub mod figures;
+mod history;
 pub mod index;
 pub mod metrics;
 mod oldest;

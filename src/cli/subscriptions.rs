@@ -1,4 +1,4 @@
-//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe|rotate-secret|encrypt`: manages the documents in the compacted topic.
+//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe|test|rotate-secret|encrypt`: manages the documents in the compacted topic.
 //!
 //! A document is written as it was applied. `pause`, `resume` and `probe` write a record of their own beside it, which names the
 //! document that it was decided on; see [`Fold`](crate::model::subscription::Fold). The whole input is checked before any
@@ -17,6 +17,7 @@ mod listed;
 mod secrets;
 mod select;
 mod stored;
+mod testing;
 mod verification;
 
 use std::collections::BTreeSet;
@@ -40,6 +41,7 @@ use self::select::has_labels;
 pub(super) use self::select::parse_label;
 pub use self::select::{Label, Selection};
 use self::stored::{PURPOSE, Stored, Write, write};
+pub use self::testing::TestArgs;
 use super::documents;
 use super::exit::{CliError, Exit};
 use super::print::{self, Output};
@@ -72,6 +74,8 @@ pub enum Command {
     Resume(DecideArgs),
     /// Probe endpoints whose breaker is open at once, instead of at the next probe
     Probe(DecideArgs),
+    /// Send a signed sample from here, and print the request, the response and the command that verifies it
+    Test(TestArgs),
     /// Make a new signing secret and print it once; the former ones sign too for a while
     RotateSecret(RotateArgs),
     /// Encrypt literal secrets with the first key of --kek-file, those under a former key again
@@ -173,6 +177,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Pause(args) => decide(settings, args, Verb::Pause),
         Command::Resume(args) => decide(settings, args, Verb::Resume),
         Command::Probe(args) => decide(settings, args, Verb::Probe),
+        Command::Test(args) => testing::run(settings, args),
         Command::RotateSecret(args) => secrets::rotate(settings, args),
         Command::Encrypt(args) => secrets::encrypt(settings, args),
     }

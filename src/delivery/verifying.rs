@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::Method;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -269,7 +270,7 @@ async fn until(next: Option<EpochMs>) {
 impl<H: Http> Asking<H> {
     /// Asks the endpoint of a subscription.
     async fn ask(&self, subscription: &Arc<Subscription>) -> Result<(Means, Consent), String> {
-        let target = self.target(subscription).await?;
+        let target = loaded(&self.directory, &self.notify, subscription).await?;
         match self.handshake(&target).await? {
             Handshake::Allowed(consent) => Ok((Means::Handshake, consent)),
             Handshake::Denied(reason) => Err(reason),
@@ -280,29 +281,16 @@ impl<H: Http> Asking<H> {
         }
     }
 
-    async fn target(&self, subscription: &Arc<Subscription>) -> Result<Rc<Target>, String> {
-        let began = clock::instant();
-        loop {
-            let read = self.notify.notified();
-            match self.directory.served(subscription, None).0 {
-                Standing::Open(target) => return Ok(target),
-                Standing::Denied(reason) | Standing::Unusable(reason) => return Err(reason.into()),
-                Standing::Loading | Standing::Waiting | Standing::Disabled => {}
-            }
-            if clock::instant() >= began + LOADING {
-                return Err("its secrets or its token could not be read in time".to_owned());
-            }
-            // Whether this one was read or another, there is no harm in looking.
-            tokio::time::timeout(LOADING_STEP, read).await.ok();
-        }
-    }
-
     async fn handshake(&self, target: &Target) -> Result<Handshake, String> {
         let deadline = tokio::time::Instant::from_std(clock::instant()) + target.timeout;
         let origin = &*self.directory.settings.verification_origin;
         let rate = wanted_rate(target.subscription.rate_limit.as_ref());
         let request = target.handshake(origin, rate);
-        let answer = match self.client.options(request, deadline).await {
+        let answer = match self
+            .client
+            .exchange(Method::OPTIONS, request, deadline)
+            .await
+        {
             Reply::Answered(answer) => answer,
             // It may be a server that closes the connection when it does not know a method.
             Reply::Failed(failure) if failure.class == FailureClass::Other => {
@@ -346,6 +334,31 @@ impl<H: Http> Asking<H> {
             None => Vec::new(),
         };
         judge_challenge(&token, status, &body)
+    }
+}
+
+/// The endpoint of a subscription with its secrets, for which it waits; `notify` says that one was read.
+///
+/// # Errors
+/// Why it cannot be reached, or what cannot be read.
+pub(super) async fn loaded(
+    directory: &Directory,
+    notify: &Notify,
+    subscription: &Arc<Subscription>,
+) -> Result<Rc<Target>, String> {
+    let began = clock::instant();
+    loop {
+        let read = notify.notified();
+        match directory.served(subscription, None).0 {
+            Standing::Open(target) => return Ok(target),
+            Standing::Denied(reason) | Standing::Unusable(reason) => return Err(reason.into()),
+            Standing::Loading | Standing::Waiting | Standing::Disabled => {}
+        }
+        if clock::instant() >= began + LOADING {
+            return Err("its secrets or its token could not be read in time".to_owned());
+        }
+        // Whether this one was read or another, there is no harm in looking.
+        tokio::time::timeout(LOADING_STEP, read).await.ok();
     }
 }
 

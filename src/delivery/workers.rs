@@ -20,6 +20,7 @@ use super::terms::Directory;
 use super::tokens::Tokens;
 use super::verifying::Verifier;
 use super::worker::{self, Surroundings};
+use crate::config::Settings;
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::http::{HttpOptions, TlsMaker, max_idle, with_causes};
@@ -55,6 +56,14 @@ fn waker(worker: WeakUnboundedSender<Message>) -> Wake {
             worker.send(Message::SecretRead).ok();
         }
     })
+}
+
+/// What requests are sent with.
+pub(super) fn http_options(settings: &Settings, policy: &Arc<EgressPolicy>) -> HttpOptions {
+    let mut options = HttpOptions::new(Arc::clone(policy));
+    options.ca_file.clone_from(&settings.ca_file);
+    options.proxy.clone_from(&settings.egress.proxy);
+    options
 }
 
 /// The worker of each partition.
@@ -102,9 +111,7 @@ impl<P: Port> Workers<P> {
         let settings = &context.settings;
         let cluster = context.cluster()?;
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
-        let mut options = HttpOptions::new(Arc::clone(&policy));
-        options.ca_file.clone_from(&settings.ca_file);
-        options.proxy.clone_from(&settings.egress.proxy);
+        let mut options = http_options(settings, &policy);
         let count = settings.workers.max(1);
         let files = descriptors::raise_limit();
         options.max_idle = max_idle(files, settings.max_in_flight).div_ceil(count);

@@ -285,26 +285,33 @@ impl HttpClient {
     /// Dropping the future, as the deadline does, closes its connection (HTTP/2: resets the stream), so nothing is left
     /// behind. The receiver may still have received the request.
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
-        self.request(Method::POST, request, deadline).await
+        self.request(Method::POST, request, deadline, false).await
     }
 
-    /// The same with the method OPTIONS. The answer has its headers.
-    pub async fn options(&self, request: Request, deadline: Instant) -> Reply {
-        self.request(Method::OPTIONS, request, deadline).await
+    /// The same with any method. The answer has its headers.
+    pub async fn exchange(&self, method: Method, request: Request, deadline: Instant) -> Reply {
+        self.request(method, request, deadline, true).await
     }
 
-    async fn request(&self, method: Method, request: Request, deadline: Instant) -> Reply {
+    async fn request(
+        &self,
+        method: Method,
+        request: Request,
+        deadline: Instant,
+        keeps_headers: bool,
+    ) -> Reply {
         let started = clock::instant();
         failpoint::point("request.before");
         let heard = Heard::default();
-        let mut failure = match timeout_at(deadline, self.send(method, request, &heard)).await {
-            Ok(Ok(answer)) => {
-                failpoint::point("response-head.after");
-                return Reply::Answered(answer);
-            }
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
-        };
+        let mut failure =
+            match timeout_at(deadline, self.send(method, request, &heard, keeps_headers)).await {
+                Ok(Ok(answer)) => {
+                    failpoint::point("response-head.after");
+                    return Reply::Answered(answer);
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
+            };
         failure.heard |= heard.get();
         Reply::Failed(failure)
     }
@@ -345,8 +352,8 @@ impl HttpClient {
         method: Method,
         request: Request,
         heard: &Heard,
+        keeps_headers: bool,
     ) -> Result<Answer, Failure> {
-        let keeps_headers = method == Method::OPTIONS;
         let to = Arc::clone(&request.to);
         let pool = self.pool(&to);
         let mut message = self.prepare(method, request);

@@ -515,9 +515,11 @@ pub trait Http: Clone + Send + 'static {
         deadline: tokio::time::Instant,
     ) -> impl Future<Output = Reply<Self::Rest>>;
 
-    /// Sends a request with the method OPTIONS once, and waits for complete response headers until `deadline` at most.
-    fn options(
+    /// Sends a request with any method once, and waits for complete response headers until `deadline` at most. The answer
+    /// has its headers.
+    fn exchange(
         &self,
+        method: http::Method,
         request: Request,
         deadline: tokio::time::Instant,
     ) -> impl Future<Output = Reply<Self::Rest>>;

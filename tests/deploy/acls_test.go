@@ -90,7 +90,7 @@ func startBroker(t *testing.T, users []string) broker {
 }
 
 // resourceName is what an ACL is about: the cluster has one name, which Strimzi leaves out.
-func resourceName(acl Object) string {
+func resourceName(acl any) string {
 	if text(acl, "resource", "type") == "cluster" {
 		return "kafka-cluster"
 	}
@@ -404,7 +404,8 @@ const subscriptions = `[
  {"id":"fine","subscriber":"fine","url":"URL/fine","events":["order.created"]},
  {"id":"refused","subscriber":"refused","url":"URL/refused","events":["order.created"]},
  {"id":"gone","subscriber":"gone","url":"URL/gone","events":["order.created"]},
- {"id":"flaky","subscriber":"flaky","url":"URL/flaky","events":["order.created"],"order":"strict"}
+ {"id":"flaky","subscriber":"flaky","url":"URL/flaky","events":["order.created"],"order":"strict"},
+ {"id":"asked","subscriber":"asked","url":"URL/asked","events":["order.never"],"verify":true}
 ]`
 
 func exercise(t *testing.T, as speaker, client *kgo.Client) {
@@ -418,6 +419,8 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 			to.WriteHeader(http.StatusBadRequest)
 		case "/gone":
 			to.WriteHeader(http.StatusGone)
+		case "/asked":
+			to.Header().Set("WebHook-Allowed-Origin", "*")
 		case "/flaky":
 			// Each event's first attempt fails.
 			if from.Header.Get("hookstream-attempt") == "1" {
@@ -459,6 +462,9 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	})
 	until(t, "the subscription of the endpoint that is gone is disabled", func() bool {
 		return strings.Contains(as.must("hookstream-operator", "", "subscriptions", "show", "gone", "-o", "json"), `"disabled"`)
+	})
+	until(t, "deliver records that an endpoint consents", func() bool {
+		return strings.Contains(as.must("hookstream-operator", "", "subscriptions", "show", "asked", "-o", "json"), `"verified"`)
 	})
 	// Each role sets aside what it cannot read.
 	for _, topic := range []string{"order-events", "webhook-commands", "webhook-retry-1s"} {

@@ -221,6 +221,7 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
     for page in [
         "/metrics",
         "/lag",
+        "/lag/history",
         "/lag?all=1",
         "/",
         "/readyz",

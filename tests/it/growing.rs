@@ -127,7 +127,7 @@ fn partitions_are_added_while_events_flow_and_order_is_kept() {
     for seen in receiver.seen() {
         let body: Value = serde_json::from_slice(&seen.body).unwrap();
         let number = body["data"]["number"].as_u64().unwrap();
-        if number % 25 != 0 || seen.attempt > 1 {
+        if !number.is_multiple_of(25) || seen.attempt > 1 {
             delivered.entry(seen.path.clone()).or_default().push(number);
         }
     }

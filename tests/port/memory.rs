@@ -699,7 +699,12 @@ impl Http for Memory {
         })
     }
 
-    async fn options(&self, request: Request, deadline: tokio::time::Instant) -> Reply<()> {
+    async fn exchange(
+        &self,
+        _method: http::Method,
+        request: Request,
+        deadline: tokio::time::Instant,
+    ) -> Reply<()> {
         self.post_until_processed(|| request.clone(), deadline)
             .await
     }

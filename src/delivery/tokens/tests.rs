@@ -40,7 +40,12 @@ impl Http for Server {
         }
     }
 
-    async fn options(&self, request: Request, deadline: tokio::time::Instant) -> Reply<Vec<u8>> {
+    async fn exchange(
+        &self,
+        _method: http::Method,
+        request: Request,
+        deadline: tokio::time::Instant,
+    ) -> Reply<Vec<u8>> {
         self.post_until_processed(|| request.clone(), deadline)
             .await
     }

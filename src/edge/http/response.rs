@@ -26,7 +26,7 @@ pub struct Answer<R = Rest> {
     pub status: u16,
     /// How long the receiver wants no further request.
     pub retry_after: Option<Duration>,
-    /// Its headers; of a request with OPTIONS only.
+    /// Its headers, if they were asked for.
     pub headers: Option<Box<HeaderMap>>,
     /// The unread body; `None` if it is empty or cannot be read. Dropping it unread closes the connection.
     pub rest: Option<R>,

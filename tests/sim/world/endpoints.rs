@@ -294,7 +294,12 @@ impl Http for Client {
         answered(status, retry_after)
     }
 
-    async fn options(&self, request: HttpRequest, deadline: Instant) -> Reply<()> {
+    async fn exchange(
+        &self,
+        _method: http::Method,
+        request: HttpRequest,
+        deadline: Instant,
+    ) -> Reply<()> {
         self.post_until_processed(|| request.clone(), deadline)
             .await
     }

@@ -549,7 +549,11 @@ async fn a_request_with_options_returns_its_headers_and_others_do_not() {
         body: Bytes::new(),
         ..request(&server.url())
     };
-    let answer = answered(client.options(empty(), within(LONG)).await);
+    let answer = answered(
+        client
+            .exchange(http::Method::OPTIONS, empty(), within(LONG))
+            .await,
+    );
     let headers = answer.headers.unwrap();
     assert_eq!(headers["webhook-allowed-rate"], "60");
     let line = seen.recv().await.unwrap();
@@ -563,6 +567,10 @@ async fn a_request_with_options_returns_its_headers_and_others_do_not() {
     assert_eq!(server.accepted(), 1, "both on one connection");
 
     let guarded = HttpClient::new(options(&[])).unwrap();
-    let (class, _) = failed(guarded.options(empty(), within(LONG)).await);
+    let (class, _) = failed(
+        guarded
+            .exchange(http::Method::OPTIONS, empty(), within(LONG))
+            .await,
+    );
     assert_eq!((class, server.accepted()), (FailureClass::Egress, 1));
 }
