@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hookstream::config::{Layers, Machine, Settings, Source};
-use hookstream::edge::port::failure::BatchError;
+use hookstream::edge::port::failure::{BatchError, ErrorKind};
 use hookstream::edge::port::records::{Commit, Headers as _, Isolation, Record, RecordView};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::edge::port::{Log as _, Member as _, Polled, Producer as _, ProducerKind};
-use hookstream::model::units::Offset;
+use hookstream::model::units::{Offset, Position};
 
-use super::SimHeaders;
 use super::log::SimLog;
 use super::member::SimMember;
 use super::producer::SimProducer;
+use super::{SimHeaders, client_name};
 use crate::kafka::Tp;
 use crate::kafka::cluster::{self, Cluster, TopicConfig};
 use crate::kafka::net::Net;
@@ -129,8 +129,8 @@ async fn copies(net: &Net, settings: &Settings) -> Vec<String> {
     seen
 }
 
-/// Returns the virtual time that it took, in ms.
-async fn run(seed: u64) -> i64 {
+/// A cluster with the topics `in` and `out`.
+fn net(seed: u64) -> Net {
     let mut cluster = Cluster::new(cluster::Settings::default(), seed, 0);
     for topic in ["in", "out"] {
         let config = TopicConfig {
@@ -140,7 +140,12 @@ async fn run(seed: u64) -> i64 {
         };
         cluster.create_topic(topic, config).unwrap();
     }
-    let net = Net::new(cluster, seed, 0);
+    Net::new(cluster, seed, 0)
+}
+
+/// Returns the virtual time that it took, in ms.
+async fn run(seed: u64) -> i64 {
+    let net = net(seed);
     let settings = [settings("replica-0"), settings("replica-1")];
     publish(&net, &settings[0]).await;
     net.weather(|weather| {
@@ -173,13 +178,76 @@ async fn run(seed: u64) -> i64 {
     net.now()
 }
 
+/// A member is evicted, and its group is empty: it is told of that by its commit, before it hears that its partitions are
+/// lost.
+async fn evicted() {
+    let (net, settings) = (net(1), settings("replica-0"));
+    let keep_waiting: KeepWaiting = Arc::new(|| true);
+    let member = SimMember::join(&net, &settings, keep_waiting, "copier", "g", &["in"]);
+    let committed = loop {
+        if let Polled::Assigned(committed) = member.poll(Duration::from_secs(1)).await.unwrap() {
+            break committed;
+        }
+    };
+    member.take(&committed).unwrap();
+    let at = committed[0].at.clone();
+    let commit = |position| {
+        [Commit {
+            at: at.clone(),
+            position: Position(position),
+            metadata: String::new(),
+        }]
+    };
+    member.commit(&commit(1)).await.unwrap();
+    let name: Arc<str> = Arc::from(client_name(&settings, "copier"));
+    net.weather(|weather| {
+        let all = (1..=3).map(|node| (Arc::clone(&name), node));
+        weather.cut.extend(all);
+    });
+    tokio::time::sleep(member.session() * 3).await;
+    net.weather(|weather| weather.cut.clear());
+    let refused = member.commit(&commit(0)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::UnknownMember);
+    let kept = net.with(|cluster, _| cluster.position("g", &at)).unwrap();
+    assert_eq!(
+        kept.unwrap().0,
+        1,
+        "the position of whoever came between stays"
+    );
+    let polled = member.poll(Duration::from_secs(1)).await.unwrap();
+    let Polled::Revoked {
+        partitions,
+        lost: true,
+    } = polled
+    else {
+        panic!("its partitions are lost");
+    };
+    member.give_up(&partitions).unwrap();
+    loop {
+        if let Polled::Assigned(again) = member.poll(Duration::from_secs(1)).await.unwrap() {
+            member.take(&again).unwrap();
+            break;
+        }
+    }
+    member.commit(&commit(2)).await.unwrap();
+}
+
+#[test]
+fn a_member_that_was_evicted_commits_nothing_into_its_empty_group() {
+    in_virtual_time(evicted());
+}
+
 fn play(seed: u64) -> i64 {
+    in_virtual_time(run(seed))
+}
+
+fn in_virtual_time<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, run(seed))
+    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 #[test]
