@@ -328,6 +328,79 @@ fn a_backlog_delays_a_single_command_behind_it_but_little_and_is_delivered_too()
     );
 }
 
+/// Commands of a whale, each hundredth of a neighbour.
+fn flood(world: &World, commands: usize) -> usize {
+    let neighbours = commands / 100;
+    let all = (0..commands).map(|number| if number % 100 == 99 { "small" } else { "big" });
+    send(world, all);
+    neighbours
+}
+
+#[test]
+fn a_whale_is_deferred_and_delays_no_neighbour_in_its_partition_also_over_a_restart() {
+    const COMMANDS: usize = 12_000;
+    let _alone = alone();
+    let mut world = world("whale");
+    flags(&mut world, &["--max-queued-bytes=1MiB"]);
+    let receiver = Receiver::start(|seen| match &*seen.path {
+        "/big" => Answer::ok().after(Duration::from_millis(20)),
+        _ => Answer::ok(),
+    });
+    let at_a_time = json!({"max_in_flight": 16});
+    put(
+        &world,
+        &[
+            to(&receiver, "big", at_a_time),
+            to(&receiver, "small", json!({})),
+        ],
+    );
+    let neighbours = flood(&world, COMMANDS);
+    let mut process = start(&world);
+    let small = |seen: &[Arc<Seen>]| seen.iter().filter(|seen| seen.path == "/small").count();
+    let seen = receiver.wait_until("the neighbour has all of its", LONG, |seen| {
+        small(seen) >= neighbours
+    });
+    let whale = seen.len() - neighbours;
+    assert!(
+        whale < COMMANDS / 2,
+        "{whale} of the whale went before the neighbour's last"
+    );
+    assert!(
+        process
+            .metric("hookstream_deferred_total")
+            .unwrap_or_default()
+            > 1_000.0
+    );
+    let waiting = r#"hookstream_deferred_commands{partition="0"}"#;
+    eventually_true("what waits is shown", LATER, || {
+        process.metric(waiting).unwrap_or_default() > 0.0
+    });
+    assert!(parked(&process, "lane_full") == 0.0);
+    // The next owner reads the deferred ones from the log, and sends nothing that is finished.
+    process.sigterm();
+    process.wait_exit(LONG);
+    let process = start(&world);
+    receiver.wait_until("the whale has all of its", LONG, |seen| {
+        seen.len() >= COMMANDS
+    });
+    wait_until_done(&world);
+    let seen = receiver.seen();
+    assert_eq!(
+        (webhooks(&seen), seen.len()),
+        (COMMANDS, COMMANDS),
+        "each once"
+    );
+    assert!(parked(&process, "lane_full") == 0.0);
+    assert_eq!(process.metric(waiting), Some(0.0));
+    let reads = process
+        .metric("hookstream_deferred_reads_total")
+        .unwrap_or_default();
+    assert!(
+        reads < 4.0 * COMMANDS as f64,
+        "{reads} records were read again"
+    );
+}
+
 #[test]
 fn a_backlog_that_nobody_waits_behind_is_not_parked() {
     const BACKLOG: usize = 15_000;
