@@ -8,12 +8,10 @@ use crate::config::Settings;
 use crate::edge::kafka::record::{each_header, read_command};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::records::{Isolation, Range, RecordView};
-use crate::edge::port::{Log as _, Port};
+use crate::edge::port::{AGAIN, Log as _, Port};
 use crate::model::command::header;
 use crate::model::units::Offset;
 
-/// Used in client names and logs.
-const PURPOSE: &str = "again";
 /// What a pass takes into memory at most, bytes, and at least.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 const LEAST_BYTES: usize = 64 * 1024;
@@ -28,7 +26,7 @@ pub(super) async fn read(
     stop: &dyn Fn() -> bool,
 ) -> Result<Found, Failure> {
     let log = port
-        .log(settings, settings.topics.commands(), PURPOSE)
+        .log(settings, settings.topics.commands(), AGAIN)
         .await?;
     let (range, _) = log.high_watermark(partition, Duration::ZERO, stop).await?;
     let most = (share / 4).clamp(LEAST_BYTES, MOST_BYTES);

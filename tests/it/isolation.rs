@@ -230,7 +230,9 @@ fn an_endpoint_that_does_not_answer_gets_ever_fewer_sockets() {
 fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
     const HANGING: usize = 16;
     const EACH: usize = 220;
-    const HEALTHY: usize = 40_000;
+    const HEALTHY: usize = 20_000;
+    /// Healthy ones for each that hangs: too many of both for any form of the commit.
+    const BETWEEN: usize = 7;
     let _alone = alone();
     let mut world = world("window");
     flags(&mut world, &["--timeout=60s"]);
@@ -255,7 +257,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
     let spread = (0..EACH).flat_map(|_| {
         names
             .iter()
-            .flat_map(|name| [name.as_str(), "healthy", "healthy"])
+            .flat_map(|name| std::iter::once(name.as_str()).chain(["healthy"; BETWEEN]))
     });
     send(
         &world,
@@ -269,7 +271,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
         LONGEST_PARK + LONG,
         |seen| {
             seen.iter().filter(|seen| seen.path == "/healthy").count()
-                >= HEALTHY + EACH * HANGING * 2
+                >= HEALTHY + EACH * HANGING * BETWEEN
         },
     );
     assert!(

@@ -654,7 +654,7 @@ proptest! {
 
     #[test]
     fn what_rests_fits_however_the_others_end(
-        turns in proptest::collection::vec(turn(), 0..400),
+        turns in proptest::collection::vec(turn(), 0..120),
         gaps in 1..3_i64,
         limit in prop::sample::select(vec![METADATA_LIMIT, 900, 300]),
         seed in any::<u64>(),
