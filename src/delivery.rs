@@ -7,6 +7,7 @@
 //! | `workers`, `worker`, `messages`, `sending`, `notices` | the threads that own partitions, and do what these decide |
 //! | [`partition`], P | the state machine of a partition: every decision about a command |
 //! | `terms`, `request`, `secrets`, `refused`, [`signing`] P | subscriptions as partitions look them up; signed requests |
+//! | `verifying` | asks the endpoints of pending subscriptions for consent |
 //! | `oversize`, P | what is written instead of an outcome that its topic refuses for its size |
 //! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
 //! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `rejected`, `outbox`, P | egress outages, labels, load, partitions to take back, outcomes to write |
@@ -38,9 +39,11 @@ mod sending;
 mod shares;
 pub mod signing;
 mod terms;
+pub mod testing;
 mod tokens;
 pub mod top_subscribers;
 mod topics;
+mod verifying;
 mod worker;
 mod workers;
 mod writing;

@@ -6,14 +6,17 @@
 //! among replicas, every query would need all of them, and a missing replica would falsify the sums. One core reads
 //! faster than a cluster of deliverers sends.
 
+mod clients;
 mod events;
 pub mod figures;
+mod history;
 pub mod index;
 pub mod metrics;
 mod oldest;
 pub mod pages;
+pub mod port;
 pub mod progress;
-mod reader;
+pub mod reader;
 mod source;
 mod standings;
 pub mod top;
@@ -30,6 +33,7 @@ use crate::edge::port::task::block_on;
 use crate::model::units::EpochMs;
 use crate::runtime::context::RoleContext;
 use crate::runtime::metrics::Registry;
+use clients::Clients;
 use figures::{Board, EventPartition, Figures};
 use metrics::LagMetrics;
 use reader::Reader;
@@ -63,7 +67,7 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
         return Ok(());
     }
     let mut top = TopSubscribers::new(settings.lag_top);
-    let mut reader: Option<Reader> = None;
+    let mut reader: Option<Reader<Clients>> = None;
     let mut next = clock::instant();
     let mut failing_since: Option<Instant> = None;
     let watches = Watches {
@@ -80,7 +84,7 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
                     publish(reader, &mut top, &mut next, &watches, sinks);
                 }
             }),
-            None => Reader::new(settings).map(|made| {
+            None => open(settings).map(|made| {
                 top.restart();
                 reader = Some(made);
             }),
@@ -136,9 +140,17 @@ fn needed_topics(settings: &Settings) -> Vec<String> {
     needed
 }
 
+fn open(settings: &Settings) -> Result<Reader<Clients>, Failure> {
+    block_on(Reader::new(settings, Clients::new(settings)?))
+}
+
 /// Reads available records; returns whether new figures are due.
-fn turn(context: &RoleContext, reader: &mut Reader, next: &mut Instant) -> Result<bool, Failure> {
-    let any = reader.turn()?;
+fn turn(
+    context: &RoleContext,
+    reader: &mut Reader<Clients>,
+    next: &mut Instant,
+) -> Result<bool, Failure> {
+    let any = block_on(reader.turn())?;
     let dead_letters = context.settings.topics.dead_letters();
     let set_aside = context.metrics.set_aside(&dead_letters);
     set_aside.inc_by(reader.take_unreadable());
@@ -148,12 +160,12 @@ fn turn(context: &RoleContext, reader: &mut Reader, next: &mut Instant) -> Resul
     if clock::instant() < *next {
         return Ok(false);
     }
-    reader.tick()?;
+    block_on(reader.tick())?;
     Ok(true)
 }
 
 fn publish(
-    reader: &mut Reader,
+    reader: &mut Reader<Clients>,
     top: &mut TopSubscribers,
     next: &mut Instant,
     watches: &Watches,
@@ -174,7 +186,7 @@ fn publish(
 
 /// Successive figures for a terminal.
 pub struct Watcher {
-    reader: Reader,
+    reader: Reader<Clients>,
     watches: Watches,
     next: Instant,
 }
@@ -194,7 +206,7 @@ impl Watcher {
         };
         let began = clock::instant();
         loop {
-            match Reader::new(settings) {
+            match open(settings) {
                 Ok(reader) => {
                     let next = clock::instant();
                     return Ok(Self {
@@ -224,11 +236,11 @@ impl Watcher {
         let mut failing_since: Option<Instant> = None;
         let mut tick = self.next;
         while !stop() {
-            let any = self.reader.turn()?;
+            let any = block_on(self.reader.turn())?;
             let now = clock::instant();
             if now >= tick && (!any || now - tick >= EVERY) {
                 let since = *since.get_or_insert_with(clock::now);
-                match self.reader.tick() {
+                match block_on(self.reader.tick()) {
                     Ok(()) => failing_since = None,
                     Err(failure) if is_permanent(&failure) => return Err(failure),
                     // A leader or a coordinator is moving, or a topic was just created.

@@ -12,6 +12,7 @@ pub mod dead_letter;
 pub mod envelope;
 pub mod event;
 pub mod expiry;
+pub mod hold;
 pub mod invalid_record;
 pub mod maps;
 pub mod matching;

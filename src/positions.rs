@@ -10,6 +10,7 @@
 //! of every partition, so it also verifies that the mirror is complete.
 
 pub mod control;
+pub mod hold;
 pub mod start;
 pub mod trail;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::groups::GroupMemberInfo;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
@@ -372,7 +374,12 @@ fn commit_without_member(client: &Client, list: &[Commit]) -> Result<(), KafkaEr
 }
 
 fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
-    let client: Client = consumer_config(settings, PURPOSE, &role.group(settings))
+    client_of(settings, &role.group(settings))
+}
+
+/// A client that reads and commits positions of a group without joining it.
+fn client_of(settings: &Settings, group: &str) -> Result<Client, Failure> {
+    let client: Client = consumer_config(settings, PURPOSE, group)
         .create_with_context(LoggedConsumer(LogContext::new(PURPOSE)))
         .map_err(|error| Failure::from_client("creating a client", error))?;
     // A command of the operator is done long before a token expires.
@@ -381,16 +388,22 @@ fn client(settings: &Settings, role: GroupRole) -> Result<Client, Failure> {
 }
 
 fn no_members(client: &Client, group: &str) -> Result<(), PositionsError> {
+    match members(client, group)?.is_empty() {
+        true => Ok(()),
+        false => Err(PositionsError::Running(group.to_owned())),
+    }
+}
+
+/// The members of a group, by client id and host.
+fn members(client: &Client, group: &str) -> Result<Vec<String>, Failure> {
     let found = settled(|| client.fetch_group_list(Some(group), ANSWER))
         .map_err(|error| Failure::from_client(format!("listing the members of {group}"), error))?;
-    match found
-        .groups()
-        .iter()
-        .any(|group| !group.members().is_empty())
-    {
-        true => Err(PositionsError::Running(group.to_owned())),
-        false => Ok(()),
-    }
+    let members = found.groups().iter().flat_map(|group| group.members());
+    let name = |member: &GroupMemberInfo| {
+        let host = member.client_host().trim_start_matches('/');
+        format!("{} at {host}", member.client_id())
+    };
+    Ok(members.map(name).collect())
 }
 
 /// The partitions with a committed offset.

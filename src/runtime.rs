@@ -3,6 +3,7 @@
 pub mod admin_http;
 pub mod context;
 pub mod health;
+pub mod hold;
 pub mod metrics;
 pub mod recommit;
 pub mod shutdown;

@@ -23,16 +23,18 @@ use crate::config::credentials::Credentials;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::status_cache;
-use crate::edge::kafka::subscription_cache::{InvalidCounters, follow};
+use crate::edge::kafka::subscription_cache::{InvalidCounters, SubscriptionCache, follow};
 use crate::edge::kafka::wait::wait_for_topics;
 use crate::edge::kafka::watchdog;
 use crate::edge::live::Live;
 use crate::edge::otlp::{Exporter, SetupError};
 use crate::edge::port::task::block_on;
 use crate::lag::pages;
-use crate::positions::{GroupRole, start};
+use crate::model::hold::HeldRoles;
+use crate::positions::{GroupRole, hold, start};
 use crate::runtime::admin_http::{self, Access, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
+use crate::runtime::hold::Holds;
 use crate::runtime::metrics::{Metrics, Registry};
 use crate::runtime::shutdown::Stop;
 use families::Families;
@@ -70,13 +72,23 @@ impl Role {
         matches!(self, Self::Fanout | Self::Deliver)
     }
 
+    /// Whether a command of an operator may stop it for a while.
+    fn can_be_held(self) -> bool {
+        matches!(self, Self::Fanout | Self::Release)
+    }
+
     fn run(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
         loop {
+            if !context.wait_while_held() {
+                return Ok(());
+            }
             match self.run_once(context, families) {
-                Err(failure @ Failure::Stuck(_)) if !context.stopping() => {
+                Err(failure @ Failure::Stuck(_)) if !context.process_stopping() => {
                     tracing::warn!(role = self.name(), "role restarted: {failure}");
                     context.metrics.role_restarts(self.name()).inc();
                 }
+                // Held: it starts again.
+                Ok(()) if !context.process_stopping() => {}
                 ended => return ended,
             }
         }
@@ -232,11 +244,12 @@ impl Service {
         let process = Process {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
-            table: Arc::default(),
+            table: Arc::new(SubscriptionCache::new(settings.require_verification)),
             statuses: Arc::default(),
             tracer,
             health: Arc::default(),
             stop,
+            holds: Holds::default(),
             subscriptions_loaded: Arc::default(),
             cluster: Arc::default(),
         };
@@ -255,6 +268,14 @@ impl Service {
         if roles.iter().any(|role| role.needs_subscriptions()) {
             let process = process.clone();
             service.spawn("table", &over, move || follow_subscriptions(&process))?;
+        }
+        if roles.iter().any(|role| role.can_be_held()) {
+            let process = process.clone();
+            service.spawn("holds", &over, move || {
+                hold::watch(&process.settings, &process.holds, &process.stop)
+            })?;
+        } else {
+            process.holds.set(HeldRoles::NONE);
         }
         if roles.contains(&Role::Deliver) {
             let process = process.clone();

@@ -32,9 +32,7 @@ pub(super) struct Webhook<'a> {
 pub(super) fn script(subscription: &Subscription, webhook: Webhook<'_>) -> String {
     let mut script = Script::default();
     script.url(subscription);
-    let inline = std::str::from_utf8(webhook.body)
-        .ok()
-        .filter(|text| text.len() <= MAX_INLINE && !text.contains('\0'));
+    let inline = inline(webhook.body);
     script.line(&format!("id={} ts=$(date +%s)", quoted(webhook.id)));
     match inline {
         Some(text) => script.line(&format!("body={}", quoted(text))),
@@ -67,6 +65,43 @@ pub(super) fn script(subscription: &Subscription, webhook: Webhook<'_>) -> Strin
         None => script.option("--data-binary", "\"@$body\""),
     }
     script.end()
+}
+
+/// The script that prints the signature of a webhook, to compare it with the one that was sent; `None` where a shell cannot
+/// make it: without a secret, with an ed25519 key, for a body that cannot stand in a script.
+#[must_use]
+pub(super) fn signature(
+    subscription: &Subscription,
+    id: &str,
+    timestamp: &str,
+    body: &[u8],
+) -> Option<String> {
+    let now = clock::now();
+    let mut secrets = subscription.secrets.iter();
+    let first = secrets.find(|secret| !secret.has_ended(now))?;
+    if matches!(&first.source, SecretSource::Literal(secret) if secret.expose().starts_with("whsk_"))
+    {
+        return None;
+    }
+    let body = inline(body)?;
+    let mut script = Script::default();
+    script.line(&format!(
+        "id={} ts={} body={}",
+        quoted(id),
+        quoted(timestamp),
+        quoted(body)
+    ));
+    script.signature(subscription, true);
+    script.line("printf '%s\\n' \"$sig\"");
+    let lines = script.notes.into_iter().chain(script.lines);
+    Some(lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// A body that can stand in a script.
+fn inline(body: &[u8]) -> Option<&str> {
+    std::str::from_utf8(body)
+        .ok()
+        .filter(|text| text.len() <= MAX_INLINE && !text.contains('\0'))
 }
 
 #[derive(Default)]
@@ -352,6 +387,33 @@ mod tests {
             value(&arguments, "webhook-signature"),
             signer.sign("msg_1", timestamp, body.as_bytes())
         );
+    }
+
+    #[test]
+    fn the_script_of_the_signature_prints_what_is_sent() {
+        let acme = parsed(json!({"secrets": ["env:ACME_SECRET"]}));
+        let body = "{\"a\":\"it's $HOME\"}";
+        let text = signature(&acme, "msg_1", "1700000000", body.as_bytes()).unwrap();
+        let output = Command::new("sh")
+            .args(["-c", &text])
+            .env("ACME_SECRET", SECRET)
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap().trim(),
+            Signer::new([SECRET])
+                .unwrap()
+                .sign("msg_1", "1700000000", body.as_bytes()),
+            "{text}"
+        );
+        assert_eq!(
+            signature(&parsed(json!({})), "msg_1", "1", b"{}"),
+            None,
+            "unsigned"
+        );
+        let seed = "whsk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let ed25519 = parsed(json!({"secrets": [seed]}));
+        assert_eq!(signature(&ed25519, "msg_1", "1", b"{}"), None, "ed25519");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A progress bar on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -16,4 +16,17 @@ pub fn bar() -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+/// Leaves the bar at its end, or where it was interrupted, and ends its line: what is printed next begins a new one.
+pub fn leave(bar: &ProgressBar, is_complete: bool) {
+    if is_complete {
+        bar.finish();
+    } else {
+        bar.abandon();
+    }
+    if !bar.is_hidden() {
+        // A terminal that is gone shows nothing.
+        writeln!(std::io::stderr()).ok();
+    }
 }

@@ -17,7 +17,7 @@ use super::confirm;
 use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
 use super::print::{self, Output, Row};
-use super::progress::bar;
+use super::progress::{bar, leave};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::log_reader::Reading;
@@ -177,11 +177,7 @@ pub(super) fn supervised<T: Send + 'static>(
             Ok((result, is_complete)) => {
                 let last = *progress.lock().unwrap_or_else(PoisonError::into_inner);
                 show(&bar, verb, last);
-                if is_complete {
-                    bar.finish();
-                } else {
-                    bar.abandon();
-                }
+                leave(&bar, is_complete);
                 return Ok(result);
             }
             Err(RecvTimeoutError::Timeout) => {}

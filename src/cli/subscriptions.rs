@@ -1,4 +1,4 @@
-//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe|rotate-secret|encrypt`: manages the documents in the compacted topic.
+//! `hookstream subscriptions apply|list|show|delete|pause|resume|probe|test|rotate-secret|encrypt`: manages the documents in the compacted topic.
 //!
 //! A document is written as it was applied. `pause`, `resume` and `probe` write a record of their own beside it, which names the
 //! document that it was decided on; see [`Fold`](crate::model::subscription::Fold). The whole input is checked before any
@@ -17,6 +17,8 @@ mod listed;
 mod secrets;
 mod select;
 mod stored;
+mod testing;
+mod verification;
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Read};
@@ -39,6 +41,7 @@ use self::select::has_labels;
 pub(super) use self::select::parse_label;
 pub use self::select::{Label, Selection};
 use self::stored::{PURPOSE, Stored, Write, write};
+pub use self::testing::TestArgs;
 use super::documents;
 use super::exit::{CliError, Exit};
 use super::print::{self, Output};
@@ -71,6 +74,8 @@ pub enum Command {
     Resume(DecideArgs),
     /// Probe endpoints whose breaker is open at once, instead of at the next probe
     Probe(DecideArgs),
+    /// Send a signed sample from here, and print the request, the response and the command that verifies it
+    Test(TestArgs),
     /// Make a new signing secret and print it once; the former ones sign too for a while
     RotateSecret(RotateArgs),
     /// Encrypt literal secrets with the first key of --kek-file, those under a former key again
@@ -89,6 +94,9 @@ pub struct ApplyArgs {
     /// Print what would change, without changing it
     #[arg(long)]
     dry_run: bool,
+    /// The endpoints must consent before they get events: deliver asks them, and the subscriptions are pending until then
+    #[arg(long)]
+    verify: bool,
     /// Delete the subscriptions with the labels of --selector that the file does not contain
     #[arg(long, requires = "selector")]
     prune: bool,
@@ -169,6 +177,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         Command::Pause(args) => decide(settings, args, Verb::Pause),
         Command::Resume(args) => decide(settings, args, Verb::Resume),
         Command::Probe(args) => decide(settings, args, Verb::Probe),
+        Command::Test(args) => testing::run(settings, args),
         Command::RotateSecret(args) => secrets::rotate(settings, args),
         Command::Encrypt(args) => secrets::encrypt(settings, args),
     }
@@ -215,8 +224,10 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
     }
     let pruned = pruned(&stored, &documents, args);
     let keys = secrets::keys(settings)?;
+    let verify = args.verify || settings.require_verification;
     let documents = documents.into_iter().map(|document| {
         let before = stored.document(document.id());
+        let document = verification::required(document, before, verify)?;
         secrets::encrypted(document, before, keys.as_ref())
     });
     let documents: Vec<Document> = documents.collect::<Result<_, _>>()?;
@@ -226,6 +237,11 @@ fn apply(settings: &Settings, args: &ApplyArgs) -> Result<Exit, CliError> {
         let id = document.id().to_owned();
         if let Some(note) = state_note(&stored, &document, result) {
             print::note(&note);
+        }
+        if verification::is_asked(&stored, &document, settings.require_verification) {
+            print::note(&format!(
+                "{id:?} is pending until its endpoint consents; `hookstream subscriptions show {id}` prints what it responds"
+            ));
         }
         if args.dry_run && result != "unchanged" {
             let before = stored.document(&id);
@@ -311,7 +327,9 @@ fn subscriber_change(stored: &Stored, document: &Document) -> Option<String> {
 fn state_note(stored: &Stored, document: &Document, result: &str) -> Option<String> {
     let (id, state) = (document.id(), document.parsed.state);
     let now = stored.fold.get(id)?.state;
-    let why = stored.why(id).filter(|_| now != state)?;
+    let why = stored
+        .why(id)
+        .filter(|_| now != state && now != State::Pending)?;
     Some(if result == "unchanged" {
         let way_out = match state {
             State::Active => format!("`hookstream subscriptions resume {id}` makes it active"),
@@ -401,6 +419,19 @@ fn parse_input(
 }
 
 // ---- list, show, change ----
+
+/// The ids of the subscriptions with an order.
+///
+/// # Errors
+/// [`CliError`] when the subscriptions cannot be read.
+pub(super) fn ordered_ids(settings: &Settings) -> Result<Vec<String>, CliError> {
+    let stored = Stored::read(settings, Freshness::Latest)?;
+    let ordered = stored.fold.iter();
+    let ordered = ordered.filter(|one| one.order != subscription::Order::None);
+    Ok(ordered
+        .map(|subscription| subscription.id.to_string())
+        .collect())
+}
 
 fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     let stored = Stored::read(settings, Freshness::Visible)?;
@@ -618,6 +649,7 @@ mod tests {
             file: PathBuf::new(),
             strict: false,
             dry_run: false,
+            verify: false,
             prune,
             backfill_since: None,
             selector: vec![parse_label("team=payments").unwrap()],

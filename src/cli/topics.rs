@@ -1,4 +1,7 @@
-//! `hookstream topics create|check`: creates the topics, and lists differences with the command that fixes each.
+//! `hookstream topics create|check|add-partitions`: creates the topics, lists differences with the command that fixes each,
+//! and adds partitions.
+
+mod add_partitions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::topics as admin;
 use crate::edge::kafka::topics::{Cluster, Creation, Difference, TopicSpec, Wish};
 use crate::edge::kafka::wait::KeepWaiting;
-use crate::model::units::counted;
+use crate::model::units::{counted, parse_duration};
 use crate::positions::{GroupRole, start};
 
 /// `hookstream topics`.
@@ -24,6 +27,8 @@ pub enum Command {
     Create(CreateArgs),
     /// List every difference between the actual and the expected topic settings
     Check(CheckArgs),
+    /// Add partitions: holds fan-out and release, waits for pending commands, adds, and lets them start again
+    AddPartitions(add_partitions::AddArgs),
 }
 
 /// `hookstream topics create`.
@@ -32,6 +37,12 @@ pub struct CreateArgs {
     /// Partitions of the commands, retry tier and dead-letter topics [default: as many as exist, or 12]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=100_000))]
     partitions: Option<i32>,
+    /// Commands per second to choose the number of partitions for, with spare ones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000), conflicts_with = "partitions")]
+    expected_rate: Option<u32>,
+    /// How long commands and retries are kept: longer than any outage of deliver or release [default: 14d]
+    #[arg(long, value_name = "DURATION", value_parser = retention)]
+    retention: Option<Duration>,
     /// Replication factor [default: 3, or the number of brokers if there are fewer]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=32_767))]
     replication_factor: Option<i32>,
@@ -52,9 +63,26 @@ pub struct CheckArgs {
     /// Expected replication factor [default: 3, or the number of brokers if there are fewer]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=32_767))]
     replication_factor: Option<i32>,
+    /// How long commands and retries are expected to be kept [default: 14d]
+    #[arg(long, value_name = "DURATION", value_parser = retention)]
+    retention: Option<Duration>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
+}
+
+/// A retention: at least an hour, or a short outage already loses work.
+fn retention(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_secs(60 * 60);
+    let retention = parse_duration(text)?;
+    if retention < LEAST {
+        return Err("must be at least 1h, and longer than any outage of deliver".to_owned());
+    }
+    Ok(retention)
+}
+
+fn specs(settings: &Settings, retention: Option<Duration>) -> Vec<TopicSpec> {
+    admin::topics_kept(settings, retention.unwrap_or(admin::WORK_RETENTION))
 }
 
 /// Runs the command.
@@ -70,6 +98,7 @@ pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
         match command {
             Command::Create(args) => create(settings, args).await,
             Command::Check(args) => check(settings, args).await,
+            Command::AddPartitions(args) => add_partitions::run(settings, args).await,
         }
     })
 }
@@ -124,10 +153,13 @@ impl Row for TopicResult {
 }
 
 async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError> {
-    let specs = admin::topics(settings);
+    let specs = specs(settings, args.retention);
     let wish = Wish {
-        partitions: args.partitions,
+        partitions: args
+            .partitions
+            .or(args.expected_rate.map(admin::partitions_for)),
         replication: args.replication_factor,
+        retention: args.retention,
     };
     let cluster = admin::describe(settings, &specs)
         .await
@@ -259,16 +291,22 @@ fn report_differences(settings: &Settings, specs: &[TopicSpec], cluster: &Cluste
 }
 
 async fn check(settings: &Settings, args: &CheckArgs) -> Result<Exit, CliError> {
-    let specs = admin::topics(settings);
+    let specs = specs(settings, args.retention);
     let wish = Wish {
         partitions: None,
         replication: args.replication_factor,
+        retention: args.retention,
     };
     let cluster = admin::describe(settings, &specs)
         .await
         .map_err(|failure| print::failed(&failure))?;
     let differences = admin::differences(settings, &specs, &cluster, wish);
     print::rows(args.output, &differences)?;
+    if let Some(why) = &cluster.broker_configs_unknown {
+        print::note(&format!(
+            "the settings of the brokers were not compared: {why}"
+        ));
+    }
     if differences.is_empty() {
         print::note(&format!("all {} topics are correct", specs.len()));
         return Ok(Exit::Done);

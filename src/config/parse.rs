@@ -127,6 +127,10 @@ impl<'a> Reader<'a> {
             |text| is_id(text).then(|| Some(text.to_owned())),
             || None,
         );
+        let require_verification = self.read("require-verification", |text| text.parse().ok());
+        let verification_origin = self.read("verification-origin", |text| {
+            is_id(text).then(|| text.to_owned())
+        });
         let attempt_log = self.read("attempt-log", |text| text.parse().ok());
         let window_format = self.read("window-format", |text| match text {
             "1" => Some(WindowFormat::V1),
@@ -218,6 +222,8 @@ impl<'a> Reader<'a> {
             notice_after: notice_after?,
             disable_after: disable_after?,
             operator_subscriber: operator_subscriber?,
+            require_verification: require_verification?,
+            verification_origin: verification_origin?,
         })
     }
 

@@ -129,6 +129,10 @@ pub struct Settings {
     pub disable_after: Option<Duration>,
     /// The subscriber whose subscriptions get the notices about all subscribers, if set.
     pub operator_subscriber: Option<String>,
+    /// Whether every endpoint must consent before it gets events.
+    pub require_verification: bool,
+    /// Who asks endpoints for consent.
+    pub verification_origin: String,
 }
 
 /// Defaults that depend on the machine.

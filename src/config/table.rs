@@ -73,6 +73,8 @@ settings! {
     "notice-after" "TIME" "5m" "How long a breaker must be open before a notice says that the endpoint fails" "1s to 7d";
     "disable-after" "TIME" "" "Disable a subscription whose endpoint has failed for so long (default: never)" "1m to 90d";
     "operator-subscriber" "NAME" "" "The subscriber whose subscriptions get the notices about all subscribers; others get only their own" "1 to 200 of A-Z a-z 0-9 . _ : -";
+    "require-verification" "" "false" "Every endpoint must consent before it gets events, as with subscriptions apply --verify; set it for fanout, deliver, lag and the commands alike. Subscriptions without consent are pending" "true or false";
+    "verification-origin" "NAME" "hookstream" "Who asks an endpoint for consent: the WebHook-Request-Origin of the handshake, a DNS name" "1 to 200 of A-Z a-z 0-9 . _ : -";
     "workers" "N" "" "Delivery threads; each partition is assigned to one (default: the number of cores)" "1 to 64";
     "egress-allow-http" "" "false" "Allow plain http endpoints" "true or false";
     "egress-allow-cidr" "CIDR,…" "" "Non-public networks that endpoints may be in" "CIDR blocks such as 10.0.0.0/8, comma-separated";

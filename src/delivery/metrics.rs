@@ -45,6 +45,16 @@ labels!(
     }
 );
 
+labels!(
+    /// What became of asking an endpoint for consent.
+    VerificationResult {
+        /// It consents.
+        Verified = "verified",
+        /// It does not, or could not be asked.
+        Refused = "refused",
+    }
+);
+
 impl Label for Class {
     const ALL: &'static [Self] = &Self::ALL;
     fn text(self) -> &'static str {
@@ -104,6 +114,7 @@ struct All {
     duplicate_commands: IntCounter,
     source_holes: IntGauge,
     refused_subscriptions: Counters,
+    verifications: Counters,
     subscriber_attempts: IntCounterVec,
 }
 
@@ -234,6 +245,11 @@ impl DeliveryMetrics {
                 "hookstream_refused_subscriptions_total",
                 "Times that a subscription with commands could not be served: a secret cannot be used (checked every ten seconds, its commands wait), or the egress rules deny its URL (its commands become dead letters).",
                 "reason",
+            ),
+            verifications: registry.counters::<VerificationResult>(
+                "hookstream_verifications_total",
+                "Times that the endpoint of a pending subscription was asked for consent, by what became of it.",
+                "result",
             ),
             subscriber_attempts: registry.add(IntCounterVec::new(
                 Opts::new("hookstream_subscriber_attempts_total", "Attempts that ended, by class of answer, since the subscriber has series of its own in this replica; the rest is _other."),
@@ -450,6 +466,12 @@ impl DeliveryMetrics {
     #[must_use]
     pub fn refused_subscriptions(&self, reason: Refusal) -> &IntCounter {
         self.0.refused_subscriptions.of(reason)
+    }
+
+    /// Tries to get the consent of endpoints.
+    #[must_use]
+    pub fn verifications(&self, result: VerificationResult) -> &IntCounter {
+        self.0.verifications.of(result)
     }
 
     /// Attempts by subscriber. A series starts with all classes, so that the first failure shows as an increase.

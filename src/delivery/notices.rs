@@ -56,7 +56,10 @@ impl Lines {
                 subscription = %notice.subscription, subscriber = %notice.subscriber,
                 event_type = notice.kind.event_type(), "notice",
             ),
-            Outcome::Tier(..) | Outcome::Invalid(_) | Outcome::Status(_) => {}
+            Outcome::Tier(..)
+            | Outcome::Invalid(_)
+            | Outcome::Status(_)
+            | Outcome::Verification(..) => {}
         }
     }
 

@@ -15,6 +15,7 @@ use crate::model::invalid_record::InvalidRecord;
 use crate::model::notice::Notice;
 use crate::model::partitioner::key_hash;
 use crate::model::status::Status;
+use crate::model::subscription::verification::Verification;
 use crate::model::subscription::{Decider, Decision, DisabledBecause, Subscription};
 
 /// The topics that outcomes are written to, numbered: the tiers, dead letters, invalid events, subscriptions, statuses, notices.
@@ -57,7 +58,7 @@ impl OutcomeTopics {
             Outcome::Tier(tier, command) => (*tier, command_hash(command)),
             Outcome::DeadLetter(command, _) => (dead_letters, command_hash(command)),
             Outcome::Invalid(record) => (dead_letters + 1, invalid_hash(record)),
-            Outcome::Disable(subscription, ..) => {
+            Outcome::Disable(subscription, ..) | Outcome::Verification(subscription, _) => {
                 (dead_letters + 2, key_hash(subscription.id.as_bytes()))
             }
             Outcome::Notice(notice, _) => {
@@ -117,6 +118,9 @@ pub(super) async fn write(
             None => Ok(()),
         },
         Outcome::Status(status) => write_status(producer, status, to).await,
+        Outcome::Verification(asked, verification) => {
+            write_verification(producer, asked, verification, to, table).await
+        }
         Outcome::Notice(notice, status) => {
             let tag = to.tag;
             write_notice(producer, notice, to).await?;
@@ -222,6 +226,26 @@ async fn write_disabled(
     };
     write_value(producer, &key, &value, to).await?;
     Ok(true)
+}
+
+/// Writes whether an endpoint consents. The record names the URL that was asked: readers that know another one ignore it.
+async fn write_verification(
+    producer: &mut impl Producer,
+    asked: &Subscription,
+    verification: &Verification,
+    to: Destination<'_>,
+    table: &SubscriptionCache,
+) -> Result<(), BatchError> {
+    let now = table.get(&asked.id);
+    if !matches!(now, Known::Valid(now) if now.url == asked.url) {
+        return Ok(());
+    }
+    let to = Destination {
+        partition: asked.source.partition,
+        ..to
+    };
+    let key = Verification::key(&asked.id);
+    write_value(producer, &key, &verification.to_json(), to).await
 }
 
 fn dead_letter_headers<H: Headers>(command: &Command) -> H {

@@ -45,7 +45,10 @@ pub(super) fn smaller(refused: Outcome, source: Source<'_>, now: EpochMs) -> Opt
             record.extent = record.extent.smaller();
             Some(Outcome::Invalid(record))
         }
-        Outcome::Disable(..) | Outcome::Status(_) | Outcome::Notice(..) => None,
+        Outcome::Disable(..)
+        | Outcome::Status(_)
+        | Outcome::Notice(..)
+        | Outcome::Verification(..) => None,
     }
 }
 

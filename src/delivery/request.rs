@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue,
     USER_AGENT,
@@ -29,6 +30,8 @@ use crate::model::units::EpochMs;
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const WEBHOOK_REQUEST_ORIGIN: HeaderName = HeaderName::from_static("webhook-request-origin");
+const WEBHOOK_REQUEST_RATE: HeaderName = HeaderName::from_static("webhook-request-rate");
 const ATTEMPT: HeaderName = HeaderName::from_static("hookstream-attempt");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AGENT: &str = concat!("hookstream/", env!("CARGO_PKG_VERSION"));
@@ -165,27 +168,11 @@ impl Target {
         traceparent: Option<&str>,
         now: EpochMs,
     ) -> Request {
-        let mut headers = self.headers.clone();
+        let mut request = self.signed(&command.webhook_id, command.body.clone(), now);
+        let headers = &mut request.headers;
         if command.content_type != ContentType::Json {
             let other = HeaderValue::from_static(command.content_type.as_str());
             headers.insert(CONTENT_TYPE, other);
-        }
-        match HeaderValue::from_str(&command.webhook_id) {
-            Ok(id) => headers.insert(WEBHOOK_ID, id),
-            Err(_) => headers.remove(WEBHOOK_ID),
-        };
-        let second = self.second(now.seconds());
-        if !self.signer.is_empty() {
-            let digits = second.to_str().unwrap_or_default();
-            let (id, body) = (&command.webhook_id, &command.body);
-            let signature = self.signer.sign_at(id, digits, body, now);
-            if let Ok(signature) = HeaderValue::try_from(signature) {
-                headers.insert(WEBHOOK_SIGNATURE, signature);
-            }
-        }
-        headers.insert(WEBHOOK_TIMESTAMP, second);
-        if let Some(authorization) = self.authorization() {
-            headers.insert(AUTHORIZATION, HeaderValue::clone(&authorization));
         }
         headers.insert(
             ATTEMPT,
@@ -199,11 +186,57 @@ impl Target {
         {
             headers.insert(TRACEPARENT, trace);
         }
+        request
+    }
+
+    /// Builds the first request with this webhook id, signed at `now`.
+    pub(super) fn signed(&self, id: &str, body: Bytes, now: EpochMs) -> Request {
+        let mut headers = self.headers.clone();
+        match HeaderValue::from_str(id) {
+            Ok(id) => headers.insert(WEBHOOK_ID, id),
+            Err(_) => headers.remove(WEBHOOK_ID),
+        };
+        let second = self.second(now.seconds());
+        if !self.signer.is_empty() {
+            let digits = second.to_str().unwrap_or_default();
+            let signature = self.signer.sign_at(id, digits, &body, now);
+            if let Ok(signature) = HeaderValue::try_from(signature) {
+                headers.insert(WEBHOOK_SIGNATURE, signature);
+            }
+        }
+        headers.insert(WEBHOOK_TIMESTAMP, second);
+        if let Some(authorization) = self.authorization() {
+            headers.insert(AUTHORIZATION, HeaderValue::clone(&authorization));
+        }
+        headers.insert(ATTEMPT, HeaderValue::from_static("1"));
         Request {
             to: Arc::clone(&self.address),
             headers,
-            body: command.body.clone(),
+            body,
         }
+    }
+
+    /// Builds the request that asks for consent, for OPTIONS: with what authenticates it, and nothing of a webhook.
+    pub(super) fn handshake(&self, origin: &str, per_minute: Option<u32>) -> Request {
+        let mut request = self.signed("", Bytes::new(), EpochMs(0));
+        let headers = &mut request.headers;
+        let of_webhooks = [
+            CONTENT_TYPE,
+            WEBHOOK_ID,
+            WEBHOOK_TIMESTAMP,
+            WEBHOOK_SIGNATURE,
+            ATTEMPT,
+        ];
+        of_webhooks
+            .iter()
+            .for_each(|name| drop(headers.remove(name)));
+        if let Ok(origin) = HeaderValue::from_str(origin) {
+            headers.insert(WEBHOOK_REQUEST_ORIGIN, origin);
+        }
+        if let Some(per_minute) = per_minute {
+            headers.insert(WEBHOOK_REQUEST_RATE, HeaderValue::from(per_minute));
+        }
+        request
     }
 
     /// The token of its requests, if they have one.
@@ -300,6 +333,7 @@ pub(super) fn response_of<R>(reply: Reply<R>) -> (Response, Option<Box<str>>, Op
             status,
             retry_after,
             rest,
+            ..
         }) => {
             let response = Response::Status {
                 status,

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use super::busy::Busy;
 use super::drain::{Drain, Step};
 use super::durable_prefix::DurablePrefix;
-use super::messages::{Load, Message};
+use super::messages::{Decided, Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
 use super::partition::event::Incoming;
 use super::rejected::Rejected;
 use super::top_subscribers::TopSubscribers;
 use super::topics::needed_topics;
+use super::verifying::LEADER;
 use super::workers::Workers;
 use super::writing::OutcomeWriter;
 use crate::edge::clock;
@@ -212,6 +213,7 @@ impl<P: Port> Delivery<'_, P> {
         self.flow()?;
         if clock::instant() >= self.next_commit {
             self.pass()?;
+            self.verify()?;
             self.settle().await?;
             self.take_back().await?;
             self.next_commit = clock::instant() + COMMIT_EVERY;
@@ -238,6 +240,20 @@ impl<P: Port> Delivery<'_, P> {
                     .of(number)
                     .send(Message::Passed(number, position));
             }
+        }
+        Ok(())
+    }
+
+    /// Writes what became of asking endpoints for consent.
+    fn verify(&mut self) -> Result<(), Failure> {
+        let leads = self.partitions.contains_key(&LEADER) && self.drain.is_none();
+        for outcome in self.workers.verifier.round(leads)? {
+            let decided = Decided {
+                offset: None,
+                move_number: None,
+                outcome,
+            };
+            self.outcomes.add(LEADER, decided);
         }
         Ok(())
     }

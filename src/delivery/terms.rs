@@ -59,27 +59,31 @@ impl Directory {
         before: Option<&Rc<Target>>,
     ) -> (Standing<Rc<Target>>, Validity) {
         match subscription.state {
-            State::Paused => return (Standing::Waiting, None),
+            State::Paused | State::Pending => return (Standing::Waiting, None),
             State::Disabled => return (Standing::Disabled, None),
             State::Active => {}
         }
+        let served = self.served(subscription, before);
+        match &served.0 {
+            Standing::Open(_) => self.refused.is_served(&subscription.id),
+            Standing::Denied(denied) => self.refused.note(subscription, Reason::Egress, denied),
+            Standing::Unusable(error) => self.refused.note(subscription, Reason::Secret, error),
+            Standing::Loading | Standing::Waiting | Standing::Disabled => {}
+        }
+        served
+    }
+
+    /// The endpoint of a subscription, whatever its state: open, loading, denied or unusable.
+    pub(super) fn served(
+        &self,
+        subscription: &Arc<Subscription>,
+        before: Option<&Rc<Target>>,
+    ) -> (Standing<Rc<Target>>, Validity) {
         if let Err(denied) = self.policy.check_url(&subscription.url) {
-            let denied = denied.to_string();
-            self.refused.note(subscription, Reason::Egress, &denied);
-            return (Standing::Denied(denied.into()), None);
+            return (Standing::Denied(denied.to_string().into()), None);
         }
-        match self.open(subscription, before) {
-            Ok(open) => {
-                if matches!(open.0, Standing::Open(_)) {
-                    self.refused.is_served(&subscription.id);
-                }
-                open
-            }
-            Err(error) => {
-                self.refused.note(subscription, Reason::Secret, &error);
-                (Standing::Unusable(error.into()), Some(MISSING_SECRET))
-            }
-        }
+        let open = self.open(subscription, before);
+        open.unwrap_or_else(|error| (Standing::Unusable(error.into()), Some(MISSING_SECRET)))
     }
 
     /// The endpoint, once its secrets are known: `before` if neither the subscription nor a secret has changed.

@@ -18,7 +18,9 @@ use super::secrets::{Secrets, Wake};
 use super::shares::Shares;
 use super::terms::Directory;
 use super::tokens::Tokens;
+use super::verifying::Verifier;
 use super::worker::{self, Surroundings};
+use crate::config::Settings;
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
 use crate::edge::http::{HttpOptions, TlsMaker, max_idle, with_causes};
@@ -56,6 +58,14 @@ fn waker(worker: WeakUnboundedSender<Message>) -> Wake {
     })
 }
 
+/// What requests are sent with.
+pub(super) fn http_options(settings: &Settings, policy: &Arc<EgressPolicy>) -> HttpOptions {
+    let mut options = HttpOptions::new(Arc::clone(policy));
+    options.ca_file.clone_from(&settings.ca_file);
+    options.proxy.clone_from(&settings.egress.proxy);
+    options
+}
+
 /// The worker of each partition.
 #[derive(Debug, Default)]
 struct Places(HashMap<i32, usize>);
@@ -85,6 +95,8 @@ impl Places {
 
 pub(super) struct Workers<P: Port> {
     pub(super) all: Vec<WorkerHandle<P::Task>>,
+    /// Asks endpoints for consent.
+    pub(super) verifier: Verifier<P>,
     places: Places,
     /// Set when the attempt log is enabled.
     attempt_log: Option<AttemptLog>,
@@ -99,9 +111,7 @@ impl<P: Port> Workers<P> {
         let settings = &context.settings;
         let cluster = context.cluster()?;
         let policy = Arc::new(EgressPolicy::new(&settings.egress));
-        let mut options = HttpOptions::new(Arc::clone(&policy));
-        options.ca_file.clone_from(&settings.ca_file);
-        options.proxy.clone_from(&settings.egress.proxy);
+        let mut options = http_options(settings, &policy);
         let count = settings.workers.max(1);
         let files = descriptors::raise_limit();
         options.max_idle = max_idle(files, settings.max_in_flight).div_ceil(count);
@@ -117,6 +127,22 @@ impl<P: Port> Workers<P> {
                 .map_err(|error| Failure::Internal(with_causes(&error)))
         };
         let tokens = Arc::new(Tokens::start(port, client(options.clone())?)?);
+        let directory = {
+            let (table, statuses) = (Arc::clone(&context.table), Arc::clone(&context.statuses));
+            let settings = Arc::clone(settings);
+            move |wake: Wake| Directory {
+                table: Arc::clone(&table),
+                statuses: Arc::clone(&statuses),
+                policy: Arc::clone(&policy),
+                settings: Arc::clone(&settings),
+                secrets: Arc::clone(&secrets),
+                tokens: Arc::clone(&tokens),
+                trust: Arc::clone(&trust),
+                shares: Shares::default(),
+                refused: Arc::clone(&refused),
+                wake,
+            }
+        };
         // All workers share one set of trust roots and the lookups; each has its own connections.
         let mut all = Vec::with_capacity(count);
         for index in 0..count {
@@ -128,18 +154,7 @@ impl<P: Port> Workers<P> {
                 cluster: cluster.clone(),
                 metrics: metrics.clone(),
                 tracer: context.tracer.clone(),
-                directory: Directory {
-                    table: Arc::clone(&context.table),
-                    statuses: Arc::clone(&context.statuses),
-                    policy: Arc::clone(&policy),
-                    settings: Arc::clone(settings),
-                    secrets: Arc::clone(&secrets),
-                    tokens: Arc::clone(&tokens),
-                    trust: Arc::clone(&trust),
-                    shares: Shares::default(),
-                    refused: Arc::clone(&refused),
-                    wake: waker(messages.downgrade()),
-                },
+                directory: directory(waker(messages.downgrade())),
                 client,
                 max_in_flight: settings.max_in_flight.div_ceil(count),
                 own: messages.downgrade(),
@@ -150,9 +165,14 @@ impl<P: Port> Workers<P> {
             })?;
             all.push(WorkerHandle { messages, task });
         }
+        let table = Arc::clone(&context.table);
+        let verifier = Verifier::new(port, options, table, metrics.clone(), move |read| {
+            directory(Arc::new(move || read.notify_waiters()))
+        });
         let places = Places::default();
         Ok(Self {
             all,
+            verifier,
             places,
             attempt_log,
         })
@@ -235,6 +255,7 @@ impl<P: Port> Workers<P> {
                 tracing::error!("a delivery worker has panicked");
             }
         }
+        self.verifier.end().await;
         if let Some(attempt_log) = self.attempt_log {
             attempt_log.end();
         }

@@ -1,4 +1,4 @@
-//! Sends one POST and returns its result.
+//! Sends one request and returns its result.
 //!
 //! A thin layer over hyper's connections: HTTP/1.1, and HTTP/2 where the server selects it by ALPN. The connection pool
 //! is described in `pool`. This module adds connections only where [`EgressPolicy`] allows them, one deadline over
@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | lookup, TCP and TLS of one connection | [`DIAL_LIMIT`], TCP alone [`TCP_LIMIT`] | class connect; also bounds dials that no request waits for any more |
 //! | response headers, HTTP/1.1 | [`MAX_HEADER_BYTES`], [`MAX_HEADERS`] | the status counts, connection closed |
-//! | interim responses (1xx), HTTP/1.1 | 256 KiB | class other, connection closed |
+//! | interim responses (1xx), HTTP/1.1 | 20, or 256 KiB | class other, connection closed |
 //! | response headers, HTTP/2 | [`H2_MAX_HEADER_BYTES`] | class other, stream reset; beyond four times that, the subscriber's connection is closed |
 //! | response body | [`MAX_BODY_BYTES`] | [`Drained::TooLong`], connection closed (HTTP/2: stream reset) |
 //! | idle connections | [`HttpOptions::pool_idle_timeout`], [`HttpOptions::max_idle`] | closed, those first that were idle for longest |
@@ -209,7 +209,7 @@ fn host(uri: &Uri) -> Option<HeaderValue> {
     }
 }
 
-/// A POST. The client adds `host`, `content-length`, and `user-agent` where it is missing; nothing else.
+/// A POST, unless it is sent as another one. The client adds `host`, `content-length`, and `user-agent` where it is missing; nothing else.
 ///
 /// A [`HeaderMap`] cannot hold a line end, so no header can be injected through a value.
 #[derive(Clone, Debug)]
@@ -285,17 +285,33 @@ impl HttpClient {
     /// Dropping the future, as the deadline does, closes its connection (HTTP/2: resets the stream), so nothing is left
     /// behind. The receiver may still have received the request.
     pub async fn post(&self, request: Request, deadline: Instant) -> Reply {
+        self.request(Method::POST, request, deadline, false).await
+    }
+
+    /// The same with any method. The answer has its headers.
+    pub async fn exchange(&self, method: Method, request: Request, deadline: Instant) -> Reply {
+        self.request(method, request, deadline, true).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        request: Request,
+        deadline: Instant,
+        keeps_headers: bool,
+    ) -> Reply {
         let started = clock::instant();
         failpoint::point("request.before");
         let heard = Heard::default();
-        let mut failure = match timeout_at(deadline, self.send(request, &heard)).await {
-            Ok(Ok(answer)) => {
-                failpoint::point("response-head.after");
-                return Reply::Answered(answer);
-            }
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
-        };
+        let mut failure =
+            match timeout_at(deadline, self.send(method, request, &heard, keeps_headers)).await {
+                Ok(Ok(answer)) => {
+                    failpoint::point("response-head.after");
+                    return Reply::Answered(answer);
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
+            };
         failure.heard |= heard.get();
         Reply::Failed(failure)
     }
@@ -331,10 +347,16 @@ impl HttpClient {
         }
     }
 
-    async fn send(&self, request: Request, heard: &Heard) -> Result<Answer, Failure> {
+    async fn send(
+        &self,
+        method: Method,
+        request: Request,
+        heard: &Heard,
+        keeps_headers: bool,
+    ) -> Result<Answer, Failure> {
         let to = Arc::clone(&request.to);
         let pool = self.pool(&to);
-        let mut message = self.prepare(request);
+        let mut message = self.prepare(method, request);
         let mut is_first = true;
         loop {
             let (line, used) = pool
@@ -358,7 +380,7 @@ impl HttpClient {
                 }
             };
             match sent {
-                Ok(response) => return Ok(Answer::of(response, on)),
+                Ok(response) => return Ok(Answer::of(response, on, keeps_headers)),
                 Err(mut error) => match error.take_message() {
                     // Nothing of it was sent. A server that closes new connections too fails the second one.
                     Some(unsent) if used || is_first => {
@@ -374,10 +396,10 @@ impl HttpClient {
         }
     }
 
-    fn prepare(&self, request: Request) -> Message {
+    fn prepare(&self, method: Method, request: Request) -> Message {
         let length = HeaderValue::from(request.body.len());
         let mut prepared = http::Request::new(Full::new(request.body));
-        *prepared.method_mut() = Method::POST;
+        *prepared.method_mut() = method;
         *prepared.headers_mut() = request.headers;
         prepared.headers_mut().insert(CONTENT_LENGTH, length);
         prepared

@@ -215,6 +215,15 @@ impl Http for HttpClient {
         HttpClient::post_until_processed(self, build, deadline).await
     }
 
+    async fn exchange(
+        &self,
+        method: http::Method,
+        request: Request,
+        deadline: tokio::time::Instant,
+    ) -> Reply {
+        HttpClient::exchange(self, method, request, deadline).await
+    }
+
     async fn drain(rest: Rest, deadline: tokio::time::Instant) -> Drained {
         rest.drain(deadline).await
     }

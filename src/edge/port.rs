@@ -325,7 +325,9 @@ pub trait Member {
     /// [`Failure`] when the client fails.
     fn passed(&self) -> Result<Vec<(TopicPartition, Position)>, Failure>;
 
-    /// Commits, in the present generation of the client, and waits for the response.
+    /// Commits, in the present generation of the client, and waits for the response. Once the client knows that it is no
+    /// member any more, and until its partitions are given up, this fails at once as with an unknown member: an empty group
+    /// would take the commit.
     ///
     /// # Errors
     /// The client's error; the caller decides whether to retry. One without a response may have taken effect, or may do so
@@ -514,6 +516,15 @@ pub trait Http: Clone + Send + 'static {
     fn post_until_processed(
         &self,
         build: impl Fn() -> Request,
+        deadline: tokio::time::Instant,
+    ) -> impl Future<Output = Reply<Self::Rest>>;
+
+    /// Sends a request with any method once, and waits for complete response headers until `deadline` at most. The answer
+    /// has its headers.
+    fn exchange(
+        &self,
+        method: http::Method,
+        request: Request,
         deadline: tokio::time::Instant,
     ) -> impl Future<Output = Reply<Self::Rest>>;
 

@@ -15,10 +15,10 @@ use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
+use super::clients::{Client, client};
 use super::figures::EventPartition;
 use super::metrics::LagMetrics;
 use super::oldest::{At, Oldest};
-use super::source::{Client, client};
 use super::watch::{Shown, Watch};
 use crate::config::Settings;
 use crate::edge::clock;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::history::{History, Point};
 use super::index::{Index, Waiting};
 use crate::model::standing::Standing;
 use crate::model::units::{EpochMs, Offset};
@@ -344,20 +345,34 @@ impl Query {
     }
 }
 
-/// The latest figures, shared with the HTTP server.
+/// The latest figures and the last hour, shared with the HTTP server.
 #[derive(Debug, Default)]
-pub struct Board(Mutex<Option<Arc<Figures>>>);
+pub struct Board {
+    latest: Mutex<Option<Arc<Figures>>>,
+    history: Mutex<History>,
+}
 
 impl Board {
     /// Replaces the figures.
     pub fn put(&self, figures: Figures) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(figures));
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.note(&figures);
+        drop(history);
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Some(Arc::new(figures));
+    }
+
+    /// The last hour, a point a minute, oldest first.
+    #[must_use]
+    pub fn history(&self) -> Vec<Point> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.points().cloned().collect()
     }
 
     /// The latest figures; `None` if the role does not run or has not read anything yet.
     #[must_use]
     pub fn get(&self) -> Option<Arc<Figures>> {
-        self.0
+        self.latest
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()

@@ -12,7 +12,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::source::Client;
+use super::clients::Client;
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::model::units::EpochMs;

@@ -1,8 +1,9 @@
-//! The HTTP pages of the lag role: `/lag` as JSON, and the page for browsers.
+//! The HTTP pages of the lag role: `/lag` and `/lag/history` as JSON, and the page for browsers.
 
 use std::sync::Arc;
 
 use http::StatusCode;
+use serde::Serialize;
 
 use super::figures::{Board, Query};
 use crate::runtime::admin_http::{Page, Route};
@@ -10,7 +11,12 @@ use crate::runtime::admin_http::{Page, Route};
 /// The routes of the lag role, over the figures on `board`.
 #[must_use]
 pub fn routes(board: Arc<Board>) -> Vec<Route> {
+    let past = Arc::clone(&board);
     vec![
+        Route {
+            path: "/lag/history",
+            page: Box::new(move |_| json(&past.history())),
+        },
         Route {
             path: "/lag",
             page: Box::new(move |query| lag(&board, query)),
@@ -22,7 +28,7 @@ pub fn routes(board: Arc<Board>) -> Vec<Route> {
     ]
 }
 
-/// The page for browsers, which fetches only `/lag`.
+/// The page for browsers, which fetches only these.
 fn page() -> Page {
     /// No resources from other hosts, and no requests to them.
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
@@ -45,7 +51,11 @@ fn lag(board: &Board, query: Option<&str>) -> Page {
             "no figures: the lag role does not run in this process, or has not read anything yet\n";
         return plain(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
     };
-    match serde_json::to_string(&query.apply(&figures)) {
+    json(&query.apply(&figures))
+}
+
+fn json(value: &impl Serialize) -> Page {
+    match serde_json::to_string(value) {
         Ok(body) => Page {
             status: StatusCode::OK,
             content_type: "application/json",

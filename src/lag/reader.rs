@@ -2,26 +2,22 @@
 //! then the committed offsets once a second. [`Progress`] shows which time the result is as of.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rdkafka::consumer::Consumer;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::figures::{Backlog, Figures, Partition, Totals};
 use super::index::{Index, Place, Waiting};
+use super::port::{Bound, Group, Kafka};
 use super::progress::{Asked, Progress};
-use super::source::{Client, Kind, Source, Unreadable, client};
+use super::source::{Kind, Source, Unreadable};
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::cluster::{self, ClusterId};
-use crate::edge::kafka::error::Failure;
-use crate::edge::kafka::log::explain;
+use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::TopicPartition;
 use crate::model::units::{EpochMs, Offset, Position, format_duration};
 use crate::model::window::{Place as WindowPlace, ReadError, Restored, Window};
 
-/// Timeout of requests to the brokers.
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look for new partitions, and, except in the commands topic, for records deleted by retention.
 const GROWTH: Duration = Duration::from_secs(5);
 
@@ -56,12 +52,9 @@ type At = (usize, i32);
 type Committed = HashMap<At, (i64, String)>;
 
 /// Reads the backlog into an index.
-pub(super) struct Reader {
-    sources: Vec<Source>,
-    deliver: Client,
-    release: Client,
-    /// Fetches no records: a response to a client that does would wait behind its fetches.
-    idle: Client,
+pub struct Reader<K: Kafka> {
+    kafka: K,
+    sources: Vec<Source<K::Feed>>,
     cluster: ClusterId,
     /// The delays of the tiers, formatted.
     tiers: Vec<String>,
@@ -75,13 +68,12 @@ pub(super) struct Reader {
     as_of: Option<EpochMs>,
 }
 
-impl Reader {
+impl<K: Kafka> Reader<K> {
     /// A reader of all commands, tiers and dead letters.
     ///
     /// # Errors
     /// [`Failure`] when a client cannot be created, or a topic is missing or denied.
-    pub(super) fn new(settings: &Settings) -> Result<Self, Failure> {
-        let group = |name: &str| format!("{}{name}", settings.group_prefix);
+    pub async fn new(settings: &Settings, kafka: K) -> Result<Self, Failure> {
         let mut topics = vec![(settings.topics.commands(), Kind::Commands)];
         for (tier, &delay) in settings.tiers.delays().iter().enumerate() {
             topics.push((settings.topics.retry(delay), Kind::Tier(tier)));
@@ -90,25 +82,18 @@ impl Reader {
         let mut sources = Vec::with_capacity(topics.len());
         for (topic, kind) in topics {
             sources.push(Source {
-                topic,
+                feed: kafka.feed(&topic)?,
+                topic: Arc::from(topic),
                 kind,
-                client: client(settings, &group("lag"), "read_committed")?,
                 partitions: BTreeMap::new(),
                 coverages: BTreeMap::new(),
                 unreadable: Unreadable::new(),
             });
         }
-        let idle = client(settings, &group("lag"), "read_committed")?;
-        let Some(cluster) = cluster::ask(idle.client(), TIMEOUT) else {
-            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
-            return Err(Failure::from_client("asking for the cluster's id", error));
-        };
+        let cluster = kafka.cluster().await?;
         let mut reader = Self {
+            kafka,
             sources,
-            // With read_committed, a request would wait for a transaction that is about to move the offset.
-            deliver: client(settings, &group("deliver"), "read_uncommitted")?,
-            release: client(settings, &group("release"), "read_uncommitted")?,
-            idle,
             cluster,
             tiers: settings
                 .tiers
@@ -124,28 +109,18 @@ impl Reader {
             asked: None,
             as_of: None,
         };
-        reader.grow()?;
+        reader.grow().await?;
         Ok(reader)
     }
 
     /// Starts reading new partitions.
-    fn grow(&mut self) -> Result<(), Failure> {
+    async fn grow(&mut self) -> Result<(), Failure> {
         self.grown = clock::instant();
         let mut fresh: Vec<At> = Vec::new();
         for (number, source) in self.sources.iter().enumerate() {
-            let metadata = self
-                .idle
-                .fetch_metadata(Some(&source.topic), TIMEOUT)
-                .map_err(|error| {
-                    Failure::from_client("reading the metadata of the topics", error)
-                })?;
-            let found = metadata
-                .topics()
-                .iter()
-                .flat_map(|topic| topic.partitions());
-            let numbers: Vec<i32> = found.map(|partition| partition.id()).collect();
+            let numbers = self.kafka.partitions(&source.topic).await?;
             if numbers.is_empty() {
-                return Err(Failure::TopicMissing(source.topic.clone()));
+                return Err(Failure::TopicMissing(source.topic.to_string()));
             }
             let unknown = numbers
                 .into_iter()
@@ -153,9 +128,9 @@ impl Reader {
             fresh.extend(unknown.map(|partition| (number, partition)));
         }
         // First, so that what moves meanwhile is seen where it goes.
-        let ends = self.offsets_of(&self.idle, rdkafka::Offset::End, fresh.clone())?;
+        let ends = self.offsets_of(Bound::Stable, fresh.clone()).await?;
         let ends: HashMap<At, i64> = ends.into_iter().collect();
-        let committed = self.committed(&fresh)?;
+        let committed = self.committed(&fresh).await?;
         for at in fresh {
             let end = ends.get(&at).copied().unwrap_or(0);
             self.start(at, committed.get(&at), end)?;
@@ -180,42 +155,30 @@ impl Reader {
         source.read_from(&mut self.index, partition, from, (end, restored.coverage))
     }
 
+    fn at(&self, (source, partition): At) -> TopicPartition {
+        TopicPartition {
+            topic: Arc::clone(&self.sources[source].topic),
+            partition,
+        }
+    }
+
     /// The committed offsets and metadata of these partitions.
-    fn committed(&self, of: &[At]) -> Result<Committed, Failure> {
-        let what = "reading committed offsets";
-        let failed = |error| Failure::from_client(what, error);
+    async fn committed(&self, of: &[At]) -> Result<Committed, Failure> {
         let mut found = HashMap::new();
-        for (client, is_deliver) in [(&self.deliver, true), (&self.release, false)] {
-            let mut asked = TopicPartitionList::new();
-            let mine: Vec<_> = of
-                .iter()
-                .filter(|(source, _)| match self.sources[*source].kind {
-                    Kind::Commands => is_deliver,
-                    Kind::Tier(_) => !is_deliver,
-                    Kind::DeadLetters => false,
-                })
-                .collect();
-            for (source, partition) in &mine {
-                asked.add_partition(&self.sources[*source].topic, *partition);
-            }
-            if mine.is_empty() {
+        for group in [Group::Deliver, Group::Release] {
+            let is_its = |at: &At| match self.sources[at.0].kind {
+                Kind::Commands => group == Group::Deliver,
+                Kind::Tier(_) => group == Group::Release,
+                Kind::DeadLetters => false,
+            };
+            let its: Vec<At> = of.iter().copied().filter(is_its).collect();
+            if its.is_empty() {
                 continue;
             }
-            let answer = client
-                .committed_offsets(asked, TIMEOUT)
-                .map_err(|error| explain(client, &client.context().0, what, error))?;
-            for &&(source, partition) in &mine {
-                let element = answer.find_partition(&self.sources[source].topic, partition);
-                let Some(element) = element else {
-                    continue;
-                };
-                // An error is not a missing offset, after which everything would be read again.
-                element.error().map_err(failed)?;
-                if let rdkafka::Offset::Offset(position) = element.offset() {
-                    let committed = (position, element.metadata().to_owned());
-                    found.insert((source, partition), committed);
-                }
-            }
+            let asked: Vec<_> = its.iter().map(|&at| self.at(at)).collect();
+            let committed = self.kafka.committed(group, &asked).await?;
+            let each = its.into_iter().zip(committed);
+            found.extend(each.filter_map(|(at, committed)| Some((at, committed?))));
         }
         Ok(found)
     }
@@ -224,16 +187,16 @@ impl Reader {
     ///
     /// # Errors
     /// [`Failure`] for errors that do not go away by waiting.
-    pub(super) fn turn(&mut self) -> Result<bool, Failure> {
+    pub async fn turn(&mut self) -> Result<bool, Failure> {
         let mut any = false;
         for source in &mut self.sources {
-            any |= source.turn(&mut self.index)?;
+            any |= source.turn(&mut self.index).await?;
         }
         Ok(any)
     }
 
     /// Records of the dead-letter topic that could not be read, since the last call.
-    pub(super) fn take_unreadable(&mut self) -> u64 {
+    pub fn take_unreadable(&mut self) -> u64 {
         let sources = self.sources.iter_mut();
         sources.map(|source| source.unreadable.take()).sum()
     }
@@ -248,49 +211,25 @@ impl Reader {
         each.collect()
     }
 
-    /// The first offsets or the end offsets, as `client` sees them, of the partitions that match `wanted`.
-    fn offsets(
+    /// An end of the partitions that match `wanted`.
+    async fn offsets(
         &self,
-        client: &Client,
-        of: rdkafka::Offset,
+        which: Bound,
         wanted: impl Fn(&At) -> bool,
     ) -> Result<Vec<(At, i64)>, Failure> {
         let mut all = self.partitions();
         all.retain(wanted);
-        self.offsets_of(client, of, all)
+        self.offsets_of(which, all).await
     }
 
     /// The same of these partitions.
-    fn offsets_of(
-        &self,
-        client: &Client,
-        of: rdkafka::Offset,
-        all: Vec<At>,
-    ) -> Result<Vec<(At, i64)>, Failure> {
-        let failed = |error| Failure::from_client("reading the offsets of the topics", error);
-        if all.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut asked = TopicPartitionList::new();
-        for &(source, partition) in &all {
-            let topic = &self.sources[source].topic;
-            asked
-                .add_partition_offset(topic, partition, of)
-                .map_err(failed)?;
-        }
-        // A query by time, with its special values for first and end: one request per broker instead of per partition.
-        let answer = client.offsets_for_times(asked, TIMEOUT).map_err(failed)?;
-        let mut found = Vec::with_capacity(all.len());
-        for (source, partition) in all {
-            let element = answer.find_partition(&self.sources[source].topic, partition);
-            if let Some(element) = element {
-                element.error().map_err(failed)?;
-                if let rdkafka::Offset::Offset(offset) = element.offset() {
-                    found.push(((source, partition), offset));
-                }
-            }
-        }
-        Ok(found)
+    async fn offsets_of(&self, which: Bound, all: Vec<At>) -> Result<Vec<(At, i64)>, Failure> {
+        let asked: Vec<_> = all.iter().map(|&at| self.at(at)).collect();
+        let found = self.kafka.offsets(&asked, which).await?;
+        let each = all.into_iter().zip(found);
+        Ok(each
+            .filter_map(|(at, offset)| Some((at, offset?)))
+            .collect())
     }
 
     /// Queries end offsets and committed offsets, drops finished records, and updates the time of the figures. Call it
@@ -298,18 +237,15 @@ impl Reader {
     ///
     /// # Errors
     /// [`Failure`] for errors that do not go away by waiting.
-    pub(super) fn tick(&mut self) -> Result<(), Failure> {
-        // Handles the clients' log and error events, which would pile up otherwise.
-        for client in [&self.deliver, &self.release, &self.idle] {
-            while client.poll(Duration::ZERO).is_some() {}
-        }
+    pub async fn tick(&mut self) -> Result<(), Failure> {
+        self.kafka.serve();
         let is_time = clock::instant() - self.grown >= GROWTH;
         if is_time {
-            self.grow()?;
+            self.grow().await?;
         }
-        self.forget_deleted(is_time)?;
+        self.forget_deleted(is_time).await?;
         let now = clock::now();
-        let ends = self.offsets(&self.idle, rdkafka::Offset::End, |_| true)?;
+        let ends = self.offsets(Bound::Stable, |_| true).await?;
         let mut reached = ends.len() == self.partitions().len();
         for ((number, partition), end) in ends {
             let source = &mut self.sources[number];
@@ -318,7 +254,7 @@ impl Reader {
             reached &= asked == Asked::Reached;
             if asked == Asked::Recreated {
                 tracing::warn!(
-                    topic = source.topic,
+                    topic = &*source.topic,
                     partition,
                     "end offset decreased, reading the partition again"
                 );
@@ -330,7 +266,7 @@ impl Reader {
         if self.is_reached() {
             as_of = self.asked;
         }
-        let any_again = self.positions()?;
+        let any_again = self.positions().await?;
         // The records of a partition that is read again are missing until then.
         if !any_again {
             self.as_of = as_of;
@@ -366,21 +302,21 @@ impl Reader {
 
     /// The time that the figures are as of.
     #[must_use]
-    pub(super) fn as_of(&self) -> Option<EpochMs> {
+    pub fn as_of(&self) -> Option<EpochMs> {
         self.as_of
     }
 
     /// The delays of the tiers, formatted.
     #[must_use]
-    pub(super) fn tiers(&self) -> &[String] {
+    pub fn tiers(&self) -> &[String] {
         &self.tiers
     }
 
     /// Drops records that retention or an operator has deleted. Deleted commands are dropped at each tick, before the
     /// committed offsets are read: a group that skips deleted commands has not finished them.
-    fn forget_deleted(&mut self, all: bool) -> Result<(), Failure> {
+    async fn forget_deleted(&mut self, all: bool) -> Result<(), Failure> {
         let of = |at: &At| all || self.sources[at.0].kind == Kind::Commands;
-        let starts = self.offsets(&self.idle, rdkafka::Offset::Beginning, of)?;
+        let starts = self.offsets(Bound::First, of).await?;
         for ((number, partition), start) in starts {
             let Some(place) = self.sources[number].place(partition) else {
                 self.index.forget_dead_letters(partition, Offset(start));
@@ -396,7 +332,7 @@ impl Reader {
 
     /// Partitions whose committed offset is beyond their end: they were truncated, or an operator set the offset, and the
     /// group will restart at the first record.
-    fn cut(&self, committed: &Committed) -> Result<Vec<At>, Failure> {
+    async fn cut(&self, committed: &Committed) -> Result<Vec<At>, Failure> {
         let position = |at: &At| committed.get(at).map_or(0, |(position, _)| *position);
         // Usually the group has only advanced since the end offsets were queried; so they are queried again. They are
         // queried as uncommitted: the group may have committed past the last stable offset.
@@ -404,18 +340,18 @@ impl Reader {
             let end = self.sources[at.0].partitions.get(&at.1);
             end.is_some_and(|progress| progress.is_before(position(at)))
         };
-        let ends = self.offsets(&self.deliver, rdkafka::Offset::End, may_be)?;
+        let ends = self.offsets(Bound::High, may_be).await?;
         let cut = ends.into_iter().filter(|(at, end)| *end < position(at));
         Ok(cut.map(|(at, _)| at).collect())
     }
 
     /// Reads the committed offsets and drops finished records; returns whether any partition is read again.
-    fn positions(&mut self) -> Result<bool, Failure> {
+    async fn positions(&mut self) -> Result<bool, Failure> {
         let mut any_again = false;
         let now = clock::instant();
         let all = self.partitions();
-        let mut found = self.committed(&all)?;
-        for at in self.cut(&found)? {
+        let mut found = self.committed(&all).await?;
+        for at in self.cut(&found).await? {
             found.remove(&at);
         }
         for (number, partition) in all {
@@ -449,7 +385,7 @@ impl Reader {
                     .metadata_errors
                     .is_news(partition, position, error.as_ref());
                 if let Some(error) = error.filter(|_| is_news) {
-                    tracing::warn!(topic = source.topic, partition, "{error}");
+                    tracing::warn!(topic = &*source.topic, partition, "{error}");
                 }
                 self.observe(partition, &window, now);
                 self.windows.insert(partition, window);
@@ -477,7 +413,7 @@ impl Reader {
 
     /// The backlog by subscriber, for metrics, and the complete figures.
     #[must_use]
-    pub(super) fn figures(&mut self) -> (BTreeMap<Box<str>, Waiting>, Figures) {
+    pub fn figures(&mut self) -> (BTreeMap<Box<str>, Waiting>, Figures) {
         let at = self.as_of.unwrap_or_else(clock::now);
         let at = u32::try_from(at.seconds()).unwrap_or(u32::MAX);
         let backlog = Backlog::of(&self.index, &self.windows);

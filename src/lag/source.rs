@@ -1,4 +1,4 @@
-//! One topic that the lag role reads: its client, its partitions, and the decoding of its records.
+//! One topic that the lag role reads: its partitions, and the decoding of its records.
 //!
 //! The protocol cannot fetch records without their bodies, but bodies are never copied: a row is made from the key and
 //! three headers.
@@ -7,21 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::Message;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::TopicPartitionList;
-
 use super::index::{Index, Place};
+use super::port::{Fed, Feed};
 use super::progress::Progress;
-use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::client::consumer_config;
-use crate::edge::kafka::credentials::keep_current;
-use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
-use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::record::{each_header, header_pairs};
+use crate::edge::port::failure::Failure;
+use crate::edge::port::records::RecordView;
 use crate::model::command::{Cause, header};
 use crate::model::coverage::{Coverage, Kind as Seen};
 use crate::model::dead_letter::{Coordinates, Fact, FactError};
@@ -36,16 +28,6 @@ const ENTERS: [Cause; 2] = [Cause::New, Cause::Replay];
 /// Records read in one turn.
 const TURN: usize = 10_000;
 
-/// Small fetches without a pause. Records are small, decoding is faster than fetching, and the allocator keeps the memory
-/// of a burst of large fetches.
-const FETCHING: [(&str, &str); 3] = [
-    ("queued.min.messages", "2000"),
-    ("fetch.message.max.bytes", "65536"),
-    ("fetch.queue.backoff.ms", "1"),
-];
-
-pub(super) type Client = Arc<BaseConsumer<LoggedConsumer>>;
-
 /// The kind of a topic's records.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -54,11 +36,11 @@ pub(super) enum Kind {
     DeadLetters,
 }
 
-/// One topic. Each has its own client, since a client reports the end of a partition without the topic.
-pub(super) struct Source {
-    pub(super) topic: String,
+/// One topic.
+pub(super) struct Source<F> {
+    pub(super) topic: Arc<str>,
     pub(super) kind: Kind,
-    pub(super) client: Client,
+    pub(super) feed: F,
     pub(super) partitions: BTreeMap<i32, Progress>,
     /// What is covered of each source in the partitions of the commands topic, as delivery sees it.
     pub(super) coverages: BTreeMap<i32, Coverage>,
@@ -79,7 +61,7 @@ impl Unreadable {
         }
     }
 
-    fn note(&mut self, message: &BorrowedMessage<'_>, error: &FactError) {
+    fn note(&mut self, message: &impl RecordView, error: &FactError) {
         self.count += 1;
         if let Some(suppressed) = self.lines.pass(clock::instant()) {
             tracing::warn!(
@@ -98,7 +80,7 @@ impl Unreadable {
     }
 }
 
-impl Source {
+impl<F: Feed> Source<F> {
     /// Starts or restarts reading a partition at `from`, or at its first record: its end offset, and what was covered
     /// before it.
     pub(super) fn read_from(
@@ -108,22 +90,14 @@ impl Source {
         from: Option<i64>,
         (end, coverage): (i64, Coverage),
     ) -> Result<(), Failure> {
-        let failed = |error| Failure::from_client(format!("reading {}", self.topic), error);
         let before = self.partitions.get(&partition).copied();
         if before.is_some() {
-            let mut list = TopicPartitionList::new();
-            list.add_partition(&self.topic, partition);
-            self.client.incremental_unassign(&list).map_err(failed)?;
             match self.place(partition) {
                 Some(place) => index.forget(place),
                 None => index.forget_dead_letters(partition, Offset(i64::MAX)),
             }
         }
-        let start = from.map_or(rdkafka::Offset::Beginning, rdkafka::Offset::Offset);
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, partition, start)
-            .map_err(failed)?;
-        self.client.incremental_assign(&list).map_err(failed)?;
+        self.feed.read_from(partition, from)?;
         if let Some(place) = self.place(partition) {
             index.begin(place, Offset(end));
         }
@@ -147,13 +121,13 @@ impl Source {
 
     /// Reads available records, at most [`TURN`]; returns whether there were any. Polls with a short timeout while records
     /// are unread, since a client that is polled too rarely stops fetching.
-    pub(super) fn turn(&mut self, index: &mut Index) -> Result<bool, Failure> {
+    pub(super) async fn turn(&mut self, index: &mut Index) -> Result<bool, Failure> {
         let more = !self.partitions.values().all(Progress::is_reached);
         let mut patience = if more { MORE } else { Duration::ZERO };
         for count in 0..TURN {
-            match self.client.poll(std::mem::take(&mut patience)) {
-                None => return Ok(count > 0),
-                Some(Ok(message)) => {
+            match self.feed.poll(std::mem::take(&mut patience)).await? {
+                Fed::Idle => return Ok(count > 0),
+                Fed::Record(message) => {
                     if let Some(progress) = self.partitions.get_mut(&message.partition()) {
                         progress.record(message.offset());
                     }
@@ -162,12 +136,11 @@ impl Source {
                         take_record(index, self.kind, &message, &mut self.unreadable);
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                Fed::End(partition) => {
                     if let Some(progress) = self.partitions.get_mut(&partition) {
                         progress.end();
                     }
                 }
-                Some(Err(error)) => tolerate(error)?,
             }
         }
         Ok(true)
@@ -175,7 +148,7 @@ impl Source {
 }
 
 /// Whether delivery takes a command for a copy of one before it, which it finishes at once.
-fn is_copy(coverage: &mut Coverage, message: &BorrowedMessage<'_>) -> bool {
+fn is_copy(coverage: &mut Coverage, message: &impl RecordView) -> bool {
     let (mut mark, mut is_new) = (None, true);
     for (name, value) in each_header(message) {
         match name {
@@ -197,7 +170,7 @@ fn is_copy(coverage: &mut Coverage, message: &BorrowedMessage<'_>) -> bool {
 fn take_record(
     index: &mut Index,
     kind: Kind,
-    message: &BorrowedMessage<'_>,
+    message: &impl RecordView,
     unreadable: &mut Unreadable,
 ) {
     let place = match kind {
@@ -237,7 +210,7 @@ fn take_record(
 
 fn take_dead_letter_record(
     index: &mut Index,
-    message: &BorrowedMessage<'_>,
+    message: &impl RecordView,
     unreadable: &mut Unreadable,
 ) {
     let at = Coordinates {
@@ -252,39 +225,4 @@ fn take_dead_letter_record(
         Ok(Fact::Settled(settled)) => index.settled(&settled, at),
         Err(error) => unreadable.note(message, &error),
     }
-}
-
-fn tolerate(error: KafkaError) -> Result<(), Failure> {
-    let is_fatal = is_denied(&error)
-        || matches!(error, KafkaError::MessageConsumptionFatal(_))
-        || error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
-    if is_fatal {
-        return Err(Failure::from_client("reading the backlog", error));
-    }
-    if !is_unreachable(&error) {
-        tracing::warn!("reading the backlog: {error}");
-    }
-    Ok(())
-}
-
-/// A client that does not join the group.
-///
-/// # Errors
-/// [`Failure`] when the client cannot be created because of its settings.
-pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
-    let mut config = consumer_config(settings, "lag", group);
-    for (key, value) in FETCHING {
-        if !settings.properties.iter().any(|(known, _)| known == key) {
-            config.set(key, value);
-        }
-    }
-    config
-        .set("isolation.level", isolation)
-        .set("enable.partition.eof", "true");
-    let client: BaseConsumer<LoggedConsumer> = config
-        .create_with_context(LoggedConsumer(LogContext::new("lag")))
-        .map_err(|error| Failure::from_client("creating a reader", error))?;
-    let client = Arc::new(client);
-    keep_current(&settings.credentials, &client, |client| client.client());
-    Ok(client)
 }

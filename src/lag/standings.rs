@@ -166,6 +166,7 @@ mod tests {
             subscriber: subscriber.into(),
             state,
             disabled_by: None,
+            verification: None,
         }
     }
 

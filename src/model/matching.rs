@@ -21,7 +21,7 @@ use paths::{PathId, Paths, Resolved};
 use types::Types;
 
 use crate::model::event::Event;
-use crate::model::subscription::Subscription;
+use crate::model::subscription::{State, Subscription};
 
 /// All subscriptions, searchable by event.
 #[derive(Debug, Default)]
@@ -44,6 +44,9 @@ struct Entry {
 
 impl Entry {
     fn wants(&self, resolved: &Resolved<'_>) -> bool {
+        if self.subscription.state == State::Pending {
+            return false;
+        }
         let conditions = self.subscription.filter.conditions.iter();
         conditions
             .zip(&self.paths)
@@ -133,7 +136,7 @@ impl Index {
     }
 
     /// Clears `found` and fills it with the subscriptions that match the event, each once, in arbitrary order. Includes
-    /// paused and disabled ones, whose commands wait or are dead-lettered.
+    /// paused and disabled ones, whose commands wait or are dead-lettered, and no pending ones.
     pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
         found.clear();
         let resolved = self.paths.resolve(event);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::status::{EndpointState, Failure, Status};
+use super::subscription::verification::{Tested, Verification};
 use super::subscription::{Decider, Fold, State, Subscription};
 use super::units::EpochMs;
 
@@ -21,6 +22,8 @@ pub enum Condition {
     Throttled,
     /// Its commands wait until it is resumed.
     Paused,
+    /// It gets no events until its endpoint consents.
+    Pending,
     /// Its endpoint fails: it gets only probes.
     BreakerOpen,
     /// Its commands become dead letters.
@@ -35,6 +38,7 @@ impl Condition {
             Self::Active => "active",
             Self::Throttled => "throttled",
             Self::Paused => "paused",
+            Self::Pending => "pending",
             Self::BreakerOpen => "breaker_open",
             Self::Disabled => "disabled",
         }
@@ -75,6 +79,28 @@ impl LastFailure {
     }
 }
 
+/// What became of asking an endpoint for consent, as it is printed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LastTry {
+    /// When, RFC 3339.
+    pub at: String,
+    /// What became of it.
+    #[serde(flatten)]
+    pub tested: Tested,
+    #[serde(skip)]
+    time: EpochMs,
+}
+
+impl LastTry {
+    fn new(verification: &Verification) -> Self {
+        Self {
+            at: verification.at.rfc3339(),
+            tested: verification.tested.clone(),
+            time: verification.at,
+        }
+    }
+}
+
 /// How a subscription, or a subscriber with all of its subscriptions, stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Standing {
@@ -90,6 +116,8 @@ pub struct Standing {
     pub last_failure: Option<LastFailure>,
     /// When the last attempt succeeded, RFC 3339; some seconds late at most.
     pub last_success: Option<String>,
+    /// What became of asking the endpoint for consent, if it needs to give it and was asked.
+    pub verification: Option<LastTry>,
     /// Attempts of the last five minutes by class.
     pub attempts: BTreeMap<Box<str>, u64>,
     #[serde(skip)]
@@ -105,6 +133,8 @@ pub struct Decided {
     pub state: State,
     /// Who disabled it.
     pub disabled_by: Option<&'static str>,
+    /// What became of asking its endpoint for consent.
+    pub verification: Option<LastTry>,
 }
 
 impl Decided {
@@ -120,6 +150,7 @@ impl Decided {
             subscriber: subscription.subscriber.clone(),
             state: subscription.state,
             disabled_by: (subscription.state == State::Disabled).then(by),
+            verification: fold.verification(&subscription.id).map(LastTry::new),
         }
     }
 }
@@ -142,6 +173,7 @@ impl Standing {
         let state = decided.map(|decided| match decided.state {
             State::Active => seen,
             State::Paused => Condition::Paused,
+            State::Pending => Condition::Pending,
             State::Disabled => Condition::Disabled,
         });
         let until = status.and_then(|status| status.breaker_open_until);
@@ -155,6 +187,7 @@ impl Standing {
             failing_since: failing.map(|failing| failing.since.rfc3339()),
             last_failure: failure.map(|failure| LastFailure::new(failure, id)),
             last_success: succeeded.map(EpochMs::rfc3339),
+            verification: decided.and_then(|decided| decided.verification.clone()),
             attempts: status.map_or_else(BTreeMap::new, |status| status.recent_attempts(now)),
             succeeded,
         }
@@ -174,6 +207,7 @@ impl Standing {
         if self.state < other.state {
             self.state = other.state;
             self.disabled_by = other.disabled_by;
+            self.verification.clone_from(&other.verification);
         }
         earliest(
             &mut self.breaker_open_until,
@@ -218,6 +252,14 @@ impl Standing {
     /// The last failure for a table: how long ago, what, and the webhook.
     #[must_use]
     pub fn failure_text(&self, now: EpochMs) -> String {
+        if let Some(LastTry {
+            tested: Tested::Refused { reason, .. },
+            time,
+            ..
+        }) = &self.verification
+        {
+            return format!("{} ago: no consent: {reason}", ago(now, *time));
+        }
         let Some(failure) = &self.last_failure else {
             return String::new();
         };
@@ -261,6 +303,7 @@ mod tests {
             subscriber: "acme".into(),
             state,
             disabled_by: (state == State::Disabled).then_some("operator"),
+            verification: None,
         }
     }
 
@@ -329,7 +372,7 @@ mod tests {
                     "at": "2023-11-14T22:18:00Z", "class": "5xx", "status": 503, "error": "down",
                     "webhook_id": "msg_1", "subscription": "s",
                 },
-                "last_success": "2023-11-14T21:56:40Z", "attempts": {"5xx": 3},
+                "last_success": "2023-11-14T21:56:40Z", "verification": null, "attempts": {"5xx": 3},
             })
         );
         assert_eq!(standing.state_text(), "breaker open, probe 22:20:10");
@@ -338,6 +381,34 @@ mod tests {
         assert_eq!(
             (paused.state_text(), paused.failure_text(NOW)),
             ("paused".to_owned(), String::new())
+        );
+    }
+
+    #[test]
+    fn one_without_consent_is_pending_with_the_reason() {
+        let decided = Decided {
+            verification: Some(LastTry {
+                at: "2023-11-14T22:19:00Z".to_owned(),
+                tested: Tested::Refused {
+                    reason: "challenge: status 404".into(),
+                    failures: 3,
+                },
+                time: EpochMs(1_700_000_340_000),
+            }),
+            ..decided(State::Pending)
+        };
+        let standing = Standing::new("s", Some(&decided), None, NOW);
+        assert_eq!(standing.state_text(), "pending");
+        assert_eq!(
+            standing.failure_text(NOW),
+            "1m ago: no consent: challenge: status 404"
+        );
+        let json = serde_json::to_value(&standing).unwrap();
+        assert_eq!(
+            json["verification"],
+            serde_json::json!({
+                "at": "2023-11-14T22:19:00Z", "result": "refused", "reason": "challenge: status 404", "failures": 3,
+            })
         );
     }
 

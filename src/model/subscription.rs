@@ -20,6 +20,7 @@ mod reference;
 mod sealing;
 mod source;
 mod validate;
+pub mod verification;
 mod version;
 
 pub use auth::{Auth, OAuth2};

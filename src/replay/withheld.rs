@@ -21,6 +21,8 @@ pub enum Why {
     Disabled,
     /// Its subscription is disabled, since its endpoint responded 410.
     Gone,
+    /// Its subscription is pending: its endpoint has not consented.
+    Pending,
 }
 
 impl Why {
@@ -46,6 +48,7 @@ impl Why {
         match subscription.state {
             State::Disabled if by_hookstream => Some(Self::Gone),
             State::Disabled => Some(Self::Disabled),
+            State::Pending => Some(Self::Pending),
             State::Active | State::Paused => None,
         }
     }
@@ -64,6 +67,9 @@ impl Why {
             }
             Self::Disabled => resume,
             Self::Gone => format!("fix the endpoint, {resume}"),
+            Self::Pending => format!(
+                "`hookstream subscriptions show {subscription}` prints why its endpoint has not consented; replay again when it has"
+            ),
         }
     }
 }
@@ -75,6 +81,7 @@ impl fmt::Display for Why {
             Self::OtherSubscriber => "the subscription now belongs to another subscriber",
             Self::Disabled => "the subscription is disabled",
             Self::Gone => "the subscription is disabled, since its endpoint responded 410",
+            Self::Pending => "the subscription is pending, since its endpoint has not consented",
         })
     }
 }

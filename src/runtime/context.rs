@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::health::{Health, State};
+use super::hold::Holds;
 use super::metrics::Metrics;
 use super::shutdown::Stop;
 use crate::config::Settings;
@@ -34,6 +35,8 @@ pub struct Process {
     pub health: Arc<Health>,
     /// The stop signal.
     pub stop: Arc<Stop>,
+    /// The roles that a command of an operator holds.
+    pub holds: Holds,
     /// Whether the subscriptions were loaded completely once.
     pub subscriptions_loaded: Arc<AtomicBool>,
     /// Set by the first [`RoleContext::wait_until_possible`] of any role.
@@ -56,6 +59,25 @@ pub struct RoleContext {
     process: Process,
     /// Whether the role waits for the subscriptions.
     needs_subscriptions: bool,
+    halt: Halt,
+}
+
+/// Why a role ends: the process stops, or the role is held.
+#[derive(Clone)]
+struct Halt {
+    stop: Arc<Stop>,
+    held: Option<Arc<AtomicBool>>,
+}
+
+impl Halt {
+    fn is_held(&self) -> bool {
+        let held = self.held.as_ref();
+        held.is_some_and(|held| held.load(Ordering::Acquire))
+    }
+
+    fn is_requested(&self) -> bool {
+        self.stop.is_requested() || self.is_held()
+    }
 }
 
 impl RoleContext {
@@ -71,6 +93,10 @@ impl RoleContext {
             role,
             process: process.clone(),
             needs_subscriptions,
+            halt: Halt {
+                stop: Arc::clone(&process.stop),
+                held: process.holds.of(role),
+            },
         }
     }
 
@@ -97,10 +123,43 @@ impl RoleContext {
         )))
     }
 
-    /// Whether the role must stop.
+    /// Whether the role must stop, because its process does or because it is held.
     #[must_use]
     pub fn stopping(&self) -> bool {
+        self.halt.is_requested()
+    }
+
+    /// Whether the whole process stops.
+    #[must_use]
+    pub fn process_stopping(&self) -> bool {
         self.process.stop.is_requested()
+    }
+
+    /// Waits until the role may run: until it is known whether it is held, and while it is. `false` when the process
+    /// stops meanwhile.
+    #[must_use]
+    pub fn wait_while_held(&self) -> bool {
+        /// Between two looks at the flag.
+        const AGAIN: Duration = Duration::from_millis(50);
+        let mut was_held = false;
+        while !self.process_stopping() {
+            let is_held = self.halt.is_held();
+            if self.process.holds.is_known() && !is_held {
+                if was_held {
+                    tracing::info!(role = self.role, "hold ended, starting again");
+                }
+                return true;
+            }
+            if is_held && !was_held {
+                was_held = true;
+                let reason = "held by `topics add-partitions`";
+                tracing::info!(role = self.role, "{reason}");
+                self.set(State::Waiting(reason.to_owned()));
+            }
+            self.heartbeat();
+            self.process.stop.wait(AGAIN);
+        }
+        false
     }
 
     /// Reports a heartbeat of the role; `/livez` fails without one for a while.
@@ -111,14 +170,14 @@ impl RoleContext {
     /// A callback for threads that wait within the client library: reports a heartbeat and returns whether to continue.
     #[must_use]
     pub fn keep_waiting(&self) -> KeepWaiting {
-        let (health, stop, role) = (
+        let (health, halt, role) = (
             Arc::clone(&self.process.health),
-            Arc::clone(&self.process.stop),
+            self.halt.clone(),
             self.role,
         );
         Arc::new(move || {
             health.heartbeat(role);
-            !stop.is_requested()
+            !halt.is_requested()
         })
     }
 
@@ -126,8 +185,8 @@ impl RoleContext {
     /// thread may hang meanwhile.
     #[must_use]
     pub fn unless_stopping(&self) -> KeepWaiting {
-        let stop = Arc::clone(&self.process.stop);
-        Arc::new(move || !stop.is_requested())
+        let halt = self.halt.clone();
+        Arc::new(move || !halt.is_requested())
     }
 
     /// Marks the role as ready.

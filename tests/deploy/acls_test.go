@@ -89,6 +89,14 @@ func startBroker(t *testing.T, users []string) broker {
 	return broker{open: open, guarded: guarded, log: filepath.Join(directory, "1", "server.log")}
 }
 
+// resourceName is what an ACL is about: the cluster has one name, which Strimzi leaves out.
+func resourceName(acl any) string {
+	if text(acl, "resource", "type") == "cluster" {
+		return "kafka-cluster"
+	}
+	return text(acl, "resource", "name")
+}
+
 // grant creates the permissions of a KafkaUser, as Strimzi's user operator does.
 func grant(t *testing.T, client *kgo.Client, user Object) {
 	t.Helper()
@@ -97,7 +105,7 @@ func grant(t *testing.T, client *kgo.Client, user Object) {
 		for _, operation := range list(acl, "operations") {
 			creation := kmsg.NewCreateACLsRequestCreation()
 			creation.ResourceType = must[kmsg.ACLResourceType](t)(kmsg.ParseACLResourceType(text(acl, "resource", "type")))
-			creation.ResourceName = text(acl, "resource", "name")
+			creation.ResourceName = resourceName(acl)
 			creation.ResourcePatternType = kmsg.ACLResourcePatternTypeLiteral
 			if text(acl, "resource", "patternType") == "prefix" {
 				creation.ResourcePatternType = kmsg.ACLResourcePatternTypePrefixed
@@ -176,7 +184,7 @@ func unused(t *testing.T, users []Object, log string) []string {
 	var found []string
 	for _, user := range users {
 		for _, acl := range list(user, "spec", "authorization", "acls") {
-			kind, name, pattern := text(acl, "resource", "type"), text(acl, "resource", "name"), text(acl, "resource", "patternType")
+			kind, name, pattern := text(acl, "resource", "type"), resourceName(acl), text(acl, "resource", "patternType")
 			for _, operation := range list(acl, "operations") {
 				if !slices.ContainsFunc(lines, func(line []string) bool {
 					same := line[4] == name || (pattern == "prefix" && strings.HasPrefix(line[4], name))
@@ -396,7 +404,8 @@ const subscriptions = `[
  {"id":"fine","subscriber":"fine","url":"URL/fine","events":["order.created"]},
  {"id":"refused","subscriber":"refused","url":"URL/refused","events":["order.created"]},
  {"id":"gone","subscriber":"gone","url":"URL/gone","events":["order.created"]},
- {"id":"flaky","subscriber":"flaky","url":"URL/flaky","events":["order.created"],"order":"strict"}
+ {"id":"flaky","subscriber":"flaky","url":"URL/flaky","events":["order.created"],"order":"strict"},
+ {"id":"asked","subscriber":"asked","url":"URL/asked","events":["order.never"],"verify":true}
 ]`
 
 func exercise(t *testing.T, as speaker, client *kgo.Client) {
@@ -410,6 +419,8 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 			to.WriteHeader(http.StatusBadRequest)
 		case "/gone":
 			to.WriteHeader(http.StatusGone)
+		case "/asked":
+			to.Header().Set("WebHook-Allowed-Origin", "*")
 		case "/flaky":
 			// Each event's first attempt fails.
 			if from.Header.Get("hookstream-attempt") == "1" {
@@ -452,6 +463,9 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	until(t, "the subscription of the endpoint that is gone is disabled", func() bool {
 		return strings.Contains(as.must("hookstream-operator", "", "subscriptions", "show", "gone", "-o", "json"), `"disabled"`)
 	})
+	until(t, "deliver records that an endpoint consents", func() bool {
+		return strings.Contains(as.must("hookstream-operator", "", "subscriptions", "show", "asked", "-o", "json"), `"verified"`)
+	})
 	// Each role sets aside what it cannot read.
 	for _, topic := range []string{"order-events", "webhook-commands", "webhook-retry-1s"} {
 		produce(topic, "no JSON")
@@ -491,6 +505,7 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	as.must("hookstream-operator", "", "publish", "-n", "1")
 	as.must("hookstream-operator", "", "trace", "1")
 	as.must("hookstream-operator", "", "lag", "--once")
+	as.must("hookstream-operator", "", "topics", "add-partitions", "2", "--yes", "--reorder")
 
 	// Other roles' work is denied.
 	for user, args := range map[string][]string{

@@ -18,6 +18,7 @@ use hookstream::model::matching::Index;
 use hookstream::model::retry_after;
 use hookstream::model::schema::{Definition, Language, Schema, recognise};
 use hookstream::model::status::{Status, first_line};
+use hookstream::model::subscription::verification::{Handshake, judge_challenge, judge_handshake};
 use hookstream::model::subscription::{
     Fold, Segment, Subscription, TopicRecord, TypePattern, fingerprinted, parse, redacted,
 };
@@ -111,6 +112,14 @@ pub const TARGETS: &[Target] = &[
         run: wait,
     },
     Target {
+        name: "consent",
+        seeds: &[
+            b"\xc8*\n120", b"\xc8events.example, other.example\n*", b"\xccevents.example\n0", b"\xc8\"T-1\"",
+            b"\xc8{\"challenge\":\"T-1\"}", b"\xc8 T-1\r\n", b"\x90{\"challenge\":{}}",
+        ],
+        run: consent,
+    },
+    Target {
         name: "response",
         seeds: &[
             b"\x00HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
@@ -181,6 +190,34 @@ fn parts(input: &[u8]) -> (Vec<(&str, &[u8])>, &[u8]) {
 /// An outcome with a small number, which is told apart by letters (numbers in messages are not).
 fn bucket(name: &str, count: usize) -> String {
     format!("{name} {}", "x".repeat(count))
+}
+
+/// A status, then what an endpoint responds to the handshake and to a challenge.
+fn consent(input: &[u8]) -> String {
+    const ORIGIN: &str = "events.example";
+    let Some((&status, rest)) = input.split_first() else {
+        return bucket("empty", 0);
+    };
+    let status = u16::from(status);
+    let mut lines = rest.split(|&byte| byte == b'\n');
+    let (origin, rate) = (lines.next(), lines.next());
+    let handshake = judge_handshake(ORIGIN, status, origin, rate);
+    match &handshake {
+        Handshake::Allowed(consent) => {
+            assert!((200..300).contains(&status) && consent.per_minute != Some(0));
+            let limit = consent.rate_limit(None);
+            assert!(limit.is_none_or(|limit| limit.per_second > 0.0 && limit.burst == 1));
+        }
+        Handshake::Denied(reason) | Handshake::Unknown(reason) => assert!(reason.len() < 200),
+    }
+    let met = judge_challenge("T-1", status, rest);
+    assert!(met.is_err() || rest.windows(3).any(|part| part == b"T-1") || rest.contains(&b'\\'));
+    let kind = match handshake {
+        Handshake::Allowed(consent) => format!("allowed {}", consent.per_minute.is_some()),
+        Handshake::Denied(_) => "denied".to_owned(),
+        Handshake::Unknown(_) => "unknown".to_owned(),
+    };
+    bucket(&kind, usize::from(met.is_ok()))
 }
 
 fn text(input: &[u8]) -> String {
@@ -309,7 +346,7 @@ fn subscription(input: &[u8]) -> String {
         assert!(fold.get(&known.id).is_some());
     }
     let mut fold = Fold::default();
-    for key in ["state/a", "disabled/a", "a"] {
+    for key in ["state/a", "disabled/a", "verified/a", "a"] {
         let record = TopicRecord {
             key: Some(key.as_bytes()),
             value: Some(input),

@@ -32,7 +32,7 @@ const HEALTHY: usize = 10;
 const COMMANDS: usize = 300;
 const PACE: Duration = Duration::from_millis(15);
 /// What the machine itself may cost, which other tests load.
-const LEAST: Duration = Duration::from_millis(150);
+const LEAST: Duration = Duration::from_millis(250);
 const RATIO: u32 = 8;
 
 // ---- evil endpoints ----
@@ -275,10 +275,7 @@ fn healthy(receiver: &Receiver) -> Vec<Value> {
         .collect()
 }
 
-// Not part of `make test` yet: in its only complete run the healthy ones waited for a whole timeout. Endless interim
-// responses are the suspect, which are limited since (`edge::http::head`); that has not been measured.
 #[test]
-#[ignore = "has not passed yet; see the comment"]
 fn a_tenant_of_every_bad_kind_harms_no_other_in_its_partition() {
     let _alone = alone();
     const OF_KIND: usize = 7;

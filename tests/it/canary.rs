@@ -11,7 +11,7 @@ use crate::oauth::TokenServer;
 use crate::scene::{
     LATER, event, put, start, subscription, wait_for_dead_letters, wait_for_records, with, world,
 };
-use crate::support::{Answer, Isolation, Receiver, Seen, eventually_true, run_to_end};
+use crate::support::{Answer, Isolation, Receiver, Seen, eventually_true, run_to_end_with};
 
 /// In each secret. Base64 of it has no part that anything else has.
 const CANARY: &str = "c4naryS3cretCanary";
@@ -108,6 +108,11 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
             json!({"auth": {"type": "basic", "username": "me", "password": own("basic")}}),
         ),
         one("oauth2", oauth(&own("client"))),
+        // Its endpoint is asked for consent, and echoes what it is asked with.
+        one(
+            "no-consent",
+            json!({"verify": true, "auth": {"type": "bearer", "token": own("consent")}}),
+        ),
         // These cannot be used.
         one("cannot-sign", json!({"secrets": [own("no-key")]})),
         one(
@@ -216,6 +221,7 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
     for page in [
         "/metrics",
         "/lag",
+        "/lag/history",
         "/lag?all=1",
         "/",
         "/readyz",
@@ -227,6 +233,14 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
     }
     let stored = world.read_all(&world.topics.subscriptions(), Isolation::Committed);
     assert!(stored.len() >= valid.len(), "the records are there");
+    let mut verifications = stored
+        .iter()
+        .filter(|one| one.key_text().starts_with("verified/"));
+    let refused = verifications
+        .next()
+        .expect("the endpoint was asked for consent");
+    assert_eq!(refused.json()["result"], "refused");
+    assert_clean("a verification", &refused.json().to_string());
     let documents: String = invalid.iter().map(|one| format!("{one}\n")).collect();
     for (command, stdin) in [
         (&["subscriptions", "list"][..], ""),
@@ -251,8 +265,31 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
             &format!("{}{}", output.stdout, output.stderr),
         );
     }
-    let help = run_to_end(&["--help-settings"], "");
-    assert_clean("the help", &help.stdout);
+    // In the environment, where each of these should be a reference, or is a secret itself.
+    let login = format!("sasl.password=password-{CANARY}");
+    let environment = [
+        ("HOOKSTREAM_SCHEMA_REGISTRY_PASSWORD", CANARY),
+        ("HOOKSTREAM_SCHEMA_REGISTRY_TOKEN", CANARY),
+        ("HOOKSTREAM_EGRESS_PROXY_PASSWORD", CANARY),
+        ("HOOKSTREAM_X", &login),
+        ("HOOKSTREAM_SCHEMA_REGISTRY_PASSWORDD", CANARY),
+    ];
+    for command in [
+        &["--help"][..],
+        &["--help-settings"],
+        &["deliver", "--help"],
+        &["subscriptions", "apply", "--help"],
+        &["man"],
+        &["config"],
+        &["config", "--brokers", "127.0.0.1:1"],
+        &["deliver", "--brokers", "127.0.0.1:1"],
+        &["lag", "--brokers", "127.0.0.1:1", "--no-such-flag"],
+    ] {
+        let output = run_to_end_with(command, "", &environment);
+        let printed = format!("{}{}", output.stdout, output.stderr);
+        assert!(!printed.is_empty(), "{command:?} prints something");
+        assert_clean(&format!("{command:?}"), &printed);
+    }
     let seen = receiver.wait_for(32, LATER);
     let sent: String = seen
         .iter()

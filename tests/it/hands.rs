@@ -710,3 +710,113 @@ fn a_subscription_is_deleted_when_its_commands_are_done_or_with_them() {
     );
     assert!(dead_letters(&world).is_empty() && receiver.seen_at("/dropped").is_empty());
 }
+
+#[test]
+fn a_signed_sample_is_sent_and_shown_with_the_command_that_verifies_it() {
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let world = world("tested");
+    let accepts = Arc::new(AtomicBool::new(true));
+    let accepting = Arc::clone(&accepts);
+    let receiver = Receiver::start(move |_| match accepting.load(Ordering::SeqCst) {
+        true => Answer::ok().header("x-receiver", "r1").body("thanks"),
+        false => Answer::status(422).body("no such order; token-s3cret"),
+    });
+    let own = json!({
+        "secrets": [SECRET],
+        "format": "cloudevents",
+        "headers": {"x-tenant": "acme", "x-api-key": "token-s3cret"},
+        "state": "paused",
+    });
+    put(
+        &world,
+        &[with(
+            subscription("acme", &receiver.url("/in"), &["order.*"]),
+            own,
+        )],
+    );
+    let sent = world.run(&["subscriptions", "test", "acme", "-o", "json"], "");
+    assert_eq!(sent.code, 0, "{}", sent.stderr);
+    let shown = json_of(&sent);
+    assert_eq!(
+        (&shown["response"]["status"], &shown["response"]["body"]),
+        (&json!(200), &json!("thanks"))
+    );
+    assert_eq!(shown["response"]["headers"]["x-receiver"], "r1");
+    assert_eq!(shown["request"]["headers"]["x-api-key"], "***");
+    assert_eq!(shown["request"]["headers"]["x-tenant"], "acme");
+    let [seen] = &receiver.seen()[..] else {
+        panic!("one request, although it is paused")
+    };
+    let body: Value = serde_json::from_slice(&seen.body).unwrap();
+    assert_eq!(
+        (&body["type"], &body["specversion"]),
+        (&json!("order.test"), &json!("1.0"))
+    );
+    assert_eq!(
+        seen.header("content-type"),
+        Some("application/cloudevents+json")
+    );
+    assert_eq!(seen.header("x-api-key"), Some("token-s3cret"));
+    let verified = Command::new("sh")
+        .args(["-c", shown["verify"].as_str().unwrap()])
+        .env("WEBHOOK_SECRET", SECRET)
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&verified.stdout).trim(),
+        seen.header("webhook-signature").unwrap()
+    );
+
+    accepts.store(false, Ordering::SeqCst);
+    let arguments = ["subscriptions", "test", "acme", "--type", "order.paid"];
+    let refused = world.run(
+        &[&arguments[..], &["--data", r#"{"total":7}"#]].concat(),
+        "",
+    );
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.stderr.contains("responded 422"),
+        "{}",
+        refused.stderr
+    );
+    for line in [
+        "> webhook-signature: v1,",
+        "< 422",
+        "< no such order; ***",
+        "# prints the signature",
+    ] {
+        assert!(refused.stdout.contains(line), "{line}: {}", refused.stdout);
+    }
+    let body: Value = serde_json::from_slice(&receiver.seen()[1].body).unwrap();
+    assert_eq!(
+        (&body["type"], &body["data"]["total"]),
+        (&json!("order.paid"), &json!(7))
+    );
+    let all = format!(
+        "{}{}{}{}",
+        sent.stdout, sent.stderr, refused.stdout, refused.stderr
+    );
+    for secret in ["token-s3cret", "MfKQ9r8"] {
+        assert!(!all.contains(secret), "{all}");
+    }
+    let unknown = world.run(&["subscriptions", "test", "nobody"], "");
+    assert_eq!(unknown.code, 1, "{}", unknown.stderr);
+
+    // Nobody is there; and where it may not go, nothing is sent.
+    let gone = Receiver::good().url("/");
+    put(&world, &[subscription("gone", &gone, &["**"])]);
+    let failed = world.run(&["subscriptions", "test", "gone"], "");
+    assert_eq!(failed.code, 1);
+    assert!(failed.stderr.contains("no response"), "{}", failed.stderr);
+    put(
+        &world,
+        &[subscription("inside", "https://10.0.0.1/", &["**"])],
+    );
+    let denied = world.run(&["subscriptions", "test", "inside"], "");
+    assert_eq!(denied.code, 1);
+    assert!(
+        denied.stderr.contains("nothing was sent"),
+        "{}",
+        denied.stderr
+    );
+}

@@ -405,6 +405,26 @@ fn the_program_runs_in_the_image_without_root_on_a_read_only_file_system() {
 }
 
 #[test]
+fn a_binary_with_a_path_of_the_machine_that_built_it_is_not_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, binary) = (folder.path().join("out"), folder.path().join("binary"));
+    let source = Path::new(PROJECT).join("src/main.rs");
+    for path in [source.as_path(), Path::new("/cargo/registry/src/a.rs")] {
+        std::fs::write(&binary, format!("a\0binary{}\0", path.display())).unwrap();
+        let output = Command::new(Path::new(PROJECT).join("scripts/dist"))
+            .env("BIN", &binary)
+            .env("OUT", &out)
+            .env("CARGO_HOME", "/cargo")
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("of this machine"), "{message}");
+        assert!(!out.exists(), "nothing is written");
+    }
+}
+
+#[test]
 fn what_is_published_has_a_bill_of_materials_checksums_and_a_signature_of_each() {
     let folder = tempfile::tempdir().unwrap();
     let (out, binary) = (folder.path().join("out"), folder.path().join("binary"));

@@ -26,6 +26,7 @@ use hookstream::model::units::EpochMs;
 use hookstream::retry::metrics::ReleaseMetrics;
 use hookstream::retry::release;
 use hookstream::runtime::context::{Process, RoleContext};
+use hookstream::runtime::hold::Holds;
 use hookstream::runtime::metrics::{Metrics, Registry};
 use memory::{Memory, RENEWAL, RESPONSE, Received, Unwritten};
 
@@ -63,6 +64,7 @@ fn process(registry: &Registry) -> Process {
         tracer: Tracer::off(),
         health: Arc::default(),
         stop: Arc::default(),
+        holds: Holds::default(),
         subscriptions_loaded: Arc::new(AtomicBool::new(true)),
         cluster: Arc::default(),
     }

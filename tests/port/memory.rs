@@ -694,8 +694,19 @@ impl Http for Memory {
         Reply::Answered(Answer {
             status: world.statuses.pop_front().unwrap_or(200),
             retry_after: None,
+            headers: None,
             rest: None,
         })
+    }
+
+    async fn exchange(
+        &self,
+        _method: http::Method,
+        request: Request,
+        deadline: tokio::time::Instant,
+    ) -> Reply<()> {
+        self.post_until_processed(|| request.clone(), deadline)
+            .await
     }
 
     async fn drain((): (), _deadline: tokio::time::Instant) -> Drained {

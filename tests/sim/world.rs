@@ -5,6 +5,7 @@
 //! | [`world::plan`] | what a seed chooses: replicas, subscriptions, endpoints, traffic, operators, faults |
 //! | [`world::run`] | plays a plan |
 //! | [`world::check`] | the invariants of `lib.rs`, at any moment and at the end |
+//! | [`world::lag`] | somebody who watches the backlog |
 //! | [`world::machine`], [`world::port`], [`world::replica`], [`world::endpoints`] | the outside of the product's roles |
 //!
 //! Without arguments it is a test: the same seed has the same history twice, planted bugs are found, what was found once
@@ -28,9 +29,11 @@ use std::time::{Duration, Instant};
 
 mod kafka;
 mod world {
+    pub mod aims;
     pub mod check;
     pub mod endpoints;
     pub mod history;
+    pub mod lag;
     pub mod machine;
     pub mod plan;
     pub mod port;

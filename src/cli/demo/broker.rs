@@ -148,7 +148,7 @@ fn create_topics(settings: &Settings) -> Result<(), CliError> {
         .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))?;
     let wish = Wish {
         partitions: Some(PARTITIONS),
-        replication: None,
+        ..Wish::default()
     };
     let results = runtime.block_on(async {
         let specs = admin::topics(settings);

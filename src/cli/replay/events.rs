@@ -66,6 +66,7 @@ pub(crate) fn execute(
     how: How,
 ) -> Result<Exit, CliError> {
     refuse_disabled(&subscriptions)?;
+    refuse_pending(&subscriptions)?;
     let plan = EventPlan {
         from: range.from,
         to: range.to,
@@ -152,6 +153,23 @@ fn refuse_disabled(subscriptions: &[Arc<Subscription>]) -> Result<(), CliError> 
     let message = format!(
         "disabled subscriptions take no webhooks: {}; run `hookstream subscriptions resume {ids}` first",
         disabled.join(", ")
+    );
+    Err(CliError::new(Exit::Failure, message))
+}
+
+/// No commands are made for a pending subscription.
+fn refuse_pending(subscriptions: &[Arc<Subscription>]) -> Result<(), CliError> {
+    let pending = subscriptions
+        .iter()
+        .filter(|one| one.state == State::Pending);
+    let pending: Vec<&str> = pending.map(|one| &*one.id).collect();
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "pending subscriptions take no webhooks: {}; `hookstream subscriptions show {}` prints why its endpoint has not consented",
+        pending.join(", "),
+        pending[0],
     );
     Err(CliError::new(Exit::Failure, message))
 }

@@ -50,9 +50,10 @@ impl Verb {
     fn of(self, known: &Subscription, now: EpochMs) -> Result<Decision, &'static str> {
         match (self, known.state) {
             (Self::Pause, State::Paused) | (Self::Resume, State::Active) => Err("unchanged"),
+            (Self::Resume, State::Pending) => Err("pending, its endpoint has not consented"),
             (Self::Pause, _) => Ok(Decision::by_operator(known, State::Paused, now)),
             (Self::Resume, _) => Ok(Decision::by_operator(known, State::Active, now)),
-            (Self::Probe, State::Active) => Ok(Decision::probe(known, now)),
+            (Self::Probe, State::Active | State::Pending) => Ok(Decision::probe(known, now)),
             (Self::Probe, State::Paused) => Err("paused, not probed"),
             (Self::Probe, State::Disabled) => Err("disabled, not probed"),
         }

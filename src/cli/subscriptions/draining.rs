@@ -38,6 +38,12 @@ pub(super) fn drain(settings: &Settings, stored: &Stored, ids: &[&str]) -> Resul
             // A record that was never valid has no commands that are sent.
             continue;
         };
+        if folded.state == State::Pending {
+            let message = format!(
+                "{id:?} is pending, so its commands never end; `hookstream subscriptions show {id}` prints why, or use --discard"
+            );
+            return Err(CliError::new(Exit::Failure, message));
+        }
         if folded.state == State::Paused {
             let message = format!(
                 "{id:?} is paused, so its commands never end; `hookstream subscriptions resume {id}` first, or use --discard"

@@ -21,7 +21,7 @@ use crate::model::subscription::NO_EVENT;
 const LABEL: &str = "hookstream-replay-of";
 
 /// What is taken over: not the credentials, certificates and headers, which are for the original's endpoint only.
-const TAKEN: [&str; 8] = [
+const TAKEN: [&str; 9] = [
     "subscriber",
     "secrets",
     "format",
@@ -30,6 +30,7 @@ const TAKEN: [&str; 8] = [
     "timeout",
     "retry_schedule",
     "max_age",
+    "verify",
 ];
 
 /// The document of the derived subscription.

@@ -16,6 +16,7 @@ use crate::edge::kafka::status_log::Statuses;
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
 use crate::model::standing::{Decided, Standing};
 use crate::model::start_marker;
+use crate::model::subscription::verification::Verification;
 use crate::model::subscription::{
     self, APPLIED, Change, Decider, Decision, Fold, State, Subscription, TopicRecord,
 };
@@ -144,6 +145,7 @@ impl Stored {
             id.to_owned(),
             Decider::Operator.key(id),
             Decider::Hookstream.key(id),
+            Verification::key(id),
         ];
         let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
         if self.fold.get(id).is_some() {
@@ -156,10 +158,12 @@ impl Stored {
         };
         keys.extend(self.invalid.keys().filter(|key| named(key)).cloned());
         // Decisions alone are not a subscription.
-        if keys.iter().all(|key| {
-            !self.invalid.contains_key(key)
-                && Decider::of_key(&String::from_utf8_lossy(key)).is_some()
-        }) {
+        let is_beside =
+            |key: &str| Decider::of_key(key).is_some() || Verification::id_of_key(key).is_some();
+        if keys
+            .iter()
+            .all(|key| !self.invalid.contains_key(key) && is_beside(&String::from_utf8_lossy(key)))
+        {
             return Vec::new();
         }
         let each = |key: Vec<u8>| {

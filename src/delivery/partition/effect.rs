@@ -15,6 +15,7 @@ use crate::model::notice;
 use crate::model::outcome::{AttemptOutcome, Class, ParkReason};
 use crate::model::source::Mark;
 use crate::model::status::Status;
+use crate::model::subscription::verification::Verification;
 use crate::model::subscription::{DisabledBecause, Subscription};
 use crate::model::units::Offset;
 use crate::model::window::Window;
@@ -52,6 +53,8 @@ pub enum Outcome {
         DisabledBecause,
         Option<Box<notice::Notice>>,
     ),
+    /// Write whether the endpoint of this subscription consents, unless it has another URL by then.
+    Verification(Arc<Subscription>, Box<Verification>),
     /// Write a notice, and the status that says so.
     Notice(Box<notice::Notice>, Box<Status>),
 }
@@ -63,7 +66,7 @@ impl Outcome {
         match self {
             Self::Tier(_, command) | Self::DeadLetter(command, _) => Some(command.weight()),
             Self::Invalid(record) => Some(record.weight()),
-            Self::Disable(..) | Self::Status(_) | Self::Notice(..) => None,
+            Self::Disable(..) | Self::Status(_) | Self::Notice(..) | Self::Verification(..) => None,
         }
     }
 }

@@ -160,7 +160,7 @@ impl Subscriptions for Listed {
     fn terms(&self, subscription: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
         let standing = match subscription.state {
             State::Active => Standing::Open(Peer(Arc::clone(subscription))),
-            State::Paused => Standing::Waiting,
+            State::Paused | State::Pending => Standing::Waiting,
             State::Disabled => Standing::Disabled,
         };
         Terms {
@@ -719,7 +719,7 @@ impl Sim {
                         self.listed.put(number, decided_on.order, "disabled");
                     }
                 }
-                Outcome::Status(_) | Outcome::Notice(..) => {}
+                Outcome::Status(_) | Outcome::Notice(..) | Outcome::Verification(..) => {}
                 Outcome::Invalid(_) => unreachable!("every record of the model can be read"),
             }
         }

@@ -32,11 +32,22 @@ impl Http for Server {
                 return Reply::Answered(Answer {
                     status,
                     retry_after: None,
+                    headers: None,
                     rest: Some(body.into_bytes()),
                 });
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    async fn exchange(
+        &self,
+        _method: http::Method,
+        request: Request,
+        deadline: tokio::time::Instant,
+    ) -> Reply<Vec<u8>> {
+        self.post_until_processed(|| request.clone(), deadline)
+            .await
     }
 
     async fn drain(_: Vec<u8>, _: tokio::time::Instant) -> Drained {

@@ -11,7 +11,7 @@
 //! | more or longer headers than the limits, control characters, contradictory lengths | fails | has the status |
 //! | arrived before the request was written, which then failed | did not look | reads it from the socket (RFC 9112, section 9.5) |
 //! | ended with its connection before the head did | fails | is not asked: an incomplete response is none (section 8) |
-//! | interim responses (1xx) without an end | reads on | fails after 256 KiB |
+//! | interim responses (1xx) without an end | reads on | fails after [`MAX_INTERIM`], or 256 KiB |
 //! | no status line | fails | has nothing: the response is not HTTP |
 
 use std::future::poll_fn;
@@ -29,14 +29,18 @@ use super::limits::MAX_HEADER_BYTES;
 const MAX_LINE: usize = 1024;
 /// The maximum number of `Retry-After` headers that are kept.
 const MAX_VALUES: usize = 8;
-/// The maximum bytes before the status that counts. An endless row of interim responses would otherwise be read, as fast as
-/// it arrives, until the deadline of the attempt, and the thread of other subscribers with it.
+/// The maximum number of interim responses. Each costs hyper as much as a whole response, so a row of them that is small on
+/// the wire keeps the thread busy that other subscribers share: 9,000 of them, which are 256 KiB, a hundred times as long as
+/// a usual attempt. Servers send a few at most, since no request asks for `100 Continue`.
+const MAX_INTERIM: usize = 20;
+/// The maximum bytes before the status that counts: what precedes it is otherwise read, as fast as it arrives, until the
+/// deadline of the attempt.
 const MAX_INTERIM_BYTES: usize = 8 * MAX_HEADER_BYTES;
 
 /// The server sends interim responses (1xx) and no other.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the server sent more than {MAX_INTERIM_BYTES} bytes of interim responses (1xx), and no other"
+    "the server sent more than {MAX_INTERIM} interim responses (1xx), or {MAX_INTERIM_BYTES} bytes of them, before a final one"
 )]
 pub(super) struct EndlessInterim;
 
@@ -157,7 +161,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tap<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
         this.note(&buffer.filled()[before..]);
-        if this.before_status > MAX_INTERIM_BYTES {
+        if this.before_status > MAX_INTERIM_BYTES || this.seen.interim > MAX_INTERIM {
             this.marks.close();
             return Poll::Ready(Err(io::Error::other(EndlessInterim)));
         }
@@ -216,6 +220,8 @@ struct Seen {
     /// The current line, up to [`MAX_LINE`].
     line: Vec<u8>,
     retry_after: Vec<Box<[u8]>>,
+    /// The interim responses before this one; one more than [`MAX_INTERIM`] is the last thing that is read.
+    interim: usize,
     /// Whether an interim response announces a body, which it cannot have: what follows it is not what its sender meant.
     announces_body: bool,
 }
@@ -237,6 +243,7 @@ impl Seen {
         self.place = Place::StatusLine;
         self.line.clear();
         self.retry_after.clear();
+        self.interim = 0;
     }
 
     fn status(&self) -> Option<u16> {
@@ -249,7 +256,7 @@ impl Seen {
 
     /// Whether nothing more is to be learnt of it.
     fn is_done(&self) -> bool {
-        matches!(self.place, Place::Done(_) | Place::NotHttp)
+        matches!(self.place, Place::Done(_) | Place::NotHttp) || self.interim > MAX_INTERIM
     }
 
     fn into_cut_off(self) -> Option<CutOff> {
@@ -304,6 +311,7 @@ impl Seen {
         let line = self.line.trim_ascii();
         if line.is_empty() {
             self.place = if is_interim(status) {
+                self.interim += 1;
                 self.retry_after.clear();
                 Place::StatusLine
             } else {
@@ -465,6 +473,26 @@ mod tests {
             endless.read(b"HTTP/1.1     ");
         }
         assert_eq!(endless.place, Place::NotHttp);
+    }
+
+    #[test]
+    fn of_a_row_of_interim_responses_a_few_are_read() {
+        let interim = "HTTP/1.1 103 Early\r\n\r\n";
+        let with = |count: usize| {
+            seen(format!("{}HTTP/1.1 410 Gone\r\n\r\n", interim.repeat(count)).as_bytes())
+        };
+        assert_eq!(with(MAX_INTERIM).map(|found| found.status), Some(410));
+        assert_eq!(with(MAX_INTERIM + 1), None);
+        let mut endless = Seen::default();
+        endless.read(interim.repeat(10_000).as_bytes());
+        assert_eq!(
+            endless.interim,
+            MAX_INTERIM + 1,
+            "the others are not looked at"
+        );
+        endless.begin();
+        endless.read(b"HTTP/1.1 200 OK\r\n");
+        assert_eq!(endless.status(), Some(200), "each response has its own");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Answer<R = Rest> {
     pub status: u16,
     /// How long the receiver wants no further request.
     pub retry_after: Option<Duration>,
+    /// Its headers, if they were asked for.
+    pub headers: Option<Box<HeaderMap>>,
     /// The unread body; `None` if it is empty or cannot be read. Dropping it unread closes the connection.
     pub rest: Option<R>,
 }
@@ -86,13 +88,18 @@ impl OnLoan {
 }
 
 impl Answer {
-    pub(super) fn of(response: http::Response<Incoming>, mut on: OnLoan) -> Self {
+    pub(super) fn of(
+        response: http::Response<Incoming>,
+        mut on: OnLoan,
+        keeps_headers: bool,
+    ) -> Self {
         let status = response.status().as_u16();
         if let OnLoan::Own { own, .. } = &mut on {
             own.heed(status, response.headers());
         }
         let retry_after = retry_after(response.headers());
-        let body = response.into_body();
+        let (head, body) = response.into_parts();
+        let headers = keeps_headers.then(|| Box::new(head.headers));
         let rest = if body.is_end_stream() {
             on.end();
             None
@@ -102,6 +109,7 @@ impl Answer {
         Self {
             status,
             retry_after,
+            headers,
             rest,
         }
     }
@@ -111,6 +119,7 @@ impl Answer {
         Self {
             status: response.status,
             retry_after: wait(|| response.retry_after.iter().map(|value| &**value)),
+            headers: None,
             rest: None,
         }
     }

@@ -428,13 +428,19 @@ impl Member {
         Ok(())
     }
 
-    /// Commits and waits for the response.
+    /// Commits and waits for the response. Not after the group has evicted this member: its membership is empty then, and
+    /// a group without members takes such a commit from anybody, over those of the members that it had meanwhile.
     ///
     /// # Errors
     /// The client's error; the caller decides whether to retry.
     pub fn commit(&self, commits: &[Commit]) -> Result<(), KafkaError> {
         if commits.is_empty() {
             return Ok(());
+        }
+        if self.consumer.assignment_lost() {
+            return Err(KafkaError::ConsumerCommit(
+                RDKafkaErrorCode::UnknownMemberId,
+            ));
         }
         let list = commit_list(commits)?;
         let commit = || {

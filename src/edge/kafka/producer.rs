@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 use rdkafka::util::Timeout;
 
 use super::watchdog::Link;
@@ -25,9 +25,11 @@ use crate::edge::port::failure::{ClientError, ErrorKind};
 use crate::edge::port::records;
 use crate::edge::port::{ProducerKind, WRITE_DEADLINE};
 use deliveries::Deliveries;
+use polled_producer::PolledProducer;
 use recipe::{IDS, OnStuck, Recipe};
 
 mod deliveries;
+mod polled_producer;
 mod recipe;
 
 pub use crate::edge::port::failure::{BatchError, Refused};
@@ -39,7 +41,7 @@ pub type Record<'a> = records::Record<'a, OwnedHeaders>;
 /// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
 pub struct Producer {
     recipe: Recipe,
-    client: Arc<ThreadedProducer<DeliveryContext>>,
+    client: Arc<PolledProducer<DeliveryContext>>,
     link: Link,
     deliveries: Arc<Deliveries>,
     begun: bool,

@@ -4,7 +4,7 @@
 //! with a log line and a metric; the last valid record of that id stays in effect. See [`Fold`] for the records of a
 //! subscription and their precedence.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -19,13 +19,14 @@ use super::bootstrap;
 use super::record::each_header;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::client::{consumer_config, fetch_patiently};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::port::records::RecordView;
 use crate::model::matching::Index;
+use crate::model::subscription::verification::Pending;
 use crate::model::subscription::{
-    APPLIED, Change, Fold, Subscription, SubscriptionError, TopicRecord,
+    APPLIED, Change, Fold, State, Subscription, SubscriptionError, TopicRecord,
 };
 
 /// All valid subscriptions, shared by the roles of a process.
@@ -34,6 +35,8 @@ pub struct SubscriptionCache {
     index: RwLock<Index>,
     /// Locked before the index.
     fold: RwLock<Fold>,
+    /// Those that are pending, by id. Locked after the fold.
+    pending: RwLock<BTreeMap<Box<str>, Arc<Subscription>>>,
     version: AtomicU64,
 }
 
@@ -49,6 +52,27 @@ pub enum Known {
 }
 
 impl SubscriptionCache {
+    /// An empty cache; with `verify`, every endpoint must consent.
+    #[must_use]
+    pub fn new(verify: bool) -> Self {
+        Self {
+            fold: RwLock::new(Fold::new(verify)),
+            ..Self::default()
+        }
+    }
+
+    /// The subscriptions that wait for the consent of their endpoints, each with the last try to get it.
+    #[must_use]
+    pub fn pending(&self) -> Vec<Pending> {
+        let fold = self.fold.read().unwrap_or_else(PoisonError::into_inner);
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        let each = pending.iter().map(|(id, subscription)| Pending {
+            subscription: Arc::clone(subscription),
+            last: fold.verification(id).cloned(),
+        });
+        each.collect()
+    }
+
     /// The index, for a batch of lookups. The guard blocks updates while it is held.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
@@ -90,9 +114,13 @@ impl SubscriptionCache {
                 if known.is_some_and(|known| Arc::ptr_eq(&known, &subscription)) {
                     return Ok(());
                 }
+                self.note(&subscription);
                 index().insert(subscription);
             }
-            Change::Removed(id) => index().remove(&id),
+            Change::Removed(id) => {
+                self.forget(&id);
+                index().remove(&id);
+            }
             Change::Nothing => return Ok(()),
             Change::Refused {
                 error,
@@ -100,6 +128,7 @@ impl SubscriptionCache {
                 updated,
             } => {
                 if let Some(subscription) = updated {
+                    self.note(&subscription);
                     index().insert(subscription);
                 }
                 refusal = Err(Refusal { error, in_force });
@@ -108,6 +137,20 @@ impl SubscriptionCache {
         drop(fold);
         self.version.fetch_add(1, Ordering::Release);
         refusal
+    }
+
+    fn note(&self, subscription: &Arc<Subscription>) {
+        if subscription.state != State::Pending {
+            return self.forget(&subscription.id);
+        }
+        let (id, pending) = (subscription.id.clone(), Arc::clone(subscription));
+        let mut all = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id, pending);
+    }
+
+    fn forget(&self, id: &str) {
+        let mut all = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        all.remove(id);
     }
 }
 
@@ -213,6 +256,7 @@ pub(super) fn follow_topic(
     let group = format!("{}table", settings.group_prefix);
     let mut config = consumer_config(settings, purpose, &group);
     config.set("enable.partition.eof", "true");
+    fetch_patiently(settings, &mut config);
     let consumer: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client(format!("creating the reader of {topic}"), error))?;

@@ -31,7 +31,7 @@ impl SubscriptionLog {
     pub fn open(settings: &Settings, purpose: &'static str) -> Result<Self, Failure> {
         Ok(Self {
             topic: Tail::open(settings, settings.topics.subscriptions(), purpose)?,
-            fold: Fold::default(),
+            fold: Fold::new(settings.require_verification),
         })
     }
 

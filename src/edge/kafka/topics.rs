@@ -1,19 +1,19 @@
 //! Topics: the plan, its comparison with a cluster, and the requests to the broker.
 //!
 //! The plan is a table of rules, so that `topics create` and `topics check` cannot disagree. Planning and comparing are
-//! pure; only [`describe`] and [`create`] talk to the broker. This program never alters an existing topic: changing the
-//! retention or the partitions of a live topic is the operator's decision, so each difference comes with the command
-//! that fixes it.
+//! pure; only [`describe`], [`create`] and [`grow`] talk to the broker. No setting of an existing topic is ever changed:
+//! that is the operator's decision, so each difference comes with the command that fixes it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use rdkafka::admin::{
-    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
+    AdminClient, AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
     TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataBroker;
 
 use super::client::client_config;
 use super::credentials::give_once;
@@ -26,18 +26,19 @@ mod compare;
 mod plan;
 
 pub use compare::{
-    Cluster, Creation, DEFAULT_PARTITIONS, DEFAULT_REPLICATION, Difference, Found, Wish, creations,
-    differences,
+    Cluster, Creation, DEFAULT_PARTITIONS, DEFAULT_REPLICATION, Difference, Found, Growth, Wish,
+    creations, differences, growths,
 };
-pub use plan::{Partitions, Rule, TopicSpec, topics};
+pub use plan::{Partitions, Rule, TopicSpec, WORK_RETENTION, partitions_for, topics, topics_kept};
 
 /// Describes the brokers and these topics of the cluster.
 ///
 /// # Errors
 /// [`Failure`] when no broker responds within 10 s, or permission is denied.
 pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
-    let mut cluster = metadata(settings, specs)?;
+    let (mut cluster, ids) = metadata(settings, specs)?;
     let admin = client(settings)?;
+    describe_brokers(&admin, &ids, &mut cluster).await?;
     let names: Vec<_> = cluster.topics.keys().cloned().collect();
     let resources: Vec<_> = names
         .iter()
@@ -69,6 +70,37 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
     Ok(cluster)
 }
 
+/// Reads the settings of the brokers, if that is permitted.
+async fn describe_brokers(
+    admin: &AdminClient<DefaultClientContext>,
+    ids: &BTreeSet<i32>,
+    cluster: &mut Cluster,
+) -> Result<(), Failure> {
+    for &id in ids {
+        let what = || format!("reading the settings of broker {id}");
+        let answers = admin
+            .describe_configs(&[ResourceSpecifier::Broker(id)], &options())
+            .await
+            .map_err(|error| Failure::from_client(what(), error))?;
+        for answer in answers {
+            match answer {
+                Ok(resource) => {
+                    let entries = resource.entries.into_iter();
+                    let config = entries.filter_map(|entry| Some((entry.name, entry.value?)));
+                    cluster.broker_configs.insert(id, config.collect());
+                }
+                Err(RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+                    cluster.broker_configs_unknown =
+                        Some("the permission DescribeConfigs on the cluster is missing".to_owned());
+                    return Ok(());
+                }
+                Err(code) => return Err(Failure::from_client(what(), KafkaError::AdminOp(code))),
+            }
+        }
+    }
+    Ok(())
+}
+
 fn client(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Failure> {
     let client: AdminClient<DefaultClientContext> = client_config(settings, "topics")
         .create()
@@ -84,18 +116,19 @@ fn options() -> AdminOptions {
 }
 
 /// Describes each topic by name: otherwise a topic without the permission to describe would look like a missing one.
-fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure> {
+fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<(Cluster, BTreeSet<i32>), Failure> {
     let client: BaseConsumer<LoggedConsumer> = client_config(settings, "topics")
         .create_with_context(LoggedConsumer(LogContext::new("topics")))
         .map_err(|error| Failure::from_client("creating a client", error))?;
     give_once(&settings.credentials, client.client());
-    let mut cluster = Cluster::default();
+    let (mut cluster, mut ids) = (Cluster::default(), BTreeSet::new());
     for spec in specs {
         let what = || format!("describing the topic {}", spec.name);
         let answer = client
             .fetch_metadata(Some(&spec.name), ANSWER)
             .map_err(|error| explain(&client, &client.context().0, what(), error))?;
         cluster.brokers = i32::try_from(answer.brokers().len()).unwrap_or(i32::MAX);
+        ids.extend(answer.brokers().iter().map(MetadataBroker::id));
         let Some(topic) = answer.topics().first() else {
             continue;
         };
@@ -124,7 +157,7 @@ fn metadata(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluster, Failure
             }
         }
     }
-    Ok(cluster)
+    Ok((cluster, ids))
 }
 
 /// Creates the topics; topics that exist by now are left unchanged. Returns one result per topic.
@@ -161,6 +194,28 @@ pub async fn create(
         }
     };
     Ok(answers.into_iter().map(result).collect())
+}
+
+/// Adds partitions to one topic after the other, and stops at the first that fails.
+///
+/// # Errors
+/// [`Failure`] names the topic; those before it have their partitions.
+pub async fn grow(settings: &Settings, growths: &[Growth]) -> Result<(), Failure> {
+    let admin = client(settings)?;
+    for growth in growths {
+        let what = || format!("adding partitions to the topic {}", growth.topic);
+        let count = usize::try_from(growth.partitions)
+            .map_err(|_| Failure::Internal(format!("{}: a negative number", what())))?;
+        let wanted = NewPartitions::new(&growth.topic, count);
+        let answers = admin
+            .create_partitions([&wanted], &options())
+            .await
+            .map_err(|error| Failure::from_client(what(), error))?;
+        for answer in answers {
+            answer.map_err(|(_, code)| Failure::from_client(what(), KafkaError::AdminOp(code)))?;
+        }
+    }
+    Ok(())
 }
 
 fn new_topic(creation: &Creation) -> NewTopic<'_> {

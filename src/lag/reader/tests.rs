@@ -1,26 +1,25 @@
 //! The reader without a broker: partitions that are read again, ages, and log lines.
 
-use std::sync::Arc;
-
 use super::*;
-use crate::edge::kafka::log::{LogContext, LoggedConsumer};
+use crate::config::{Layers, Machine, Settings, Source as From};
+use crate::lag::clients::Clients;
 use crate::model::coverage::Coverage;
 
 const COMMANDS: &str = "webhook-commands";
 
 /// A reader of one partition of the commands topic, without a broker.
-fn reader() -> Reader {
-    let client = || -> Client {
-        let mut config = rdkafka::ClientConfig::new();
-        config.set("bootstrap.servers", "127.0.0.1:1");
-        config.set("group.id", "hookstream-lag");
-        let context = LoggedConsumer(LogContext::new("lag"));
-        Arc::new(config.create_with_context(context).unwrap())
+fn reader() -> Reader<Clients> {
+    let mut layers = Layers::new();
+    layers.give("brokers", From::Flag, "127.0.0.1:1");
+    let machine = Machine {
+        host_name: "test".to_owned(),
+        cores: 1,
     };
+    let kafka = Clients::new(&Settings::check(&layers, &machine).unwrap()).unwrap();
     let mut source = Source {
-        topic: COMMANDS.to_owned(),
+        topic: Arc::from(COMMANDS),
         kind: Kind::Commands,
-        client: client(),
+        feed: kafka.feed(COMMANDS).unwrap(),
         partitions: BTreeMap::new(),
         coverages: BTreeMap::new(),
         unreadable: Unreadable::new(),
@@ -45,10 +44,8 @@ fn reader() -> Reader {
     }
     source.partitions.get_mut(&0).unwrap().ask(9);
     Reader {
+        kafka,
         sources: vec![source],
-        deliver: client(),
-        release: client(),
-        idle: client(),
         cluster: ClusterId::new("cluster-a"),
         tiers: Vec::new(),
         index,

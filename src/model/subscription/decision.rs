@@ -70,7 +70,7 @@ pub struct Decision {
     /// What replaces that version without a change of anything but secrets, if it is about to: it holds for that too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_version: Option<Version>,
-    /// The state.
+    /// The state. None is [`State::Pending`].
     pub state: State,
     /// When it was made.
     pub at: EpochMs,
@@ -94,7 +94,7 @@ impl Decision {
             subscription: subscription.id.clone(),
             version: subscription.source.applied.clone(),
             next_version: None,
-            state,
+            state: state.decided(),
             at: now,
             resumed_at: resumed.or(subscription.resumed_at),
             probed_at: None,
@@ -127,7 +127,7 @@ impl Decision {
             subscription: subscription.id.clone(),
             version: subscription.source.applied.clone(),
             next_version: None,
-            state: subscription.state,
+            state: subscription.state.decided(),
             at: now,
             resumed_at: subscription.resumed_at,
             probed_at: Some(now),

@@ -1,10 +1,11 @@
-//! The subscriptions as a fold of their topic, where each one has up to three records with keys of their own.
+//! The subscriptions as a fold of their topic, where each one has up to four records with keys of their own.
 //!
 //! | key | written by | contents |
 //! |---|---|---|
 //! | `ID` | `subscriptions apply` | the subscription as applied; a tombstone deletes it |
 //! | `state/ID` | `subscriptions pause` and `resume` | what operators decided: [`Decision`] |
 //! | `disabled/ID` | delivery, after a 410 | that the endpoint is gone: [`Decision`] |
+//! | `verified/ID` | delivery | whether the endpoint consents: [`Verification`] |
 //!
 //! Keys that begin with `start/` are those of other records ([`start_marker`]), which are ignored.
 //!
@@ -16,7 +17,10 @@
 //! mirrored cluster. Identical bytes are the same version, so a tool that writes all its records again does not undo a
 //! pause. `subscriptions apply` adds a header that makes each of its records distinct.
 //!
-//! The three records of a subscription are in one partition, and the fold follows their order there. So it is the same
+//! A verification is about the URL that was asked, so it holds while that is the same. An active subscription that needs
+//! one, because its record or the operator's settings say so, is pending without it.
+//!
+//! The records of a subscription are in one partition, and the fold follows their order there. So it is the same
 //! for a reader that has followed the topic and for one that reads it after compaction, with one exception: a reader
 //! that saw a record knows the last valid one before it.
 
@@ -24,12 +28,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
-use super::model::{State, Subscription};
+use super::model::{RateLimit, State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
 use super::version::{Version, digest};
 use crate::model::source::subscription_hash;
 use crate::model::start_marker;
+use crate::model::subscription::verification::{self, Verification};
 use crate::model::units::EpochMs;
 
 /// The maximum length of an id, in bytes.
@@ -76,6 +81,8 @@ struct Applied {
     folded: Arc<Subscription>,
     /// The state in the record itself.
     state: State,
+    /// The rate limit in the record itself.
+    rate_limit: Option<RateLimit>,
     timestamp: Option<EpochMs>,
 }
 
@@ -98,6 +105,7 @@ struct Entry {
     is_invalid: bool,
     operator: Operator,
     disabled: Option<Decision>,
+    verification: Option<Verification>,
     /// When a record ended a pause, as far as this reader saw it.
     resumed_at: Option<EpochMs>,
 }
@@ -107,11 +115,12 @@ impl Entry {
         self.applied.is_none()
             && !self.is_invalid
             && self.disabled.is_none()
+            && self.verification.is_none()
             && matches!(self.operator, Operator::None)
     }
 
-    /// Folds the three records again after one of them changed at `timestamp`.
-    fn fold(&mut self, was: Option<State>, timestamp: Option<EpochMs>) -> Change {
+    /// Folds the records again after one of them changed at `timestamp`; with `verify`, every endpoint must consent.
+    fn fold(&mut self, was: Option<State>, timestamp: Option<EpochMs>, verify: bool) -> Change {
         let Some(applied) = &mut self.applied else {
             return Change::Nothing;
         };
@@ -122,7 +131,7 @@ impl Entry {
             Operator::Known(decision, hash) => {
                 resumed_at = resumed_at.max(decision.resumed_at);
                 if decision.is_on(&version) {
-                    state = decision.state;
+                    state = decision.state.decided();
                     version = version.with(hash);
                 } else if decision.state != State::Active && state == State::Active {
                     // The apply that made the decision void has ended the pause.
@@ -135,19 +144,34 @@ impl Entry {
         if let Some(disabled) = &self.disabled
             && disabled.version == version
         {
-            state = disabled.state;
+            state = disabled.state.decided();
+        }
+        let mut rate_limit = applied.rate_limit;
+        if verify || applied.folded.verify {
+            let verification = self.verification.as_ref();
+            let url = &applied.folded.url;
+            match verification.and_then(|verification| verification.consent(url)) {
+                Some(consent) => rate_limit = consent.rate_limit(rate_limit),
+                None if state == State::Active => state = State::Pending,
+                None => {}
+            }
         }
         if state == State::Active && was.is_some_and(|was| was != State::Active) {
             self.resumed_at = self.resumed_at.max(timestamp);
             resumed_at = resumed_at.max(timestamp);
         }
         let now = &applied.folded;
-        if now.state == state && now.resumed_at == resumed_at && now.source.version == version {
+        if now.state == state
+            && now.resumed_at == resumed_at
+            && now.source.version == version
+            && now.rate_limit == rate_limit
+        {
             return Change::Updated(Arc::clone(now));
         }
         let folded = Arc::make_mut(&mut applied.folded);
         folded.state = state;
         folded.resumed_at = resumed_at;
+        folded.rate_limit = rate_limit;
         folded.source.version = version;
         Change::Updated(Arc::clone(&applied.folded))
     }
@@ -164,9 +188,20 @@ pub struct Fold {
     /// Of the ids of applied subscriptions. Fan-out writes the commands of an event in the order of these hashes, so no two
     /// may be the same.
     hashes: HashSet<u64>,
+    /// Whether every endpoint must consent.
+    verify: bool,
 }
 
 impl Fold {
+    /// Without subscriptions; with `verify`, every endpoint must consent, whatever the record of its subscription says.
+    #[must_use]
+    pub fn new(verify: bool) -> Self {
+        Self {
+            verify,
+            ..Self::default()
+        }
+    }
+
     /// Takes the next record.
     pub fn take(&mut self, record: &TopicRecord<'_>) -> Change {
         let key = record.key.unwrap_or_default();
@@ -176,6 +211,9 @@ impl Fold {
         let Ok(text) = std::str::from_utf8(key) else {
             return self.take_applied("", record);
         };
+        if let Some(id) = Verification::id_of_key(text) {
+            return self.take_verification(id, record);
+        }
         match Decider::of_key(text) {
             Some((by, id)) => self.take_decision(id, by, record),
             None => self.take_applied(text, record),
@@ -236,10 +274,11 @@ impl Fold {
         self.hashes.insert(subscription_hash(id));
         entry.applied = Some(Applied {
             state: subscription.state,
+            rate_limit: subscription.rate_limit,
             timestamp: record.timestamp,
             folded: Arc::new(subscription),
         });
-        entry.fold(was, record.timestamp)
+        entry.fold(was, record.timestamp, self.verify)
     }
 
     /// Another applied subscription whose id has the hash of this one.
@@ -258,18 +297,37 @@ impl Fold {
         // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
         entry.is_invalid = false;
         let was = entry.state();
-        entry.fold(was, record.timestamp)
+        entry.fold(was, record.timestamp, self.verify)
+    }
+
+    fn take_verification(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
+        if !is_id(id) {
+            return not_about_any(id, record);
+        }
+        let read = record.value.map(|value| Verification::read(id, value));
+        let entry = self.entries.entry(id.into()).or_default();
+        let was = entry.state();
+        let problem = match read {
+            None => {
+                entry.verification = None;
+                None
+            }
+            Some(Ok(verification)) => {
+                entry.verification = Some(verification);
+                None
+            }
+            // Without an earlier one, the endpoint has not consented.
+            Some(Err(error)) => Some((error, entry.verification.is_some())),
+        };
+        let change = entry.fold(was, record.timestamp, self.verify);
+        self.settle(id, problem, change)
     }
 
     fn take_decision(&mut self, id: &str, by: Decider, record: &TopicRecord<'_>) -> Change {
-        let read = record.value.map(|value| Decision::read(id, value));
         if !is_id(id) {
-            let problem = format!("key: {id:?} is not the id of a subscription");
-            return match record.value {
-                None => Change::Nothing,
-                Some(_) => refused(SubscriptionError::Invalid(vec![problem]), false),
-            };
+            return not_about_any(id, record);
         }
+        let read = record.value.map(|value| Decision::read(id, value));
         let entry = self.entries.entry(id.into()).or_default();
         let was = entry.state();
         let mut problem = None;
@@ -292,8 +350,19 @@ impl Fold {
                 problem = Some((error, entry.disabled.is_some()));
             }
         }
-        let change = entry.fold(was, record.timestamp);
-        if entry.is_empty() {
+        let change = entry.fold(was, record.timestamp, self.verify);
+        self.settle(id, problem, change)
+    }
+
+    /// What a record beside the applied one changes; `problem` is why it cannot be read, and whether an earlier one stays
+    /// in force.
+    fn settle(
+        &mut self,
+        id: &str,
+        problem: Option<(SubscriptionError, bool)>,
+        change: Change,
+    ) -> Change {
+        if self.entries.get(id).is_some_and(Entry::is_empty) {
             self.entries.remove(id);
         }
         match (problem, change) {
@@ -331,7 +400,7 @@ impl Fold {
         entry.is_some_and(|entry| entry.is_invalid && entry.applied.is_none())
     }
 
-    /// The keys of the decisions about a subscription.
+    /// The keys of the records beside the applied one of a subscription.
     #[must_use]
     pub fn decisions(&self, id: &str) -> Vec<String> {
         let Some(entry) = self.entries.get(id) else {
@@ -343,7 +412,11 @@ impl Fold {
             (entry.disabled.is_some(), Decider::Hookstream),
         ];
         let there = deciders.into_iter().filter(|(there, _)| *there);
-        there.map(|(_, by)| by.key(id)).collect()
+        let decisions = there.map(|(_, by)| by.key(id));
+        let verification = entry.verification.as_ref();
+        decisions
+            .chain(verification.map(|_| Verification::key(id)))
+            .collect()
     }
 
     /// Who put a subscription into its state, and when; `None` when that is the state in its applied record.
@@ -371,6 +444,25 @@ impl Fold {
     pub fn disabled_because(&self, id: &str) -> Option<&str> {
         let disabled = self.entries.get(id)?.disabled.as_ref()?;
         Some(disabled.reason.as_deref().unwrap_or("gone"))
+    }
+
+    /// What became of the last try to get the consent of a subscription's endpoint, if it needs one and was asked.
+    #[must_use]
+    pub fn verification(&self, id: &str) -> Option<&Verification> {
+        let entry = self.entries.get(id)?;
+        let folded = &entry.applied.as_ref()?.folded;
+        let needed = self.verify || folded.verify;
+        let last = entry.verification.as_ref().filter(|_| needed)?;
+        (last.endpoint == verification::endpoint(&folded.url)).then_some(last)
+    }
+}
+
+/// A record beside the applied one whose key names no subscription.
+fn not_about_any(id: &str, record: &TopicRecord<'_>) -> Change {
+    let problem = format!("key: {id:?} is not the id of a subscription");
+    match record.value {
+        None => Change::Nothing,
+        Some(_) => refused(SubscriptionError::Invalid(vec![problem]), false),
     }
 }
 

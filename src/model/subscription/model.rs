@@ -45,6 +45,8 @@ pub struct Subscription {
     pub tls: TlsReferences,
     /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
+    /// Whether its endpoint must consent before it gets events.
+    pub verify: bool,
     /// When it was last resumed, as far as that is known.
     pub resumed_at: Option<EpochMs>,
     /// The records that it comes from.
@@ -144,6 +146,8 @@ pub enum State {
     Paused,
     /// They are dead-lettered with reason `disabled`.
     Disabled,
+    /// None are made, and older ones wait, until its endpoint consents. Never decided: it follows from the records.
+    Pending,
 }
 
 impl State {
@@ -154,6 +158,16 @@ impl State {
             Self::Active => "active",
             Self::Paused => "paused",
             Self::Disabled => "disabled",
+            Self::Pending => "pending",
+        }
+    }
+
+    /// The state that was decided: a pending subscription is active, but for the consent of its endpoint.
+    #[must_use]
+    pub fn decided(self) -> Self {
+        match self {
+            Self::Pending => Self::Active,
+            other => other,
         }
     }
 }

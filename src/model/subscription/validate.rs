@@ -15,7 +15,7 @@ use url::Url;
 use super::auth::Auth;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
-use super::model::{RateLimit, StatusRules, Subscription, TlsReferences};
+use super::model::{RateLimit, State, StatusRules, Subscription, TlsReferences};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
 use super::reference::{credential, header_source, signing_secret};
@@ -79,6 +79,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
     let text = std::str::from_utf8(value).unwrap_or_default();
     check.problems.extend(check_numbers(text).err());
     let url = check.url();
+    let state: State = check.enumerated("state");
     let subscription = Subscription {
         id: check.text("id").into(),
         subscriber: check.text("subscriber").into(),
@@ -89,7 +90,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         headers: check.headers(),
         auth: check.auth(),
         tls: check.tls(url.as_ref()),
-        state: check.enumerated("state"),
+        state: state.decided(),
+        verify: state == State::Pending || check.is_true("verify"),
         resumed_at: None,
         source: Source::default(),
         max_in_flight: check
@@ -175,6 +177,10 @@ impl<'a> Check<'a> {
             .get(field)
             .and_then(deserialized)
             .unwrap_or_default()
+    }
+
+    fn is_true(&self, field: &str) -> bool {
+        self.record.get(field) == Some(&Value::Bool(true))
     }
 
     fn integer(&self, field: &str) -> Option<u32> {

@@ -19,6 +19,12 @@ impl Version {
         Self(digest(value, applied).into())
     }
 
+    /// The text in records.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// This version together with the operator's decision on it.
     pub(super) fn with(&self, decision: &str) -> Self {
         Self(format!("{}.{decision}", self.0).into())

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    pub method: String,
     /// With the query, if any.
     pub path: String,
     /// In order; names in lower case.
@@ -395,11 +396,9 @@ async fn read_request(
     };
     let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
     let mut lines = head.split("\r\n");
-    let path = lines
-        .next()
-        .and_then(|line| line.split(' ').nth(1))
-        .unwrap_or("")
-        .to_owned();
+    let mut line = lines.next().unwrap_or_default().split(' ');
+    let mut next = || line.next().unwrap_or_default().to_owned();
+    let (method, path) = (next(), next());
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
@@ -416,6 +415,7 @@ async fn read_request(
     let body = Bytes::copy_from_slice(&buffer[end..end + length]);
     buffer.drain(..end + length);
     Ok(Some(Seen {
+        method,
         path,
         headers,
         body,

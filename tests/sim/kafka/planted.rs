@@ -15,7 +15,7 @@ const fn bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// All of them.
-pub const ALL: [Bug; 40] = [
+pub const ALL: [Bug; 41] = [
     bug("outcome-lost", "delivery does not write one outcome in 20"),
     bug("command-lost", "fan-out does not write one command in 50"),
     bug("outcome-twice", "delivery writes one outcome in 20 twice"),
@@ -142,6 +142,10 @@ pub const ALL: [Bug; 40] = [
     bug(
         "epoch-uncommitted",
         "fan-out writes in a new epoch before it is committed",
+    ),
+    bug(
+        "backlog-stale",
+        "the backlog is counted without the positions of release",
     ),
 ];
 

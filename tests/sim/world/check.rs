@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hookstream::config::Settings;
+use hookstream::lag::figures::Figures;
 use hookstream::model::command::header;
 use hookstream::model::dead_letter::FACT;
 use hookstream::model::source::{self, Mark, Point, Source};
@@ -88,6 +89,10 @@ pub struct Checker {
     late_commits: bool,
     /// Webhooks that are in two places, and since when, ms since the beginning.
     doubled: BTreeMap<Arc<str>, Ms>,
+    /// Each partition with its group, where one reads it.
+    places: Vec<(Tp, Option<String>)>,
+    /// A hash over all that a look depends on, as of the last one, and whether nothing was open.
+    seen: Option<(u64, bool)>,
     /// What is wrong.
     pub violations: Vec<String>,
 }
@@ -124,11 +129,23 @@ impl Checker {
         let tiers = settings.retry_topics().into_iter();
         topics.extend(tiers.map(|topic| (Arc::from(topic), Kind::Tier, "release")));
         let prefix = &settings.group_prefix;
+        let events: Arc<str> = Arc::from(settings.topics.events[0].as_str());
+        let of_events = Self::all_partitions(&events, plan.event_partitions).into_iter();
+        let mut places: Vec<_> = of_events
+            .map(|tp| (tp, Some(format!("{prefix}fanout"))))
+            .collect();
+        for (topic, _, role) in &topics {
+            let group = (!role.is_empty()).then(|| format!("{prefix}{role}"));
+            let all = Self::all_partitions(topic, plan.partitions).into_iter();
+            places.extend(all.map(|tp| (tp, group.clone())));
+        }
         Self {
             net: net.clone(),
             topics,
+            places,
+            seen: None,
             groups: [format!("{prefix}deliver"), format!("{prefix}release")],
-            events_topic: Arc::from(settings.topics.events[0].as_str()),
+            events_topic: events,
             events_group: format!("{prefix}fanout"),
             partitions: plan.partitions,
             skewed: plan
@@ -174,8 +191,45 @@ impl Checker {
         each.collect()
     }
 
+    /// A hash over the ends and the positions of all partitions.
+    fn present(&self) -> u64 {
+        let mut hash = Hash::default();
+        hash.add(&[u8::from(self.has_evicted())]);
+        self.net.with(|cluster, _| {
+            for (tp, group) in &self.places {
+                if let Some(bounds) = cluster.bounds(tp) {
+                    for offset in [bounds.start, bounds.stable, bounds.end] {
+                        hash.add(&offset.to_le_bytes());
+                    }
+                }
+                match group.as_ref().map(|group| cluster.position(group, tp)) {
+                    Some(Ok(Some((position, metadata)))) => {
+                        hash.add(&position.to_le_bytes());
+                        hash.add(metadata.as_bytes());
+                    }
+                    Some(Ok(None)) => hash.add(&[1]),
+                    Some(Err(_)) => hash.add(&[2]),
+                    None => {}
+                }
+            }
+        });
+        hash.0
+    }
+
     /// Reads on, and checks what holds at any moment. Returns whether nothing is open.
     pub fn look(&mut self) -> bool {
+        let present = self.present();
+        // What is in two places may stay there only for a while.
+        let is_same = |seen: &(u64, bool)| seen.0 == present && self.doubled.is_empty();
+        if let Some((_, settled)) = self.seen.filter(is_same) {
+            return settled;
+        }
+        let settled = self.look_anew();
+        self.seen = Some((present, settled));
+        settled
+    }
+
+    fn look_anew(&mut self) -> bool {
         let topics = self.topics.clone();
         for (topic, kind, _) in &topics {
             for tp in Self::all_partitions(topic, self.partitions) {
@@ -288,6 +342,7 @@ impl Checker {
 
     /// An operator has deleted all commands of a partition; those from `read` on may not have been read.
     pub fn deleted(&mut self, tp: &Tp, read: i64) {
+        self.seen = None;
         let Some(open) = self.open.get_mut(tp) else {
             return;
         };
@@ -320,6 +375,52 @@ impl Checker {
                 self.lost.extend(lost.map(|copy| copy.id));
             }
         }
+    }
+
+    /// Figures of the backlog count nothing that does not exist.
+    pub fn bounds(&mut self, figures: &Figures) {
+        self.look();
+        for one in &figures.subscribers {
+            let own = self.webhooks.values();
+            let own = own.filter(|known| *known.subscriber == *one.name);
+            let (mut begun, mut dead) = (0, 0);
+            for known in own {
+                begun += u64::from(known.begun + known.replayed);
+                dead += u64::from(known.dead);
+            }
+            let pending = one.ready + one.waiting;
+            let died = one.dead_letters.values().sum::<u64>();
+            // What ends again, after a late commit has taken positions back, counts again.
+            let ended = !self.late_commits && one.finished > begun;
+            // A subscription that is made again for another subscriber has commands of both.
+            if self.moving.is_empty() && (pending > begun || died > dead || ended) {
+                let (name, finished) = (&one.name, one.finished);
+                self.violated(
+                    "Lag",
+                    format!("{pending} pending, {finished} finished and {died} dead of {begun} commands, {dead} dead, of {name}"),
+                );
+            }
+        }
+    }
+
+    /// What is wrong with figures that were made when nothing was open.
+    ///
+    /// # Errors
+    /// What it is.
+    pub fn settled(&self, figures: &Figures) -> Result<(), String> {
+        let total = &figures.total;
+        let dead: u64 = self
+            .webhooks
+            .values()
+            .map(|known| u64::from(known.left()))
+            .sum();
+        if total.ready + total.waiting > 0 || total.dead_letters != dead || figures.behind > 0 {
+            return Err(format!(
+                "{total:?} of {dead} dead, {} behind",
+                figures.behind
+            ));
+        }
+        Ok(())
     }
 
     fn events_done(&self) -> bool {

@@ -191,6 +191,7 @@ fn answered(status: u16, retry_after: Option<Duration>) -> Reply<()> {
     Reply::Answered(Answer {
         status,
         retry_after,
+        headers: None,
         rest: None,
     })
 }
@@ -291,6 +292,16 @@ impl Http for Client {
         }
         sleep_until(until).await;
         answered(status, retry_after)
+    }
+
+    async fn exchange(
+        &self,
+        _method: http::Method,
+        request: HttpRequest,
+        deadline: Instant,
+    ) -> Reply<()> {
+        self.post_until_processed(|| request.clone(), deadline)
+            .await
     }
 
     async fn drain((): (), _deadline: Instant) -> Drained {

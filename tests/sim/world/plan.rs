@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::aims::{self, Aim, aim, aimed, aimed_apart};
 use super::endpoints::{Behaviour, Endpoint};
 use crate::kafka::Node;
 use crate::kafka::cluster::Kind;
@@ -138,6 +139,8 @@ pub enum Act {
     Refuse(usize, u32),
     /// The next end of a transaction of a replica's release arrives late: meanwhile it hides what others have written.
     LateEnd(usize, Ms),
+    /// A process that is gone has left a transaction open in all retry topics: for a while it hides what others have written.
+    Hide(Ms),
     /// Delivery does not reach the brokers for a while, and then the commands of a partition are deleted: those that it has
     /// not read are lost, those that it holds are not.
     Gap(i32, Ms),
@@ -169,6 +172,7 @@ impl Act {
                     | Self::StopBroker(..)
                     | Self::LateCommit(..)
                     | Self::LateEnd(..)
+                    | Self::Hide(..)
                     | Self::LatePosition(..)
                     | Self::Refuse(..)
                     | Self::Gap(..)
@@ -195,6 +199,9 @@ pub struct Plan {
     pub replicas: Vec<Roles>,
     /// The positions of delivery were copied from another cluster, with metadata that is worth nothing here.
     pub mirrored: bool,
+    /// Somebody watches the backlog.
+    #[serde(default)]
+    pub observed: bool,
     /// What happens when, ms since the beginning, in order.
     pub acts: Vec<(Ms, Act)>,
     /// When all faults end.
@@ -208,7 +215,7 @@ pub const MOVED: &str = "moved.example.com";
 /// Its new subscriber.
 pub const MOVER: &str = "mover";
 /// Traffic and faults begin here.
-const START: Ms = 5_000;
+pub const START: Ms = 5_000;
 
 impl Plan {
     /// The run of a seed.
@@ -249,7 +256,7 @@ impl Plan {
             _ => 0,
         });
         let quiet = thawed.max().unwrap_or(0).max(quiet);
-        Self {
+        let plan = Self {
             found: String::new(),
             seed,
             partitions,
@@ -262,8 +269,13 @@ impl Plan {
             endpoints,
             replicas,
             mirrored: rng.u32(0..8) == 0,
+            observed: aims::is_observed(seed),
             acts,
             quiet,
+        };
+        match aim {
+            None if !calm => aimed_apart(plan, length),
+            _ => plan,
         }
     }
 
@@ -503,7 +515,7 @@ fn replicas(rng: &mut fastrand::Rng, large: bool) -> Vec<Roles> {
     all
 }
 
-fn events(rng: &mut fastrand::Rng, count: usize, next: &mut usize) -> Vec<Event> {
+pub fn events(rng: &mut fastrand::Rng, count: usize, next: &mut usize) -> Vec<Event> {
     let each = (0..count).map(|_| {
         *next += 1;
         Event {
@@ -553,145 +565,6 @@ fn operators(rng: &mut fastrand::Rng, subs: &[Sub], length: Ms, acts: &mut Vec<(
         }
         if rng.u32(0..4) == 0 {
             acts.push((START + rng.i64(0..length), Act::Rotate(sub)));
-        }
-    }
-}
-
-/// What is too rare by chance.
-#[derive(Clone, Copy)]
-enum Aim {
-    /// A process with failed attempts under way is frozen until others own its partitions; when it wakes up, some requests
-    /// are slow, so that it may write before it hears of that.
-    Zombie,
-    /// A transaction of release stays open in a retry topic while an ordered subscription with retries behind it moves to
-    /// another process.
-    Hidden,
-    /// Partitions move in an orderly way while many attempts are under way.
-    Moved,
-    /// The first events of a partition are fanned out by a process that dies at once.
-    First,
-    /// Fan-out fails while it writes: batches are refused and those behind them are not, positions are committed late,
-    /// processes die or are frozen with commands under way.
-    Copies,
-}
-
-fn aim(rng: &mut fastrand::Rng) -> Option<Aim> {
-    match rng.u32(0..20) {
-        0 => Some(Aim::Zombie),
-        1 => Some(Aim::Hidden),
-        2 => Some(Aim::Moved),
-        3 => Some(Aim::First),
-        4 | 5 => Some(Aim::Copies),
-        _ => None,
-    }
-}
-
-fn aimed(
-    rng: &mut fastrand::Rng,
-    aim: Aim,
-    length: Ms,
-    subs: &mut [Sub],
-    endpoints: &mut [Endpoint],
-    acts: &mut Vec<(Ms, Act)>,
-) {
-    let at = START + rng.i64(2_000..length);
-    // Nothing else that moves partitions or clocks.
-    acts.retain(|(_, act)| !act.is_fault());
-    let mut next = 2_000_000;
-    let mut burst = |rng: &mut fastrand::Rng, when: std::ops::Range<Ms>| {
-        let count = rng.usize(3..10);
-        (rng.i64(when), Act::Publish(events(rng, count, &mut next)))
-    };
-    let until = match aim {
-        Aim::Zombie => {
-            let frozen = rng.i64(21_000..40_000);
-            acts.push(burst(rng, at - 300..at - 5));
-            acts.push((at, Act::Freeze(rng.usize(0..2), frozen)));
-            let slow = Act::Weather(0, 0, rng.u32(1_000..6_000), 5_000);
-            acts.push((at + frozen - 100, slow));
-            at + frozen + 3_000
-        }
-        Aim::Hidden => {
-            for replica in 0..2 {
-                acts.push((at, Act::LateEnd(replica, rng.i64(3_000..4_900))));
-            }
-            // Retries of the first one hop between tiers, those of the others wait behind what they write.
-            acts.push(burst(rng, at - 1_000..at - 600));
-            for _ in 0..3 {
-                acts.push(burst(rng, at + 2_200..at + 4_000));
-            }
-            let moved = at + rng.i64(3_000..4_800);
-            acts.push((moved, Act::Restart(rng.usize(0..2))));
-            for _ in 0..2 {
-                acts.push(burst(rng, moved..moved + 1_500));
-            }
-            moved + rng.i64(3_000..6_000)
-        }
-        Aim::Moved => {
-            for _ in 0..4 {
-                acts.push(burst(rng, at - 600..at + 1_500));
-            }
-            acts.push((at, Act::ScaleUp(Roles::Deliver)));
-            if rng.bool() {
-                acts.push((at + rng.i64(0..2_000), Act::Restart(rng.usize(0..2))));
-            }
-            at
-        }
-        Aim::First => {
-            let first = at - 200;
-            acts.retain(|(when, act)| *when > at || !matches!(act, Act::Publish(_)));
-            acts.push(burst(rng, first..first + 10));
-            acts.push((first + rng.i64(5..130), Act::Kill(0, rng.i64(100..2_000))));
-            if rng.bool() {
-                acts.push((first + rng.i64(5..130), Act::Kill(1, rng.i64(100..2_000))));
-            }
-            at
-        }
-        Aim::Copies => {
-            let mut until = at;
-            for _ in 0..rng.usize(2..5) {
-                let when = at + rng.i64(0..6_000);
-                for _ in 0..rng.usize(1..4) {
-                    acts.push(burst(rng, when - 20..when + 20));
-                }
-                for _ in 0..rng.usize(1..4) {
-                    let replica = rng.usize(0..2);
-                    let act = match rng.u32(0..8) {
-                        0..=2 => Act::Refuse(replica, rng.u32(1..4)),
-                        3 => Act::LatePosition(replica, rng.i64(100..13_000)),
-                        4 | 5 => Act::Kill(replica, rng.i64(100..2_000)),
-                        6 => Act::Freeze(replica, rng.i64(15_000..30_000)),
-                        _ => Act::MoveLeader(4, rng.i32(0..2)),
-                    };
-                    acts.push((when + rng.i64(-10..60), act));
-                }
-                until = until.max(when);
-            }
-            until
-        }
-    };
-    if matches!(aim, Aim::First | Aim::Copies) {
-        return;
-    }
-    for (number, sub) in subs.iter_mut().enumerate().skip(1) {
-        sub.events = "**";
-        sub.strict = matches!(aim, Aim::Hidden);
-        sub.ordered = sub.strict;
-        sub.timeout = 8_000;
-        if sub.strict {
-            sub.subscriber = "tenant1".to_owned();
-            sub.schedule[0] = if number == 1 { 4_000 } else { 1_000 };
-        }
-        (sub.rate, sub.max_in_flight) = (None, 8);
-    }
-    for endpoint in endpoints.iter_mut().skip(2) {
-        let failing = Behaviour::Status(500, 100);
-        match aim {
-            Aim::Moved => (endpoint.phases, endpoint.latency) = (Vec::new(), (200, 900)),
-            Aim::First | Aim::Copies => {}
-            Aim::Zombie | Aim::Hidden => {
-                endpoint.phases = vec![(at - 1_500, failing), (until, Behaviour::Well)];
-            }
         }
     }
 }

@@ -15,6 +15,7 @@ use hookstream::edge::port::failure::Failure;
 use hookstream::fanout::metrics::FanoutMetrics;
 use hookstream::retry::metrics::ReleaseMetrics;
 use hookstream::runtime::context::{Process, RoleContext};
+use hookstream::runtime::hold::Holds;
 use hookstream::runtime::metrics::{Metrics, Registry};
 use hookstream::runtime::shutdown::Stop;
 use hookstream::{delivery, fanout, retry};
@@ -112,6 +113,7 @@ impl Replica {
             tracer: Tracer::off(),
             health: Arc::default(),
             stop: Arc::default(),
+            holds: Holds::default(),
             subscriptions_loaded: Arc::new(AtomicBool::new(false)),
             cluster: Arc::default(),
         };

@@ -14,6 +14,7 @@ use hookstream::edge::clock;
 use hookstream::edge::port::records::{Headers as _, Record};
 use hookstream::edge::port::task::KeepWaiting;
 use hookstream::edge::port::{Producer as _, ProducerKind};
+use hookstream::lag::figures::Figures;
 use hookstream::model::subscription::APPLIED;
 use hookstream::model::units::{EpochMs, Offset as PlaceOffset, Position};
 use hookstream::model::window::{Format, Place, Window};
@@ -22,6 +23,7 @@ use tokio::time::{sleep, sleep_until};
 use super::check::{Checker, control_latencies};
 use super::endpoints::Endpoints;
 use super::history::{EPOCH, History, What};
+use super::lag::{self, observe};
 use super::plan::{Act, Event, MOVED, MOVER, Plan, Roles};
 use super::replay::replay;
 use super::replica::Replica;
@@ -250,6 +252,8 @@ struct World {
     operator: tokio::sync::Mutex<Writer>,
     /// Faults are over.
     calm: std::cell::Cell<bool>,
+    /// The last figures of who watches the backlog.
+    figures: lag::Latest,
 }
 
 async fn world(plan: &Plan) -> Outcome {
@@ -286,6 +290,7 @@ async fn world(plan: &Plan) -> Outcome {
         moved: RefCell::default(),
         secrets: RefCell::default(),
         calm: std::cell::Cell::new(false),
+        figures: lag::Latest::default(),
     });
     for sub in 0..plan.subs.len() {
         world.apply(sub, false).await;
@@ -295,6 +300,9 @@ async fn world(plan: &Plan) -> Outcome {
     }
     let supervisor = tokio::task::spawn_local(Rc::clone(&world).supervise());
     let watcher = tokio::task::spawn_local(Rc::clone(&world).watch());
+    let observer = plan
+        .observed
+        .then(|| tokio::task::spawn_local(Rc::clone(&world).observe()));
     let began = tokio::time::Instant::now();
     for (at, act) in &plan.acts {
         let since = world.net.now() - EPOCH;
@@ -307,6 +315,9 @@ async fn world(plan: &Plan) -> Outcome {
     world.settle().await;
     supervisor.abort();
     watcher.abort();
+    if let Some(observer) = observer {
+        observer.abort();
+    }
     let took = world.net.now() - EPOCH;
     let history = world.endpoints.history();
     let latencies = control_latencies(&history, &world.published.borrow());
@@ -361,6 +372,36 @@ impl World {
             sleep(LOOK).await;
             self.checker.borrow_mut().look();
         }
+    }
+
+    async fn observe(self: Rc<Self>) {
+        let (net, settings) = (self.net.clone(), self.settings.clone());
+        let latest = Rc::clone(&self.figures);
+        let check = |figures: &Figures| self.checker.borrow_mut().bounds(figures);
+        observe(net, settings, check, latest).await;
+    }
+
+    /// When everything is settled, soon nothing is pending in the figures, and what is dead is.
+    async fn figures_settle(&self) {
+        const WITHIN: Duration = Duration::from_secs(60);
+        let since = self.net.now();
+        let until = tokio::time::Instant::now() + WITHIN;
+        let mut wrong = "there are no figures".to_owned();
+        while tokio::time::Instant::now() < until {
+            sleep(Duration::from_millis(500)).await;
+            let figures = self.figures.borrow().clone();
+            let is_new = |figures: &Figures| figures.as_of_seconds * 1000.0 >= since as f64;
+            let Some(figures) = figures.filter(is_new) else {
+                continue;
+            };
+            match self.checker.borrow().settled(&figures) {
+                Ok(()) => return,
+                Err(what) => wrong = what,
+            }
+        }
+        self.violated(format!(
+            "Lag: {WITHIN:?} after everything is settled, {wrong}"
+        ));
     }
 
     async fn apply(&self, sub: usize, paused: bool) {
@@ -595,6 +636,7 @@ impl World {
                         .next(&client, Api::EndTransaction, Fate::Late(ms(by)));
                 });
             }
+            Act::Hide(time) => self.hide(ms(time)).await,
             Act::LatePosition(at, by) => {
                 self.replica(at, |replica| {
                     let client = format!("fanout-{}", replica.name);
@@ -614,6 +656,35 @@ impl World {
                 });
             }
         }
+    }
+
+    /// A transaction of a process that is gone stays open in all retry topics for `time`, and is aborted then.
+    async fn hide(&self, time: Duration) {
+        const GONE: &str = "gone";
+        let settings = Settings {
+            instance: GONE.to_owned(),
+            ..self.settings.clone()
+        };
+        let keep_waiting: KeepWaiting = Arc::new(|| true);
+        let kind = ProducerKind::Writer;
+        let opened = SimProducer::open(&self.net, &settings, &keep_waiting, GONE, kind);
+        let mut producer = opened.await.unwrap();
+        for topic in self.settings.retry_topics() {
+            for partition in 0..self.plan.partitions {
+                let record = Record {
+                    topic: &topic,
+                    partition: Some(partition),
+                    key: Some(GONE.as_bytes()),
+                    value: None,
+                    headers: SimHeaders::with_capacity(0),
+                    tag: 0,
+                };
+                producer.send(record).await.unwrap();
+            }
+        }
+        producer.acknowledged().await.unwrap();
+        sleep(time).await;
+        producer.abandon().await;
     }
 
     /// Gives a subscription a new secret; the one before is used beside it until all have heard of it.
@@ -827,6 +898,9 @@ impl World {
             self.violated(format!(
                 "Liveness: the last wave is not delivered within {WAVE_WITHIN:?}: {open}"
             ));
+        }
+        if self.plan.observed {
+            self.figures_settle().await;
         }
         let count = self.replicas.borrow().len();
         for at in 0..count {

@@ -219,7 +219,7 @@ impl Virtual {
                             let notice = notice.map(|notice| (self.now - self.begin, *notice));
                             self.notices.extend(notice);
                         }
-                        Outcome::Invalid(_) => {}
+                        Outcome::Invalid(_) | Outcome::Verification(..) => {}
                     }
                     written.extend(offset);
                 }

@@ -233,7 +233,7 @@ async fn an_endless_row_of_interim_responses_or_blank_lines_ends_before_the_dead
             "{failure:?}"
         );
     }
-    let few = "HTTP/1.1 103 Early\r\n\r\n".repeat(100);
+    let few = "HTTP/1.1 103 Early\r\n\r\n".repeat(10);
     let server = Server::answering(format!(
         "{few}HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n"
     ));
@@ -527,4 +527,50 @@ async fn a_response_before_the_body_is_through_counts_in_http2() {
         assert_eq!(answered(reply).status, 413);
     }
     assert_eq!(server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn a_request_with_options_returns_its_headers_and_others_do_not() {
+    let (sent, mut seen) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream| {
+        let sent = sent.clone();
+        async move {
+            while let Some(request) = read_request(&mut stream).await {
+                sent.send(request).unwrap();
+                let head =
+                    "HTTP/1.1 200 OK\r\nwebhook-allowed-rate: 60\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    let server = server.await;
+    let client = client();
+    let empty = || Request {
+        body: Bytes::new(),
+        ..request(&server.url())
+    };
+    let answer = answered(
+        client
+            .exchange(http::Method::OPTIONS, empty(), within(LONG))
+            .await,
+    );
+    let headers = answer.headers.unwrap();
+    assert_eq!(headers["webhook-allowed-rate"], "60");
+    let line = seen.recv().await.unwrap();
+    assert!(
+        line.starts_with("OPTIONS /hook?token=s3cret HTTP/1.1\r\n"),
+        "{line}"
+    );
+    let answer = answered(post(&client, &server.url()).await);
+    assert!(answer.headers.is_none());
+    assert!(seen.recv().await.unwrap().starts_with("POST "));
+    assert_eq!(server.accepted(), 1, "both on one connection");
+
+    let guarded = HttpClient::new(options(&[])).unwrap();
+    let (class, _) = failed(
+        guarded
+            .exchange(http::Method::OPTIONS, empty(), within(LONG))
+            .await,
+    );
+    assert_eq!((class, server.accepted()), (FailureClass::Egress, 1));
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{Producer as _, ThreadedProducer};
+use rdkafka::producer::Producer as _;
 
 use super::deliveries::{Deliveries, DeliveryContext};
+use super::polled_producer::PolledProducer;
 use crate::config::Settings;
 use crate::edge::failpoint;
 use crate::edge::kafka::bootstrap;
@@ -32,11 +33,7 @@ pub(super) enum OnStuck {
 }
 
 /// A client, its link to the watchdog, and its delivery reports.
-pub(super) type Made = (
-    Arc<ThreadedProducer<DeliveryContext>>,
-    Link,
-    Arc<Deliveries>,
-);
+pub(super) type Made = (Arc<PolledProducer<DeliveryContext>>, Link, Arc<Deliveries>);
 
 /// How to create the client.
 #[derive(Clone)]
@@ -120,11 +117,7 @@ impl Recipe {
             let ms = deadline.as_millis().to_string();
             crate::edge::kafka::client::default(&mut config, "message.timeout.ms", &ms);
         }
-        let client: ThreadedProducer<DeliveryContext> =
-            config.create_with_context(context).map_err(|error| {
-                Failure::from_client(format!("creating the producer of {}", self.purpose), error)
-            })?;
-        let client = Arc::new(client);
+        let client = Arc::new(PolledProducer::create(&config, context, self.purpose)?);
         let link = bootstrap::keep(
             &self.settings,
             &client,
@@ -138,7 +131,7 @@ impl Recipe {
     /// decided how it ends, since it has fenced the id's last client before it responds so.
     fn init_transactions(
         &self,
-        client: &ThreadedProducer<DeliveryContext>,
+        client: &PolledProducer<DeliveryContext>,
         link: &Link,
     ) -> Result<bool, Failure> {
         const TRY: Duration = Duration::from_secs(10);

@@ -1,13 +1,16 @@
 //! Compares a cluster with the plan: the differences with their fixes, and the topics to create. Pure.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::plan::{Partitions, Rule, TopicSpec};
 use crate::config::Settings;
 use crate::config::table::{SETTINGS, Setting};
+use crate::edge::kafka::client::TRANSACTION_TIMEOUT;
 use crate::model::units::format_duration;
+use crate::model::window::METADATA_LIMIT;
 
 /// Default partition count of commands, tiers and dead letters: twelve divides evenly among two, three, four and six
 /// replicas.
@@ -15,6 +18,21 @@ pub const DEFAULT_PARTITIONS: i32 = 12;
 
 /// Default replication factor, if there are enough brokers.
 pub const DEFAULT_REPLICATION: i32 = 3;
+
+/// Rules for the settings of every broker, by name.
+const BROKER_RULES: [(&str, Rule); 3] = [
+    // The window of a partition is commit metadata.
+    (
+        "offset.metadata.max.bytes",
+        Rule::AtLeast(METADATA_LIMIT as i64),
+    ),
+    // A group that is empty for longer loses its positions: over a long weekend, at least.
+    ("offsets.retention.minutes", Rule::AtLeast(7 * 24 * 60)),
+    (
+        "transaction.max.timeout.ms",
+        Rule::AtLeast(TRANSACTION_TIMEOUT.as_millis() as i64),
+    ),
+];
 
 /// An existing topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +52,10 @@ pub struct Cluster {
     pub brokers: i32,
     /// Those of the planned topics that exist.
     pub topics: BTreeMap<String, Found>,
+    /// By broker id: its settings, defaults included.
+    pub broker_configs: BTreeMap<i32, HashMap<String, String>>,
+    /// Why the settings of the brokers are unknown.
+    pub broker_configs_unknown: Option<String>,
 }
 
 /// What the operator requested on the command line.
@@ -43,6 +65,8 @@ pub struct Wish {
     pub partitions: Option<i32>,
     /// The replication factor.
     pub replication: Option<i32>,
+    /// How long commands and retries are kept.
+    pub retention: Option<Duration>,
 }
 
 impl Cluster {
@@ -101,10 +125,30 @@ pub fn differences(
         partitions: cluster.common_partitions(specs, wish),
         replication: cluster.replication(wish),
     };
-    specs
+    let topics = specs
         .iter()
-        .flat_map(|spec| judge.topic(spec, cluster.topics.get(&spec.name)))
-        .collect()
+        .flat_map(|spec| judge.topic(spec, cluster.topics.get(&spec.name)));
+    topics.chain(brokers(cluster)).collect()
+}
+
+/// What hookstream needs of every broker. These settings are read from a broker's file: it must be restarted.
+fn brokers(cluster: &Cluster) -> impl Iterator<Item = Difference> {
+    cluster.broker_configs.iter().flat_map(|(id, config)| {
+        BROKER_RULES.iter().filter_map(move |(key, rule)| {
+            // A broker that does not have a setting has no such limit.
+            let value = config.get(*key)?;
+            (!rule.allows(value)).then(|| Difference {
+                topic: format!("broker {id}"),
+                setting: (*key).to_owned(),
+                found: value.clone(),
+                wanted: rule.wanted(),
+                mend: format!(
+                    "set {key}={} in the configuration of every broker, and restart them one by one",
+                    rule.value()
+                ),
+            })
+        })
+    })
 }
 
 /// The command that creates a missing topic, complete enough for a shell without this process's environment or file: it
@@ -137,6 +181,9 @@ fn create_command(settings: &Settings, wish: Wish, spec: &TopicSpec) -> String {
     repeat("max-event-bytes", &size_text(settings.max_event_bytes));
     if let Some(replication) = wish.replication {
         repeat("replication-factor", &replication.to_string());
+    }
+    if let Some(retention) = wish.retention {
+        repeat("retention", &format_duration(retention));
     }
     if spec.name == topics.attempts() {
         command.push_str(" --attempt-log");
@@ -181,7 +228,7 @@ impl Judge<'_> {
             return vec![self.missing(spec)];
         };
         if !spec.own {
-            return Vec::new();
+            return self.event_size(spec, found).into_iter().collect();
         }
         let mut differences: Vec<_> = self.shape(spec, found).into_iter().flatten().collect();
         differences.extend(
@@ -193,6 +240,28 @@ impl Judge<'_> {
             differences.extend(self.setting(spec, found, "min.insync.replicas", &Rule::AtLeast(2)));
         }
         differences
+    }
+
+    /// An event topic that takes larger events than fan-out does: they would be set aside.
+    fn event_size(&self, spec: &TopicSpec, found: &Found) -> Option<Difference> {
+        /// What a record has beside its value, at Kafka's default of 1,048,588 bytes for values of 1 MiB and more.
+        const BESIDE: usize = 1024;
+        const KEY: &str = "max.message.bytes";
+        let value = found.config.get(KEY)?;
+        let bytes: usize = value.parse().ok()?;
+        let most = self.settings.max_event_bytes;
+        (bytes > most.saturating_add(BESIDE)).then(|| Difference {
+            topic: spec.name.clone(),
+            setting: KEY.to_owned(),
+            found: value.clone(),
+            wanted: format!("at most {most}, which is --max-event-bytes"),
+            mend: format!(
+                "set --max-event-bytes {} for all roles and check again, or kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {} --add-config {KEY}={most}",
+                size_text(bytes),
+                self.brokers,
+                spec.name
+            ),
+        })
     }
 
     fn missing(&self, spec: &TopicSpec) -> Difference {
@@ -221,9 +290,7 @@ impl Judge<'_> {
             mend,
         };
         let too_few = spec.partitions == Partitions::Common && found.partitions != *partitions;
-        let alter = format!(
-            "kafka-topics.sh --bootstrap-server {brokers} --alter --topic {name} --partitions {partitions}"
-        );
+        let alter = format!("hookstream topics add-partitions {partitions} --brokers {brokers}");
         let reassign = format!(
             "kafka-reassign-partitions.sh --bootstrap-server {brokers} --execute --reassignment-json-file FILE, \
              where FILE lists {replication} replicas for each partition of {name}"
@@ -311,4 +378,55 @@ pub fn creations(
         }
     };
     missing.map(creation).collect()
+}
+
+/// A topic that gets partitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Growth {
+    /// Its name.
+    pub topic: String,
+    /// Its partitions now.
+    pub before: i32,
+    /// Its partitions afterwards.
+    pub partitions: i32,
+}
+
+/// The topics that need partitions to have this common number: `webhook-commands` last, so that an interrupted growth
+/// leaves no command without its retry partition.
+///
+/// # Errors
+/// A topic is missing, or has more partitions: they are never removed.
+pub fn growths(
+    specs: &[TopicSpec],
+    cluster: &Cluster,
+    commands: &str,
+    partitions: i32,
+) -> Result<Vec<Growth>, String> {
+    let mut growths = Vec::new();
+    for spec in specs
+        .iter()
+        .filter(|spec| spec.partitions == Partitions::Common)
+    {
+        let topic = spec.name.clone();
+        let Some(found) = cluster.topics.get(&topic) else {
+            return Err(format!(
+                "the topic {topic} is missing; create it with `hookstream topics create`"
+            ));
+        };
+        let before = found.partitions;
+        if before > partitions {
+            return Err(format!(
+                "{topic} has {before} partitions, and partitions are never removed: N must be at least {before}"
+            ));
+        }
+        if before < partitions {
+            growths.push(Growth {
+                topic,
+                before,
+                partitions,
+            });
+        }
+    }
+    growths.sort_by_key(|growth| growth.topic == commands);
+    Ok(growths)
 }

@@ -9,7 +9,7 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Commands and retries are work, not history, but must outlive an outage of delivery or release that lasts
 /// over a holiday.
-const WORK_RETENTION: Duration = DAY.saturating_mul(14);
+pub const WORK_RETENTION: Duration = DAY.saturating_mul(14);
 
 /// A dead letter and its facts: time for an operator to notice, fix the cause and replay.
 const LETTER_RETENTION: Duration = DAY.saturating_mul(90);
@@ -94,6 +94,12 @@ pub struct TopicSpec {
 /// All topics that hookstream uses: its own, then the event topics.
 #[must_use]
 pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
+    topics_kept(settings, WORK_RETENTION)
+}
+
+/// The same where commands and retries are kept for at least `retention`, which must outlive an outage.
+#[must_use]
+pub fn topics_kept(settings: &Settings, retention: Duration) -> Vec<TopicSpec> {
     let record = settings.max_event_bytes.saturating_add(RECORD_OVERHEAD);
     let copy = record.saturating_add(COPY_OVERHEAD);
     let names = &settings.topics;
@@ -108,11 +114,11 @@ pub fn topics(settings: &Settings) -> Vec<TopicSpec> {
             names.commands(),
             Partitions::Common,
             record,
-            kept(WORK_RETENTION),
+            kept(retention),
         ),
     ];
     for delay in settings.tiers.delays() {
-        let mut rules = kept(WORK_RETENTION.max(delay.saturating_mul(TIER_DELAYS_KEPT)));
+        let mut rules = kept(retention.max(delay.saturating_mul(TIER_DELAYS_KEPT)));
         // Tiers use the broker's clock: it is the same for all writers and never runs backwards within a partition,
         // so the head of a partition is always due first.
         rules.push(("message.timestamp.type", Rule::Exactly("LogAppendTime")));
@@ -184,7 +190,7 @@ fn own(
     }
 }
 
-fn in_ms(time: Duration) -> i64 {
+pub(super) fn in_ms(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -195,4 +201,27 @@ fn kept(retention: Duration) -> Vec<(&'static str, Rule)> {
         ("retention.ms", Rule::AtLeast(in_ms(retention))),
         ("retention.bytes", Rule::Exactly("-1")),
     ]
+}
+
+/// The partitions of the commands for this rate, in commands per second: from the rate and the requests in flight as in
+/// docs/sizing.md, for endpoints
+/// that respond in 200 ms.
+#[must_use]
+pub fn partitions_for(rate: u32) -> i32 {
+    /// Requests a second of one worker, so of one partition at most; half of it is for peaks.
+    const PARTITION_RATE: u64 = 29_100 / 2;
+    /// Unfinished commands of a partition that its commit holds.
+    const PARTITION_IN_FLIGHT: u64 = 1_500;
+    const RESPONSES_PER_SECOND: u64 = 5;
+    /// Partitions are added with a pause only, so twice as many as needed now.
+    const SPARE: u64 = 2;
+    /// Twelve divides evenly among two, three, four and six replicas.
+    const STEP: u64 = 12;
+    let rate = u64::from(rate);
+    let needed = rate
+        .div_ceil(PARTITION_RATE)
+        .max(rate.div_ceil(RESPONSES_PER_SECOND * PARTITION_IN_FLIGHT))
+        .saturating_mul(SPARE);
+    let partitions = needed.next_multiple_of(STEP).max(STEP);
+    i32::try_from(partitions).unwrap_or(i32::MAX)
 }

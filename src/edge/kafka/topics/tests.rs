@@ -56,6 +56,8 @@ fn settings() -> Settings {
         notice_after: Duration::from_secs(300),
         disable_after: None,
         operator_subscriber: None,
+        require_verification: false,
+        verification_origin: "hookstream".to_owned(),
     }
 }
 
@@ -63,7 +65,7 @@ fn settings() -> Settings {
 fn created(brokers: i32, wish: Wish) -> Cluster {
     let empty = Cluster {
         brokers,
-        topics: BTreeMap::new(),
+        ..Cluster::default()
     };
     let creations = creations(&topics(&settings()), &empty, wish, true);
     let found = |creation: Creation| {
@@ -85,6 +87,7 @@ fn created(brokers: i32, wish: Wish) -> Cluster {
     Cluster {
         brokers,
         topics: creations.into_iter().map(found).collect(),
+        ..Cluster::default()
     }
 }
 
@@ -108,7 +111,7 @@ fn what_create_makes_check_finds_well() {
                 brokers,
                 Wish {
                     partitions,
-                    replication: None,
+                    ..Wish::default()
                 },
             );
             assert_eq!(
@@ -214,10 +217,94 @@ fn commands_tiers_and_dead_letters_have_as_many_partitions() {
         .partitions = 6;
     let found = differences(&settings(), &topics(&settings()), &cluster, Wish::default());
     assert_eq!(found.len(), 1);
+    assert_eq!(
+        found[0].mend,
+        "hookstream topics add-partitions 12 --brokers kafka:9092"
+    );
+}
+
+#[test]
+fn partitions_are_added_where_they_are_too_few_to_the_commands_last() {
+    let specs = topics(&settings());
+    let mut cluster = created(1, Wish::default());
+    let grown =
+        |cluster: &Cluster, partitions| growths(&specs, cluster, "webhook-commands", partitions);
+    assert_eq!(grown(&cluster, 12), Ok(Vec::new()));
+    let all = grown(&cluster, 13).unwrap();
+    let names: Vec<_> = all.iter().map(|growth| &*growth.topic).collect();
+    assert_eq!(
+        names,
+        [
+            "webhook-retry-5s",
+            "webhook-retry-48h",
+            "webhook-dead-letters",
+            "webhook-commands"
+        ]
+    );
     assert!(
-        found[0]
-            .mend
-            .ends_with("--topic webhook-retry-5s --partitions 12"),
+        all.iter()
+            .all(|growth| (growth.before, growth.partitions) == (12, 13))
+    );
+    // An interrupted growth goes on where it ended.
+    for growth in &all[..2] {
+        cluster.topics.get_mut(&growth.topic).unwrap().partitions = 13;
+    }
+    assert_eq!(grown(&cluster, 13).unwrap(), all[2..]);
+    assert_eq!(
+        grown(&cluster, 12).unwrap_err(),
+        "webhook-retry-5s has 13 partitions, and partitions are never removed: N must be at least 13"
+    );
+    cluster.topics.remove("webhook-dead-letters");
+    let missing = grown(&cluster, 13).unwrap_err();
+    assert!(
+        missing.contains("webhook-dead-letters is missing"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn brokers_that_cannot_keep_windows_positions_or_transactions_are_named() {
+    let mut cluster = created(3, Wish::default());
+    let good = [
+        ("offset.metadata.max.bytes", "4096"),
+        ("offsets.retention.minutes", "10080"),
+        ("transaction.max.timeout.ms", "900000"),
+        ("log.retention.hours", "1"),
+    ];
+    let config = |pairs: &[(&str, &str)]| {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    };
+    cluster.broker_configs.insert(1, config(&good));
+    assert_eq!(differing(&cluster), BTreeSet::new());
+    let bad = [
+        ("offset.metadata.max.bytes", "4095"),
+        ("offsets.retention.minutes", "1440"),
+        ("transaction.max.timeout.ms", "10000"),
+    ];
+    cluster.broker_configs.insert(2, config(&bad));
+    let named = bad.map(|(key, _)| ("broker 2".to_owned(), key.to_owned()));
+    assert_eq!(differing(&cluster), BTreeSet::from(named));
+}
+
+#[test]
+fn an_event_topic_that_takes_larger_events_than_fan_out_is_named() {
+    let mut cluster = created(1, Wish::default());
+    let config = &mut cluster.topics.get_mut("order-events").unwrap().config;
+    // Kafka's own default.
+    config.insert("max.message.bytes".to_owned(), "1048588".to_owned());
+    assert_eq!(differing(&cluster), BTreeSet::new());
+    let config = &mut cluster.topics.get_mut("order-events").unwrap().config;
+    config.insert("max.message.bytes".to_owned(), "5242880".to_owned());
+    assert_eq!(
+        differing(&cluster),
+        one("order-events", "max.message.bytes")
+    );
+    let found = differences(&settings(), &topics(&settings()), &cluster, Wish::default());
+    assert!(
+        found[0].mend.contains("--max-event-bytes 5MiB"),
         "{}",
         found[0].mend
     );
@@ -229,7 +316,7 @@ fn a_missing_topic_is_made_with_the_partitions_of_the_others() {
         1,
         Wish {
             partitions: Some(4),
-            replication: None,
+            ..Wish::default()
         },
     );
     cluster.topics.remove("webhook-dead-letters");
@@ -267,6 +354,42 @@ fn the_log_of_attempts_has_a_topic_only_while_it_is_on_and_is_kept_as_its_operat
     };
     assert!(named(&settings()), "on");
     assert!(!named(&off), "off");
+}
+
+#[test]
+fn a_shorter_retention_is_that_of_commands_and_retries_if_it_is_asked_for() {
+    let kept = |retention: Duration| -> BTreeMap<String, Rule> {
+        let specs = topics_kept(&settings(), retention).into_iter();
+        let of = |spec: TopicSpec| {
+            let mut rules = spec.rules.into_iter();
+            let rule = rules.find(|(key, _)| *key == "retention.ms")?.1;
+            Some((spec.name, rule))
+        };
+        specs.filter_map(of).collect()
+    };
+    let ms = |days: u32| Rule::AtLeast(super::plan::in_ms(DAY * days));
+    let short = kept(DAY * 3);
+    assert_eq!(short["webhook-commands"], ms(3));
+    assert_eq!(short["webhook-retry-5s"], ms(3));
+    assert_eq!(short["webhook-retry-48h"], ms(28), "14 times its delay");
+    assert_eq!(short["webhook-dead-letters"], ms(90));
+    let usual = kept(WORK_RETENTION);
+    assert_eq!(usual["webhook-commands"], ms(14));
+}
+
+/// Replicas that need more partitions than the rate does are not known here.
+#[test]
+fn partitions_follow_the_expected_rate() {
+    for (rate, partitions) in [
+        (0, 12),
+        (300, 12),
+        (20_000, 12),
+        (60_000, 24),
+        (1_000_000, 276),
+        (u32::MAX, 1_145_328),
+    ] {
+        assert_eq!(partitions_for(rate), partitions, "{rate} commands/s");
+    }
 }
 
 #[test]

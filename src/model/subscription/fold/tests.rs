@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod verification;
+
 fn record(id: &str, more: Value) -> Vec<u8> {
     let mut record = json!({
         "id": id, "subscriber": "acme", "url": "https://acme.example/hooks", "events": ["order.*"]

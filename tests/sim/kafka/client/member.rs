@@ -75,6 +75,7 @@ struct State {
     left: bool,
     ended: bool,
     disturbed: bool,
+    lost: bool,
 }
 
 /// A member of a group. Dropping it ends the membership without a word, as a crash does.
@@ -155,6 +156,7 @@ impl Member {
         for tp in partitions {
             state.owned.remove(tp);
         }
+        state.lost = false;
         state.awaited = false;
         drop(state);
         self.task.changed.notify_waiters();
@@ -173,6 +175,11 @@ impl Member {
     /// The partitions that were taken and not given up.
     pub fn owned(&self) -> Vec<Tp> {
         lock(&self.task.state).owned.iter().cloned().collect()
+    }
+
+    /// Whether the partitions were lost, and not given up since (`assignment_lost`).
+    pub fn has_lost(&self) -> bool {
+        lock(&self.task.state).lost
     }
 
     /// Whether a request of this member was lost since the last call.
@@ -361,6 +368,7 @@ impl Task {
             }
             state.member = Arc::from("");
             state.generation = -1;
+            state.lost = !state.owned.is_empty();
             state
                 .events
                 .retain(|event| matches!(event, Event::Failed(_)));

@@ -26,7 +26,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The offsets that the leaders have; of partitions without a leader none.
-async fn offsets(link: &Link, of: &[(Tp, Spec)]) -> Result<BTreeMap<Tp, i64>, Code> {
+pub async fn offsets(link: &Link, of: &[(Tp, Spec)]) -> Result<BTreeMap<Tp, i64>, Code> {
     let mut by_leader: BTreeMap<Node, Vec<(Tp, Spec)>> = BTreeMap::new();
     for (tp, spec) in of {
         match link.leader(tp).await {

@@ -495,6 +495,10 @@ impl port::Member for SimMember {
         {
             return Ok(());
         }
+        // As the product's.
+        if self.member.has_lost() && !planted::is("lost-as-revoked") {
+            return Err(plain(Code::UnknownMemberId));
+        }
         let mut offsets = to_offsets(commits);
         if self.purpose == "deliver" && planted::is("position-ahead") {
             offsets.iter_mut().for_each(|offset| offset.position += 1);

@@ -54,7 +54,8 @@ impl World<'_> {
                 Outcome::Invalid(_)
                 | Outcome::Disable(..)
                 | Outcome::Status(_)
-                | Outcome::Notice(..) => {}
+                | Outcome::Notice(..)
+                | Outcome::Verification(..) => {}
             }
         }
         let at = self.now + self.shape.transaction;
