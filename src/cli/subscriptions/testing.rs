@@ -22,7 +22,7 @@ use crate::edge::kafka::subscription_log::Freshness;
 use crate::edge::live::Live;
 use crate::model::command::ContentType;
 use crate::model::event::{self, Format, RawEvent};
-use crate::model::subscription::{Subscription, TypePattern};
+use crate::model::subscription::{Segment, Subscription, TypePattern};
 use crate::model::units::EpochMs;
 
 /// `hookstream subscriptions test`.
@@ -97,6 +97,18 @@ pub(super) fn run(settings: &Settings, args: &TestArgs) -> Result<Exit, CliError
     }
 }
 
+/// A type that a pattern matches, with `test` for each wildcard.
+fn example(pattern: &TypePattern) -> String {
+    let segment = |segment: &Segment| match segment {
+        Segment::Literal(text) => text.to_string(),
+        Segment::One | Segment::Any => "test".to_owned(),
+    };
+    match pattern {
+        TypePattern::Exact(text) => text.to_string(),
+        TypePattern::Wildcard(all) => all.iter().map(segment).collect::<Vec<_>>().join("."),
+    }
+}
+
 /// The webhook of a sample event, as fan-out would make it.
 fn sample(
     settings: &Settings,
@@ -107,7 +119,7 @@ fn sample(
     let event_type = args
         .r#type
         .clone()
-        .or_else(|| subscription.events.first().map(TypePattern::example))
+        .or_else(|| subscription.events.first().map(example))
         .unwrap_or_default();
     let envelope = json!({
         "id": format!("test-{}", now.0),
@@ -216,5 +228,24 @@ fn document<'a>(sample: &Sample, exchange: &'a Exchange, verify: Option<String>)
         error: exchange.response.as_ref().err().map(String::as_str),
         milliseconds: exchange.took.as_millis(),
         verify,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_has_a_type_that_the_subscription_matches() {
+        for (pattern, expected) in [
+            ("order.created", "order.created"),
+            ("order.*", "order.test"),
+            ("**", "test"),
+            ("*.paid.**", "test.paid.test"),
+        ] {
+            let pattern = TypePattern::parse(pattern).unwrap();
+            assert_eq!(example(&pattern), expected);
+            assert!(pattern.matches(expected));
+        }
     }
 }

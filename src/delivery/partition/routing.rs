@@ -274,7 +274,11 @@ impl<E: Endpoint> Partition<E> {
         command: &Command,
         step: &mut Step<'_, S>,
     ) -> Option<(EpochMs, Duration)> {
-        let id = *self.by_subscription.get(&*command.subscription)?;
+        let id = match self.by_subscription.get(&*command.subscription) {
+            Some(&id) => id,
+            // It was deleted during an attempt, and perhaps created again.
+            None => self.lane_of(command, step).ok()?,
+        };
         // It may have been paused or resumed since.
         if !self.refresh(id, step) {
             return None;

@@ -76,21 +76,6 @@ impl TypePattern {
         Ok(Self::Wildcard(segments))
     }
 
-    /// A type that the pattern matches, with `test` for each wildcard.
-    #[must_use]
-    pub fn example(&self) -> String {
-        match self {
-            Self::Exact(text) => (**text).to_owned(),
-            Self::Wildcard(segments) => {
-                let segments = segments.iter().map(|segment| match segment {
-                    Segment::Literal(text) => &**text,
-                    Segment::One | Segment::Any => "test",
-                });
-                segments.collect::<Vec<_>>().join(".")
-            }
-        }
-    }
-
     /// Whether the pattern matches an event of this type.
     #[must_use]
     pub fn matches(&self, event_type: &str) -> bool {

@@ -446,7 +446,5 @@ fn type_patterns_match_whole_segments() {
             wanted,
             "{pattern} on {event_type}"
         );
-        let pattern = TypePattern::parse(pattern).unwrap();
-        assert!(pattern.matches(&pattern.example()), "{pattern:?}");
     }
 }
