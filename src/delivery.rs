@@ -29,6 +29,7 @@ mod outbox;
 mod outcome_records;
 mod oversize;
 pub mod partition;
+mod read_again;
 mod refused;
 mod rejected;
 mod request;

@@ -136,6 +136,7 @@ impl<'a> Reader<'a> {
             "1" => Some(WindowFormat::V1),
             "2" => Some(WindowFormat::V2),
             "3" => Some(WindowFormat::V3),
+            "4" => Some(WindowFormat::V4),
             _ => None,
         });
         let lag_top = self.read("lag-top", |text| number(text, 1, 10_000));

@@ -371,6 +371,7 @@ impl<P: Port> Delivery<'_, P> {
         metrics.window(state.partition, state.span);
         metrics.stalled(state.partition, state.stalled);
         metrics.runnable_commands(state.partition, state.runnable);
+        metrics.deferred_commands(state.partition, state.deferred);
     }
 }
 

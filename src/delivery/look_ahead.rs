@@ -10,6 +10,7 @@
 //!   neither. Other outcomes end their commands, whether they are durable or not.
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
 //!   backlog through the tiers would be wasted work.
+//! - Reads deferred commands again ([`super::read_again`]).
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -23,13 +24,13 @@ use super::partition::effect::Question;
 use super::partition::env::ORDER_BYTES;
 use super::partition::event::LookAhead;
 use super::partition::under_way::{Found, UnderWay};
+use super::read_again::{self, subscription};
 use crate::config::Settings;
 use crate::edge::kafka::cluster::ClusterId;
-use crate::edge::kafka::record::{each_header, read_command};
+use crate::edge::kafka::record::read_command;
 use crate::edge::port::failure::Failure;
 use crate::edge::port::records::{Isolation, Range, RecordView, TopicPartition};
 use crate::edge::port::{Log, Port};
-use crate::model::command::header;
 use crate::model::units::{Offset, Position};
 use crate::model::window::Window;
 
@@ -54,7 +55,7 @@ impl Asked {
     /// Waits for the moves before the question; `false` when nobody needs the answer any more.
     async fn waits_until_durable(&self, port: &impl Port, stop: &dyn Fn() -> bool) -> bool {
         const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-        if matches!(self.question, Question::Others(..)) {
+        if !matches!(self.question, Question::UnderWay(_)) {
             return true;
         }
         while let Some(load) = self.load.upgrade().filter(|_| !stop()) {
@@ -93,7 +94,9 @@ pub(super) fn start<P: Port>(
         while !stop() {
             match answer(&own, &settings, &cluster, &asked, &stop).await {
                 Ok((answer, result)) => {
-                    metrics.look_aheads(result).inc();
+                    if let Some(result) = result {
+                        metrics.look_aheads(result).inc();
+                    }
                     if let Some(worker) = worker.upgrade() {
                         // If the worker has just ended, nobody needs the result.
                         worker
@@ -122,16 +125,22 @@ async fn answer(
     cluster: &ClusterId,
     asked: &Asked,
     stop: &dyn Fn() -> bool,
-) -> Result<(LookAhead, LookAheadResult), Failure> {
+) -> Result<(LookAhead, Option<LookAheadResult>), Failure> {
     match &asked.question {
         Question::UnderWay(window) => {
             let (found, result) =
                 under_way(port, settings, cluster, asked.partition, window, stop).await?;
-            Ok((LookAhead::UnderWay(found), result))
+            Ok((LookAhead::UnderWay(found), Some(result)))
         }
         Question::Others(from, of) => {
             let found = others(port, settings, asked.partition, *from, of, stop).await?;
-            Ok((found, LookAheadResult::Complete))
+            Ok((found, Some(LookAheadResult::Complete)))
+        }
+        Question::Again(pass) => {
+            let share = asked.load.upgrade().map_or(0, |load| load.share());
+            let found =
+                read_again::read(port, settings, asked.partition, pass, share, stop).await?;
+            Ok((LookAhead::Again(Box::new(found)), None))
         }
     }
 }
@@ -162,11 +171,6 @@ async fn others(
     })
     .await?;
     Ok(LookAhead::Others(last, end))
-}
-
-fn subscription(message: &impl RecordView) -> Option<&str> {
-    let (_, value) = each_header(message).find(|(name, _)| *name == header::SUBSCRIPTION)?;
-    std::str::from_utf8(value?).ok()
 }
 
 async fn under_way(

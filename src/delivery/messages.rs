@@ -82,6 +82,8 @@ pub(super) struct PartitionState {
     pub(super) reach: usize,
     /// Writes of fan-out that were lost and not written again yet.
     pub(super) holes: usize,
+    /// Commands that are deferred.
+    pub(super) deferred: usize,
 }
 
 /// An outcome to be written.
@@ -143,9 +145,13 @@ impl Load {
         self.share.store(bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn share(&self) -> usize {
+        self.share.load(Ordering::Relaxed)
+    }
+
     /// Whether less than half of the share is held.
     pub(super) fn has_spare(&self) -> bool {
-        self.bytes() < self.share.load(Ordering::Relaxed) / 2
+        self.bytes() < self.share() / 2
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -105,6 +105,10 @@ struct All {
     window_offsets: IntGaugeVec,
     stalled: GaugeVec,
     runnable_commands: IntGaugeVec,
+    deferred_commands: IntGaugeVec,
+    deferred: IntCounter,
+    deferred_reads: IntCounter,
+    deferred_lost: IntCounter,
     worker_busy: GaugeVec,
     foreign_commit_metadata: IntCounter,
     duplicate_commands: IntCounter,
@@ -199,6 +203,25 @@ impl DeliveryMetrics {
                 ),
                 &["partition"],
             )),
+            deferred_commands: registry.add(IntGaugeVec::new(
+                Opts::new(
+                    "hookstream_deferred_commands",
+                    "Commands that wait in their partition, out of memory, until their endpoint takes more: it works, and has more commands than it takes at a time. They are read again.",
+                ),
+                &["partition"],
+            )),
+            deferred: registry.counter(
+                "hookstream_deferred_total",
+                "Commands that were deferred.",
+            ),
+            deferred_reads: registry.counter(
+                "hookstream_deferred_reads_total",
+                "Records that were read again for deferred commands; commands of others between them count too.",
+            ),
+            deferred_lost: registry.counter(
+                "hookstream_deferred_lost_total",
+                "Deferred commands that retention deleted from the topic of commands before they were read again.",
+            ),
             worker_busy: registry.add(GaugeVec::new(
                 Opts::new(
                     "hookstream_worker_busy_ratio",
@@ -378,6 +401,32 @@ impl DeliveryMetrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// Commands of a partition that wait to be read again.
+    pub fn deferred_commands(&self, partition: i32, count: usize) {
+        self.0
+            .deferred_commands
+            .with_label_values(&[&partition.to_string()])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Commands that were deferred.
+    #[must_use]
+    pub fn deferred(&self) -> &IntCounter {
+        &self.0.deferred
+    }
+
+    /// Records that were read again for deferred commands.
+    #[must_use]
+    pub fn deferred_reads(&self) -> &IntCounter {
+        &self.0.deferred_reads
+    }
+
+    /// Deferred commands that were deleted before they were read again.
+    #[must_use]
+    pub fn deferred_lost(&self) -> &IntCounter {
+        &self.0.deferred_lost
+    }
+
     /// The share of time during which delivery's threads were busy.
     pub fn worker_busy(&self, ratio: f64) {
         const NO_LABELS: [&str; 0] = [];
@@ -392,6 +441,7 @@ impl DeliveryMetrics {
         self.0.window_offsets.remove_label_values(&[&label]).ok();
         self.0.stalled.remove_label_values(&[&label]).ok();
         self.0.runnable_commands.remove_label_values(&[&label]).ok();
+        self.0.deferred_commands.remove_label_values(&[&label]).ok();
     }
 
     /// Partitions whose metadata could not be used.

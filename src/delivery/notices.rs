@@ -136,6 +136,13 @@ impl Lines {
                     );
                 }
             }
+            Notice::DeferredGone(commands) => {
+                metrics.deferred_lost().inc_by(commands as u64);
+                tracing::error!(
+                    commands,
+                    "LOST: deferred commands were deleted from the topic of commands before they were read again; its retention is too short"
+                );
+            }
             Notice::SourcesForgotten(sources) => {
                 if let Some(suppressed) = self.forgotten.pass(clock::instant()) {
                     tracing::error!(

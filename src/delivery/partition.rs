@@ -13,6 +13,7 @@
 //! | `state`, `apply`, `routing`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
 //! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
+//! | [`deferral`], `deferring` | commands that are read again when their lane has room |
 //! | [`health`] | the way to a lane's endpoint |
 //! | `lane_status`, `status` | what a lane knows about its endpoint, for operators |
 //! | [`counts`] | attempts by class |
@@ -23,6 +24,8 @@ mod conclusion;
 pub mod concurrency;
 mod copies;
 pub mod counts;
+pub mod deferral;
+mod deferring;
 pub mod effect;
 pub mod env;
 pub mod event;

@@ -353,6 +353,7 @@ mod tests {
                 cluster: "cluster".into(),
                 tiers: settings.tiers.clone(),
                 order_bytes: 1 << 20,
+                defers: true,
                 notices: NoticeRules {
                     after: Duration::from_secs(300),
                     disable_after: None,

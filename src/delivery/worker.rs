@@ -42,7 +42,7 @@ use crate::model::maps::FastMap as Map;
 use crate::model::outcome::AttemptOutcome;
 use crate::model::status::first_line;
 use crate::model::units::Offset;
-use crate::model::window::{METADATA_LIMIT, Place};
+use crate::model::window::{Format, METADATA_LIMIT, Place};
 
 mod dispatch;
 mod report;
@@ -164,6 +164,7 @@ impl<P: Port> Worker<P> {
             cluster: around.cluster.as_str().into(),
             tiers: around.settings.tiers.clone(),
             order_bytes: ORDER_BYTES,
+            defers: around.settings.window_format == Format::V4,
             notices: NoticeRules {
                 after: around.settings.notice_after,
                 disable_after: around.settings.disable_after,
@@ -254,6 +255,7 @@ impl<P: Port> Worker<P> {
             Message::Durable(number, offsets) => self.apply(number, Event::Durable(offsets)),
             Message::LookedAhead(partition, epoch, found) => {
                 if self.owns(Owner { partition, epoch }) {
+                    self.count_again(partition, &found);
                     self.apply(partition, Event::LookedAhead(found));
                 }
             }
@@ -317,6 +319,8 @@ impl<P: Port> Worker<P> {
                 .duplicate_commands()
                 .inc_by(copies as u64);
         }
+        let deferred = std::mem::take(&mut effects.deferred);
+        self.around.metrics.deferred().inc_by(deferred as u64);
         let owner = Owner {
             partition: number,
             epoch: owned.epoch,
@@ -357,7 +361,7 @@ impl<P: Port> Worker<P> {
                 ) {
                     tracing::error!(
                         partition = owner.partition,
-                        "{error}; commands in order wait until the partition moves"
+                        "{error}; what waits for this look-ahead waits until the partition moves"
                     );
                 }
             }

@@ -174,6 +174,10 @@ pub trait Port: Clone + Send + Sync + 'static {
     fn seed(&self) -> u64;
 }
 
+/// The purpose of a [`Port::log`] of which short parts are read: it fetches little ahead, since what is left of that is
+/// thrown away.
+pub const AGAIN: &str = "again";
+
 /// What a producer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProducerKind {

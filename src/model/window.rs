@@ -3,11 +3,16 @@
 //! Attempts end in any order, but a group commits one position per partition. So each commit carries, in its
 //! metadata, which offsets above the position are finished already; a restart reads it and repeats nothing.
 //!
-//! What is finished must fit [`METADATA_LIMIT`]. Of two forms the shorter is used: a **bitmap** of the span
-//! (any mix, up to about 24,000 offsets), or the **gaps** between unfinished offsets as varints (few unfinished
-//! ones in a span of a million). Finishing an offset never makes the shorter form longer than the limit: the
+//! What is finished must fit [`METADATA_LIMIT`]. Of three forms the shortest is used: a **bitmap** of the span
+//! (any mix, up to about 24,000 offsets), the **gaps** between unfinished offsets as varints (few unfinished
+//! ones in a span of a million), or **segments** ([`segments`]: few finished ones among many that rest, and any mix
+//! of both). Finishing an offset never makes the shorter of the first two longer than the limit: the
 //! span only shrinks, and two gaps that merge take no more bytes than they did apart. So room is asked for
 //! only when an offset is taken ([`Window::has_room`]), and a handful of hanging attempts never stops intake.
+//!
+//! Segments do grow when offsets finish. So what waits for long **rests** ([`Window::rest`]): it does not finish before
+//! it is woken, and the bytes are bounded for whatever the others do ([`Window::worst`]). Room is asked for when an
+//! offset is taken or woken.
 //!
 //! The format, before base64:
 //!
@@ -18,26 +23,31 @@
 //! | 8 | hash of the topic's name and the partition | |
 //! | 8 | hash of the cluster's id | 2 |
 //! | 8 | base position | |
-//! | 2 | length of the coverage | 3 |
-//! | | coverage ([`super::coverage`]) | 3 |
+//! | 2 | length of the coverage | 3, 4 |
+//! | | coverage ([`super::coverage`]) | 3, 4 |
 //! | 1 | form | |
 //! | | data | |
 //!
 //! All versions are read. Version 1 names no cluster: on a mirrored cluster it is told from the cluster's own only
 //! by its position. Version 3 is written only when there is a coverage, which programs that read only up to version 2
-//! do not know: their partitions stop. Metadata that is foreign, damaged, stale or of another cluster reads as empty;
+//! do not know: their partitions stop. Version 4 is written only with segments. Metadata that is foreign, damaged, stale or of another cluster reads as empty;
 //! what a newer program wrote stops the partition: see [`ReadError`].
-
-use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use thiserror::Error;
 
 use crate::model::coverage::{Coverage, MAX_GROWTH};
-use crate::model::stable_hash::fnv1a;
 use crate::model::units::{Offset, Position};
 use crate::model::varint;
+use runs::Runs;
+use segments::Piece;
+
+use read::{FORM_BITMAP, FORM_GAPS, FORM_NONE, FORM_SEGMENTS};
+pub use read::{Place, ReadError, VERSION};
+
+mod read;
+mod runs;
+mod segments;
 
 /// What a broker keeps with an offset by default (`offset.metadata.max.bytes`), characters.
 pub const METADATA_LIMIT: usize = 4096;
@@ -49,32 +59,38 @@ const BYTES: usize = 3068;
 const HEADER: usize = 40;
 const ROOM: usize = BYTES - HEADER;
 
-/// The latest version of the format of commit metadata that this program reads.
-pub const VERSION: u8 = 3;
-/// Nothing is finished above the position; only with a coverage.
-const FORM_NONE: u8 = 0;
-const FORM_BITMAP: u8 = 1;
-const FORM_GAPS: u8 = 2;
 /// Bytes that a coverage takes besides itself.
 const COVERAGE_HEADER: usize = 2;
+
+/// What an offset adds to segments at most, bytes, when it finishes among others.
+const ONE: usize = 5;
+/// The beginning of segments, and what rounding adds to them.
+const LEAD: usize = 16;
+/// A bitmap may begin and end somewhere else than was assumed, which lengthens its neighbours.
+const BESIDE_BITMAP: usize = 4;
+/// Offsets that change before the bytes in the worst case are computed again.
+const CHANGES: usize = 32;
 
 /// Offsets that are taken and unfinished, and the position behind the last one taken.
 ///
 /// Offsets that do not exist (transaction markers, compaction) count as finished.
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// Unfinished offsets, each with its gap: how many offsets lie between it and the one before it; the
-    /// first one's gap is 0, since the base of a snapshot is its own offset. After a restore it also holds
-    /// what the former owner left unfinished and this window has not yet taken.
-    open: BTreeMap<i64, u64>,
-    /// Bytes that all gaps take as varints.
-    gap_bytes: usize,
+    /// Unfinished offsets. After a restore also what the former owner left unfinished and this window has not yet taken.
+    open: Runs,
+    /// Those of them that do not finish before they are woken or taken.
+    resting: Runs,
     /// Behind the last offset taken.
     next: i64,
     /// Behind the last offset that this or a former owner has taken.
     end: i64,
-    /// Bytes that gaps or bitmap may take.
+    /// Bytes that gaps, bitmap or segments may take.
     room: usize,
+    /// Whether more is taken than the first two forms can describe.
+    is_wide: bool,
+    /// Bytes of segments, whatever finishes: a bound, if it was computed, and what has changed since.
+    worst: Option<usize>,
+    changes: usize,
 }
 
 /// The version of the format that is written.
@@ -86,24 +102,8 @@ pub enum Format {
     V2,
     /// Version 2, and with a coverage version 3.
     V3,
-}
-
-/// Where metadata counts: one partition of one cluster. The hashes are computed once, not for each snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    cluster: u64,
-    partition: u64,
-}
-
-impl Place {
-    /// A partition of a topic of a cluster.
-    #[must_use]
-    pub fn new(cluster: &str, topic: &str, partition: i32) -> Self {
-        Self {
-            cluster: fnv1a(cluster.bytes()),
-            partition: fnv1a(topic.bytes().chain(partition.to_be_bytes())),
-        }
-    }
+    /// Version 3, and with segments version 4.
+    V4,
 }
 
 /// What to commit: everything below `position` is finished, and what `metadata` names above it.
@@ -113,44 +113,6 @@ pub struct Snapshot {
     pub position: Position,
     /// Which offsets above are finished; empty when none is.
     pub metadata: String,
-}
-
-/// Why commit metadata was ignored. The finished commands that it named are delivered again; receivers deduplicate by
-/// webhook id.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum ReadError {
-    /// Not written by hookstream, or truncated.
-    #[error("the commit metadata was not written by hookstream, or is corrupt")]
-    Foreign,
-    /// Written by a newer program.
-    #[error(
-        "the commit metadata has version {0}, but this program supports only up to version {VERSION}; do not run older replicas beside newer ones"
-    )]
-    Newer(u8),
-    /// Written by a newer program, in a form of a known version that this program does not know.
-    #[error(
-        "the commit metadata has version {0} in a form that this program does not support; do not run older replicas beside newer ones"
-    )]
-    NewerForm(u8),
-    /// Written for another topic, partition or position: an operator moved the offset, or the topic was recreated.
-    #[error("the commit metadata belongs to another topic, partition or position")]
-    Stale,
-    /// Copied by a mirror from another cluster, whose offsets are meaningless here.
-    #[error(
-        "the commit metadata was written on another Kafka cluster, whose offsets are not valid here; after a planned failover, run `hookstream positions import` before delivery starts"
-    )]
-    OtherCluster,
-}
-
-impl ReadError {
-    /// The version of the metadata, if a newer program wrote it: then it must not be taken as empty.
-    #[must_use]
-    pub fn newer(&self) -> Option<u8> {
-        match self {
-            Self::Newer(version) | Self::NewerForm(version) => Some(*version),
-            Self::Foreign | Self::Stale | Self::OtherCluster => None,
-        }
-    }
 }
 
 /// What a partition's last owner committed.
@@ -180,11 +142,10 @@ impl Restored {
             let coverage = Coverage::new(position);
             return (Self { window, coverage }, None);
         }
-        match decode(metadata, position, place) {
+        match read::decode(metadata, position, place) {
             Ok(decoded) => {
-                for offset in decoded.unfinished {
-                    window.push(offset);
-                }
+                window.open = decoded.unfinished.into_iter().collect();
+                window.resting = window.open.clone();
                 window.end = decoded.end;
                 let coverage = decoded.coverage;
                 (Self { window, coverage }, None)
@@ -199,12 +160,20 @@ impl Window {
     #[must_use]
     pub fn new(position: Position) -> Self {
         Self {
-            open: BTreeMap::new(),
-            gap_bytes: 0,
+            open: Runs::default(),
+            resting: Runs::default(),
             next: position.0,
             end: position.0,
             room: ROOM,
+            is_wide: false,
+            worst: None,
+            changes: 0,
         }
+    }
+
+    /// Takes more than the first two forms can describe, as far as segments can. Only where every replica reads them.
+    pub fn set_wide(&mut self) {
+        self.is_wide = true;
     }
 
     /// The broker keeps at most this many characters (`offset.metadata.max.bytes`). Intake stops until what is finished
@@ -244,24 +213,126 @@ impl Window {
 
     /// Whether `offset`, which is behind all taken ones, can be taken, whatever finishes first.
     #[must_use]
-    pub fn has_room(&self, offset: Offset) -> bool {
+    pub fn has_room(&mut self, offset: Offset) -> bool {
         self.has_room_in(offset, self.room)
     }
 
     /// The same beside a coverage, which grows with the record.
     #[must_use]
-    pub fn has_room_beside(&self, offset: Offset, coverage: &Coverage) -> bool {
-        let beside = COVERAGE_HEADER + coverage.reserve() + MAX_GROWTH;
-        self.has_room_in(offset, self.room.saturating_sub(beside))
+    pub fn has_room_beside(&mut self, offset: Offset, coverage: &Coverage) -> bool {
+        self.has_room_in(offset, self.room_beside(coverage))
     }
 
-    fn has_room_in(&self, offset: Offset, room: usize) -> bool {
-        let Some((&first, _)) = self.open.first_key_value() else {
+    fn room_beside(&self, coverage: &Coverage) -> usize {
+        let beside = COVERAGE_HEADER + coverage.reserve() + MAX_GROWTH;
+        self.room.saturating_sub(beside)
+    }
+
+    fn has_room_in(&mut self, offset: Offset, room: usize) -> bool {
+        let is_known = offset.0 < self.end;
+        // What was committed fits without the growth of a coverage.
+        let described = self.is_described(offset, if is_known { self.room } else { room });
+        described || (self.is_wide || is_known) && self.worst_is_within(room, ONE)
+    }
+
+    /// Whether a bitmap or gaps describe the window with `offset`, whatever finishes.
+    fn is_described(&self, offset: Offset, room: usize) -> bool {
+        // The end of the first one shortens the span.
+        let Some(first) = self.open.first().filter(|&first| first != offset.0) else {
             return true;
         };
-        offset.0 < self.end
-            || offset.0 - first < bits(room)
-            || self.gap_bytes + varint::length(self.gap_to(offset.0)) <= room
+        let end = self.end.max(offset.0 + 1);
+        if end - first <= bits(room) {
+            return true;
+        }
+        let gap = match self.open.end() {
+            Some(last) if last <= offset.0 => gap_length(offset.0 - last),
+            _ => 0,
+        };
+        self.open.gap_bytes() + gap <= room
+    }
+
+    /// Whether an offset that rests may be woken beside a coverage.
+    #[must_use]
+    pub fn may_wake(&mut self, offset: Offset, coverage: &Coverage) -> bool {
+        self.has_room_in(offset, self.room_beside(coverage))
+    }
+
+    /// Whether another offset may rest beside a coverage: a third of the room is kept for those that do not.
+    #[must_use]
+    pub fn may_rest(&mut self, coverage: &Coverage) -> bool {
+        let room = self.room_beside(coverage) * 2 / 3;
+        let is_short = |first| self.end - first < bits(room);
+        self.is_wide && (self.open.first().is_none_or(is_short) || self.worst_is_within(room, 0))
+    }
+
+    /// An offset that was taken does not finish before it is woken.
+    pub fn rest(&mut self, offset: Offset) {
+        debug_assert!(self.open.contains(offset.0), "an unfinished offset rests");
+        self.resting.insert(offset.0);
+        self.changes += 1;
+    }
+
+    /// An offset that rests may finish from now on. `false` if it does not rest.
+    pub fn wake(&mut self, offset: Offset) -> bool {
+        self.grow();
+        self.resting.remove(offset.0)
+    }
+
+    /// Whether an offset was taken and rests.
+    #[must_use]
+    pub fn rests(&self, offset: Offset) -> bool {
+        offset.0 < self.next && self.resting.contains(offset.0)
+    }
+
+    /// The offsets that rest from `low` to before `high`, as runs.
+    pub fn resting(&self, low: i64, high: i64) -> impl Iterator<Item = (i64, i64)> {
+        self.resting.within(low, high)
+    }
+
+    /// Another offset may finish.
+    fn grow(&mut self) {
+        if let Some(worst) = &mut self.worst {
+            *worst += ONE;
+        }
+    }
+
+    /// Whether segments with another `more` bytes take at most `room`, whatever finishes.
+    fn worst_is_within(&mut self, room: usize, more: usize) -> bool {
+        let fits = |worst: Option<usize>| worst.is_some_and(|worst| worst + more <= room);
+        if !fits(self.worst) && (self.worst.is_none() || self.changes >= CHANGES) {
+            self.worst = Some(self.worst());
+            self.changes = 0;
+        }
+        fits(self.worst)
+    }
+
+    /// Bytes of segments at most, whichever of the offsets that do not rest finish.
+    #[must_use]
+    pub fn worst(&self) -> usize {
+        let mut pieces = Vec::new();
+        let mut ends = self.resting.iter().skip(1).map(|next| next.0);
+        for (from, to) in self.open.iter() {
+            let mut at = from;
+            let active = |from: i64, to: i64| Piece {
+                from,
+                bytes: usize::try_from(to - from).unwrap_or(0) * ONE,
+            };
+            for (rests, until) in self.resting.within(from, to) {
+                if at < rests {
+                    pieces.push(active(at, rests));
+                }
+                // As if all up to the next one that rests had finished.
+                let next = ends.next().unwrap_or(self.end.max(until + 1));
+                let bytes = segments::token_length(until - rests, next - until);
+                pieces.push(Piece { from: rests, bytes });
+                at = until;
+            }
+            if at < to {
+                pieces.push(active(at, to));
+            }
+        }
+        segments::fewest(&pieces, self.end, BESIDE_BITMAP) + LEAD
     }
 
     /// Takes the next offset; offsets are taken in ascending order. `false` when it was finished by a former
@@ -276,10 +347,14 @@ impl Window {
         }
         self.next = offset.0 + 1;
         if offset.0 < self.end {
-            return self.open.contains_key(&offset.0);
+            return self.open.contains(offset.0) && {
+                self.wake(offset);
+                true
+            };
         }
         self.end = self.next;
-        self.push(offset.0);
+        self.open.push(offset.0, offset.0 + 1);
+        self.grow();
         true
     }
 
@@ -293,31 +368,25 @@ impl Window {
 
     /// Finishes an offset that was taken. `false` if it is not open, which is a bug of the caller.
     pub fn finish(&mut self, offset: Offset) -> bool {
-        let is_first = self
-            .open
-            .first_key_value()
-            .is_some_and(|(&first, _)| first == offset.0);
-        let Some(gap) = self.open.remove(&offset.0) else {
+        if !self.open.remove(offset.0) {
             return false;
-        };
-        self.gap_bytes -= varint::length(gap);
-        if let Some((_, after)) = self.open.range_mut(offset.0..).next() {
-            self.gap_bytes -= varint::length(*after);
-            *after = if is_first { 0 } else { *after + gap + 1 };
-            self.gap_bytes += varint::length(*after);
         }
+        if self.resting.remove(offset.0) {
+            self.grow();
+        }
+        self.changes += 1;
         true
     }
 
     /// Whether an offset was taken, by this or a former owner, and is finished.
     #[must_use]
     pub fn is_finished(&self, offset: Offset) -> bool {
-        offset.0 < self.end && !self.open.contains_key(&offset.0)
+        offset.0 < self.end && !self.open.contains(offset.0)
     }
 
     /// The unfinished offsets, ascending.
     pub fn open(&self) -> impl Iterator<Item = i64> {
-        self.open.keys().copied()
+        self.open.iter().flat_map(|(from, to)| from..to)
     }
 
     /// How many offsets are unfinished.
@@ -330,8 +399,8 @@ impl Window {
     /// finished and this one has not read again: the coverage does not know these records yet.
     #[must_use]
     pub fn position(&self) -> Position {
-        let first = self.open.first_key_value();
-        Position(first.map_or(self.next, |(&first, _)| first.min(self.next)))
+        let first = self.open.first();
+        Position(first.map_or(self.next, |first| first.min(self.next)))
     }
 
     /// The span from the position to the last offset taken, which a commit has to describe.
@@ -351,7 +420,7 @@ impl Window {
     /// a restart.
     #[must_use]
     pub fn snapshot_beside(&self, coverage: &Coverage, place: Place, format: Format) -> Snapshot {
-        if format != Format::V3 || coverage.is_empty() {
+        if !matches!(format, Format::V3 | Format::V4) || coverage.is_empty() {
             return self.snapshot(place, format);
         }
         self.snapshot_with(&coverage.encode(self.position()), place, format)
@@ -369,27 +438,11 @@ impl Window {
         Snapshot { position, metadata }
     }
 
-    fn push(&mut self, offset: i64) {
-        let gap = self.gap_to(offset);
-        self.gap_bytes += varint::length(gap);
-        self.open.insert(offset, gap);
-    }
-
-    fn gap_to(&self, offset: i64) -> u64 {
-        self.open.last_key_value().map_or(0, |(&last, _)| {
-            u64::try_from(offset - last - 1).unwrap_or(0)
-        })
-    }
-
     /// Unfinished offsets of a former owner below `offset` that were not read again were deleted by retention: there is
     /// nothing left to deliver.
     fn forget_missing(&mut self, offset: i64) {
-        let missing: Vec<_> = self
-            .open
-            .range(self.next..offset.max(self.next))
-            .map(|(&gone, _)| gone)
-            .collect();
-        for gone in missing {
+        let missing: Vec<_> = self.open.within(self.next, offset).collect();
+        for gone in missing.into_iter().flat_map(|(from, to)| from..to) {
             self.finish(Offset(gone));
         }
     }
@@ -404,17 +457,25 @@ impl Window {
             0 => self.room,
             length => self.room - COVERAGE_HEADER - length,
         };
-        let gap_bytes = self.gap_bytes + varint::length(self.lead(position)) - 1;
-        let is_short = gap_bytes <= span / 8;
-        if !is_plain && gap_bytes.min(span.div_ceil(8)) > room {
+        let lead = varint::length(self.lead(position)) - 1;
+        let (gaps, bitmap) = (self.open.gap_bytes() + lead, span.div_ceil(8));
+        let is_short = gaps <= span / 8;
+        let plainly = gaps.min(bitmap);
+        // A window that other forms cannot describe is not cut off because a setting asks for them.
+        let runs = || self.open.iter().collect::<Vec<_>>();
+        let segments = (!is_plain && (format == Format::V4 || plainly > room))
+            .then(|| segments::write(&runs(), position.0, self.end))
+            .filter(|segments| segments.len() < plainly);
+        if !is_plain && segments.as_ref().map_or(plainly, Vec::len) > room {
             return self.cut(room).encode(position, coverage, place, format);
         }
-        let mut bytes = Vec::with_capacity(BYTES);
         let version = match format {
+            _ if segments.is_some() => 4,
             Format::V1 => 1,
             _ if !coverage.is_empty() => 3,
-            Format::V2 | Format::V3 => 2,
+            Format::V2 | Format::V3 | Format::V4 => 2,
         };
+        let mut bytes = Vec::with_capacity(BYTES);
         bytes.push(version);
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&place.partition.to_be_bytes());
@@ -427,7 +488,10 @@ impl Window {
             bytes.extend_from_slice(&length.to_be_bytes());
             bytes.extend_from_slice(coverage);
         }
-        if is_plain {
+        if let Some(segments) = segments {
+            bytes.push(FORM_SEGMENTS);
+            bytes.extend_from_slice(&segments);
+        } else if is_plain {
             bytes.push(FORM_NONE);
         } else if is_short {
             bytes.push(FORM_GAPS);
@@ -445,32 +509,32 @@ impl Window {
     /// owner had not written.
     fn cut(&self, room: usize) -> Self {
         let end = self.end.min(self.position().0 + bits(room));
-        let mut open = self.open.clone();
-        let cut_off = open.split_off(&end);
-        let gaps = cut_off.values().map(|&gap| varint::length(gap));
         Self {
-            open,
-            gap_bytes: self.gap_bytes - gaps.sum::<usize>(),
+            open: self.open.within(i64::MIN, end).collect(),
+            resting: Runs::default(),
             next: self.next.min(end),
             end,
-            room: self.room,
+            ..*self
         }
     }
 
     /// How many offsets lie from `position` to the first unfinished one, whose own gap is 0.
     fn lead(&self, position: Position) -> u64 {
-        let first = self.open.keys().next();
+        let first = self.open.first();
         first.map_or(0, |first| u64::try_from(first - position.0).unwrap_or(0))
     }
 
     /// How many offsets are finished behind the last unfinished one, then each unfinished one's gap.
     fn write_gaps(&self, bytes: &mut Vec<u8>, position: Position) {
-        let last = self.open.keys().next_back().copied();
-        let tail = self.end - last.unwrap_or(position.0 - 1) - 1;
+        let tail = self.end - self.open.end().unwrap_or(position.0);
         varint::write(bytes, u64::try_from(tail).unwrap_or(0));
-        let mut lead = self.lead(position);
-        for &gap in self.open.values() {
-            varint::write(bytes, gap + std::mem::take(&mut lead));
+        let mut before = position.0;
+        for (from, to) in self.open.iter() {
+            varint::write(bytes, u64::try_from(from - before).unwrap_or(0));
+            // Offsets in a row have no gap: a zero each.
+            let more = usize::try_from(to - from).unwrap_or(1) - 1;
+            bytes.resize(bytes.len() + more, 0);
+            before = to;
         }
     }
 
@@ -483,7 +547,7 @@ impl Window {
         if !span.is_multiple_of(8) {
             bitmap[span / 8] = 0xff >> (8 - span % 8);
         }
-        for &offset in self.open.keys() {
+        for offset in self.open() {
             let at = usize::try_from(offset - position.0).unwrap_or(0);
             bitmap[at / 8] &= !(1 << (at % 8));
         }
@@ -495,105 +559,13 @@ fn room(characters: usize) -> usize {
     (characters * 3 / 4).saturating_sub(HEADER).min(ROOM)
 }
 
+fn gap_length(gap: i64) -> usize {
+    varint::length(u64::try_from(gap).unwrap_or(0))
+}
+
 /// The number of offsets that a bitmap of `room` bytes covers.
 fn bits(room: usize) -> i64 {
     i64::try_from(room * 8).unwrap_or(i64::MAX)
-}
-
-/// What metadata says.
-struct Decoded {
-    /// Ascending.
-    unfinished: Vec<i64>,
-    /// The position behind the last offset that it describes.
-    end: i64,
-    coverage: Coverage,
-}
-
-fn decode(metadata: &str, position: Position, place: Place) -> Result<Decoded, ReadError> {
-    let bytes = STANDARD_NO_PAD
-        .decode(metadata)
-        .map_err(|_| ReadError::Foreign)?;
-    let mut rest = bytes.as_slice();
-    let [version] = split(&mut rest)?;
-    let crc: [u8; 4] = split(&mut rest)?;
-    if crc32fast::hash(rest).to_be_bytes() != crc || version == 0 {
-        return Err(ReadError::Foreign);
-    }
-    if version > VERSION {
-        return Err(ReadError::Newer(version));
-    }
-    let partition: [u8; 8] = split(&mut rest)?;
-    if version >= 2 && split(&mut rest)? != place.cluster.to_be_bytes() {
-        return Err(ReadError::OtherCluster);
-    }
-    let base: [u8; 8] = split(&mut rest)?;
-    if partition != place.partition.to_be_bytes() || base != position.0.to_be_bytes() {
-        return Err(ReadError::Stale);
-    }
-    let coverage = match version {
-        1 | 2 => Coverage::new(position),
-        _ => {
-            let length = usize::from(u16::from_be_bytes(split(&mut rest)?));
-            let (coverage, behind) = rest.split_at_checked(length).ok_or(ReadError::Foreign)?;
-            rest = behind;
-            Coverage::decode(position, coverage)
-                .map_err(|_| ReadError::Foreign)?
-                .ok_or(ReadError::NewerForm(version))?
-        }
-    };
-    let (unfinished, end) = match split(&mut rest)? {
-        [FORM_NONE] if version >= 3 => (Vec::new(), position.0),
-        [FORM_GAPS] => read_gaps(rest, position.0)?,
-        [FORM_BITMAP] => read_bitmap(rest, position.0),
-        _ => return Err(ReadError::NewerForm(version)),
-    };
-    Ok(Decoded {
-        unfinished,
-        end,
-        coverage,
-    })
-}
-
-/// The next `N` bytes.
-fn split<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], ReadError> {
-    let (first, behind) = rest.split_first_chunk().ok_or(ReadError::Foreign)?;
-    *rest = behind;
-    Ok(*first)
-}
-
-fn read_gaps(mut data: &[u8], base: i64) -> Result<(Vec<i64>, i64), ReadError> {
-    let tail = varint::read(&mut data).ok_or(ReadError::Foreign)?;
-    let mut unfinished = Vec::new();
-    let mut next = base;
-    while !data.is_empty() {
-        let gap = varint::read(&mut data).ok_or(ReadError::Foreign)?;
-        let offset = i64::try_from(gap)
-            .ok()
-            .and_then(|gap| next.checked_add(gap))
-            .ok_or(ReadError::Foreign)?;
-        unfinished.push(offset);
-        next = offset.checked_add(1).ok_or(ReadError::Foreign)?;
-    }
-    let end = i64::try_from(tail)
-        .ok()
-        .and_then(|tail| next.checked_add(tail))
-        .ok_or(ReadError::Foreign)?;
-    Ok((unfinished, end))
-}
-
-fn read_bitmap(data: &[u8], base: i64) -> (Vec<i64>, i64) {
-    let mut unfinished = Vec::new();
-    let mut end = base;
-    for (index, byte) in data.iter().enumerate() {
-        for bit in 0..8 {
-            let offset = base + (index * 8 + bit) as i64;
-            if byte & (1 << bit) != 0 {
-                unfinished.extend(end..offset);
-                end = offset + 1;
-            }
-        }
-    }
-    (unfinished, end)
 }
 
 #[cfg(test)]

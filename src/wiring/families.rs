@@ -61,6 +61,7 @@ mod tests {
         metrics.window(0, 0);
         metrics.stalled(0, Duration::ZERO);
         metrics.runnable_commands(0, 0);
+        metrics.deferred_commands(0, 0);
         metrics.worker_busy(0.0);
         lag.event_lag("topic", 0, 0);
         common.role_ready("fanout").set(0);

@@ -31,6 +31,7 @@ mod reference;
 mod report;
 mod sizing;
 mod stage;
+mod whale;
 
 use report::Report;
 use stage::{Kafka, Problem};
@@ -52,7 +53,7 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 11] = [
+const ROWS: [(&str, Row); 12] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
@@ -61,6 +62,7 @@ const ROWS: [(&str, Row); 11] = [
     ("latency", latency::run),
     ("cost", cost::run),
     ("isolation", isolation::run),
+    ("whale", whale::run),
     ("backlog", backlog::run),
     ("lag", lag::run),
     (SIZING, sizing::run),

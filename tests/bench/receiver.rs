@@ -1,7 +1,7 @@
 //! The receiver of all rows: a process that answers by the path, counts, and tells how late each request was.
 //!
 //! `/ok/N`: 200. `/timed/N`: 200, and its lateness goes into a histogram. `/fail/N`: 500. `/slow/N`: 200 after 10 s.
-//! `/hang/N`: never. `/close/N`: 200, and the connection is closed. Asked on standard input: `report` tells counts and
+//! `/whale/N`: as `/timed/N`, after [`WHALE`]. `/hang/N`: never. `/close/N`: 200, and the connection is closed. Asked on standard input: `report` tells counts and
 //! quantiles by path as JSON, `reset` forgets. With the name of a file it speaks TLS, and writes the certificate there;
 //! sessions are not resumed, so each connection costs a whole handshake.
 
@@ -22,6 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
 use crate::stage::{Problem, wall};
+
+/// How long the endpoint of a whale takes.
+pub const WHALE: Duration = Duration::from_millis(20);
 
 type Counts = Arc<Mutex<BTreeMap<String, Histogram<u64>>>>;
 
@@ -92,6 +95,10 @@ async fn answer(
     let mut response = hyper::Response::new(Full::default());
     match path.split('/').nth(1) {
         Some("timed") => note(counts, path, &body),
+        Some("whale") => {
+            tokio::time::sleep(WHALE).await;
+            note(counts, path, &body);
+        }
         Some("fail") => *response.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR,
         Some("close") => {
             let close = hyper::header::HeaderValue::from_static("close");

@@ -230,7 +230,9 @@ fn an_endpoint_that_does_not_answer_gets_ever_fewer_sockets() {
 fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
     const HANGING: usize = 16;
     const EACH: usize = 220;
-    const HEALTHY: usize = 40_000;
+    const HEALTHY: usize = 20_000;
+    /// Healthy ones for each that hangs: too many of both for any form of the commit.
+    const BETWEEN: usize = 7;
     let _alone = alone();
     let mut world = world("window");
     flags(&mut world, &["--timeout=60s"]);
@@ -255,7 +257,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
     let spread = (0..EACH).flat_map(|_| {
         names
             .iter()
-            .flat_map(|name| [name.as_str(), "healthy", "healthy"])
+            .flat_map(|name| std::iter::once(name.as_str()).chain(["healthy"; BETWEEN]))
     });
     send(
         &world,
@@ -269,7 +271,7 @@ fn a_window_that_fills_up_parks_what_waits_longest_and_the_healthy_go_on() {
         LONGEST_PARK + LONG,
         |seen| {
             seen.iter().filter(|seen| seen.path == "/healthy").count()
-                >= HEALTHY + EACH * HANGING * 2
+                >= HEALTHY + EACH * HANGING * BETWEEN
         },
     );
     assert!(
@@ -325,6 +327,79 @@ fn a_backlog_delays_a_single_command_behind_it_but_little_and_is_delivered_too()
     assert!(
         parked <= 4.0 * BACKLOG as f64,
         "{parked} parked of {BACKLOG}"
+    );
+}
+
+/// Commands of a whale, each hundredth of a neighbour.
+fn flood(world: &World, commands: usize) -> usize {
+    let neighbours = commands / 100;
+    let all = (0..commands).map(|number| if number % 100 == 99 { "small" } else { "big" });
+    send(world, all);
+    neighbours
+}
+
+#[test]
+fn a_whale_is_deferred_and_delays_no_neighbour_in_its_partition_also_over_a_restart() {
+    const COMMANDS: usize = 12_000;
+    let _alone = alone();
+    let mut world = world("whale");
+    flags(&mut world, &["--max-queued-bytes=1MiB"]);
+    let receiver = Receiver::start(|seen| match &*seen.path {
+        "/big" => Answer::ok().after(Duration::from_millis(20)),
+        _ => Answer::ok(),
+    });
+    let at_a_time = json!({"max_in_flight": 16});
+    put(
+        &world,
+        &[
+            to(&receiver, "big", at_a_time),
+            to(&receiver, "small", json!({})),
+        ],
+    );
+    let neighbours = flood(&world, COMMANDS);
+    let mut process = start(&world);
+    let small = |seen: &[Arc<Seen>]| seen.iter().filter(|seen| seen.path == "/small").count();
+    let seen = receiver.wait_until("the neighbour has all of its", LONG, |seen| {
+        small(seen) >= neighbours
+    });
+    let whale = seen.len() - neighbours;
+    assert!(
+        whale < COMMANDS / 2,
+        "{whale} of the whale went before the neighbour's last"
+    );
+    assert!(
+        process
+            .metric("hookstream_deferred_total")
+            .unwrap_or_default()
+            > 1_000.0
+    );
+    let waiting = r#"hookstream_deferred_commands{partition="0"}"#;
+    eventually_true("what waits is shown", LATER, || {
+        process.metric(waiting).unwrap_or_default() > 0.0
+    });
+    assert!(parked(&process, "lane_full") == 0.0);
+    // The next owner reads the deferred ones from the log, and sends nothing that is finished.
+    process.sigterm();
+    process.wait_exit(LONG);
+    let process = start(&world);
+    receiver.wait_until("the whale has all of its", LONG, |seen| {
+        seen.len() >= COMMANDS
+    });
+    wait_until_done(&world);
+    let seen = receiver.seen();
+    assert_eq!(
+        (webhooks(&seen), seen.len()),
+        (COMMANDS, COMMANDS),
+        "each once"
+    );
+    assert!(parked(&process, "lane_full") == 0.0);
+    assert_eq!(process.metric(waiting), Some(0.0));
+    let reads = process
+        .metric("hookstream_deferred_reads_total")
+        .unwrap_or_default();
+    assert!(
+        reads < 4.0 * COMMANDS as f64,
+        "{reads} records were read again"
     );
 }
 

@@ -1,6 +1,7 @@
 //! Applies events, one at a time.
 
 use super::breaker::Kind;
+use super::deferral::When;
 use super::effect::{Attempt, Effect, Effects, Question};
 use super::env::{Endpoint, Env, Standing, Subscriptions};
 use super::event::{AttemptEnd, Event, LaneId, LookAhead};
@@ -46,6 +47,7 @@ impl<E: Endpoint> Partition<E> {
                 self.fairness.learn(last, end);
                 self.admit(step);
             }
+            Event::LookedAhead(LookAhead::Again(found)) => self.take_again(*found, step),
             Event::Durable(offsets) => self.durable(&offsets, step),
             // What is pending is not in the window yet.
             Event::Passed(position) if self.pending.is_empty() => self.window.pass(position),
@@ -142,6 +144,7 @@ impl<E: Endpoint> Partition<E> {
         };
         entry.lane.ended(step.env.now);
         self.make_ready(id, step);
+        self.lane_drains(id, step);
         self.admit(step);
     }
 
@@ -208,6 +211,7 @@ impl<E: Endpoint> Partition<E> {
         if !self.pending.is_empty() {
             self.admit(step);
         }
+        self.read_again(When::NextTick, step);
         self.ask(step);
     }
 
@@ -239,7 +243,10 @@ impl<E: Endpoint> Partition<E> {
                 .lanes
                 .values()
                 .filter(|entry| entry.lane.is_backlogged());
-            let except = backlogged.map(|entry| Box::from(&*entry.name)).collect();
+            let except = backlogged
+                .map(|entry| Box::from(&*entry.name))
+                .chain(self.deferrals.names().map(|name| Box::from(&**name)))
+                .collect();
             step.push(Effect::LookAhead(Question::Others(from, except)));
         }
     }

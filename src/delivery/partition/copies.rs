@@ -9,7 +9,7 @@ use crate::model::units::Offset;
 
 impl<E: Endpoint> Partition<E> {
     /// Whether the window can take a record, and the coverage what its header adds.
-    pub(super) fn has_room(&self, offset: Offset, is_marked: bool) -> bool {
+    pub(super) fn has_room(&mut self, offset: Offset, is_marked: bool) -> bool {
         if is_marked || !self.coverage.is_empty() {
             self.window.has_room_beside(offset, &self.coverage)
         } else {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::deferral::Pass;
 use super::event::LaneId;
 use super::lane::Permit;
 use crate::model::command::Command;
@@ -90,6 +91,8 @@ pub enum Question {
     UnderWay(Box<Window>),
     /// The last command from this offset on that belongs to none of these subscriptions.
     Others(Offset, HashSet<Box<str>>),
+    /// Deferred commands.
+    Again(Box<Pass>),
 }
 
 /// An event for the log and the metrics.
@@ -125,6 +128,8 @@ pub enum Notice {
     /// The command that the writer of this one wrote before it is missing: a write was lost. The writer's successor
     /// writes it again.
     Hole(Offset, Box<Mark>),
+    /// This many deferred commands were deleted from their topic before they were read again: they are lost.
+    DeferredGone(usize),
     /// This many sources did not fit into the commit metadata: copies of their commands may be delivered again.
     SourcesForgotten(usize),
 }
@@ -164,6 +169,8 @@ pub struct Effects<E> {
     pub freed_commands: usize,
     /// The number of those that are copies of commands seen before.
     pub copies: usize,
+    /// The number of those that were deferred.
+    pub deferred: usize,
 }
 
 impl<E> Default for Effects<E> {
@@ -173,6 +180,7 @@ impl<E> Default for Effects<E> {
             freed_bytes: 0,
             freed_commands: 0,
             copies: 0,
+            deferred: 0,
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Rules {
     pub order_bytes: usize,
     /// When notices are written.
     pub notices: NoticeRules,
+    /// Whether commands may be deferred, which only the newest form of the window describes.
+    pub defers: bool,
 }
 
 /// When notices about an endpoint that fails are written.

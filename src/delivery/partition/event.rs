@@ -1,5 +1,6 @@
 //! The events that a partition handles.
 
+use super::deferral::Found;
 use super::lane::Permit;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
@@ -65,6 +66,8 @@ pub enum LookAhead {
     UnderWay(UnderWay),
     /// The last command of another subscription, and the position up to which the log was read.
     Others(Option<Offset>, Position),
+    /// Deferred commands.
+    Again(Box<Found>),
 }
 
 /// An event of a partition.

@@ -16,6 +16,10 @@ use crate::model::units::{Offset, Position};
 /// How long a backlog may block intake before a look-ahead.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Commands without one of another subscriber after which none is expected soon: a neighbour with a command in two
+/// seconds is seen among those of a whale with 8,000 per second.
+const SEEN_WITHIN: u64 = 16_384;
+
 /// What look-aheads found in a partition.
 #[derive(Debug, Default)]
 pub struct Fairness {
@@ -26,6 +30,9 @@ pub struct Fairness {
     seen_to: i64,
     /// Other subscribers have commands up to here.
     others_to: i64,
+    /// Commands routed, and how many there were when the last one was for a lane without a backlog.
+    routed: u64,
+    other_at: Option<u64>,
 }
 
 impl Fairness {
@@ -36,6 +43,21 @@ impl Fairness {
         }
         self.held_since.get_or_insert(now);
         true
+    }
+
+    /// A command was routed; `is_other` if its lane has no backlog.
+    pub fn routed(&mut self, is_other: bool) {
+        self.routed += 1;
+        if is_other {
+            self.other_at = Some(self.routed);
+        }
+    }
+
+    /// Whether subscribers without a backlog have had commands recently: more of them are likely behind a backlog.
+    #[must_use]
+    pub fn saw_others(&self) -> bool {
+        self.other_at
+            .is_some_and(|at| self.routed - at < SEEN_WITHIN)
     }
 
     /// All pending records were admitted.

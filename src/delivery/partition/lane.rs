@@ -466,6 +466,22 @@ impl<T> Lane<T> {
         self.queue.drain(..).map(|(item, _)| item)
     }
 
+    /// How many items a quick lane would queue while its partition has spare memory.
+    #[must_use]
+    pub fn room(&self, now: Instant) -> usize {
+        let soon = self
+            .bucket
+            .as_ref()
+            .map_or(usize::MAX, |bucket| bucket.within(HORIZON, now) as usize);
+        let most = self.most_quick(now).max(QUEUE_COMMANDS).min(soon);
+        most.saturating_sub(self.queue.len())
+    }
+
+    fn most_quick(&self, now: Instant) -> usize {
+        let pace = self.pace.rate(now).unwrap_or(f64::INFINITY);
+        ((pace * HORIZON.as_secs_f64()) as usize).min(QUICK_COMMANDS)
+    }
+
     /// The item that has been queued longest.
     #[must_use]
     pub fn first(&self) -> Option<&T> {
@@ -533,11 +549,7 @@ impl<T> Lane<T> {
         if let Some(cause) = self.slow(now) {
             return Some(Full::Slow(cause));
         }
-        let pace = self.pace.rate(now);
-        let most = pace.map_or(QUICK_COMMANDS, |pace| {
-            ((pace * HORIZON.as_secs_f64()) as usize).min(QUICK_COMMANDS)
-        });
-        (!spare || queued >= most).then_some(Full::Quick)
+        (!spare || queued >= self.most_quick(now)).then_some(Full::Quick)
     }
 }
 

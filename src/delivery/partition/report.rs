@@ -59,6 +59,12 @@ impl<E: Endpoint> Partition<E> {
         self.coverage.holes()
     }
 
+    /// How many commands are deferred.
+    #[must_use]
+    pub fn deferred(&self) -> usize {
+        self.deferrals.commands()
+    }
+
     /// How long intake has been waiting for room.
     #[must_use]
     pub fn stalled(&self, now: Instant) -> Duration {

@@ -135,6 +135,10 @@ impl<E: Endpoint> Partition<E> {
             self.expire(taken, limit, step);
             return None;
         }
+        let is_behind = self.deferrals.are_before(&entry.name, taken.offset);
+        if is_behind && (entry.subjects.is_some() || entry.is_quick(now)) {
+            return self.overflow(taken, step);
+        }
         entry.holds(since);
         let taken = self.take_turn(id, taken, step)?;
         let entry = self.lanes.get_mut(&id)?;
@@ -151,17 +155,14 @@ impl<E: Endpoint> Partition<E> {
         let weight = taken.command.weight();
         match entry.lane.offer(taken, weight, step.env.has_spare, now) {
             Ok(()) => {
+                let is_other = !entry.lane.is_backlogged() && !self.deferrals.has(&entry.name);
+                if !self.deferrals.is_routing {
+                    self.fairness.routed(is_other);
+                }
                 self.make_ready(id, step);
                 None
             }
-            Err((taken, Full::Quick)) => {
-                if self.fairness.waits(taken.offset, now) {
-                    return Some(taken);
-                }
-                let rest = entry.lane.turn(now);
-                self.park(taken, ParkReason::LaneFull, rest, step);
-                None
-            }
+            Err((taken, Full::Quick)) => self.overflow(taken, step),
             Err((taken, Full::Slow(cause))) => {
                 let rest = entry.lane.turn(now);
                 self.park(taken, reason(cause), rest, step);

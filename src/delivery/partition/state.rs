@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::breaker::Kind;
 use super::counts::AttemptCounts;
+use super::deferral::Deferrals;
 use super::effect::{Effect, Effects, Notice, Outcome};
 use super::env::{Endpoint, Env, Rules, Standing, Subscriptions};
 use super::event::{Incoming, LaneId};
@@ -189,6 +190,8 @@ pub struct Partition<E> {
     /// When they were last read again for a lane whose backlog is known only in part.
     pub(super) looked_further: Option<Instant>,
     pub(super) fairness: Fairness,
+    /// Commands that are read again when their lane has room.
+    pub(super) deferrals: Deferrals,
     /// Attempts of lanes that no longer exist.
     pub(super) gone: Vec<(Arc<str>, AttemptCounts)>,
     /// Whether there is an egress outage, and whether a held lane heard from its endpoint during it.
@@ -226,7 +229,10 @@ impl<E: Endpoint> Partition<E> {
 
     /// Creates a partition as its last owner committed it.
     #[must_use]
-    pub fn restore(rules: Arc<Rules>, restored: Restored) -> Self {
+    pub fn restore(rules: Arc<Rules>, mut restored: Restored) -> Self {
+        if rules.defers {
+            restored.window.set_wide();
+        }
         Self {
             rules,
             window: restored.window,
@@ -248,6 +254,7 @@ impl<E: Endpoint> Partition<E> {
             looked_again: None,
             looked_further: None,
             fairness: Fairness::default(),
+            deferrals: Deferrals::default(),
             gone: Vec::new(),
             outage: false,
             heard: false,

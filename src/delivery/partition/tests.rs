@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::super::durable_prefix::DurablePrefix;
 use super::super::messages::Decided;
 use super::Partition;
+use super::deferral::{Collector, Found as Again, Pass};
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
 use super::env::{
     Endpoint, Env, NoticeRules, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
@@ -32,6 +33,7 @@ use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::window::{Format, METADATA_LIMIT, Place, Restored, Snapshot, Window};
 
 mod copies;
+mod deferral;
 mod endpoints;
 
 const SUBSCRIPTIONS: usize = 4;
@@ -254,6 +256,11 @@ struct Sim {
     has_spare: bool,
     /// The memory for order.
     order_bytes: usize,
+    /// What the broker keeps with a position, characters.
+    limit: usize,
+    /// Commands deferred, and records read again for them, over all owners.
+    deferred: usize,
+    read_again: usize,
 }
 
 /// Partitions of the events.
@@ -269,6 +276,7 @@ fn rules(order_bytes: usize) -> Arc<Rules> {
         cluster: "cluster".into(),
         tiers: Tiers::new(tiers).unwrap(),
         order_bytes,
+        defers: true,
         notices: NoticeRules {
             after: Duration::from_secs(300),
             disable_after: None,
@@ -289,7 +297,7 @@ impl Sim {
             listed.put(number, order, "active");
         }
         let window = Window::new(Position(0));
-        let snapshot = window.snapshot(place(), Format::V3);
+        let snapshot = window.snapshot(place(), Format::V4);
         Self {
             durable: Durable {
                 log: Vec::new(),
@@ -332,6 +340,9 @@ impl Sim {
             drained: false,
             next_id: 0,
             has_spare: true,
+            limit: METADATA_LIMIT,
+            deferred: 0,
+            read_again: 0,
         }
     }
 
@@ -407,6 +418,7 @@ impl Sim {
         self.load -= std::mem::take(&mut self.effects.freed_bytes);
         self.effects.freed_commands = 0;
         self.recognised += std::mem::take(&mut self.effects.copies);
+        self.deferred += std::mem::take(&mut self.effects.deferred);
         for effect in std::mem::take(&mut self.effects.list) {
             match effect {
                 Effect::Ready(lane) => self.ready.push_back(lane),
@@ -675,7 +687,7 @@ impl Sim {
             all.partition(|(number, _)| which & (1 << (number % 64)) != 0);
         self.outcomes = refused.into_iter().map(|(_, outcome)| outcome).collect();
         let offsets: Vec<Offset> = written.iter().filter_map(|(_, one)| one.offset).collect();
-        self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V3);
+        self.durable.snapshot = self.machine.snapshot_with(&offsets, place(), Format::V4);
         for (_, written) in written {
             let Decided {
                 move_number,
@@ -712,19 +724,19 @@ impl Sim {
             }
         }
         assert!(
-            self.durable.snapshot.metadata.len() <= METADATA_LIMIT,
+            self.durable.snapshot.metadata.len() <= self.limit,
             "the window is always encodable"
         );
         self.apply(Event::Durable(offsets));
         assert!(
-            self.machine.snapshot(place(), Format::V3).metadata.len() <= METADATA_LIMIT,
+            self.machine.snapshot(place(), Format::V4).metadata.len() <= self.limit,
             "the window is always encodable, whatever cannot be written"
         );
     }
 
     /// Commits the position alone: every outcome waits.
     fn commit_position(&mut self) {
-        self.durable.snapshot = self.machine.snapshot(place(), Format::V3);
+        self.durable.snapshot = self.machine.snapshot(place(), Format::V4);
     }
 
     fn restored(&self) -> Restored {
@@ -793,9 +805,30 @@ impl Sim {
                     let end = Position(self.durable.log.len() as i64);
                     LookAhead::Others(others.max(), end)
                 }
+                Question::Again(pass) => LookAhead::Again(Box::new(self.read_again(*pass))),
             };
             self.apply(Event::LookedAhead(found));
         }
+    }
+
+    /// As in `read_again.rs`.
+    fn read_again(&mut self, pass: Pass) -> Again {
+        let (from, to) = (pass.from as usize, pass.to as usize);
+        let mut collector = Collector::new(pass, 1 << 20);
+        for (at, command) in self.durable.log.iter().enumerate().take(to).skip(from) {
+            if collector.is_done() {
+                break;
+            }
+            if let Some(command) = command {
+                let read = || Some(Box::new(command.clone()));
+                collector.visit(Offset(at as i64), Some(&command.subscription), read);
+            }
+        }
+        let found = collector.finish();
+        let weights = found.commands.iter().map(|(_, command)| command.weight());
+        self.load += weights.sum::<usize>();
+        self.read_again += found.records;
+        found
     }
 
     fn under_way(&self, window: &Window) -> UnderWay {
@@ -830,6 +863,7 @@ impl Sim {
     /// A new owner starts at the last commit.
     fn reopen(&mut self) {
         self.machine = Partition::restore(rules(self.order_bytes), self.restored());
+        self.machine.set_limit(self.limit);
         self.read_to = self.durable.snapshot.position.0 as usize;
         self.ready.clear();
         self.timers.clear();

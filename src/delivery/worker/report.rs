@@ -6,6 +6,7 @@ use super::Worker;
 use crate::delivery::messages::PartitionState;
 use crate::delivery::outage::Health;
 use crate::delivery::partition::counts::AttemptCounts;
+use crate::delivery::partition::event::LookAhead;
 use crate::delivery::partition::lane::most_alone;
 use crate::edge::clock;
 use crate::edge::port::Port;
@@ -19,6 +20,17 @@ impl<P: Port> Worker<P> {
             health.heard |= owned.machine.heard();
         }
         health
+    }
+
+    /// Commands that were read again hold memory again.
+    pub(super) fn count_again(&self, partition: i32, found: &LookAhead) {
+        if let (LookAhead::Again(found), Some(owned)) = (found, self.partitions.get(&partition)) {
+            let metrics = &self.around.metrics;
+            metrics.deferred_reads().inc_by(found.records as u64);
+            for (_, command) in &found.commands {
+                owned.load.add(command.weight());
+            }
+        }
     }
 
     /// Takes the attempts since the last call.
@@ -46,6 +58,7 @@ impl<P: Port> Worker<P> {
                 runnable: owned.machine.runnable(most, now),
                 reach: owned.machine.reach(self.limit),
                 holes: owned.machine.holes(),
+                deferred: owned.machine.deferred(),
                 outcomes: std::mem::take(&mut owned.outcomes),
             }
         })

@@ -23,6 +23,7 @@ use super::error::{Failure, is_unreachable};
 use super::log::{LogContext, LoggedConsumer, explain};
 use crate::config::Settings;
 use crate::edge::clock;
+use crate::edge::port::AGAIN;
 use crate::edge::port::records::TopicPartition;
 use crate::model::units::{EpochMs, Position};
 
@@ -89,6 +90,9 @@ impl Log {
         let group = format!("{}operator", settings.group_prefix);
         let mut config = consumer_config(settings, purpose, &group);
         config.set("enable.partition.eof", "true");
+        if purpose == AGAIN {
+            config.set("queued.max.messages.kbytes", "1024");
+        }
         let create = |isolation: &str| {
             let client: BaseConsumer<Reader> = config
                 .clone()

@@ -9,7 +9,7 @@ use crate::model::coverage::Kind;
 use crate::model::source::{Mark, Point, Source};
 
 const TOPIC: &str = "webhook-commands";
-const FORMATS: [Format; 3] = [Format::V1, Format::V2, Format::V3];
+const FORMATS: [Format; 4] = [Format::V1, Format::V2, Format::V3, Format::V4];
 
 fn at(partition: i32) -> Place {
     Place::new("cluster-a", TOPIC, partition)
@@ -245,8 +245,8 @@ fn a_newer_version_is_told_apart_from_damage() {
     let crc = crc32fast::hash(&bytes[5..]);
     bytes[1..5].copy_from_slice(&crc.to_be_bytes());
     let (_, error) = Window::restore(Position(0), &STANDARD_NO_PAD.encode(bytes), at(0));
-    assert_eq!(error, Some(ReadError::Newer(4)));
-    assert_eq!(error.and_then(|error| error.newer()), Some(4));
+    assert_eq!(error, Some(ReadError::Newer(5)));
+    assert_eq!(error.and_then(|error| error.newer()), Some(5));
 }
 
 #[test]
@@ -623,4 +623,184 @@ fn a_new_owner_passes_the_end_of_a_transaction_that_a_former_owner_has_passed() 
     assert_eq!(next.position(), Position(7));
     next.pass(Position(9));
     assert_eq!(next.position(), Position(9));
+}
+
+/// A whale's commands rest among those of neighbours, and everything ends in any order.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// So many commands of the whale arrive.
+    Whale(u16),
+    /// One of a neighbour.
+    Neighbour,
+    /// Some end, any of those that do not rest.
+    End(u8),
+    /// The first that rest are read again, or some in the middle.
+    Wake(u8, bool),
+    Restart(Format),
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        4 => (1..400_u16).prop_map(Turn::Whale),
+        6 => Just(Turn::Neighbour),
+        4 => any::<u8>().prop_map(Turn::End),
+        3 => (any::<u8>(), any::<bool>()).prop_map(|(count, first)| Turn::Wake(count, first)),
+        1 => format().prop_map(Turn::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_rests_fits_however_the_others_end(
+        turns in proptest::collection::vec(turn(), 0..120),
+        gaps in 1..3_i64,
+        limit in prop::sample::select(vec![METADATA_LIMIT, 900, 300]),
+        seed in any::<u64>(),
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let coverage = Coverage::new(Position(0));
+        let wide = |mut window: Window| {
+            window.set_wide();
+            window.set_limit(limit);
+            window
+        };
+        let mut window = wide(Window::new(Position(0)));
+        let (mut taken, mut finished, mut active) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        let mut next = 0;
+        for turn in turns {
+            match turn {
+                Turn::Whale(count) => {
+                    for _ in 0..count {
+                        let offset = next;
+                        if !window.has_room_beside(Offset(offset), &coverage) || !window.may_rest(&coverage) {
+                            break;
+                        }
+                        next += gaps;
+                        prop_assert!(window.take(Offset(offset)));
+                        window.rest(Offset(offset));
+                        taken.insert(offset);
+                    }
+                }
+                Turn::Neighbour => {
+                    if window.has_room_beside(Offset(next), &coverage) {
+                        prop_assert!(window.take(Offset(next)));
+                        taken.insert(next);
+                        active.push(next);
+                        next += gaps;
+                    }
+                }
+                Turn::End(count) => {
+                    for _ in 0..usize::from(count).min(active.len()) {
+                        let ended = active.swap_remove(random.usize(..active.len()));
+                        prop_assert!(window.finish(Offset(ended)));
+                        finished.insert(ended);
+                    }
+                }
+                Turn::Wake(count, first) => {
+                    let open: Vec<i64> = window.open().filter(|&at| window.rests(Offset(at))).collect();
+                    let from = if first || open.is_empty() { 0 } else { random.usize(..open.len()) };
+                    let is_first = first && active.is_empty();
+                    for (number, &offset) in open[from..].iter().take(usize::from(count)).enumerate() {
+                        if !window.may_wake(Offset(offset), &coverage) {
+                            prop_assert!(number > 0 || !is_first, "the first one can always be woken");
+                            break;
+                        }
+                        prop_assert!(window.wake(Offset(offset)));
+                        active.push(offset);
+                    }
+                }
+                Turn::Restart(format) => {
+                    let snapshot = window.snapshot(at(3), format);
+                    let (restored, error) = Window::restore(snapshot.position, &snapshot.metadata, at(3));
+                    prop_assert_eq!(error, None);
+                    window = wide(restored);
+                    active.clear();
+                    for &offset in taken.range(snapshot.position.0..) {
+                        // As the partition does: it waits until some end.
+                        if !window.has_room_beside(Offset(offset), &coverage) {
+                            for ended in active.drain(..) {
+                                window.finish(Offset(ended));
+                                finished.insert(ended);
+                            }
+                        }
+                        let is_open = window.take(Offset(offset));
+                        prop_assert_eq!(is_open, !finished.contains(&offset));
+                        if is_open && offset % 3 == 0 {
+                            active.push(offset);
+                        } else if is_open {
+                            window.rest(Offset(offset));
+                        }
+                    }
+                }
+            }
+            let open: Vec<i64> = taken.difference(&finished).copied().collect();
+            prop_assert!(window.open().eq(open.iter().copied()));
+            for format in [Format::V3, Format::V4] {
+                let snapshot = window.snapshot(at(3), format);
+                prop_assert!(snapshot.metadata.len() <= limit, "{}", snapshot.metadata.len());
+                let (mut restored, error) = Window::restore(snapshot.position, &snapshot.metadata, at(3));
+                prop_assert_eq!(error, None);
+                let mut left = taken.range(snapshot.position.0..).copied();
+                prop_assert!(left.all(|offset| restored.take(Offset(offset)) != finished.contains(&offset)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_whale_of_300_000_fits_beside_its_neighbours() {
+    let coverage = Coverage::new(Position(0));
+    let mut window = Window::new(Position(0));
+    window.set_wide();
+    let mut finished = 0;
+    for offset in 0..300_000 {
+        assert!(
+            window.has_room_beside(Offset(offset), &coverage),
+            "{offset}"
+        );
+        window.take(Offset(offset));
+        if offset % 400 == 7 {
+            window.finish(Offset(offset));
+            finished += 1;
+        } else {
+            assert!(window.may_rest(&coverage), "{offset}");
+            window.rest(Offset(offset));
+        }
+    }
+    assert_eq!((finished, window.unfinished()), (750, 299_250));
+    let length = window.snapshot(at(0), Format::V4).metadata.len();
+    assert!(length < 2_200, "{length}");
+    // A setting for older replicas does not cut it off.
+    let narrow = window.snapshot(at(0), Format::V3);
+    assert_eq!(narrow.metadata.len(), length);
+    // Its neighbours go on behind it.
+    for offset in 300_000..400_000 {
+        assert!(
+            window.has_room_beside(Offset(offset), &coverage),
+            "{offset}"
+        );
+        window.take(Offset(offset));
+        window.finish(Offset(offset));
+    }
+    assert!(window.snapshot(at(0), Format::V4).metadata.len() < 2_210);
+}
+
+#[test]
+fn segments_stay_as_they_are() {
+    let mut window = Window::new(Position(100));
+    for offset in 100..100_000 {
+        window.take(Offset(offset));
+    }
+    for offset in [101, 103, 104, 50_000, 50_001, 50_002, 99_000] {
+        window.finish(Offset(offset));
+    }
+    let metadata = window.snapshot(at(7), Format::V4).metadata;
+    assert_eq!(
+        metadata,
+        "BEIqEZ/RHzojv67wTgHXzZCOyhdzAAAAAAAAAGQAAAMEBQCdlwwBlPsL"
+    );
+    let (restored, error) = Window::restore(Position(100), &metadata, at(7));
+    assert_eq!((error, restored.span()), (None, 98_901));
 }

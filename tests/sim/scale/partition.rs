@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use hookstream::config::Settings;
 use hookstream::delivery::partition::Partition;
+use hookstream::delivery::partition::deferral::{Collector, Found, Pass};
 use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome, Question};
 use hookstream::delivery::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
@@ -53,6 +54,7 @@ enum Step {
     Release,
     Released(Vec<(Option<usize>, Record)>),
     LookedAhead(Option<Offset>, Position),
+    ReadAgain(Box<Found>),
     Whale,
 }
 
@@ -78,8 +80,8 @@ struct World<'a> {
     /// `webhook-commands` from what was read on, by offset.
     log: VecDeque<(i64, Record)>,
     end: i64,
-    /// Offsets and subscriptions from the committed position on, for look-aheads.
-    records: VecDeque<(i64, u32)>,
+    /// What lies from the committed position on, for look-aheads and to be read again.
+    records: VecDeque<(i64, Record)>,
     tiers: Vec<VecDeque<(EpochMs, Record)>>,
     in_tiers: usize,
     paused_since: Option<Us>,
@@ -156,6 +158,7 @@ impl<'a> World<'a> {
             cluster: "cluster".into(),
             tiers: settings.tiers.clone(),
             order_bytes: ORDER_BYTES,
+            defers: true,
             notices: NoticeRules {
                 after: settings.notice_after,
                 disable_after: settings.disable_after,
@@ -272,6 +275,12 @@ impl<'a> World<'a> {
             Step::LookedAhead(last, end) => {
                 self.apply(Event::LookedAhead(LookAhead::Others(last, end)));
             }
+            Step::ReadAgain(found) => {
+                let weights = found.commands.iter().map(|(_, command)| command.weight());
+                self.bytes += weights.sum::<usize>();
+                self.held += found.commands.len();
+                self.apply(Event::LookedAhead(LookAhead::Again(found)));
+            }
         }
     }
 
@@ -301,7 +310,7 @@ impl<'a> World<'a> {
 
     fn append(&mut self, record: Record) {
         self.log.push_back((self.end, record));
-        self.records.push_back((self.end, record.subscription));
+        self.records.push_back((self.end, record));
         self.end += 1;
     }
 
@@ -411,6 +420,7 @@ impl<'a> World<'a> {
                 }
             }
             Effect::LookAhead(Question::Others(from, of)) => self.look_ahead(from, &of),
+            Effect::LookAhead(Question::Again(pass)) => self.read_again(*pass),
             Effect::LookAhead(_) | Effect::Notice(_) | Effect::Drained => {}
         }
     }
@@ -422,11 +432,31 @@ impl<'a> World<'a> {
         let all = self.records.range(first..);
         let count = all.len() as u64;
         let mut others = all.rev();
-        let last = others.find(|&&(_, subscription)| !of.contains(&(subscription as usize)));
+        let last = others.find(|(_, record)| !of.contains(&(record.subscription as usize)));
         let last = last.map(|&(offset, _)| Offset(offset));
         self.seen.look_aheads += 1;
         let at = self.now + LOOK_AHEAD + count * SECOND / LOOK_AHEAD_RATE;
         self.at(at, Step::LookedAhead(last, Position(self.end)));
+    }
+
+    /// Reads a part again; the result comes when it is read.
+    fn read_again(&mut self, pass: Pass) {
+        let (from, body) = (pass.from, self.shape.body);
+        let mut collector = Collector::new(pass, self.shape.share.0 / 4);
+        let first = self.records.partition_point(|&(offset, _)| offset < from);
+        for (offset, record) in self.records.range(first..) {
+            if collector.is_done() {
+                break;
+            }
+            let name = format!("s{}", record.subscription);
+            collector.visit(Offset(*offset), Some(&name), || {
+                Some(within(Kind::Commands, || Box::new(command(record, body))))
+            });
+        }
+        let found = collector.finish();
+        self.seen.look_aheads += 1;
+        let at = self.now + LOOK_AHEAD + found.records as u64 * SECOND / LOOK_AHEAD_RATE;
+        self.at(at, Step::ReadAgain(Box::new(found)));
     }
 
     fn dispatch(&mut self) {

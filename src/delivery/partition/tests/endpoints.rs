@@ -137,7 +137,7 @@ impl Virtual {
                 statuses: 0,
                 version: 0,
             },
-            machine: Partition::new(rules(ORDER_BYTES), Window::new(Position(0))),
+            machine: Partition::new(Arc::new(undeferred()), Window::new(Position(0))),
             effects: Effects::default(),
             random: fastrand::Rng::with_seed(1),
             begin: now,
@@ -229,6 +229,7 @@ impl Virtual {
                     let found = match question {
                         Question::UnderWay(_) => LookAhead::UnderWay(UnderWay::new(ORDER_BYTES)),
                         Question::Others(..) => LookAhead::Others(None, Position(self.offset)),
+                        Question::Again(_) => unreachable!("nothing is deferred here"),
                     };
                     self.apply(Event::LookedAhead(found));
                 }
@@ -580,5 +581,13 @@ fn a_few_quick_responses_do_not_starve_an_endpoint() {
         let rate = world.delivered.len() as f64 / world.last().as_secs_f64();
         let possible = max_in_flight as f64 / 0.2;
         assert!(rate > 0.8 * possible, "{rate} of {possible} per second");
+    }
+}
+
+/// Without deferral: these are the tests of what parks, waits and probes.
+fn undeferred() -> Rules {
+    Rules {
+        defers: false,
+        ..(*rules(ORDER_BYTES)).clone()
     }
 }

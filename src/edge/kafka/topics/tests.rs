@@ -41,7 +41,7 @@ fn settings() -> Settings {
         attempt_log: true,
         lag_top: 200,
         start_at: None,
-        window_format: crate::model::window::Format::V3,
+        window_format: crate::model::window::Format::V4,
         hang_deadline: Duration::from_secs(30),
         otlp: None,
         schema_registry: None,

@@ -24,7 +24,7 @@ impl World<'_> {
         let place = Place::new("cluster", "webhook-commands", 0);
         let outcomes = std::mem::take(&mut self.outcomes);
         let offsets: Vec<Offset> = outcomes.iter().filter_map(|(offset, _)| *offset).collect();
-        let snapshot = self.machine.snapshot_with(&offsets, place, Format::V2);
+        let snapshot = self.machine.snapshot_with(&offsets, place, Format::V4);
         self.seen.window = self.seen.window.max(snapshot.metadata.len());
         let done = self
             .records

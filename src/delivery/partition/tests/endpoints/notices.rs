@@ -82,7 +82,7 @@ fn a_rollout_repeats_no_notice() {
 #[test]
 fn a_subscription_is_disabled_when_its_endpoint_has_failed_for_as_long_as_the_operator_says() {
     let mut world = broken_until(seconds(5000));
-    let mut rules = (*rules(ORDER_BYTES)).clone();
+    let mut rules = undeferred();
     rules.notices.disable_after = Some(seconds(900));
     world.machine = Partition::new(Arc::new(rules), Window::new(Position(0)));
     events(&mut world, seconds(1000));
