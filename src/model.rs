@@ -6,6 +6,7 @@
 pub mod attempt;
 pub mod backoff;
 pub mod breaker_rules;
+pub mod clock_skew;
 pub mod command;
 pub mod coverage;
 pub mod dead_letter;

@@ -363,6 +363,7 @@ impl<P: Port> Delivery<'_, P> {
         let (total, threads) = (self.workers.busy(), self.workers.all.len());
         if let Some(ratio) = self.busy.observe(total, threads, now) {
             self.metrics.worker_busy(ratio);
+            self.metrics.clock_skew(self.workers.clocks.ahead());
         }
     }
 

@@ -110,6 +110,7 @@ struct All {
     deferred_reads: IntCounter,
     deferred_lost: IntCounter,
     worker_busy: GaugeVec,
+    clock_skew: GaugeVec,
     foreign_commit_metadata: IntCounter,
     duplicate_commands: IntCounter,
     source_holes: IntGauge,
@@ -226,6 +227,13 @@ impl DeliveryMetrics {
                 Opts::new(
                     "hookstream_worker_busy_ratio",
                     "Share of the last ten seconds in which delivery's threads were busy, 0 to 1: the mean of all threads of the replica, since more replicas relieve a replica that is busy as a whole, and not one thread that a single partition keeps busy.",
+                ),
+                &[],
+            )),
+            clock_skew: registry.add(GaugeVec::new(
+                Opts::new(
+                    "hookstream_clock_skew_seconds",
+                    "By how much this machine's clock is ahead of those of the endpoints, by the Date of their responses, seconds; negative if it is behind. The median of at least three hosts; no series with fewer.",
                 ),
                 &[],
             )),
@@ -432,6 +440,16 @@ impl DeliveryMetrics {
         const NO_LABELS: [&str; 0] = [];
         let gauge = self.0.worker_busy.with_label_values(&NO_LABELS);
         gauge.set(ratio);
+    }
+
+    /// By how many seconds this clock is ahead of those of the endpoints, if that is known.
+    pub fn clock_skew(&self, ahead: Option<f64>) {
+        const NO_LABELS: [&str; 0] = [];
+        match ahead {
+            Some(ahead) => self.0.clock_skew.with_label_values(&NO_LABELS).set(ahead),
+            // There may be no series to remove.
+            None => drop(self.0.clock_skew.remove_label_values(&NO_LABELS)),
+        }
     }
 
     /// Removes the series of a partition that this process no longer owns.

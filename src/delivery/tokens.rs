@@ -256,7 +256,13 @@ impl Token {
             let is_soon = |at: Instant| now.saturating_duration_since(at) < RENEWAL;
             if !state.is_renewing {
                 if state.renewed.is_some_and(is_soon) {
-                    return Renewed::No;
+                    drop(state);
+                    // It may have come since this request looked.
+                    return if is_another() {
+                        Renewed::Another
+                    } else {
+                        Renewed::No
+                    };
                 }
                 state.is_renewing = true;
                 state.renewed = Some(now);

@@ -23,7 +23,7 @@ use super::worker::{self, Surroundings};
 use crate::config::Settings;
 use crate::edge::descriptors;
 use crate::edge::egress::EgressPolicy;
-use crate::edge::http::{HttpOptions, TlsMaker, max_idle, with_causes};
+use crate::edge::http::{ClockSamples, HttpOptions, TlsMaker, max_idle, with_causes};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{Port, Task as _};
 use crate::model::units::Offset;
@@ -97,6 +97,8 @@ pub(super) struct Workers<P: Port> {
     pub(super) all: Vec<WorkerHandle<P::Task>>,
     /// Asks endpoints for consent.
     pub(super) verifier: Verifier<P>,
+    /// Samples of the endpoints' clocks.
+    pub(super) clocks: ClockSamples,
     places: Places,
     /// Set when the attempt log is enabled.
     attempt_log: Option<AttemptLog>,
@@ -165,6 +167,7 @@ impl<P: Port> Workers<P> {
             })?;
             all.push(WorkerHandle { messages, task });
         }
+        let clocks = options.clocks.clone();
         let table = Arc::clone(&context.table);
         let verifier = Verifier::new(port, options, table, metrics.clone(), move |read| {
             directory(Arc::new(move || read.notify_waiters()))
@@ -173,6 +176,7 @@ impl<P: Port> Workers<P> {
         Ok(Self {
             all,
             verifier,
+            clocks,
             places,
             attempt_log,
         })

@@ -45,6 +45,7 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::failure::tls_reason;
+pub use self::clock_samples::ClockSamples;
 pub use self::failure::{Failure, FailureClass, with_causes};
 pub use self::head::read_head;
 pub use self::limits::{
@@ -67,6 +68,7 @@ use crate::edge::egress::lookups::Lookups;
 use crate::edge::failpoint;
 use crate::model::backoff::resend_delay;
 
+mod clock_samples;
 mod dial;
 mod failure;
 mod head;
@@ -102,6 +104,8 @@ pub struct HttpOptions {
     /// Idle connections of all hosts. A host keeps those that it needed within `pool_idle_timeout`, so this limit only
     /// protects the process's file descriptors.
     pub max_idle: usize,
+    /// Samples of the endpoints' clocks, to be shared by all clients of a process.
+    pub clocks: ClockSamples,
 }
 
 impl HttpOptions {
@@ -117,6 +121,7 @@ impl HttpOptions {
             pool_idle_timeout: Duration::from_secs(60),
             unhinted_idle: UNHINTED_IDLE,
             max_idle: 1024,
+            clocks: ClockSamples::default(),
         }
     }
 }
@@ -242,6 +247,7 @@ struct Shared {
     opener: Arc<Opener>,
     user_agent: HeaderValue,
     pools: Mutex<Pools>,
+    clocks: ClockSamples,
 }
 
 /// What the connections of a pool have in common; the digest is that of their [`Tls`].
@@ -277,6 +283,7 @@ impl HttpClient {
             }),
             user_agent,
             pools: Mutex::default(),
+            clocks: options.clocks,
         })))
     }
 
@@ -303,10 +310,19 @@ impl HttpClient {
         let started = clock::instant();
         failpoint::point("request.before");
         let heard = Heard::default();
+        let clocks = &self.0.clocks;
+        let sampled = clocks.is_due(started).then(|| Arc::clone(&request.to));
+        let headers = keeps_headers || sampled.is_some();
         let mut failure =
-            match timeout_at(deadline, self.send(method, request, &heard, keeps_headers)).await {
-                Ok(Ok(answer)) => {
+            match timeout_at(deadline, self.send(method, request, &heard, headers)).await {
+                Ok(Ok(mut answer)) => {
                     failpoint::point("response-head.after");
+                    if let (Some(to), Some(headers)) = (sampled, &answer.headers) {
+                        clocks.take(to.uri().host().unwrap_or_default(), headers, started);
+                    }
+                    if !keeps_headers {
+                        answer.headers = None;
+                    }
                     return Reply::Answered(answer);
                 }
                 Ok(Err(failure)) => failure,
