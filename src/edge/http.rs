@@ -44,8 +44,8 @@ use http_body_util::Full;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
-pub(crate) use self::failure::tls_reason;
 pub use self::clock_samples::ClockSamples;
+pub(crate) use self::failure::tls_reason;
 pub use self::failure::{Failure, FailureClass, with_causes};
 pub use self::head::read_head;
 pub use self::limits::{

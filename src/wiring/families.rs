@@ -63,6 +63,7 @@ mod tests {
         metrics.runnable_commands(0, 0);
         metrics.deferred_commands(0, 0);
         metrics.worker_busy(0.0);
+        metrics.clock_skew(Some(0.0));
         lag.event_lag("topic", 0, 0);
         common.role_ready("fanout").set(0);
         common.role_restarts("fanout").reset();
@@ -192,6 +193,7 @@ mod tests {
         let metrics = &families.delivery;
         assert!(!registry.render().unwrap().contains("worker_busy_ratio"));
         metrics.worker_busy(0.25);
+        metrics.clock_skew(Some(0.25));
         let text = registry.render().unwrap();
         assert!(
             text.contains("\nhookstream_worker_busy_ratio 0.25\n"),

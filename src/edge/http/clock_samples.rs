@@ -83,9 +83,10 @@ mod tests {
         let samples = ClockSamples::default();
         let base = samples.0.base;
         let due = |ms| samples.is_due(base + Duration::from_millis(ms));
-        assert_eq!([0, 1, 999, 1000, 1001, 5000, 5001].map(due), [
-            true, false, false, true, false, true, false
-        ]);
+        assert_eq!(
+            [0, 1, 999, 1000, 1001, 5000, 5001].map(due),
+            [true, false, false, true, false, true, false]
+        );
     }
 
     #[test]
