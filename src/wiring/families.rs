@@ -193,7 +193,6 @@ mod tests {
         let metrics = &families.delivery;
         assert!(!registry.render().unwrap().contains("worker_busy_ratio"));
         metrics.worker_busy(0.25);
-        metrics.clock_skew(Some(0.25));
         let text = registry.render().unwrap();
         assert!(
             text.contains("\nhookstream_worker_busy_ratio 0.25\n"),
