@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
 
 use crate::edge::kafka::error::Failure;
@@ -24,18 +23,11 @@ pub(super) struct PolledProducer<C: ProducerContext + 'static> {
 }
 
 impl<C: ProducerContext + 'static> PolledProducer<C> {
-    /// Creates the client and starts its thread.
+    /// Starts the thread of a client.
     ///
     /// # Errors
-    /// [`Failure`] of the client's settings, or of the thread.
-    pub(super) fn create(
-        config: &ClientConfig,
-        context: C,
-        purpose: &'static str,
-    ) -> Result<Self, Failure> {
-        let client: BaseProducer<C> = config.create_with_context(context).map_err(|error| {
-            Failure::from_client(format!("creating the producer of {purpose}"), error)
-        })?;
+    /// [`Failure`] when the thread cannot be started.
+    pub(super) fn of(client: BaseProducer<C>, purpose: &str) -> Result<Self, Failure> {
         let client = Arc::new(client);
         let ended = Arc::new(AtomicBool::new(false));
         let (polled, is_ended) = (Arc::clone(&client), Arc::clone(&ended));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::Producer as _;
+use rdkafka::producer::{BaseProducer, Producer as _};
 
 use super::deliveries::{Deliveries, DeliveryContext};
 use super::polled_producer::PolledProducer;
@@ -117,7 +117,11 @@ impl Recipe {
             let ms = deadline.as_millis().to_string();
             crate::edge::kafka::client::default(&mut config, "message.timeout.ms", &ms);
         }
-        let client = Arc::new(PolledProducer::create(&config, context, self.purpose)?);
+        let client: BaseProducer<DeliveryContext> =
+            config.create_with_context(context).map_err(|error| {
+                Failure::from_client(format!("creating the producer of {}", self.purpose), error)
+            })?;
+        let client = Arc::new(PolledProducer::of(client, self.purpose)?);
         let link = bootstrap::keep(
             &self.settings,
             &client,
