@@ -26,7 +26,7 @@ use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::bootstrap;
-use crate::edge::kafka::client::{consumer_config, fetch_patiently};
+use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::watchdog::Link;
 use crate::model::throttle::Throttle;
@@ -284,7 +284,6 @@ fn reader_config(
     // Deleted records must be reported, not skipped: see `Gap`.
     config.set("auto.offset.reset", "error");
     config.set("statistics.interval.ms", "3000");
-    fetch_patiently(settings, &mut config);
     for (key, value) in extra {
         // The operator's properties take precedence.
         if !settings.properties.iter().any(|(given, _)| given == key) {
