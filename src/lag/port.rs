@@ -1,5 +1,5 @@
 //! What the reader of the backlog needs of Kafka. Unlike the roles on [`crate::edge::port`] it joins no group and writes
-//! nothing, and it reads all partitions without an end. [`super::clients`] has the product's side, in which each future is
+//! nothing, and it reads all partitions without an end. `super::clients` has the product's side, in which each future is
 //! ready at once; the other is in `tests/sim`, in virtual time.
 
 use std::time::Duration;

@@ -5,7 +5,7 @@
 //!
 //! What is finished must fit [`METADATA_LIMIT`]. Of three forms the shortest is used: a **bitmap** of the span
 //! (any mix, up to about 24,000 offsets), the **gaps** between unfinished offsets as varints (few unfinished
-//! ones in a span of a million), or **segments** ([`segments`]: few finished ones among many that rest, and any mix
+//! ones in a span of a million), or **segments** (`segments`: few finished ones among many that rest, and any mix
 //! of both). Finishing an offset never makes the shorter of the first two longer than the limit: the
 //! span only shrinks, and two gaps that merge take no more bytes than they did apart. So room is asked for
 //! only when an offset is taken ([`Window::has_room`]), and a handful of hanging attempts never stops intake.

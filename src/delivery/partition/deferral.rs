@@ -7,7 +7,7 @@
 //! lane it is enough to know the first and the last offset.
 //!
 //! - **Cost**: a pass reads a part of the log once for all lanes that have room and whose first deferred command lies in
-//!   it. Lanes take turns in beginning a pass, so none starves. When passes have read [`READS`] records for each
+//!   it. Lanes take turns in beginning a pass, so none starves. When passes have read `READS` records for each
 //!   command that was deferred, the next ones take all commands of their part, and those without room are parked.
 //! - **Bounds**: [`MOST_COMMANDS`], [`MOST_SPAN`] and [`MOST_BYTES`], so that a new owner, who knows only what is
 //!   unfinished, reads them again in some five seconds; and what the window can describe. Beyond these, commands are held
