@@ -1,12 +1,26 @@
 //! The question before a command changes something.
 
-use std::io::BufRead;
+use std::io::{BufRead, IsTerminal};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
 use super::print;
+
+/// Refuses to begin `command` where it has to ask and nobody can answer.
+///
+/// # Errors
+/// [`CliError`] of usage: standard input is no terminal.
+pub(super) fn can_ask(command: &str) -> Result<(), CliError> {
+    if std::io::stdin().is_terminal() {
+        return Ok(());
+    }
+    let message = format!(
+        "{command} needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview"
+    );
+    Err(CliError::new(Exit::Usage, message))
+}
 
 /// Asks `question`, which names what is to be changed, and waits for the answer. `false` after a no, with the line
 /// `refused`, and after an interrupt.

@@ -28,6 +28,17 @@ pub struct CliError {
     pub message: String,
 }
 
+/// A runtime for the asynchronous part of a command.
+///
+/// # Errors
+/// The system refuses it.
+pub fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))
+}
+
 impl CliError {
     /// An error with this exit code and message.
     #[must_use]

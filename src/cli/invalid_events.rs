@@ -2,7 +2,6 @@
 //!
 //! The field names of the JSON formats are a stable interface, described in `schemas/invalid-event.schema.json`.
 
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 
 use base64::Engine;
@@ -350,11 +349,8 @@ fn groups(done: &InvalidReplay) -> Vec<Group> {
 fn replay(settings: &Settings, args: &ReplayArgs) -> Result<Exit, CliError> {
     let filter = args.filter.filter(args.places.clone())?;
     let asks = !args.dry_run && !args.yes;
-    if asks && !std::io::stdin().is_terminal() {
-        return Err(CliError::new(
-            Exit::Usage,
-            "replay needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview",
-        ));
+    if asks {
+        confirm::can_ask("replay")?;
     }
     let interrupt = Interrupt::watch()?;
     let stop = || interrupt.is_raised();

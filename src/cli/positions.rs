@@ -1,7 +1,7 @@
 //! `hookstream positions show|set|export|import`: the committed offsets of the groups, and a planned failover to a mirrored
 //! cluster.
 
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -200,10 +200,9 @@ impl Row for Imported {
 /// [`CliError`]: a group has members, the mirror is incomplete, or the broker is unreachable or denies access.
 pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
     if let Command::Set(args) = command
-        && !(args.dry_run || args.yes || std::io::stdin().is_terminal())
+        && !(args.dry_run || args.yes)
     {
-        let message = "positions set needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview";
-        return Err(CliError::new(Exit::Usage, message));
+        confirm::can_ask("positions set")?;
     }
     let interrupt = Interrupt::watch()?;
     let stop = || interrupt.is_raised();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::exit::{CliError, Exit};
 use super::interrupt::Interrupt;
 use super::print::{self, Output, Row};
-use super::samples;
+use super::samples::{self, parse_json};
 use crate::config::{Guarantee, Settings};
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
@@ -54,10 +54,6 @@ pub struct PublishArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
-}
-
-fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 /// An event to publish.

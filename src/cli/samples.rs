@@ -2,6 +2,14 @@
 
 use serde_json::{Value, json};
 
+/// Data that stands on the command line.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn parse_json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
 /// One event of a sample order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Event {

@@ -5,7 +5,6 @@
 //! dead letters are then either settled or open, and the next run takes the open ones.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -86,12 +85,8 @@ impl Verb {
 pub(super) fn execute(settings: &Settings, plan: Plan, how: How) -> Result<Exit, CliError> {
     let verb = Verb::of(&plan);
     let asks = !how.dry_run && !how.yes;
-    if asks && !std::io::stdin().is_terminal() {
-        let message = format!(
-            "{} needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview",
-            verb.command
-        );
-        return Err(CliError::new(Exit::Usage, message));
+    if asks {
+        confirm::can_ask(verb.command)?;
     }
     let interrupt = Interrupt::watch()?;
     if how.dry_run || asks {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::exit::{CliError, Exit};
+use super::exit::{CliError, Exit, runtime};
 use super::print::{self, Output, Row};
 use crate::config::Settings;
 use crate::edge::clock;
@@ -90,10 +90,7 @@ fn specs(settings: &Settings, retention: Option<Duration>) -> Vec<TopicSpec> {
 /// # Errors
 /// [`CliError`]: the broker is unreachable or denies access, or a topic could not be created.
 pub fn run(settings: &Settings, command: &Command) -> Result<Exit, CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))?;
+    let runtime = runtime()?;
     runtime.block_on(async {
         match command {
             Command::Create(args) => create(settings, args).await,

@@ -18,7 +18,7 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::credentials::keep_current;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::committed_offsets;
+use crate::edge::kafka::log_reader::{committed_offsets, readers_group};
 use crate::edge::kafka::member::{Commit, TopicPartition};
 use crate::model::hold::{HeldRoles, LEASE, LOOK_EVERY, Watch, text};
 use crate::model::units::Position;
@@ -28,16 +28,12 @@ use crate::runtime::shutdown::Stop;
 /// How long one look waits for a broker: a process that stops waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn group(settings: &Settings) -> String {
-    format!("{}operator", settings.group_prefix)
-}
-
 /// Looks for holds until told to stop. A look that fails changes nothing: a hold ends with its lease.
 ///
 /// # Errors
 /// [`Failure`] when no client can be created.
 pub fn watch(settings: &Settings, holds: &Holds, stop: &Stop) -> Result<(), Failure> {
-    let client: Client = consumer_config(settings, "holds", &group(settings))
+    let client: Client = consumer_config(settings, "holds", &readers_group(settings))
         .create_with_context(LoggedConsumer(LogContext::new("holds")))
         .map_err(|error| Failure::from_client("creating a client", error))?;
     let client = Arc::new(client);
@@ -134,7 +130,7 @@ struct Writer {
 
 impl Writer {
     fn open(settings: &Settings) -> Result<Self, Failure> {
-        let group = group(settings);
+        let group = readers_group(settings);
         Ok(Self {
             client: client_of(settings, &group)?,
             topic: Arc::from(settings.topics.commands()),

@@ -11,7 +11,7 @@ use rdkafka::producer::DefaultProducerContext;
 use super::events::Flow;
 use super::receivers::Receivers;
 use super::subscribers::SUBSCRIBERS;
-use crate::cli::exit::{CliError, Exit};
+use crate::cli::exit::{CliError, Exit, runtime};
 use crate::cli::print;
 use crate::config::{Guarantee, Settings};
 use crate::edge::kafka::error::Failure;
@@ -142,10 +142,7 @@ pub(super) fn refused(what: &str, error: BatchError) -> CliError {
 }
 
 fn create_topics(settings: &Settings) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))?;
+    let runtime = runtime()?;
     let wish = Wish {
         partitions: Some(PARTITIONS),
         ..Wish::default()

@@ -1,7 +1,6 @@
 //! `hookstream replay --from TIME --to TIME`: sends the events of a time range again, to chosen subscriptions. Also the
 //! backfill of `subscriptions apply`.
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,11 +77,8 @@ pub(crate) fn execute(
         again: range.again,
     };
     let asks = !how.dry_run && !how.yes;
-    if asks && !std::io::stdin().is_terminal() {
-        return Err(CliError::new(
-            Exit::Usage,
-            "replay needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview",
-        ));
+    if asks {
+        confirm::can_ask("replay")?;
     }
     let interrupt = Interrupt::watch()?;
     if how.dry_run || asks {

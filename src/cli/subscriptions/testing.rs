@@ -13,15 +13,15 @@ use serde_json::{Map, Value, json};
 use super::change::unknown;
 use super::stored::Stored;
 use crate::cli::curl;
-use crate::cli::exit::{CliError, Exit};
+use crate::cli::exit::{CliError, Exit, runtime};
 use crate::cli::print::{self, Output};
+use crate::cli::samples::parse_json;
 use crate::config::Settings;
 use crate::delivery::testing::{self, Exchange, Header, Sample};
 use crate::edge::clock;
 use crate::edge::kafka::subscription_log::Freshness;
 use crate::edge::live::Live;
-use crate::model::command::ContentType;
-use crate::model::event::{self, Format, RawEvent};
+use crate::model::event::{self, RawEvent};
 use crate::model::subscription::{Segment, Subscription, TypePattern};
 use crate::model::units::EpochMs;
 
@@ -41,10 +41,6 @@ pub struct TestArgs {
     output: Output,
 }
 
-fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -58,10 +54,7 @@ pub(super) fn run(settings: &Settings, args: &TestArgs) -> Result<Exit, CliError
     let now = clock::now();
     let sample = sample(settings, subscription, args, now)?;
     let settings = Arc::new(settings.clone());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::new(Exit::Failure, format!("starting the runtime: {error}")))?;
+    let runtime = runtime()?;
     // As on a worker of deliver, where a client belongs to its thread.
     let local = tokio::task::LocalSet::new();
     let sending = testing::send(&Live, &settings, subscription, &sample);
@@ -141,10 +134,7 @@ fn sample(
     Ok(Sample {
         id: event.webhook_id(&subscription.id),
         body: event.body(subscription.format).into(),
-        content_type: match subscription.format {
-            Format::Standard => ContentType::Json,
-            Format::CloudEvents => ContentType::CloudEvents,
-        },
+        content_type: subscription.format.content_type(),
     })
 }
 

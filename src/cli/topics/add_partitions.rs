@@ -13,7 +13,6 @@
 //! Events wait meanwhile. Whatever ends the command, the hold ends with it.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -30,7 +29,7 @@ use crate::edge::kafka::topics::Growth;
 use crate::lag::Watcher;
 use crate::lag::figures::{Figures, Subscriber};
 use crate::model::hold::{HeldRoles, LEASE};
-use crate::model::units::{counted, format_duration, parse_duration};
+use crate::model::units::{counted, first_of, format_duration, parse_duration};
 use crate::positions::GroupRole;
 use crate::positions::hold::{Keeper, Members};
 
@@ -78,9 +77,8 @@ impl Row for Growth {
 /// [`CliError`]: the number is too small, roles do not stop, commands do not end in time, or a broker refuses. Partitions
 /// were added to all topics, to none, or (exit code 3) to those that the message names.
 pub(super) async fn run(settings: &Settings, args: &AddArgs) -> Result<Exit, CliError> {
-    if !(args.dry_run || args.yes || std::io::stdin().is_terminal()) {
-        let message = "topics add-partitions needs confirmation, but standard input is not a terminal; use --yes, or --dry-run for a preview";
-        return Err(CliError::new(Exit::Usage, message));
+    if !(args.dry_run || args.yes) {
+        confirm::can_ask("topics add-partitions")?;
     }
     let growths = plan(settings, args.partitions).await?;
     if growths.is_empty() {
@@ -132,9 +130,7 @@ pub(super) async fn run(settings: &Settings, args: &AddArgs) -> Result<Exit, Cli
 
 async fn plan(settings: &Settings, partitions: i32) -> Result<Vec<Growth>, CliError> {
     let specs = admin::topics(settings);
-    let cluster = admin::describe(settings, &specs)
-        .await
-        .map_err(|failure| print::failed(&failure))?;
+    let cluster = admin::describe(settings, &specs).await?;
     let commands = settings.topics.commands();
     admin::growths(&specs, &cluster, &commands, partitions)
         .map_err(|why| CliError::new(Exit::Failure, why))
@@ -161,16 +157,11 @@ fn pending(figures: &[Subscriber], ordered: &[String], tiers: bool) -> Option<St
     }
     if !waiting.is_empty() {
         let total: u64 = waiting.values().sum();
-        let names: Vec<_> = waiting.keys().copied().take(5).collect();
-        let more = waiting.len() - names.len();
-        let more = match more {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
+        let names: Vec<_> = waiting.keys().copied().collect();
         parts.push(format!(
-            "{} of ordered subscriptions in the retry topics ({}{more})",
+            "{} of ordered subscriptions in the retry topics ({})",
             counted(total, "command"),
-            names.join(", ")
+            first_of(&names)
         ));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
@@ -192,10 +183,9 @@ impl<'a> Waiting<'a> {
         args: &AddArgs,
         interrupt: &'a Interrupt,
     ) -> Result<Self, CliError> {
-        let failed = |failure| print::failed(&failure);
         let roles = [GroupRole::Fanout, GroupRole::Release];
-        let members = Members::of(settings, &roles).map_err(failed)?;
-        let keeper = Keeper::begin(settings, HeldRoles::FANOUT).map_err(failed)?;
+        let members = Members::of(settings, &roles)?;
+        let keeper = Keeper::begin(settings, HeldRoles::FANOUT)?;
         let waiting = Self {
             settings,
             interrupt,
@@ -213,8 +203,7 @@ impl<'a> Waiting<'a> {
         const EVERY: Duration = Duration::from_millis(500);
         let began = clock::instant();
         loop {
-            let members = self.members.list(role);
-            let members = members.map_err(|failure| print::failed(&failure))?;
+            let members = self.members.list(role)?;
             if members.is_empty() {
                 print::note(&format!("{} is held", role.as_str()));
                 return Ok(());
@@ -284,8 +273,7 @@ impl<'a> Waiting<'a> {
     /// Nobody may have started again by now.
     fn check(&self) -> Result<(), CliError> {
         for role in [GroupRole::Fanout, GroupRole::Release] {
-            let members = self.members.list(role);
-            let members = members.map_err(|failure| print::failed(&failure))?;
+            let members = self.members.list(role)?;
             if !members.is_empty() {
                 let message = format!(
                     "nothing was added: {} has started again meanwhile: {}; run the same command again",

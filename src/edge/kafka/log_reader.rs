@@ -76,6 +76,12 @@ pub struct Log {
     partitions: Vec<i32>,
 }
 
+/// The group of readers without membership: the client requires a name, and brokers are asked for its coordinator.
+#[must_use]
+pub fn readers_group(settings: &Settings) -> String {
+    format!("{}operator", settings.group_prefix)
+}
+
 impl Log {
     /// Connects and checks that the topic exists.
     ///
@@ -87,7 +93,7 @@ impl Log {
         purpose: &'static str,
     ) -> Result<Self, Failure> {
         // The client requires a group name, but never joins: partitions are assigned manually.
-        let group = format!("{}operator", settings.group_prefix);
+        let group = readers_group(settings);
         let mut config = consumer_config(settings, purpose, &group);
         config.set("enable.partition.eof", "true");
         if purpose == AGAIN {

@@ -38,7 +38,7 @@ impl Sim {
             }
         }
         panic!(
-            "{} are deferred for good; {:?} of {}, {} in tiers, {} bytes",
+            "{} stay deferred; {:?} of {}, {} in tiers, {} bytes",
             self.machine.deferred(),
             self.durable.snapshot.position,
             self.durable.log.len(),
