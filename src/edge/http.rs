@@ -311,7 +311,10 @@ impl HttpClient {
         failpoint::point("request.before");
         let heard = Heard::default();
         let clocks = &self.0.clocks;
-        let sampled = clocks.is_due(started).then(|| Arc::clone(&request.to));
+        let host = request.to.uri().host().unwrap_or_default();
+        let sampled = clocks
+            .is_due(host, started)
+            .then(|| Arc::clone(&request.to));
         let headers = keeps_headers || sampled.is_some();
         let mut failure =
             match timeout_at(deadline, self.send(method, request, &heard, headers)).await {

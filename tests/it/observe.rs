@@ -416,14 +416,24 @@ fn prometheus_takes_the_metrics_and_every_query_of_the_dashboards_has_an_answer(
             _ => 200,
         })
     });
-    let one = |id: &str| {
+    // An estimate of the clock's skew takes three hosts whose responses have dates.
+    let dated = [1, 2, 3].map(|host| {
+        Receiver::start_at([127, 0, 0, host].into(), |_| {
+            let now = httpdate::fmt_http_date(std::time::SystemTime::now());
+            Answer::ok().header("date", &now)
+        })
+    });
+    let one = |id: &str, url: String| {
         let fields = json!({"retry_schedule": ["1s", "1h"]});
-        with(
-            subscription(id, &receiver.url(&format!("/{id}")), &["**"]),
-            fields,
-        )
+        with(subscription(id, &url, &["**"]), fields)
     };
-    put(&world, &[one("good"), one("failing"), one("refusing")]);
+    let own = ["good", "failing", "refusing"].map(|id| one(id, receiver.url(&format!("/{id}"))));
+    let dated_too = ["first", "second", "third"].iter().zip(&dated);
+    let subscriptions: Vec<_> = dated_too
+        .map(|(id, receiver)| one(id, receiver.url("/")))
+        .chain(own)
+        .collect();
+    put(&world, &subscriptions);
     let process = world.spawn("run", &[]);
     process.wait_ready();
     let prometheus = Prometheus::scrape(process.http_port());

@@ -1,5 +1,6 @@
 //! Samples of the endpoints' clocks, from the `Date` of one response a second: see [`ClockSkew`].
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -11,6 +12,8 @@ use crate::model::clock_skew::ClockSkew;
 
 /// Milliseconds between two samples of a process.
 const EVERY: u64 = 1000;
+/// Milliseconds without a sample after which hosts that had one have another.
+const ROUND: u64 = 10_000;
 
 /// Shared by all clients of a process.
 #[derive(Clone, Debug)]
@@ -21,6 +24,9 @@ struct Inner {
     base: Instant,
     /// When the next sample is due, milliseconds since `base`.
     next: AtomicU64,
+    /// A bit, by a hash, for each host that had a sample in this round: bursts that begin with the same host every time
+    /// must not hide the others.
+    sampled: AtomicU64,
     skew: Mutex<ClockSkew>,
 }
 
@@ -29,22 +35,37 @@ impl Default for ClockSamples {
         Self(Arc::new(Inner {
             base: clock::instant(),
             next: AtomicU64::new(0),
+            sampled: AtomicU64::new(0),
             skew: Mutex::default(),
         }))
     }
 }
 
 impl ClockSamples {
-    /// Whether the response of a request that begins now is to be a sample; `true` once a second.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    /// Whether the response of a request to `host` that begins now is to be a sample: one a second, of a host that had
+    /// none in this round.
+    pub(super) fn is_due(&self, host: &str, now: Instant) -> bool {
         let inner = &self.0;
         let now = u64::try_from((now - inner.base).as_millis()).unwrap_or(u64::MAX);
         let next = inner.next.load(Ordering::Relaxed);
-        now >= next
-            && inner
-                .next
-                .compare_exchange(next, now + EVERY, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+        if now < next {
+            return false;
+        }
+        let mut hasher = DefaultHasher::new();
+        host.hash(&mut hasher);
+        let bit = 1 << (hasher.finish() % u64::from(u64::BITS));
+        let sampled = inner.sampled.load(Ordering::Relaxed);
+        let ends_round = now >= next + ROUND - EVERY;
+        if sampled & bit != 0 && !ends_round {
+            return false;
+        }
+        let order = Ordering::Relaxed;
+        let is_first = inner.next.compare_exchange(next, now + EVERY, order, order);
+        if is_first.is_ok() {
+            let rest = if ends_round { 0 } else { sampled };
+            inner.sampled.store(rest | bit, Ordering::Relaxed);
+        }
+        is_first.is_ok()
     }
 
     /// Takes a sample of a response to a request that began at `started`.
@@ -79,14 +100,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_response_a_second_is_a_sample() {
+    fn one_response_a_second_is_a_sample_and_each_host_has_its_turn() {
         let samples = ClockSamples::default();
         let base = samples.0.base;
-        let due = |ms| samples.is_due(base + Duration::from_millis(ms));
-        assert_eq!(
-            [0, 1, 999, 1000, 1001, 5000, 5001].map(due),
-            [true, false, false, true, false, true, false]
-        );
+        let due = |(ms, host)| samples.is_due(host, base + Duration::from_millis(ms));
+        let requests = [
+            (0, "a"),
+            (1, "a"),
+            (1, "b"),
+            (1000, "a"),
+            (1000, "b"),
+            (2000, "a"),
+            (2000, "b"),
+            (2001, "c"),
+            (12_000, "a"),
+            (12_001, "a"),
+            (12_002, "b"),
+            (13_001, "b"),
+        ];
+        let expected = [
+            true, false, false, false, true, false, false, true, false, true, false, true,
+        ];
+        assert_eq!(requests.map(due), expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Forwards the client library's log to this program's log.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct LogContext {
     logged: AtomicI64,
     /// Why the last connection failed, or what was denied since then.
     cause: Mutex<Option<Cause>>,
+    /// Whether nobody uses the client any more.
+    ended: AtomicBool,
 }
 
 impl LogContext {
@@ -42,7 +44,13 @@ impl LogContext {
             purpose,
             logged: AtomicI64::new(0),
             cause: Mutex::default(),
+            ended: AtomicBool::new(false),
         }
+    }
+
+    /// What happens to the client from now on is no problem: it is not used any more, but may take a second to end.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// Why the last connection failed, or what was denied since then. The client reports it once, not per attempt.
@@ -107,7 +115,9 @@ impl ClientContext for LogContext {
         }
         let reason = cause::of(reason);
         self.note(&error, &reason);
-        if is_refused(&error) {
+        if self.ended.load(Ordering::Relaxed) {
+            tracing::debug!(client, "client no longer in use: {error}: {reason}");
+        } else if is_refused(&error) {
             if self.may_log() {
                 tracing::warn!(client, "connection not authenticated: {reason}");
             }

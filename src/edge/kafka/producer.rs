@@ -41,7 +41,7 @@ pub type Record<'a> = records::Record<'a, OwnedHeaders>;
 /// Writes batches, each visible as a whole or not at all where the guarantee is exactly-once.
 pub struct Producer {
     recipe: Recipe,
-    client: Arc<PolledProducer<DeliveryContext>>,
+    client: Arc<PolledProducer>,
     link: Link,
     deliveries: Arc<Deliveries>,
     begun: bool,

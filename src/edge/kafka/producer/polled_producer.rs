@@ -9,25 +9,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
 
+use super::deliveries::DeliveryContext;
 use crate::edge::kafka::error::Failure;
 
 /// How long one wait for reports lasts at most.
 const POLL: Duration = Duration::from_secs(1);
 
 /// A producer with a thread that serves its reports until this is dropped.
-pub(super) struct PolledProducer<C: ProducerContext + 'static> {
-    client: Arc<BaseProducer<C>>,
+pub(super) struct PolledProducer {
+    client: Arc<BaseProducer<DeliveryContext>>,
     ended: Arc<AtomicBool>,
 }
 
-impl<C: ProducerContext + 'static> PolledProducer<C> {
+impl PolledProducer {
     /// Starts the thread of a client.
     ///
     /// # Errors
     /// [`Failure`] when the thread cannot be started.
-    pub(super) fn of(client: BaseProducer<C>, purpose: &str) -> Result<Self, Failure> {
+    pub(super) fn of(
+        client: BaseProducer<DeliveryContext>,
+        purpose: &str,
+    ) -> Result<Self, Failure> {
         let client = Arc::new(client);
         let ended = Arc::new(AtomicBool::new(false));
         let (polled, is_ended) = (Arc::clone(&client), Arc::clone(&ended));
@@ -43,17 +47,18 @@ impl<C: ProducerContext + 'static> PolledProducer<C> {
     }
 }
 
-impl<C: ProducerContext + 'static> Deref for PolledProducer<C> {
-    type Target = BaseProducer<C>;
+impl Deref for PolledProducer {
+    type Target = BaseProducer<DeliveryContext>;
 
     fn deref(&self) -> &Self::Target {
         &self.client
     }
 }
 
-impl<C: ProducerContext + 'static> Drop for PolledProducer<C> {
+impl Drop for PolledProducer {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
+        self.client.context().log.end();
         // Its successor writes the same again: nothing of this one may come after that.
         self.client.purge(PurgeConfig::default().queue().inflight());
     }

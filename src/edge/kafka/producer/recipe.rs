@@ -33,7 +33,7 @@ pub(super) enum OnStuck {
 }
 
 /// A client, its link to the watchdog, and its delivery reports.
-pub(super) type Made = (Arc<PolledProducer<DeliveryContext>>, Link, Arc<Deliveries>);
+pub(super) type Made = (Arc<PolledProducer>, Link, Arc<Deliveries>);
 
 /// How to create the client.
 #[derive(Clone)]
@@ -133,11 +133,7 @@ impl Recipe {
 
     /// `false` when the last transaction of this id does not end, and another id is to be used. The coordinator has then
     /// decided how it ends, since it has fenced the id's last client before it responds so.
-    fn init_transactions(
-        &self,
-        client: &PolledProducer<DeliveryContext>,
-        link: &Link,
-    ) -> Result<bool, Failure> {
+    fn init_transactions(&self, client: &PolledProducer, link: &Link) -> Result<bool, Failure> {
         const TRY: Duration = Duration::from_secs(10);
         loop {
             let init = || {
