@@ -409,7 +409,8 @@ impl HttpClient {
                         message = unsent;
                     }
                     Some(_) => return Err(Failure::of_exchange(&error.into_error())),
-                    None => return on.cut_off(&error.into_error(), heard).await,
+                    // Boxed: it is rare, and each request would have room for it.
+                    None => return Box::pin(on.cut_off(&error.into_error(), heard)).await,
                 },
             }
         }
