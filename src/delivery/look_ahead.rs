@@ -9,9 +9,10 @@
 //!   moves to tiers that this owner has decided have to be durable before, each of them: a command on its way is in
 //!   neither. Other outcomes end their commands, whether they are durable or not.
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
-//!   backlog through the tiers would be wasted work.
+//!   backlog through the tiers would be wasted work. It ends early once there are some.
 //! - Reads deferred commands again ([`super::read_again`]).
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::effect::Question;
 use super::partition::env::ORDER_BYTES;
 use super::partition::event::LookAhead;
+use super::partition::fairness::Search;
 use super::partition::under_way::{Found, UnderWay};
 use super::read_again::{self, subscription};
 use crate::config::Settings;
@@ -153,24 +155,23 @@ async fn others(
     of: &HashSet<Box<str>>,
     stop: &dyn Fn() -> bool,
 ) -> Result<LookAhead, Failure> {
-    let mut last = None;
-    let mut end = Position(from.0);
     let topic = settings.topics.commands();
     let log = port.log(settings, topic, PURPOSE).await?;
-    let mut ranges = log.stable_ends().await?;
-    ranges.retain(|range| range.partition == partition);
-    for range in &mut ranges {
-        range.low = range.low.max(from.0);
-    }
-    log.read(Isolation::Committed, &ranges, stop, |message| {
+    // Of this partition only: another one may have no leader, or a transaction that hangs.
+    let (range, stable) = log.high_watermark(partition, Duration::ZERO, stop).await?;
+    let part = Range {
+        low: range.low.max(from.0),
+        end: stable,
+        ..range
+    };
+    let search = RefCell::new(Search::new(from, of.clone()));
+    let is_done = || stop() || search.borrow().is_done();
+    log.read(Isolation::Committed, &[part], &is_done, |message| {
         let offset = Offset(message.offset());
-        end = offset.next();
-        if !subscription(message).is_some_and(|subscription| of.contains(subscription)) {
-            last = Some(offset);
-        }
+        search.borrow_mut().visit(offset, subscription(message));
     })
     .await?;
-    Ok(LookAhead::Others(last, end))
+    Ok(LookAhead::Others(search.into_inner().finish()))
 }
 
 async fn under_way(

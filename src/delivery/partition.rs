@@ -10,7 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
-//! | `state`, `apply`, `routing`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
+//! | `state`, `apply`, `routing`, `parking`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
 //! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
 //! | [`deferral`], `deferring` | commands that are read again when their lane has room |
@@ -37,6 +37,7 @@ mod lane_status;
 pub mod order;
 mod ordering;
 pub mod pacing;
+mod parking;
 mod report;
 mod routing;
 mod state;

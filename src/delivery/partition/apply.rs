@@ -43,8 +43,8 @@ impl<E: Endpoint> Partition<E> {
             Event::Timer => self.timer(step),
             Event::Tick => self.tick(step),
             Event::LookedAhead(LookAhead::UnderWay(found)) => self.learn_under_way(found, step),
-            Event::LookedAhead(LookAhead::Others(last, end)) => {
-                self.fairness.learn(last, end);
+            Event::LookedAhead(LookAhead::Others(found)) => {
+                self.fairness.learn(found);
                 self.admit(step);
             }
             Event::LookedAhead(LookAhead::Again(found)) => self.take_again(*found, step),

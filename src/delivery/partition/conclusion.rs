@@ -10,7 +10,7 @@ use super::effect::{Concluded, Effect, Notice};
 use super::env::{Endpoint, Standing, Subscriptions};
 use super::event::{AttemptEnd, LaneId};
 use super::lane::{End, Report, Slowness};
-use super::routing::reason;
+use super::parking::reason;
 use super::state::{Intake, Partition, Step, Taken};
 use crate::model::backoff::{RETRY_AFTER_CAP, next_delay};
 use crate::model::command::{Cause, LastFailure};
@@ -218,32 +218,12 @@ impl<E: Endpoint> Partition<E> {
         }
         let rest = until - now;
         let own = retry_after.unwrap_or_default().min(RETRY_AFTER_CAP);
-        let due = step.env.wall + rest.max(own);
-        self.wait_in_tier(taken, due, Some(reason(cause)), step);
+        let (why, wall) = (reason(cause), step.env.wall);
+        let time = self.time_of(&taken.command, why, Some(rest), wall);
+        self.wait_in_tier(taken, wall + time.max(own), Some(why), step);
         if cause != Slowness::Breaker {
             self.park_queue(id, reason(cause), Some(rest), step);
         }
-    }
-
-    /// The breaker is open until a probe in `rest`: parks a lane's queue, except for the candidates for probes.
-    fn park_all_but_probes<S: Subscriptions<Endpoint = E>>(
-        &mut self,
-        id: LaneId,
-        rest: Duration,
-        step: &mut Step<'_, S>,
-    ) {
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        if entry.subjects.is_some() {
-            // What waits in a lane holds up those behind it in its subject, in memory.
-            return self.park_queue(id, ParkReason::Breaker, Some(rest), step);
-        }
-        let kind = |taken: &Taken| Kind::of(&taken.command);
-        for taken in entry.lane.take_all_but_probes(kind) {
-            self.park(taken, ParkReason::Breaker, Some(rest), step);
-        }
-        self.make_ready(id, step);
     }
 
     /// Reports the end of an attempt to its lane, and handles a change of the breaker.

@@ -89,7 +89,7 @@ pub struct Concluded {
 pub enum Question {
     /// Unfinished commands; in `webhook-commands`, from the position of this window on, those that it has not finished.
     UnderWay(Box<Window>),
-    /// The last command from this offset on that belongs to none of these subscriptions.
+    /// Commands from this offset on that belong to none of these subscriptions: [`super::fairness::Search`].
     Others(Offset, HashSet<Box<str>>),
     /// Deferred commands.
     Again(Box<Pass>),

@@ -1,6 +1,7 @@
 //! The events that a partition handles.
 
 use super::deferral::Found;
+use super::fairness::Others;
 use super::lane::Permit;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
@@ -64,8 +65,8 @@ pub struct AttemptEnd<E> {
 pub enum LookAhead {
     /// The unfinished commands of ordered subscriptions.
     UnderWay(UnderWay),
-    /// The last command of another subscription, and the position up to which the log was read.
-    Others(Option<Offset>, Position),
+    /// Commands of other subscriptions.
+    Others(Others),
     /// Deferred commands.
     Again(Box<Found>),
 }

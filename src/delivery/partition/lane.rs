@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use self::bucket::Bucket;
 pub use self::bucket::Rate;
+use self::pace::Pace;
 use super::breaker::{Breaker, Change, Ended, Gate, Kind, Sign};
 use super::concurrency::Concurrency;
 use super::pacing::Pacing;
@@ -22,6 +23,7 @@ use crate::model::breaker_rules::BreakerRules;
 use crate::model::tiers::LONGEST_PARK;
 
 mod bucket;
+mod pace;
 
 /// The most commands that a lane queues; a quick lane may queue more while its partition has spare memory.
 pub const QUEUE_COMMANDS: usize = 256;
@@ -37,11 +39,6 @@ const HORIZON: Duration = Duration::from_secs(5);
 const EARLY: f64 = 1.25;
 /// A full lane that takes longer than this to drain is slow: its overflow is parked.
 pub const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a lane's pace is measured: longer than a pause of the machine, and the longest that a lane can block its
-/// partition before it counts as slow.
-const MEASURE: Duration = Duration::from_secs(1);
-/// A lane with work of which no attempt has ended for this long counts as stalled.
-const SILENT: Duration = Duration::from_millis(600);
 /// Commands that wait in the lane for the next probes while its breaker is open, at most one of each kind.
 const PROBES: usize = 8;
 /// The same for kinds whose last attempt failed.
@@ -370,6 +367,12 @@ impl<T> Lane<T> {
         }
     }
 
+    /// The current delay between probes, before jitter.
+    #[must_use]
+    pub fn probe_wait(&self) -> Duration {
+        self.breaker.wait(&self.limits.breaker)
+    }
+
     /// How long to park an item without room: until its turn behind all items that already wait. `None` while the
     /// lane's pace is unknown.
     pub fn turn(&mut self, now: Instant) -> Option<Duration> {
@@ -550,48 +553,6 @@ impl<T> Lane<T> {
             return Some(Full::Slow(cause));
         }
         (!spare || queued >= self.most_quick(now)).then_some(Full::Quick)
-    }
-}
-
-/// Attempts that end per second while something is queued: without demand, a lane's pace says nothing about its
-/// endpoint.
-#[derive(Debug, Default)]
-struct Pace {
-    /// The current span, and the attempts that ended in it.
-    since: Option<Instant>,
-    ends: u32,
-    /// The rate of the previous span, per second.
-    before: Option<f64>,
-}
-
-impl Pace {
-    fn begin(&mut self, now: Instant) {
-        *self = Self {
-            since: Some(now),
-            ends: 0,
-            before: None,
-        };
-    }
-
-    fn ended(&mut self, now: Instant) {
-        let Some(since) = self.since else { return };
-        if now.saturating_duration_since(since) >= MEASURE {
-            self.before = self.rate(now);
-            self.since = Some(now);
-            self.ends = 0;
-        }
-        self.ends += 1;
-    }
-
-    /// `None` until a full span has been measured, or until most of one has passed without any attempt ending.
-    fn rate(&self, now: Instant) -> Option<f64> {
-        let span = now.saturating_duration_since(self.since?);
-        if span >= MEASURE {
-            Some(f64::from(self.ends) / span.as_secs_f64())
-        } else {
-            let silent = self.ends == 0 && span >= SILENT;
-            self.before.or_else(|| silent.then_some(0.0))
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::effect::{Effect, Notice};
 use super::env::{Endpoint, Subscriptions};
 use super::event::LaneId;
 use super::order::{Arrival, SubjectQueue, UnderWay as Ahead};
-use super::routing::reason;
+use super::parking::reason;
 use super::state::{Knowledge, Partition, Step, Taken};
 use super::under_way::{UnderWay, Unfinished};
 use crate::model::command::{Cause, Command};

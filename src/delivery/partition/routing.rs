@@ -11,13 +11,13 @@ use super::env::{Endpoint, Standing, Subscriptions, Terms, Unavailable};
 use super::event::{Incoming, LaneId};
 use super::health::Sides;
 use super::lane::{Full, Lane, Slowness};
+use super::parking::reason;
 use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
 use super::status::status_of;
 use crate::model::command::{Cause, Command};
 use crate::model::dead_letter::{DeadLetterInfo, Reason};
 use crate::model::expiry::{Expiry, explain};
 use crate::model::outcome::ParkReason;
-use crate::model::tiers::LONGEST_PARK;
 use crate::model::units::EpochMs;
 
 /// A command may arrive before its subscription, because they travel through different topics. A command younger than
@@ -25,15 +25,6 @@ use crate::model::units::EpochMs;
 const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(10);
 /// A command due within this time waits in memory; one due later goes back to a tier.
 const DUE_SOON: Duration = Duration::from_secs(2);
-
-/// The park reason for a lane's slowness.
-pub(super) fn reason(cause: Slowness) -> ParkReason {
-    match cause {
-        Slowness::Endpoint => ParkReason::LaneFull,
-        Slowness::Rate => ParkReason::Rate,
-        Slowness::Breaker => ParkReason::Breaker,
-    }
-}
 
 /// When the commands of a subscription expire. A resume in the future would delay that for ever.
 fn expiry<E>(terms: &Terms<E>, wall: EpochMs) -> Expiry {
@@ -366,22 +357,6 @@ impl<E: Endpoint> Partition<E> {
         self.leave(taken, tier, step);
     }
 
-    /// Moves a command to a tier without an attempt: for `rest`, or in proportion to its age.
-    pub(super) fn park<S: Subscriptions<Endpoint = E>>(
-        &mut self,
-        taken: Taken,
-        why: ParkReason,
-        rest: Option<Duration>,
-        step: &mut Step<'_, S>,
-    ) {
-        let (tiers, wall) = (&self.rules.tiers, step.env.wall);
-        let rest = rest.map_or_else(
-            || tiers.park_for(wall.since(taken.command.waits_since())),
-            |rest| rest.min(LONGEST_PARK),
-        );
-        self.wait_in_tier(taken, wall + rest, Some(why), step);
-    }
-
     /// Moves a command to a tier, with those that wait behind it in its subject.
     pub(super) fn leave<S: Subscriptions<Endpoint = E>>(
         &mut self,
@@ -427,23 +402,6 @@ impl<E: Endpoint> Partition<E> {
         let weight = command.weight();
         let outcome = Outcome::DeadLetter(command, Box::new(info));
         self.settle(offset, weight, Some(outcome), step);
-    }
-
-    /// Parks a lane's whole queue.
-    pub(super) fn park_queue<S: Subscriptions<Endpoint = E>>(
-        &mut self,
-        id: LaneId,
-        why: ParkReason,
-        rest: Option<Duration>,
-        step: &mut Step<'_, S>,
-    ) {
-        let Some(entry) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        let queue: Vec<_> = entry.lane.take_queue().collect();
-        for taken in queue {
-            self.park(taken, why, rest, step);
-        }
     }
 
     /// The lane of a command's subscription, with current terms.

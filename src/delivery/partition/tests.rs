@@ -18,6 +18,7 @@ use super::env::{
     Endpoint, Env, NoticeRules, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
 };
 use super::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
+use super::fairness::Search;
 use super::health::Look;
 use super::lane::{Limits, QUEUE_COMMANDS, Rate};
 use super::under_way::{Found, UnderWay};
@@ -796,14 +797,14 @@ impl Sim {
             let found = match question {
                 Question::UnderWay(window) => LookAhead::UnderWay(self.under_way(&window)),
                 Question::Others(from, except) => {
-                    let start = from.0 as usize;
-                    let rest = self.durable.log.iter().enumerate().skip(start);
-                    let others = rest.filter_map(|(at, one)| {
-                        let other = !except.contains(&one.as_ref()?.subscription);
-                        other.then_some(Offset(at as i64))
-                    });
-                    let end = Position(self.durable.log.len() as i64);
-                    LookAhead::Others(others.max(), end)
+                    let mut search = Search::new(from, except);
+                    let log = self.durable.log.iter().enumerate();
+                    for (at, one) in log.skip(from.0 as usize) {
+                        if let Some(one) = one {
+                            search.visit(Offset(at as i64), Some(&one.subscription));
+                        }
+                    }
+                    LookAhead::Others(search.finish())
                 }
                 Question::Again(pass) => LookAhead::Again(Box::new(self.read_again(*pass))),
             };

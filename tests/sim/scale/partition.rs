@@ -4,7 +4,8 @@
 //! A partition at scale is alike another one: what differs is its seed. So a few are played instead of a thousand.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use hookstream::delivery::partition::deferral::{Collector, Found, Pass};
 use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome, Question};
 use hookstream::delivery::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
+use hookstream::delivery::partition::fairness::{Others, Search};
 use hookstream::delivery::partition::lane::Limits;
 use hookstream::model::command::{Cause, Command, ContentType};
 use hookstream::model::expiry::default_max_age;
@@ -53,7 +55,7 @@ enum Step {
     Committed(Vec<Offset>, Vec<(usize, Record)>),
     Release,
     Released(Vec<(Option<usize>, Record)>),
-    LookedAhead(Option<Offset>, Position),
+    LookedAhead(Others),
     ReadAgain(Box<Found>),
     Whale,
 }
@@ -272,8 +274,8 @@ impl<'a> World<'a> {
             Step::Committed(offsets, records) => self.committed(offsets, records),
             Step::Release => self.release(),
             Step::Released(records) => self.released(records),
-            Step::LookedAhead(last, end) => {
-                self.apply(Event::LookedAhead(LookAhead::Others(last, end)));
+            Step::LookedAhead(found) => {
+                self.apply(Event::LookedAhead(LookAhead::Others(found)));
             }
             Step::ReadAgain(found) => {
                 let weights = found.commands.iter().map(|(_, command)| command.weight());
@@ -427,16 +429,21 @@ impl<'a> World<'a> {
 
     /// Reads to the end as of now; the result comes when it is read.
     fn look_ahead(&mut self, from: Offset, of: &HashSet<Box<str>>) {
-        let of: BTreeSet<usize> = of.iter().filter_map(|id| number(id)).collect();
         let first = self.records.partition_point(|&(offset, _)| offset < from.0);
-        let all = self.records.range(first..);
-        let count = all.len() as u64;
-        let mut others = all.rev();
-        let last = others.find(|(_, record)| !of.contains(&(record.subscription as usize)));
-        let last = last.map(|&(offset, _)| Offset(offset));
+        let (mut search, mut count, mut name) = (Search::new(from, of.clone()), 0, String::new());
+        for (offset, record) in self.records.range(first..) {
+            name.clear();
+            // Writing to a string does not fail.
+            write!(name, "s{}", record.subscription).ok();
+            search.visit(Offset(*offset), Some(&name));
+            count += 1;
+            if search.is_done() {
+                break;
+            }
+        }
         self.seen.look_aheads += 1;
         let at = self.now + LOOK_AHEAD + count * SECOND / LOOK_AHEAD_RATE;
-        self.at(at, Step::LookedAhead(last, Position(self.end)));
+        self.at(at, Step::LookedAhead(search.finish()));
     }
 
     /// Reads a part again; the result comes when it is read.

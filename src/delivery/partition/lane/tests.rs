@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::pace::{MEASURE, SILENT};
 use super::*;
 use crate::delivery::partition::breaker::tests::{RULES, of};
 

@@ -5,15 +5,21 @@ use std::collections::BinaryHeap;
 
 use super::*;
 use crate::delivery::partition::effect::{Concluded, Notice};
+use crate::delivery::partition::fairness::Others;
 use crate::model::outcome::AttemptOutcome;
 use crate::model::status::Status;
+use crate::model::tiers::Head;
 
 mod notices;
+mod parking;
 mod statuses;
+mod throttling;
 
 const TICK: Duration = Duration::from_millis(100);
 /// Requests in flight of the whole replica.
 const REPLICA: usize = 1024;
+/// From a decision to the record in its tier.
+const APPEND: Duration = Duration::from_millis(200);
 /// Records per poll.
 const BATCH: usize = 500;
 
@@ -96,9 +102,13 @@ struct Virtual {
     /// Events that are still to come, by time.
     events: VecDeque<(Duration, Command)>,
     events_made: usize,
-    /// Commands in tiers, by the time of their release.
-    tiers: BinaryHeap<Reverse<(Instant, u64)>>,
-    waiting: HashMap<u64, Command>,
+    tiers: Tiers,
+    /// Commands in tiers, by the time at which release looks at them.
+    looks: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// With their tier, and when they were appended to it.
+    waiting: HashMap<u64, (usize, EpochMs, Command)>,
+    /// Records written to tiers, and from there.
+    appends: usize,
     timers: BTreeSet<Instant>,
     next_tick: Instant,
     ready: VecDeque<LaneId>,
@@ -120,6 +130,15 @@ impl Virtual {
         max_in_flight: usize,
         respond: impl FnMut(&Seen<'_>) -> (Duration, Response) + 'static,
     ) -> Self {
+        Self::with(undeferred(), order, max_in_flight, respond)
+    }
+
+    fn with(
+        rules: Rules,
+        order: &str,
+        max_in_flight: usize,
+        respond: impl FnMut(&Seen<'_>) -> (Duration, Response) + 'static,
+    ) -> Self {
         let record = serde_json::json!({
             "id": "s0", "subscriber": "owner0", "events": ["**"], "url": "https://example.com/", "order": order,
         });
@@ -137,7 +156,8 @@ impl Virtual {
                 statuses: 0,
                 version: 0,
             },
-            machine: Partition::new(Arc::new(undeferred()), Window::new(Position(0))),
+            tiers: rules.tiers.clone(),
+            machine: Partition::new(Arc::new(rules), Window::new(Position(0))),
             effects: Effects::default(),
             random: fastrand::Rng::with_seed(1),
             begin: now,
@@ -148,8 +168,9 @@ impl Virtual {
             sequence: 0,
             events: VecDeque::new(),
             events_made: 0,
-            tiers: BinaryHeap::new(),
+            looks: BinaryHeap::new(),
             waiting: HashMap::new(),
+            appends: 0,
             timers: BTreeSet::new(),
             next_tick: now,
             ready: VecDeque::new(),
@@ -228,7 +249,11 @@ impl Virtual {
                 Effect::LookAhead(question) => {
                     let found = match question {
                         Question::UnderWay(_) => LookAhead::UnderWay(UnderWay::new(ORDER_BYTES)),
-                        Question::Others(..) => LookAhead::Others(None, Position(self.offset)),
+                        Question::Others(..) => LookAhead::Others(Others {
+                            last: None,
+                            seen_to: Position(self.offset),
+                            more: false,
+                        }),
                         Question::Again(_) => unreachable!("nothing is deferred here"),
                     };
                     self.apply(Event::LookedAhead(found));
@@ -267,14 +292,38 @@ impl Virtual {
         self.in_flight.insert(number, (attempt, response));
     }
 
-    /// A record of a tier is released when it is due, and after the tier's delay.
     fn waits(&mut self, tier: usize, command: Command) {
-        let due = command.due.expect("commands in tiers are due some time");
-        let delay = [5, 30, 60].map(Duration::from_secs)[tier];
-        let at = self.now + due.since(self.wall).max(delay);
+        self.appends += 1;
         let number = self.number();
-        self.tiers.push(Reverse((at, number)));
-        self.waiting.insert(number, command);
+        let appended = self.wall + APPEND;
+        self.waiting.insert(number, (tier, appended, command));
+        self.looks.push(Reverse((self.now, number)));
+    }
+
+    /// Takes commands out of the tiers that are due, at most a batch.
+    fn release(&mut self) -> Vec<Command> {
+        let mut batch = Vec::new();
+        while let Some(&Reverse((at, number))) = self.looks.peek()
+            && at <= self.now
+            && batch.len() < BATCH
+        {
+            self.looks.pop();
+            let (tier, appended, command) = self.waiting.remove(&number).unwrap();
+            let due = command.due.expect("commands in tiers are due some time");
+            match self.tiers.at_head(tier, appended, due, self.wall) {
+                Head::Wait(until) => {
+                    let again = self.now + until.since(self.wall);
+                    self.looks.push(Reverse((again, number)));
+                    self.waiting.insert(number, (tier, appended, command));
+                }
+                Head::Hop(next) => self.waits(next, command),
+                Head::Due => {
+                    self.appends += 1;
+                    batch.push(command);
+                }
+            }
+        }
+        batch
     }
 
     fn take(&mut self, commands: Vec<Command>) {
@@ -337,14 +386,7 @@ impl Virtual {
         self.take(batch);
         if self.next_tick <= self.now {
             self.next_tick = self.now + TICK;
-            let mut batch = Vec::new();
-            while let Some(&Reverse((at, number))) = self.tiers.peek()
-                && at <= self.now
-                && batch.len() < BATCH
-            {
-                self.tiers.pop();
-                batch.extend(self.waiting.remove(&number));
-            }
+            let batch = self.release();
             self.take(batch);
             self.apply(Event::Tick);
         }
@@ -387,86 +429,6 @@ fn status(status: u16, retry_after: Option<u64>) -> Response {
         status,
         retry_after: retry_after.map(Duration::from_secs),
     }
-}
-
-/// Accepts so many requests per second, as many at once, and else responds `otherwise`.
-fn limited(per_second: f64, otherwise: Response) -> impl FnMut(&Seen<'_>) -> (Duration, Response) {
-    let (mut tokens, mut last) = (per_second.max(1.0), Duration::ZERO);
-    move |seen| {
-        tokens = (tokens + (seen.at - last).as_secs_f64() * per_second).min(per_second.max(1.0));
-        last = seen.at;
-        if tokens < 1.0 {
-            return (QUICK, otherwise);
-        }
-        tokens -= 1.0;
-        (QUICK, ok())
-    }
-}
-
-#[test]
-fn a_burst_for_an_endpoint_that_throttles_is_delivered_at_its_rate_without_spending_attempts() {
-    let cases = [
-        (2.0, status(429, Some(1)), 200),
-        (2.0, status(429, None), 200),
-        (2.0, status(503, Some(1)), 200),
-        (20.0, status(429, Some(10)), 4000),
-        (2.0, Response::Unprocessed, 200),
-    ];
-    for (rate, throttled, count) in cases {
-        let mut world = Virtual::new("none", 8, limited(rate, throttled));
-        for _ in 0..count {
-            world.event(Duration::ZERO, "order.created", None);
-        }
-        let ideal = Duration::from_secs_f64(f64::from(count) / rate);
-        world.run(2 * ideal);
-        assert_eq!(
-            world.delivered.len(),
-            count as usize,
-            "{rate}/s, {throttled:?}: within {:?}",
-            2 * ideal
-        );
-        assert!(world.delivered.iter().all(|one| one.attempt == 0));
-        assert_eq!(world.outcome(AttemptOutcome::Retry), 0);
-        let refused = world.outcome(AttemptOutcome::Throttled);
-        assert!((1..count as usize / 4).contains(&refused), "{refused}");
-        assert_eq!(world.opened, 0, "{throttled:?}");
-    }
-}
-
-#[test]
-fn throttled_commands_keep_their_order() {
-    for (order, retry_after) in [("strict", 1), ("strict", 7), ("per_subject", 1)] {
-        let mut world = Virtual::new(order, 8, limited(5.0, status(429, Some(retry_after))));
-        for number in 0..300 {
-            let subject = format!("subject{}", number % 3);
-            let at = Duration::from_millis(number * 20);
-            world.event(at, "order.created", Some(&subject));
-        }
-        world.run(Duration::from_secs(3600));
-        assert_eq!(world.delivered.len(), 300);
-        let mut last: HashMap<&str, usize> = HashMap::new();
-        for one in &world.delivered {
-            let subject = one.subject.as_deref().unwrap();
-            let before = last.insert(subject, one.number);
-            assert!(before.is_none_or(|before| before < one.number), "{order}");
-        }
-        assert!(world.outcome(AttemptOutcome::Throttled) > 0);
-    }
-}
-
-#[test]
-fn an_endpoint_that_is_throttled_for_good_is_left_alone_but_never_down() {
-    let mut world = Virtual::new("none", 8, |_| (QUICK, status(429, None)));
-    for _ in 0..1000 {
-        world.event(Duration::ZERO, "order.created", None);
-    }
-    world.run(Duration::from_secs(3600));
-    let requests: usize = world.requests.values().sum();
-    assert!(
-        (60..120).contains(&requests),
-        "{requests} requests in an hour"
-    );
-    assert_eq!((world.opened, world.dead), (0, 0));
 }
 
 #[test]
