@@ -79,6 +79,7 @@ mod proxy;
 mod received;
 mod response;
 mod reuse;
+mod sessions;
 mod tls_error;
 mod trust;
 mod verify;

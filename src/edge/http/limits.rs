@@ -30,7 +30,8 @@ pub(super) const H2_STREAM_WINDOW: u32 = 64 * 1024;
 pub(super) const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Descriptors kept free for Kafka, files and the admin server.
 const OTHER_FILES: u64 = 512;
-/// The bounds of [`max_idle`]: an idle TLS connection holds some 30 KB.
+/// The bounds of [`max_idle`]: an idle TLS connection holds some 30 KB. It is more where more requests may be in flight,
+/// since each of them has a connection anyway, which the next one needs.
 const IDLE: std::ops::RangeInclusive<usize> = 64..=8192;
 
 /// The maximum number of idle connections of a process that may open `files` files and sends up to `in_flight` requests
@@ -39,7 +40,7 @@ const IDLE: std::ops::RangeInclusive<usize> = 64..=8192;
 pub fn max_idle(files: u64, in_flight: usize) -> usize {
     let left = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
     left.saturating_sub(in_flight)
-        .clamp(*IDLE.start(), *IDLE.end())
+        .clamp(*IDLE.start(), in_flight.max(*IDLE.end()))
 }
 
 #[cfg(test)]
@@ -51,5 +52,7 @@ mod tests {
         assert_eq!(max_idle(4096, 1024), 2560);
         assert_eq!(max_idle(1024, 1024), 64);
         assert_eq!(max_idle(u64::MAX, 1024), 8192);
+        assert_eq!(max_idle(u64::MAX, 20_000), 20_000);
+        assert_eq!(max_idle(30_512, 20_000), 10_000);
     }
 }

@@ -16,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 
+use super::sessions;
 use super::verify::{Certificate, NoCertificate, Verifier};
 use crate::edge::small_file::{self, FileError, MAX_BUNDLE_BYTES};
 
@@ -115,23 +116,26 @@ impl Trust {
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(HttpSetupError::Tls)?;
-        if self.roots.is_empty() {
+        let mut config = if self.roots.is_empty() {
             // Trusts nobody; a verifier cannot be made without authorities.
             let config = config.with_root_certificates(self.roots);
-            return Ok(config.with_client_cert_resolver(client));
-        }
-        let authorities =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(self.roots), provider)
-                .build()
-                .map_err(HttpSetupError::Verifier)?;
-        let verifier = Verifier {
-            authorities,
-            pinned: self.pinned,
+            config.with_client_cert_resolver(client)
+        } else {
+            let authorities =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(self.roots), provider)
+                    .build()
+                    .map_err(HttpSetupError::Verifier)?;
+            let verifier = Verifier {
+                authorities,
+                pinned: self.pinned,
+            };
+            config
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+                .with_client_cert_resolver(client)
         };
-        Ok(config
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(client))
+        config.resumption = sessions::resumption();
+        Ok(config)
     }
 }
 

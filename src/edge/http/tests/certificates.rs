@@ -431,3 +431,47 @@ async fn connections_are_shared_only_where_certificate_and_trust_are_equal() {
         assert_eq!(answered(post(both(&certificate, &key)).await).status, 200);
     }
 }
+
+#[tokio::test]
+async fn the_sessions_of_many_hosts_are_resumed() {
+    const HOSTS: usize = 100;
+    let identity = self_signed(&params(&["*.well.example"]));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let acceptor = TlsAcceptor::from(Arc::new(server_config(&identity, &[version], None)));
+        let resumed = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&resumed);
+        let server = Server::start(move |stream| {
+            let (acceptor, count) = (acceptor.clone(), Arc::clone(&count));
+            async move {
+                let Ok(mut tls) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let kind = tls.get_ref().1.handshake_kind();
+                let is_resumed = kind == Some(rustls::HandshakeKind::Resumed);
+                count.fetch_add(usize::from(is_resumed), Ordering::SeqCst);
+                read_request(&mut tls).await;
+                let response = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                tls.write_all(response).await.ok();
+                tls.shutdown().await.ok();
+            }
+        })
+        .await;
+        let trusted = pem(&[&identity.chain[0]]);
+        let client = HttpClient::new(HttpOptions {
+            ca_file: Some(trusted.path().to_owned()),
+            lookups: Lookups::over(Box::new(|_| Ok(vec!["127.0.0.1:0".parse().unwrap()]))),
+            ..options(&["127.0.0.0/8"])
+        })
+        .unwrap();
+        let port = server.address.port();
+        for round in 0..2 {
+            for number in 0..HOSTS {
+                let url = format!("https://h{number}.well.example:{port}/");
+                answered(post(&client, &url).await);
+            }
+            let seen = resumed.load(Ordering::SeqCst);
+            assert_eq!(seen, round * HOSTS, "round {round} with {version:?}");
+        }
+        assert_eq!(server.accepted(), 2 * HOSTS);
+    }
+}
