@@ -6,10 +6,11 @@ use std::time::Instant;
 use rdkafka::producer::{DefaultProducerContext, Producer, ThreadedProducer};
 
 use crate::Scale;
-use crate::reference::{command, record, send};
+use crate::reference::{command_of, record, send};
 use crate::report::Report;
 use crate::stage::{
-    Cost, Helper, Kafka, Problem, STUCK, World, median, producer_config, subscriptions,
+    Cost, Helper, IN_FLIGHT_EACH, Kafka, Problem, STUCK, SUBSCRIPTIONS, World, median,
+    producer_config, subscriptions,
 };
 
 pub const DONE: [&str; 2] = [
@@ -20,10 +21,20 @@ pub const DONE: [&str; 2] = [
 
 /// Writes commands of 10 subscriptions in turn.
 pub fn fill(kafka: &Kafka, topic: &str, count: usize) -> Result<(), Problem> {
+    fill_for(kafka, topic, count, SUBSCRIPTIONS)
+}
+
+/// The same for so many subscriptions.
+pub fn fill_for(
+    kafka: &Kafka,
+    topic: &str,
+    count: usize,
+    subscriptions: usize,
+) -> Result<(), Problem> {
     let producer: ThreadedProducer<DefaultProducerContext> =
         producer_config(&kafka.address).create()?;
     for number in 0..count {
-        let command = command(number);
+        let command = command_of(number, number % subscriptions);
         send(&producer, record(topic, &command))?;
     }
     Ok(producer.flush(STUCK)?)
@@ -44,7 +55,8 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         role.stop()?;
         ours.push(cost);
         rates.push(count as f64 / seconds);
-        raw.push(helper("client", &[&port, &count.to_string()])?);
+        let in_flight = (SUBSCRIPTIONS * IN_FLIGHT_EACH).to_string();
+        raw.push(helper("client", &[&port, &count.to_string(), &in_flight])?);
         let partitions = world.partitions().to_string();
         let arguments = [
             &kafka.address,

@@ -5,7 +5,7 @@
 //! alternate, and figures are medians. Latency is measured in an open loop, from the time at which an event was to be
 //! produced, so that a stall is not left out. Nothing is asserted: a target that is missed is reported as missed.
 //!
-//! Arguments: `--quick`, `--runs N`, `--rate EVENTS_PER_SECOND`, and the rows to run; all but `sizing` when none is named.
+//! Arguments: `--quick`, `--runs N`, `--rate EVENTS_PER_SECOND`, and the rows to run; all but `sizing` and `outage` when none is named.
 //! The tables go to standard output, `target/bench/bench.md` and `target/bench/bench.json`.
 
 #![allow(
@@ -21,17 +21,21 @@ mod backlog;
 mod cost;
 mod deliver;
 mod drain;
+mod failing;
 mod fanout;
+mod flight;
 mod isolation;
 mod lag;
 mod latency;
 mod matching;
+mod outage;
 mod receiver;
 mod reference;
 mod report;
 mod sizing;
 mod stage;
 mod whale;
+mod wide;
 
 use report::Report;
 use stage::{Kafka, Problem};
@@ -53,23 +57,29 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 12] = [
+const ROWS: [(&str, Row); 16] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
+    ("flight", flight::run),
     ("fanout", fanout::run),
     ("drain", drain::run),
     ("latency", latency::run),
     ("cost", cost::run),
     ("isolation", isolation::run),
     ("whale", whale::run),
+    ("failing", failing::run),
+    (OUTAGE, outage::run),
+    ("wide", wide::run),
     ("backlog", backlog::run),
     ("lag", lag::run),
     (SIZING, sizing::run),
 ];
 
-/// Its figures are for `docs/sizing.md`, not for a comparison: it runs only when it is named.
+/// Its figures are for `docs/sizing.md`, not for a comparison.
 const SIZING: &str = "sizing";
+/// It takes half an hour.
+const OUTAGE: &str = "outage";
 
 fn main() -> Result<(), Problem> {
     let arguments: Vec<String> = std::env::args()
@@ -86,7 +96,7 @@ fn main() -> Result<(), Problem> {
     let kafka = Kafka::start()?;
     let mut report = Report::new(&scale);
     for (name, row) in ROWS {
-        let is_default = rows.is_empty() && name != SIZING;
+        let is_default = rows.is_empty() && !matches!(name, SIZING | OUTAGE);
         if is_default || rows.iter().any(|wanted| wanted == name) {
             eprintln!("{name}:");
             row(&kafka, &scale, &mut report)?;

@@ -1,12 +1,14 @@
 //! The receiver of all rows: a process that answers by the path, counts, and tells how late each request was.
 //!
-//! `/ok/N`: 200. `/timed/N`: 200, and its lateness goes into a histogram. `/fail/N`: 500. `/slow/N`: 200 after 10 s.
-//! `/whale/N`: as `/timed/N`, after [`WHALE`]. `/hang/N`: never. `/close/N`: 200, and the connection is closed. Asked on standard input: `report` tells counts and
-//! quantiles by path as JSON, `reset` forgets. With the name of a file it speaks TLS, and writes the certificate there;
+//! `/ok/N`: 200. `/after/MS/N`: 200 after so many milliseconds. `/timed/N`: 200, and its lateness goes into a histogram. `/fail/N`: 500. `/slow/N`: 200 after 10 s.
+//! `/tenth/N`: as `/timed/N` for first attempts, but each tenth of them gets 500. `/switch/N`: as `/timed/N`, or 500 between `down`
+//! and `up` on standard input. `/whale/N`: as `/timed/N`, after [`WHALE`]. `/hang/N`: never. `/close/N`: 200, and the connection is closed. Asked on standard input: `report` tells counts and
+//! quantiles by path, connections accepted and the most requests at a time as JSON, `reset` forgets. With the name of a file it speaks TLS, and writes the certificate there;
 //! sessions are not resumed, so each connection costs a whole handshake.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,9 +28,24 @@ use crate::stage::{Problem, wall};
 /// How long the endpoint of a whale takes.
 pub const WHALE: Duration = Duration::from_millis(20);
 
-type Counts = Arc<Mutex<BTreeMap<String, Histogram<u64>>>>;
+/// What was seen since the last reset.
+#[derive(Default)]
+struct Seen {
+    late: Mutex<BTreeMap<String, Histogram<u64>>>,
+    connections: AtomicUsize,
+    /// Requests now, and the most at a time.
+    open: AtomicUsize,
+    peak: AtomicUsize,
+    /// First attempts of `/tenth`.
+    tenth: AtomicUsize,
+    /// Of `/switch`.
+    is_down: AtomicBool,
+}
+
+type Counts = Arc<Seen>;
 
 pub fn play(arguments: &[String]) -> Result<(), Problem> {
+    hookstream::edge::descriptors::raise_limit();
     let tls = arguments.first().map(|file| acceptor(file)).transpose()?;
     let counts = Counts::default();
     let told = Arc::clone(&counts);
@@ -47,6 +64,7 @@ pub fn play(arguments: &[String]) -> Result<(), Problem> {
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
+            counts.connections.fetch_add(1, Relaxed);
             let (counts, tls) = (Arc::clone(&counts), tls.clone());
             tokio::spawn(async move {
                 match tls {
@@ -90,7 +108,20 @@ async fn answer(
     counts: &Counts,
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<Full<Bytes>>, hyper::Error> {
+    let open = counts.open.fetch_add(1, Relaxed) + 1;
+    counts.peak.fetch_max(open, Relaxed);
+    let answered = respond(counts, request).await;
+    counts.open.fetch_sub(1, Relaxed);
+    answered
+}
+
+async fn respond(
+    counts: &Counts,
+    request: hyper::Request<Incoming>,
+) -> Result<hyper::Response<Full<Bytes>>, hyper::Error> {
     let path = request.uri().path().to_owned();
+    let attempt = request.headers().get("hookstream-attempt");
+    let is_first = attempt.is_some_and(|attempt| attempt == "1");
     let body = request.into_body().collect().await?.to_bytes();
     let mut response = hyper::Response::new(Full::default());
     match path.split('/').nth(1) {
@@ -99,7 +130,16 @@ async fn answer(
             tokio::time::sleep(WHALE).await;
             note(counts, path, &body);
         }
-        Some("fail") => *response.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR,
+        Some("after") => {
+            let time = path.split('/').nth(2).and_then(|ms| ms.parse().ok());
+            tokio::time::sleep(Duration::from_millis(time.unwrap_or(0))).await;
+        }
+        Some("fail") => fail(&mut response),
+        Some("tenth") if !is_first => {}
+        Some("tenth") if counts.tenth.fetch_add(1, Relaxed) % 10 == 9 => fail(&mut response),
+        Some("tenth") => note(counts, path, &body),
+        Some("switch") if counts.is_down.load(Relaxed) => fail(&mut response),
+        Some("switch") => note(counts, path, &body),
         Some("close") => {
             let close = hyper::header::HeaderValue::from_static("close");
             response
@@ -113,10 +153,14 @@ async fn answer(
     Ok(response)
 }
 
+fn fail(response: &mut hyper::Response<Full<Bytes>>) {
+    *response.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
+}
+
 fn note(counts: &Counts, path: String, body: &[u8]) {
     let late = scheduled(body).map_or(0, |at| wall().saturating_sub(at) / 1000);
-    let mut counts = counts.lock().unwrap();
-    counts
+    let mut late_by = counts.late.lock().unwrap();
+    late_by
         .entry(path)
         .or_insert_with(histogram)
         .saturating_record(u64::try_from(late).unwrap_or(u64::MAX));
@@ -142,21 +186,30 @@ pub fn quantiles(histogram: &Histogram<u64>) -> Value {
 
 fn tell(counts: &Counts) -> Result<(), Problem> {
     for line in std::io::stdin().lock().lines() {
-        let mut counts = counts.lock().unwrap();
+        let mut late = counts.late.lock().unwrap();
         let answer: Value = match line?.as_str() {
             "reset" => {
-                counts.clear();
+                late.clear();
+                counts.connections.store(0, Relaxed);
+                counts.peak.store(counts.open.load(Relaxed), Relaxed);
+                json!({})
+            }
+            switch @ ("down" | "up") => {
+                counts.is_down.store(switch == "down", Relaxed);
                 json!({})
             }
             // Of all paths together, beside each.
             _ => {
                 let mut all = histogram();
                 let mut each = serde_json::Map::new();
-                for (path, histogram) in counts.iter() {
+                for (path, histogram) in late.iter() {
                     all.add(histogram)?;
                     each.insert(path.clone(), quantiles(histogram));
                 }
-                json!({"all": quantiles(&all), "each": each})
+                json!({
+                    "all": quantiles(&all), "each": each,
+                    "connections": counts.connections.load(Relaxed), "peak": counts.peak.load(Relaxed),
+                })
             }
         };
         println!("{answer}");

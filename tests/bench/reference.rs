@@ -12,7 +12,7 @@ use rdkafka::message::{Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
-use crate::stage::{BODY, IN_FLIGHT_EACH, Problem, SUBSCRIPTIONS, producer_config};
+use crate::stage::{BODY, Problem, SUBSCRIPTIONS, producer_config};
 
 fn say(text: &str) -> Result<(), Problem> {
     println!("{text}");
@@ -26,9 +26,13 @@ fn rest() -> ! {
     }
 }
 
-/// PORT COUNT: POSTs with pooled connections, one task for each request in flight, on one thread.
+/// PORT COUNT TASKS [KIND]: POSTs with pooled connections, one task for each request in flight, on one thread, to paths
+/// `/KIND/N`; `ok` when there is none.
 pub fn client(arguments: &[String]) -> Result<(), Problem> {
     let (port, count): (u16, usize) = (arguments[0].parse()?, arguments[1].parse()?);
+    let tasks: usize = arguments[2].parse()?;
+    hookstream::edge::descriptors::raise_limit();
+    let kind = arguments.get(3).map_or("ok", String::as_str).to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -38,12 +42,11 @@ pub fn client(arguments: &[String]) -> Result<(), Problem> {
         connector.set_nodelay(true);
         let client: hyper_util::client::legacy::Client<_, Full<Bytes>> =
             hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
-        let tasks = SUBSCRIPTIONS * IN_FLIGHT_EACH;
         let each: Vec<_> = (0..tasks)
             .map(|task| {
                 let (client, body) = (client.clone(), body.clone());
                 let mine = count / tasks + usize::from(task < count % tasks);
-                let uri = format!("http://127.0.0.1:{port}/ok/{}", task % SUBSCRIPTIONS);
+                let uri = format!("http://127.0.0.1:{port}/{kind}/{}", task % SUBSCRIPTIONS);
                 tokio::spawn(async move {
                     for _ in 0..mine {
                         let request = hyper::Request::post(&uri)
@@ -92,9 +95,13 @@ pub fn send<'a, K: ?Sized + rdkafka::message::ToBytes>(
     Ok(())
 }
 
-/// A command as fan-out writes it.
+/// A command as fan-out writes it, of one of [`SUBSCRIPTIONS`].
 pub fn command(number: usize) -> hookstream::model::command::Command {
-    let name = number % SUBSCRIPTIONS;
+    command_of(number, number % SUBSCRIPTIONS)
+}
+
+/// The same for the subscription with this number.
+pub fn command_of(number: usize, name: usize) -> hookstream::model::command::Command {
     let mut body =
         format!(r#"{{"type":"order.created","data":{{"number":{number},"pad":""#).into_bytes();
     body.resize(BODY - 3, b'x');
