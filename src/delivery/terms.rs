@@ -14,6 +14,7 @@ use super::tokens::{Asked, Token, Tokens, Wanted};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::failpoint;
 use crate::edge::http::{Tls, TlsMaker};
 use crate::edge::kafka::status_cache::StatusCache;
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
@@ -130,6 +131,7 @@ impl Directory {
                 Secret::Unusable(error) => return Err(error),
             }
         }
+        failpoint::panics_with("secrets.read", || texts.join(" "));
         let loaded = match loading {
             true => None,
             false => self.token(subscription, &texts)?,
