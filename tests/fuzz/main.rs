@@ -5,7 +5,8 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `SECONDS` | how long each target runs | until [`SHORT`] inputs were run |
+//! | `INPUTS` | how many inputs each target runs | [`SHORT`], or as many as fit into `SECONDS` |
+//! | `SECONDS` | how long each target runs at most | without an end |
 //! | `TARGET` | the targets whose name contains this | all |
 //! | `SEED` | where chance begins | 1 |
 //!
@@ -58,6 +59,13 @@ struct Current {
     since: AtomicU64,
 }
 
+/// What ends the run of a target: whichever comes first.
+#[derive(Clone, Copy)]
+struct Bounds {
+    inputs: u64,
+    time: Duration,
+}
+
 struct Report {
     target: &'static str,
     inputs: u64,
@@ -69,6 +77,11 @@ struct Report {
 
 fn main() -> ExitCode {
     let seconds: Option<u64> = variable("SECONDS");
+    let unbounded = if seconds.is_some() { u64::MAX } else { SHORT };
+    let bounds = Bounds {
+        inputs: variable("INPUTS").unwrap_or(unbounded),
+        time: seconds.map_or(Duration::MAX, Duration::from_secs),
+    };
     let wanted: String = variable("TARGET").unwrap_or_default();
     let seed: u64 = variable("SEED").unwrap_or(1);
     let start = Instant::now();
@@ -79,13 +92,7 @@ fn main() -> ExitCode {
         .iter()
         .filter(|target| target.name.contains(&wanted))
     {
-        match run(
-            target,
-            seconds.map(Duration::from_secs),
-            seed,
-            start,
-            &current,
-        ) {
+        match run(target, bounds, seed, start, &current) {
             Ok(report) => reports.push(report),
             Err(()) => return ExitCode::FAILURE,
         }
@@ -111,7 +118,7 @@ fn main() -> ExitCode {
 
 fn run(
     target: &Target,
-    time: Option<Duration>,
+    bounds: Bounds,
     seed: u64,
     start: Instant,
     current: &Current,
@@ -126,10 +133,7 @@ fn run(
         slowest: Duration::ZERO,
         memory: 0,
     };
-    let is_over = |inputs: u64| match time {
-        Some(time) => began.elapsed() >= time,
-        None => inputs >= SHORT,
-    };
+    let is_over = |inputs: u64| inputs >= bounds.inputs || began.elapsed() >= bounds.time;
     while !is_over(report.inputs) {
         let input = engine.next_input();
         {
