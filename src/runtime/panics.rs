@@ -78,6 +78,7 @@ fn shown(payload: &dyn Any) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::hint::black_box;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
@@ -104,7 +105,7 @@ mod tests {
         );
         assert!(shown_of(|| drop(list[..at].to_vec())).contains("17"));
         assert_eq!(
-            shown_of(|| assert_ne!(None::<u8>.unwrap(), 0)),
+            shown_of(|| assert_ne!(black_box(None::<u8>).unwrap(), 0)),
             "called `Option::unwrap()` on a `None` value"
         );
     }
