@@ -142,7 +142,12 @@ fn run(target: &Target, bounds: Bounds, seed: u64, current: &Current) -> Result<
         let took = one.elapsed();
         current.number.store(0, Ordering::SeqCst);
         report.inputs += 1;
-        report.slowest = report.slowest.max(took);
+        if took > report.slowest {
+            // Once more: what the machine did meanwhile is not the input's time.
+            let again = Instant::now();
+            drop(catch_unwind(AssertUnwindSafe(|| (target.run)(&input))));
+            report.slowest = report.slowest.max(took.min(again.elapsed()));
+        }
         report.memory = report.memory.max(memory);
         let Ok(outcome) = outcome else {
             failed(target.name, "panicked", &input);

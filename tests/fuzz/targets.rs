@@ -489,7 +489,11 @@ fn commit(input: &[u8]) -> String {
     let (window, error) = Window::restore(Position(1000), &text(input), place);
     assert!(window.position().0 >= 1000, "nothing below the position");
     // Large ones now and then: each is written and read a dozen times.
-    let offsets = if input.len() % 16 == 0 { 4000 } else { 250 };
+    let offsets = if input.len().is_multiple_of(16) {
+        4000
+    } else {
+        250
+    };
     let mut own = Window::new(Position(1000));
     for (at, &byte) in input.iter().take(offsets).enumerate() {
         let offset = Offset(1000 + at as i64);
