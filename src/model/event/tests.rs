@@ -706,11 +706,10 @@ fn data_that_no_double_or_string_holds_is_passed_on_as_it_is() {
 fn an_error_quotes_the_beginning_of_a_long_text() {
     let long = "é\u{1}".repeat(100_000);
     let media = format!("application/cloudevents-batch+{long}");
-    let foreign = format!("ce-{long}");
+    let name = format!("ce_{long}");
     for headers in [
         &[("content-type", media.as_bytes())][..],
-        &[(&*foreign, b"x")],
-        &[(&*format!("ce_{long}"), b"\xff")],
+        &[("ce_specversion", b"1.0"), (&*name, b"\xff")],
     ] {
         let error = read(&raw("{}", headers), usize::MAX).unwrap_err();
         let shown = error.to_string();
