@@ -13,9 +13,9 @@ build: ## the release binary, target/release/hookstream
 	@scripts/prerequisites build
 	cargo build --release --locked
 
-image: ## the container image; ROOTFS=1 writes it as an OCI archive and needs no container tool and no registry
+image: ## the container image; ROOTFS=1 writes it as an OCI archive and needs no container tool and no registry; SIGN as for dist
 	@$(if $(ROOTFS),$(if $(BIN),,scripts/prerequisites build;) scripts/prerequisites image)
-	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' scripts/image $(if $(ROOTFS),rootfs,build)
+	@IMAGE='$(IMAGE)' TAG='$(TAG)' BIN='$(BIN)' OUT='$(OUT)' SIGN='$(SIGN)' scripts/image $(if $(ROOTFS),rootfs,build)
 
 sbom: ## the bill of materials of the binary, CycloneDX, to standard output
 	@scripts/sbom
@@ -83,8 +83,8 @@ sim: ## the whole system in virtual time: SEEDS=1000 runs so many, SEED=7 repeat
 	@SEED=$(SEED) SEEDS=$(or $(SEEDS),200) FIRST=$(FIRST) $(if $(PLAN),PLAN=$(PLAN)) $(if $(PLANT),PLANT=$(PLANT)) \
 	  cargo test -q $(FEATURED) --test world
 
-fuzz: ## hostile input for all that reads what others wrote: SECONDS=60 for each target, TARGET=event picks, SEED=7
-	@SECONDS=$(or $(SECONDS),60) TARGET=$(TARGET) SEED=$(SEED) cargo test -q $(FEATURED) --test fuzz
+fuzz: ## hostile input for all that reads what others wrote: SECONDS=60 or INPUTS=10000000 for each target, TARGET=event picks, SEED=7
+	@SECONDS=$(if $(INPUTS),$(SECONDS),$(or $(SECONDS),60)) INPUTS=$(INPUTS) TARGET=$(TARGET) SEED=$(SEED) cargo test -q --locked --profile fuzz --test fuzz
 
 sim-scale: ## 1,000,000 events/s in virtual time, the tables of docs/sizing.md; SCALE=calibrate: beside a real Kafka
 	@SCALE=$(or $(SCALE),full) cargo test -q $(FEATURED) --test scale

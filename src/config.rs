@@ -26,7 +26,7 @@ pub use layers::{Layers, Source};
 pub(crate) use oauth::concerns_tokens_only;
 pub use oauth::{TokenSource, is_served_here};
 pub use report::{EffectiveSetting, effective, reference, unknown_variables};
-pub use secrets::{REDACTED, SecretRef, is_secret};
+pub use secrets::{Properties, REDACTED, SecretRef, is_secret};
 pub use settings::{
     EgressSettings, Guarantee, Machine, OtlpSettings, ProxySettings, RegistryAuth,
     SchemaRegistrySettings, Settings, StartAt, Topics,

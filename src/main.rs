@@ -10,6 +10,7 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    hookstream::runtime::panics::withhold_values();
     #[cfg(feature = "failpoints")]
     let _places = fail::FailScenario::setup();
     ExitCode::from(hookstream::cli::main(std::env::args_os()) as u8)

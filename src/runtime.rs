@@ -5,5 +5,6 @@ pub mod context;
 pub mod health;
 pub mod hold;
 pub mod metrics;
+pub mod panics;
 pub mod recommit;
 pub mod shutdown;

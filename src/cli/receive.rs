@@ -19,6 +19,7 @@ use super::interrupt::Interrupt;
 use super::print::{self, Output};
 use super::receiving::{VerifyingKey, serve, text, verify, whole};
 use crate::edge::clock;
+use crate::model::subscription::Redacted;
 use crate::model::units::parse_duration;
 
 /// The most webhooks whose attempts are counted; beyond that, counting begins anew.
@@ -33,7 +34,7 @@ pub struct ReceiveArgs {
     /// Secret to verify signatures with: env:NAME, file:PATH, or whsec_…, whsk_… or whpk_… itself; repeated, any of them.
     /// Without it, signatures are not verified
     #[arg(long, value_name = "SECRET")]
-    secret: Vec<String>,
+    secret: Vec<Redacted>,
     /// The status of responses
     #[arg(long, value_name = "CODE", default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
     status: u16,
@@ -101,7 +102,11 @@ struct Receiver {
 /// [`CliError`]: a secret cannot be read, or the address cannot be listened on.
 pub fn run(args: &ReceiveArgs) -> Result<Exit, CliError> {
     let usage = |error: String| CliError::new(Exit::Usage, format!("--secret: {error}"));
-    let keys: Result<Vec<_>, _> = args.secret.iter().map(|secret| key(secret)).collect();
+    let keys: Result<Vec<_>, _> = args
+        .secret
+        .iter()
+        .map(|secret| key(secret.expose()))
+        .collect();
     let receiver = Arc::new(Receiver {
         args: args.clone(),
         keys: keys.map_err(usage)?,

@@ -215,7 +215,7 @@ fn reference_mistake(key: &str, source: Source, path: &str, reason: &str) -> Str
 #[cfg(test)]
 mod tests {
     use super::super::tests::machine;
-    use super::super::{Settings, effective, unknown_variables};
+    use super::super::{Properties, Settings, effective, unknown_variables};
     use super::*;
 
     fn setting(name: &str) -> &'static Setting {
@@ -228,7 +228,7 @@ mod tests {
         layers
     }
 
-    fn properties(layers: &Layers) -> Vec<(String, String)> {
+    fn properties(layers: &Layers) -> Properties {
         Settings::check(layers, &machine()).unwrap().properties
     }
 
@@ -317,7 +317,7 @@ mod tests {
             ("sasl.username", "@me"),
         ];
         assert_eq!(
-            properties(&layers),
+            *properties(&layers),
             expected.map(|(key, value)| (key.to_owned(), value.to_owned()))
         );
         let printed = serde_json::to_string(&effective(&layers, &machine())).unwrap();
@@ -359,7 +359,7 @@ mod tests {
         );
         let expected = [("sasl.password", "a=b;c"), ("sasl.username", "me")];
         assert_eq!(
-            properties(&layers),
+            *properties(&layers),
             expected.map(|(key, value)| (key.to_owned(), value.to_owned()))
         );
         layers.give_property_lines("/y", "\n");

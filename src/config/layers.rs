@@ -33,8 +33,8 @@ impl Source {
     }
 }
 
-/// Settings and librdkafka properties as given, by source.
-#[derive(Clone, Debug, Default)]
+/// Settings and librdkafka properties as given, by source. No `Debug`, since any of them may be a secret by mistake.
+#[derive(Clone, Default)]
 pub struct Layers {
     pub(super) given: BTreeMap<(String, Source), Given>,
     pub(super) properties: BTreeMap<(String, Source), String>,
@@ -50,7 +50,7 @@ pub struct Layers {
 }
 
 /// A setting's value.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Given {
     pub(super) text: String,
     /// The value comes from its own file, which may hold a secret by mistake, so messages do not quote it.

@@ -1,5 +1,7 @@
 //! Which settings and properties hold credentials and must not be printed.
 
+use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 
 /// Printed in place of a secret.
@@ -12,6 +14,34 @@ pub fn is_secret(property: &str) -> bool {
         .iter()
         .any(|part| property.contains(part))
         || property == "sasl.oauthbearer.config"
+}
+
+/// librdkafka properties, in order. `Debug` shows no credential.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Properties(Vec<(String, String)>);
+
+impl Deref for Properties {
+    type Target = [(String, String)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl FromIterator<(String, String)> for Properties {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(all: I) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |(key, value): &'_ (String, String)| match is_secret(key) {
+            true => (key.clone(), REDACTED.to_owned()),
+            false => (key.clone(), value.clone()),
+        };
+        f.debug_map().entries(self.iter().map(shown)).finish()
+    }
 }
 
 /// Where a secret is.

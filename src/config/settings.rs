@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::credentials::Credentials;
 use super::files::Connection;
 use super::hosts::HostPattern;
-use super::secrets::SecretRef;
+use super::secrets::{Properties, SecretRef};
 use crate::model::breaker_rules::BreakerRules;
 use crate::model::event::Mapping;
 use crate::model::secret_rules::SecretRules;
@@ -58,7 +58,7 @@ pub struct Settings {
     /// Bootstrap servers, `host:port`, comma-separated.
     pub brokers: String,
     /// librdkafka properties given with `-X`, in order.
-    pub properties: Vec<(String, String)>,
+    pub properties: Properties,
     /// The part of the connection settings that may change while the process runs; shared by all clones.
     pub credentials: Credentials,
     /// Names of all topics.

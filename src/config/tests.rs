@@ -135,7 +135,7 @@ fn a_file_may_set_lists_numbers_and_properties_but_nothing_unknown() {
     assert_eq!(settings.workers, 3);
     assert!(settings.egress.allow_http);
     assert_eq!(
-        settings.properties,
+        *settings.properties,
         [("security.protocol".to_owned(), "SSL".to_owned())]
     );
 

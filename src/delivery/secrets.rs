@@ -12,6 +12,7 @@
 //! | a file that no subscription uses | [`FORGET`] | forgotten |
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const FORGET: Duration = Duration::from_secs(600);
 
 /// The state of a secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Secret {
     /// Its text, without surrounding blanks. If `again`, the file is being read again.
     Known { text: Arc<str>, again: bool },
@@ -39,6 +40,17 @@ pub(super) enum Secret {
     Reading,
     /// It cannot be used, for this reason: names the source, never the value (**Secret**).
     Unusable(String),
+}
+
+/// Without the text.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known { again, .. } => write!(f, "Known(again: {again})"),
+            Self::Reading => f.write_str("Reading"),
+            Self::Unusable(why) => write!(f, "Unusable({why})"),
+        }
+    }
 }
 
 impl Secret {
@@ -313,6 +325,16 @@ mod tests {
             }
             other => other,
         }
+    }
+
+    #[test]
+    fn its_debug_does_not_show_it() {
+        let shown = format!(
+            "{:?} {:?}",
+            known("hunter2"),
+            Secret::Unusable("why".to_owned())
+        );
+        assert_eq!(shown, "Known(again: false) Unusable(why)");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::tokens::{Asked, Token, Tokens, Wanted};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::egress::EgressPolicy;
+use crate::edge::failpoint;
 use crate::edge::http::{Tls, TlsMaker};
 use crate::edge::kafka::status_cache::StatusCache;
 use crate::edge::kafka::subscription_cache::{Known, SubscriptionCache};
@@ -130,6 +131,7 @@ impl Directory {
                 Secret::Unusable(error) => return Err(error),
             }
         }
+        failpoint::panics_with("secrets.read", || texts.join(" "));
         let loaded = match loading {
             true => None,
             false => self.token(subscription, &texts)?,
@@ -590,5 +592,37 @@ mod tests {
         }
         assert_eq!(scene.directory.refused.logged(), 3);
         assert_eq!(scene.directory.refused.count(Reason::Egress), 15);
+    }
+
+    #[test]
+    fn a_token_endpoint_that_egress_denies_is_not_asked_and_named() {
+        let scene = Scene::new(Arc::new(|_: &Path| Ok("hush".to_owned())));
+        let inside = [
+            "https://169.254.169.254/latest/api/token",
+            "https://metadata.google.internal/token",
+            "https://10.0.0.5/token",
+            "http://idp.example/token",
+        ];
+        for (number, url) in inside.into_iter().enumerate() {
+            let id = format!("s{number}");
+            scene.put_record(serde_json::json!({
+                "id": id, "subscriber": "acme", "events": ["**"], "url": "https://example.com/",
+                "auth": {"type": "oauth2", "token_url": url, "client_id": "c", "client_secret": "file:/run/client"},
+            }));
+            let known = scene.directory.get(&id, "acme").unwrap();
+            let deadline = clock::instant() + PATIENCE;
+            let reason = loop {
+                assert!(
+                    clock::instant() < deadline,
+                    "{url}: its secret was never read"
+                );
+                match scene.directory.terms(&known, None).standing {
+                    Standing::Unusable(reason) => break reason,
+                    Standing::Loading => std::thread::yield_now(),
+                    _ => panic!("{url} may be asked"),
+                }
+            };
+            assert!(reason.starts_with("auth: token_url: "), "{url}: {reason}");
+        }
     }
 }

@@ -25,10 +25,10 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
 
 use super::secrets::Wake;
-use crate::edge::clock;
 use crate::edge::http::{Address, Answer, Drained, Reply, Request};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{Http, Port};
+use crate::edge::{clock, failpoint};
 use crate::model::subscription::OAuth2;
 use crate::model::token::{BasicForm, IssuedToken, TokenFault, TokenRequest};
 
@@ -351,6 +351,7 @@ async fn keep<H: Http>(client: H, token: Arc<Token>) {
 /// do.
 async fn fetch<H: Http>(client: &H, wanted: &Wanted) -> Result<IssuedToken, TokenFault> {
     let asked = wanted.request();
+    failpoint::panics_with("token.asked", || asked.client_secret.to_owned());
     let header = HeaderValue::try_from(asked.authorization(BasicForm::Encoded)).ok();
     let first = exchange(client, wanted, header, asked.body()).await;
     match first {

@@ -1,4 +1,4 @@
-//! Places where the chaos test lets a process die, as by `kill -9`, or something fail; nothing in any other build.
+//! Places where the chaos test lets a process die, as by `kill -9`, panic, or something fail; nothing in any other build.
 //!
 //! With the feature `failpoints`, `FAILPOINTS=end-txn.before=7*off->return` ends the process the eighth time that it
 //! comes by that place. Without the feature a place is an empty function.
@@ -13,6 +13,19 @@ pub(crate) fn point(name: &'static str) {
     }
     #[cfg(not(feature = "failpoints"))]
     let _ = name;
+}
+
+/// A place that panics with this text where `name=return` is set, as a mistake in the code there would with the values that
+/// it has.
+#[inline]
+#[track_caller]
+pub(crate) fn panics_with(name: &'static str, text: impl Fn() -> String) {
+    #[cfg(feature = "failpoints")]
+    if is_due(name) {
+        panic!("{}", text());
+    }
+    #[cfg(not(feature = "failpoints"))]
+    let _ = (name, text);
 }
 
 /// A place where what is asked for fails instead, as `resolve=200*return->off` wants it for the first 200 times.

@@ -24,6 +24,7 @@ mod fleet;
 mod hangs;
 mod history;
 mod origin;
+mod panics;
 mod planted;
 mod reading;
 mod report;

@@ -116,7 +116,10 @@ impl Engine {
             self.next_seed += 1;
             return seed.to_vec();
         }
-        let at = self.random.usize(..self.pool.len());
+        // The shorter of two: long inputs take longer and lead to the same outcomes, but are not left out.
+        let [one, other] = [(); 2].map(|()| self.random.usize(..self.pool.len()));
+        let is_shorter = self.pool[one].len() < self.pool[other].len();
+        let at = if is_shorter { one } else { other };
         let mut input = self.pool[at].clone();
         for _ in 0..1 << self.random.usize(..4) {
             self.mutate(&mut input);

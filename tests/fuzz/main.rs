@@ -5,7 +5,8 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `SECONDS` | how long each target runs | until [`SHORT`] inputs were run |
+//! | `INPUTS` | how many inputs each target runs | [`SHORT`], or as many as fit into `SECONDS` |
+//! | `SECONDS` | how long each target runs at most | without an end |
 //! | `TARGET` | the targets whose name contains this | all |
 //! | `SEED` | where chance begins | 1 |
 //!
@@ -54,8 +55,15 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
 #[derive(Default)]
 struct Current {
     input: Mutex<(&'static str, Vec<u8>)>,
-    /// Milliseconds since the start, or 0 between inputs.
-    since: AtomicU64,
+    /// Its number, from 1, or 0 between inputs.
+    number: AtomicU64,
+}
+
+/// What ends the run of a target: whichever comes first.
+#[derive(Clone, Copy)]
+struct Bounds {
+    inputs: u64,
+    time: Duration,
 }
 
 struct Report {
@@ -69,23 +77,21 @@ struct Report {
 
 fn main() -> ExitCode {
     let seconds: Option<u64> = variable("SECONDS");
+    let unbounded = if seconds.is_some() { u64::MAX } else { SHORT };
+    let bounds = Bounds {
+        inputs: variable("INPUTS").unwrap_or(unbounded),
+        time: seconds.map_or(Duration::MAX, Duration::from_secs),
+    };
     let wanted: String = variable("TARGET").unwrap_or_default();
     let seed: u64 = variable("SEED").unwrap_or(1);
-    let start = Instant::now();
     let current = Arc::new(Current::default());
-    watch(start, Arc::clone(&current));
+    watch(Arc::clone(&current));
     let mut reports = Vec::new();
     for target in TARGETS
         .iter()
         .filter(|target| target.name.contains(&wanted))
     {
-        match run(
-            target,
-            seconds.map(Duration::from_secs),
-            seed,
-            start,
-            &current,
-        ) {
+        match run(target, bounds, seed, &current) {
             Ok(report) => reports.push(report),
             Err(()) => return ExitCode::FAILURE,
         }
@@ -109,13 +115,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run(
-    target: &Target,
-    time: Option<Duration>,
-    seed: u64,
-    start: Instant,
-    current: &Current,
-) -> Result<Report, ()> {
+fn run(target: &Target, bounds: Bounds, seed: u64, current: &Current) -> Result<Report, ()> {
     let began = Instant::now();
     let mut engine = Engine::new(target, seed);
     let mut report = Report {
@@ -126,10 +126,7 @@ fn run(
         slowest: Duration::ZERO,
         memory: 0,
     };
-    let is_over = |inputs: u64| match time {
-        Some(time) => began.elapsed() >= time,
-        None => inputs >= SHORT,
-    };
+    let is_over = |inputs: u64| inputs >= bounds.inputs || began.elapsed() >= bounds.time;
     while !is_over(report.inputs) {
         let input = engine.next_input();
         {
@@ -137,16 +134,20 @@ fn run(
             now.0 = target.name;
             now.1.clone_from(&input);
         }
-        let since = u64::try_from(start.elapsed().as_millis()).unwrap().max(1);
-        current.since.store(since, Ordering::SeqCst);
+        current.number.store(report.inputs + 1, Ordering::SeqCst);
         let one = Instant::now();
         let before = memory::begin();
         let outcome = catch_unwind(AssertUnwindSafe(|| (target.run)(&input)));
         let memory = memory::peak().saturating_sub(before);
         let took = one.elapsed();
-        current.since.store(0, Ordering::SeqCst);
+        current.number.store(0, Ordering::SeqCst);
         report.inputs += 1;
-        report.slowest = report.slowest.max(took);
+        if took > report.slowest {
+            // Once more: what the machine did meanwhile is not the input's time.
+            let again = Instant::now();
+            drop(catch_unwind(AssertUnwindSafe(|| (target.run)(&input))));
+            report.slowest = report.slowest.max(took.min(again.elapsed()));
+        }
         report.memory = report.memory.max(memory);
         let Ok(outcome) = outcome else {
             failed(target.name, "panicked", &input);
@@ -175,14 +176,17 @@ fn failed(target: &str, what: &str, input: &[u8]) {
     );
 }
 
-/// Ends the run when an input does not end.
-fn watch(start: Instant, current: Arc<Current>) {
+/// Ends the run when an input does not end. Counts its looks, not the time: a process that was suspended has no slow input.
+fn watch(current: Arc<Current>) {
+    const EVERY: Duration = Duration::from_millis(200);
     std::thread::spawn(move || {
+        let (mut before, mut looks) = (0, 0);
         loop {
-            std::thread::sleep(Duration::from_millis(200));
-            let since = current.since.load(Ordering::SeqCst);
-            let now = u64::try_from(start.elapsed().as_millis()).unwrap();
-            if since > 0 && now.saturating_sub(since) > TOO_LONG.as_millis() as u64 {
+            std::thread::sleep(EVERY);
+            let number = current.number.load(Ordering::SeqCst);
+            looks = if number == before { looks + 1 } else { 0 };
+            before = number;
+            if number > 0 && EVERY * looks > TOO_LONG {
                 let (target, input) = current.input.lock().unwrap().clone();
                 failed(target, "took too long", &input);
                 std::process::exit(1);

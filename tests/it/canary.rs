@@ -300,3 +300,122 @@ fn no_secret_comes_out_anywhere_whatever_fails() {
         "the endpoints got the secrets"
     );
 }
+
+#[test]
+fn no_debug_shows_a_secret() {
+    use hookstream::config::{Layers, Machine, Settings, Source, is_secret};
+    use hookstream::delivery::signing::Signer;
+    use hookstream::model::attempt::Mask;
+    use hookstream::model::envelope::{Keys, Owner};
+    use hookstream::model::signing_key::SigningKey;
+    use hookstream::model::subscription::{Redacted, parse};
+    use hookstream::model::token::TokenRequest;
+
+    let mut layers = Layers::new();
+    layers.give("brokers", Source::Flag, "b:1");
+    let properties = [
+        ("security.protocol", "SASL_SSL"),
+        ("sasl.mechanism", "SCRAM-SHA-512"),
+        ("sasl.username", "visible"),
+        ("sasl.password", CANARY),
+        ("ssl.key.password", CANARY),
+        ("ssl.keystore.password", CANARY),
+        ("ssl.key.pem", CANARY),
+    ];
+    for (key, value) in properties {
+        assert!(is_secret(key) == (value == CANARY), "{key}");
+        layers.give_property(&format!("{key}={value}"), Source::Flag);
+    }
+    let machine = Machine {
+        host_name: "h".to_owned(),
+        cores: 1,
+    };
+    let settings = Settings::check(&layers, &machine).unwrap();
+    assert_eq!(settings.properties.len(), properties.len());
+    let shown = format!("{settings:?}");
+    assert!(shown.contains("visible"), "{shown}");
+
+    let signing = format!(
+        "whsec_{}",
+        STANDARD.encode(format!("{CANARY}-0123456789-0123456789"))
+    );
+    let mut kek = [b'c'; 32];
+    kek[..CANARY.len()].copy_from_slice(CANARY.as_bytes());
+    let keys = Keys::read(&STANDARD.encode(kek)).unwrap();
+    let owner = Owner {
+        subscriber: "a",
+        id: "a",
+    };
+    let request = TokenRequest {
+        client_id: "me",
+        client_secret: CANARY,
+        scope: "",
+        audience: None,
+    };
+    let response = json!({"access_token": CANARY, "expires_in": 60}).to_string();
+    let record = with(
+        subscription("a", "https://a.example/", &["**"]),
+        json!({
+            "secrets": [signing],
+            "headers": {"authorization": format!("Bearer {CANARY}"), "x-api-key": CANARY},
+        }),
+    );
+    let subscription = parse(None, record.to_string().as_bytes()).unwrap();
+    let all: [(&str, &dyn std::fmt::Debug); 9] = [
+        ("Settings", &settings),
+        ("Signer", &Signer::new([signing.as_str()]).unwrap()),
+        ("SigningKey", &SigningKey::read(&signing).unwrap()),
+        ("Mask", &Mask::new([CANARY.into()])),
+        ("Keys", &keys),
+        ("Sealed", &keys.seal(CANARY, owner, &[7; 56]).unwrap()),
+        ("Redacted", &Redacted::new(CANARY)),
+        (
+            "IssuedToken",
+            &request.judge(200, response.as_bytes(), 0).unwrap(),
+        ),
+        ("Subscription", &subscription),
+    ];
+    for (what, one) in all {
+        assert_clean(what, &format!("{one:?} {one:#?}"));
+    }
+}
+
+/// A field with the text of a secret belongs into a type whose `Debug` is written by hand, or which has none.
+#[test]
+fn no_type_derives_a_debug_that_shows_the_text_of_a_secret() {
+    let derived = regex::Regex::new(
+        r"(?s)#\[derive\(([^)]*)\)\]\s*(?:(?:#\[|//)[^\n]*\s*)*(?:pub(?:\([^)]*\))? )?(?:struct|enum) (\w+)[^;]*?\n\}",
+    );
+    let derived = derived.unwrap();
+    let plain = regex::Regex::new(
+        r"(?im)^\s*(?:pub(?:\([^)]*\))? )?\w*(?:secret|passw|token|credential|private|_key|certificates|properties)\w*(?:: |\()[^\n]*(?:\bString|\bstr\b|u8>|u8\]|Bytes|CString)",
+    );
+    let plain = plain.unwrap();
+    let example =
+        "#[derive(Clone, Debug)]\nstruct A {\n    pub(super) client_secret: Option<Box<str>>,\n}\n";
+    let hit = derived.captures(example).unwrap();
+    assert!(plain.is_match(&hit[0]), "a test that can fail");
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let (mut types, mut found) = (0, Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let own = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+            for one in derived.captures_iter(own) {
+                // An error holds messages, which are searched above.
+                if one[1].contains("Debug") && !one[2].ends_with("Error") {
+                    types += 1;
+                    let hits = plain.find_iter(&one[0]).map(|hit| hit.as_str().trim());
+                    found.extend(hits.map(|hit| format!("{}: {}: {hit}", path.display(), &one[2])));
+                }
+            }
+        }
+    }
+    assert!(types > 200, "{types} types are looked at");
+    assert!(found.is_empty(), "{found:#?}");
+}

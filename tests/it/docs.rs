@@ -51,24 +51,68 @@ fn settings() -> Settings {
 
 // ---- reference.md ----
 
-#[test]
-fn the_reference_of_settings_is_the_programs() {
-    const BEGIN: &str = "<!-- settings:begin -->\n";
-    const END: &str = "<!-- settings:end -->";
+/// The section `name` of the reference is this text; `UPDATE_REFERENCE` writes it there.
+#[track_caller]
+fn assert_generated(name: &str, current: &str) {
     const FILE: &str = "docs/reference.md";
     let text = text(FILE);
-    let (before, rest) = text.split_once(BEGIN).unwrap();
-    let (reference, after) = rest.split_once(END).unwrap();
-    let current = hookstream::config::reference();
+    let known = section(&text, name);
     if std::env::var_os("UPDATE_REFERENCE").is_some() {
-        let renewed = format!("{before}{BEGIN}{current}{END}{after}");
+        let marked = |inner: &str| format!("<!-- {name}:begin -->\n{inner}<!-- {name}:end -->");
+        let renewed = text.replace(&marked(known), &marked(current));
         std::fs::write(Path::new(ROOT).join(FILE), renewed).unwrap();
         return;
     }
     assert_eq!(
-        reference, current,
-        "UPDATE_REFERENCE=1 cargo test --test it the_reference_of_settings renews it"
+        known, current,
+        "UPDATE_REFERENCE=1 cargo test --test it the_reference_of_{name} renews it"
     );
+}
+
+#[test]
+fn the_reference_of_settings_is_the_programs() {
+    assert_generated("settings", &hookstream::config::reference());
+}
+
+/// The users with whose permissions each role and the commands are run (tests/deploy/acls_test.go).
+#[test]
+fn the_reference_of_permissions_is_what_is_tested() {
+    let users = text("deploy/kubernetes/components/strimzi/users.yaml");
+    let mut table =
+        "| role or command | resource | names and operations |\n|---|---|---|\n".to_owned();
+    for document in users.split("\n---\n") {
+        let user: serde_json::Value = serde_saphyr::from_str(document).unwrap();
+        let name = user["metadata"]["name"].as_str().unwrap();
+        let who = match name.strip_prefix("hookstream-").unwrap() {
+            "operator" => "all other commands, together",
+            "topics" => "`topics create`",
+            role => &format!("`{role}`"),
+        };
+        let mut by_kind: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for acl in user["spec"]["authorization"]["acls"].as_array().unwrap() {
+            let resource = &acl["resource"];
+            let operations = acl["operations"].as_array().unwrap();
+            let operations: Vec<_> = operations.iter().map(|one| one.as_str().unwrap()).collect();
+            let star = if resource["patternType"] == "prefix" {
+                "*"
+            } else {
+                ""
+            };
+            let place = match resource["name"].as_str() {
+                Some(name) => format!("`{name}{star}` "),
+                None => String::new(),
+            };
+            by_kind
+                .entry(resource["type"].as_str().unwrap())
+                .or_default()
+                .push(format!("{place}{}", operations.join(", ")));
+        }
+        for (kind, all) in by_kind {
+            table += &format!("| {who} | {kind} | {} |\n", all.join("; "));
+        }
+    }
+    assert!(table.lines().count() > 15, "{table}");
+    assert_generated("permissions", &table);
 }
 
 #[test]

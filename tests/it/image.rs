@@ -56,6 +56,8 @@ impl Image {
         );
         let archive = folder.path().join("image.tar");
         Self::write(&binary, &archive);
+        let signature = std::fs::read_to_string(folder.path().join("image.tar.sig")).unwrap();
+        assert!(signature.ends_with("-\n"), "{signature:?}");
         Self { folder, archive }
     }
 
@@ -65,6 +67,7 @@ impl Image {
                 .args(["--no-print-directory", "image", "ROOTFS=1", "TAG=test"])
                 .arg(format!("BIN={}", binary.display()))
                 .arg(format!("OUT={}", archive.display()))
+                .arg("SIGN=sha256sum < FILE > FILE.sig")
                 .env_remove("MAKEFLAGS")
                 .current_dir(PROJECT),
         );

@@ -1,4 +1,5 @@
-//! OAUTHBEARER on a real broker: tokens of a few seconds from a token server that fails, refuses and rotates its secrets.
+//! OAUTHBEARER on a real broker, which checks the signature of each token with the keys that the issuer publishes (JWKS):
+//! tokens of a few seconds from a token server that fails, refuses and rotates its secrets.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,30 +8,87 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 
 use crate::scene::{event, put, subscription, wait_until_done, world_on};
-use crate::support::{Broker, Output, Process, Receiver, World, eventually_true};
+use crate::support::{Answer, Broker, Output, Process, Receiver, World, eventually_true};
 
 const ALL: Duration = Duration::from_secs(120);
 /// Life of a token: a client takes a new one at three quarters of it, and a busy machine must not need the rest for a login.
 const LIFE: Duration = Duration::from_secs(12);
 
-/// A broker whose clients log in with unsigned tokens, and whose connections end with their token (KIP-368).
+/// Who issues the tokens, and for whom.
+const ISSUER: &str = "https://issuer.example";
+const AUDIENCE: &str = "kafka";
+
+/// A broker whose clients log in with tokens that [`key`] signs, and whose connections end with their token (KIP-368).
 fn guarded() -> &'static Broker {
     static BROKER: OnceLock<(Broker, tempfile::NamedTempFile)> = OnceLock::new();
     let (broker, _) = BROKER.get_or_init(|| {
+        let keys = publish_keys();
         let listener = "listener.name.sasl_plaintext";
+        let own = format!("{listener}.oauthbearer");
+        let package = "org.apache.kafka.common.security.oauthbearer";
         let properties = format!(
             "{listener}.sasl.enabled.mechanisms=OAUTHBEARER\n\
-             {listener}.oauthbearer.connections.max.reauth.ms=60000\n\
-             {listener}.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";\n"
+             {own}.connections.max.reauth.ms=60000\n\
+             {own}.sasl.server.callback.handler.class={package}.OAuthBearerValidatorCallbackHandler\n\
+             {own}.sasl.oauthbearer.jwks.endpoint.url={keys}\n\
+             {own}.sasl.oauthbearer.expected.issuer={ISSUER}\n\
+             {own}.sasl.oauthbearer.expected.audience={AUDIENCE}\n\
+             {own}.sasl.jaas.config={package}.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";\n"
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), properties).unwrap();
         let path = file.path().to_str().unwrap().to_owned();
-        (Broker::with_options(&["--sasl", "--properties", &path]), file)
+        // Without it, Kafka 4 asks no server for keys.
+        let allowed = format!("-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={keys}");
+        let options = ["--sasl", "--properties", &path, "--java", &allowed];
+        (Broker::with_options(&options), file)
     });
     broker
+}
+
+fn new_key() -> EcdsaKeyPair {
+    let (kind, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+    let document = EcdsaKeyPair::generate_pkcs8(kind, &random).unwrap();
+    EcdsaKeyPair::from_pkcs8(kind, document.as_ref(), &random).unwrap()
+}
+
+/// The key of the issuer.
+fn key() -> &'static EcdsaKeyPair {
+    static KEY: OnceLock<EcdsaKeyPair> = OnceLock::new();
+    KEY.get_or_init(new_key)
+}
+
+/// Serves the public half of [`key`] as a JSON Web Key Set; returns its URL.
+fn publish_keys() -> String {
+    // A point, uncompressed: 4, then both coordinates.
+    let (x, y) = key().public_key().as_ref()[1..].split_at(32);
+    let keys = serde_json::json!({"keys": [{
+        "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "1",
+        "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+    }]});
+    let server = Receiver::start(move |_| {
+        Answer::status(200)
+            .header("content-type", "application/jwk-set+json")
+            .body(keys.to_string())
+    });
+    let url = server.url("/keys");
+    // It serves for as long as the broker does.
+    std::mem::forget(server);
+    url
+}
+
+/// What is wrong with a token, if anything.
+#[derive(Clone, Copy, Debug)]
+pub enum Flaw {
+    None,
+    Unsigned,
+    OtherKey,
+    OtherAudience,
+    OtherIssuer,
 }
 
 /// What the token server does.
@@ -42,6 +100,8 @@ pub struct Rules {
     pub life: Duration,
     /// It closes connections without a response.
     pub is_down: bool,
+    /// What is wrong with its tokens.
+    pub flaw: Flaw,
     /// Tokens issued.
     issued: Vec<String>,
 }
@@ -60,6 +120,7 @@ impl TokenServer {
             secret: secret.to_owned(),
             life: LIFE,
             is_down: false,
+            flaw: Flaw::None,
             issued: Vec::new(),
         }));
         let own = Arc::clone(&rules);
@@ -125,7 +186,7 @@ fn serve(stream: TcpStream, rules: &Mutex<Rules>) {
         )
     } else if is_login {
         let life = rules.life.as_secs();
-        let token = token(life, rules.issued.len());
+        let token = token(life, rules.issued.len(), rules.flaw);
         rules.issued.push(token.clone());
         (
             "200 OK",
@@ -145,17 +206,35 @@ fn serve(stream: TcpStream, rules: &Mutex<Rules>) {
     .unwrap();
 }
 
-fn token(life: u64, number: usize) -> String {
+fn token(life: u64, number: usize, flaw: Flaw) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs();
-    let claims = format!(
-        r#"{{"sub":"hookstream","iat":{now},"exp":{},"scope":"kafka","jti":"{number}"}}"#,
-        now + life
-    );
-    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-    format!("{}.{}.", part(r#"{"alg":"none"}"#), part(&claims))
+    let claims = serde_json::json!({
+        "sub": "hookstream", "iat": now, "exp": now + life, "scope": "kafka", "jti": number.to_string(),
+        "iss": if matches!(flaw, Flaw::OtherIssuer) { "https://other.example" } else { ISSUER },
+        "aud": if matches!(flaw, Flaw::OtherAudience) { "other" } else { AUDIENCE },
+    });
+    let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    if matches!(flaw, Flaw::Unsigned) {
+        return format!(
+            "{}.{}.",
+            part(serde_json::json!({"alg": "none"})),
+            part(claims)
+        );
+    }
+    let head = serde_json::json!({"alg": "ES256", "typ": "JWT", "kid": "1"});
+    let signed = format!("{}.{}", part(head), part(claims));
+    let other;
+    let key = if matches!(flaw, Flaw::OtherKey) {
+        other = new_key();
+        &other
+    } else {
+        key()
+    };
+    let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 /// The flags of a login at `url`, with the secret in a file.
@@ -358,4 +437,40 @@ fn a_token_server_that_refuses_ends_the_command_and_one_that_is_down_is_waited_f
             .try_get("/readyz")
             .is_some_and(|(status, _)| status == 200)
     });
+}
+
+#[test]
+fn a_broker_that_refuses_a_token_is_reported_and_the_token_is_not_shown() {
+    let broker = guarded();
+    let server = TokenServer::start("own-secret");
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "own-secret\n").unwrap();
+    let mut world = world_on(broker, "oauth-flaws");
+    world.bootstrap = broker.listener("sasl_plaintext");
+    let flags = login(&server.url, secret.path());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let check = |flaw: Flaw| {
+        server.change(|rules| rules.flaw = flaw);
+        world.run(&[&["topics", "check"], &flags[..]].concat(), "")
+    };
+    for flaw in [
+        Flaw::Unsigned,
+        Flaw::OtherKey,
+        Flaw::OtherAudience,
+        Flaw::OtherIssuer,
+    ] {
+        let Output { code, stderr, .. } = check(flaw);
+        assert_eq!(code, 1, "{flaw:?}: {stderr}");
+        assert!(
+            stderr.contains("connection not authenticated"),
+            "{flaw:?}: {stderr}"
+        );
+        let issued = server.issued();
+        assert!(
+            !issued.iter().any(|token| stderr.contains(token)),
+            "{flaw:?}: the token is shown"
+        );
+    }
+    let Output { stderr, .. } = check(Flaw::None);
+    assert!(stderr.contains("differences found"), "{stderr}");
 }

@@ -150,8 +150,8 @@ fn rewritten(stored: &Stored, known: &Subscription, document: Document, now: Epo
     Rewritten { writes, applied }
 }
 
-/// A new secret, printed once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A new secret, printed once. No `Debug`.
+#[derive(Clone, PartialEq, Eq, Serialize)]
 struct Rotated {
     id: String,
     /// The secret: whoever runs the command gives it to the receiver.

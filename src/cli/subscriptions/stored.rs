@@ -1,6 +1,7 @@
 //! The subscriptions as they are stored: reads and writes the topic.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
@@ -194,7 +195,7 @@ impl Stored {
 }
 
 /// A record to write.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Write {
     pub(super) key: Vec<u8>,
     /// `None` is a tombstone.
@@ -203,6 +204,19 @@ pub(super) struct Write {
     pub(super) applied: Option<String>,
     /// By the key's hash when `None`.
     pub(super) partition: Option<i32>,
+}
+
+/// Without the value, which may hold literal secrets.
+impl fmt::Debug for Write {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.value.as_ref().map(Vec::len);
+        let key = String::from_utf8_lossy(&self.key);
+        write!(
+            f,
+            "Write({key}, bytes: {bytes:?}, applied: {:?})",
+            self.applied
+        )
+    }
 }
 
 impl Write {

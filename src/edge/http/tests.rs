@@ -973,6 +973,30 @@ async fn no_more_connections_are_opened_than_requests_were_in_flight() {
     );
 }
 
+/// As a tenant has them who changes the URL of a subscription again and again.
+#[tokio::test]
+async fn fifty_thousand_different_hosts_leave_nothing_behind() {
+    const HOSTS: u32 = 50_000;
+    let port = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let client = client();
+    for number in 0..HOSTS {
+        let host = std::net::Ipv4Addr::from(0x7f01_0000 + number);
+        let (class, _) = failed(post(&client, &format!("http://{host}:{port}/")).await);
+        assert_eq!(class, FailureClass::Connect);
+        if number == HOSTS / 2 {
+            assert!(client.0.pools().all.len() > 1);
+        }
+    }
+    client.0.sweep();
+    assert_eq!(client.0.pools().all.len(), 0);
+    assert_eq!(client.0.opener.idle.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test]
 async fn the_connections_idle_for_longest_are_closed_whatever_their_origin() {
     const MOST: usize = 16;

@@ -9,6 +9,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
 use super::credentials;
 use crate::config::{Settings, is_served_here};
+use crate::edge::failpoint;
 
 /// The broker aborts a transaction that is open for longer, so that readers of its partitions, and the next owner of
 /// its offsets, do not wait long for a crashed process.
@@ -31,11 +32,15 @@ pub const PRODUCER_QUEUE_KIB: usize = 32 * 1024;
 #[must_use]
 pub fn client_config(settings: &Settings, purpose: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
-    for (key, value) in &settings.properties {
+    for (key, value) in settings.properties.iter() {
         if !is_served_here(key) {
             config.set(key, value);
         }
     }
+    failpoint::panics_with("client.configured", || {
+        let values = settings.properties.iter().map(|(_, value)| value.as_str());
+        values.collect::<Vec<_>>().join(" ")
+    });
     credentials::apply(&settings.credentials, &mut config);
     if config.get("debug").is_some() {
         // So that `-X debug=cgrp --log librdkafka=trace` shows the client's debug lines.

@@ -43,6 +43,10 @@ pub struct RawEvent<'a> {
 /// # Errors
 /// What makes the record unreadable, in one sentence.
 pub fn read<'a>(raw: &RawEvent<'a>, max_bytes: usize) -> Result<Event<'a>, InvalidEvent> {
+    read_in_any_form(raw, max_bytes).map_err(InvalidEvent::brief)
+}
+
+fn read_in_any_form<'a>(raw: &RawEvent<'a>, max_bytes: usize) -> Result<Event<'a>, InvalidEvent> {
     let content_type = content_type(raw.headers);
     let structured = match &content_type {
         Some(media) => is_structured(&media.essence)?,

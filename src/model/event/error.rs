@@ -8,6 +8,9 @@ pub const MAX_TIME_BYTES: usize = 64;
 /// that a receiver that uses it can read every body.
 pub const MAX_DEPTH: usize = 127;
 
+/// How much of a record's text a message quotes, bytes.
+const MAX_QUOTED: usize = 256;
+
 /// Why a record is not a valid event. Each message is suitable for the header `hookstream-error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
@@ -146,4 +149,46 @@ pub enum InvalidEvent {
         /// What is wrong with it.
         problem: &'static str,
     },
+}
+
+impl InvalidEvent {
+    /// The same with the beginning of what it quotes: a content type or the name of a header can be as long as a record.
+    pub(super) fn brief(mut self) -> Self {
+        match &mut self {
+            Self::Batch(text)
+            | Self::UnsupportedFormat(text)
+            | Self::DataNotText(text)
+            | Self::ForeignPrefix(text)
+            | Self::Time(text)
+            | Self::SpecVersion(text)
+            | Self::Framing { what: text, .. }
+            | Self::NotJson { reason: text, .. }
+            | Self::NotWrapped { reason: text, .. }
+            | Self::Header { name: text, .. } => cut(text, MAX_QUOTED),
+            // The places are those of the settings.
+            Self::NotMapped { places, .. } => cut(places, 4 * MAX_QUOTED),
+            Self::NoValue
+            | Self::TooLarge { .. }
+            | Self::NotUtf8 { .. }
+            | Self::TooDeep
+            | Self::DataBase64
+            | Self::NotBase64
+            | Self::TwoPayloads
+            | Self::Escape
+            | Self::Tombstone
+            | Self::Missing(_)
+            | Self::Empty(_)
+            | Self::WrongType { .. }
+            | Self::TooLong { .. }
+            | Self::Control { .. } => {}
+        }
+        self
+    }
+}
+
+fn cut(text: &mut String, most: usize) {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
 }

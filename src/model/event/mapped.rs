@@ -45,9 +45,9 @@ pub fn read_mapped<'a>(
     };
     event.map_err(|error| match error {
         InvalidEvent::NotUtf8 { .. } | InvalidEvent::NotJson { .. } | InvalidEvent::Missing(_) => {
-            framing::explain(error, payload, raw.headers)
+            framing::explain(error, payload, raw.headers).brief()
         }
-        error => error,
+        error => error.brief(),
     })
 }
 

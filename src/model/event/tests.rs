@@ -701,3 +701,19 @@ fn data_that_no_double_or_string_holds_is_passed_on_as_it_is() {
         }
     }
 }
+
+#[test]
+fn an_error_quotes_the_beginning_of_a_long_text() {
+    let long = "é\u{1}".repeat(100_000);
+    let media = format!("application/cloudevents-batch+{long}");
+    let name = format!("ce_{long}");
+    for headers in [
+        &[("content-type", media.as_bytes())][..],
+        &[("ce_specversion", b"1.0"), (&*name, b"\xff")],
+    ] {
+        let error = read(&raw("{}", headers), usize::MAX).unwrap_err();
+        let shown = error.to_string();
+        assert!(shown.len() < 4096, "{} bytes", shown.len());
+        assert!(shown.contains('…'), "{shown}");
+    }
+}

@@ -41,7 +41,7 @@ use crate::model::units::EpochMs;
 const MAX_ID: usize = 200;
 
 /// A record of the topic.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct TopicRecord<'a> {
     /// Its key.
     pub key: Option<&'a [u8]>,

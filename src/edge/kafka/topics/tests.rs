@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::compare::quoted;
 use super::plan::DAY;
 use super::*;
-use crate::config::{EgressSettings, Guarantee, Topics};
+use crate::config::{EgressSettings, Guarantee, Properties, Topics};
 use crate::delivery::partition::breaker::tests::RULES;
 use crate::model::tiers::Tiers;
 
@@ -17,7 +17,7 @@ fn settings() -> Settings {
     ];
     Settings {
         brokers: "kafka:9092".to_owned(),
-        properties: Vec::new(),
+        properties: Properties::default(),
         http_token_file: None,
         http_tls: None,
         secret_rules: crate::model::secret_rules::SecretRules::default(),
