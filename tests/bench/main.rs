@@ -28,6 +28,7 @@ mod latency;
 mod matching;
 mod receiver;
 mod reference;
+mod replay;
 mod report;
 mod sizing;
 mod stage;
@@ -53,7 +54,7 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 12] = [
+const ROWS: [(&str, Row); 13] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
@@ -65,6 +66,7 @@ const ROWS: [(&str, Row); 12] = [
     ("whale", whale::run),
     ("backlog", backlog::run),
     ("lag", lag::run),
+    ("replay", replay::run),
     (SIZING, sizing::run),
 ];
 

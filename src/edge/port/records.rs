@@ -13,6 +13,18 @@ pub struct TopicPartition {
     pub partition: i32,
 }
 
+/// The time that a broker gave to a record when it appended it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Where the record is: all of a partition are stamped by its leader.
+    pub at: TopicPartition,
+    /// By the broker's clock.
+    pub stamped: EpochMs,
+    /// When the acknowledgement came, by this machine's clock: later by as long as that took, at most
+    /// [`super::WRITE_DEADLINE`].
+    pub seen: EpochMs,
+}
+
 /// A position to commit, with its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
