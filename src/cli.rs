@@ -3,6 +3,7 @@
 //! Settings are global flags, generated from the table in `config/table.rs`; they may precede or follow the command. Data
 //! goes to standard output, everything else to standard error.
 
+mod completions;
 mod confirm;
 mod curl;
 pub mod dead_letters;
@@ -28,6 +29,7 @@ pub mod topics;
 pub mod trace;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -88,7 +90,7 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Print a shell completion script
+    /// Print a shell completion script, to be sourced: `source <(hookstream completions bash)`
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -178,6 +180,11 @@ fn parser(lists_settings: bool) -> clap::Command {
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(candidates) = completions::candidates(&arguments) {
+        // A closed pipe is not an error.
+        std::io::stdout().write_all(&candidates).ok();
+        return Exit::Done;
+    }
     let asks = arguments
         .iter()
         .position(|argument| argument == HELP_SETTINGS);
@@ -210,10 +217,7 @@ fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
         .map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
     match &cli.command {
         Command::Completions { shell } => {
-            // Not directly to standard output: the generator panics on a closed pipe.
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut command(), "hookstream", &mut script);
-            return print_text(&script);
+            return print_text(&completions::script(*shell));
         }
         Command::Man => return manual(),
         Command::Receive(args) => return receive::run(args),

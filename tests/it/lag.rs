@@ -247,6 +247,10 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
             "{shown}"
         );
         assert!(
+            shown.contains(r#"tabindex="0""#) && shown.contains(r#"aria-expanded="false""#),
+            "a keyboard opens a subscriber: {shown}"
+        );
+        assert!(
             !shown.contains("token") && !shown.contains("whsec"),
             "no secrets"
         );
