@@ -180,7 +180,7 @@ fn parser(lists_settings: bool) -> clap::Command {
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-    if let Some(candidates) = completions::candidates(&arguments) {
+    if let Some(candidates) = completions::candidates(&arguments, || parser(false), unfinished) {
         // A closed pipe is not an error.
         std::io::stdout().write_all(&candidates).ok();
         return Exit::Done;
@@ -210,6 +210,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
             error.exit
         }
     }
+}
+
+/// The settings of an unfinished command line, as far as it goes.
+fn unfinished(words: &[OsString]) -> Option<Settings> {
+    let unfinished = parser(false).ignore_errors(true);
+    let matches = unfinished.try_get_matches_from(words).ok()?;
+    let matches = deepest(&matches);
+    let layers = sources::layers(matches);
+    let settings = Settings::check(&layers, &machine()).ok()?;
+    sources::follow(matches, &layers, &settings).ok()?;
+    Some(settings)
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {

@@ -14,7 +14,6 @@ use clap::builder::StyledStr;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{EnvCompleter, Shells};
 
-use super::{deepest, machine, parser, sources};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
@@ -50,14 +49,25 @@ pub(super) fn script(of: clap_complete::Shell) -> Vec<u8> {
     script
 }
 
-/// The candidates, if that is what the process was started for: `None` otherwise.
-pub(super) fn candidates(arguments: &[OsString]) -> Option<Vec<u8>> {
+/// What finds the settings of an unfinished command line.
+pub(super) type FindSettings = fn(&[OsString]) -> Option<Settings>;
+
+/// The candidates for a line of `command`, if that is what the process was started for: `None` otherwise.
+pub(super) fn candidates(
+    arguments: &[OsString],
+    command: impl FnOnce() -> clap::Command,
+    settings: FindSettings,
+) -> Option<Vec<u8>> {
     let name = std::env::var(VARIABLE).ok()?;
     let mut printed = Vec::new();
     let words = arguments.iter().skip_while(|word| *word != WORDS).skip(1);
     let words: Vec<OsString> = words.cloned().collect();
     if let Some(shell) = shell(&name).filter(|_| !words.is_empty()) {
-        let mut command = with_names(parser(false), &words);
+        let line = Line {
+            words: words.clone(),
+            settings,
+        };
+        let mut command = with_names(command(), &line);
         command.build();
         let here = std::env::current_dir().ok();
         // Whatever fails, a shell has no use for a message.
@@ -86,30 +96,37 @@ impl Names {
     }
 }
 
+/// The line that is completed.
+#[derive(Clone)]
+struct Line {
+    words: Vec<OsString>,
+    settings: FindSettings,
+}
+
 /// The command line whose arguments complete names.
-fn with_names(command: clap::Command, words: &[OsString]) -> clap::Command {
-    fn complete(command: clap::Command, parent: &str, words: &[OsString]) -> clap::Command {
+fn with_names(command: clap::Command, line: &Line) -> clap::Command {
+    fn complete(command: clap::Command, parent: &str, line: &Line) -> clap::Command {
         let name = command.get_name().to_owned();
         let command = command.mut_args(|arg| match Names::of(parent, arg.get_id().as_str()) {
             Some(names) => {
-                let words = words.to_vec();
-                let find = move |current: &OsStr| found(names, &words, current);
+                let line = line.clone();
+                let find = move |current: &OsStr| found(names, &line, current);
                 arg.add(ArgValueCompleter::new(find))
             }
             None => arg,
         });
-        command.mut_subcommands(|inner| complete(inner, &name, words))
+        command.mut_subcommands(|inner| complete(inner, &name, line))
     }
-    complete(command, "", words)
+    complete(command, "", line)
 }
 
 /// The names that begin with `current`.
-fn found(names: Names, words: &[OsString], current: &OsStr) -> Vec<CompletionCandidate> {
+fn found(names: Names, line: &Line, current: &OsStr) -> Vec<CompletionCandidate> {
     // Flags are completed at the same place.
     let Some(current) = current.to_str().filter(|text| !text.starts_with('-')) else {
         return Vec::new();
     };
-    let all = subscriptions(words.to_vec()).unwrap_or_default();
+    let all = subscriptions(line.clone()).unwrap_or_default();
     let mut found: BTreeMap<String, String> = match names {
         Names::Subscriptions => all,
         Names::Subscribers => {
@@ -126,11 +143,11 @@ fn found(names: Names, words: &[OsString], current: &OsStr) -> Vec<CompletionCan
 }
 
 /// The subscriber of each subscription, as far as they are known in time.
-fn subscriptions(words: Vec<OsString>) -> Option<BTreeMap<String, String>> {
+fn subscriptions(line: Line) -> Option<BTreeMap<String, String>> {
     let (sender, receiver) = mpsc::channel();
     let read = move || {
         // Nobody may wait any more.
-        sender.send(read_subscriptions(words)).ok();
+        sender.send(read_subscriptions(&line)).ok();
     };
     // It is left behind when it takes longer: the process ends.
     std::thread::Builder::new()
@@ -140,9 +157,9 @@ fn subscriptions(words: Vec<OsString>) -> Option<BTreeMap<String, String>> {
     receiver.recv_timeout(PATIENCE).ok()?
 }
 
-fn read_subscriptions(words: Vec<OsString>) -> Option<BTreeMap<String, String>> {
+fn read_subscriptions(line: &Line) -> Option<BTreeMap<String, String>> {
     let begun = clock::instant();
-    let settings = settings(words)?;
+    let settings = (line.settings)(&line.words)?;
     let mut log = SubscriptionLog::open(&settings, "completions").ok()?;
     let is_late = || begun.elapsed() > READING;
     log.catch_up(Freshness::Visible, &is_late, &mut |_, _| {})
@@ -152,19 +169,9 @@ fn read_subscriptions(words: Vec<OsString>) -> Option<BTreeMap<String, String>> 
     Some(each.collect())
 }
 
-/// The settings of an unfinished command line.
-fn settings(words: Vec<OsString>) -> Option<Settings> {
-    let unfinished = parser(false).ignore_errors(true);
-    let matches = unfinished.try_get_matches_from(words).ok()?;
-    let matches = deepest(&matches);
-    let layers = sources::layers(matches);
-    let settings = Settings::check(&layers, &machine()).ok()?;
-    sources::follow(matches, &layers, &settings).ok()?;
-    Some(settings)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::{parser, unfinished};
     use super::*;
 
     fn named(command: &clap::Command, path: &str, all: &mut Vec<String>) {
@@ -181,7 +188,11 @@ mod tests {
     #[test]
     fn every_argument_that_takes_a_subscription_or_subscriber_completes_names() {
         let mut all = Vec::new();
-        named(&with_names(parser(false), &[]), "", &mut all);
+        let line = Line {
+            words: Vec::new(),
+            settings: unfinished,
+        };
+        named(&with_names(parser(false), &line), "", &mut all);
         for wanted in [
             " subscriptions show id",
             " subscriptions pause ids",
@@ -204,8 +215,8 @@ mod tests {
     #[test]
     fn an_unfinished_line_has_its_settings() {
         let line = "hookstream subscriptions --brokers b:1 show --topic-prefix x- ";
-        let words = line.split(' ').map(OsString::from).collect();
-        let settings = settings(words).unwrap();
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let settings = unfinished(&words).unwrap();
         assert_eq!(settings.brokers, "b:1");
         assert_eq!(settings.topics.subscriptions(), "x-subscriptions");
     }

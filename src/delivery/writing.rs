@@ -17,7 +17,6 @@ use crate::config::Guarantee;
 use crate::edge::clock;
 use crate::edge::kafka::subscription_cache::SubscriptionCache;
 use crate::edge::port::failure::{BatchError, ClientError, Failure, Refused};
-use crate::edge::port::records::Stamp;
 use crate::edge::port::task::KeepWaiting;
 use crate::edge::port::{Port, Producer as _, ProducerKind, WRITE_DEADLINE};
 use crate::edge::writer::{Ready, Writer};
@@ -201,10 +200,8 @@ impl<P: Port> OutcomeWriter<P> {
             return Ok(None);
         };
         let acknowledged = producer.acknowledged_within(patience).await;
-        if let Some(Stamp { at, stamped, seen }) = producer.stamp() {
-            let leader = format!("{}/{}", at.topic, at.partition);
-            let ahead = (seen.0 - stamped.0) as f64 / 1000.0;
-            self.brokers.note(&leader, ahead, now);
+        if let Some(stamp) = producer.stamp() {
+            self.brokers.note(&stamp.leader(), stamp.ahead(), now);
         }
         match acknowledged {
             Some(refused) if refused.is_empty() => Ok(Some(under_way.batch)),

@@ -25,6 +25,20 @@ pub struct Stamp {
     pub seen: EpochMs,
 }
 
+impl Stamp {
+    /// What tells the broker that stamped it from others, as long as leaders stay: the partition.
+    #[must_use]
+    pub fn leader(&self) -> String {
+        format!("{}/{}", self.at.topic, self.at.partition)
+    }
+
+    /// By how many seconds this machine's clock is ahead of the broker's at most.
+    #[must_use]
+    pub fn ahead(&self) -> f64 {
+        (self.seen.0 - self.stamped.0) as f64 / 1000.0
+    }
+}
+
 /// A position to commit, with its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
