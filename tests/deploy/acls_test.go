@@ -473,6 +473,11 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	until(t, "what cannot be read is set aside", func() bool { return records(t, client, "webhook-invalid-events") == 3 })
 	until(t, "attempts are recorded", func() bool { return records(t, client, "webhook-attempts") >= 5 })
 
+	until(t, "deliver compares its clock with the brokers'", func() bool {
+		_, metrics := deliver.get("/metrics")
+		return strings.Contains(metrics, `hookstream_clock_skew_seconds{against="brokers"}`)
+	})
+
 	// A restart of deliver looks ahead for what ordered subscriptions have under way.
 	deliver.stop()
 	if output, err := as.run("hookstream-lag", "", "positions", "set", "webhook-commands", "--to", "now", "--yes"); err == nil || !strings.Contains(output, "denies") {
@@ -501,10 +506,6 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 			}
 		}
 		return true
-	})
-	until(t, "deliver compares its clock with the brokers'", func() bool {
-		_, metrics := deliver.get("/metrics")
-		return strings.Contains(metrics, `hookstream_clock_skew_seconds{against="brokers"}`)
 	})
 
 	fanout.stop()
