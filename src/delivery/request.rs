@@ -174,13 +174,10 @@ impl Target {
             let other = HeaderValue::from_static(command.content_type.as_str());
             headers.insert(CONTENT_TYPE, other);
         }
-        headers.insert(
-            ATTEMPT,
-            match command.attempt {
-                0 => HeaderValue::from_static("1"),
-                made => HeaderValue::from(made.saturating_add(1)),
-            },
-        );
+        if command.attempt > 0 {
+            let number = HeaderValue::from(command.attempt.saturating_add(1));
+            headers.insert(ATTEMPT, number);
+        }
         if let Some(trace) = traceparent
             && let Ok(trace) = HeaderValue::from_str(trace)
         {

@@ -316,21 +316,22 @@ impl HttpClient {
             .is_due(host, started)
             .then(|| Arc::clone(&request.to));
         let headers = keeps_headers || sampled.is_some();
-        let mut failure =
-            match timeout_at(deadline, self.send(method, request, &heard, headers)).await {
-                Ok(Ok(mut answer)) => {
-                    failpoint::point("response-head.after");
-                    if let (Some(to), Some(headers)) = (sampled, &answer.headers) {
-                        clocks.take(to.uri().host().unwrap_or_default(), headers, started);
-                    }
-                    if !keeps_headers {
-                        answer.headers = None;
-                    }
-                    return Reply::Answered(answer);
+        // Boxed: the futures around it, and the task, would each be moved with all its bytes.
+        let sent = Box::pin(self.send(method, request, &heard, headers));
+        let mut failure = match timeout_at(deadline, sent).await {
+            Ok(Ok(mut answer)) => {
+                failpoint::point("response-head.after");
+                if let (Some(to), Some(headers)) = (sampled, &answer.headers) {
+                    clocks.take(to.uri().host().unwrap_or_default(), headers, started);
                 }
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
-            };
+                if !keeps_headers {
+                    answer.headers = None;
+                }
+                return Reply::Answered(answer);
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::timeout(deadline.into_std().saturating_duration_since(started)),
+        };
         failure.heard |= heard.get();
         Reply::Failed(failure)
     }
@@ -409,7 +410,8 @@ impl HttpClient {
                         message = unsent;
                     }
                     Some(_) => return Err(Failure::of_exchange(&error.into_error())),
-                    None => return on.cut_off(&error.into_error(), heard).await,
+                    // Boxed: it is rare, and each request would have room for it.
+                    None => return Box::pin(on.cut_off(&error.into_error(), heard)).await,
                 },
             }
         }

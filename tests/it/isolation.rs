@@ -556,7 +556,7 @@ fn a_dead_endpoint_with_a_large_backlog_costs_little_memory_and_the_others_nothi
     const DEAD: usize = 200_000;
     const OTHERS: usize = 5_000;
     /// All roles in one process, unoptimised, with their clients' buffers, MiB; the commands alone weigh 100.
-    const MEMORY: u64 = 400;
+    const MEMORY: u64 = 450;
     let _alone = alone();
     let mut world = world("dead");
     flags(
