@@ -3,6 +3,7 @@
 //! Settings are global flags, generated from the table in `config/table.rs`; they may precede or follow the command. Data
 //! goes to standard output, everything else to standard error.
 
+mod completions;
 mod confirm;
 mod curl;
 pub mod dead_letters;
@@ -28,6 +29,7 @@ pub mod topics;
 pub mod trace;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -88,7 +90,7 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Print a shell completion script
+    /// Print a shell completion script, to be sourced: `source <(hookstream completions bash)`
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -178,6 +180,11 @@ fn parser(lists_settings: bool) -> clap::Command {
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(candidates) = completions::candidates(&arguments, || parser(false), unfinished) {
+        // A closed pipe is not an error.
+        std::io::stdout().write_all(&candidates).ok();
+        return Exit::Done;
+    }
     let asks = arguments
         .iter()
         .position(|argument| argument == HELP_SETTINGS);
@@ -205,15 +212,23 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
+/// The settings of an unfinished command line, as far as it goes.
+fn unfinished(words: &[OsString]) -> Option<Settings> {
+    let unfinished = parser(false).ignore_errors(true);
+    let matches = unfinished.try_get_matches_from(words).ok()?;
+    let matches = deepest(&matches);
+    let layers = sources::layers(matches);
+    let settings = Settings::check(&layers, &machine()).ok()?;
+    sources::follow(matches, &layers, &settings).ok()?;
+    Some(settings)
+}
+
 fn dispatch(matches: &ArgMatches) -> Result<Exit, CliError> {
     let cli = Cli::from_arg_matches(matches)
         .map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
     match &cli.command {
         Command::Completions { shell } => {
-            // Not directly to standard output: the generator panics on a closed pipe.
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut command(), "hookstream", &mut script);
-            return print_text(&script);
+            return print_text(&completions::script(*shell));
         }
         Command::Man => return manual(),
         Command::Receive(args) => return receive::run(args),

@@ -18,8 +18,10 @@ pub mod pages;
 pub mod port;
 pub mod progress;
 pub mod reader;
+mod retention;
 mod source;
 mod standings;
+mod times;
 pub mod top;
 mod watch;
 
@@ -76,6 +78,7 @@ pub fn run(context: &RoleContext, metrics: &LagMetrics, board: &Board) -> Result
         events: events::watch(settings, metrics)?,
         standings: standings::watch(settings)?,
     };
+    let _retention = retention::watch(settings, metrics)?;
     context.ready();
     while !context.stopping() {
         context.heartbeat();
@@ -178,6 +181,10 @@ fn publish(
     figures.events = watches.events.latest().unwrap_or_default();
     if let Some(standings) = watches.standings.latest() {
         standings.annotate(&mut figures.subscribers, clock::now());
+        metrics.disabled(standings.disabled());
+    }
+    for (topic, oldest) in reader.oldest() {
+        metrics.topic_oldest(&topic, oldest.map(f64::from));
     }
     let series = top.update(&sums, clock::instant());
     metrics.lag(&series, &figures, reader.tiers());

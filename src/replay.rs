@@ -20,7 +20,9 @@
 //! Before all that, the whole topic is read once, without excluding anybody: what has settled dead letters, and which part
 //! of each partition has any that match. Only that part is read again.
 //!
-//! Memory: the identities of settled dead letters, and one batch.
+//! A preview keeps those that match, without their bodies, if they are few: then it reads the topic once.
+//!
+//! Memory: the identities of settled dead letters, one batch, and what is kept and fetched ahead.
 
 mod counts;
 mod events;
@@ -36,12 +38,13 @@ use std::ops::ControlFlow;
 
 use self::plan::PURPOSE;
 use self::sender::Sender;
-use self::survey::Survey;
+use self::survey::{Keep, Survey};
 use crate::config::Settings;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Reading};
 use crate::edge::kafka::producer::Producer;
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
+use crate::model::dead_letter::DeadLetter;
 
 pub use counts::{Count, DeadLetterCounts};
 pub use events::{EventCounts, EventPlan, replay_events};
@@ -86,31 +89,50 @@ pub fn preview(
     let mut subscriptions = SubscriptionLog::open(settings, PURPOSE)?;
     subscriptions.catch_up(Freshness::Visible, stop, &mut |_, _| {})?;
     let ends = log.stable_ends()?;
-    let survey = Survey::read(&log, plan, &ends, stop, &mut |_| {})?;
-    let open = &survey.open;
+    let mut survey = Survey::read(&log, plan, &ends, Keep::Few, stop, &mut |_| {})?;
     let mut counts = DeadLetterCounts {
         newer: survey.newer.clone(),
         ..DeadLetterCounts::default()
     };
-    let parts: Vec<_> = survey.parts.values().copied().collect();
-    let reading = log.read::<Failure>(&parts, stop, |message| {
-        match decode(message) {
-            Ok(Some(letter)) if counts.newer.stops(letter.at.partition) => {}
-            Ok(Some(letter)) if open.is_open(&letter) && plan.filter.matches(&letter) => {
-                match plan.withholds(&letter, subscriptions.fold()) {
-                    Some(why) => counts.withhold(&letter, why),
-                    None => counts.add(&letter, message.payload_len()),
-                }
+    let matching = survey.matching.take();
+    let take = |counts: &mut DeadLetterCounts, letter: &DeadLetter, bytes| {
+        if !counts.newer.stops(letter.at.partition) && survey.open.is_open(letter) {
+            match plan.withholds(letter, subscriptions.fold()) {
+                Some(why) => counts.withhold(letter, why),
+                None => counts.add(letter, bytes),
             }
-            Ok(_) | Err(Undecoded::Newer(_)) => {}
-            Err(Undecoded::Unreadable(_)) => counts.unreadable += 1,
         }
-        Ok(if plan.is_reached(counts.letters()) {
+        if plan.is_reached(counts.letters()) {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
-        })
-    })?;
+        }
+    };
+    let reading = if let Some(matching) = matching {
+        let mut all = matching.iter();
+        // The limit ends it, as below.
+        let _limited = all.try_for_each(|(letter, bytes)| take(&mut counts, letter, *bytes));
+        counts.unreadable = survey.unreadable;
+        if stop() {
+            Reading::Stopped
+        } else {
+            Reading::Complete
+        }
+    } else {
+        let parts: Vec<_> = survey.parts.values().copied().collect();
+        log.read::<Failure>(&parts, stop, |message| {
+            Ok(match decode(message) {
+                Ok(Some(letter)) if plan.filter.matches(&letter) => {
+                    take(&mut counts, &letter, message.payload_len())
+                }
+                Ok(_) | Err(Undecoded::Newer(_)) => ControlFlow::Continue(()),
+                Err(Undecoded::Unreadable(_)) => {
+                    counts.unreadable += 1;
+                    ControlFlow::Continue(())
+                }
+            })
+        })?
+    };
     // Stopping at the limit is a complete preview.
     let reading = if plan.is_reached(counts.letters()) {
         Reading::Complete
@@ -148,7 +170,7 @@ fn replay(
     drop(Log::open(settings, settings.topics.commands(), PURPOSE)?);
     let subscriptions = SubscriptionLog::open(settings, PURPOSE)?;
     let ends = log.stable_ends()?;
-    let survey = Survey::read(&log, plan, &ends, stop, report)?;
+    let survey = Survey::read(&log, plan, &ends, Keep::Nothing, stop, report)?;
     replayed.newer = survey.newer.clone();
     // After an incomplete first pass, replayed dead letters would seem open.
     if stop() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::drain::Drain;
 use super::messages::{Message, PartitionState, WorkerState};
+use super::metrics::Against;
 use super::outage::{Health, Step};
 use super::outbox::Batch;
 use super::partition::effect::Outcome;
@@ -363,7 +364,11 @@ impl<P: Port> Delivery<'_, P> {
         let (total, threads) = (self.workers.busy(), self.workers.all.len());
         if let Some(ratio) = self.busy.observe(total, threads, now) {
             self.metrics.worker_busy(ratio);
-            self.metrics.clock_skew(self.workers.clocks.ahead());
+            let (endpoints, brokers) = (Against::Endpoints, Against::Brokers);
+            let ahead = self.workers.clocks.ahead();
+            self.metrics.clock_skew(endpoints, ahead);
+            let ahead = self.outcomes.ahead_of_brokers();
+            self.metrics.clock_skew(brokers, ahead);
         }
     }
 

@@ -76,6 +76,24 @@ impl Label for ParkReason {
     }
 }
 
+/// Whose clocks this one is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Against {
+    /// Those of the endpoints.
+    Endpoints,
+    /// Those of the brokers.
+    Brokers,
+}
+
+impl Against {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Endpoints => "endpoints",
+            Self::Brokers => "brokers",
+        }
+    }
+}
+
 const ATTEMPT_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0,
 ];
@@ -233,9 +251,9 @@ impl DeliveryMetrics {
             clock_skew: registry.add(GaugeVec::new(
                 Opts::new(
                     "hookstream_clock_skew_seconds",
-                    "By how much this machine's clock is ahead of those of the endpoints, by the Date of their responses, seconds; negative if it is behind. The median of at least three hosts; no series with fewer.",
+                    "By how much this machine's clock is ahead of those of others, seconds; negative if it is behind. Of endpoints, by the Date of their responses: the median of at least three hosts. Of brokers, by the time that they give to retries: the median of their partitions. No series while there is no estimate.",
                 ),
-                &[],
+                &["against"],
             )),
             foreign_commit_metadata: registry.counter(
                 "hookstream_foreign_commit_metadata_total",
@@ -442,13 +460,13 @@ impl DeliveryMetrics {
         gauge.set(ratio);
     }
 
-    /// By how many seconds this clock is ahead of those of the endpoints, if that is known.
-    pub fn clock_skew(&self, ahead: Option<f64>) {
-        const NO_LABELS: [&str; 0] = [];
+    /// By how many seconds this clock is ahead of those of others, if that is known.
+    pub fn clock_skew(&self, against: Against, ahead: Option<f64>) {
+        let (gauge, labels) = (&self.0.clock_skew, [against.as_str()]);
         match ahead {
-            Some(ahead) => self.0.clock_skew.with_label_values(&NO_LABELS).set(ahead),
+            Some(ahead) => gauge.with_label_values(&labels).set(ahead),
             // There may be no series to remove.
-            None => drop(self.0.clock_skew.remove_label_values(&NO_LABELS)),
+            None => drop(gauge.remove_label_values(&labels)),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::edge::port::failure::{BatchError, ClientError, Failure, Refused};
 use crate::edge::port::task::KeepWaiting;
 use crate::edge::port::{Port, Producer as _, ProducerKind, WRITE_DEADLINE};
 use crate::edge::writer::{Ready, Writer};
+use crate::model::clock_skew::ClockSkew;
 use crate::model::throttle::Throttle;
 use crate::model::units::Offset;
 use crate::model::unwritable::{ProbeIds, Target};
@@ -75,6 +76,8 @@ pub(super) struct OutcomeWriter<P: Port> {
     smaller_lines: Throttle,
     /// Where the commands come from.
     commands: String,
+    /// How far this clock is from those of the brokers that stamp outcomes.
+    brokers: ClockSkew,
     /// Partitions with a series of the metric.
     exported: BTreeSet<Target>,
     metrics: Metrics,
@@ -114,6 +117,7 @@ impl<P: Port> OutcomeWriter<P> {
             lines: Throttle::new(LINES),
             smaller_lines: Throttle::new(LINES),
             commands: settings.topics.commands(),
+            brokers: ClockSkew::of(1),
             exported: BTreeSet::new(),
             metrics: context.metrics.clone(),
         })
@@ -144,6 +148,11 @@ impl<P: Port> OutcomeWriter<P> {
             load: outcome.weight(),
             record: outcome,
         });
+    }
+
+    /// By how many seconds this clock is ahead of those of the brokers, if that is known.
+    pub(super) fn ahead_of_brokers(&self) -> Option<f64> {
+        self.brokers.ahead(clock::instant())
     }
 
     fn half(&mut self, which: Which) -> &mut Half<P> {
@@ -190,7 +199,11 @@ impl<P: Port> OutcomeWriter<P> {
             self.outbox.back(under_way.batch, now);
             return Ok(None);
         };
-        match producer.acknowledged_within(patience).await {
+        let acknowledged = producer.acknowledged_within(patience).await;
+        if let Some(stamp) = producer.stamp() {
+            self.brokers.note(&stamp.leader(), stamp.ahead(), now);
+        }
+        match acknowledged {
             Some(refused) if refused.is_empty() => Ok(Some(under_way.batch)),
             Some(refused) => self.refused(which, under_way, refused).await,
             None if now.saturating_duration_since(under_way.began) > LATE => {

@@ -406,6 +406,12 @@ pub trait Producer: Send + 'static {
     /// `None` while some are neither.
     fn acknowledged_within(&self, time: Duration) -> impl Future<Output = Option<Vec<Refused>>>;
 
+    /// A record of a topic with `message.timestamp.type=LogAppendTime` that was acknowledged since the last call. Not of a
+    /// [`ProducerKind::Copier`].
+    fn stamp(&self) -> Option<records::Stamp> {
+        None
+    }
+
     /// Ends the batch. With transactions, `commits` become visible with it, in `generation` of the group; without, the
     /// caller commits them. An empty batch only commits.
     ///

@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::port::{Bound, Fed, Feed, Group, Kafka};
 use crate::config::Settings;
-use crate::edge::kafka::client::{consumer_config, fetch_patiently};
+use crate::edge::kafka::client::{consumer_config, fetch_patiently, unless_given};
 use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::credentials::keep_current;
 use crate::edge::kafka::error::{Failure, is_denied, is_unreachable};
@@ -39,9 +39,7 @@ pub(super) type Client = Arc<BaseConsumer<LoggedConsumer>>;
 pub(super) fn client(settings: &Settings, group: &str, isolation: &str) -> Result<Client, Failure> {
     let mut config = consumer_config(settings, "lag", group);
     for (key, value) in FETCHING {
-        if !settings.properties.iter().any(|(known, _)| known == key) {
-            config.set(key, value);
-        }
+        unless_given(settings, &mut config, key, value);
     }
     fetch_patiently(settings, &mut config);
     config

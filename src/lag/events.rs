@@ -148,9 +148,18 @@ impl<'a> ExportedSeries<'a> {
                 metrics.forget_event_lag(&self.topics[*topic], *partition);
             }
         }
+        let mut oldest: BTreeMap<usize, EpochMs> = BTreeMap::new();
         for ((topic, partition), lag) in &behind {
             let waits = lag.behind + lag.hidden;
             metrics.event_lag(&self.topics[*topic], *partition, waits);
+            if let Some(written) = lag.oldest {
+                let least = oldest.entry(*topic).or_insert(written);
+                *least = written.min(*least);
+            }
+        }
+        for (number, topic) in self.topics.iter().enumerate() {
+            let oldest = oldest.get(&number).map(|at| at.0 as f64 / 1000.0);
+            metrics.topic_oldest(topic, oldest);
         }
         self.partitions = behind.into_keys().collect();
     }
@@ -443,6 +452,16 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }
+        assert!(!text.contains("hookstream_topic_oldest"), "{text}");
+        let written = |behind, at| Lag {
+            oldest: Some(EpochMs(at)),
+            ..lag(behind, 0)
+        };
+        let both = [((0, 0), written(1, 7500)), ((0, 1), written(1, 5500))];
+        exported.replace(&metrics, BTreeMap::from(both));
+        let text = registry.render().unwrap();
+        let line = r#"hookstream_topic_oldest_timestamp_seconds{topic="orders"} 5.5"#;
+        assert!(text.contains(line), "the oldest of all partitions:\n{text}");
         exported.replace(&metrics, BTreeMap::from([((1, 2), lag(0, 0))]));
         let text = registry.render().unwrap();
         assert!(!text.contains("orders"), "{text}");

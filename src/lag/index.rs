@@ -309,6 +309,14 @@ impl Index {
             })
     }
 
+    /// The first record of a partition that is not done. The groups' committed offsets are before or at it, and nothing
+    /// between them and it is unfinished.
+    #[must_use]
+    pub fn first(&self, place: Place) -> Option<Offset> {
+        let mut all = self.columns.get(&place)?.each();
+        all.next().map(|seen| seen.offset)
+    }
+
     /// Reading a partition begins, or begins again, when its end offset is `end`.
     pub fn begin(&mut self, place: Place, end: Offset) {
         self.first_ends.insert(place, end.0);

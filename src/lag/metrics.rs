@@ -1,6 +1,8 @@
 //! The metrics of the lag role.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
@@ -21,6 +23,9 @@ struct All {
     lag_as_of: Gauge,
     lag_behind: IntGauge,
     event_lag: IntGaugeVec,
+    topic_oldest: GaugeVec,
+    topic_retention: GaugeVec,
+    disabled: IntGaugeVec,
 }
 
 impl std::fmt::Debug for LagMetrics {
@@ -62,6 +67,18 @@ impl LagMetrics {
             event_lag: registry.add(IntGaugeVec::new(
                 Opts::new("hookstream_event_lag", "Offsets of an event topic not yet processed by fan-out, from its committed offset to the high watermark. Exported by the lag role; the same in each replica."),
                 &["topic", "partition"],
+            )),
+            topic_oldest: registry.add(GaugeVec::new(
+                Opts::new("hookstream_topic_oldest_timestamp_seconds", "Time when the oldest unfinished record of a topic of events, commands or retries was written, seconds since the epoch, or up to ten minutes before; no series if all are finished. Exported by the lag role; the same in each replica."),
+                &["topic"],
+            )),
+            topic_retention: registry.add(GaugeVec::new(
+                Opts::new("hookstream_topic_retention_seconds", "How long the brokers keep the records of a topic of events, commands or retries (retention.ms); +Inf if they delete none by age, no series if that is not known. Exported by the lag role; the same in each replica."),
+                &["topic"],
+            )),
+            disabled: registry.add(IntGaugeVec::new(
+                Opts::new("hookstream_disabled_subscriptions", "Subscriptions that are disabled, by who disabled them: operator (a command), hookstream (a 410, or --disable-after) or document (what was applied). Exported by the lag role; the same in each replica."),
+                &["by"],
             )),
         }))
     }
@@ -145,5 +162,32 @@ impl LagMetrics {
             .event_lag
             .remove_label_values(&[topic, &partition.to_string()])
             .ok();
+    }
+
+    /// Sets when the oldest unfinished record of a topic was written, or removes the series if there is none.
+    pub fn topic_oldest(&self, topic: &str, oldest: Option<f64>) {
+        set_or_remove(&self.0.topic_oldest, topic, oldest);
+    }
+
+    /// Sets how long a topic keeps its records (`Some(None)`: whatever their age), or removes the series if that is not known.
+    pub fn retention(&self, topic: &str, kept: Option<Option<Duration>>) {
+        let kept = kept.map(|kept| kept.map_or(f64::INFINITY, |kept| kept.as_secs_f64()));
+        set_or_remove(&self.0.topic_retention, topic, kept);
+    }
+
+    /// Sets how many subscriptions are disabled, by who disabled them.
+    pub fn disabled(&self, by: BTreeMap<&'static str, u64>) {
+        for (by, count) in by {
+            let gauge = self.0.disabled.with_label_values(&[by]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+fn set_or_remove(gauge: &GaugeVec, label: &str, value: Option<f64>) {
+    match value {
+        Some(value) => gauge.with_label_values(&[label]).set(value),
+        // There may be no series to remove.
+        None => drop(gauge.remove_label_values(&[label])),
     }
 }

@@ -86,6 +86,7 @@ impl<K: Kafka> Reader<K> {
                 topic: Arc::from(topic),
                 kind,
                 partitions: BTreeMap::new(),
+                times: BTreeMap::new(),
                 coverages: BTreeMap::new(),
                 unreadable: Unreadable::new(),
             });
@@ -409,6 +410,14 @@ impl<K: Kafka> Reader<K> {
                 moved: now,
             };
         }
+    }
+
+    /// By topic of commands: about when its oldest unfinished record was written, seconds since the epoch.
+    pub fn oldest(&mut self) -> Vec<(Arc<str>, Option<u32>)> {
+        let sources = self.sources.iter_mut();
+        let sources = sources.filter(|source| source.kind != Kind::DeadLetters);
+        let each = sources.map(|source| (Arc::clone(&source.topic), source.oldest(&self.index)));
+        each.collect()
     }
 
     /// The backlog by subscriber, for metrics, and the complete figures.

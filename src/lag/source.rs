@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::index::{Index, Place};
 use super::port::{Fed, Feed};
 use super::progress::Progress;
+use super::times::Times;
 use crate::edge::clock;
 use crate::edge::kafka::record::{each_header, header_pairs};
 use crate::edge::port::failure::Failure;
@@ -42,6 +43,8 @@ pub(super) struct Source<F> {
     pub(super) kind: Kind,
     pub(super) feed: F,
     pub(super) partitions: BTreeMap<i32, Progress>,
+    /// When the records of each partition were written.
+    pub(super) times: BTreeMap<i32, Times>,
     /// What is covered of each source in the partitions of the commands topic, as delivery sees it.
     pub(super) coverages: BTreeMap<i32, Coverage>,
     pub(super) unreadable: Unreadable,
@@ -102,12 +105,24 @@ impl<F: Feed> Source<F> {
             index.begin(place, Offset(end));
         }
         let from = from.unwrap_or(0);
+        self.times.remove(&partition);
         let progress = before.map_or_else(|| Progress::new(from), |before| before.again(from));
         self.partitions.insert(partition, progress);
         if self.kind == Kind::Commands {
             self.coverages.insert(partition, coverage);
         }
         Ok(())
+    }
+
+    /// About when the oldest record that is not done was written, seconds since the epoch; `None` if all are, and for dead
+    /// letters, which may stay open.
+    pub(super) fn oldest(&mut self, index: &Index) -> Option<u32> {
+        let partitions: Vec<i32> = self.times.keys().copied().collect();
+        let each = partitions.into_iter().filter_map(|partition| {
+            let first = index.first(self.place(partition)?)?;
+            self.times.get_mut(&partition)?.of(first)
+        });
+        each.min()
     }
 
     /// The place of the commands of a partition; `None` for dead letters.
@@ -130,6 +145,10 @@ impl<F: Feed> Source<F> {
                 Fed::Record(message) => {
                     if let Some(progress) = self.partitions.get_mut(&message.partition()) {
                         progress.record(message.offset());
+                    }
+                    if let Some(written) = message.timestamp() {
+                        let times = self.times.entry(message.partition()).or_default();
+                        times.record(Offset(message.offset()), written);
                     }
                     let coverage = self.coverages.get_mut(&message.partition());
                     if !coverage.is_some_and(|coverage| is_copy(coverage, &message)) {

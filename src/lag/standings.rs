@@ -12,7 +12,7 @@ use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::status_log::{StatusLog, Statuses};
 use crate::edge::kafka::subscription_log::{Freshness, SubscriptionLog};
-use crate::model::standing::{Decided, Standing};
+use crate::model::standing::{DISABLERS, Decided, Standing};
 use crate::model::subscription::{Change, TopicRecord};
 use crate::model::units::EpochMs;
 
@@ -36,6 +36,15 @@ impl Standings {
     fn standing(&self, id: &str, now: EpochMs) -> Standing {
         let status = self.statuses.get(id).map(|status| &**status);
         Standing::new(id, self.decided.get(id), status, now)
+    }
+
+    /// How many subscriptions are disabled, by each of those who may.
+    pub(super) fn disabled(&self) -> BTreeMap<&'static str, u64> {
+        let mut disabled: BTreeMap<_, u64> = DISABLERS.map(|by| (by, 0)).into();
+        for by in self.decided.values().filter_map(|one| one.disabled_by) {
+            *disabled.entry(by).or_default() += 1;
+        }
+        disabled
     }
 
     /// Adds the standing of each subscription and subscriber, and subscribers without a backlog.
@@ -168,6 +177,27 @@ mod tests {
             disabled_by: None,
             verification: None,
         }
+    }
+
+    #[test]
+    fn disabled_subscriptions_are_counted_by_who_disabled_them() {
+        let by = |by| Decided {
+            disabled_by: by,
+            ..decided("acme", State::Disabled)
+        };
+        let all = [
+            Some("hookstream"),
+            None,
+            Some("hookstream"),
+            Some("document"),
+        ];
+        let each = all.map(by).into_iter().enumerate();
+        let standings = Standings {
+            decided: each.map(|(id, one)| (id.to_string().into(), one)).collect(),
+            statuses: Statuses::new(),
+        };
+        let counted = [("document", 1), ("hookstream", 2), ("operator", 0)];
+        assert_eq!(standings.disabled(), counted.into());
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! How far this process's clock is from those of others, by the `Date` of their responses (RFC 9110, section 6.6.1).
+//! How far this process's clock is from those of others: of endpoints, by the `Date` of their responses (RFC 9110, section
+//! 6.6.1), and of brokers, by the time that the leader of a partition gives to a record (`LogAppendTime`).
 //!
 //! A wrong clock makes a wrong `webhook-timestamp`, and every receiver refuses webhooks that seem to be too old or too new
 //! (Standard Webhooks: five minutes). One endpoint may be wrong itself, or lie: so it takes [`LEAST_HOSTS`], and the median
-//! of their latest values. Pure.
+//! of their latest values. Brokers belong to the operator, and there may be only one: one is enough. Pure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Hosts that an estimate takes.
+/// Endpoints that an estimate takes.
 pub const LEAST_HOSTS: usize = 3;
 /// Hosts that are remembered; further ones replace the oldest.
 const MOST_HOSTS: usize = 256;
@@ -15,31 +16,43 @@ const MOST_HOSTS: usize = 256;
 const FRESH: Duration = Duration::from_secs(600);
 
 /// The latest value of each host.
-#[derive(Debug, Default)]
-pub struct ClockSkew(BTreeMap<Box<str>, (Instant, f64)>);
+#[derive(Debug)]
+pub struct ClockSkew {
+    least: usize,
+    hosts: BTreeMap<Box<str>, (Instant, f64)>,
+}
 
 impl ClockSkew {
+    /// Without values; an estimate takes those of `least` hosts.
+    #[must_use]
+    pub fn of(least: usize) -> Self {
+        Self {
+            least: least.max(1),
+            hosts: BTreeMap::new(),
+        }
+    }
+
     /// Takes note that this clock is ahead of the host's by this many seconds, or behind it where that is negative.
     pub fn note(&mut self, host: &str, ahead: f64, now: Instant) {
-        if let Some(known) = self.0.get_mut(host) {
+        if let Some(known) = self.hosts.get_mut(host) {
             *known = (now, ahead);
             return;
         }
-        if self.0.len() >= MOST_HOSTS {
-            let oldest = self.0.iter().min_by_key(|(_, (at, _))| *at);
+        if self.hosts.len() >= MOST_HOSTS {
+            let oldest = self.hosts.iter().min_by_key(|(_, (at, _))| *at);
             if let Some(oldest) = oldest.map(|(host, _)| host.clone()) {
-                self.0.remove(&oldest);
+                self.hosts.remove(&oldest);
             }
         }
-        self.0.insert(host.into(), (now, ahead));
+        self.hosts.insert(host.into(), (now, ahead));
     }
 
     /// By how many seconds this clock is ahead of the others; `None` with too few hosts of the last ten minutes.
     #[must_use]
     pub fn ahead(&self, now: Instant) -> Option<f64> {
-        let fresh = self.0.values().filter(|(at, _)| now - *at < FRESH);
+        let fresh = self.hosts.values().filter(|(at, _)| now - *at < FRESH);
         let mut values: Vec<f64> = fresh.map(|(_, ahead)| *ahead).collect();
-        if values.len() < LEAST_HOSTS {
+        if values.len() < self.least {
             return None;
         }
         values.sort_by(f64::total_cmp);
@@ -58,7 +71,7 @@ mod tests {
 
     #[test]
     fn one_host_that_is_wrong_changes_nothing() {
-        let (mut skew, now) = (ClockSkew::default(), start());
+        let (mut skew, now) = (ClockSkew::of(LEAST_HOSTS), start());
         assert_eq!(skew.ahead(now), None);
         skew.note("a", 90.0, now);
         skew.note("b", 91.0, now);
@@ -73,8 +86,19 @@ mod tests {
     }
 
     #[test]
+    fn one_broker_is_enough_and_of_three_the_wrong_one_changes_nothing() {
+        let (mut skew, now) = (ClockSkew::of(1), start());
+        assert_eq!(skew.ahead(now), None);
+        skew.note("tier/0", 90.0, now);
+        assert_eq!(skew.ahead(now), Some(90.0));
+        skew.note("tier/1", 91.0, now);
+        skew.note("tier/2", -3600.0, now);
+        assert_eq!(skew.ahead(now), Some(90.0));
+    }
+
+    #[test]
     fn old_values_do_not_count_and_hosts_are_bounded() {
-        let (mut skew, now) = (ClockSkew::default(), start());
+        let (mut skew, now) = (ClockSkew::of(LEAST_HOSTS), start());
         for host in ["a", "b", "c"] {
             skew.note(host, 5.0, now);
         }
@@ -83,7 +107,7 @@ mod tests {
             let at = now + Duration::from_millis(number as u64 + 1);
             skew.note(&format!("host-{number}"), 7.0, at);
         }
-        assert_eq!(skew.0.len(), MOST_HOSTS);
-        assert!(!skew.0.contains_key("a"), "the oldest are forgotten");
+        assert_eq!(skew.hosts.len(), MOST_HOSTS);
+        assert!(!skew.hosts.contains_key("a"), "the oldest are forgotten");
     }
 }

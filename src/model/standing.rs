@@ -124,6 +124,9 @@ pub struct Standing {
     succeeded: Option<EpochMs>,
 }
 
+/// Who may disable a subscription: an operator's command, hookstream itself, or what was applied.
+pub const DISABLERS: [&str; 3] = ["operator", "hookstream", "document"];
+
 /// What a standing needs of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
@@ -141,10 +144,11 @@ impl Decided {
     /// The state of a subscription of `fold`.
     #[must_use]
     pub fn of(fold: &Fold, subscription: &Subscription) -> Self {
+        let [operator, hookstream, document] = DISABLERS;
         let by = || match fold.decided_by(&subscription.id) {
-            Some((Decider::Operator, _)) => "operator",
-            Some((Decider::Hookstream, _)) => "hookstream",
-            None => "document",
+            Some((Decider::Operator, _)) => operator,
+            Some((Decider::Hookstream, _)) => hookstream,
+            None => document,
         };
         Self {
             subscriber: subscription.subscriber.clone(),

@@ -138,9 +138,16 @@ pub enum Undecoded {
 /// # Errors
 /// [`Undecoded`].
 pub fn decode(message: &BorrowedMessage<'_>) -> Result<Option<Box<DeadLetter>>, Undecoded> {
-    let headers = header_pairs(message);
-    decode_headers(place(message), message.key(), &headers).map_err(|error| {
-        if newer_version(&headers).is_some() {
+    decode_from(message, &header_pairs(message))
+}
+
+/// The same from its headers.
+pub(super) fn decode_from(
+    message: &BorrowedMessage<'_>,
+    headers: &[(&str, &[u8])],
+) -> Result<Option<Box<DeadLetter>>, Undecoded> {
+    decode_headers(place(message), message.key(), headers).map_err(|error| {
+        if newer_version(headers).is_some() {
             Undecoded::Newer(error)
         } else {
             Undecoded::Unreadable(error)

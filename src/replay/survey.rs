@@ -7,10 +7,11 @@ use std::ops::ControlFlow;
 use rdkafka::message::Message;
 
 use super::plan::{Plan, Progress};
-use super::records::{NewerFacts, decode, place};
+use super::records::{NewerFacts, Undecoded, decode_from, place};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log_reader::{Log, Range};
-use crate::model::dead_letter::OpenLetters;
+use crate::edge::kafka::record::header_pairs;
+use crate::model::dead_letter::{DeadLetter, OpenLetters};
 
 /// What the first pass has found.
 #[derive(Debug)]
@@ -23,7 +24,23 @@ pub(super) struct Survey {
     pub(super) parts: BTreeMap<i32, Range>,
     /// By partition: where facts that are not in `open` begin.
     pub(super) read_to: HashMap<i32, i64>,
+    /// Records that cannot be read by any program.
+    pub(super) unreadable: u64,
+    /// All dead letters that match, with the size of their bodies, if they are few and were asked for.
+    pub(super) matching: Option<Vec<(Box<DeadLetter>, usize)>>,
 }
+
+/// What is kept of dead letters that match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Nothing: they are read again.
+    Nothing,
+    /// All but their bodies, unless there are more than [`MOST_KEPT`].
+    Few,
+}
+
+/// About 20 MiB of them.
+const MOST_KEPT: usize = 20_000;
 
 impl Survey {
     /// Reads all of the topic up to `ends`, unless `stop` is set: then it is incomplete.
@@ -31,6 +48,7 @@ impl Survey {
         log: &Log,
         plan: &Plan,
         ends: &[Range],
+        keep: Keep,
         stop: &dyn Fn() -> bool,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Self, Failure> {
@@ -38,22 +56,31 @@ impl Survey {
         let mut open = OpenLetters::default();
         let mut newer = NewerFacts::of(log.topic());
         let mut parts: BTreeMap<i32, Range> = BTreeMap::new();
+        let mut matching = (keep == Keep::Few).then(Vec::new);
+        let mut unreadable = 0;
         let mut way = Way::over(ends);
         report(way.progress(false));
         log.read::<Failure>(ends, stop, |message| {
             way.pass(message.partition(), message.offset());
             report(way.progress(false));
-            if let Some(settled) = newer.settled(message) {
+            let headers = header_pairs(message);
+            if let Some(settled) = newer.decode(place(message), message.key(), &headers) {
                 if plan.accepts(&settled, cluster.as_str()) {
                     open.settle(&settled, place(message));
                 }
                 return Ok(ControlFlow::Continue(()));
             }
             // One that cannot be read is counted when its part is read again.
-            let is_part = match decode(message) {
-                Ok(Some(letter)) => plan.filter.matches(&letter),
-                Ok(None) => false,
-                Err(_) => true,
+            let is_part = match decode_from(message, &headers) {
+                Ok(Some(letter)) if plan.filter.matches(&letter) => {
+                    keep_letter(&mut matching, letter, message.payload_len());
+                    true
+                }
+                Ok(_) => false,
+                Err(error) => {
+                    unreadable += u64::from(matches!(error, Undecoded::Unreadable(_)));
+                    true
+                }
             };
             if is_part {
                 let (partition, low) = (message.partition(), message.offset());
@@ -77,8 +104,22 @@ impl Survey {
                 .iter()
                 .map(|range| (range.partition, range.end))
                 .collect(),
+            unreadable,
+            matching,
         })
     }
+}
+
+/// Keeps one more; all are dropped once there are too many.
+fn keep_letter(
+    matching: &mut Option<Vec<(Box<DeadLetter>, usize)>>,
+    letter: Box<DeadLetter>,
+    bytes: usize,
+) {
+    if let Some(all) = matching {
+        all.push((letter, bytes));
+    }
+    matching.take_if(|all| all.len() > MOST_KEPT);
 }
 
 /// How far reading has come, in offsets: records are fewer, since transactions leave gaps.

@@ -39,6 +39,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::delivery::metrics::Against;
     use crate::delivery::partition::counts::AttemptCounts;
     use crate::delivery::top_subscribers::SubscriberAttempts;
     use crate::lag::figures::Figures;
@@ -63,7 +64,10 @@ mod tests {
         metrics.runnable_commands(0, 0);
         metrics.deferred_commands(0, 0);
         metrics.worker_busy(0.0);
-        metrics.clock_skew(Some(0.0));
+        metrics.clock_skew(Against::Endpoints, Some(0.0));
+        lag.topic_oldest("topic", Some(0.0));
+        lag.retention("topic", Some(None));
+        lag.disabled([("operator", 0)].into());
         lag.event_lag("topic", 0, 0);
         common.role_ready("fanout").set(0);
         common.role_restarts("fanout").reset();

@@ -31,6 +31,7 @@ mod matching;
 mod outage;
 mod receiver;
 mod reference;
+mod replay;
 mod report;
 mod sizing;
 mod stage;
@@ -57,7 +58,7 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 16] = [
+const ROWS: [(&str, Row); 17] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
@@ -73,6 +74,7 @@ const ROWS: [(&str, Row); 16] = [
     ("wide", wide::run),
     ("backlog", backlog::run),
     ("lag", lag::run),
+    ("replay", replay::run),
     (SIZING, sizing::run),
 ];
 

@@ -473,6 +473,11 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	until(t, "what cannot be read is set aside", func() bool { return records(t, client, "webhook-invalid-events") == 3 })
 	until(t, "attempts are recorded", func() bool { return records(t, client, "webhook-attempts") >= 5 })
 
+	until(t, "deliver compares its clock with the brokers'", func() bool {
+		_, metrics := deliver.get("/metrics")
+		return strings.Contains(metrics, `hookstream_clock_skew_seconds{against="brokers"}`)
+	})
+
 	// A restart of deliver looks ahead for what ordered subscriptions have under way.
 	deliver.stop()
 	if output, err := as.run("hookstream-lag", "", "positions", "set", "webhook-commands", "--to", "now", "--yes"); err == nil || !strings.Contains(output, "denies") {
@@ -487,6 +492,21 @@ func exercise(t *testing.T, as speaker, client *kgo.Client) {
 	})
 	as.start("deliver")
 	until(t, "the second event is delivered in order", func() bool { return flaky.Load() >= 2 })
+
+	until(t, "the lag role knows the retention of the topics in which work waits, and who disabled a subscription", func() bool {
+		_, metrics := lag.get("/metrics")
+		for _, wanted := range []string{
+			`hookstream_topic_retention_seconds{topic="order-events"}`,
+			`hookstream_topic_retention_seconds{topic="webhook-commands"}`,
+			`hookstream_topic_retention_seconds{topic="webhook-retry-1s"}`,
+			`hookstream_disabled_subscriptions{by="hookstream"} 1`,
+		} {
+			if !strings.Contains(metrics, wanted) {
+				return false
+			}
+		}
+		return true
+	})
 
 	fanout.stop()
 	event(3)

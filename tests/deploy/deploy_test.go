@@ -377,6 +377,52 @@ func deployedRules(t *testing.T) map[string]map[string]any {
 	return rules
 }
 
+// The links of the alerts begin with a parameter: a value of the chart, or the replacement of the guide, as it stands there.
+func TestTheLinksToTheRunbookAreAbsoluteByAParameter(t *testing.T) {
+	const url = "https://wiki.example/hookstream/runbook"
+	guide := string(must[[]byte](t)(os.ReadFile(root("docs/kubernetes.md"))))
+	_, after, found := strings.Cut(guide, "```yaml\n# Links to the runbook\n")
+	if !found {
+		t.Fatal("docs/kubernetes.md has no replacement of the links")
+	}
+	more, _, _ := strings.Cut(after, "```")
+	sets := map[string][]Object{
+		"kustomize": must[[]Object](t)(composeWith(more, "monitoring")),
+		"helm":      must[Chart](t)(helm("prometheusRule: {enabled: true, runbookUrl: '" + url + "'}")).Objects,
+		"default":   must[[]Object](t)(compose("monitoring")),
+	}
+	for name, objects := range sets {
+		wanted := url
+		if name == "default" {
+			wanted = "docs/runbook.md"
+		}
+		alerts := 0
+		for _, one := range objects {
+			if one.kind() != "PrometheusRule" {
+				continue
+			}
+			for _, group := range list(one, "spec", "groups") {
+				for _, rule := range list(group, "rules") {
+					alert := text(rule, "alert")
+					if alert == "" {
+						continue
+					}
+					alerts++
+					if link := text(rule, "annotations", "runbook_url"); link != wanted+"#"+strings.ToLower(alert) {
+						t.Errorf("%s: %s links to %s", name, alert, link)
+					}
+				}
+			}
+		}
+		if alerts < 20 {
+			t.Errorf("%s has %d alerts", name, alerts)
+		}
+	}
+	if _, err := helm("prometheusRule: {runbookUrl: 'wiki#a'}"); err == nil || !strings.Contains(err.Error(), "runbookUrl") {
+		t.Errorf("a runbook that is no URL: %v", err)
+	}
+}
+
 func TestPromtoolAcceptsTheRulesAsDeployed(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {

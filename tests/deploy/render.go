@@ -76,7 +76,10 @@ func kustomize(directory string) ([]Object, error) {
 }
 
 // compose builds the base with components, as a user's overlay names them.
-func compose(components ...string) ([]Object, error) {
+func compose(components ...string) ([]Object, error) { return composeWith("", components...) }
+
+// composeWith is compose with more text in the overlay's kustomization.
+func composeWith(more string, components ...string) ([]Object, error) {
 	parent := root("target")
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, err
@@ -91,6 +94,7 @@ func compose(components ...string) ([]Object, error) {
 	for _, component := range components {
 		overlay.WriteString("  - ../../" + kubernetes + "components/" + component + "\n")
 	}
+	overlay.WriteString(more)
 	if err := os.WriteFile(filepath.Join(directory, "kustomization.yaml"), []byte(overlay.String()), 0o644); err != nil {
 		return nil, err
 	}

@@ -247,6 +247,10 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
             "{shown}"
         );
         assert!(
+            shown.contains(r#"tabindex="0""#) && shown.contains(r#"aria-expanded="false""#),
+            "a keyboard opens a subscriber: {shown}"
+        );
+        assert!(
             !shown.contains("token") && !shown.contains("whsec"),
             "no secrets"
         );
@@ -282,6 +286,15 @@ fn at_rest_the_figures_are_those_of_a_naive_count_and_everybody_tells_the_same()
         "{}",
         table.stderr
     );
+    // `lag --watch | head -1` ends.
+    let shell = r#""$0" "$@" | head -1; test ${PIPESTATUS[0]} = 0"#;
+    let args = [&world.args()[..], &["lag".to_owned(), "--watch".to_owned()]].concat();
+    let watched = Command::new("timeout")
+        .args(["60", "bash", "-c", shell, env!("CARGO_BIN_EXE_hookstream")])
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(watched.status.success(), "{watched:?}");
     let nobody = world.run(&["lag", "--once", "--subscriber", "nobody"], "");
     assert_eq!((nobody.code, nobody.stdout.as_str()), (0, ""));
     for part in ["match \"nobody\"", "0 ready, 0 waiting, 0 dead"] {

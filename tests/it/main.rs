@@ -19,6 +19,7 @@ mod auth;
 mod bad_input;
 mod brokers;
 mod canary;
+mod completing;
 mod credentials;
 mod demo;
 mod docs;

@@ -65,6 +65,78 @@ fn the_rules_are_sound_and_each_alert_fires_when_it_should() {
     .unwrap();
 }
 
+/// A series or labels as Prometheus writes them, with two more labels.
+fn of_installation(series: &str, namespace: &str) -> String {
+    let both = format!(r#"namespace="{namespace}",job="hookstream""#);
+    match series.split_once('{') {
+        Some((name, rest)) => format!("{name}{{{both},{rest}"),
+        None => format!("{series}{{{both}}}"),
+    }
+}
+
+/// The tests of the rules, with each installation twice in one Prometheus: each alert fires for both, with the figures of one.
+#[test]
+fn two_installations_in_one_prometheus_do_not_mix() {
+    let rules = std::fs::read_to_string(deploy("prometheus/rules.yaml")).unwrap();
+    for line in rules
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+    {
+        for over in ["sum", "max", "min", "count", "avg", "group"] {
+            for (at, _) in line.match_indices(&format!("{over}(")) {
+                let is_word = line[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+                assert!(is_word, "aggregated over all installations: {line}");
+            }
+        }
+        for word in ["by (", "on("] {
+            for (at, _) in line.match_indices(word) {
+                let labels = &line[at + word.len()..];
+                assert!(labels.starts_with("namespace, job"), "{line}");
+            }
+        }
+    }
+    if !have("promtool") {
+        return;
+    }
+    let mut twice = yaml("prometheus/rules_test.yaml");
+    twice["rule_files"] = json!([deploy("prometheus/rules.yaml")]);
+    let mut fired = 0;
+    for test in twice["tests"].as_array_mut().unwrap() {
+        let series = test["input_series"].as_array().unwrap().clone();
+        let is_told_apart = series
+            .iter()
+            .any(|one| one["series"].as_str().unwrap().contains("namespace="));
+        if is_told_apart || series.is_empty() {
+            continue;
+        }
+        let both = ["bank", "shop"].iter().flat_map(|namespace| {
+            series.iter().map(move |one| {
+                let name = of_installation(one["series"].as_str().unwrap(), namespace);
+                json!({"series": name, "values": one["values"]})
+            })
+        });
+        test["input_series"] = both.collect();
+        for case in test["alert_rule_test"].as_array_mut().unwrap() {
+            let expected = case["exp_alerts"].as_array().unwrap().clone();
+            let both = ["bank", "shop"].iter().flat_map(|namespace| {
+                expected.iter().map(move |alert| {
+                    let mut alert = alert.clone();
+                    alert["exp_labels"]["namespace"] = json!(namespace);
+                    alert["exp_labels"]["job"] = json!("hookstream");
+                    alert
+                })
+            });
+            fired += expected.len();
+            case["exp_alerts"] = both.collect();
+        }
+    }
+    assert!(fired > 30, "{fired}");
+    let file = tempfile::NamedTempFile::with_suffix(".json").unwrap();
+    std::fs::write(file.path(), twice.to_string()).unwrap();
+    let promtool = &mut Command::new("promtool");
+    check(promtool.args(["test", "rules"]).arg(file.path()), "").unwrap();
+}
+
 fn yaml(path: &str) -> Value {
     let text = std::fs::read_to_string(deploy(path)).unwrap();
     serde_saphyr::from_str(&text).unwrap()
@@ -358,6 +430,8 @@ fn panels_count_two_replicas_of_the_lag_role_once_and_a_name_is_no_pattern() {
     let cases = [
         ("overview", "Pending commands", r#"{state="ready"}"#, 1309.0),
         ("overview", "Open dead letters", "{}", 1309.0),
+        ("overview", "Pending", "{}", 1309.0),
+        ("overview", "Events not fanned out", "{}", 12.0),
         (
             "overview",
             "Events waiting for fan-out",

@@ -563,9 +563,7 @@ fn help_version_completions_and_the_manual_need_no_broker() {
     );
     let completions = run_to_end(&["completions", "bash"], "");
     assert_eq!(completions.code, 0);
-    assert!(
-        completions.stdout.contains("_hookstream") && completions.stdout.contains("dead-letters")
-    );
+    assert!(completions.stdout.contains("complete ") && completions.stdout.contains("_hookstream"));
     let manual = run_to_end(&["man"], "");
     assert_eq!(manual.code, 0);
     assert!(

@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::header::{DATE, HeaderMap};
 
 use crate::edge::clock;
-use crate::model::clock_skew::ClockSkew;
+use crate::model::clock_skew::{ClockSkew, LEAST_HOSTS};
 
 /// Milliseconds between two samples of a process.
 const EVERY: u64 = 1000;
@@ -36,7 +36,7 @@ impl Default for ClockSamples {
             base: clock::instant(),
             next: AtomicU64::new(0),
             sampled: AtomicU64::new(0),
-            skew: Mutex::default(),
+            skew: Mutex::new(ClockSkew::of(LEAST_HOSTS)),
         }))
     }
 }

@@ -102,9 +102,13 @@ pub fn consumer_config(settings: &Settings, purpose: &str, group: &str) -> Clien
 /// role: a client has one fetch under way at each broker, so a partition that is resumed or assigned would wait for one
 /// that the idle partitions wait in (measured: half of the drain rate).
 pub fn fetch_patiently(settings: &Settings, config: &mut ClientConfig) {
-    const KEY: &str = "fetch.wait.max.ms";
-    if !settings.properties.iter().any(|(given, _)| given == KEY) {
-        config.set(KEY, "500");
+    unless_given(settings, config, "fetch.wait.max.ms", "500");
+}
+
+/// Sets a property, also if [`consumer_config`] has a default of its own, unless the operator has set it.
+pub fn unless_given(settings: &Settings, config: &mut ClientConfig, key: &str, value: &str) {
+    if !settings.properties.iter().any(|(given, _)| given == key) {
+        config.set(key, value);
     }
 }
 

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::client::consumer_config;
+use super::client::{consumer_config, unless_given};
 use super::cluster::{self, ClusterId};
 use super::credentials::{give_once, keep_current};
 use super::error::{Failure, is_unreachable};
@@ -36,6 +36,15 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// How long open transactions may hide records before a reader that must see them fails. Longer than any transaction of
 /// hookstream.
 const HIDDEN: Duration = Duration::from_secs(90);
+
+/// Bytes of one fetch of a partition, as they are compressed; a larger record is fetched alone.
+const FETCH: &str = "262144";
+
+/// KiB that a reader fetches ahead of what it visits, of all partitions together.
+const AHEAD_KIB: usize = 24 * 1024;
+
+/// The same of one partition, at least.
+const LEAST_AHEAD_KIB: usize = 256;
 
 pub use crate::edge::port::records::Range;
 
@@ -96,10 +105,9 @@ impl Log {
         let group = readers_group(settings);
         let mut config = consumer_config(settings, purpose, &group);
         config.set("enable.partition.eof", "true");
-        if purpose == AGAIN {
-            config.set("queued.max.messages.kbytes", "1024");
-        }
-        let create = |isolation: &str| {
+        // Small fetches: each is kept, decompressed, until its last record is visited.
+        unless_given(settings, &mut config, "fetch.message.max.bytes", FETCH);
+        let create = |isolation: &str, config: &ClientConfig| {
             let client: BaseConsumer<Reader> = config
                 .clone()
                 .set("isolation.level", isolation)
@@ -109,8 +117,13 @@ impl Log {
             keep_current(&settings.credentials, &client, |client| client.client());
             Ok(client)
         };
-        let (committed, all) = (create("read_committed")?, create("read_uncommitted")?);
-        let partitions = partitions(&committed, &topic)?;
+        let all = create("read_uncommitted", &config)?;
+        let partitions = partitions(&all, &topic)?;
+        let most = if purpose == AGAIN { 1024 } else { 2048 };
+        let each = (AHEAD_KIB / partitions.len().max(1)).clamp(LEAST_AHEAD_KIB, most);
+        let each = each.to_string();
+        unless_given(settings, &mut config, "queued.max.messages.kbytes", &each);
+        let committed = create("read_committed", &config)?;
         Ok(Self {
             topic,
             committed,

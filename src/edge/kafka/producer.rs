@@ -211,6 +211,12 @@ impl Producer {
         })
     }
 
+    /// A record that a broker has stamped, acknowledged since the last call.
+    #[must_use]
+    pub fn stamp(&self) -> Option<records::Stamp> {
+        self.deliveries.take_stamp()
+    }
+
     /// Whether another producer has taken over the transactional id, so that this one can no longer write.
     #[must_use]
     pub fn is_fenced(&self) -> bool {

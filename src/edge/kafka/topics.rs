@@ -5,6 +5,7 @@
 //! that is the operator's decision, so each difference comes with the command that fixes it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
@@ -68,6 +69,48 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
         }
     }
     Ok(cluster)
+}
+
+/// How long each of these topics keeps its records; `None` where age deletes none.
+///
+/// # Errors
+/// [`Failure`] when no broker responds within 10 s; a topic's own failure is in its result.
+pub async fn retentions<'a>(
+    settings: &Settings,
+    topics: &'a [String],
+) -> Result<Vec<(&'a str, Result<Option<Duration>, Failure>)>, Failure> {
+    let admin = client(settings)?;
+    let mut found = Vec::with_capacity(topics.len());
+    // One request for each: a denied one does not say which topic it is about.
+    for topic in topics {
+        let what = || format!("reading the settings of the topic {topic}");
+        let answers = admin
+            .describe_configs(&[ResourceSpecifier::Topic(topic)], &options())
+            .await
+            .map_err(|error| Failure::from_client(what(), error))?;
+        for answer in answers {
+            let kept = answer
+                .map(|resource| {
+                    let each = resource.entries.into_iter();
+                    kept(each.filter_map(|entry| Some((entry.name, entry.value?))))
+                })
+                .map_err(|code| Failure::from_client(what(), KafkaError::AdminOp(code)));
+            found.push((&**topic, kept));
+        }
+    }
+    Ok(found)
+}
+
+/// How long a topic with these settings keeps its records; `None` where age deletes none.
+fn kept(config: impl Iterator<Item = (String, String)>) -> Option<Duration> {
+    let config: HashMap<String, String> = config.collect();
+    let policy = config.get("cleanup.policy")?;
+    if !policy.split(',').any(|one| one.trim() == "delete") {
+        return None;
+    }
+    // -1 is without a limit.
+    let ms = config.get("retention.ms")?.parse().ok()?;
+    Some(Duration::from_millis(ms))
 }
 
 /// Reads the settings of the brokers, if that is permitted.

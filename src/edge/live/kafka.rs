@@ -12,7 +12,7 @@ use crate::edge::kafka::member::{Member, Polled};
 use crate::edge::kafka::producer::{Producer, Record};
 use crate::edge::port;
 use crate::edge::port::failure::{BatchError, ClientError, Failure, Refused};
-use crate::edge::port::records::{Commit, Committed, Isolation, Range, TopicPartition};
+use crate::edge::port::records::{Commit, Committed, Isolation, Range, Stamp, TopicPartition};
 use crate::edge::port::task::KeepWaiting;
 use crate::model::units::Position;
 
@@ -112,6 +112,10 @@ impl port::Producer for Producer {
 
     async fn acknowledged_within(&self, time: Duration) -> Option<Vec<Refused>> {
         Producer::acknowledged_within(self, time)
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        Producer::stamp(self)
     }
 
     async fn finish(

@@ -13,6 +13,32 @@ pub struct TopicPartition {
     pub partition: i32,
 }
 
+/// The time that a broker gave to a record when it appended it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Where the record is: all of a partition are stamped by its leader.
+    pub at: TopicPartition,
+    /// By the broker's clock.
+    pub stamped: EpochMs,
+    /// When the acknowledgement came, by this machine's clock: later by as long as that took, at most
+    /// [`super::WRITE_DEADLINE`].
+    pub seen: EpochMs,
+}
+
+impl Stamp {
+    /// What tells the broker that stamped it from others, as long as leaders stay: the partition.
+    #[must_use]
+    pub fn leader(&self) -> String {
+        format!("{}/{}", self.at.topic, self.at.partition)
+    }
+
+    /// By how many seconds this machine's clock is ahead of the broker's at most.
+    #[must_use]
+    pub fn ahead(&self) -> f64 {
+        (self.seen.0 - self.stamped.0) as f64 / 1000.0
+    }
+}
+
 /// A position to commit, with its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {

@@ -21,6 +21,7 @@ fn reader() -> Reader<Clients> {
         kind: Kind::Commands,
         feed: kafka.feed(COMMANDS).unwrap(),
         partitions: BTreeMap::new(),
+        times: BTreeMap::new(),
         coverages: BTreeMap::new(),
         unreadable: Unreadable::new(),
     };

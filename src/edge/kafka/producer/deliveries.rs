@@ -7,11 +7,14 @@ use std::time::Duration;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message as _;
+use rdkafka::message::{BorrowedMessage, Message as _, Timestamp};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 
+use crate::edge::clock;
 use crate::edge::kafka::log::LogContext;
 use crate::edge::port::failure::{ClientError, Refused};
+use crate::edge::port::records::{Stamp, TopicPartition};
+use crate::model::units::EpochMs;
 
 /// The delivery reports of the current batch.
 pub(super) struct Deliveries {
@@ -20,6 +23,8 @@ pub(super) struct Deliveries {
     acknowledged: Option<Mutex<Vec<(usize, u32)>>>,
     failed: Mutex<Vec<Refused>>,
     none_left: Condvar,
+    /// The first record since the last look that a broker has stamped.
+    stamp: Mutex<Option<Stamp>>,
 }
 
 impl Deliveries {
@@ -30,6 +35,7 @@ impl Deliveries {
             acknowledged: keeps.then(Mutex::default),
             failed: Mutex::default(),
             none_left: Condvar::new(),
+            stamp: Mutex::default(),
         }
     }
 
@@ -47,6 +53,28 @@ impl Deliveries {
             drop(self.failed.lock().unwrap_or_else(PoisonError::into_inner));
             self.none_left.notify_all();
         }
+    }
+
+    /// Takes note of the time that a broker gave to a record, if it did.
+    fn stamped(&self, message: &BorrowedMessage<'_>) {
+        let Timestamp::LogAppendTime(at) = message.timestamp() else {
+            return;
+        };
+        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        stamp.get_or_insert_with(|| Stamp {
+            at: TopicPartition {
+                topic: message.topic().into(),
+                partition: message.partition(),
+            },
+            stamped: EpochMs(at),
+            seen: clock::now(),
+        });
+    }
+
+    /// A record that a broker has stamped since the last call.
+    pub(super) fn take_stamp(&self) -> Option<Stamp> {
+        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        stamp.take()
     }
 
     fn acknowledge(&self, tag: usize) {
@@ -122,6 +150,11 @@ impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
+        if let Ok(message) = result
+            && self.deliveries.acknowledged.is_none()
+        {
+            self.deliveries.stamped(message);
+        }
         let result = result.as_ref().map(|_| ()).map_err(|(error, message)| {
             let partition = message.partition();
             Refused {

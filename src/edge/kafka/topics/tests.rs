@@ -402,3 +402,20 @@ fn a_tier_keeps_its_records_for_many_times_its_delay() {
     let days = i64::try_from(DAY.as_millis()).unwrap() * 28;
     assert!(long.rules.contains(&("retention.ms", Rule::AtLeast(days))));
 }
+
+#[test]
+fn only_a_topic_whose_records_are_deleted_by_age_has_a_retention() {
+    let kept = |policy: &str, ms: &str| {
+        let config = [("cleanup.policy", policy), ("retention.ms", ms)];
+        super::kept(
+            config
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into_iter(),
+        )
+    };
+    let day = Some(Duration::from_secs(86_400));
+    assert_eq!(kept("delete", "86400000"), day);
+    assert_eq!(kept("compact,delete", "86400000"), day);
+    assert_eq!(kept("compact", "86400000"), None);
+    assert_eq!(kept("delete", "-1"), None);
+}
