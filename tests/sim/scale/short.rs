@@ -70,7 +70,8 @@ fn small_partitions() {
     assert_ne!(down.digest(), partition::play(&other, &settings).digest());
     assert_eq!(down.dead, 0, "{down:?}");
     let appends = down.appends() as f64 / down.affected as f64;
-    assert!((2.0..12.0).contains(&appends), "{appends}: {down:?}");
+    // A command that is parked is written twice, to a tier and back; some wait in memory until the probe.
+    assert!((1.0..4.0).contains(&appends), "{appends}: {down:?}");
     // What is parked comes back within ten minutes, and what had an attempt by its schedule.
     assert!(down.settled.unwrap_or(u64::MAX) < 15 * 60_000, "{down:?}");
     // Isolated.

@@ -111,12 +111,29 @@ impl Future for Gate {
             }
             _ => return Poll::Pending,
         }
-        let host: Arc<dyn Host> = Arc::new(OnMachine(Arc::clone(&self.machine)));
-        let before = enter(Some(host));
-        let clock = simulated::set_offset(self.machine.ahead.load(Ordering::Relaxed));
-        let polled = self.task.as_mut().poll(context);
-        simulated::set_offset(clock);
-        enter(before);
-        polled
+        let _here = Here::enter(&self.machine);
+        self.task.as_mut().poll(context)
+    }
+}
+
+/// This thread is on a machine, until it is dropped: by a panic of the task too.
+struct Here {
+    host: Option<Arc<dyn Host>>,
+    clock: i64,
+}
+
+impl Here {
+    fn enter(machine: &Arc<Machine>) -> Self {
+        Self {
+            host: enter(Some(Arc::new(OnMachine(Arc::clone(machine))))),
+            clock: simulated::set_offset(machine.ahead.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        simulated::set_offset(self.clock);
+        enter(self.host.take());
     }
 }
