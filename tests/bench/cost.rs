@@ -13,7 +13,7 @@ use crate::latency::{produce, wait};
 use crate::receiver::scheduled;
 use crate::reference::reader;
 use crate::report::Report;
-use crate::stage::{Helper, Kafka, Problem, STUCK, World, median, subscription};
+use crate::stage::{Helper, Kafka, Problem, STUCK, World, in_turn, median, subscription};
 
 /// Of every topic here, as in the row `latency`.
 const PARTITIONS: usize = 4;
@@ -149,9 +149,9 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     for &rate in rates {
         let mut seen: Vec<Vec<PerEvent>> = vec![Vec::new(); kinds.len()];
         for run in 0..scale.runs {
-            for (at, kind) in kinds.iter().enumerate() {
+            for at in in_turn(run, kinds.len()) {
                 let name = format!("cost-{rate}-{at}-{run}");
-                seen[at].push(match *kind {
+                seen[at].push(match kinds[at] {
                     "plain chain" => chain(kafka, rate, time, &name)?,
                     guarantee => ours(kafka, guarantee, rate, time, &name)?,
                 });

@@ -11,7 +11,8 @@ use crate::receiver::{quantiles, scheduled};
 use crate::reference::{reader, send};
 use crate::report::Report;
 use crate::stage::{
-    Helper, Kafka, Problem, STUCK, World, event, median, producer_config, subscription, wall,
+    Helper, Kafka, Problem, STUCK, World, event, in_turn, median, producer_config, subscription,
+    wall,
 };
 
 /// Of every topic here: few, so that the reference and the program poll as many.
@@ -137,6 +138,16 @@ fn reference(kafka: &Kafka, rate: f64, time: Duration, name: &str) -> Result<Val
 
 pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
     let time = Duration::from_secs(scale.pick(3, 10));
+    // A broker that has just started needs several times the CPU.
+    for at in 0..2 {
+        ours(
+            kafka,
+            "exactly-once",
+            500.0,
+            time,
+            &format!("latency-warm-{at}"),
+        )?;
+    }
     let mut rows = Vec::new();
     let mut loads = vec![("200/s", 200.0)];
     if !scale.quick {
@@ -157,9 +168,9 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         let kinds = ["exactly-once", "at-least-once", "reference"];
         let mut seen: Vec<Vec<Value>> = vec![Vec::new(); kinds.len()];
         for run in 0..scale.runs {
-            for (at, kind) in kinds.iter().enumerate() {
-                let name = format!("latency-{}-{kind}-{run}", rate as u64);
-                seen[at].push(match *kind {
+            for at in in_turn(run, kinds.len()) {
+                let name = format!("latency-{}-{}-{run}", rate as u64, kinds[at]);
+                seen[at].push(match kinds[at] {
                     "reference" => reference(kafka, rate, time, &name)?,
                     guarantee => ours(kafka, guarantee, rate, time, &name)?,
                 });

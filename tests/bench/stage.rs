@@ -35,6 +35,11 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// In which order a run plays its kinds: each run begins with another, so that no kind always has the coldest broker.
+pub fn in_turn(run: usize, kinds: usize) -> impl Iterator<Item = usize> {
+    (0..kinds).map(move |at| (at + run) % kinds)
+}
+
 /// CPU seconds and peak memory of a process that still runs, as the system accounts them.
 pub fn account(pid: u32) -> Result<Cost, Problem> {
     /// Ticks a second in /proc, on every Linux that matters.
