@@ -23,7 +23,7 @@ use hookstream::model::expiry::default_max_age;
 use hookstream::model::outcome::{AttemptOutcome, Class, Response};
 use hookstream::model::subscription::{Order, Subscription, parse};
 use hookstream::model::units::{EpochMs, Offset, Position};
-use hookstream::model::window::Window;
+use hookstream::model::window::{Format, Window};
 
 use super::memory::{Kind, live, within};
 
@@ -160,7 +160,7 @@ impl<'a> World<'a> {
             cluster: "cluster".into(),
             tiers: settings.tiers.clone(),
             order_bytes: ORDER_BYTES,
-            defers: true,
+            defers: settings.window_format == Format::V4,
             notices: NoticeRules {
                 after: settings.notice_after,
                 disable_after: settings.disable_after,

@@ -94,6 +94,9 @@ fn settings(plan: &Plan) -> Settings {
     layers.give("brokers", Source::Flag, "simulated:1");
     layers.give("tiers", Source::Flag, plan.tiers);
     layers.give("drain-deadline", Source::Flag, "5s");
+    // The default, and deferral.
+    let format = ["4", "3"][usize::from(plan.seed % 2 == 1)];
+    layers.give("window-format", Source::Flag, format);
     let machine = Host {
         host_name: "replica".to_owned(),
         cores: 2,

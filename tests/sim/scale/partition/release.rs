@@ -4,7 +4,7 @@ use hookstream::delivery::partition::effect::Outcome;
 use hookstream::delivery::partition::event::Event;
 use hookstream::model::tiers::Head;
 use hookstream::model::units::Offset;
-use hookstream::model::window::{Format, Place};
+use hookstream::model::window::Place;
 
 use super::table::{Record, record};
 use super::{SECOND, Step, TICK, World};
@@ -24,7 +24,9 @@ impl World<'_> {
         let place = Place::new("cluster", "webhook-commands", 0);
         let outcomes = std::mem::take(&mut self.outcomes);
         let offsets: Vec<Offset> = outcomes.iter().filter_map(|(offset, _)| *offset).collect();
-        let snapshot = self.machine.snapshot_with(&offsets, place, Format::V4);
+        let snapshot = self
+            .machine
+            .snapshot_with(&offsets, place, self.settings.window_format);
         self.seen.window = self.seen.window.max(snapshot.metadata.len());
         let done = self
             .records
