@@ -7,7 +7,7 @@
 //! there are any, the overflow before them is parked, each command until its turn. If not, the backlog is sent as fast
 //! as its endpoint accepts it.
 //!
-//! Reading ends with the first [`PART`] that holds such a command, so that the answer does not wait for the rest of the
+//! Reading ends with the first `PART` that holds such a command, so that the answer does not wait for the rest of the
 //! partition. It goes on from there when all before it is parked.
 //!
 //! Pure: the caller performs the look-ahead.
