@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use rdkafka::admin::{
-    AdminClient, AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
-    TopicReplication,
+    AdminClient, AdminOptions, ConfigEntry, ConfigResourceResult, NewPartitions, NewTopic,
+    OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -49,23 +49,14 @@ pub async fn describe(settings: &Settings, specs: &[TopicSpec]) -> Result<Cluste
         return Ok(cluster);
     }
     let what = "reading the settings of the topics";
-    let answers = admin
-        .describe_configs(&resources, &options())
-        .await
-        .map_err(|error| Failure::from_client(what, error))?;
-    for answer in answers {
+    for answer in ask_configs(&admin, &resources, what).await? {
         let resource =
             answer.map_err(|code| Failure::from_client(what, KafkaError::AdminOp(code)))?;
         let OwnedResourceSpecifier::Topic(name) = resource.specifier else {
             continue;
         };
-        let config = resource
-            .entries
-            .into_iter()
-            .filter_map(|entry| Some((entry.name, entry.value?)))
-            .collect();
         if let Some(found) = cluster.topics.get_mut(&name) {
-            found.config = config;
+            found.config = values(resource.entries).collect();
         }
     }
     Ok(cluster)
@@ -83,18 +74,11 @@ pub async fn retentions<'a>(
     let mut found = Vec::with_capacity(topics.len());
     // One request for each: a denied one does not say which topic it is about.
     for topic in topics {
-        let what = || format!("reading the settings of the topic {topic}");
-        let answers = admin
-            .describe_configs(&[ResourceSpecifier::Topic(topic)], &options())
-            .await
-            .map_err(|error| Failure::from_client(what(), error))?;
-        for answer in answers {
+        let what = format!("reading the settings of the topic {topic}");
+        for answer in ask_configs(&admin, &[ResourceSpecifier::Topic(topic)], &what).await? {
             let kept = answer
-                .map(|resource| {
-                    let each = resource.entries.into_iter();
-                    kept(each.filter_map(|entry| Some((entry.name, entry.value?))))
-                })
-                .map_err(|code| Failure::from_client(what(), KafkaError::AdminOp(code)));
+                .map(|resource| kept(values(resource.entries)))
+                .map_err(|code| Failure::from_client(&*what, KafkaError::AdminOp(code)));
             found.push((&**topic, kept));
         }
     }
@@ -120,28 +104,39 @@ async fn describe_brokers(
     cluster: &mut Cluster,
 ) -> Result<(), Failure> {
     for &id in ids {
-        let what = || format!("reading the settings of broker {id}");
-        let answers = admin
-            .describe_configs(&[ResourceSpecifier::Broker(id)], &options())
-            .await
-            .map_err(|error| Failure::from_client(what(), error))?;
-        for answer in answers {
+        let what = format!("reading the settings of broker {id}");
+        for answer in ask_configs(admin, &[ResourceSpecifier::Broker(id)], &what).await? {
             match answer {
                 Ok(resource) => {
-                    let entries = resource.entries.into_iter();
-                    let config = entries.filter_map(|entry| Some((entry.name, entry.value?)));
-                    cluster.broker_configs.insert(id, config.collect());
+                    let config = values(resource.entries).collect();
+                    cluster.broker_configs.insert(id, config);
                 }
                 Err(RDKafkaErrorCode::ClusterAuthorizationFailed) => {
                     cluster.broker_configs_unknown =
                         Some("the permission DescribeConfigs on the cluster is missing".to_owned());
                     return Ok(());
                 }
-                Err(code) => return Err(Failure::from_client(what(), KafkaError::AdminOp(code))),
+                Err(code) => return Err(Failure::from_client(what, KafkaError::AdminOp(code))),
             }
         }
     }
     Ok(())
+}
+
+/// Asks for the settings of `resources`; each has a result of its own.
+async fn ask_configs(
+    admin: &AdminClient<DefaultClientContext>,
+    resources: &[ResourceSpecifier<'_>],
+    what: &str,
+) -> Result<Vec<ConfigResourceResult>, Failure> {
+    let answers = admin.describe_configs(resources, &options()).await;
+    answers.map_err(|error| Failure::from_client(what, error))
+}
+
+/// The settings that have a value.
+fn values(entries: Vec<ConfigEntry>) -> impl Iterator<Item = (String, String)> {
+    let each = entries.into_iter();
+    each.filter_map(|entry| Some((entry.name, entry.value?)))
 }
 
 fn client(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Failure> {

@@ -95,7 +95,11 @@ fn settings(plan: &Plan) -> Settings {
     layers.give("tiers", Source::Flag, plan.tiers);
     layers.give("drain-deadline", Source::Flag, "5s");
     // The default, and deferral.
-    let format = ["4", "3"][usize::from(plan.seed % 2 == 1)];
+    let format = if plan.seed.is_multiple_of(2) {
+        "4"
+    } else {
+        "3"
+    };
     layers.give("window-format", Source::Flag, format);
     let machine = Host {
         host_name: "replica".to_owned(),
