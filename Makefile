@@ -33,11 +33,11 @@ test: ## every test, the ones on a real Kafka included
 	# Without it, the tests that need it are skipped, and listed at the end.
 	-@scripts/schema-registry fetch
 	# Most tests wait for Kafka most of the time: more of them than there are cores at a time.
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-8} cargo test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-8} scripts/failures cargo test --locked
 	# One more build for all that needs a feature. In virtual time: the roles on another outside than Kafka, hyper and
 	# threads; faults by the hundred (the same history twice, planted bugs, 2,000 seeds); the model of scale in small.
-	cargo test $(FEATURED) -q --test port --test world --test scale
-	RUST_TEST_THREADS=4 RUST_BACKTRACE=0 cargo test $(FEATURED) --test chaos -- --nocapture
+	scripts/failures cargo test $(FEATURED) -q --test port --test world --test scale
+	RUST_TEST_THREADS=4 RUST_BACKTRACE=0 scripts/failures cargo test $(FEATURED) --test chaos -- --nocapture
 	# What is in deploy/: after cargo test, which has made the program that reads the deployed settings.
 	cd tests/deploy && test -z "$$(gofmt -l .)" && go vet . && go test -count=1 -timeout 30m .
 	@scripts/skipped report

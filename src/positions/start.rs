@@ -25,6 +25,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use super::{Client, GroupRole, PURPOSE, commit_without_member, not_committed};
 use crate::config::{Guarantee, Settings, StartAt};
 use crate::edge::clock;
+use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::Failure;
@@ -221,13 +222,16 @@ impl Start<'_> {
         let id = format!("{}-start", self.group);
         let producer = Producer::shared(self.settings, self.keep_waiting, purpose, id)?;
         let client = self.client("read_committed")?;
-        let positions = match self.positions(&client) {
-            Err(failure) if failure.is_unreachable() => return Ok(Step::Held(failure)),
-            read => read?,
-        };
         let log = Log::open(self.settings, self.settings.topics.subscriptions(), PURPOSE)?;
         let Some(markers) = self.markers(&log)? else {
             return Ok(Step::Again("interrupted".to_owned()));
+        };
+        failpoint::point("start-markers.after");
+        // After the markers: one that fences this one meanwhile commits both together. In the other order its marker would
+        // be seen without its positions, as if these had been lost.
+        let positions = match self.positions(&client) {
+            Err(failure) if failure.is_unreachable() => return Ok(Step::Held(failure)),
+            read => read?,
         };
         let plan = match self.plan(&client, &positions, &markers)? {
             ControlFlow::Continue(plan) => plan,

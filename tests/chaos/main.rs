@@ -29,6 +29,7 @@ mod planted;
 mod reading;
 mod report;
 mod round;
+mod starts;
 mod tenants;
 mod traffic;
 mod truth;

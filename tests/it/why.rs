@@ -344,7 +344,12 @@ fn an_endpoint_that_fails_for_long_is_disabled_and_noticed() {
         "--notice-after=1s",
         "--disable-after=1m",
     ];
-    let others = [subscription("broken", &receiver.url("/broken"), &["a.*"])];
+    // So many that no command runs out of attempts before its subscription is disabled, whichever the probes take.
+    let broken = with(
+        subscription("broken", &receiver.url("/broken"), &["a.*"]),
+        json!({"retry_schedule": vec!["1s"; 20]}),
+    );
+    let others = [broken];
     let world = world_of_notices("disable-after", &flags, &others, &receiver);
     let _process = start(&world, &[]);
     publish(&world, 0..10);
