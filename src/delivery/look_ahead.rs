@@ -10,7 +10,6 @@
 //!   neither. Other outcomes end their commands, whether they are durable or not.
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
 //!   backlog through the tiers would be wasted work. It ends early once there are some.
-//! - Reads deferred commands again ([`super::read_again`]).
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -26,7 +25,7 @@ use super::partition::env::ORDER_BYTES;
 use super::partition::event::LookAhead;
 use super::partition::fairness::Search;
 use super::partition::under_way::{Found, UnderWay};
-use super::read_again::{self, subscription};
+use super::read_again::subscription;
 use crate::config::Settings;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::record::read_command;
@@ -96,9 +95,7 @@ pub(super) fn start<P: Port>(
         while !stop() {
             match answer(&own, &settings, &cluster, &asked, &stop).await {
                 Ok((answer, result)) => {
-                    if let Some(result) = result {
-                        metrics.look_aheads(result).inc();
-                    }
+                    metrics.look_aheads(result).inc();
                     if let Some(worker) = worker.upgrade() {
                         // If the worker has just ended, nobody needs the result.
                         worker
@@ -127,22 +124,16 @@ async fn answer(
     cluster: &ClusterId,
     asked: &Asked,
     stop: &dyn Fn() -> bool,
-) -> Result<(LookAhead, Option<LookAheadResult>), Failure> {
+) -> Result<(LookAhead, LookAheadResult), Failure> {
     match &asked.question {
         Question::UnderWay(window) => {
             let (found, result) =
                 under_way(port, settings, cluster, asked.partition, window, stop).await?;
-            Ok((LookAhead::UnderWay(found), Some(result)))
+            Ok((LookAhead::UnderWay(found), result))
         }
         Question::Others(from, of) => {
             let found = others(port, settings, asked.partition, *from, of, stop).await?;
-            Ok((found, Some(LookAheadResult::Complete)))
-        }
-        Question::Again(pass) => {
-            let share = asked.load.upgrade().map_or(0, |load| load.share());
-            let found =
-                read_again::read(port, settings, asked.partition, pass, share, stop).await?;
-            Ok((LookAhead::Again(Box::new(found)), None))
+            Ok((found, LookAheadResult::Complete))
         }
     }
 }

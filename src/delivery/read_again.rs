@@ -1,44 +1,183 @@
 //! Reads deferred commands again for a worker, outside the group: see [`super::partition::deferral`].
+//!
+//! Each worker has one reader, with a thread and clients of its own, which end when nothing was deferred for a while. The
+//! passes of its partitions come in turn; one that gets nothing from its broker answers with what it has, so that it does
+//! not hold up the others.
 
-use std::cell::RefCell;
-use std::time::Duration;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::{
+    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+};
+
+use super::messages::{Load, Message};
+use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::deferral::{Collector, Found, Pass};
+use super::partition::event::LookAhead;
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::edge::kafka::record::{each_header, read_command};
 use crate::edge::port::failure::Failure;
 use crate::edge::port::records::{Isolation, Range, RecordView};
-use crate::edge::port::{AGAIN, Log as _, Port};
+use crate::edge::port::{AGAIN, Log, Port};
 use crate::model::command::header;
 use crate::model::units::Offset;
 
 /// What a pass takes into memory at most, bytes, and at least.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 const LEAST_BYTES: usize = 64 * 1024;
+/// How long the clients are kept without a pass.
+const KEEP: Duration = Duration::from_secs(30);
+/// A pass that gets no record for this long ends.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The pause after a failure.
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// Reads a part of a partition; takes a quarter of the memory that the partition may hold (`share`).
-pub(super) async fn read(
-    port: &impl Port,
+/// A pass of one ownership of a partition; a result for a former owner is dropped.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) partition: i32,
+    pub(super) epoch: u64,
+    pub(super) load: Weak<Load>,
+    pub(super) pass: Box<Pass>,
+}
+
+/// The passes that one reader is asked for.
+#[derive(Debug)]
+pub(super) struct Rereader(UnboundedSender<Asked>);
+
+impl Rereader {
+    /// Starts a reader that answers `worker`, and ends with it.
+    ///
+    /// # Errors
+    /// [`Failure`] when the task cannot be started.
+    pub(super) fn start<P: Port>(
+        port: &P,
+        settings: &Arc<Settings>,
+        metrics: &DeliveryMetrics,
+        worker: WeakUnboundedSender<Message>,
+    ) -> Result<Self, Failure> {
+        let (sender, passes) = unbounded_channel();
+        let own = port.clone();
+        let (settings, metrics) = (Arc::clone(settings), metrics.clone());
+        let run = move || serve(own, settings, metrics, passes, worker);
+        port.spawn(AGAIN.to_owned(), run)?;
+        Ok(Self(sender))
+    }
+
+    /// Asks for a pass.
+    pub(super) fn ask(&self, asked: Asked) {
+        if self.0.send(asked).is_err() {
+            // Its thread has panicked.
+            tracing::error!("the reader of deferred commands has ended");
+        }
+    }
+}
+
+/// Answers until nothing can be asked any more.
+async fn serve<P: Port>(
+    port: P,
+    settings: Arc<Settings>,
+    metrics: DeliveryMetrics,
+    mut passes: UnboundedReceiver<Asked>,
+    worker: WeakUnboundedSender<Message>,
+) {
+    let stop = || worker.strong_count() == 0;
+    let mut log: Option<P::Log> = None;
+    let mut failed: VecDeque<Asked> = VecDeque::new();
+    loop {
+        let next = match (&log, failed.pop_front()) {
+            (_, Some(asked)) => Some(asked),
+            (None, None) => passes.recv().await,
+            (Some(_), None) => match port.within(KEEP, passes.recv()).await {
+                Some(next) => next,
+                None => {
+                    log = None;
+                    continue;
+                }
+            },
+        };
+        let Some(asked) = next.filter(|_| !stop()) else {
+            return;
+        };
+        // Its partition has left meanwhile.
+        let Some(load) = asked.load.upgrade() else {
+            continue;
+        };
+        let most = (load.share() / 4).clamp(LEAST_BYTES, MOST_BYTES);
+        drop(load);
+        match read(
+            &port,
+            &settings,
+            &mut log,
+            asked.partition,
+            &asked.pass,
+            most,
+            &stop,
+        )
+        .await
+        {
+            Ok(found) => {
+                let Some(worker) = worker.upgrade() else {
+                    return;
+                };
+                let found = LookAhead::Again(Box::new(found));
+                // If the worker has just ended, nobody needs the result.
+                worker
+                    .send(Message::LookedAhead(asked.partition, asked.epoch, found))
+                    .ok();
+            }
+            Err(error) => {
+                metrics.look_aheads(LookAheadResult::Failed).inc();
+                tracing::warn!(
+                    partition = asked.partition,
+                    "reading deferred commands again failed, retrying: {error}"
+                );
+                log = None;
+                failed.push_back(asked);
+                port.sleep(BETWEEN_TRIES).await;
+                while let Ok(asked) = passes.try_recv() {
+                    // The others first.
+                    failed.push_front(asked);
+                }
+            }
+        }
+    }
+}
+
+/// Reads a part of a partition; takes at most `most` bytes.
+async fn read<P: Port>(
+    port: &P,
     settings: &Settings,
+    log: &mut Option<P::Log>,
     partition: i32,
     pass: &Pass,
-    share: usize,
+    most: usize,
     stop: &dyn Fn() -> bool,
 ) -> Result<Found, Failure> {
-    let log = port
-        .log(settings, settings.topics.commands(), AGAIN)
-        .await?;
-    let (range, _) = log.high_watermark(partition, Duration::ZERO, stop).await?;
-    let most = (share / 4).clamp(LEAST_BYTES, MOST_BYTES);
-    let mut collector = Collector::new(pass.clone(), most);
+    if log.is_none() {
+        *log = Some(
+            port.log(settings, settings.topics.commands(), AGAIN)
+                .await?,
+        );
+    }
+    let Some(log) = log else {
+        return Ok(Found::default());
+    };
     let part = Range {
         partition,
-        low: collector.begin(range.low),
+        low: pass.from,
         end: pass.to,
     };
-    let collector = RefCell::new(collector);
-    let is_done = || stop() || collector.borrow().is_done();
+    let collector = RefCell::new(Collector::new(pass.clone(), most));
+    let last: Cell<Instant> = Cell::new(clock::instant());
+    let waits_in_vain = || clock::instant().saturating_duration_since(last.get()) > PATIENCE;
+    let is_done = || stop() || collector.borrow().is_done() || waits_in_vain();
     log.read(Isolation::Committed, &[part], &is_done, |message| {
+        last.set(clock::instant());
         let offset = Offset(message.offset());
         let command = || read_command(message).ok()?.ok();
         collector
@@ -46,7 +185,13 @@ pub(super) async fn read(
             .visit(offset, subscription(message), command);
     })
     .await?;
-    Ok(collector.into_inner().finish())
+    let mut collector = collector.into_inner();
+    if collector.is_untouched() {
+        // Retention may have deleted all of it.
+        let (range, _) = log.high_watermark(partition, Duration::ZERO, stop).await?;
+        collector.begin(range.low);
+    }
+    Ok(collector.finish())
 }
 
 /// The subscription of a command's record.

@@ -17,7 +17,6 @@ use tokio::sync::mpsc::{
 use tokio::task::AbortHandle;
 
 use super::attempt_log::{AttemptFacts, Entry, Notes};
-use super::look_ahead;
 use super::messages::{Decided, Load, Message, WorkerState};
 use super::metrics::DeliveryMetrics;
 use super::notices::Lines;
@@ -27,6 +26,7 @@ use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
 use super::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use super::partition::event::{Event, LaneId};
+use super::read_again::Rereader;
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
 use super::shares::Crowded;
@@ -44,6 +44,7 @@ use crate::model::status::first_line;
 use crate::model::units::Offset;
 use crate::model::window::{Format, METADATA_LIMIT, Place};
 
+mod ahead;
 mod dispatch;
 mod report;
 
@@ -156,6 +157,8 @@ struct Worker<P: Port> {
     limit: usize,
     /// The result of the last applied attempt.
     concluded: Option<Concluded>,
+    /// Reads deferred commands again; started when there are some.
+    rereader: Option<Rereader>,
 }
 
 impl<P: Port> Worker<P> {
@@ -190,6 +193,7 @@ impl<P: Port> Worker<P> {
             effects: Effects::default(),
             limit: METADATA_LIMIT,
             concluded: None,
+            rereader: None,
         }
     }
 
@@ -339,32 +343,8 @@ impl<P: Port> Worker<P> {
             Effect::Write(offset, outcome) => self.write(owner.partition, offset, outcome),
             Effect::Parked(why) => self.around.metrics.parked(why).inc(),
             Effect::WakeAt(at) => self.timers.push(Reverse((at, owner))),
-            Effect::LookAhead(question) => {
-                let (settings, cluster) = (&self.around.settings, &self.around.cluster);
-                let Some(owned) = self.partitions.get(&owner.partition) else {
-                    return;
-                };
-                let asked = look_ahead::Asked {
-                    partition: owner.partition,
-                    epoch: owner.epoch,
-                    moves: owned.load.moves(),
-                    load: Arc::downgrade(&owned.load),
-                    question,
-                };
-                if let Err(error) = look_ahead::start(
-                    &self.around.port,
-                    settings,
-                    cluster,
-                    &self.around.metrics,
-                    asked,
-                    self.around.own.clone(),
-                ) {
-                    tracing::error!(
-                        partition = owner.partition,
-                        "{error}; what waits for this look-ahead waits until the partition moves"
-                    );
-                }
-            }
+            Effect::LookAhead(question) => self.look_ahead(owner, question),
+            Effect::ReadAgain(pass) => self.read_again(owner, pass),
             Effect::Notice(notice) => self.lines.notice(&self.around.metrics, notice),
             Effect::Drained => {
                 let owned = self.partitions.get_mut(&owner.partition);

@@ -217,10 +217,13 @@ impl Window {
         self.has_room_in(offset, self.room)
     }
 
-    /// The same beside a coverage, which grows with the record.
+    /// The same beside a coverage, which grows with the record. While offsets rest, an eighth of the room is kept for
+    /// those that are woken: intake would leave none.
     #[must_use]
     pub fn has_room_beside(&mut self, offset: Offset, coverage: &Coverage) -> bool {
-        self.has_room_in(offset, self.room_beside(coverage))
+        let room = self.room_beside(coverage);
+        let kept = if self.resting.is_empty() { 0 } else { room / 8 };
+        self.has_room_in(offset, room - kept)
     }
 
     fn room_beside(&self, coverage: &Coverage) -> usize {
@@ -276,6 +279,7 @@ impl Window {
     /// An offset that rests may finish from now on. `false` if it does not rest.
     pub fn wake(&mut self, offset: Offset) -> bool {
         self.grow();
+        self.changes += 1;
         self.resting.remove(offset.0)
     }
 

@@ -26,8 +26,8 @@ use crate::model::window::Window;
 pub const MOST_COMMANDS: usize = 400_000;
 /// The most offsets from the first deferred command to the last one.
 pub const MOST_SPAN: i64 = 500_000;
-/// What deferred commands weigh at most, bytes: five seconds at some 50 MiB per second.
-pub const MOST_BYTES: usize = 256 * 1024 * 1024;
+/// What deferred commands weigh at most, bytes: five seconds at some 128 MiB per second.
+pub const MOST_BYTES: usize = 640 * 1024 * 1024;
 /// With more offsets than this between the position and the end, passes leave nothing behind.
 const SWEEP_SPAN: u64 = 1_000_000;
 /// The most records that a pass reads.
@@ -282,10 +282,15 @@ impl Collector {
         }
     }
 
-    /// The log begins at `low`; returns where to begin to read.
-    pub fn begin(&mut self, low: i64) -> i64 {
+    /// Whether nothing was read.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.found.records == 0
+    }
+
+    /// The log begins at `low`.
+    pub fn begin(&mut self, low: i64) {
         self.skip_to(low.min(self.pass.to));
-        self.found.seen_to
     }
 
     /// The next record, of this subscription.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::deferral::{Found, PASS_PARKED, Wanted, When};
-use super::effect::{Effect, Notice, Question};
+use super::effect::{Effect, Notice};
 use super::env::{Endpoint, Subscriptions};
 use super::event::LaneId;
 use super::lane::QUEUE_COMMANDS;
@@ -116,7 +116,7 @@ impl<E: Endpoint> Partition<E> {
             None => Some(TO_PARK),
         };
         if let Some(pass) = self.deferrals.next_pass(&self.window, when, wants) {
-            step.push(Effect::LookAhead(Question::Again(Box::new(pass))));
+            step.push(Effect::ReadAgain(Box::new(pass)));
         }
     }
 

@@ -91,8 +91,6 @@ pub enum Question {
     UnderWay(Box<Window>),
     /// Commands from this offset on that belong to none of these subscriptions: [`super::fairness::Search`].
     Others(Offset, HashSet<Box<str>>),
-    /// Deferred commands.
-    Again(Box<Pass>),
 }
 
 /// An event for the log and the metrics.
@@ -152,6 +150,8 @@ pub enum Effect<E> {
     WakeAt(Instant),
     /// Read ahead.
     LookAhead(Question),
+    /// Read deferred commands again; [`super::event::LookAhead::Again`] answers.
+    ReadAgain(Box<Pass>),
     /// Log this and update the metrics.
     Notice(Notice),
     /// After [`super::event::Event::Stop`]: nothing is in flight.

@@ -100,7 +100,7 @@ pub struct Fairness {
     more: bool,
     /// Other subscribers have commands up to here.
     others_to: i64,
-    /// Commands routed, and how many there were when the last one was for a lane without a backlog.
+    /// Commands routed, and how many there were when the last one was for a lane that keeps up.
     routed: u64,
     other_at: Option<u64>,
 }
@@ -115,15 +115,16 @@ impl Fairness {
         true
     }
 
-    /// A command was routed; `is_other` if its lane has no backlog.
-    pub fn routed(&mut self, is_other: bool) {
+    /// A command was routed; `keeps_up` if its lane has had no backlog for a while.
+    pub fn routed(&mut self, keeps_up: bool) {
         self.routed += 1;
-        if is_other {
+        if keeps_up {
             self.other_at = Some(self.routed);
         }
     }
 
-    /// Whether subscribers without a backlog have had commands recently: more of them are likely behind a backlog.
+    /// Whether subscribers that keep up have had commands recently: more of them are likely behind a backlog. While every
+    /// lane has a backlog, none of them gains when the commands of another are put off.
     #[must_use]
     pub fn saw_others(&self) -> bool {
         self.other_at

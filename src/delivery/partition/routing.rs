@@ -144,11 +144,14 @@ impl<E: Endpoint> Partition<E> {
             return None;
         }
         let weight = taken.command.weight();
-        match entry.lane.offer(taken, weight, step.env.has_spare, now) {
+        // What was read again was asked for as far as there was memory, and its memory counts by now.
+        let has_spare = step.env.has_spare || self.deferrals.is_routing;
+        match entry.lane.offer(taken, weight, has_spare, now) {
             Ok(()) => {
-                let is_other = !entry.lane.is_backlogged() && !self.deferrals.has(&entry.name);
+                let is_short = !entry.lane.is_backlogged() && !self.deferrals.has(&entry.name);
+                let keeps_up = entry.keeps_up(is_short, now);
                 if !self.deferrals.is_routing {
-                    self.fairness.routed(is_other);
+                    self.fairness.routed(keeps_up);
                 }
                 self.make_ready(id, step);
                 None
@@ -450,6 +453,7 @@ impl<E: Endpoint> Partition<E> {
             unanswered: 0,
             last_end: None,
             last_heard: None,
+            keeps_up_since: None,
             held: None,
             sides,
             opened: None,

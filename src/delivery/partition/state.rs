@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::breaker::Kind;
 use super::counts::AttemptCounts;
@@ -83,6 +83,9 @@ pub(super) enum Knowledge {
     Known(UnderWay),
 }
 
+/// A lane that has had commands and no backlog for this long keeps up with what it gets.
+const STEADY: Duration = Duration::from_secs(1);
+
 /// A subscription's lane and its endpoint's state.
 #[derive(Debug)]
 pub(super) struct LaneEntry<E> {
@@ -109,6 +112,8 @@ pub(super) struct LaneEntry<E> {
     pub(super) unanswered: u32,
     pub(super) last_end: Option<Instant>,
     pub(super) last_heard: Option<Instant>,
+    /// Since when its commands have found it without a backlog.
+    pub(super) keeps_up_since: Option<Instant>,
     /// Set while an egress outage holds the lane.
     pub(super) held: Option<Held>,
     /// Its endpoint's host, and its subscriber, as hashes.
@@ -124,6 +129,17 @@ pub(super) struct LaneEntry<E> {
 }
 
 impl<E> LaneEntry<E> {
+    /// Takes note of whether a command has found the lane without a backlog. Returns whether that has been so for a while:
+    /// at the begin of a backlog, every lane is empty.
+    pub(super) fn keeps_up(&mut self, is_short: bool, now: Instant) -> bool {
+        if !is_short {
+            self.keeps_up_since = None;
+            return false;
+        }
+        let since = *self.keeps_up_since.get_or_insert(now);
+        now.saturating_duration_since(since) >= STEADY
+    }
+
     /// Whether a command is to wait for a probe in the lane while its breaker is open. With order, none does: it would
     /// hold up those behind it in its subject, in memory.
     pub(super) fn keeps_probe(&mut self, taken: &Taken, now: Instant) -> bool {

@@ -231,6 +231,7 @@ struct Sim {
     durable_moves: DurablePrefix,
     /// With the number of moves before each.
     questions: Vec<(Question, u64)>,
+    passes: Vec<Pass>,
     /// Bytes that the machine holds, as its shell counts them.
     load: usize,
     known: BTreeMap<Box<str>, Known>,
@@ -324,6 +325,7 @@ impl Sim {
             moved: 0,
             durable_moves: DurablePrefix::default(),
             questions: Vec::new(),
+            passes: Vec::new(),
             load: 0,
             known: BTreeMap::new(),
             written: Default::default(),
@@ -441,6 +443,7 @@ impl Sim {
                 Effect::LookAhead(question) => {
                     self.questions.push((question, self.moves));
                 }
+                Effect::ReadAgain(pass) => self.passes.push(*pass),
                 Effect::Drained => self.drained = true,
                 Effect::Parked(_) | Effect::Concluded(_) | Effect::Notice(_) => {}
             }
@@ -806,8 +809,11 @@ impl Sim {
                     }
                     LookAhead::Others(search.finish())
                 }
-                Question::Again(pass) => LookAhead::Again(Box::new(self.read_again(*pass))),
             };
+            self.apply(Event::LookedAhead(found));
+        }
+        for pass in std::mem::take(&mut self.passes) {
+            let found = LookAhead::Again(Box::new(self.read_again(pass)));
             self.apply(Event::LookedAhead(found));
         }
     }
@@ -875,6 +881,7 @@ impl Sim {
         self.moved = 0;
         self.durable_moves = DurablePrefix::default();
         self.questions.clear();
+        self.passes.clear();
         self.load = 0;
         self.drained = false;
         self.unanswered.clear();

@@ -788,6 +788,34 @@ fn a_whale_of_300_000_fits_beside_its_neighbours() {
 }
 
 #[test]
+fn intake_leaves_room_for_offsets_that_are_woken() {
+    let coverage = Coverage::new(Position(0));
+    let mut window = Window::new(Position(0));
+    window.set_wide();
+    let mut next = 0;
+    for offset in 0..200_000 {
+        window.take(Offset(offset));
+        window.rest(Offset(offset));
+        next = offset + 1;
+    }
+    // Behind them nothing ends, and intake goes on for as long as it may.
+    while window.has_room_beside(Offset(next), &coverage) {
+        window.take(Offset(next));
+        next += 1;
+    }
+    // As many as a lane takes, and they end in the order that is longest to write.
+    for offset in 0..256 {
+        assert!(window.may_wake(Offset(offset), &coverage), "{offset}");
+        window.wake(Offset(offset));
+    }
+    for offset in (1..256).step_by(2).chain((200_001..next).step_by(2)) {
+        window.finish(Offset(offset));
+    }
+    let length = window.snapshot(at(3), Format::V4).metadata.len();
+    assert!(length <= METADATA_LIMIT, "{length}");
+}
+
+#[test]
 fn segments_stay_as_they_are() {
     let mut window = Window::new(Position(100));
     for offset in 100..100_000 {

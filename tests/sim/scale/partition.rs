@@ -422,7 +422,7 @@ impl<'a> World<'a> {
                 }
             }
             Effect::LookAhead(Question::Others(from, of)) => self.look_ahead(from, &of),
-            Effect::LookAhead(Question::Again(pass)) => self.read_again(*pass),
+            Effect::ReadAgain(pass) => self.read_again(*pass),
             Effect::LookAhead(_) | Effect::Notice(_) | Effect::Drained => {}
         }
     }

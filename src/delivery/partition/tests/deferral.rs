@@ -3,14 +3,27 @@
 use super::*;
 use crate::delivery::partition::deferral::PASS_RECORDS;
 
-/// A whale (s0) and neighbours; without spare memory a lane takes 256.
+/// A whale (s0) and neighbours, one of which (s1) has had commands for a while; without spare memory a lane takes 256.
 fn with_whale(order: Order) -> Sim {
     let mut sim = Sim::new(7, [order, Order::None, Order::None, Order::None]);
     sim.has_spare = false;
+    sim.keep_up(1);
     sim
 }
 
+/// Commands of [`Sim::keep_up`].
+const BEFORE: i64 = 2;
+
 impl Sim {
+    /// A subscription keeps up with what it gets.
+    fn keep_up(&mut self, subscription: usize) {
+        for _ in 0..BEFORE {
+            self.produce(subscription, None);
+            self.play(1);
+            self.advance(Duration::from_secs(1));
+        }
+    }
+
     /// Reads, sends and commits for a while; each endpoint takes 600 a second.
     fn play(&mut self, rounds: usize) {
         for _ in 0..rounds {
@@ -87,6 +100,18 @@ fn a_whale_delays_nobody_in_its_partition_and_nothing_of_it_is_parked() {
         sim.read_again,
         sim.deferred
     );
+}
+
+#[test]
+fn while_every_lane_has_a_backlog_nothing_is_put_off() {
+    let mut sim = Sim::new(7, [Order::None; 4]);
+    sim.has_spare = false;
+    for number in 0..3_000 {
+        sim.produce(number % 2, None);
+    }
+    sim.play_to_the_end();
+    assert_eq!((sim.deferred, sim.parked()), (0, 0));
+    assert!(sim.all_are_delivered_once());
 }
 
 #[test]
@@ -192,7 +217,7 @@ fn what_retention_deleted_before_it_was_read_again_ends() {
     }
     sim.play(200);
     assert_eq!((sim.machine.deferred(), sim.load), (0, 0));
-    assert_eq!(sim.durable.snapshot.position, Position(2_000));
+    assert_eq!(sim.durable.snapshot.position, Position(2_000 + BEFORE));
 }
 
 proptest! {
@@ -212,6 +237,7 @@ proptest! {
         sim.reopen();
         let mut actions = actions.into_iter();
         for (whale, other, commands) in floods {
+            sim.keep_up(other);
             for number in 0..commands {
                 let subject = (number % 5 == 0).then_some(number % SUBJECTS);
                 sim.produce(if number % 40 == 7 { other } else { whale }, subject);

@@ -245,6 +245,7 @@ impl Virtual {
                     written.extend(offset);
                 }
                 Effect::Drained => {}
+                Effect::ReadAgain(_) => unreachable!("nothing is deferred here"),
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
                 Effect::LookAhead(question) => {
                     let found = match question {
@@ -254,7 +255,6 @@ impl Virtual {
                             seen_to: Position(self.offset),
                             more: false,
                         }),
-                        Question::Again(_) => unreachable!("nothing is deferred here"),
                     };
                     self.apply(Event::LookedAhead(found));
                 }
