@@ -1,6 +1,6 @@
 //! Reads deferred commands again for a worker, outside the group: see [`super::partition::deferral`].
 //!
-//! Each worker has one reader, with a thread and clients of its own, which end when nothing was deferred for a while. The
+//! Each worker has one reader: a thread, and clients that are dropped when nothing was deferred for a while. The
 //! passes of its partitions come in turn; one that gets nothing from its broker answers with what it has, so that it does
 //! not hold up the others.
 
