@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::WeakUnboundedSender;
 
-use super::messages::{Load, Message};
+use super::messages::{self, Load, Message};
 use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::effect::Question;
 use super::partition::env::ORDER_BYTES;
@@ -96,13 +96,7 @@ pub(super) fn start<P: Port>(
             match answer(&own, &settings, &cluster, &asked, &stop).await {
                 Ok((answer, result)) => {
                     metrics.look_aheads(result).inc();
-                    if let Some(worker) = worker.upgrade() {
-                        // If the worker has just ended, nobody needs the result.
-                        worker
-                            .send(Message::LookedAhead(asked.partition, asked.epoch, answer))
-                            .ok();
-                    }
-                    return;
+                    return messages::answer(&worker, asked.partition, asked.epoch, answer);
                 }
                 Err(error) => {
                     metrics.look_aheads(LookAheadResult::Failed).inc();

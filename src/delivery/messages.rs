@@ -54,6 +54,21 @@ pub(super) enum Message {
     Close(Vec<i32>),
 }
 
+/// Tells a worker the result of a look-ahead that a partition requested in this epoch. If the worker has ended, nobody
+/// needs it.
+pub(super) fn answer(
+    worker: &mpsc::WeakUnboundedSender<Message>,
+    partition: i32,
+    epoch: u64,
+    found: LookAhead,
+) {
+    if let Some(worker) = worker.upgrade() {
+        worker
+            .send(Message::LookedAhead(partition, epoch, found))
+            .ok();
+    }
+}
+
 /// A worker's state at one moment.
 #[derive(Debug)]
 pub(super) struct WorkerState {

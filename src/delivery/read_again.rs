@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{
     UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
 };
 
-use super::messages::{Load, Message};
+use super::messages::{self, Load, Message};
 use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::deferral::{Collector, Found, Pass};
 use super::partition::event::LookAhead;
@@ -87,9 +87,10 @@ async fn serve<P: Port>(
 ) {
     let stop = || worker.strong_count() == 0;
     let mut log: Option<P::Log> = None;
-    let mut failed: VecDeque<Asked> = VecDeque::new();
+    // What came while there was a failure, then what failed.
+    let mut waiting: VecDeque<Asked> = VecDeque::new();
     loop {
-        let next = match (&log, failed.pop_front()) {
+        let next = match (&log, waiting.pop_front()) {
             (_, Some(asked)) => Some(asked),
             (None, None) => passes.recv().await,
             (Some(_), None) => match port.within(KEEP, passes.recv()).await {
@@ -109,26 +110,10 @@ async fn serve<P: Port>(
         };
         let most = (load.share() / 4).clamp(LEAST_BYTES, MOST_BYTES);
         drop(load);
-        match read(
-            &port,
-            &settings,
-            &mut log,
-            asked.partition,
-            &asked.pass,
-            most,
-            &stop,
-        )
-        .await
-        {
+        match read(&port, &settings, &mut log, &asked, most, &stop).await {
             Ok(found) => {
-                let Some(worker) = worker.upgrade() else {
-                    return;
-                };
                 let found = LookAhead::Again(Box::new(found));
-                // If the worker has just ended, nobody needs the result.
-                worker
-                    .send(Message::LookedAhead(asked.partition, asked.epoch, found))
-                    .ok();
+                messages::answer(&worker, asked.partition, asked.epoch, found);
             }
             Err(error) => {
                 metrics.look_aheads(LookAheadResult::Failed).inc();
@@ -137,12 +122,11 @@ async fn serve<P: Port>(
                     "reading deferred commands again failed, retrying: {error}"
                 );
                 log = None;
-                failed.push_back(asked);
                 port.sleep(BETWEEN_TRIES).await;
-                while let Ok(asked) = passes.try_recv() {
-                    // The others first.
-                    failed.push_front(asked);
+                while let Ok(other) = passes.try_recv() {
+                    waiting.push_back(other);
                 }
+                waiting.push_back(asked);
             }
         }
     }
@@ -153,20 +137,18 @@ async fn read<P: Port>(
     port: &P,
     settings: &Settings,
     log: &mut Option<P::Log>,
-    partition: i32,
-    pass: &Pass,
+    asked: &Asked,
     most: usize,
     stop: &dyn Fn() -> bool,
 ) -> Result<Found, Failure> {
-    if log.is_none() {
-        *log = Some(
-            port.log(settings, settings.topics.commands(), AGAIN)
-                .await?,
-        );
-    }
-    let Some(log) = log else {
-        return Ok(Found::default());
+    let log = match log {
+        Some(open) => open,
+        None => {
+            let topic = settings.topics.commands();
+            log.insert(port.log(settings, topic, AGAIN).await?)
+        }
     };
+    let (partition, pass) = (asked.partition, &*asked.pass);
     let part = Range {
         partition,
         low: pass.from,

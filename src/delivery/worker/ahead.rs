@@ -49,16 +49,17 @@ impl<P: Port> Worker<P> {
             load: Arc::downgrade(&owned.load),
             pass,
         };
-        if self.rereader.is_none() {
-            let (settings, worker) = (&around.settings, around.own.clone());
-            match Rereader::start(&around.port, settings, &around.metrics, worker) {
-                Ok(started) => self.rereader = Some(started),
-                Err(error) => return not_started(owner, &error),
+        let rereader = match &self.rereader {
+            Some(started) => started,
+            None => {
+                let (settings, worker) = (&around.settings, around.own.clone());
+                match Rereader::start(&around.port, settings, &around.metrics, worker) {
+                    Ok(started) => self.rereader.insert(started),
+                    Err(error) => return not_started(owner, &error),
+                }
             }
-        }
-        if let Some(rereader) = &self.rereader {
-            rereader.ask(asked);
-        }
+        };
+        rereader.ask(asked);
     }
 }
 
