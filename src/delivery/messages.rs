@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::outage::Health;
 use super::partition::counts::AttemptCounts;
 use super::partition::effect::Outcome;
+use super::partition::env::{Amount, Memory};
 use super::partition::event::{Incoming, LookAhead};
 use crate::model::units::{Offset, Position};
 use crate::model::window::{Place, Restored, Snapshot};
@@ -114,8 +115,9 @@ pub(super) struct Decided {
 /// A partition's use of memory: commands handed over and not done; and which of its moves to a tier are durable.
 #[derive(Debug, Default)]
 pub(super) struct Load {
-    /// The bytes that it may hold before it is paused.
-    share: AtomicUsize,
+    /// The bytes and the commands that it may hold before it is paused.
+    share_bytes: AtomicUsize,
+    share_commands: AtomicUsize,
     bytes: AtomicUsize,
     commands: AtomicUsize,
     /// Commands moved to a tier so far, and how many of these moves are durable without a gap.
@@ -156,17 +158,28 @@ impl Load {
         self.durable_moves.load(Ordering::Acquire) >= count
     }
 
-    pub(super) fn set_share(&self, bytes: usize) {
-        self.share.store(bytes, Ordering::Relaxed);
+    pub(super) fn set_share(&self, share: Amount) {
+        self.share_bytes.store(share.bytes, Ordering::Relaxed);
+        self.share_commands.store(share.commands, Ordering::Relaxed);
     }
 
-    pub(super) fn share(&self) -> usize {
-        self.share.load(Ordering::Relaxed)
+    pub(super) fn share(&self) -> Amount {
+        Amount {
+            bytes: self.share_bytes.load(Ordering::Relaxed),
+            commands: self.share_commands.load(Ordering::Relaxed),
+        }
     }
 
-    /// Whether less than half of the share is held.
-    pub(super) fn has_spare(&self) -> bool {
-        self.bytes() < self.share() / 2
+    /// What is left of the share.
+    pub(super) fn left(&self) -> Memory {
+        Memory::left(self.held(), self.share())
+    }
+
+    pub(super) fn held(&self) -> Amount {
+        Amount {
+            bytes: self.bytes(),
+            commands: self.commands(),
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {

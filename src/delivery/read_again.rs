@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{
 use super::messages::{self, Load, Message};
 use super::metrics::{DeliveryMetrics, LookAheadResult};
 use super::partition::deferral::{Collector, Found, Pass};
+use super::partition::env::Amount;
 use super::partition::event::LookAhead;
 use crate::config::Settings;
 use crate::edge::clock;
@@ -26,9 +27,6 @@ use crate::edge::port::{AGAIN, Log, Port};
 use crate::model::command::header;
 use crate::model::units::Offset;
 
-/// What a pass takes into memory at most, bytes, and at least.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
-const LEAST_BYTES: usize = 64 * 1024;
 /// How long the clients are kept without a pass.
 const KEEP: Duration = Duration::from_secs(30);
 /// A pass that gets no record for this long ends.
@@ -108,7 +106,7 @@ async fn serve<P: Port>(
         let Some(load) = asked.load.upgrade() else {
             continue;
         };
-        let most = (load.share() / 4).clamp(LEAST_BYTES, MOST_BYTES);
+        let most = load.share().of_a_pass();
         drop(load);
         match read(&port, &settings, &mut log, &asked, most, &stop).await {
             Ok(found) => {
@@ -132,13 +130,13 @@ async fn serve<P: Port>(
     }
 }
 
-/// Reads a part of a partition; takes at most `most` bytes.
+/// Reads a part of a partition; takes at most `most`.
 async fn read<P: Port>(
     port: &P,
     settings: &Settings,
     log: &mut Option<P::Log>,
     asked: &Asked,
-    most: usize,
+    most: Amount,
     stop: &dyn Fn() -> bool,
 ) -> Result<Found, Failure> {
     let log = match log {

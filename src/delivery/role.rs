@@ -20,6 +20,7 @@ use super::durable_prefix::DurablePrefix;
 use super::messages::{Decided, Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::outage::Outage;
+use super::partition::env::{Amount, Memory};
 use super::partition::event::Incoming;
 use super::rejected::Rejected;
 use super::top_subscribers::TopSubscribers;
@@ -323,22 +324,27 @@ impl<P: Port> Delivery<'_, P> {
     /// client's prefetched records, so the share is large compared to them.
     fn flow(&mut self) -> Result<(), Failure> {
         let among = self.partitions.len().max(1);
-        let bytes = (self.context.settings.max_queued_bytes / among).max(LEAST_SHARE);
-        let commands = (self.context.settings.max_queued_commands / among).max(LEAST_COMMANDS);
+        let settings = &self.context.settings;
+        let share = Amount {
+            bytes: (settings.max_queued_bytes / among).max(LEAST_SHARE),
+            commands: (settings.max_queued_commands / among).max(LEAST_COMMANDS),
+        };
         for (&number, owned) in &mut self.partitions {
             if self.stopped.contains(&number) {
                 continue;
             }
-            let (held, count) = (owned.load.bytes(), owned.load.commands());
-            owned.load.set_share(bytes);
+            let held = owned.load.held();
+            owned.load.set_share(share);
             let at = [TopicPartition {
                 topic: Arc::clone(&self.topic),
                 partition: number,
             }];
-            if !owned.paused && (held > bytes || count > commands) {
+            let is_over = held.bytes > share.bytes || held.commands > share.commands;
+            let is_paused = owned.paused;
+            if !is_paused && is_over {
                 self.member.pause(&at)?;
                 owned.paused = true;
-            } else if owned.paused && held < bytes / 2 && count <= commands / 2 {
+            } else if is_paused && Memory::left(held, share) != Memory::Short {
                 self.member.resume(&at)?;
                 owned.paused = false;
             }

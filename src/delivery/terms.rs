@@ -318,7 +318,7 @@ mod tests {
     use crate::delivery::metrics::DeliveryMetrics;
     use crate::delivery::partition::Partition;
     use crate::delivery::partition::effect::{Effect, Effects, Outcome};
-    use crate::delivery::partition::env::{Env, NoticeRules, Rules};
+    use crate::delivery::partition::env::{Env, Memory, NoticeRules, Rules};
     use crate::delivery::partition::event::{Event, Incoming};
     use crate::delivery::secrets::Reader;
     use crate::edge::clock;
@@ -414,7 +414,7 @@ mod tests {
             let env = Env {
                 now: clock::instant(),
                 wall: clock::now(),
-                has_spare: true,
+                memory: Memory::Plenty,
                 subscriptions: &self.directory,
             };
             self.machine.apply(event, &env, &mut random, &mut effects);

@@ -307,7 +307,7 @@ impl<P: Port> Worker<P> {
         let env = Env {
             now: clock::instant(),
             wall: clock::now(),
-            has_spare: owned.load.has_spare(),
+            memory: owned.load.left(),
             subscriptions: &self.around.directory,
         };
         let effects = &mut self.effects;

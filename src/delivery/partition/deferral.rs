@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::env::Amount;
 use crate::model::command::Command;
 use crate::model::units::Offset;
 use crate::model::window::Window;
@@ -261,14 +262,14 @@ pub struct Collector {
     pass: Pass,
     found: Found,
     bytes: usize,
-    most_bytes: usize,
+    most: Amount,
     is_done: bool,
 }
 
 impl Collector {
-    /// Nothing is read yet; the pass ends with `most_bytes` of commands.
+    /// Nothing is read yet; the pass ends when it has taken `most`.
     #[must_use]
-    pub fn new(pass: Pass, most_bytes: usize) -> Self {
+    pub fn new(pass: Pass, most: Amount) -> Self {
         let found = Found {
             seen_to: pass.from,
             ..Found::default()
@@ -277,7 +278,7 @@ impl Collector {
             pass,
             found,
             bytes: 0,
-            most_bytes,
+            most,
             is_done: false,
         }
     }
@@ -324,8 +325,10 @@ impl Collector {
         };
         *quota -= 1;
         self.bytes += command.weight();
-        self.is_done |= self.bytes >= self.most_bytes || *quota == 0 && *name == *self.pass.leader;
+        self.is_done |= *quota == 0 && *name == *self.pass.leader;
         self.found.commands.push((offset, command));
+        self.is_done |=
+            self.bytes >= self.most.bytes || self.found.commands.len() >= self.most.commands;
     }
 
     /// Whether enough was read.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::deferral::{Found, PASS_PARKED, Wanted, When};
 use super::effect::{Effect, Notice};
-use super::env::{Endpoint, Subscriptions};
+use super::env::{Endpoint, Memory, Subscriptions};
 use super::event::LaneId;
 use super::lane::QUEUE_COMMANDS;
 use super::state::{Intake, LaneEntry, Partition, Step, Taken};
@@ -20,12 +20,13 @@ impl<E> LaneEntry<E> {
             && self.lane.slow(now).is_none()
     }
 
-    /// What it would take of its deferred commands, with spare memory or without.
-    fn wants(&self, has_spare: bool, now: Instant) -> Option<Wanted> {
+    /// What it would take of its deferred commands.
+    fn wants(&self, memory: Memory, now: Instant) -> Option<Wanted> {
         if !self.is_quick(now) {
             return Some(TO_PARK);
         }
         let queued = self.lane.queued();
+        let has_spare = memory == Memory::Plenty;
         let commands = if has_spare {
             self.lane.room(now)
         } else {
@@ -91,7 +92,7 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get(&id) else {
             return;
         };
-        let wants = || entry.wants(step.env.has_spare, step.env.now);
+        let wants = || entry.wants(step.env.memory, step.env.now);
         let is_ready = |wanted: Wanted| wanted.when == When::Now;
         if self.deferrals.has(&entry.name) && wants().is_some_and(is_ready) {
             self.read_again(When::Now, step);
@@ -108,10 +109,10 @@ impl<E: Endpoint> Partition<E> {
         if !idle || self.deferrals.is_empty() {
             return;
         }
-        let (now, has_spare) = (step.env.now, step.env.has_spare);
+        let (now, memory) = (step.env.now, step.env.memory);
         let (lanes, by_subscription) = (&self.lanes, &self.by_subscription);
         let wants = |name: &str| match by_subscription.get(name).and_then(|id| lanes.get(id)) {
-            Some(entry) => entry.wants(has_spare, now),
+            Some(entry) => entry.wants(memory, now),
             // Its subscription is gone.
             None => Some(TO_PARK),
         };

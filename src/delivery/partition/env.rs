@@ -136,6 +136,52 @@ pub trait Subscriptions {
     ) -> Terms<Self::Endpoint>;
 }
 
+/// Commands, and what they weigh together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Bytes.
+    pub bytes: usize,
+    /// The number of commands.
+    pub commands: usize,
+}
+
+impl Amount {
+    /// What a pass over deferred commands may take of this share.
+    #[must_use]
+    pub fn of_a_pass(self) -> Self {
+        Self {
+            bytes: self.bytes / 8,
+            commands: self.commands / 8,
+        }
+    }
+}
+
+/// How much of its share of memory a partition has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// More than three quarters: deferred commands may be read again. With what a pass takes, less than half is held then,
+    /// and intake goes on if it was paused.
+    Plenty,
+    /// More than half: a lane may queue more than a few commands.
+    Spare,
+    /// Half or less.
+    Short,
+}
+
+impl Memory {
+    /// What is left when so much of a share is held.
+    #[must_use]
+    pub fn left(held: Amount, share: Amount) -> Self {
+        let is_below =
+            |part: usize| held.bytes < share.bytes / part && held.commands < share.commands / part;
+        match () {
+            () if is_below(4) => Self::Plenty,
+            () if is_below(2) => Self::Spare,
+            () => Self::Short,
+        }
+    }
+}
+
 /// The environment of one event.
 #[derive(Debug)]
 pub struct Env<'a, S> {
@@ -143,8 +189,35 @@ pub struct Env<'a, S> {
     pub now: Instant,
     /// Wall-clock time.
     pub wall: EpochMs,
-    /// Whether the partition holds less than half of its share of memory.
-    pub has_spare: bool,
+    /// How much of its share of memory the partition has left.
+    pub memory: Memory,
     /// The subscriptions.
     pub subscriptions: &'a S,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_a_pass_takes_keeps_no_paused_intake_waiting(
+            bytes in 64_usize..1 << 30,
+            commands in 64_usize..1 << 20,
+            part in 0.0..1.0_f64,
+        ) {
+            let share = Amount { bytes, commands };
+            let of = |all: usize| (all as f64 * part) as usize;
+            let mut held = Amount { bytes: of(bytes), commands: of(commands) };
+            let left = Memory::left(held, share);
+            if left == Memory::Plenty {
+                let more = share.of_a_pass();
+                held.bytes += more.bytes;
+                held.commands += more.commands;
+                prop_assert_ne!(Memory::left(held, share), Memory::Short);
+            }
+        }
+    }
 }

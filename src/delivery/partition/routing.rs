@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::counts::AttemptCounts;
 use super::effect::{Effect, Outcome};
-use super::env::{Endpoint, Standing, Subscriptions, Terms, Unavailable};
+use super::env::{Endpoint, Memory, Standing, Subscriptions, Terms, Unavailable};
 use super::event::{Incoming, LaneId};
 use super::health::Sides;
 use super::lane::{Full, Lane, Slowness};
@@ -145,7 +145,7 @@ impl<E: Endpoint> Partition<E> {
         }
         let weight = taken.command.weight();
         // What was read again was asked for as far as there was memory, and its memory counts by now.
-        let has_spare = step.env.has_spare || self.deferrals.is_routing;
+        let has_spare = step.env.memory != Memory::Short || self.deferrals.is_routing;
         match entry.lane.offer(taken, weight, has_spare, now) {
             Ok(()) => {
                 let is_short = !entry.lane.is_backlogged() && !self.deferrals.has(&entry.name);

@@ -15,7 +15,8 @@ use super::Partition;
 use super::deferral::{Collector, Found as Again, Pass};
 use super::effect::{Attempt, Effect, Effects, Outcome, Question};
 use super::env::{
-    Endpoint, Env, NoticeRules, ORDER_BYTES, Rules, Standing, Subscriptions, Terms, Unavailable,
+    Amount, Endpoint, Env, Memory, NoticeRules, ORDER_BYTES, Rules, Standing, Subscriptions, Terms,
+    Unavailable,
 };
 use super::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use super::fairness::Search;
@@ -254,8 +255,8 @@ struct Sim {
     probes: BTreeSet<LaneId>,
     drained: bool,
     next_id: usize,
-    /// Whether there is memory for more than a lane's usual queue.
-    has_spare: bool,
+    /// How much memory is left.
+    memory: Memory,
     /// The memory for order.
     order_bytes: usize,
     /// What the broker keeps with a position, characters.
@@ -342,7 +343,7 @@ impl Sim {
             probes: BTreeSet::new(),
             drained: false,
             next_id: 0,
-            has_spare: true,
+            memory: Memory::Plenty,
             limit: METADATA_LIMIT,
             deferred: 0,
             read_again: 0,
@@ -413,7 +414,7 @@ impl Sim {
         let env = Env {
             now: self.now,
             wall: self.wall,
-            has_spare: self.has_spare,
+            memory: self.memory,
             subscriptions: &self.listed,
         };
         self.machine
@@ -821,7 +822,13 @@ impl Sim {
     /// As in `read_again.rs`.
     fn read_again(&mut self, pass: Pass) -> Again {
         let (from, to) = (pass.from as usize, pass.to as usize);
-        let mut collector = Collector::new(pass, 1 << 20);
+        let mut collector = Collector::new(
+            pass,
+            Amount {
+                bytes: 1 << 20,
+                commands: usize::MAX,
+            },
+        );
         for (at, command) in self.durable.log.iter().enumerate().take(to).skip(from) {
             if collector.is_done() {
                 break;
@@ -1147,7 +1154,7 @@ proptest! {
         let bursts = bursts.into_iter().map(Action::Burst);
         let actions = before.into_iter().chain(bursts).chain(after).collect();
         let mut sim = Sim::new(seed, [Order::None, Order::None, Order::Strict, Order::None]);
-        sim.has_spare = false;
+        sim.memory = Memory::Short;
         run(&mut sim, actions);
     }
 }
@@ -1187,7 +1194,7 @@ proptest! {
 #[test]
 fn a_backlog_holds_nobody_behind_it_up_for_long() {
     let mut sim = Sim::new(7, [Order::None; SUBSCRIPTIONS]);
-    sim.has_spare = false;
+    sim.memory = Memory::Short;
     for _ in 0..8_000 {
         sim.produce(0, None);
     }

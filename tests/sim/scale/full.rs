@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use hookstream::delivery::partition::env::Amount;
+
 use super::group::{self, Fault};
 use super::partition::{self, Manner, Outage, SECOND, Seen, Us, Whale};
 use crate::settings;
@@ -27,10 +29,10 @@ pub fn partition_shape(seed: u64) -> partition::Shape {
         body: 1_024,
         latency: (80.0, 0.8),
         requests: settings.max_in_flight.div_ceil(5),
-        share: (
-            settings.max_queued_bytes / 5,
-            settings.max_queued_commands / 5,
-        ),
+        share: Amount {
+            bytes: settings.max_queued_bytes / 5,
+            commands: settings.max_queued_commands / 5,
+        },
         transaction: 20_000,
         release: (1_000.0, 30_000),
         outage: None,

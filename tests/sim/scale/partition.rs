@@ -14,7 +14,7 @@ use hookstream::config::Settings;
 use hookstream::delivery::partition::Partition;
 use hookstream::delivery::partition::deferral::{Collector, Found, Pass};
 use hookstream::delivery::partition::effect::{Attempt, Effect, Effects, Outcome, Question};
-use hookstream::delivery::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
+use hookstream::delivery::partition::env::{Amount, Env, Memory, NoticeRules, ORDER_BYTES, Rules};
 use hookstream::delivery::partition::event::{AttemptEnd, Event, Incoming, LaneId, LookAhead};
 use hookstream::delivery::partition::fairness::{Others, Search};
 use hookstream::delivery::partition::lane::Limits;
@@ -345,11 +345,18 @@ impl<'a> World<'a> {
 
     // ---- delivery --------------------------------------------------------------------------------
 
+    /// What delivery holds.
+    fn memory(&self) -> Amount {
+        Amount {
+            bytes: self.bytes,
+            commands: self.held,
+        }
+    }
+
     /// Takes what may be read, as the role does.
     fn read(&mut self) {
-        let (bytes, commands) = self.shape.share;
-        let over = |bytes_held, held| bytes_held > bytes || held > commands;
-        let free = self.bytes < bytes / 2 && self.held <= commands / 2;
+        let share = self.shape.share;
+        let free = Memory::left(self.memory(), share) != Memory::Short;
         if let Some(since) = self.paused_since {
             self.seen.paused = self.seen.paused.max(self.now - since);
             if !free {
@@ -358,7 +365,7 @@ impl<'a> World<'a> {
             self.paused_since = None;
         }
         while !self.log.is_empty() {
-            if over(self.bytes, self.held) {
+            if self.bytes > share.bytes || self.held > share.commands {
                 self.paused_since = Some(self.now);
                 return;
             }
@@ -384,7 +391,7 @@ impl<'a> World<'a> {
         let env = Env {
             now: self.base + Duration::from_micros(self.now),
             wall: EpochMs(EPOCH + i64::try_from(self.now / MS).unwrap_or(0)),
-            has_spare: self.bytes < self.shape.share.0 / 2,
+            memory: Memory::left(self.memory(), self.shape.share),
             subscriptions: &self.table,
         };
         self.seen.events += 1;
@@ -449,7 +456,7 @@ impl<'a> World<'a> {
     /// Reads a part again; the result comes when it is read.
     fn read_again(&mut self, pass: Pass) {
         let (from, body) = (pass.from, self.shape.body);
-        let mut collector = Collector::new(pass, self.shape.share.0 / 4);
+        let mut collector = Collector::new(pass, self.shape.share.of_a_pass());
         let first = self.records.partition_point(|&(offset, _)| offset < from);
         for (offset, record) in self.records.range(first..) {
             if collector.is_done() {

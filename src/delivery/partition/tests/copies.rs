@@ -25,7 +25,7 @@ fn notices(sim: &mut Sim) -> Vec<Notice> {
     let env = Env {
         now: sim.now,
         wall: sim.wall,
-        has_spare: sim.has_spare,
+        memory: sim.memory,
         subscriptions: &sim.listed,
     };
     let mut effects = Effects::default();
@@ -58,7 +58,7 @@ fn a_copy_is_finished_at_once_and_not_sent() {
 #[test]
 fn a_record_that_waits_for_its_lane_is_not_taken_for_its_own_copy() {
     let mut sim = sim();
-    sim.has_spare = false;
+    sim.memory = Memory::Short;
     for _ in 0..QUEUE_COMMANDS * 3 {
         sim.produce(0, None);
     }

@@ -6,7 +6,7 @@ use crate::delivery::partition::deferral::PASS_RECORDS;
 /// A whale (s0) and neighbours, one of which (s1) has had commands for a while; without spare memory a lane takes 256.
 fn with_whale(order: Order) -> Sim {
     let mut sim = Sim::new(7, [order, Order::None, Order::None, Order::None]);
-    sim.has_spare = false;
+    sim.memory = Memory::Short;
     sim.keep_up(1);
     sim
 }
@@ -105,7 +105,7 @@ fn a_whale_delays_nobody_in_its_partition_and_nothing_of_it_is_parked() {
 #[test]
 fn while_every_lane_has_a_backlog_nothing_is_put_off() {
     let mut sim = Sim::new(7, [Order::None; 4]);
-    sim.has_spare = false;
+    sim.memory = Memory::Short;
     for number in 0..3_000 {
         sim.produce(number % 2, None);
     }
@@ -232,7 +232,7 @@ proptest! {
         limit in prop::sample::select(vec![METADATA_LIMIT, 700, 400]),
     ) {
         let mut sim = Sim::new(seed, orders);
-        sim.has_spare = false;
+        sim.memory = Memory::Short;
         sim.limit = limit;
         sim.reopen();
         let mut actions = actions.into_iter();

@@ -215,7 +215,7 @@ impl Virtual {
         let env = Env {
             now: self.now,
             wall: self.wall,
-            has_spare: true,
+            memory: Memory::Plenty,
             subscriptions: &self.only,
         };
         self.machine

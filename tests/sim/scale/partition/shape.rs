@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hookstream::delivery::partition::env::Amount;
+
 /// Microseconds since the begin.
 pub type Us = u64;
 
@@ -21,8 +23,8 @@ pub struct Shape {
     pub latency: (f64, f64),
     /// Requests in flight of the worker.
     pub requests: usize,
-    /// What the partition may hold in memory: bytes, commands.
-    pub share: (usize, usize),
+    /// What the partition may hold in memory.
+    pub share: Amount,
     /// From the begin of a transaction until its end is known.
     pub transaction: Us,
     /// Records a second that release moves for this partition, and the time of one of its transactions.
