@@ -45,6 +45,7 @@ use segments::Piece;
 use read::{FORM_BITMAP, FORM_GAPS, FORM_NONE, FORM_SEGMENTS};
 pub use read::{Place, ReadError, VERSION};
 
+mod golomb;
 mod read;
 mod runs;
 mod segments;
@@ -66,8 +67,8 @@ const COVERAGE_HEADER: usize = 2;
 const ONE: usize = 5;
 /// The beginning of segments, and what rounding adds to them.
 const LEAD: usize = 16;
-/// A bitmap may begin and end somewhere else than was assumed, which lengthens its neighbours.
-const BESIDE_BITMAP: usize = 4;
+/// A bitmap, or pairs, may begin and end somewhere else than was assumed, which lengthens its neighbours.
+const BESIDE: usize = 4;
 /// Offsets that change before the bytes in the worst case are computed again.
 const CHANGES: usize = 32;
 
@@ -91,6 +92,8 @@ pub struct Window {
     /// Bytes of segments, whatever finishes: a bound, if it was computed, and what has changed since.
     worst: Option<usize>,
     changes: usize,
+    /// The order of its pairs.
+    order: u32,
 }
 
 /// The version of the format that is written.
@@ -168,6 +171,7 @@ impl Window {
             is_wide: false,
             worst: None,
             changes: 0,
+            order: 0,
         }
     }
 
@@ -305,6 +309,7 @@ impl Window {
     fn worst_is_within(&mut self, room: usize, more: usize) -> bool {
         let fits = |worst: Option<usize>| worst.is_some_and(|worst| worst + more <= room);
         if !fits(self.worst) && (self.worst.is_none() || self.changes >= CHANGES) {
+            self.order = segments::order(self.resting.runs(), self.resting.len());
             self.worst = Some(self.worst());
             self.changes = 0;
         }
@@ -312,31 +317,28 @@ impl Window {
     }
 
     /// Bytes of segments at most, whichever of the offsets that do not rest finish.
-    #[must_use]
-    pub fn worst(&self) -> usize {
+    fn worst(&self) -> usize {
         let mut pieces = Vec::new();
         let mut ends = self.resting.iter().skip(1).map(|next| next.0);
         for (from, to) in self.open.iter() {
             let mut at = from;
-            let active = |from: i64, to: i64| Piece {
-                from,
-                bytes: usize::try_from(to - from).unwrap_or(0) * ONE,
-            };
+            let active =
+                |from: i64, to: i64| Piece::of(from, usize::try_from(to - from).unwrap_or(0) * ONE);
             for (rests, until) in self.resting.within(from, to) {
                 if at < rests {
                     pieces.push(active(at, rests));
                 }
                 // As if all up to the next one that rests had finished.
                 let next = ends.next().unwrap_or(self.end.max(until + 1));
-                let bytes = segments::token_length(until - rests, next - until);
-                pieces.push(Piece { from: rests, bytes });
+                let (run, gap) = (until - rests, next - until);
+                pieces.push(Piece::run(rests, run, gap, self.order));
                 at = until;
             }
             if at < to {
                 pieces.push(active(at, to));
             }
         }
-        segments::fewest(&pieces, self.end, BESIDE_BITMAP) + LEAD
+        segments::fewest(&pieces, self.end, BESIDE) + LEAD
     }
 
     /// Takes the next offset; offsets are taken in ascending order. `false` when it was finished by a former
@@ -468,7 +470,7 @@ impl Window {
         // A window that other forms cannot describe is not cut off because a setting asks for them.
         let runs = || self.open.iter().collect::<Vec<_>>();
         let segments = (!is_plain && (format == Format::V4 || plainly > room))
-            .then(|| segments::write(&runs(), position.0, self.end))
+            .then(|| segments::write(&runs(), position.0, self.end, self.orders()))
             .filter(|segments| segments.len() < plainly);
         if !is_plain && segments.as_ref().map_or(plainly, Vec::len) > room {
             return self.cut(room).encode(position, coverage, place, format);
@@ -507,6 +509,14 @@ impl Window {
         let crc = crc32fast::hash(&bytes[5..]);
         bytes[1..5].copy_from_slice(&crc.to_be_bytes());
         STANDARD_NO_PAD.encode(&bytes)
+    }
+
+    /// The order that the bound was computed with, and the one that the runs suggest.
+    fn orders(&self) -> [u32; 2] {
+        [
+            self.order,
+            segments::order(self.open.runs(), self.open.len()),
+        ]
     }
 
     /// As if nothing behind what fits had been taken. Only after the limit was lowered, or beside a coverage that a former

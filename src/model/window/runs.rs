@@ -22,6 +22,11 @@ impl Runs {
         self.offsets
     }
 
+    /// The number of runs.
+    pub(super) fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.offsets == 0
     }

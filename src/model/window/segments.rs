@@ -1,25 +1,29 @@
 //! The form of commit metadata for windows of every kind: runs of unfinished offsets, and bitmaps where the mix is dense.
 //!
 //! A whale's commands wait in long runs, among which those of its neighbours are finished: about two bytes for each
-//! finished one, and two for any number of finished ones in a row. Where finished and unfinished offsets alternate, as
-//! in what a lane sends now, a bitmap is shorter. So the span is cut into segments, each written in the shorter way.
+//! finished one, and two for any number of finished ones in a row. Many runs of about one length, as of a whale beside
+//! neighbours, take two thirds of that as bits ([`super::golomb`]). Where finished and unfinished offsets alternate, as in
+//! what a lane sends now, a bitmap is shorter. So the span is cut into segments, each written in the shortest way.
 //!
 //! | a segment begins with a varint, whose two lowest bits say what | |
 //! |---|---|
 //! | 0 | so many unfinished offsets, then a finished one |
 //! | 1 | so many unfinished offsets, then a varint: the number of finished ones less two |
 //! | 2 | so many offsets as a bitmap, the lowest first, padded to bytes; 1 is finished |
+//! | 3 | an order (four bits), and so many pairs as Golomb codes, padded to bytes: unfinished offsets less one in this order, and finished ones less one in order 0 |
 //!
 //! Unfinished offsets behind the last finished one are left out: a new owner reads them in any case. Pure.
 
+use super::golomb::{self, MOST_ORDER};
 use crate::model::varint;
 
 const FINISHED_ONE: u64 = 0;
 const FINISHED_MORE: u64 = 1;
 const BITMAP: u64 = 2;
+const PAIRS: u64 = 3;
 
-/// A bitmap takes at most so many bytes besides its bits: its varint, and what pads it.
-const BITMAP_OVERHEAD: usize = 6;
+/// Bitmaps and pairs take at most so many bytes besides their bits: a varint, and what pads them.
+const OVERHEAD: usize = 6;
 /// Unfinished offsets that metadata may name. More than any partition defers, or takes otherwise.
 const MOST: i64 = 1 << 26;
 
@@ -27,9 +31,45 @@ const MOST: i64 = 1 << 26;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     /// Where it begins; it ends where the next one begins.
-    pub(super) from: i64,
-    /// Bytes as segments without a bitmap.
-    pub(super) bytes: usize,
+    from: i64,
+    /// Bits as tokens.
+    token: usize,
+    /// Bits as pairs.
+    pair: usize,
+}
+
+impl Piece {
+    /// Offsets that take so many bytes at most, in whichever way but a bitmap.
+    pub(super) fn of(from: i64, bytes: usize) -> Self {
+        let bits = bytes * 8;
+        Self {
+            from,
+            token: bits,
+            pair: bits,
+        }
+    }
+
+    /// A run of unfinished offsets, and the finished ones behind it.
+    pub(super) fn run(from: i64, run: i64, gap: i64, order: u32) -> Self {
+        let pair = match gap {
+            ..=0 => 0,
+            _ => golomb::length(number(run - 1), order) + golomb::length(number(gap - 1), 0),
+        };
+        Self {
+            from,
+            token: token_length(run, gap) * 8,
+            pair,
+        }
+    }
+}
+
+/// How a part of a span is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Segments of a token each.
+    Tokens,
+    Bitmap,
+    Pairs,
 }
 
 /// A part of a span that is written in one way.
@@ -37,11 +77,11 @@ struct Part {
     /// The indexes of its pieces.
     from: usize,
     to: usize,
-    is_bitmap: bool,
+    way: Way,
 }
 
 /// Bytes of a run of unfinished offsets, and of the finished ones behind it.
-pub(super) fn token_length(run: i64, gap: i64) -> usize {
+fn token_length(run: i64, gap: i64) -> usize {
     match gap {
         ..=0 => 0,
         1 => varint::length(tagged(run, FINISHED_ONE)),
@@ -57,41 +97,55 @@ fn number(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// The fewest bytes for these pieces, which end at `end`, when a bitmap takes `extra` more than it needs.
+/// The order in which so many runs of so many offsets together are short as pairs.
+pub(super) fn order(runs: usize, offsets: usize) -> u32 {
+    golomb::order((offsets / runs.max(1)) as u64)
+}
+
+/// The fewest bytes for these pieces, which end at `end`, when each part but tokens takes `extra` more than it needs.
 pub(super) fn fewest(pieces: &[Piece], end: i64, extra: usize) -> usize {
     plan(pieces, end, extra).0
 }
 
 /// The shortest way to write pieces: bytes at most, and the parts.
 fn plan(pieces: &[Piece], end: i64, extra: usize) -> (usize, Vec<Part>) {
-    let overhead = eighths(BITMAP_OVERHEAD + extra);
+    let overhead = bits(OVERHEAD + extra);
     let start = |index: usize| pieces.get(index).map_or(end, |piece| piece.from);
-    // In eighths of bytes: the least for all pieces before the index, and where the last part before it begins.
-    let mut best = vec![(0_i64, 0_usize, false)];
-    // Where a bitmap would best begin.
-    let mut open = 0;
-    for index in 1..=pieces.len() {
-        let (before, _, _) = best[index - 1];
-        let plain = before + eighths(pieces[index - 1].bytes);
-        let bitmap = best[open].0 + overhead + start(index) - start(open);
-        best.push(if bitmap < plain {
-            (bitmap, open, true)
-        } else {
-            (plain, index - 1, false)
-        });
-        if best[index].0 - start(index) < best[open].0 - start(open) {
-            open = index;
+    // In bits: the least for all pieces before the index, and where the last part before it begins.
+    let mut best = Vec::with_capacity(pieces.len() + 1);
+    best.push((0_i64, 0_usize, Way::Tokens));
+    // Where a bitmap and pairs would best begin, and what they would take if they had begun with the first piece.
+    let mut bitmap = (0, start(0));
+    let mut pairs = (0, 0_i64);
+    let mut paired = 0_i64;
+    for (index, piece) in pieces.iter().enumerate() {
+        let after = index + 1;
+        paired += bits_of(piece.pair);
+        let from = |(open, began): (usize, i64), now: i64| best[open].0 + overhead + now - began;
+        let ways = [
+            (best[index].0 + bits_of(piece.token), index, Way::Tokens),
+            (from(bitmap, start(after)), bitmap.0, Way::Bitmap),
+            (from(pairs, paired), pairs.0, Way::Pairs),
+        ];
+        let [mut least, others @ ..] = ways;
+        for other in others {
+            if other.0 < least.0 {
+                least = other;
+            }
+        }
+        best.push(least);
+        if least.0 - start(after) < best[bitmap.0].0 - bitmap.1 {
+            bitmap = (after, start(after));
+        }
+        if least.0 - paired < best[pairs.0].0 - pairs.1 {
+            pairs = (after, paired);
         }
     }
     let mut parts = Vec::new();
     let mut to = pieces.len();
     while to > 0 {
-        let (_, from, is_bitmap) = best[to];
-        parts.push(Part {
-            from,
-            to,
-            is_bitmap,
-        });
+        let (_, from, way) = best[to];
+        parts.push(Part { from, to, way });
         to = from;
     }
     parts.reverse();
@@ -99,32 +153,40 @@ fn plan(pieces: &[Piece], end: i64, extra: usize) -> (usize, Vec<Part>) {
     (usize::try_from(all).unwrap_or(0).div_ceil(8), parts)
 }
 
-fn eighths(bytes: usize) -> i64 {
-    i64::try_from(bytes * 8).unwrap_or(i64::MAX / 4)
+fn bits(bytes: usize) -> i64 {
+    bits_of(bytes * 8)
 }
 
-/// What is unfinished from `position` to before `end`, as segments. `runs` are ascending.
-pub(super) fn write(runs: &[(i64, i64)], position: i64, end: i64) -> Vec<u8> {
-    let pieces: Vec<Piece> = each_with_gap(runs, end)
-        .map(|((from, to), gap)| Piece {
-            from,
-            bytes: token_length(to - from, gap),
-        })
-        .collect();
+fn bits_of(bits: usize) -> i64 {
+    i64::try_from(bits).unwrap_or(i64::MAX / 4)
+}
+/// What is unfinished from `position` to before `end`, as segments; pairs are in one of these orders. `runs` are ascending.
+pub(super) fn write(runs: &[(i64, i64)], position: i64, end: i64, orders: [u32; 2]) -> Vec<u8> {
+    let plans = orders.map(|order| {
+        let runs = each_with_gap(runs, end);
+        let each = runs.map(|((from, to), gap)| Piece::run(from, to - from, gap, order));
+        let pieces: Vec<Piece> = each.collect();
+        let (bytes, parts) = plan(&pieces, end, 0);
+        (bytes, parts, order)
+    });
+    let [first, second] = plans;
+    let (_, parts, order) = if second.0 < first.0 { second } else { first };
     let mut bytes = Vec::new();
     if let Some(&(first, _)) = runs.first() {
         write_token(&mut bytes, 0, first - position);
     } else {
         write_token(&mut bytes, 0, end - position);
     }
-    for part in plan(&pieces, end, 0).1 {
+    for part in parts {
         let to = runs.get(part.to).map_or(end, |next| next.0);
         let of = &runs[part.from..part.to];
-        if part.is_bitmap {
-            write_bitmap(&mut bytes, of, to);
-        } else {
-            for ((from, until), gap) in each_with_gap(of, to) {
-                write_token(&mut bytes, until - from, gap);
+        match part.way {
+            Way::Bitmap => write_bitmap(&mut bytes, of, to),
+            Way::Pairs => write_pairs(&mut bytes, of, to, order),
+            Way::Tokens => {
+                for ((from, until), gap) in each_with_gap(of, to) {
+                    write_token(&mut bytes, until - from, gap);
+                }
             }
         }
     }
@@ -169,6 +231,18 @@ fn write_bitmap(bytes: &mut Vec<u8>, runs: &[(i64, i64)], to: i64) {
     }
 }
 
+/// These runs, and the finished offsets behind each one, up to `to`.
+fn write_pairs(bytes: &mut Vec<u8>, runs: &[(i64, i64)], to: i64, order: u32) {
+    let pairs = || each_with_gap(runs, to).filter(|&(_, gap)| gap > 0);
+    let head = (pairs().count() as u64) << 4 | u64::from(order);
+    varint::write(bytes, head << 2 | PAIRS);
+    let mut writer = golomb::Writer::new(bytes);
+    for ((from, until), gap) in pairs() {
+        writer.write(number(until - from - 1), order);
+        writer.write(number(gap - 1), 0);
+    }
+}
+
 /// The unfinished runs from `position` on, and the position behind the last finished offset; `None` for what
 /// [`write`] does not write.
 pub(super) fn read(mut data: &[u8], position: i64) -> Option<(Vec<(i64, i64)>, i64)> {
@@ -209,7 +283,19 @@ pub(super) fn read(mut data: &[u8], position: i64) -> Option<(Vec<(i64, i64)>, i
                 }
                 at = to;
             }
-            _ => return None,
+            // All that is left of the two bits.
+            _ => {
+                let order = (head >> 2) as u32 & MOST_ORDER;
+                let mut pairs = golomb::Reader::new(data);
+                for _ in 0..length >> 4 {
+                    let run = i64::try_from(pairs.read(order)?).ok()?;
+                    let gap = i64::try_from(pairs.read(0)?).ok()?;
+                    let to = at.checked_add(run)?.checked_add(1)?;
+                    add(at, to)?;
+                    at = to.checked_add(gap)?.checked_add(1)?;
+                }
+                data = pairs.rest();
+            }
         }
     }
     // What is unfinished at the end of a bitmap is not described.
@@ -242,6 +328,7 @@ mod tests {
             lead in 0..3_i64,
             lengths in lengths(),
             tail in any::<bool>(),
+            orders in [0..=MOST_ORDER, 0..=MOST_ORDER],
         ) {
             let mut runs = Vec::new();
             let mut at = 100 + lead;
@@ -250,7 +337,7 @@ mod tests {
                 at += run + gap;
             }
             let end = if tail { at } else { runs.last().map_or(at, |last| last.1) };
-            let bytes = write(&runs, 100, end);
+            let bytes = write(&runs, 100, end, orders);
             let (read, known) = read(&bytes, 100).unwrap();
             let mut expected = runs.clone();
             if !tail && !runs.is_empty() {
@@ -259,10 +346,12 @@ mod tests {
             prop_assert_eq!(&read, &expected);
             let behind = if tail || runs.is_empty() { end } else { runs.last().unwrap().0 };
             prop_assert_eq!(known, behind);
-            let pieces: Vec<Piece> = each_with_gap(&runs, end)
-                .map(|((from, to), gap)| Piece { from, bytes: token_length(to - from, gap) })
-                .collect();
-            prop_assert!(bytes.len() <= fewest(&pieces, end, 0) + token_length(0, lead));
+            for order in orders {
+                let pieces: Vec<Piece> = each_with_gap(&runs, end)
+                    .map(|((from, to), gap)| Piece::run(from, to - from, gap, order))
+                    .collect();
+                prop_assert!(bytes.len() <= fewest(&pieces, end, 0) + token_length(0, lead));
+            }
         }
 
         #[test]
@@ -277,9 +366,16 @@ mod tests {
     #[test]
     fn a_whale_takes_bytes_for_each_neighbour_and_none_for_its_commands() {
         // 300,000 commands at 20,000/s among those of neighbours at 83/s, then 15,000 of neighbours alone.
-        let runs: Vec<(i64, i64)> = (0..1_250).map(|one| (one * 241, one * 241 + 240)).collect();
-        let bytes = write(&runs, 0, 1_250 * 241 + 15_000);
-        assert!(bytes.len() < 2_510, "{}", bytes.len());
+        let mut random = fastrand::Rng::with_seed(7);
+        let (mut runs, mut at) = (Vec::new(), 0);
+        for _ in 0..1_250 {
+            let run = (-240.0 * random.f64().max(1e-9).ln()) as i64 + 1;
+            runs.push((at, at + run));
+            at += run + 1;
+        }
+        let orders = [order(1_250, at as usize), 0];
+        let bytes = write(&runs, 0, at + 15_000, orders);
+        assert!(bytes.len() < 1_250 * 43 / 32 + 20, "{}", bytes.len());
         // What its lane sends now ends in any order.
         let front = (0..1_500)
             .filter(|one| one % 3 != 1)
@@ -292,7 +388,11 @@ mod tests {
             .collect::<super::super::runs::Runs>()
             .iter()
             .collect();
-        let bytes = write(&joined, 0, 200_000);
-        assert!(bytes.len() < 1_500 / 8 + 1_020, "{}", bytes.len());
+        let bytes = write(&joined, 0, 200_000, orders);
+        assert!(
+            bytes.len() < 1_500 / 8 + 500 * 11 / 8 + 20,
+            "{}",
+            bytes.len()
+        );
     }
 }

@@ -754,6 +754,7 @@ fn a_whale_of_300_000_fits_beside_its_neighbours() {
     let coverage = Coverage::new(Position(0));
     let mut window = Window::new(Position(0));
     window.set_wide();
+    let mut random = fastrand::Rng::with_seed(1);
     let mut finished = 0;
     for offset in 0..300_000 {
         assert!(
@@ -761,7 +762,8 @@ fn a_whale_of_300_000_fits_beside_its_neighbours() {
             "{offset}"
         );
         window.take(Offset(offset));
-        if offset % 400 == 7 {
+        // At 20,000/s, and neighbours at 83/s.
+        if random.u32(..241) == 7 {
             window.finish(Offset(offset));
             finished += 1;
         } else {
@@ -769,9 +771,10 @@ fn a_whale_of_300_000_fits_beside_its_neighbours() {
             window.rest(Offset(offset));
         }
     }
-    assert_eq!((finished, window.unfinished()), (750, 299_250));
+    assert_eq!(window.unfinished(), 300_000 - finished);
+    assert!(finished > 1_200, "{finished}");
     let length = window.snapshot(at(0), Format::V4).metadata.len();
-    assert!(length < 2_200, "{length}");
+    assert!(length < 2_400, "{length}");
     // A setting for older replicas does not cut it off.
     let narrow = window.snapshot(at(0), Format::V3);
     assert_eq!(narrow.metadata.len(), length);
@@ -784,7 +787,8 @@ fn a_whale_of_300_000_fits_beside_its_neighbours() {
         window.take(Offset(offset));
         window.finish(Offset(offset));
     }
-    assert!(window.snapshot(at(0), Format::V4).metadata.len() < 2_210);
+    let more = window.snapshot(at(0), Format::V4).metadata.len() - length;
+    assert!(more < 10, "{more}");
 }
 
 #[test]
@@ -831,4 +835,19 @@ fn segments_stay_as_they_are() {
     );
     let (restored, error) = Window::restore(Position(100), &metadata, at(7));
     assert_eq!((error, restored.span()), (None, 98_901));
+    // Many runs of about one length, as pairs.
+    let mut window = Window::new(Position(100));
+    for offset in 100..10_000 {
+        window.take(Offset(offset));
+    }
+    for offset in (107..9_000).step_by(241).chain([9_100, 9_101]) {
+        window.finish(Offset(offset));
+    }
+    let metadata = window.snapshot(at(7), Format::V4).metadata;
+    assert_eq!(
+        metadata,
+        "BAiNqsjRHzojv67wTgHXzZCOyhdzAAAAAAAAAGQAAAMc3xK+9a1vfetb3/rWt771rW9961vf+ta3vvWtb33rW9/61re+9a1vfetb3/rWt771rW99664A"
+    );
+    let (restored, error) = Window::restore(Position(100), &metadata, at(7));
+    assert_eq!((error, restored.span()), (None, 9_002));
 }
