@@ -64,11 +64,11 @@ const ROOM: usize = BYTES - HEADER;
 const COVERAGE_HEADER: usize = 2;
 
 /// What an offset adds to segments at most, bytes, when it finishes among others.
-const ONE: usize = 5;
+const ONE: usize = 6;
 /// The beginning of segments, and what rounding adds to them.
 const LEAD: usize = 16;
-/// A bitmap, or pairs, may begin and end somewhere else than was assumed, which lengthens its neighbours.
-const BESIDE: usize = 4;
+/// A bitmap, or codes, may begin and end somewhere else than was assumed, which lengthens its neighbours.
+const BESIDE: usize = 8;
 /// Offsets that change before the bytes in the worst case are computed again.
 const CHANGES: usize = 32;
 
@@ -92,7 +92,7 @@ pub struct Window {
     /// Bytes of segments, whatever finishes: a bound, if it was computed, and what has changed since.
     worst: Option<usize>,
     changes: usize,
-    /// The order of its pairs.
+    /// The order of its codes.
     order: u32,
 }
 
@@ -265,10 +265,10 @@ impl Window {
         self.has_room_in(offset, self.room_beside(coverage))
     }
 
-    /// Whether another offset may rest beside a coverage: a third of the room is kept for those that do not.
+    /// Whether another offset may rest beside a coverage: a quarter of the room is kept for those that do not.
     #[must_use]
     pub fn may_rest(&mut self, coverage: &Coverage) -> bool {
-        let room = self.room_beside(coverage) * 2 / 3;
+        let room = self.room_beside(coverage) * 3 / 4;
         let is_short = |first| self.end - first < bits(room);
         self.is_wide && (self.open.first().is_none_or(is_short) || self.worst_is_within(room, 0))
     }
@@ -319,14 +319,21 @@ impl Window {
     /// Bytes of segments at most, whichever of the offsets that do not rest finish.
     fn worst(&self) -> usize {
         let mut pieces = Vec::new();
+        let first = self.resting.first().unwrap_or(self.end);
         let mut ends = self.resting.iter().skip(1).map(|next| next.0);
-        for (from, to) in self.open.iter() {
+        let mut each = self.open.iter().peekable();
+        while let Some((from, to)) = each.next() {
+            let behind = each.peek().map_or(self.end, |next| next.0);
+            let any = |at: i64, until: i64| {
+                let beside = usize::from(at > from) + usize::from(until < to);
+                let alone = (at < first).then_some(behind.min(first) - at);
+                let offsets = usize::try_from(until - at).unwrap_or(0);
+                Piece::any(at, offsets, beside, alone, self.order)
+            };
             let mut at = from;
-            let active =
-                |from: i64, to: i64| Piece::of(from, usize::try_from(to - from).unwrap_or(0) * ONE);
             for (rests, until) in self.resting.within(from, to) {
                 if at < rests {
-                    pieces.push(active(at, rests));
+                    pieces.push(any(at, rests));
                 }
                 // As if all up to the next one that rests had finished.
                 let next = ends.next().unwrap_or(self.end.max(until + 1));
@@ -335,7 +342,7 @@ impl Window {
                 at = until;
             }
             if at < to {
-                pieces.push(active(at, to));
+                pieces.push(any(at, to));
             }
         }
         segments::fewest(&pieces, self.end, BESIDE) + LEAD

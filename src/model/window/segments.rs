@@ -2,15 +2,16 @@
 //!
 //! A whale's commands wait in long runs, among which those of its neighbours are finished: about two bytes for each
 //! finished one, and two for any number of finished ones in a row. Many runs of about one length, as of a whale beside
-//! neighbours, take two thirds of that as bits ([`super::golomb`]). Where finished and unfinished offsets alternate, as in
-//! what a lane sends now, a bitmap is shorter. So the span is cut into segments, each written in the shortest way.
+//! neighbours, take little more than half of that as codes ([`super::golomb`]). Where finished and unfinished offsets
+//! alternate, as in what a lane sends now, a bitmap is shorter. So the span is cut into segments, each written in the
+//! shortest way.
 //!
 //! | a segment begins with a varint, whose two lowest bits say what | |
 //! |---|---|
 //! | 0 | so many unfinished offsets, then a finished one |
 //! | 1 | so many unfinished offsets, then a varint: the number of finished ones less two |
 //! | 2 | so many offsets as a bitmap, the lowest first, padded to bytes; 1 is finished |
-//! | 3 | an order (four bits), and so many pairs as Golomb codes, padded to bytes: unfinished offsets less one in this order, and finished ones less one in order 0 |
+//! | 3 | an order (four bits), and so many finished ones, each as a code: how many unfinished ones come before it; padded to bytes |
 //!
 //! Unfinished offsets behind the last finished one are left out: a new owner reads them in any case. Pure.
 
@@ -20,10 +21,12 @@ use crate::model::varint;
 const FINISHED_ONE: u64 = 0;
 const FINISHED_MORE: u64 = 1;
 const BITMAP: u64 = 2;
-const PAIRS: u64 = 3;
+const CODES: u64 = 3;
 
-/// Bitmaps and pairs take at most so many bytes besides their bits: a varint, and what pads them.
+/// Bitmaps and codes take at most so many bytes besides their bits: a varint, and what pads them.
 const OVERHEAD: usize = 6;
+/// A token takes at most so many bytes beside those of what it splits or lengthens.
+const TOKEN: usize = 5;
 /// Unfinished offsets that metadata may name. More than any partition defers, or takes otherwise.
 const MOST: i64 = 1 << 26;
 
@@ -34,31 +37,43 @@ pub(super) struct Piece {
     from: i64,
     /// Bits as tokens.
     token: usize,
-    /// Bits as pairs.
-    pair: usize,
+    /// Bits as codes.
+    code: usize,
 }
 
 impl Piece {
-    /// Offsets that take so many bytes at most, in whichever way but a bitmap.
-    pub(super) fn of(from: i64, bytes: usize) -> Self {
-        let bits = bytes * 8;
-        Self {
-            from,
-            token: bits,
-            pair: bits,
-        }
-    }
-
     /// A run of unfinished offsets, and the finished ones behind it.
     pub(super) fn run(from: i64, run: i64, gap: i64, order: u32) -> Self {
-        let pair = match gap {
+        let zero = golomb::length(0, order);
+        let code = match gap {
             ..=0 => 0,
-            _ => golomb::length(number(run - 1), order) + golomb::length(number(gap - 1), 0),
+            _ => golomb::length(number(run), order) + (number(gap) as usize - 1) * zero,
         };
         Self {
             from,
             token: token_length(run, gap) * 8,
-            pair,
+            code,
+        }
+    }
+
+    /// Offsets any of which may be finished. The run before them counts those that are finished, here and up to the next
+    /// run that rests, unless there is none: then `alone` says how many they would be. `beside` says how many of its two
+    /// ends touch a run.
+    pub(super) fn any(
+        from: i64,
+        offsets: usize,
+        beside: usize,
+        alone: Option<i64>,
+        order: u32,
+    ) -> Self {
+        // Runs that touch no other.
+        let tokens = (offsets + 1).saturating_sub(beside) / 2;
+        let finished = number(alone.unwrap_or(0)) as usize;
+        Self {
+            from,
+            token: (tokens * TOKEN + beside) * 8,
+            // An unfinished one lengthens the next code by as much as its own would take, and at most two bits.
+            code: 2 * offsets + 2 + finished * golomb::length(0, order),
         }
     }
 }
@@ -69,7 +84,7 @@ enum Way {
     /// Segments of a token each.
     Tokens,
     Bitmap,
-    Pairs,
+    Codes,
 }
 
 /// A part of a span that is written in one way.
@@ -97,7 +112,7 @@ fn number(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// The order in which so many runs of so many offsets together are short as pairs.
+/// The order in which so many runs of so many offsets together are short as codes.
 pub(super) fn order(runs: usize, offsets: usize) -> u32 {
     golomb::order((offsets / runs.max(1)) as u64)
 }
@@ -114,18 +129,18 @@ fn plan(pieces: &[Piece], end: i64, extra: usize) -> (usize, Vec<Part>) {
     // In bits: the least for all pieces before the index, and where the last part before it begins.
     let mut best = Vec::with_capacity(pieces.len() + 1);
     best.push((0_i64, 0_usize, Way::Tokens));
-    // Where a bitmap and pairs would best begin, and what they would take if they had begun with the first piece.
+    // Where a bitmap and codes would best begin, and what they would take if they had begun with the first piece.
     let mut bitmap = (0, start(0));
-    let mut pairs = (0, 0_i64);
-    let mut paired = 0_i64;
+    let mut codes = (0, 0_i64);
+    let mut coded = 0_i64;
     for (index, piece) in pieces.iter().enumerate() {
         let after = index + 1;
-        paired += bits_of(piece.pair);
+        coded += bits_of(piece.code);
         let from = |(open, began): (usize, i64), now: i64| best[open].0 + overhead + now - began;
         let ways = [
             (best[index].0 + bits_of(piece.token), index, Way::Tokens),
             (from(bitmap, start(after)), bitmap.0, Way::Bitmap),
-            (from(pairs, paired), pairs.0, Way::Pairs),
+            (from(codes, coded), codes.0, Way::Codes),
         ];
         let [mut least, others @ ..] = ways;
         for other in others {
@@ -137,8 +152,8 @@ fn plan(pieces: &[Piece], end: i64, extra: usize) -> (usize, Vec<Part>) {
         if least.0 - start(after) < best[bitmap.0].0 - bitmap.1 {
             bitmap = (after, start(after));
         }
-        if least.0 - paired < best[pairs.0].0 - pairs.1 {
-            pairs = (after, paired);
+        if least.0 - coded < best[codes.0].0 - codes.1 {
+            codes = (after, coded);
         }
     }
     let mut parts = Vec::new();
@@ -160,7 +175,7 @@ fn bits(bytes: usize) -> i64 {
 fn bits_of(bits: usize) -> i64 {
     i64::try_from(bits).unwrap_or(i64::MAX / 4)
 }
-/// What is unfinished from `position` to before `end`, as segments; pairs are in one of these orders. `runs` are ascending.
+/// What is unfinished from `position` to before `end`, as segments; codes are in one of these orders. `runs` are ascending.
 pub(super) fn write(runs: &[(i64, i64)], position: i64, end: i64, orders: [u32; 2]) -> Vec<u8> {
     let plans = orders.map(|order| {
         let runs = each_with_gap(runs, end);
@@ -182,7 +197,7 @@ pub(super) fn write(runs: &[(i64, i64)], position: i64, end: i64, orders: [u32; 
         let of = &runs[part.from..part.to];
         match part.way {
             Way::Bitmap => write_bitmap(&mut bytes, of, to),
-            Way::Pairs => write_pairs(&mut bytes, of, to, order),
+            Way::Codes => write_codes(&mut bytes, of, to, order),
             Way::Tokens => {
                 for ((from, until), gap) in each_with_gap(of, to) {
                     write_token(&mut bytes, until - from, gap);
@@ -231,15 +246,18 @@ fn write_bitmap(bytes: &mut Vec<u8>, runs: &[(i64, i64)], to: i64) {
     }
 }
 
-/// These runs, and the finished offsets behind each one, up to `to`.
-fn write_pairs(bytes: &mut Vec<u8>, runs: &[(i64, i64)], to: i64, order: u32) {
-    let pairs = || each_with_gap(runs, to).filter(|&(_, gap)| gap > 0);
-    let head = (pairs().count() as u64) << 4 | u64::from(order);
-    varint::write(bytes, head << 2 | PAIRS);
+/// The finished offsets behind these runs, up to `to`.
+fn write_codes(bytes: &mut Vec<u8>, runs: &[(i64, i64)], to: i64, order: u32) {
+    let gaps = || each_with_gap(runs, to).filter(|&(_, gap)| gap > 0);
+    let finished: i64 = gaps().map(|(_, gap)| gap).sum();
+    let head = number(finished) << 4 | u64::from(order);
+    varint::write(bytes, head << 2 | CODES);
     let mut writer = golomb::Writer::new(bytes);
-    for ((from, until), gap) in pairs() {
-        writer.write(number(until - from - 1), order);
-        writer.write(number(gap - 1), 0);
+    for ((from, until), gap) in gaps() {
+        writer.write(number(until - from), order);
+        for _ in 1..gap {
+            writer.write(0, order);
+        }
     }
 }
 
@@ -286,15 +304,14 @@ pub(super) fn read(mut data: &[u8], position: i64) -> Option<(Vec<(i64, i64)>, i
             // All that is left of the two bits.
             _ => {
                 let order = (head >> 2) as u32 & MOST_ORDER;
-                let mut pairs = golomb::Reader::new(data);
+                let mut codes = golomb::Reader::new(data);
                 for _ in 0..length >> 4 {
-                    let run = i64::try_from(pairs.read(order)?).ok()?;
-                    let gap = i64::try_from(pairs.read(0)?).ok()?;
-                    let to = at.checked_add(run)?.checked_add(1)?;
+                    let run = i64::try_from(codes.read(order)?).ok()?;
+                    let to = at.checked_add(run)?;
                     add(at, to)?;
-                    at = to.checked_add(gap)?.checked_add(1)?;
+                    at = to.checked_add(1)?;
                 }
-                data = pairs.rest();
+                data = codes.rest();
             }
         }
     }
@@ -375,7 +392,7 @@ mod tests {
         }
         let orders = [order(1_250, at as usize), 0];
         let bytes = write(&runs, 0, at + 15_000, orders);
-        assert!(bytes.len() < 1_250 * 43 / 32 + 20, "{}", bytes.len());
+        assert!(bytes.len() < 1_250 * 39 / 32 + 20, "{}", bytes.len());
         // What its lane sends now ends in any order.
         let front = (0..1_500)
             .filter(|one| one % 3 != 1)
@@ -390,7 +407,7 @@ mod tests {
             .collect();
         let bytes = write(&joined, 0, 200_000, orders);
         assert!(
-            bytes.len() < 1_500 / 8 + 500 * 11 / 8 + 20,
+            bytes.len() < 1_500 / 8 + 500 * 10 / 8 + 20,
             "{}",
             bytes.len()
         );
