@@ -62,7 +62,7 @@ settings! {
     "max-queued-bytes" "SIZE" "64MiB" "Maximum bytes of commands in memory per replica" "1MiB to 16GiB";
     "max-queued-commands" "N" "100000" "Maximum number of commands in memory per replica" "512 to 100000000";
     "attempt-log" "" "false" "Record each attempt in the attempts topic" "true or false";
-    "window-format" "N" "3" "Format version of the commit metadata; use 1 only while replicas of hookstream 0.1.0 run beside this version, or before a rollback to 0.1.0. 3 is as 2 until fan-out writes commands with the header hs-source; before 3, their copies may be delivered again after a restart. 4 is as 3 until many offsets are unfinished; with 4, commands that a fast lane has no room for are deferred instead of holding their partition or being parked" "1 to 4";
+    "window-format" "N" "4" "Format version of the commit metadata; use 1 only while replicas of hookstream 0.1.0 run beside this version, or before a rollback to 0.1.0. 3 is as 2 until fan-out writes commands with the header hs-source; before 3, their copies may be delivered again after a restart. 4 is as 3 until many offsets are unfinished; before 4, commands that a fast lane has no room for hold their partition or are parked, instead of being deferred" "1 to 4";
     "lag-top" "N" "200" "Number of subscribers with their own metric series: by lag, by age and by dead letters, and per delivery replica by attempts; all others are summed as _other" "1 to 10000";
     "breaker-failures" "N" "5" "Consecutive failures that open a subscription's circuit breaker" "0 (never) to 100000";
     "breaker-rate" "RATIO" "0.5" "Failure ratio within --breaker-window that opens the breaker" "0 (never) to 1";

@@ -343,10 +343,7 @@ fn a_whale_is_deferred_and_delays_no_neighbour_in_its_partition_also_over_a_rest
     const COMMANDS: usize = 12_000;
     let _alone = alone();
     let mut world = world("whale");
-    flags(
-        &mut world,
-        &["--max-queued-bytes=1MiB", "--window-format=4"],
-    );
+    flags(&mut world, &["--max-queued-bytes=1MiB"]);
     let receiver = Receiver::start(|seen| match &*seen.path {
         "/big" => Answer::ok().after(Duration::from_millis(20)),
         _ => Answer::ok(),
