@@ -110,6 +110,12 @@ struct Begun {
 }
 
 impl Outage {
+    /// Whether there is an outage.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.begun.is_some()
+    }
+
     /// Evaluates the replica's health; called several times per second.
     pub fn observe(&mut self, health: &Health, now: Instant) -> Step {
         let failing = health.lanes.iter().filter(|lane| lane.look == Look::Fails);

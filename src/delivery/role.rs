@@ -43,6 +43,10 @@ use crate::runtime::recommit::Recommit;
 
 /// How often positions and outcomes are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// The same when nothing has been under way for [`REST_AFTER`].
+const COMMIT_AT_REST: Duration = Duration::from_millis(500);
+/// How long a role that has nothing to do goes on as if it had.
+const REST_AFTER: Duration = Duration::from_secs(1);
 /// How often to ask which offsets without a record were passed.
 const PASSED_EVERY: Duration = Duration::from_secs(1);
 /// The most records taken in one turn.
@@ -103,6 +107,7 @@ pub async fn run<P: Port>(
         stopped_lines: Throttle::new(Duration::from_secs(1)),
         set_aside_lines: Throttle::new(Duration::from_secs(1)),
         next_commit: clock::instant(),
+        busy_at: clock::instant(),
         next_passed: clock::instant(),
         outage: Outage::default(),
         recommit: Recommit::default(),
@@ -159,6 +164,8 @@ pub(super) struct Delivery<'a, P: Port> {
     pub(super) stopped_lines: Throttle,
     pub(super) set_aside_lines: Throttle,
     pub(super) next_commit: Instant,
+    /// When anything was under way last.
+    busy_at: Instant,
     /// When to ask again which offsets without a record were passed.
     next_passed: Instant,
     pub(super) outage: Outage,
@@ -212,14 +219,34 @@ impl<P: Port> Delivery<'_, P> {
         let wait = self.next_commit.saturating_duration_since(clock::instant());
         self.turn(wait).await?;
         self.flow()?;
-        if clock::instant() >= self.next_commit {
+        let now = clock::instant();
+        if self.is_busy() {
+            self.busy_at = now;
+        }
+        let every = if now.saturating_duration_since(self.busy_at) < REST_AFTER {
+            COMMIT_EVERY
+        } else {
+            COMMIT_AT_REST
+        };
+        // What comes to a role at rest does not wait as long as it would have.
+        self.next_commit = self.next_commit.min(now + every);
+        if now >= self.next_commit {
             self.pass()?;
             self.verify()?;
             self.settle().await?;
             self.take_back().await?;
-            self.next_commit = clock::instant() + COMMIT_EVERY;
+            self.next_commit = clock::instant() + every;
         }
         Ok(())
+    }
+
+    /// Whether a round may have something to do.
+    fn is_busy(&self) -> bool {
+        let mut loads = self.partitions.values().map(|owned| &owned.load);
+        self.drain.is_some()
+            || self.is_generation_old
+            || self.outage.is_on()
+            || loads.any(|load| load.commands() > 0)
     }
 
     /// Positions behind the ends of transactions are committed too: else a group at rest would seem to be behind.
@@ -285,6 +312,7 @@ impl<P: Port> Delivery<'_, P> {
                     self.stop_at_newer(number, Some(offset), version)?;
                 }
                 Polled::Assigned(committed) => {
+                    self.busy_at = clock::instant();
                     self.hand_over(taken);
                     return self.assigned(&committed);
                 }
@@ -305,7 +333,11 @@ impl<P: Port> Delivery<'_, P> {
         Ok(())
     }
 
-    fn hand_over(&self, taken: BTreeMap<i32, Vec<Incoming>>) {
+    fn hand_over(&mut self, taken: BTreeMap<i32, Vec<Incoming>>) {
+        if !taken.is_empty() {
+            // A copy is done before anybody looks.
+            self.busy_at = clock::instant();
+        }
         for (partition, incoming) in taken {
             // A record of a revoked partition that was still in the client's queue belongs to the next owner.
             let Some(owned) = self.partitions.get(&partition) else {

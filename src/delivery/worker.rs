@@ -50,6 +50,8 @@ mod report;
 
 /// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
+/// The same while nothing waits.
+const TICK_AT_REST: Duration = Duration::from_millis(500);
 
 /// The dependencies of a worker.
 pub(super) struct Surroundings<P: Port> {
@@ -76,10 +78,10 @@ pub(super) async fn run<P: Port>(
 ) {
     let (ended_in, mut ended) = unbounded_channel();
     let mut worker = Worker::new(around, ended_in);
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticked = clock::instant();
     loop {
         let timer = worker.next_timer();
+        let tick = ticked + worker.between_ticks();
         tokio::select! {
             biased;
             Some(event) = ended.recv() => {
@@ -94,7 +96,10 @@ pub(super) async fn run<P: Port>(
                 None => return worker.last_notes(),
             },
             () = sleep_until(timer), if timer.is_some() => {}
-            _ = tick.tick() => worker.tick(),
+            () = tokio::time::sleep_until(tick.into()) => {
+                worker.tick();
+                ticked = clock::instant();
+            }
         }
         worker.fire_timers();
         worker.dispatch();
@@ -286,6 +291,16 @@ impl<P: Port> Worker<P> {
                 }
             }
             Message::Close(list) => list.into_iter().for_each(|one| self.close(one)),
+        }
+    }
+
+    /// How long the next tick may take to come.
+    fn between_ticks(&self) -> Duration {
+        let waits = |owned: &Owned| owned.load.commands() > 0 || owned.machine.span() > 0;
+        if self.in_flight > 0 || self.outage || self.partitions.values().any(waits) {
+            TICK
+        } else {
+            TICK_AT_REST
         }
     }
 

@@ -914,13 +914,18 @@ impl Checker {
             let counts = |sub: &Sub| {
                 sub.ordered && is_known(sub) && (*attempt == 1 || sub.strict && !cut_off)
             };
-            if !sub.is_some_and(counts) || !is_new {
+            if !sub.is_some_and(counts) {
                 continue;
             }
             let Some((subject, offset)) = place.get(event) else {
                 continue;
             };
             let key = (Arc::clone(&known.subscription), subject.clone());
+            if !is_new {
+                // Whoever does not know what a killed process has sent begins again with it.
+                last.insert(key, *offset);
+                continue;
+            }
             let before = last.get(&key).copied().unwrap_or(-1);
             if *offset < before {
                 wrong.push(format!(

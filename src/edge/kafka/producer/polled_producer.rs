@@ -15,7 +15,7 @@ use super::deliveries::DeliveryContext;
 use crate::edge::kafka::error::Failure;
 
 /// How long one wait for reports lasts at most.
-const POLL: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(5);
 
 /// A producer with a thread that serves its reports until this is dropped.
 pub(super) struct PolledProducer {
