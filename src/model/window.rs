@@ -11,7 +11,7 @@
 //! only when an offset is taken ([`Window::has_room`]), and a handful of hanging attempts never stops intake.
 //!
 //! Segments do grow when offsets finish. So what waits for long **rests** ([`Window::rest`]): it does not finish before
-//! it is woken, and the bytes are bounded for whatever the others do ([`Window::worst`]). Room is asked for when an
+//! it is woken, and the bytes are bounded for whatever the others do (`Window::worst`). Room is asked for when an
 //! offset is taken or woken.
 //!
 //! The format, before base64:

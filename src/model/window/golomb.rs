@@ -152,7 +152,9 @@ mod tests {
         assert_eq!(lengths, [1, 3, 3, 5, 5, 7]);
         let mut bytes = Vec::new();
         let mut writer = Writer::new(&mut bytes);
-        [0, 1, 3].map(|number| writer.write(number, 0));
+        for number in [0, 1, 3] {
+            writer.write(number, 0);
+        }
         assert_eq!(bytes, [0b0100_0101, 0]);
     }
 }
