@@ -319,26 +319,23 @@ impl Window {
     /// Bytes of segments at most, whichever of the offsets that do not rest finish.
     fn worst(&self) -> usize {
         let mut pieces = Vec::new();
-        let first = self.resting.first().unwrap_or(self.end);
         let mut ends = self.resting.iter().skip(1).map(|next| next.0);
         let mut each = self.open.iter().peekable();
         while let Some((from, to)) = each.next() {
-            let behind = each.peek().map_or(self.end, |next| next.0);
+            let behind = each.peek().map_or(self.end, |next| next.0) - to;
+            let gap = |until: i64| if until < to { 0 } else { behind };
             let any = |at: i64, until: i64| {
-                let beside = usize::from(at > from) + usize::from(until < to);
-                let alone = (at < first).then_some(behind.min(first) - at);
-                let offsets = usize::try_from(until - at).unwrap_or(0);
-                Piece::any(at, offsets, beside, alone, self.order)
+                let (before, behind) = (at > from, until < to);
+                Piece::any(at, until - at, gap(until), before, behind, self.order)
             };
             let mut at = from;
             for (rests, until) in self.resting.within(from, to) {
                 if at < rests {
                     pieces.push(any(at, rests));
                 }
-                // As if all up to the next one that rests had finished.
-                let next = ends.next().unwrap_or(self.end.max(until + 1));
-                let (run, gap) = (until - rests, next - until);
-                pieces.push(Piece::run(rests, run, gap, self.order));
+                let most = ends.next().unwrap_or(self.end.max(until + 1)) - until;
+                let run = until - rests;
+                pieces.push(Piece::resting(rests, run, gap(until), most, self.order));
                 at = until;
             }
             if at < to {

@@ -43,39 +43,52 @@ pub(super) struct Piece {
 
 impl Piece {
     /// A run of unfinished offsets, and the finished ones behind it.
-    pub(super) fn run(from: i64, run: i64, gap: i64, order: u32) -> Self {
-        let zero = golomb::length(0, order);
-        let code = match gap {
+    fn run(from: i64, run: i64, gap: i64, order: u32) -> Self {
+        Self::resting(from, run, gap, gap, order)
+    }
+
+    /// A run of offsets that rest, and the finished ones behind it: `gap` of them, and `most` when all up to the next run
+    /// that rests have finished. A token counts all of these, codes only those before the next piece.
+    pub(super) fn resting(from: i64, run: i64, gap: i64, most: i64, order: u32) -> Self {
+        let code = match most {
             ..=0 => 0,
-            _ => golomb::length(number(run), order) + (number(gap) as usize - 1) * zero,
+            _ => golomb::length(number(run), order) + zeros(gap - 1, order),
         };
         Self {
             from,
-            token: token_length(run, gap) * 8,
+            token: token_length(run, most) * 8,
             code,
         }
     }
 
-    /// Offsets any of which may be finished. The run before them counts those that are finished, here and up to the next
-    /// run that rests, unless there is none: then `alone` says how many they would be. `beside` says how many of its two
-    /// ends touch a run.
+    /// Offsets any of which may be finished, and the finished ones behind them. `before` and `behind` say whether they touch
+    /// a run that rests.
     pub(super) fn any(
         from: i64,
-        offsets: usize,
-        beside: usize,
-        alone: Option<i64>,
+        offsets: i64,
+        gap: i64,
+        before: bool,
+        behind: bool,
         order: u32,
     ) -> Self {
-        // Runs that touch no other.
-        let tokens = (offsets + 1).saturating_sub(beside) / 2;
-        let finished = number(alone.unwrap_or(0)) as usize;
+        let beside = i64::from(before) + i64::from(behind);
+        // Runs that touch no other; the run before them counts all gaps as one.
+        let runs = number((offsets + 1 - beside) / 2) as usize;
         Self {
             from,
-            token: (tokens * TOKEN + beside) * 8,
-            // An unfinished one lengthens the next code by as much as its own would take, and at most two bits.
-            code: 2 * offsets + 2 + finished * golomb::length(0, order),
+            token: (runs * TOKEN + number(beside) as usize) * 8,
+            // An unfinished one lengthens the next code by as much as its own would take, and at most two bits. The first
+            // one of them that is finished has the code of the run before.
+            code: 2 * number(offsets) as usize
+                + 2
+                + zeros(offsets + gap - i64::from(before), order),
         }
     }
+}
+
+/// The bits of so many finished offsets in a row, as codes.
+fn zeros(offsets: i64, order: u32) -> usize {
+    number(offsets) as usize * golomb::length(0, order)
 }
 
 /// How a part of a span is written.

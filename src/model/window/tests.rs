@@ -632,6 +632,8 @@ enum Turn {
     Whale(u16),
     /// One of a neighbour.
     Neighbour,
+    /// So many of neighbours, most of which end at once.
+    Crowd(u16),
     /// Some end, any of those that do not rest.
     End(u8),
     /// The first that rest are read again, or some in the middle.
@@ -643,6 +645,7 @@ fn turn() -> impl Strategy<Value = Turn> {
     prop_oneof![
         4 => (1..400_u16).prop_map(Turn::Whale),
         6 => Just(Turn::Neighbour),
+        2 => (1..2_000_u16).prop_map(Turn::Crowd),
         4 => any::<u8>().prop_map(Turn::End),
         3 => (any::<u8>(), any::<bool>()).prop_map(|(count, first)| Turn::Wake(count, first)),
         1 => format().prop_map(Turn::Restart),
@@ -688,6 +691,23 @@ proptest! {
                         prop_assert!(window.take(Offset(next)));
                         taken.insert(next);
                         active.push(next);
+                        next += gaps;
+                    }
+                }
+                Turn::Crowd(count) => {
+                    let rarely = random.u16(2..200);
+                    for _ in 0..count {
+                        if !window.has_room_beside(Offset(next), &coverage) {
+                            break;
+                        }
+                        prop_assert!(window.take(Offset(next)));
+                        taken.insert(next);
+                        if random.u16(..rarely) == 0 {
+                            active.push(next);
+                        } else {
+                            prop_assert!(window.finish(Offset(next)));
+                            finished.insert(next);
+                        }
                         next += gaps;
                     }
                 }
@@ -853,4 +873,39 @@ fn segments_stay_as_they_are() {
     );
     let (restored, error) = Window::restore(Position(100), &metadata, at(7));
     assert_eq!((error, restored.span()), (None, 9_002));
+}
+
+#[test]
+fn what_is_in_flight_far_behind_what_rests_fits_however_it_ends() {
+    let coverage = Coverage::new(Position(0));
+    for every in [2, 3, 10, 30, 50, 100, 300, 1_000] {
+        let mut window = Window::new(Position(0));
+        window.set_wide();
+        for offset in 0..5_000 {
+            window.take(Offset(offset));
+            window.rest(Offset(offset));
+        }
+        let mut active = Vec::new();
+        for offset in 5_000..300_000 {
+            if !window.has_room_beside(Offset(offset), &coverage) {
+                break;
+            }
+            window.take(Offset(offset));
+            if offset % every == 0 {
+                active.push(offset);
+            } else {
+                window.finish(Offset(offset));
+            }
+        }
+        for &offset in active.iter().step_by(2) {
+            window.finish(Offset(offset));
+        }
+        let metadata = window.snapshot(at(0), Format::V4).metadata;
+        let (restored, error) = Window::restore(Position(0), &metadata, at(0));
+        assert_eq!(error, None);
+        let differ = (0..window.next).find(|&offset| {
+            window.is_finished(Offset(offset)) != restored.is_finished(Offset(offset))
+        });
+        assert_eq!(differ, None, "every {every}");
+    }
 }
