@@ -57,9 +57,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(200);
 /// `--once` and `--watch` fail after this long.
 const SHORT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long to sleep when there is nothing to read, and how long the role does, whose figures come once a second.
+/// How long to sleep when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(50);
-const IDLE_ROLE: Duration = Duration::from_millis(200);
 
 /// Runs until shutdown.
 ///
@@ -161,7 +160,7 @@ fn turn(
     let set_aside = context.metrics.set_aside(&dead_letters);
     set_aside.inc_by(reader.take_unreadable());
     if !any {
-        context.pause(IDLE_ROLE);
+        context.pause(IDLE);
     }
     if clock::instant() < *next {
         return Ok(false);
