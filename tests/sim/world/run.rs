@@ -94,7 +94,7 @@ fn settings(plan: &Plan) -> Settings {
     layers.give("brokers", Source::Flag, "simulated:1");
     layers.give("tiers", Source::Flag, plan.tiers);
     layers.give("drain-deadline", Source::Flag, "5s");
-    // With deferral, and without, the default.
+    // With deferral, which is the default, and without.
     let format = if plan.seed.is_multiple_of(2) {
         "4"
     } else {
