@@ -279,6 +279,6 @@ fn note(
             due: command.due.unwrap_or(command.enqueued),
             released,
         };
-        found.add(&command.subscription, one);
+        found.add(&command.subscription, &command.subscriber, one);
     }
 }

@@ -93,7 +93,7 @@ impl<E: Endpoint> Partition<E> {
                 subjects.set_limit(share(self.rules.order_bytes, self.ordered));
                 match &mut self.knowledge {
                     Knowledge::Known(found) => {
-                        let found = found.remove(&entry.name);
+                        let found = found.remove(&entry.name, &entry.subscriber);
                         let (ahead, horizon) =
                             still_ahead(&self.window, &self.unwritten, order, found);
                         // A new queue holds no waiting items.
@@ -219,7 +219,7 @@ impl<E: Endpoint> Partition<E> {
         for (&id, entry) in &mut self.lanes {
             let order = entry.order;
             if let Some(subjects) = &mut entry.subjects {
-                let found = found.remove(&entry.name);
+                let found = found.remove(&entry.name, &entry.subscriber);
                 let (ahead, horizon) = still_ahead(&self.window, &self.unwritten, order, found);
                 let (first, beyond) = subjects.learn(ahead, horizon);
                 go.push((id, first, beyond, subjects.take_behind_away()));

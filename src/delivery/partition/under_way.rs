@@ -157,7 +157,13 @@ impl Unfinished {
     }
 }
 
-/// Unfinished commands by subscription, of bounded weight.
+/// Whose commands they are. A subscription that was deleted and created again for another subscriber has nothing to do
+/// with the commands of the former one, which become dead letters wherever they are. An id has no slash.
+fn owner(subscription: &str, subscriber: &str) -> Box<str> {
+    format!("{subscription}/{subscriber}").into()
+}
+
+/// Unfinished commands by subscription and subscriber, of bounded weight.
 #[derive(Debug)]
 pub struct UnderWay {
     all: SafeMap<Box<str>, Unfinished>,
@@ -177,13 +183,9 @@ impl UnderWay {
     }
 
     /// Adds a command. Over the limit, the subscription that weighs most loses its last ones.
-    pub fn add(&mut self, subscription: &str, found: Found) {
-        if !self.all.contains_key(subscription) {
-            self.all.insert(subscription.into(), Unfinished::default());
-        }
-        let Some(unfinished) = self.all.get_mut(subscription) else {
-            return;
-        };
+    pub fn add(&mut self, subscription: &str, subscriber: &str, found: Found) {
+        let owner = owner(subscription, subscriber);
+        let unfinished = self.all.entry(owner).or_default();
         let before = unfinished.weight();
         unfinished.add(found);
         self.weight += unfinished.weight() - before;
@@ -200,9 +202,10 @@ impl UnderWay {
         }
     }
 
-    /// Takes the commands of a subscription.
-    pub fn remove(&mut self, subscription: &str) -> Unfinished {
-        let found = self.all.remove(subscription).unwrap_or_default();
+    /// Takes the commands of a subscription of this subscriber.
+    pub fn remove(&mut self, subscription: &str, subscriber: &str) -> Unfinished {
+        let owner = owner(subscription, subscriber);
+        let found = self.all.remove(&owner).unwrap_or_default();
         self.weight -= found.weight();
         found
     }
@@ -230,9 +233,9 @@ mod tests {
         let mut sequences: Vec<i64> = (0..20_000).collect();
         random.shuffle(&mut sequences);
         for sequence in sequences {
-            all.add("large", found(sequence));
+            all.add("large", "a", found(sequence));
             if sequence % 1000 == 0 {
-                all.add("small", found(sequence));
+                all.add("small", "a", found(sequence));
             }
             assert!(all.weight <= LIMIT);
         }
@@ -242,13 +245,13 @@ mod tests {
             kept.sort_unstable();
             (kept, horizon)
         };
-        let (small, horizon) = take(all.remove("small"));
+        let (small, horizon) = take(all.remove("small", "a"));
         assert_eq!((small.len(), horizon), (20, ALL));
-        let (large, horizon) = take(all.remove("large"));
+        let (large, horizon) = take(all.remove("large", "a"));
         assert!((500..1_000).contains(&horizon), "{horizon}");
         assert_eq!(large, (0..=horizon).collect::<Vec<_>>(), "without a gap");
         assert_eq!(all.weight, 0);
-        assert_eq!(take(all.remove("other")), (Vec::new(), ALL));
+        assert_eq!(take(all.remove("other", "a")), (Vec::new(), ALL));
     }
 
     #[test]
@@ -258,28 +261,29 @@ mod tests {
             let attempt = u32::from(sequence >= 10);
             all.add(
                 "one",
+                "a",
                 Found {
                     attempt,
                     ..found(sequence)
                 },
             );
         }
-        all.add("one", found(6_000));
-        let (kept, horizon) = all.remove("one").take(Order::PerSubject);
+        all.add("one", "a", found(6_000));
+        let (kept, horizon) = all.remove("one", "a").take(Order::PerSubject);
         assert_eq!((kept.count(), horizon), (11, ALL));
     }
 
     #[test]
     fn the_first_one_is_kept_whatever_the_limit() {
         let mut all = UnderWay::new(1);
-        all.add("two", found(7));
+        all.add("two", "a", found(7));
         for sequence in [5, 3, 4, 3] {
-            all.add("one", found(sequence));
+            all.add("one", "a", found(sequence));
         }
-        let (mut one, horizon) = all.remove("one").take(Order::Strict);
+        let (mut one, horizon) = all.remove("one", "a").take(Order::Strict);
         assert_eq!(horizon, 3);
         assert!(one.all(|found| found.sequence == 3), "copies go together");
-        let (two, horizon) = all.remove("two").take(Order::Strict);
+        let (two, horizon) = all.remove("two", "a").take(Order::Strict);
         assert_eq!((two.count(), horizon), (1, ALL));
     }
 }
