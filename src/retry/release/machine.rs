@@ -464,6 +464,12 @@ impl Machine {
         buffer.is_some_and(|buffer| buffer.records.is_empty() && !buffer.busy && !buffer.stopped)
     }
 
+    /// Whether records of the partition are in a batch under way.
+    #[must_use]
+    pub fn is_busy(&self, at: TierPartition) -> bool {
+        self.owned.get(&at).is_some_and(|buffer| buffer.busy)
+    }
+
     /// The partitions that refuse writes, and since when.
     pub fn failing(&self) -> impl Iterator<Item = (Target, Instant)> {
         self.unwritable.all()

@@ -401,6 +401,7 @@ impl<P: Port> Release<'_, P> {
                     if let Some(from) = self.topics.tier_partition(&at.topic, at.partition) {
                         let position = found.position.unwrap_or_default();
                         self.machine.committed(from, position);
+                        self.committed.insert(from, position);
                     }
                 }
                 Ok(())
@@ -418,6 +419,9 @@ impl<P: Port> Release<'_, P> {
                         "retries can be moved to this partition again"
                     );
                 }
+                let portions = batch.portions.iter();
+                self.committed
+                    .extend(portions.map(|portion| (portion.from, portion.position)));
                 self.count(&batch);
                 for (tier, record) in &set_aside {
                     if let Some(suppressed) = self.set_aside_lines[*tier].pass(ended) {

@@ -20,6 +20,7 @@ use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::unwritable::{ProbeIds, Target};
 use crate::retry::metrics::ReleaseMetrics;
 use crate::runtime::context::RoleContext;
+use crate::runtime::recommit::Recommit;
 
 /// Records polled before anything else is looked at.
 const TURN: usize = 512;
@@ -79,7 +80,8 @@ pub async fn run<P: Port>(
         },
         probe,
         slots: ProbeIds::default(),
-        passed: BTreeMap::new(),
+        committed: BTreeMap::new(),
+        recommit: Recommit::default(),
         next_passed: clock::instant(),
         lines: Throttle::new(Duration::from_secs(5)),
         exported: BTreeSet::new(),
@@ -152,8 +154,9 @@ pub(super) struct Release<'a, P: Port> {
     pub(super) main: Half<P>,
     pub(super) probe: Half<P>,
     pub(super) slots: ProbeIds,
-    /// Committed positions behind the ends of transactions.
-    pub(super) passed: BTreeMap<TierPartition, Position>,
+    /// What is committed, as far as this owner knows.
+    pub(super) committed: BTreeMap<TierPartition, Position>,
+    pub(super) recommit: Recommit,
     pub(super) next_passed: Instant,
     pub(super) lines: Throttle,
     /// Partitions with a series of the metric.
@@ -211,7 +214,9 @@ impl<P: Port> Release<'_, P> {
         Ok(())
     }
 
-    /// Commits positions behind the ends of transactions: else the group would seem to be behind at rest.
+    /// Commits positions behind the ends of transactions: else the group would seem to be behind at rest. After a
+    /// disturbance, those of all partitions again ([`Recommit`]): one that went back would let the next owner move records
+    /// twice.
     async fn pass(&mut self, member: &P::Member) -> Result<(), Failure> {
         const EVERY: Duration = Duration::from_secs(1);
         let now = clock::instant();
@@ -219,13 +224,26 @@ impl<P: Port> Release<'_, P> {
             return Ok(());
         }
         self.next_passed = now + EVERY;
+        if member.was_disturbed() {
+            self.recommit.begin(now);
+        }
         let mut commits = Vec::new();
+        if self.recommit.is_due(now) {
+            let known = self.committed.iter();
+            let at_rest = known.filter(|(from, _)| !self.machine.is_busy(**from));
+            commits.extend(at_rest.map(|(&from, &position)| Commit {
+                at: self.topics.topic_partition(from),
+                position,
+                metadata: String::new(),
+            }));
+        }
         for (at, position) in member.passed()? {
             let Some(from) = self.topics.tier_partition(&at.topic, at.partition) else {
                 continue;
             };
-            if self.machine.is_empty(from) && self.passed.get(&from) != Some(&position) {
+            if self.machine.is_empty(from) && self.committed.get(&from) != Some(&position) {
                 let metadata = String::new();
+                commits.retain(|commit| commit.at != at);
                 commits.push(Commit {
                     at,
                     position,
@@ -233,17 +251,25 @@ impl<P: Port> Release<'_, P> {
                 });
             }
         }
+        if commits.is_empty() {
+            return Ok(());
+        }
         match member.commit(&commits).await {
             Ok(()) => {
+                let ended = clock::instant();
+                self.recommit.answered(ended - now, ended);
                 let each = commits.iter().filter_map(|commit| {
                     let at = &commit.at;
                     let from = self.topics.tier_partition(&at.topic, at.partition)?;
                     Some((from, commit.position))
                 });
-                self.passed.extend(each.collect::<Vec<_>>());
+                self.committed.extend(each.collect::<Vec<_>>());
             }
             // Tried again with the next ones.
-            Err(error) => tracing::debug!("positions not committed: {error}"),
+            Err(error) => {
+                self.recommit.begin(clock::instant());
+                tracing::debug!("positions not committed: {error}");
+            }
         }
         Ok(())
     }
@@ -267,7 +293,7 @@ impl<P: Port> Release<'_, P> {
                         if gap.is_restart() {
                             self.end_batches_of(member, &[at]).await?;
                         }
-                        self.passed.remove(&at);
+                        self.committed.remove(&at);
                         let dropped = self.machine.gap(at, gap.from, gap.to, gap.end);
                         metrics.lost_offsets(&gap.at.topic, dropped);
                         if dropped > 0 {
@@ -283,6 +309,11 @@ impl<P: Port> Release<'_, P> {
                 }
                 Polled::Assigned(committed) => {
                     member.take(&committed)?;
+                    for found in &committed {
+                        let at = &found.at;
+                        let from = self.topics.tier_partition(&at.topic, at.partition);
+                        self.committed.extend(from.zip(found.position));
+                    }
                     let partitions: Vec<_> = committed.into_iter().map(|found| found.at).collect();
                     self.machine
                         .assigned(self.topics.tier_partitions(&partitions));
@@ -294,7 +325,7 @@ impl<P: Port> Release<'_, P> {
                 Polled::Revoked { partitions, .. } => {
                     let leaving: Vec<_> = self.topics.tier_partitions(&partitions).collect();
                     self.end_batches_of(member, &leaving).await?;
-                    self.passed.retain(|at, _| !leaving.contains(at));
+                    self.committed.retain(|at, _| !leaving.contains(at));
                     self.machine
                         .revoked(self.topics.tier_partitions(&partitions));
                     tracing::info!(partitions = partitions.len(), "tier partitions revoked");

@@ -157,6 +157,8 @@ struct Shared {
     taken: BTreeMap<Tp, i64>,
     /// Groups of which a member has lost its partitions.
     evicted: BTreeSet<Arc<str>>,
+    /// When the last request that is late arrives.
+    late: Option<Instant>,
     /// Clients of which brokers refuse so many batches next.
     refusals: BTreeMap<Arc<str>, u32>,
 }
@@ -188,6 +190,7 @@ impl Net {
             early: BTreeMap::new(),
             taken: BTreeMap::new(),
             evicted: BTreeSet::new(),
+            late: None,
             refusals: BTreeMap::new(),
         };
         let net = Self {
@@ -314,6 +317,10 @@ impl Net {
             Fate::Lost => return Err(Lost::Broken),
             Fate::Late(by) => {
                 let net = self.clone();
+                {
+                    let mut shared = lock(&self.shared);
+                    shared.late = shared.late.max(Some(Instant::now() + by));
+                }
                 // It is in the network: the client's machine does not matter any more.
                 tokio::spawn(async move {
                     tokio::time::sleep(by).await;
@@ -339,6 +346,11 @@ impl Net {
             return Err(Lost::Broken);
         }
         Ok(handled)
+    }
+
+    /// When the last request that is late arrives, if any was late.
+    pub fn late(&self) -> Option<Instant> {
+        lock(&self.shared).late
     }
 
     /// Waits for a response that comes later, from `node`.

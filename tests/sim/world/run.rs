@@ -44,6 +44,9 @@ pub const SETTLED_WITHIN: Duration = Duration::from_secs(600);
 pub const WAVE_WITHIN: Duration = Duration::from_secs(60);
 /// A replay ends within this virtual time.
 const REPLAY_WITHIN: Duration = Duration::from_secs(60);
+/// A member has committed its positions again within this virtual time of a commit that came late, even if another request
+/// of it is late too.
+const COMMITTED_AGAIN: Duration = Duration::from_secs(15);
 /// All processes have heard of a change of a subscription within this virtual time.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
 /// The same where a request may wait in vain, which is given up after 12 s (`socket.timeout.ms`).
@@ -658,8 +661,10 @@ impl World {
             }
             Act::LateCommit(at, by) => {
                 self.replica(at, |replica| {
-                    let client = format!("deliver-{}", replica.name);
-                    self.net.next(&client, Api::Offsets, Fate::Late(ms(by)));
+                    for role in ["deliver", "release"] {
+                        let client = format!("{role}-{}", replica.name);
+                        self.net.next(&client, Api::Offsets, Fate::Late(ms(by)));
+                    }
                 });
             }
         }
@@ -908,6 +913,10 @@ impl World {
         }
         if self.plan.observed {
             self.figures_settle().await;
+        }
+        // Nobody can make up for a commit that arrives between the last one of a member and its leaving.
+        if let Some(late) = self.net.late() {
+            tokio::time::sleep_until(late + COMMITTED_AGAIN).await;
         }
         let count = self.replicas.borrow().len();
         for at in 0..count {
