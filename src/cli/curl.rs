@@ -125,7 +125,7 @@ impl Script {
     /// The path and the query of a URL may be credentials: then the script reads it.
     fn url(&mut self, subscription: &Subscription) {
         let url = subscription.url.as_str();
-        if shown_url(&subscription.url) == url {
+        if shown_url(&subscription.url.to_url()) == url {
             self.url = quoted(url);
         } else {
             let id = quoted(&subscription.id);
@@ -186,7 +186,7 @@ impl Script {
     }
 
     fn own_headers(&mut self, subscription: &Subscription) {
-        for (name, source) in &subscription.headers {
+        for (name, source) in &subscription.own.headers {
             let value = match source {
                 HeaderSource::Literal(value) if !value.is_sensitive() => {
                     let value = String::from_utf8_lossy(value.as_bytes());
@@ -206,7 +206,7 @@ impl Script {
             };
             self.option("-H", &double_quoted(&format!("{name}: {value}")));
         }
-        match &subscription.auth {
+        match &subscription.own.auth {
             None => {}
             Some(Auth::Bearer { token }) => {
                 let token = self.secret(token, "WEBHOOK_TOKEN", "the token of auth");
@@ -240,7 +240,7 @@ impl Script {
     }
 
     fn connection(&mut self, subscription: &Subscription) {
-        let tls = &subscription.tls;
+        let tls = &subscription.own.tls;
         let client = tls.client.as_ref();
         let parts = [
             ("--cacert", tls.ca.as_ref()),

@@ -76,9 +76,10 @@ impl Shown {
             .filter(|(_, value)| value.is_sensitive())
             .map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
         let secrets = secrets.iter().map(|secret| Cow::Borrowed(&**secret));
-        let in_url = parts(&subscription.url);
+        let url = subscription.url.to_url();
+        let in_url = parts(&url);
         Self {
-            url: shown_url(&subscription.url).into(),
+            url: shown_url(&url).into(),
             mask: Mask::new(credentials.chain(secrets).chain(in_url)),
         }
     }
@@ -124,7 +125,7 @@ impl Target {
         now: EpochMs,
     ) -> Result<Self, String> {
         let texts = subscription.sort(&secrets);
-        let signing = texts.signing.iter().zip(&subscription.secrets);
+        let signing = texts.signing.iter().zip(&*subscription.secrets);
         let signing = signing.map(|(text, secret)| (&**text, secret.until));
         let signer = Signer::with_ends(signing, now).map_err(|error| error.to_string())?;
         let own = own_headers(subscription, texts)?;
@@ -143,11 +144,12 @@ impl Target {
         let headers = template(&own, &address, !signer.is_empty(), token.is_some());
         Ok(Self {
             subscription: Arc::clone(subscription),
-            timeout: subscription.timeout.unwrap_or(settings.timeout),
+            timeout: subscription.own.timeout.unwrap_or(settings.timeout),
             schedule: subscription
+                .own
                 .retry_schedule
-                .clone()
-                .unwrap_or_else(|| settings.retry_schedule.clone())
+                .as_deref()
+                .unwrap_or(&settings.retry_schedule)
                 .into(),
             shown: Shown::new(subscription, &own, &secrets),
             shared,
@@ -275,7 +277,7 @@ fn own_headers(
     texts: Texts<'_, Arc<str>>,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
     let mut secrets = texts.headers.iter();
-    let headers = subscription.headers.iter();
+    let headers = subscription.own.headers.iter();
     let mut all: Vec<_> = headers
         .map(|(name, source)| {
             let secret = source.reference().and_then(|_| secrets.next());
@@ -284,7 +286,7 @@ fn own_headers(
             Ok((name.clone(), value))
         })
         .collect::<Result<_, String>>()?;
-    if let Some(auth) = &subscription.auth {
+    if let Some(auth) = &subscription.own.auth {
         let secret = texts.auth.map_or("", |secret| &**secret);
         let value = auth.value(secret);
         let value = value.map_err(|error| format!("auth: {error}"))?;

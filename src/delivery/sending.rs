@@ -32,7 +32,7 @@ fn is_unauthorized<R>(reply: &Reply<R>, target: &Target) -> bool {
         retry_after: None,
     };
     answer.status == UNAUTHORIZED
-        && judge(response, &target.subscription.on_status) != Verdict::Delivered
+        && judge(response, &target.subscription.own.on_status) != Verdict::Delivered
 }
 
 fn unprocessed(error: String) -> Failure {
@@ -141,14 +141,15 @@ impl<H: Http> Sending<H> {
             Reply::Failed(failure) => failure.heard,
         };
         let (response, error, rest) = response_of(reply);
-        let delivered = || judge(response, &target.subscription.on_status) == Verdict::Delivered;
+        let delivered =
+            || judge(response, &target.subscription.own.on_status) == Verdict::Delivered;
         if let Some(span) = span {
             let reply = span::Reply {
                 response,
                 error: error.as_deref(),
                 delivered: delivered(),
             };
-            let facts = span::attempt(&command, &target.subscription.url, reply);
+            let facts = span::attempt(&command, &target.subscription.url.to_url(), reply);
             span.end_after(took, facts);
         }
         if tracing::enabled!(tracing::Level::DEBUG) && !delivered() {

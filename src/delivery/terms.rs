@@ -80,7 +80,7 @@ impl Directory {
         subscription: &Arc<Subscription>,
         before: Option<&Rc<Target>>,
     ) -> (Standing<Rc<Target>>, Validity) {
-        if let Err(denied) = self.policy.check_url(&subscription.url) {
+        if let Err(denied) = self.policy.check_url(&subscription.url.to_url()) {
             return (Standing::Denied(denied.to_string().into()), None);
         }
         let open = self.open(subscription, before);
@@ -143,7 +143,8 @@ impl Directory {
             Some(same) if same.is_of(subscription, &texts) => Rc::clone(same),
             _ => Rc::new({
                 let tls = self.tls(subscription, &texts, default.is_some())?;
-                let shared = self.shares.of(&subscription.url, &subscription.subscriber);
+                let url = subscription.url.to_url();
+                let shared = self.shares.of(&url, &subscription.subscriber);
                 Target::new(subscription, &self.settings, texts, token, tls, shared, now)?
             }),
         };
@@ -161,7 +162,7 @@ impl Directory {
 
     /// The operator's certificate and its key, for a subscription without its own.
     fn default_certificate(&self, subscription: &Subscription) -> Option<[SecretSource; 2]> {
-        let is_needed = subscription.tls.client.is_none() && subscription.url.scheme() == "https";
+        let is_needed = subscription.own.tls.client.is_none() && subscription.url.is_https();
         let (certificate, key) = self.settings.client_certificate.as_ref()?;
         is_needed.then(|| [certificate, key].map(|path| SecretSource::File(path.clone())))
     }
@@ -227,7 +228,7 @@ impl Directory {
         secrets: &[Arc<str>],
     ) -> Result<Option<TokenInUse>, String> {
         let secret = subscription.sort(secrets).auth;
-        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.auth, secret) else {
+        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.own.auth, secret) else {
             return Ok(Some((None, None)));
         };
         let denied = self.policy.check_url(&oauth.token_url);
@@ -285,12 +286,13 @@ impl Subscriptions for Directory {
 /// The maximum age of a subscription's commands: its own, else the operator's, else as long as its schedule can last.
 fn max_age(subscription: &Subscription, settings: &Settings) -> Duration {
     subscription
+        .own
         .max_age
         .or(settings.max_age)
         .unwrap_or_else(|| {
-            let own = subscription.retry_schedule.as_ref();
+            let own = subscription.own.retry_schedule.as_ref();
             let schedule = own.unwrap_or(&settings.retry_schedule);
-            let timeout = subscription.timeout.unwrap_or(settings.timeout);
+            let timeout = subscription.own.timeout.unwrap_or(settings.timeout);
             default_max_age(schedule, timeout, settings.tiers.delays()[0])
         })
 }
@@ -298,7 +300,7 @@ fn max_age(subscription: &Subscription, settings: &Settings) -> Duration {
 /// The lane limits of a subscription.
 fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
     Limits {
-        breaker: settings.breaker.with(&subscription.breaker),
+        breaker: settings.breaker.with(&subscription.own.breaker),
         max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
         rate: subscription.rate_limit.as_ref().map(|limit| Rate {
             per_second: limit.per_second,

@@ -13,6 +13,8 @@ mod map;
 mod paths;
 mod types;
 
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use conditions::Slot;
@@ -28,7 +30,7 @@ use crate::model::subscription::{State, Subscription};
 pub struct Index {
     entries: Vec<Option<Entry>>,
     free: Vec<Slot>,
-    by_id: Map<Box<str>, Slot>,
+    by_id: Map<ById, Slot>,
     types: Types,
     paths: Paths,
 }
@@ -39,8 +41,32 @@ struct Entry {
     /// The paths of the filter's conditions, in order.
     paths: Box<[PathId]>,
     /// For each type pattern, the condition that the index uses.
-    chosen: Vec<Option<usize>>,
+    chosen: Box<[Option<usize>]>,
 }
+
+/// A subscription, found by its id: a copy of the id would cost each one some 30 bytes.
+#[derive(Debug)]
+struct ById(Arc<Subscription>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.id
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
 
 impl Entry {
     fn wants(&self, resolved: &Resolved<'_>) -> bool {
@@ -80,11 +106,11 @@ impl Index {
                     .change(pattern, |bucket| bucket.insert(slot, &paths, conditions)),
             );
         }
-        self.by_id.insert(subscription.id.clone(), slot);
+        self.by_id.insert(ById(Arc::clone(&subscription)), slot);
         self.entries[slot as usize] = Some(Entry {
             subscription,
             paths,
-            chosen,
+            chosen: chosen.into(),
         });
     }
 

@@ -297,8 +297,8 @@ mod tests {
             let own = format!(
                 r#"{{"id":"s","subscriber":"s","url":"https://a.example/","events":["**"],"on_status":{{"{status}":"retry"}}}}"#
             );
-            let own = parse(Some(b"s"), own.as_bytes()).unwrap().on_status;
-            assert_eq!(judge(response, &own), retry, "status {status}");
+            let own = parse(Some(b"s"), own.as_bytes()).unwrap().own;
+            assert_eq!(judge(response, &own.on_status), retry, "status {status}");
         }
     }
 

@@ -25,12 +25,14 @@ mod version;
 
 pub use auth::{Auth, OAuth2};
 pub use decision::{Decider, Decision, DisabledBecause};
+pub use endpoint_url::EndpointUrl;
 pub use filter::{Filter, Segment, TypePattern};
 pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
-    NO_EVENT, Order, RateLimit, State, StatusRule, StatusRules, Subscription, Texts, TlsReferences,
+    NO_EVENT, Order, OwnSettings, RateLimit, Settings, State, StatusRule, StatusRules,
+    Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};

@@ -35,13 +35,13 @@ impl Document {
 
     /// What is valid and probably a mistake.
     pub(super) fn doubts(&self, policy: &EgressPolicy, rules: &SecretRules) -> Vec<String> {
-        let denied = policy.check_url(&self.parsed.url).err();
+        let denied = policy.check_url(&self.parsed.url.to_url()).err();
         let denied = denied.map(|denied| {
             format!(
                 "url: {denied} (by the egress settings of this command, which should be those of deliver)"
             )
         });
-        let token_denied = match &self.parsed.auth {
+        let token_denied = match &self.parsed.own.auth {
             Some(Auth::OAuth2(oauth)) => policy.check_url(&oauth.token_url).err(),
             _ => None,
         };
@@ -69,7 +69,7 @@ impl Document {
     pub(super) fn normal_url(&self) -> Option<String> {
         let record: Value = serde_json::from_slice(&self.json).ok()?;
         let typed = record.get("url")?.as_str()?;
-        let used = &self.parsed.url;
+        let mut used = self.parsed.url.to_url();
         if typed == used.as_str() {
             return None;
         }
@@ -79,12 +79,8 @@ impl Document {
             Some(query) if Some(query) == typed_query => "?…",
             Some(_) => "?… (the query is percent-encoded)",
         };
-        let mut shown = used.clone();
-        shown.set_query(None);
-        Some(format!(
-            "{:?}: the url is used as {shown}{query}",
-            self.id()
-        ))
+        used.set_query(None);
+        Some(format!("{:?}: the url is used as {used}{query}", self.id()))
     }
 
     /// Whether both are equal, apart from the order of fields.

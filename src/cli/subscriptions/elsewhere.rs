@@ -77,7 +77,7 @@ pub(crate) fn apply_elsewhere(
     })?;
     // Deliver checks it too, each time that it sends.
     EgressPolicy::new(&settings.egress)
-        .check_url(&document.parsed.url)
+        .check_url(&document.parsed.url.to_url())
         .map_err(|denied| {
             let message = format!(
                 "--to-endpoint: {denied} (by the egress settings of this command, which should be those of deliver)"

@@ -14,7 +14,7 @@ pub(super) struct Sides {
 impl Sides {
     pub(super) fn of(subscription: &Subscription) -> Self {
         Self {
-            host: hash(subscription.url.host_str().unwrap_or_default()),
+            host: hash(subscription.url.to_url().host_str().unwrap_or_default()),
             subscriber: hash(&subscription.subscriber),
         }
     }

@@ -144,8 +144,8 @@ fn oauth(change: &str) -> Box<OAuth2> {
         r#"{{"id":"s","subscriber":"a","url":"https://a.example/","events":["**"],"auth":{auth}}}"#
     );
     let subscription = parse(None, record.as_bytes()).unwrap();
-    match subscription.auth {
-        Some(crate::model::subscription::Auth::OAuth2(oauth)) => oauth,
+    match &subscription.own.auth {
+        Some(crate::model::subscription::Auth::OAuth2(oauth)) => oauth.clone(),
         other => panic!("{other:?}"),
     }
 }

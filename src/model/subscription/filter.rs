@@ -305,7 +305,7 @@ pub enum Matcher {
     /// `{"anything-but": {"suffix"}}`.
     NotSuffix(Box<str>),
     /// `{"numeric"}`.
-    Numeric(Interval),
+    Numeric(Box<Interval>),
     /// `{"exists"}`.
     Exists(bool),
 }
@@ -496,7 +496,7 @@ fn numeric(interval: Interval) -> Matcher {
         (Bound::Included(low), Bound::Included(high)) if low == high => {
             Matcher::Equals(Scalar::Number(low))
         }
-        _ => Matcher::Numeric(interval),
+        _ => Matcher::Numeric(Box::new(interval)),
     }
 }
 

@@ -24,14 +24,14 @@
 //! for a reader that has followed the topic and for one that reads it after compaction, with one exception: a reader
 //! that saw a record knows the last valid one before it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
-use super::model::{RateLimit, State, Subscription};
+use super::model::{State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
-use super::version::{Version, digest};
+use super::version::{Source, Version, digest};
 use crate::model::source::subscription_hash;
 use crate::model::start_marker;
 use crate::model::subscription::verification::{self, Verification};
@@ -75,17 +75,6 @@ pub enum Change {
     },
 }
 
-/// The latest valid applied record.
-#[derive(Debug)]
-struct Applied {
-    folded: Arc<Subscription>,
-    /// The state in the record itself.
-    state: State,
-    /// The rate limit in the record itself.
-    rate_limit: Option<RateLimit>,
-    timestamp: Option<EpochMs>,
-}
-
 /// The operator's latest decision.
 #[derive(Debug, Default)]
 enum Operator {
@@ -97,10 +86,9 @@ enum Operator {
     Unreadable,
 }
 
-/// The records of one subscription.
+/// What there is of a subscription beside its applied record. Most have nothing of it.
 #[derive(Debug, Default)]
-struct Entry {
-    applied: Option<Applied>,
+struct Beside {
     /// Whether the latest applied record is invalid.
     is_invalid: bool,
     operator: Operator,
@@ -110,84 +98,31 @@ struct Entry {
     resumed_at: Option<EpochMs>,
 }
 
-impl Entry {
-    fn is_empty(&self) -> bool {
-        self.applied.is_none()
-            && !self.is_invalid
+impl Beside {
+    const NOTHING: Self = Self {
+        is_invalid: false,
+        operator: Operator::None,
+        disabled: None,
+        verification: None,
+        resumed_at: None,
+    };
+
+    fn is_nothing(&self) -> bool {
+        !self.is_invalid
+            && matches!(self.operator, Operator::None)
             && self.disabled.is_none()
             && self.verification.is_none()
-            && matches!(self.operator, Operator::None)
-    }
-
-    /// Folds the records again after one of them changed at `timestamp`; with `verify`, every endpoint must consent.
-    fn fold(&mut self, was: Option<State>, timestamp: Option<EpochMs>, verify: bool) -> Change {
-        let Some(applied) = &mut self.applied else {
-            return Change::Nothing;
-        };
-        let mut state = applied.state;
-        let mut version = applied.folded.source.applied.clone();
-        let mut resumed_at = self.resumed_at;
-        match &self.operator {
-            Operator::Known(decision, hash) => {
-                resumed_at = resumed_at.max(decision.resumed_at);
-                if decision.is_on(&version) {
-                    state = decision.state.decided();
-                    version = version.with(hash);
-                } else if decision.state != State::Active && state == State::Active {
-                    // The apply that made the decision void has ended the pause.
-                    resumed_at = resumed_at.max(applied.timestamp);
-                }
-            }
-            Operator::Unreadable if state == State::Active => state = State::Paused,
-            Operator::Unreadable | Operator::None => {}
-        }
-        if let Some(disabled) = &self.disabled
-            && disabled.version == version
-        {
-            state = disabled.state.decided();
-        }
-        let mut rate_limit = applied.rate_limit;
-        if verify || applied.folded.verify {
-            let verification = self.verification.as_ref();
-            let url = &applied.folded.url;
-            match verification.and_then(|verification| verification.consent(url)) {
-                Some(consent) => rate_limit = consent.rate_limit(rate_limit),
-                None if state == State::Active => state = State::Pending,
-                None => {}
-            }
-        }
-        if state == State::Active && was.is_some_and(|was| was != State::Active) {
-            self.resumed_at = self.resumed_at.max(timestamp);
-            resumed_at = resumed_at.max(timestamp);
-        }
-        let now = &applied.folded;
-        if now.state == state
-            && now.resumed_at == resumed_at
-            && now.source.version == version
-            && now.rate_limit == rate_limit
-        {
-            return Change::Updated(Arc::clone(now));
-        }
-        let folded = Arc::make_mut(&mut applied.folded);
-        folded.state = state;
-        folded.resumed_at = resumed_at;
-        folded.rate_limit = rate_limit;
-        folded.source.version = version;
-        Change::Updated(Arc::clone(&applied.folded))
-    }
-
-    fn state(&self) -> Option<State> {
-        self.applied.as_ref().map(|applied| applied.folded.state)
+            && self.resumed_at.is_none()
     }
 }
 
 /// All subscriptions.
 #[derive(Debug, Default)]
 pub struct Fold {
-    entries: HashMap<Box<str>, Entry>,
-    /// Of the ids of applied subscriptions. Fan-out writes the commands of an event in the order of these hashes, so no two
-    /// may be the same.
-    hashes: HashSet<u64>,
+    /// The latest valid applied record of each, folded, by the hash of its id. Fan-out writes the commands of an event in
+    /// the order of these hashes, so no two may be the same.
+    applied: HashMap<u64, Arc<Subscription>>,
+    beside: HashMap<Box<str>, Beside>,
     /// Whether every endpoint must consent.
     verify: bool,
 }
@@ -199,6 +134,83 @@ impl Fold {
         Self {
             verify,
             ..Self::default()
+        }
+    }
+
+    /// Folds the records of a subscription again after one of them changed at `timestamp`.
+    fn fold(&mut self, id: &str, was: Option<State>, timestamp: Option<EpochMs>) -> Change {
+        let found = self.applied.get_mut(&subscription_hash(id));
+        let Some(now) = found.filter(|found| *found.id == *id) else {
+            return Change::Nothing;
+        };
+        let beside = self.beside.get(id).unwrap_or(&Beside::NOTHING);
+        let source = &now.source;
+        let mut state = source.state;
+        let mut version = source.applied.clone();
+        let mut resumed_at = beside.resumed_at;
+        match &beside.operator {
+            Operator::Known(decision, hash) => {
+                resumed_at = resumed_at.max(decision.resumed_at);
+                if decision.is_on(&version) {
+                    state = decision.state.decided();
+                    version = version.with(hash);
+                } else if decision.state != State::Active && state == State::Active {
+                    // The apply that made the decision void has ended the pause.
+                    resumed_at = resumed_at.max(source.timestamp);
+                }
+            }
+            Operator::Unreadable if state == State::Active => state = State::Paused,
+            Operator::Unreadable | Operator::None => {}
+        }
+        if let Some(disabled) = &beside.disabled
+            && disabled.version == version
+        {
+            state = disabled.state.decided();
+        }
+        let mut rate_limit = source.rate_limit;
+        if self.verify || now.verify {
+            let verification = beside.verification.as_ref();
+            match verification.and_then(|verification| verification.consent(&now.url)) {
+                Some(consent) => rate_limit = consent.rate_limit(rate_limit),
+                None if state == State::Active => state = State::Pending,
+                None => {}
+            }
+        }
+        if state == State::Active && was.is_some_and(|was| was != State::Active) {
+            resumed_at = resumed_at.max(timestamp);
+            let beside = self.beside.entry(id.into()).or_default();
+            beside.resumed_at = beside.resumed_at.max(timestamp);
+        }
+        if now.state == state
+            && now.resumed_at == resumed_at
+            && now.source.version == version
+            && now.rate_limit == rate_limit
+        {
+            return Change::Updated(Arc::clone(now));
+        }
+        let folded = Arc::make_mut(now);
+        folded.state = state;
+        folded.resumed_at = resumed_at;
+        folded.rate_limit = rate_limit;
+        folded.source.version = version;
+        Change::Updated(Arc::clone(now))
+    }
+
+    fn state(&self, id: &str) -> Option<State> {
+        self.get(id).map(|folded| folded.state)
+    }
+
+    /// The latest applied record can be read.
+    fn is_valid(&mut self, id: &str) {
+        if let Some(beside) = self.beside.get_mut(id) {
+            beside.is_invalid = false;
+        }
+        self.forget_nothing(id);
+    }
+
+    fn forget_nothing(&mut self, id: &str) {
+        if self.beside.get(id).is_some_and(Beside::is_nothing) {
+            self.beside.remove(id);
         }
     }
 
@@ -223,81 +235,62 @@ impl Fold {
     fn take_applied(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
         let Some(value) = record.value else {
             // Decisions end with their subscription: one that is created again begins anew.
-            return match self.entries.remove(id) {
-                Some(removed) => {
-                    if removed.applied.is_some() {
-                        self.hashes.remove(&subscription_hash(id));
-                    }
-                    Change::Removed(id.into())
-                }
-                None => Change::Nothing,
+            let had_more = self.beside.remove(id).is_some();
+            let was_applied = self.get(id).is_some();
+            if was_applied {
+                self.applied.remove(&subscription_hash(id));
+            }
+            return match was_applied || had_more {
+                true => Change::Removed(id.into()),
+                false => Change::Nothing,
             };
         };
-        let before = self
-            .entries
-            .get(id)
-            .and_then(|entry| entry.applied.as_ref());
+        let before = self.get(id);
         if before.is_some_and(|before| is_outdated(before, record)) {
             return Change::Nothing;
         }
+        let was = before.map(|before| before.state);
         let version = Version::of_applied(value, record.applied);
         if before.is_some_and(|before| is_same(before, &version, record)) {
-            return self.again(id, record);
+            // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
+            self.is_valid(id);
+            return self.fold(id, was, record.timestamp);
         }
-        let parsed = parse(record.key, value).and_then(|parsed| match before {
-            Some(before) if before.folded.subscriber != parsed.subscriber => {
-                Err(SubscriptionError::SubscriberChanged {
-                    from: before.folded.subscriber.clone(),
-                    to: parsed.subscriber,
-                })
+        let parsed = parse(record.key, value).and_then(|parsed| {
+            match self.applied.get(&subscription_hash(id)) {
+                Some(other) if *other.id != *id => {
+                    Err(SubscriptionError::SameHash(other.id.clone()))
+                }
+                Some(before) if before.subscriber != parsed.subscriber => {
+                    Err(SubscriptionError::SubscriberChanged {
+                        from: before.subscriber.clone(),
+                        to: parsed.subscriber,
+                    })
+                }
+                _ => Ok(parsed),
             }
-            None if self.hashes.contains(&subscription_hash(id)) => {
-                Err(SubscriptionError::SameHash(self.of_hash(id)))
-            }
-            _ => Ok(parsed),
         });
         let mut subscription = match parsed {
             Ok(subscription) => subscription,
             Err(error) => {
-                let in_force = before.is_some();
                 if is_id(id) {
-                    self.entries.entry(id.into()).or_default().is_invalid = true;
+                    self.beside.entry(id.into()).or_default().is_invalid = true;
                 }
-                return refused(error, in_force);
+                return refused(error, was.is_some());
             }
         };
-        subscription.source.applied = version;
-        subscription.source.partition = record.partition;
-        let entry = self.entries.entry(id.into()).or_default();
-        let was = entry.state();
-        entry.is_invalid = false;
-        self.hashes.insert(subscription_hash(id));
-        entry.applied = Some(Applied {
+        subscription.source = Source {
+            version: version.clone(),
+            applied: version,
+            partition: record.partition,
+            timestamp: record.timestamp,
             state: subscription.state,
             rate_limit: subscription.rate_limit,
-            timestamp: record.timestamp,
-            folded: Arc::new(subscription),
-        });
-        entry.fold(was, record.timestamp, self.verify)
-    }
-
-    /// Another applied subscription whose id has the hash of this one.
-    fn of_hash(&self, id: &str) -> Box<str> {
-        let hash = subscription_hash(id);
-        let mut applied = self.iter().map(|one| &one.id);
-        let other = applied.find(|other| subscription_hash(other) == hash);
-        other.cloned().unwrap_or_default()
-    }
-
-    /// The record in force was written again.
-    fn again(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return Change::Nothing;
         };
-        // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
-        entry.is_invalid = false;
-        let was = entry.state();
-        entry.fold(was, record.timestamp, self.verify)
+        self.is_valid(id);
+        let subscription = Arc::new(subscription);
+        self.applied.insert(subscription_hash(id), subscription);
+        self.fold(id, was, record.timestamp)
     }
 
     fn take_verification(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
@@ -305,21 +298,21 @@ impl Fold {
             return not_about_any(id, record);
         }
         let read = record.value.map(|value| Verification::read(id, value));
-        let entry = self.entries.entry(id.into()).or_default();
-        let was = entry.state();
+        let was = self.state(id);
+        let beside = self.beside.entry(id.into()).or_default();
         let problem = match read {
             None => {
-                entry.verification = None;
+                beside.verification = None;
                 None
             }
             Some(Ok(verification)) => {
-                entry.verification = Some(verification);
+                beside.verification = Some(verification);
                 None
             }
             // Without an earlier one, the endpoint has not consented.
-            Some(Err(error)) => Some((error, entry.verification.is_some())),
+            Some(Err(error)) => Some((error, beside.verification.is_some())),
         };
-        let change = entry.fold(was, record.timestamp, self.verify);
+        let change = self.fold(id, was, record.timestamp);
         self.settle(id, problem, change)
     }
 
@@ -328,29 +321,29 @@ impl Fold {
             return not_about_any(id, record);
         }
         let read = record.value.map(|value| Decision::read(id, value));
-        let entry = self.entries.entry(id.into()).or_default();
-        let was = entry.state();
+        let was = self.state(id);
+        let beside = self.beside.entry(id.into()).or_default();
         let mut problem = None;
         match (by, read) {
-            (Decider::Operator, None) => entry.operator = Operator::None,
+            (Decider::Operator, None) => beside.operator = Operator::None,
             (Decider::Operator, Some(Ok(decision))) => {
                 let hash = digest(record.value.unwrap_or_default(), None);
-                entry.operator = Operator::Known(Box::new(decision), hash.into());
+                beside.operator = Operator::Known(Box::new(decision), hash.into());
             }
             (Decider::Operator, Some(Err(error))) => {
-                let in_force = matches!(entry.operator, Operator::Known(..));
+                let in_force = matches!(beside.operator, Operator::Known(..));
                 if !in_force {
-                    entry.operator = Operator::Unreadable;
+                    beside.operator = Operator::Unreadable;
                 }
                 problem = Some((error, in_force));
             }
-            (Decider::Hookstream, None) => entry.disabled = None,
-            (Decider::Hookstream, Some(Ok(decision))) => entry.disabled = Some(decision),
+            (Decider::Hookstream, None) => beside.disabled = None,
+            (Decider::Hookstream, Some(Ok(decision))) => beside.disabled = Some(decision),
             (Decider::Hookstream, Some(Err(error))) => {
-                problem = Some((error, entry.disabled.is_some()));
+                problem = Some((error, beside.disabled.is_some()));
             }
         }
-        let change = entry.fold(was, record.timestamp, self.verify);
+        let change = self.fold(id, was, record.timestamp);
         self.settle(id, problem, change)
     }
 
@@ -362,9 +355,7 @@ impl Fold {
         problem: Option<(SubscriptionError, bool)>,
         change: Change,
     ) -> Change {
-        if self.entries.get(id).is_some_and(Entry::is_empty) {
-            self.entries.remove(id);
-        }
+        self.forget_nothing(id);
         match (problem, change) {
             (None, change) => change,
             (Some((error, in_force)), Change::Updated(updated)) => Change::Refused {
@@ -379,41 +370,37 @@ impl Fold {
     /// A subscription.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Arc<Subscription>> {
-        let applied = self.entries.get(id)?.applied.as_ref()?;
-        Some(&applied.folded)
+        let found = self.applied.get(&subscription_hash(id));
+        found.filter(|found| *found.id == *id)
     }
 
     /// All subscriptions, in arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
-        let applied = self
-            .entries
-            .values()
-            .filter_map(|entry| entry.applied.as_ref());
-        applied.map(|applied| &applied.folded)
+        self.applied.values()
     }
 
     /// Whether the latest record of a subscription is invalid and no earlier one is known: the subscription exists, but
     /// is not known, so its commands wait.
     #[must_use]
     pub fn is_unknown(&self, id: &str) -> bool {
-        let entry = self.entries.get(id);
-        entry.is_some_and(|entry| entry.is_invalid && entry.applied.is_none())
+        let beside = self.beside.get(id);
+        beside.is_some_and(|beside| beside.is_invalid) && self.get(id).is_none()
     }
 
     /// The keys of the records beside the applied one of a subscription.
     #[must_use]
     pub fn decisions(&self, id: &str) -> Vec<String> {
-        let Some(entry) = self.entries.get(id) else {
+        let Some(beside) = self.beside.get(id) else {
             return Vec::new();
         };
-        let by_operator = !matches!(entry.operator, Operator::None);
+        let by_operator = !matches!(beside.operator, Operator::None);
         let deciders = [
             (by_operator, Decider::Operator),
-            (entry.disabled.is_some(), Decider::Hookstream),
+            (beside.disabled.is_some(), Decider::Hookstream),
         ];
         let there = deciders.into_iter().filter(|(there, _)| *there);
         let decisions = there.map(|(_, by)| by.key(id));
-        let verification = entry.verification.as_ref();
+        let verification = beside.verification.as_ref();
         decisions
             .chain(verification.map(|_| Verification::key(id)))
             .collect()
@@ -422,14 +409,14 @@ impl Fold {
     /// Who put a subscription into its state, and when; `None` when that is the state in its applied record.
     #[must_use]
     pub fn decided_by(&self, id: &str) -> Option<(Decider, EpochMs)> {
-        let entry = self.entries.get(id)?;
-        let source = &entry.applied.as_ref()?.folded.source;
-        if let Some(decision) = &entry.disabled
+        let source = &self.get(id)?.source;
+        let beside = self.beside.get(id)?;
+        if let Some(decision) = &beside.disabled
             && decision.version == source.version
         {
             return Some((Decider::Hookstream, decision.at));
         }
-        match &entry.operator {
+        match &beside.operator {
             Operator::Known(decision, _) if decision.is_on(&source.applied) => {
                 Some((Decider::Operator, decision.at))
             }
@@ -442,17 +429,17 @@ impl Fold {
     /// Why hookstream disabled a subscription that is disabled by it: `gone` or `failing`.
     #[must_use]
     pub fn disabled_because(&self, id: &str) -> Option<&str> {
-        let disabled = self.entries.get(id)?.disabled.as_ref()?;
+        let disabled = self.beside.get(id)?.disabled.as_ref()?;
         Some(disabled.reason.as_deref().unwrap_or("gone"))
     }
 
     /// What became of the last try to get the consent of a subscription's endpoint, if it needs one and was asked.
     #[must_use]
     pub fn verification(&self, id: &str) -> Option<&Verification> {
-        let entry = self.entries.get(id)?;
-        let folded = &entry.applied.as_ref()?.folded;
+        let folded = self.get(id)?;
         let needed = self.verify || folded.verify;
-        let last = entry.verification.as_ref().filter(|_| needed)?;
+        let beside = self.beside.get(id).filter(|_| needed)?;
+        let last = beside.verification.as_ref()?;
         (last.endpoint == verification::endpoint(&folded.url)).then_some(last)
     }
 }
@@ -475,17 +462,16 @@ fn refused(error: SubscriptionError, in_force: bool) -> Change {
 }
 
 /// Whether `record` is the same version in the same partition.
-fn is_same(before: &Applied, version: &Version, record: &TopicRecord<'_>) -> bool {
-    let source = &before.folded.source;
+fn is_same(before: &Subscription, version: &Version, record: &TopicRecord<'_>) -> bool {
+    let source = &before.source;
     source.applied == *version && source.partition == record.partition
 }
 
 /// Whether `record` is older than one of another partition: after partitions were added, a key may have records in two,
 /// which are read in any order.
-fn is_outdated(before: &Applied, record: &TopicRecord<'_>) -> bool {
-    let times = record.timestamp.zip(before.timestamp);
-    before.folded.source.partition != record.partition
-        && times.is_some_and(|(time, before)| time < before)
+fn is_outdated(before: &Subscription, record: &TopicRecord<'_>) -> bool {
+    let times = record.timestamp.zip(before.source.timestamp);
+    before.source.partition != record.partition && times.is_some_and(|(time, before)| time < before)
 }
 
 /// Whether a text may be the id of a subscription.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::time::Duration;
 
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use url::Url;
 
 use super::auth::Auth;
+use super::endpoint_url::EndpointUrl;
 use super::filter::{Filter, TypePattern};
 use super::source::{HeaderSource, SecretSource, SigningSecret};
 use super::version::Source;
@@ -27,22 +28,16 @@ pub struct Subscription {
     pub id: Box<str>,
     /// The subscriber that owns it: the partition key of its commands.
     pub subscriber: Box<str>,
-    /// The endpoint: `http` or `https`, with a host, without user info or fragment.
-    pub url: Url,
+    /// The endpoint.
+    pub url: EndpointUrl,
     /// At least one pattern; any of them is enough.
-    pub events: Vec<TypePattern>,
+    pub events: Box<[TypePattern]>,
     /// The filter on the event's content.
     pub filter: Filter,
     /// All of them sign until they end, in this order; requests are not signed if there are none. One of them never ends.
-    pub secrets: Vec<SigningSecret>,
+    pub secrets: Box<[SigningSecret]>,
     /// The format of the body.
     pub format: Format,
-    /// Additional request headers; never a reserved one.
-    pub headers: Vec<(HeaderName, HeaderSource)>,
-    /// How requests authenticate.
-    pub auth: Option<Auth>,
-    /// What its connections are made with, beyond the operator's defaults.
-    pub tls: TlsReferences,
     /// Whether commands are sent: as decided by operators and hookstream, or else as applied.
     pub state: State,
     /// Whether its endpoint must consent before it gets events.
@@ -53,38 +48,30 @@ pub struct Subscription {
     pub source: Source,
     /// The maximum number of requests in flight, 1 to 1,024.
     pub max_in_flight: u32,
-    /// The rate limit of attempts.
+    /// The rate limit of attempts: its own, or the lower one that its endpoint grants.
     pub rate_limit: Option<RateLimit>,
-    /// The timeout of one attempt, 100 ms to 60 s; `None` means the operator's default.
-    pub timeout: Option<Duration>,
-    /// At most 20 delays of 1 ms to 24 h; `None` means the operator's default.
-    pub retry_schedule: Option<Vec<Duration>>,
-    /// The maximum age of its commands, 1 s to 30 days; `None` means the operator's default.
-    pub max_age: Option<Duration>,
     /// The order of delivery.
     pub order: Order,
-    /// Overrides of the operator's breaker settings.
-    pub breaker: BreakerOverrides,
-    /// Overrides of the default status rules.
-    pub on_status: StatusRules,
+    /// What else it sets.
+    pub own: OwnSettings,
 }
 
 impl Subscription {
     /// The secrets that it uses: those that sign, those in its headers, the one that it authenticates with, then those of
     /// its connections.
     pub fn sources(&self) -> impl Iterator<Item = &SecretSource> {
-        let in_headers = self.headers.iter();
+        let in_headers = self.own.headers.iter();
         let in_headers = in_headers.filter_map(|(_, source)| source.reference());
-        let authenticates = self.auth.iter().map(Auth::reference);
+        let authenticates = self.own.auth.iter().map(Auth::reference);
         let signing = self.secrets.iter().map(|secret| &secret.source);
         let all = signing.chain(in_headers).chain(authenticates);
-        all.chain(self.tls.sources())
+        all.chain(self.own.tls.sources())
     }
 
     /// The texts of its [`sources`](Self::sources), by what they are for.
     #[must_use]
     pub fn sort<'t, T>(&self, texts: &'t [T]) -> Texts<'t, T> {
-        let in_headers = self.headers.iter();
+        let in_headers = self.own.headers.iter();
         let in_headers = in_headers.filter(|(_, source)| source.reference().is_some());
         let (signing, rest) = texts.split_at(self.secrets.len().min(texts.len()));
         let (headers, rest) = rest.split_at(in_headers.count().min(rest.len()));
@@ -93,11 +80,68 @@ impl Subscription {
         Texts {
             signing,
             headers,
-            auth: next(self.auth.is_some()),
-            ca: next(self.tls.ca.is_some()),
-            certificate: next(self.tls.client.is_some()),
-            key: next(self.tls.client.is_some()),
+            auth: next(self.own.auth.is_some()),
+            ca: next(self.own.tls.ca.is_some()),
+            certificate: next(self.own.tls.client.is_some()),
+            key: next(self.own.tls.client.is_some()),
         }
+    }
+}
+
+/// What a subscription may set for itself; what it does not set is the operator's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Additional request headers; never a reserved one.
+    pub headers: Vec<(HeaderName, HeaderSource)>,
+    /// How requests authenticate.
+    pub auth: Option<Auth>,
+    /// What its connections are made with.
+    pub tls: TlsReferences,
+    /// The timeout of one attempt, 100 ms to 60 s.
+    pub timeout: Option<Duration>,
+    /// At most 20 delays of 1 ms to 24 h.
+    pub retry_schedule: Option<Vec<Duration>>,
+    /// The maximum age of its commands, 1 s to 30 days.
+    pub max_age: Option<Duration>,
+    /// Of its breaker.
+    pub breaker: BreakerOverrides,
+    /// Of the meaning of statuses.
+    pub on_status: StatusRules,
+}
+
+impl Settings {
+    const NONE: Self = Self {
+        headers: Vec::new(),
+        auth: None,
+        tls: TlsReferences {
+            ca: None,
+            client: None,
+        },
+        timeout: None,
+        retry_schedule: None,
+        max_age: None,
+        breaker: BreakerOverrides::NONE,
+        on_status: StatusRules::NONE,
+    };
+}
+
+/// The [`Settings`] of one subscription. Most set none of them, and every replica holds all subscriptions in memory, so
+/// those that do not pay for one word.
+#[derive(Clone, Debug, Default)]
+pub struct OwnSettings(Option<Box<Settings>>);
+
+impl From<Settings> for OwnSettings {
+    fn from(own: Settings) -> Self {
+        Self((own != Settings::NONE).then(|| Box::new(own)))
+    }
+}
+
+impl Deref for OwnSettings {
+    type Target = Settings;
+
+    fn deref(&self) -> &Settings {
+        static NONE: Settings = Settings::NONE;
+        self.0.as_deref().unwrap_or(&NONE)
     }
 }
 
@@ -220,6 +264,11 @@ pub struct StatusRules {
 }
 
 impl StatusRules {
+    const NONE: Self = Self {
+        exact: BTreeMap::new(),
+        class: BTreeMap::new(),
+    };
+
     /// The rule for a status, or else for its class; `None` means the default rule.
     #[must_use]
     pub fn lookup(&self, status: u16) -> Option<StatusRule> {

@@ -15,7 +15,7 @@ use url::Url;
 use super::auth::Auth;
 use super::endpoint_url;
 use super::filter::{Filter, TypePattern};
-use super::model::{RateLimit, State, StatusRules, Subscription, TlsReferences};
+use super::model::{RateLimit, Settings, State, StatusRules, Subscription, TlsReferences};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
 use super::reference::{credential, header_source, signing_secret};
@@ -69,15 +69,17 @@ const RESERVED_PREFIXES: [&str; 3] = ["webhook-", "hookstream-", "proxy-"];
 /// # Errors
 /// All problems at once.
 pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, SubscriptionError> {
-    let record = read_object(value)?;
+    let record = Value::Object(read_object(value)?);
     let mut check = Check {
         record: &record,
         problems: Vec::new(),
     };
     check.schema();
     check.key(key);
-    let text = std::str::from_utf8(value).unwrap_or_default();
-    check.problems.extend(check_numbers(text).err());
+    if record.get("filter").is_some_and(has_number) {
+        let text = std::str::from_utf8(value).unwrap_or_default();
+        check.problems.extend(check_numbers(text).err());
+    }
     let url = check.url();
     let state: State = check.enumerated("state");
     let subscription = Subscription {
@@ -87,9 +89,6 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         filter: check.filter(),
         secrets: check.secrets(),
         format: check.enumerated("format"),
-        headers: check.headers(),
-        auth: check.auth(),
-        tls: check.tls(url.as_ref()),
         state: state.decided(),
         verify: state == State::Pending || check.is_true("verify"),
         resumed_at: None,
@@ -98,16 +97,9 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
             .integer("max_in_flight")
             .unwrap_or(DEFAULT_MAX_IN_FLIGHT),
         rate_limit: check.rate_limit(),
-        timeout: check.timeout(),
-        retry_schedule: check.retry_schedule(),
-        max_age: check.max_age(),
         order: check.enumerated("order"),
-        breaker: check.breaker(),
-        on_status: check
-            .object("on_status")
-            .map(StatusRules::read)
-            .unwrap_or_default(),
-        url: url.clone().unwrap_or_else(placeholder_url),
+        own: check.settings(url.as_ref()).into(),
+        url: url.clone().unwrap_or_else(placeholder_url).into(),
     };
     if check.problems.is_empty() && url.is_some() {
         Ok(subscription)
@@ -140,7 +132,8 @@ fn validator() -> &'static Validator {
 
 /// Parses one field after the other. A field of the wrong type counts as absent: the schema has reported it.
 struct Check<'a> {
-    record: &'a Map<String, Value>,
+    /// An object.
+    record: &'a Value,
     problems: Vec<String>,
 }
 
@@ -188,8 +181,11 @@ impl<'a> Check<'a> {
     }
 
     fn schema(&mut self) {
-        let record = Value::Object(self.record.clone());
-        for error in validator().iter_errors(&record) {
+        // To collect errors takes longer, and there is hardly ever one.
+        if validator().is_valid(self.record) {
+            return;
+        }
+        for error in validator().iter_errors(self.record) {
             let path = error.instance_path().to_string();
             if path.starts_with("/secrets/") {
                 // The reader of secrets reports it, with its reason.
@@ -237,7 +233,7 @@ impl<'a> Check<'a> {
         parsed.ok()
     }
 
-    fn events(&mut self) -> Vec<TypePattern> {
+    fn events(&mut self) -> Box<[TypePattern]> {
         let mut patterns = Vec::new();
         for (at, text) in self.strings("events") {
             match TypePattern::parse(text) {
@@ -248,7 +244,7 @@ impl<'a> Check<'a> {
                 ),
             }
         }
-        patterns
+        patterns.into()
     }
 
     fn filter(&mut self) -> Filter {
@@ -266,7 +262,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn secrets(&mut self) -> Vec<SigningSecret> {
+    fn secrets(&mut self) -> Box<[SigningSecret]> {
         let items = self.record.get("secrets").and_then(Value::as_array);
         let mut secrets = Vec::new();
         for (at, item) in items.into_iter().flatten().enumerate() {
@@ -283,7 +279,23 @@ impl<'a> Check<'a> {
         if !secrets.is_empty() && secrets.iter().all(|secret| secret.until.is_some()) {
             self.problem("secrets", "at least one must have no until");
         }
-        secrets
+        secrets.into()
+    }
+
+    fn settings(&mut self, url: Option<&Url>) -> Settings {
+        Settings {
+            headers: self.headers(),
+            auth: self.auth(),
+            tls: self.tls(url),
+            timeout: self.timeout(),
+            retry_schedule: self.retry_schedule(),
+            max_age: self.max_age(),
+            breaker: self.breaker(),
+            on_status: self
+                .object("on_status")
+                .map(StatusRules::read)
+                .unwrap_or_default(),
+        }
     }
 
     fn headers(&mut self) -> Vec<(HeaderName, HeaderSource)> {
@@ -347,7 +359,7 @@ impl<'a> Check<'a> {
         };
         let ca = read("tls_ca");
         let (certificate, key) = (read("client_certificate"), read("client_key"));
-        let is_there = |field: &str| self.record.contains_key(field);
+        let is_there = |field: &str| self.record.get(field).is_some();
         let fields = ["tls_ca", "client_certificate", "client_key"];
         let first = fields.into_iter().find(|field| is_there(field));
         let is_half = is_there("client_certificate") != is_there("client_key");
@@ -450,6 +462,16 @@ impl<'a> Check<'a> {
             Err(problem) => self.problem(field, problem),
         }
         None
+    }
+}
+
+/// Whether a number is somewhere in a value.
+fn has_number(value: &Value) -> bool {
+    match value {
+        Value::Number(_) => true,
+        Value::Array(items) => items.iter().any(has_number),
+        Value::Object(members) => members.values().any(has_number),
+        Value::Null | Value::Bool(_) | Value::String(_) => false,
     }
 }
 

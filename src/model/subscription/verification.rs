@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use url::Url;
 
+use super::endpoint_url::EndpointUrl;
 use super::model::{RateLimit, Subscription};
 use super::record::{MAX_RECORD_BYTES, SubscriptionError};
 use super::version::Version;
@@ -87,7 +87,7 @@ pub struct Pending {
 
 /// The hash of a URL, as a record names it.
 #[must_use]
-pub fn endpoint(url: &Url) -> Box<str> {
+pub fn endpoint(url: &EndpointUrl) -> Box<str> {
     Version::of_applied(url.as_str().as_bytes(), None)
         .as_str()
         .into()
@@ -147,7 +147,7 @@ impl Verification {
 
     /// The consent for `url`, if it gives one.
     #[must_use]
-    pub fn consent(&self, url: &Url) -> Option<Consent> {
+    pub fn consent(&self, url: &EndpointUrl) -> Option<Consent> {
         match self.tested {
             Tested::Verified { per_minute, .. } if self.endpoint == endpoint(url) => {
                 Some(Consent { per_minute })

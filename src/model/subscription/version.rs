@@ -1,8 +1,12 @@
 //! The versions of subscriptions: what a decision was made on.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use super::model::{RateLimit, State};
+use crate::model::units::EpochMs;
 
 /// The header of an applied record that makes its version distinct.
 pub const APPLIED: &str = "hs-applied";
@@ -10,7 +14,7 @@ pub const APPLIED: &str = "hs-applied";
 /// What a decision was made on: the applied record, and the operator's decision on that record, if there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Version(Box<str>);
+pub struct Version(Arc<str>);
 
 impl Version {
     /// The version of an applied record, from its value and its [`APPLIED`] header.
@@ -50,7 +54,7 @@ pub(super) fn digest(value: &[u8], applied: Option<&[u8]>) -> String {
 }
 
 /// Where a subscription comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Source {
     /// The version of its applied record.
     pub applied: Version,
@@ -58,4 +62,10 @@ pub struct Source {
     pub version: Version,
     /// The partition of its records: decisions are written there too, so that they keep their order.
     pub partition: Option<i32>,
+    /// The timestamp of its applied record.
+    pub timestamp: Option<EpochMs>,
+    /// The state in its applied record.
+    pub state: State,
+    /// The rate limit in its applied record.
+    pub rate_limit: Option<RateLimit>,
 }
