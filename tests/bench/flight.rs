@@ -1,4 +1,5 @@
-//! Many requests in flight to one origin: CPU beside a raw client with as many, and connections opened.
+//! Many requests in flight to one origin: CPU beside a raw client with as many and beside a consumer by hand, and
+//! connections opened.
 
 use serde_json::json;
 
@@ -14,6 +15,8 @@ struct Case {
     /// The path of the receiver without the number.
     kind: &'static str,
     commands: usize,
+    /// CPU relative to the raw client's.
+    target: f64,
 }
 
 impl Case {
@@ -42,10 +45,18 @@ struct Run {
 pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
     let cases = [
         Case {
+            in_flight: 80,
+            subscriptions: 10,
+            kind: "ok",
+            commands: scale.pick(100_000, 200_000),
+            target: 1.2,
+        },
+        Case {
             in_flight: 640,
             subscriptions: 10,
             kind: "ok",
             commands: scale.pick(100_000, 200_000),
+            target: 1.25,
         },
         // One origin of many tenants, so slow that so many are needed.
         Case {
@@ -53,6 +64,7 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
             subscriptions: 5_000,
             kind: "after/400",
             commands: scale.pick(50_000, 200_000),
+            target: 1.25,
         },
     ];
     for case in &cases {
@@ -75,7 +87,7 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
     let name = format!("flight-{}", case.in_flight);
     let world = World::new(kafka, &name, 12, &all)?;
     fill_for(kafka, &world.commands(), case.commands, case.subscriptions)?;
-    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    let (mut ours, mut raw, mut by_hand) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..scale.runs {
         receiver.ask("reset")?;
         // An origin gets three quarters, a subscription a ninth of what the others leave.
@@ -97,6 +109,23 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
             cost.cpu,
             case.commands as f64 / cost.wall,
         )?);
+        receiver.ask("reset")?;
+        let (topic, partitions) = (world.commands(), world.partitions().to_string());
+        let arguments = [
+            &kafka.address,
+            &topic,
+            &partitions,
+            &count,
+            &port,
+            &tasks,
+            case.kind,
+        ];
+        let cost = helper("byhand", &arguments)?;
+        by_hand.push(told(
+            &mut receiver,
+            cost.cpu,
+            case.commands as f64 / cost.wall,
+        )?);
     }
     let at = case.in_flight;
     let micros = |runs: &[Run]| median(runs.iter().map(|run| run.cpu / case.commands as f64 * 1e6));
@@ -114,7 +143,22 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
         &format!("flight: CPU over the raw client's, {at} at a time"),
         median(ours.iter().zip(&raw).map(|(ours, raw)| ours.cpu / raw.cpu)),
         " x",
-        1.25,
+        case.target,
+    );
+    report.tells(
+        &format!("flight: of a consumer by hand, {at} at a time"),
+        micros(&by_hand),
+        " µs",
+    );
+    report.at_most(
+        &format!("flight: CPU over that of the consumer by hand, {at} at a time"),
+        median(
+            ours.iter()
+                .zip(&by_hand)
+                .map(|(ours, hand)| ours.cpu / hand.cpu),
+        ),
+        " x",
+        1.1,
     );
     report.at_most(
         &format!("flight: connections over the most requests at a time, {at}"),
@@ -122,7 +166,12 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
         " x",
         1.1,
     );
-    let rows: Vec<Vec<String>> = [("hookstream", &ours), ("raw client", &raw)]
+    let all = [
+        ("hookstream", &ours),
+        ("raw client", &raw),
+        ("consumer by hand", &by_hand),
+    ];
+    let rows: Vec<Vec<String>> = all
         .into_iter()
         .map(|(name, runs)| {
             let of = |figure: fn(&Run) -> f64| format!("{:.0}", median(runs.iter().map(figure)));

@@ -5,7 +5,8 @@
 //! alternate, and figures are medians. Latency is measured in an open loop, from the time at which an event was to be
 //! produced, so that a stall is not left out. Nothing is asserted: a target that is missed is reported as missed.
 //!
-//! Arguments: `--quick`, `--runs N`, `--rate EVENTS_PER_SECOND`, and the rows to run; all but `sizing` and `outage` when none is named.
+//! Arguments: `--quick`, `--runs N`, `--rate EVENTS_PER_SECOND`, `--minutes N` (of the soak), and the rows to run; all but
+//! `sizing`, `outage` and `soak` when none is named.
 //! The tables go to standard output, `target/bench/bench.md` and `target/bench/bench.json`.
 
 #![allow(
@@ -18,6 +19,9 @@
 )]
 
 mod backlog;
+mod bad;
+mod byhand;
+mod certificates;
 mod cost;
 mod deliver;
 mod drain;
@@ -27,6 +31,7 @@ mod flight;
 mod isolation;
 mod lag;
 mod latency;
+mod many;
 mod matching;
 mod outage;
 mod receiver;
@@ -34,7 +39,9 @@ mod reference;
 mod replay;
 mod report;
 mod sizing;
+mod soak;
 mod stage;
+mod tls;
 mod whale;
 mod wide;
 
@@ -48,6 +55,8 @@ pub struct Scale {
     pub runs: usize,
     /// Events a second of what is measured at half of capacity; measured when not given.
     pub rate: Option<f64>,
+    /// Of the soak.
+    pub minutes: Option<usize>,
 }
 
 impl Scale {
@@ -58,11 +67,12 @@ impl Scale {
 
 type Row = fn(&Kafka, &Scale, &mut Report) -> Result<(), Problem>;
 
-const ROWS: [(&str, Row); 17] = [
+const ROWS: [(&str, Row); 21] = [
     ("matching", matching::run),
     ("deliver", deliver::run),
     ("log", deliver::log),
     ("flight", flight::run),
+    ("tls", tls::run),
     ("fanout", fanout::run),
     ("drain", drain::run),
     ("latency", latency::run),
@@ -71,10 +81,13 @@ const ROWS: [(&str, Row); 17] = [
     ("whale", whale::run),
     ("failing", failing::run),
     (OUTAGE, outage::run),
+    ("bad", bad::run),
     ("wide", wide::run),
+    ("many", many::run),
     ("backlog", backlog::run),
     ("lag", lag::run),
     ("replay", replay::run),
+    (SOAK, soak::run),
     (SIZING, sizing::run),
 ];
 
@@ -82,6 +95,8 @@ const ROWS: [(&str, Row); 17] = [
 const SIZING: &str = "sizing";
 /// It takes half an hour.
 const OUTAGE: &str = "outage";
+/// It takes an hour.
+const SOAK: &str = "soak";
 
 fn main() -> Result<(), Problem> {
     let arguments: Vec<String> = std::env::args()
@@ -98,7 +113,7 @@ fn main() -> Result<(), Problem> {
     let kafka = Kafka::start()?;
     let mut report = Report::new(&scale);
     for (name, row) in ROWS {
-        let is_default = rows.is_empty() && !matches!(name, SIZING | OUTAGE);
+        let is_default = rows.is_empty() && !matches!(name, SIZING | OUTAGE | SOAK);
         if is_default || rows.iter().any(|wanted| wanted == name) {
             eprintln!("{name}:");
             row(&kafka, &scale, &mut report)?;
@@ -113,10 +128,13 @@ fn play(part: &str, arguments: &[String]) -> Result<(), Problem> {
     match part {
         "receiver" => receiver::play(arguments),
         "client" => reference::client(arguments),
+        "tls-client" => tls::client(arguments),
         "producer" => reference::producer(arguments),
         "consumer" => reference::consumer(arguments),
         "relay" => reference::relay(arguments),
+        "byhand" => byhand::play(arguments),
         "matching" => matching::play(arguments),
+        "subscriptions" => many::play(arguments),
         _ => Err(format!("there is no part {part}").into()),
     }
 }
@@ -126,6 +144,7 @@ fn read(arguments: &[String]) -> Result<(Scale, Vec<String>), Problem> {
         quick: false,
         runs: 0,
         rate: None,
+        minutes: None,
     };
     let mut rows = Vec::new();
     let mut left = arguments.iter();
@@ -135,11 +154,12 @@ fn read(arguments: &[String]) -> Result<(Scale, Vec<String>), Problem> {
             "--quick" => scale.quick = true,
             "--runs" => scale.runs = value()?.parse()?,
             "--rate" => scale.rate = Some(value()?.parse()?),
+            "--minutes" => scale.minutes = Some(value()?.parse()?),
             row if ROWS.iter().any(|(name, _)| *name == row) => rows.push(row.to_owned()),
             other => {
                 let names: Vec<&str> = ROWS.iter().map(|(name, _)| *name).collect();
                 return Err(format!(
-                    "{other} is not known; there are --quick, --runs N, --rate N and the rows {}",
+                    "{other} is not known; there are --quick, --runs N, --rate N, --minutes N and the rows {}",
                     names.join(", ")
                 )
                 .into());

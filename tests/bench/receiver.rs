@@ -1,13 +1,29 @@
 //! The receiver of all rows: a process that answers by the path, counts, and tells how late each request was.
 //!
-//! `/ok/N`: 200. `/after/MS/N`: 200 after so many milliseconds. `/timed/N`: 200, and its lateness goes into a histogram. `/fail/N`: 500. `/slow/N`: 200 after 10 s.
-//! `/tenth/N`: as `/timed/N` for first attempts, but each tenth of them gets 500. `/switch/N`: as `/timed/N`, or 500 between `down`
-//! and `up` on standard input. `/whale/N`: as `/timed/N`, after [`WHALE`]. `/hang/N`: never. `/close/N`: 200, and the connection is closed. Asked on standard input: `report` tells counts and
-//! quantiles by path, connections accepted and the most requests at a time as JSON, `reset` forgets. With the name of a file it speaks TLS, and writes the certificate there;
-//! sessions are not resumed, so each connection costs a whole handshake.
+//! | path | answer |
+//! |---|---|
+//! | `/ok/N` | 200 |
+//! | `/after/MS/N` | 200 after so many milliseconds |
+//! | `/timed/N` | 200, and its lateness goes into a histogram |
+//! | `/whale/N` | the same after [`WHALE`] |
+//! | `/tenth/N` | as `/timed/N` for first attempts, but each tenth of them gets 500 |
+//! | `/switch/N` | as `/timed/N`, or 500 between `down` and `up` on standard input |
+//! | `/fail/N` | 500 |
+//! | `/slow/N` | 200 after 10 s |
+//! | `/hang/N` | none |
+//! | `/close/N` | 200, and the connection is closed |
+//! | `/kept/N` | 200, and the connection is kept for a minute |
+//!
+//! Asked on standard input: `report` tells counts and quantiles by path, connections accepted, open and resumed and the most
+//! requests at a time as JSON, `reset` forgets.
+//!
+//! FILE [SESSIONS PROTOCOL ORIGINS]: it speaks TLS, and writes the certificate to trust there. SESSIONS are `whole` (the
+//! default: each connection costs a whole handshake) or `resumed`, PROTOCOL is `h1` (the default) or `h2`; with ORIGINS it
+//! listens on the first so many addresses of [`origin`], on one port.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,12 +33,14 @@ use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::PrivateKeyDer;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::HandshakeKind;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::certificates::{Authority, Sessions};
 use crate::stage::{Problem, wall};
 
 /// How long the endpoint of a whale takes.
@@ -33,6 +51,9 @@ pub const WHALE: Duration = Duration::from_millis(20);
 struct Seen {
     late: Mutex<BTreeMap<String, Histogram<u64>>>,
     connections: AtomicUsize,
+    /// Of these, those that are open, and TLS sessions that were resumed.
+    connected: AtomicUsize,
+    resumed: AtomicUsize,
     /// Requests now, and the most at a time.
     open: AtomicUsize,
     peak: AtomicUsize,
@@ -44,64 +65,117 @@ struct Seen {
 
 type Counts = Arc<Seen>;
 
+/// The address of an origin; the first one is 127.0.0.1.
+pub fn origin(number: usize) -> Ipv4Addr {
+    const EACH: usize = 250;
+    let part = |number: usize| u8::try_from(number % EACH).unwrap_or_default();
+    Ipv4Addr::new(127, 0, part(number / EACH), part(number) + 1)
+}
+
+/// What is listened on, and the port, which is free on all addresses.
+async fn listen(origins: usize) -> Result<(Vec<TcpListener>, u16), Problem> {
+    let first = TcpListener::bind((origin(0), 0)).await?;
+    let port = first.local_addr()?.port();
+    let mut all = vec![first];
+    for number in 1..origins {
+        all.push(TcpListener::bind((origin(number), port)).await?);
+    }
+    Ok((all, port))
+}
+
 pub fn play(arguments: &[String]) -> Result<(), Problem> {
     hookstream::edge::descriptors::raise_limit();
-    let tls = arguments.first().map(|file| acceptor(file)).transpose()?;
+    let word = |at: usize| arguments.get(at).map(String::as_str);
+    let sessions = match word(1) {
+        Some("resumed") => Sessions::Resumed,
+        _ => Sessions::Whole,
+    };
+    let authority = word(0).map(|file| Authority::new(file, sessions, word(2) == Some("h2")));
+    let authority = authority.transpose()?;
+    let origins = word(3).map_or(Ok(1), str::parse)?;
     let counts = Counts::default();
     let told = Arc::clone(&counts);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        println!("{}", listener.local_addr()?.port());
+        let (listeners, port) = listen(origins).await?;
+        let mut each = Vec::with_capacity(listeners.len());
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let tls = authority.as_ref();
+            let tls = tls.map(|authority| authority.acceptor(origin(number)));
+            each.push(tokio::spawn(accept(
+                listener,
+                tls.transpose()?,
+                Arc::clone(&counts),
+            )));
+        }
+        println!("{port}");
         std::io::stdout().flush()?;
         std::thread::spawn(move || {
             if let Err(problem) = tell(&told) {
                 eprintln!("the receiver: {problem}");
             }
         });
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            counts.connections.fetch_add(1, Relaxed);
-            let (counts, tls) = (Arc::clone(&counts), tls.clone());
-            tokio::spawn(async move {
-                match tls {
-                    None => serve(stream, &counts).await,
-                    // The sender may give up during the handshake.
-                    Some(tls) => match tls.accept(stream).await {
-                        Ok(stream) => serve(stream, &counts).await,
-                        Err(error) => eprintln!("the receiver: {error}"),
-                    },
-                }
-            });
+        for accepting in each {
+            accepting.await??;
         }
+        Ok(())
     })
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, counts: &Counts) {
-    let answer = service_fn(|request| answer(counts, request));
-    // The sender closes when it has done.
-    hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), answer)
-        .await
-        .ok();
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    counts: Counts,
+) -> std::io::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        counts.connections.fetch_add(1, Relaxed);
+        counts.connected.fetch_add(1, Relaxed);
+        let (counts, tls) = (Arc::clone(&counts), tls.clone());
+        tokio::spawn(async move {
+            match tls {
+                None => serve(stream, false, &counts).await,
+                // The sender may give up during the handshake, or not trust the certificate.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        let session = stream.get_ref().1;
+                        let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+                        counts.resumed.fetch_add(is_resumed.into(), Relaxed);
+                        let is_h2 = session.alpn_protocol() == Some(b"h2");
+                        serve(stream, is_h2, &counts).await;
+                    }
+                }
+            }
+            counts.connected.fetch_sub(1, Relaxed);
+        });
+    }
 }
 
-/// TLS with a fresh certificate for 127.0.0.1, written to `file` for those who are to trust it.
-fn acceptor(file: &str) -> Result<TlsAcceptor, Problem> {
-    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
-    std::fs::write(file, certified.cert.pem())?;
-    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key)?;
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_h2: bool,
+    counts: &Counts,
+) {
+    let counts = Arc::clone(counts);
+    let answer = service_fn(move |request| {
+        let counts = Arc::clone(&counts);
+        async move { answer(&counts, request).await }
+    });
+    let stream = TokioIo::new(stream);
+    // The sender closes when it has done.
+    match is_h2 {
+        true => {
+            let h2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            h2.serve_connection(stream, answer).await.ok()
+        }
+        false => {
+            let h1 = hyper::server::conn::http1::Builder::new();
+            h1.serve_connection(stream, answer).await.ok()
+        }
+    };
 }
 
 async fn answer(
@@ -140,6 +214,10 @@ async fn respond(
         Some("tenth") => note(counts, path, &body),
         Some("switch") if counts.is_down.load(Relaxed) => fail(&mut response),
         Some("switch") => note(counts, path, &body),
+        Some("kept") => {
+            let kept = hyper::header::HeaderValue::from_static("timeout=60");
+            response.headers_mut().insert("keep-alive", kept);
+        }
         Some("close") => {
             let close = hyper::header::HeaderValue::from_static("close");
             response
@@ -191,6 +269,7 @@ fn tell(counts: &Counts) -> Result<(), Problem> {
             "reset" => {
                 late.clear();
                 counts.connections.store(0, Relaxed);
+                counts.resumed.store(0, Relaxed);
                 counts.peak.store(counts.open.load(Relaxed), Relaxed);
                 json!({})
             }
@@ -208,7 +287,8 @@ fn tell(counts: &Counts) -> Result<(), Problem> {
                 }
                 json!({
                     "all": quantiles(&all), "each": each,
-                    "connections": counts.connections.load(Relaxed), "peak": counts.peak.load(Relaxed),
+                    "connections": counts.connections.load(Relaxed), "connected": counts.connected.load(Relaxed),
+                    "resumed": counts.resumed.load(Relaxed), "peak": counts.peak.load(Relaxed),
                 })
             }
         };

@@ -14,9 +14,16 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 
 use crate::stage::{BODY, Problem, SUBSCRIPTIONS, producer_config};
 
-fn say(text: &str) -> Result<(), Problem> {
+/// Tells the parent.
+pub fn say(text: &str) -> Result<(), Problem> {
     println!("{text}");
     Ok(std::io::stdout().flush()?)
+}
+
+/// Tells that all is done, and rests.
+pub fn say_done() -> Result<(), Problem> {
+    say("done")?;
+    rest()
 }
 
 /// The parent reads this process's accounting before it ends it.
@@ -36,7 +43,6 @@ pub fn client(arguments: &[String]) -> Result<(), Problem> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let body = Bytes::from(vec![b'x'; BODY]);
     runtime.block_on(async move {
         let mut connector = hyper_util::client::legacy::connect::HttpConnector::new();
         connector.set_nodelay(true);
@@ -44,24 +50,13 @@ pub fn client(arguments: &[String]) -> Result<(), Problem> {
             hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
         let each: Vec<_> = (0..tasks)
             .map(|task| {
-                let (client, body) = (client.clone(), body.clone());
+                let client = client.clone();
                 let mine = count / tasks + usize::from(task < count % tasks);
                 let uri = format!("http://127.0.0.1:{port}/{kind}/{}", task % SUBSCRIPTIONS);
                 tokio::spawn(async move {
                     for _ in 0..mine {
-                        let request = hyper::Request::post(&uri)
-                            .header("content-type", "application/json")
-                            .header("user-agent", "raw")
-                            .header("webhook-id", "msg_0123456789abcdefghijklmnopq")
-                            .header("webhook-timestamp", "1700000000")
-                            .header(
-                                "webhook-signature",
-                                "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
-                            )
-                            .header("hookstream-attempt", "1")
-                            .body(Full::new(body.clone()))
-                            .expect("a valid request");
-                        let answer = client.request(request).await.expect("the receiver answers");
+                        let answer = client.request(posted(&uri)).await;
+                        let answer = answer.expect("the receiver answers");
                         answer
                             .into_body()
                             .collect()
@@ -76,8 +71,24 @@ pub fn client(arguments: &[String]) -> Result<(), Problem> {
         }
         Ok::<(), Problem>(())
     })?;
-    say("done")?;
-    rest()
+    say_done()
+}
+
+/// A request as large as a delivery's.
+pub fn posted(uri: &str) -> hyper::Request<Full<Bytes>> {
+    static BODY_SENT: [u8; BODY] = [b'x'; BODY];
+    hyper::Request::post(uri)
+        .header("content-type", "application/json")
+        .header("user-agent", "raw")
+        .header("webhook-id", "msg_0123456789abcdefghijklmnopq")
+        .header("webhook-timestamp", "1700000000")
+        .header(
+            "webhook-signature",
+            "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
+        )
+        .header("hookstream-attempt", "1")
+        .body(Full::new(Bytes::from_static(&BODY_SENT)))
+        .expect("a valid request")
 }
 
 /// Sends when there is room again.
@@ -190,16 +201,22 @@ pub fn consumer(arguments: &[String]) -> Result<(), Problem> {
     rest()
 }
 
-/// All of a topic from its beginning, without a group.
-pub fn reader(address: &str, topic: &str, partitions: i32) -> Result<BaseConsumer, Problem> {
-    let consumer: BaseConsumer = ClientConfig::new()
+/// As readers without a group are set.
+pub fn reader_config(address: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
         .set("bootstrap.servers", address)
         .set("group.id", "bench-reader")
         .set("enable.auto.commit", "false")
         .set("fetch.wait.max.ms", "100")
         .set("queued.max.messages.kbytes", "8192")
-        .set("fetch.queue.backoff.ms", "50")
-        .create()?;
+        .set("fetch.queue.backoff.ms", "50");
+    config
+}
+
+/// All of a topic from its beginning, without a group.
+pub fn reader(address: &str, topic: &str, partitions: i32) -> Result<BaseConsumer, Problem> {
+    let consumer: BaseConsumer = reader_config(address).create()?;
     let mut all = TopicPartitionList::new();
     for partition in 0..partitions {
         all.add_partition_offset(topic, partition, rdkafka::Offset::Beginning)?;

@@ -288,6 +288,10 @@ impl<'a> World<'a> {
         format!("{}-events", self.name)
     }
 
+    pub fn subscriptions(&self) -> String {
+        format!("{}-subscriptions", self.name)
+    }
+
     pub fn commands(&self) -> String {
         format!("{}-commands", self.name)
     }
@@ -416,6 +420,11 @@ impl Role {
         }
     }
 
+    /// Since its start.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
     pub fn wait_ready(&self) -> Result<(), Problem> {
         while self.begun.elapsed() < STUCK {
             let mut stream = TcpStream::connect(self.address)?;
@@ -463,6 +472,11 @@ impl Role {
                 && sockets.iter().any(|socket| socket == fields[9])
         });
         Ok(open.count())
+    }
+
+    /// Its open file descriptors.
+    pub fn descriptors(&self) -> Result<usize, Problem> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
     }
 
     /// Memory that is resident now, MiB.

@@ -209,12 +209,12 @@ fn receive(
     }
 }
 
-fn event_type(number: usize) -> String {
+pub fn event_type(number: usize) -> String {
     format!("to.s{number}")
 }
 
 /// Events for these subscribers in turn, at this rate; returns how many.
-fn produce(
+pub fn produce(
     kafka: &Kafka,
     topic: &str,
     rate: f64,

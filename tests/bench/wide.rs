@@ -1,4 +1,4 @@
-//! One event for very many subscriptions, and what a neighbour notices of it.
+//! One event for very many subscriptions, or of many bytes for many, and what a neighbour notices of it.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,32 @@ use crate::Scale;
 use crate::latency::{produce, wait};
 use crate::reference::send;
 use crate::report::Report;
-use crate::stage::{Helper, Kafka, Problem, STUCK, World, producer_config, subscription};
+use crate::stage::{Helper, Kafka, Problem, Role, STUCK, World, producer_config, subscription};
 
 /// Events a second of the neighbour.
 const RATE: f64 = 200.0;
 
+struct Case {
+    name: &'static str,
+    subscriptions: usize,
+    /// Of the event.
+    bytes: usize,
+    /// Seconds until all commands are written.
+    target: f64,
+}
+
 /// Produces the event that all but the neighbour want.
-fn publish(kafka: &Kafka, topic: &str) -> Result<(), Problem> {
-    let producer: ThreadedProducer<DefaultProducerContext> =
-        producer_config(&kafka.address).create()?;
-    let event = json!({"id": "wide-1", "type": "wide.created", "data": {"pad": "x".repeat(900)}});
+fn publish(kafka: &Kafka, topic: &str, bytes: usize) -> Result<(), Problem> {
+    let producer: ThreadedProducer<DefaultProducerContext> = producer_config(&kafka.address)
+        .set("message.max.bytes", "2000000")
+        .create()?;
+    // Hexadecimal digits at random: compression halves them, as it does with much real data.
+    let pad: String = std::iter::repeat_with(|| fastrand::choice(*b"0123456789abcdef"))
+        .flatten()
+        .map(char::from)
+        .take(bytes)
+        .collect();
+    let event = json!({"id": "wide-1", "type": "wide.created", "data": {"pad": pad}});
     let value = serde_json::to_vec(&event)?;
     let record = BaseRecord::<[u8], [u8]>::to(topic)
         .key(b"wide")
@@ -28,7 +44,34 @@ fn publish(kafka: &Kafka, topic: &str) -> Result<(), Problem> {
 }
 
 pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Problem> {
-    let count = scale.pick(20_000, 400_000);
+    let cases = [
+        Case {
+            name: "wide",
+            subscriptions: scale.pick(20_000, 400_000),
+            bytes: 900,
+            target: 2.0,
+        },
+        Case {
+            name: "wider",
+            subscriptions: scale.pick(50_000, 1_000_000),
+            bytes: 900,
+            target: 6.0,
+        },
+        Case {
+            name: "large",
+            subscriptions: scale.pick(200, 2_000),
+            bytes: 1_000_000,
+            target: f64::INFINITY,
+        },
+    ];
+    for case in &cases {
+        measure(kafka, scale, report, case)?;
+    }
+    Ok(())
+}
+
+fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Result<(), Problem> {
+    let count = case.subscriptions;
     let time = Duration::from_secs(scale.pick(5, 15));
     let mut receiver = Helper::start("receiver", &[])?;
     let port = receiver.line()?;
@@ -38,10 +81,10 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         one["events"] = json!(["wide.*"]);
         one
     }));
-    let world = World::new(kafka, "wide", 4, &all)?;
+    let world = World::new(kafka, case.name, 4, &all)?;
     drop(all);
-    let role = world.again("wide").start("fanout", &[])?;
-    let deliver = world.again("wide").start("deliver", &[])?;
+    let role = world.again(case.name).start("fanout", &[])?;
+    let deliver = world.again(case.name).start("deliver", &[])?;
     role.wait_ready()?;
     deliver.wait_ready()?;
     let p99 = |seen: &Value| seen["all"]["p99"].as_f64().unwrap_or(f64::NAN);
@@ -56,7 +99,7 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
             });
             let begun = Instant::now();
             if wide {
-                publish(kafka, &events)?;
+                publish(kafka, &events, case.bytes)?;
             }
             let until = before + if wide { count as f64 } else { 0.0 };
             while role.sum(&[COMMANDS])? < until && begun.elapsed() < STUCK {
@@ -70,22 +113,42 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     neighbour(false)?;
     let (calm, _) = neighbour(false)?;
     let (beside, took) = neighbour(true)?;
-    let measure = |what: &str| format!("wide: one event for {count} subscriptions, {what}");
-    report.tells(&measure("until all commands are written"), took, " s");
+    let delivered = until_delivered(&deliver, count)?;
+    let bytes = case.bytes;
+    let measure =
+        |what: &str| format!("wide: one event of {bytes} bytes for {count} subscriptions, {what}");
+    let written = measure("until all commands are written");
+    match case.target.is_finite() {
+        true => report.at_most(&written, took, " s", case.target),
+        false => report.tells(&written, took, " s"),
+    }
     report.tells(&measure("a neighbour's p99 before"), calm, " ms");
     report.tells(&measure("a neighbour's p99 meanwhile"), beside, " ms");
     report.tells(
-        &measure("peak memory of fanout"),
-        role.cost()?.memory,
-        " MiB",
+        &measure("delivered"),
+        delivered / count as f64 * 100.0,
+        " %",
     );
-    report.tells(
-        &measure("peak memory of deliver"),
-        deliver.cost()?.memory,
-        " MiB",
-    );
+    let memory = [("fanout", &role), ("deliver", &deliver)];
+    for (name, role) in memory {
+        let peak = measure(&format!("peak memory of {name}"));
+        report.tells(&peak, role.cost()?.memory, " MiB");
+    }
     role.stop()?;
     deliver.stop()
+}
+
+/// Waits until the commands of the event are delivered, beside the neighbour's; returns how many are.
+fn until_delivered(deliver: &Role, count: usize) -> Result<f64, Problem> {
+    let (begun, mut seen) = (Instant::now(), 0.0);
+    while begun.elapsed() < STUCK {
+        seen = deliver.sum(&[r#"hookstream_attempts_total{class="2xx""#])?;
+        if seen >= count as f64 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(seen.min(count as f64))
 }
 
 const COMMANDS: &str = r#"hookstream_commands_total{cause="new""#;
