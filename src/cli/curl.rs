@@ -186,7 +186,7 @@ impl Script {
     }
 
     fn own_headers(&mut self, subscription: &Subscription) {
-        for (name, source) in &subscription.own.headers {
+        for (name, source) in &subscription.overrides.headers {
             let value = match source {
                 HeaderSource::Literal(value) if !value.is_sensitive() => {
                     let value = String::from_utf8_lossy(value.as_bytes());
@@ -206,7 +206,7 @@ impl Script {
             };
             self.option("-H", &double_quoted(&format!("{name}: {value}")));
         }
-        match &subscription.own.auth {
+        match &subscription.overrides.auth {
             None => {}
             Some(Auth::Bearer { token }) => {
                 let token = self.secret(token, "WEBHOOK_TOKEN", "the token of auth");
@@ -240,7 +240,7 @@ impl Script {
     }
 
     fn connection(&mut self, subscription: &Subscription) {
-        let tls = &subscription.own.tls;
+        let tls = &subscription.overrides.tls;
         let client = tls.client.as_ref();
         let parts = [
             ("--cacert", tls.ca.as_ref()),

@@ -211,7 +211,7 @@ async fn write_disabled(
 ) -> Result<bool, BatchError> {
     let id = &*decided_on.id;
     let now = table.get(id);
-    if !matches!(now, Known::Valid(now) if now.source == decided_on.source) {
+    if !matches!(now, Known::Valid(now) if now.source.is_same(&decided_on.source)) {
         tracing::info!(
             subscription = id,
             "not disabled: the subscription has changed"

@@ -144,9 +144,9 @@ impl Target {
         let headers = template(&own, &address, !signer.is_empty(), token.is_some());
         Ok(Self {
             subscription: Arc::clone(subscription),
-            timeout: subscription.own.timeout.unwrap_or(settings.timeout),
+            timeout: subscription.overrides.timeout.unwrap_or(settings.timeout),
             schedule: subscription
-                .own
+                .overrides
                 .retry_schedule
                 .as_deref()
                 .unwrap_or(&settings.retry_schedule)
@@ -277,7 +277,7 @@ fn own_headers(
     texts: Texts<'_, Arc<str>>,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
     let mut secrets = texts.headers.iter();
-    let headers = subscription.own.headers.iter();
+    let headers = subscription.overrides.headers.iter();
     let mut all: Vec<_> = headers
         .map(|(name, source)| {
             let secret = source.reference().and_then(|_| secrets.next());
@@ -286,7 +286,7 @@ fn own_headers(
             Ok((name.clone(), value))
         })
         .collect::<Result<_, String>>()?;
-    if let Some(auth) = &subscription.own.auth {
+    if let Some(auth) = &subscription.overrides.auth {
         let secret = texts.auth.map_or("", |secret| &**secret);
         let value = auth.value(secret);
         let value = value.map_err(|error| format!("auth: {error}"))?;

@@ -32,7 +32,7 @@ fn is_unauthorized<R>(reply: &Reply<R>, target: &Target) -> bool {
         retry_after: None,
     };
     answer.status == UNAUTHORIZED
-        && judge(response, &target.subscription.own.on_status) != Verdict::Delivered
+        && judge(response, &target.subscription.overrides.on_status) != Verdict::Delivered
 }
 
 fn unprocessed(error: String) -> Failure {
@@ -142,7 +142,7 @@ impl<H: Http> Sending<H> {
         };
         let (response, error, rest) = response_of(reply);
         let delivered =
-            || judge(response, &target.subscription.own.on_status) == Verdict::Delivered;
+            || judge(response, &target.subscription.overrides.on_status) == Verdict::Delivered;
         if let Some(span) = span {
             let reply = span::Reply {
                 response,

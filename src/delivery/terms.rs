@@ -162,7 +162,7 @@ impl Directory {
 
     /// The operator's certificate and its key, for a subscription without its own.
     fn default_certificate(&self, subscription: &Subscription) -> Option<[SecretSource; 2]> {
-        let is_needed = subscription.own.tls.client.is_none() && subscription.url.is_https();
+        let is_needed = subscription.overrides.tls.client.is_none() && subscription.url.is_https();
         let (certificate, key) = self.settings.client_certificate.as_ref()?;
         is_needed.then(|| [certificate, key].map(|path| SecretSource::File(path.clone())))
     }
@@ -228,7 +228,8 @@ impl Directory {
         secrets: &[Arc<str>],
     ) -> Result<Option<TokenInUse>, String> {
         let secret = subscription.sort(secrets).auth;
-        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.own.auth, secret) else {
+        let (Some(Auth::OAuth2(oauth)), Some(secret)) = (&subscription.overrides.auth, secret)
+        else {
             return Ok(Some((None, None)));
         };
         let denied = self.policy.check_url(&oauth.token_url);
@@ -286,13 +287,13 @@ impl Subscriptions for Directory {
 /// The maximum age of a subscription's commands: its own, else the operator's, else as long as its schedule can last.
 fn max_age(subscription: &Subscription, settings: &Settings) -> Duration {
     subscription
-        .own
+        .overrides
         .max_age
         .or(settings.max_age)
         .unwrap_or_else(|| {
-            let own = subscription.own.retry_schedule.as_ref();
+            let own = subscription.overrides.retry_schedule.as_ref();
             let schedule = own.unwrap_or(&settings.retry_schedule);
-            let timeout = subscription.own.timeout.unwrap_or(settings.timeout);
+            let timeout = subscription.overrides.timeout.unwrap_or(settings.timeout);
             default_max_age(schedule, timeout, settings.tiers.delays()[0])
         })
 }
@@ -300,7 +301,7 @@ fn max_age(subscription: &Subscription, settings: &Settings) -> Duration {
 /// The lane limits of a subscription.
 fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
     Limits {
-        breaker: settings.breaker.with(&subscription.own.breaker),
+        breaker: settings.breaker.with(&subscription.overrides.breaker),
         max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
         rate: subscription.rate_limit.as_ref().map(|limit| Rate {
             per_second: limit.per_second,

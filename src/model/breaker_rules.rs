@@ -31,18 +31,6 @@ pub struct BreakerOverrides {
     pub max_probe: Option<Duration>,
 }
 
-impl BreakerOverrides {
-    /// All is the operator's.
-    pub const NONE: Self = Self {
-        failures: None,
-        rate: None,
-        window: None,
-        volume: None,
-        probe: None,
-        max_probe: None,
-    };
-}
-
 impl BreakerRules {
     /// These rules where `own` says nothing.
     #[must_use]

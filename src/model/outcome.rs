@@ -297,7 +297,7 @@ mod tests {
             let own = format!(
                 r#"{{"id":"s","subscriber":"s","url":"https://a.example/","events":["**"],"on_status":{{"{status}":"retry"}}}}"#
             );
-            let own = parse(Some(b"s"), own.as_bytes()).unwrap().own;
+            let own = parse(Some(b"s"), own.as_bytes()).unwrap().overrides;
             assert_eq!(judge(response, &own.on_status), retry, "status {status}");
         }
     }

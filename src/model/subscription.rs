@@ -31,7 +31,7 @@ pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
-    NO_EVENT, Order, OwnSettings, RateLimit, Settings, State, StatusRule, StatusRules,
+    BoxedOverrides, NO_EVENT, Order, Overrides, RateLimit, State, StatusRule, StatusRules,
     Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
@@ -43,7 +43,7 @@ pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,
 };
-pub use version::{APPLIED, Source, Version};
+pub use version::{APPLIED, AppliedRecord, Source, Version};
 
 #[cfg(test)]
 mod tests;

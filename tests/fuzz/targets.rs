@@ -366,7 +366,7 @@ fn subscription(input: &[u8]) -> String {
     match parsed {
         Ok(known) => bucket(
             "valid",
-            known.secrets.len().min(4) * 5 + known.own.headers.len().min(4),
+            known.secrets.len().min(4) * 5 + known.overrides.headers.len().min(4),
         ),
         Err(error) => {
             let problems = error.problems();

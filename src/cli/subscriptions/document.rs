@@ -41,7 +41,7 @@ impl Document {
                 "url: {denied} (by the egress settings of this command, which should be those of deliver)"
             )
         });
-        let token_denied = match &self.parsed.own.auth {
+        let token_denied = match &self.parsed.overrides.auth {
             Some(Auth::OAuth2(oauth)) => policy.check_url(&oauth.token_url).err(),
             _ => None,
         };

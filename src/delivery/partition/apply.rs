@@ -233,6 +233,7 @@ impl<E: Endpoint> Partition<E> {
         self.look_further(step.env.now);
         if matches!(self.knowledge, Knowledge::Needed) {
             self.knowledge = Knowledge::Asked;
+            self.has_strays = false;
             let window = Box::new(self.window.clone());
             step.push(Effect::LookAhead(Question::UnderWay(window)));
         }

@@ -41,7 +41,7 @@ impl<E: Endpoint> Partition<E> {
         } = end;
         let mut taken = Taken { offset, command };
         let (class, status) = (response.class(), response.status());
-        let verdict = judge(response, &endpoint.subscription().own.on_status);
+        let verdict = judge(response, &endpoint.subscription().overrides.on_status);
         let report = Report {
             permit,
             kind: Kind::of(&taken.command),

@@ -92,6 +92,8 @@ impl<E: Endpoint> Partition<E> {
                 self.ordered += 1;
                 subjects.set_limit(share(self.rules.order_bytes, self.ordered));
                 match &mut self.knowledge {
+                    // What was found before has not all of them, or too many.
+                    known @ Knowledge::Known(_) if self.has_strays => *known = Knowledge::Needed,
                     Knowledge::Known(found) => {
                         let found = found.remove(&entry.name, &entry.subscriber);
                         let (ahead, horizon) =
@@ -140,6 +142,14 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
+    /// The lane of a command's subscription, if there is one and it belongs to the command's subscriber: the subscription
+    /// may have been created again for another one.
+    pub(super) fn own_lane(&self, command: &Command) -> Option<LaneId> {
+        let id = *self.by_subscription.get(&*command.subscription)?;
+        let entry = self.lanes.get(&id)?;
+        (*entry.subscriber == *command.subscriber).then_some(id)
+    }
+
     /// A command went to a tier: those behind it follow, or the next one proceeds.
     pub(super) fn went_away<S: Subscriptions<Endpoint = E>>(
         &mut self,
@@ -149,7 +159,7 @@ impl<E: Endpoint> Partition<E> {
         if taken.command.sequence.is_none() {
             return;
         }
-        let Some(&id) = self.by_subscription.get(&*taken.command.subscription) else {
+        let Some(id) = self.own_lane(&taken.command) else {
             return;
         };
         let Some(entry) = self.lanes.get_mut(&id) else {
@@ -198,7 +208,7 @@ impl<E: Endpoint> Partition<E> {
         let (Some(subject), Some(sequence)) = (&command.subject, command.sequence) else {
             return;
         };
-        let Some(&id) = self.by_subscription.get(&*command.subscription) else {
+        let Some(id) = self.own_lane(command) else {
             return;
         };
         let entry = self.lanes.get_mut(&id);

@@ -220,9 +220,11 @@ impl<E: Endpoint> Partition<E> {
         why: Unavailable,
         step: &mut Step<'_, S>,
     ) {
+        // Whatever becomes of it, what a look-ahead has found of its subject does not hold any more.
+        self.has_strays |= taken.command.subject.is_some();
         let id = &taken.command.subscription;
         let error = match why {
-            Unavailable::Invalid => return self.park(taken, ParkReason::Paused, None, step),
+            Unavailable::Invalid => return self.wait_for_subscription(taken, step),
             Unavailable::Missing => format!("the subscription {id} does not exist"),
             Unavailable::Foreign(owner) => format!(
                 "the subscription {id} belongs to {owner}, not to {}: it was deleted and created again for another subscriber",
@@ -230,9 +232,23 @@ impl<E: Endpoint> Partition<E> {
             ),
         };
         if step.env.wall.since(taken.command.enqueued) < SUBSCRIPTION_GRACE {
-            return self.park(taken, ParkReason::Paused, None, step);
+            return self.wait_for_subscription(taken, step);
         }
         self.dead_letter(taken, Reason::SubscriptionMissing, None, error, step);
+    }
+
+    /// Parks a command until its subscription may be known. Whether that has an order is not known either: the command
+    /// keeps its place, and the lane will look for it in the tiers.
+    fn wait_for_subscription<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        mut taken: Taken,
+        step: &mut Step<'_, S>,
+    ) {
+        if taken.command.subject.is_some() {
+            let offset = taken.offset.0;
+            taken.command.place_in_order(&self.rules.cluster, offset);
+        }
+        self.park(taken, ParkReason::Paused, None, step);
     }
 
     /// Handles a command whose subscription currently accepts none.
@@ -268,8 +284,8 @@ impl<E: Endpoint> Partition<E> {
         command: &Command,
         step: &mut Step<'_, S>,
     ) -> Option<(EpochMs, Duration)> {
-        let id = match self.by_subscription.get(&*command.subscription) {
-            Some(&id) => id,
+        let id = match self.own_lane(command) {
+            Some(id) => id,
             // It was deleted during an attempt, and perhaps created again.
             None => self.lane_of(command, step).ok()?,
         };

@@ -199,6 +199,8 @@ pub struct Partition<E> {
     pub(super) in_flight: usize,
     pub(super) intake: Intake,
     pub(super) knowledge: Knowledge,
+    /// Whether commands of unknown subscriptions were parked or ended since the last look-ahead.
+    pub(super) has_strays: bool,
     /// The lanes with a subject queue: they share the memory for order.
     pub(super) ordered: usize,
     /// When the tiers were last read again for an overdue command.
@@ -266,6 +268,7 @@ impl<E: Endpoint> Partition<E> {
             in_flight: 0,
             intake: Intake::Open,
             knowledge: Knowledge::NotNeeded,
+            has_strays: false,
             ordered: 0,
             looked_again: None,
             looked_further: None,

@@ -1795,8 +1795,8 @@ fn a_command_that_came_back_too_early_still_blocks_its_subject() {
     }
 }
 
-/// Found by seed 12,380 of the simulation: commands of a former owner in a tier become dead letters, and nothing tells the
-/// lane of the new owner, so its commands of the same subject waited for them until they were long overdue.
+/// Found by seed 12,380 of the simulation: commands of a former owner in a tier become dead letters, and the new owner's
+/// lane is not notified, so its commands of that subject waited for 15 minutes.
 #[test]
 fn commands_of_a_former_owner_do_not_block_their_subject() {
     for order in [Order::PerSubject, Order::Strict] {
@@ -1821,6 +1821,40 @@ fn commands_of_a_former_owner_do_not_block_their_subject() {
         sim.answer();
         sim.dispatch();
         assert_eq!(sim.in_flight.len(), 1, "{order:?}");
+    }
+}
+
+/// Found by seed 50,532 of the simulation: a subscription is gone, or its record is invalid, and comes back. Its commands
+/// that wait in a tier go before later ones of their subject.
+#[test]
+fn what_waited_for_its_subscription_keeps_its_place() {
+    for (order, is_gone) in [(Order::PerSubject, true), (Order::Strict, false)] {
+        let mut sim = Sim::new(1, [order; SUBSCRIPTIONS]);
+        // What there is of ordered commands is known by the time that the subscription is back.
+        sim.produce(1, Some(0));
+        sim.take(1);
+        sim.advance(Duration::from_millis(100));
+        sim.answer();
+        sim.dispatch();
+        sim.end(0, ok(), false);
+        match is_gone {
+            true => sim.listed.remove(0),
+            false => sim.listed.spoil(0),
+        }
+        sim.produce(0, Some(0));
+        sim.take(1);
+        sim.commit();
+        assert_eq!(sim.durable.tiers.len(), 1, "{order:?}");
+        sim.listed.put(0, order, "active");
+        sim.produce(0, Some(0));
+        sim.take(1);
+        sim.advance(Duration::from_millis(100));
+        sim.answer();
+        sim.dispatch();
+        assert_eq!(sim.in_flight.len(), 0, "{order:?}: the second one waits");
+        sim.run_to_the_end(ok());
+        assert_eq!(sim.durable.dead.len(), 0);
+        sim.check_lineage();
     }
 }
 

@@ -157,9 +157,10 @@ impl Unfinished {
     }
 }
 
-/// Whose commands they are. A subscription that was deleted and created again for another subscriber has nothing to do
-/// with the commands of the former one, which become dead letters wherever they are. An id has no slash.
-fn owner(subscription: &str, subscriber: &str) -> Box<str> {
+/// The key of a subscription's commands. It includes the subscriber: a subscription that is deleted and created again for
+/// another subscriber does not own the earlier commands, which become dead letters. An id contains no slash, so keys are
+/// unique.
+fn key(subscription: &str, subscriber: &str) -> Box<str> {
     format!("{subscription}/{subscriber}").into()
 }
 
@@ -184,8 +185,8 @@ impl UnderWay {
 
     /// Adds a command. Over the limit, the subscription that weighs most loses its last ones.
     pub fn add(&mut self, subscription: &str, subscriber: &str, found: Found) {
-        let owner = owner(subscription, subscriber);
-        let unfinished = self.all.entry(owner).or_default();
+        let key = key(subscription, subscriber);
+        let unfinished = self.all.entry(key).or_default();
         let before = unfinished.weight();
         unfinished.add(found);
         self.weight += unfinished.weight() - before;
@@ -204,8 +205,8 @@ impl UnderWay {
 
     /// Takes the commands of a subscription of this subscriber.
     pub fn remove(&mut self, subscription: &str, subscriber: &str) -> Unfinished {
-        let owner = owner(subscription, subscriber);
-        let found = self.all.remove(&owner).unwrap_or_default();
+        let key = key(subscription, subscriber);
+        let found = self.all.remove(&key).unwrap_or_default();
         self.weight -= found.weight();
         found
     }

@@ -144,7 +144,7 @@ fn oauth(change: &str) -> Box<OAuth2> {
         r#"{{"id":"s","subscriber":"a","url":"https://a.example/","events":["**"],"auth":{auth}}}"#
     );
     let subscription = parse(None, record.as_bytes()).unwrap();
-    match &subscription.own.auth {
+    match &subscription.overrides.auth {
         Some(crate::model::subscription::Auth::OAuth2(oauth)) => oauth.clone(),
         other => panic!("{other:?}"),
     }

@@ -252,6 +252,9 @@ pub(super) fn follow_topic(
 ) -> Result<(), Failure> {
     /// How often to look for new partitions.
     const GROWTH: Duration = Duration::from_secs(5);
+    /// How often to look whether to stop, while the topic is read and once it is.
+    const READING: Duration = Duration::from_millis(100);
+    const FOLLOWING: Duration = Duration::from_millis(500);
     // A reader without a group still names one.
     let group = format!("{}table", settings.group_prefix);
     let mut config = consumer_config(settings, purpose, &group);
@@ -285,7 +288,8 @@ pub(super) fn follow_topic(
             }
             grown = clock::instant();
         }
-        match consumer.poll(Duration::from_millis(100)) {
+        let patience = if loaded { FOLLOWING } else { READING };
+        match consumer.poll(patience) {
             Some(Ok(message)) => take(&message),
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 behind.remove(&partition);

@@ -15,6 +15,11 @@ use url::Url;
 pub struct EndpointUrl(Box<str>);
 
 impl EndpointUrl {
+    /// Of a URL that [`parse`] has returned.
+    pub(super) fn new(url: Url) -> Self {
+        Self(String::from(url).into())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -26,7 +31,7 @@ impl EndpointUrl {
     pub fn to_url(&self) -> Url {
         #[allow(
             clippy::expect_used,
-            reason = "the text is that of a URL, which parses to the same"
+            reason = "serialized from a parsed URL, so it parses"
         )]
         Url::parse(&self.0).expect("the text of a URL")
     }
@@ -35,12 +40,6 @@ impl EndpointUrl {
     #[must_use]
     pub fn is_https(&self) -> bool {
         self.0.starts_with("https:")
-    }
-}
-
-impl From<Url> for EndpointUrl {
-    fn from(url: Url) -> Self {
-        Self(String::from(url).into())
     }
 }
 

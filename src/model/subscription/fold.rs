@@ -31,7 +31,7 @@ use super::decision::{Decider, Decision};
 use super::model::{State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
-use super::version::{Source, Version, digest};
+use super::version::{AppliedRecord, Source, Version, digest};
 use crate::model::source::subscription_hash;
 use crate::model::start_marker;
 use crate::model::subscription::verification::{self, Verification};
@@ -86,9 +86,9 @@ enum Operator {
     Unreadable,
 }
 
-/// What there is of a subscription beside its applied record. Most have nothing of it.
+/// The records of a subscription other than the applied one: decisions and its verification. Most subscriptions have none.
 #[derive(Debug, Default)]
-struct Beside {
+struct SideRecords {
     /// Whether the latest applied record is invalid.
     is_invalid: bool,
     operator: Operator,
@@ -98,8 +98,8 @@ struct Beside {
     resumed_at: Option<EpochMs>,
 }
 
-impl Beside {
-    const NOTHING: Self = Self {
+impl SideRecords {
+    const EMPTY: Self = Self {
         is_invalid: false,
         operator: Operator::None,
         disabled: None,
@@ -107,7 +107,7 @@ impl Beside {
         resumed_at: None,
     };
 
-    fn is_nothing(&self) -> bool {
+    fn is_empty(&self) -> bool {
         !self.is_invalid
             && matches!(self.operator, Operator::None)
             && self.disabled.is_none()
@@ -122,7 +122,8 @@ pub struct Fold {
     /// The latest valid applied record of each, folded, by the hash of its id. Fan-out writes the commands of an event in
     /// the order of these hashes, so no two may be the same.
     applied: HashMap<u64, Arc<Subscription>>,
-    beside: HashMap<Box<str>, Beside>,
+    /// By the id of their subscription.
+    side_records: HashMap<Box<str>, SideRecords>,
     /// Whether every endpoint must consent.
     verify: bool,
 }
@@ -143,12 +144,12 @@ impl Fold {
         let Some(now) = found.filter(|found| *found.id == *id) else {
             return Change::Nothing;
         };
-        let beside = self.beside.get(id).unwrap_or(&Beside::NOTHING);
+        let side = self.side_records.get(id).unwrap_or(&SideRecords::EMPTY);
         let source = &now.source;
-        let mut state = source.state;
+        let mut state = source.record.state;
         let mut version = source.applied.clone();
-        let mut resumed_at = beside.resumed_at;
-        match &beside.operator {
+        let mut resumed_at = side.resumed_at;
+        match &side.operator {
             Operator::Known(decision, hash) => {
                 resumed_at = resumed_at.max(decision.resumed_at);
                 if decision.is_on(&version) {
@@ -156,20 +157,20 @@ impl Fold {
                     version = version.with(hash);
                 } else if decision.state != State::Active && state == State::Active {
                     // The apply that made the decision void has ended the pause.
-                    resumed_at = resumed_at.max(source.timestamp);
+                    resumed_at = resumed_at.max(source.record.timestamp);
                 }
             }
             Operator::Unreadable if state == State::Active => state = State::Paused,
             Operator::Unreadable | Operator::None => {}
         }
-        if let Some(disabled) = &beside.disabled
+        if let Some(disabled) = &side.disabled
             && disabled.version == version
         {
             state = disabled.state.decided();
         }
-        let mut rate_limit = source.rate_limit;
+        let mut rate_limit = source.record.rate_limit;
         if self.verify || now.verify {
-            let verification = beside.verification.as_ref();
+            let verification = side.verification.as_ref();
             match verification.and_then(|verification| verification.consent(&now.url)) {
                 Some(consent) => rate_limit = consent.rate_limit(rate_limit),
                 None if state == State::Active => state = State::Pending,
@@ -178,8 +179,10 @@ impl Fold {
         }
         if state == State::Active && was.is_some_and(|was| was != State::Active) {
             resumed_at = resumed_at.max(timestamp);
-            let beside = self.beside.entry(id.into()).or_default();
-            beside.resumed_at = beside.resumed_at.max(timestamp);
+            if timestamp.is_some() {
+                let side = self.side_records.entry(id.into()).or_default();
+                side.resumed_at = side.resumed_at.max(timestamp);
+            }
         }
         if now.state == state
             && now.resumed_at == resumed_at
@@ -200,17 +203,17 @@ impl Fold {
         self.get(id).map(|folded| folded.state)
     }
 
-    /// The latest applied record can be read.
-    fn is_valid(&mut self, id: &str) {
-        if let Some(beside) = self.beside.get_mut(id) {
-            beside.is_invalid = false;
+    /// Notes that the latest applied record is valid.
+    fn mark_valid(&mut self, id: &str) {
+        if let Some(side) = self.side_records.get_mut(id) {
+            side.is_invalid = false;
         }
-        self.forget_nothing(id);
+        self.remove_if_empty(id);
     }
 
-    fn forget_nothing(&mut self, id: &str) {
-        if self.beside.get(id).is_some_and(Beside::is_nothing) {
-            self.beside.remove(id);
+    fn remove_if_empty(&mut self, id: &str) {
+        if self.side_records.get(id).is_some_and(SideRecords::is_empty) {
+            self.side_records.remove(id);
         }
     }
 
@@ -235,12 +238,12 @@ impl Fold {
     fn take_applied(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
         let Some(value) = record.value else {
             // Decisions end with their subscription: one that is created again begins anew.
-            let had_more = self.beside.remove(id).is_some();
+            let had_side_records = self.side_records.remove(id).is_some();
             let was_applied = self.get(id).is_some();
             if was_applied {
                 self.applied.remove(&subscription_hash(id));
             }
-            return match was_applied || had_more {
+            return match was_applied || had_side_records {
                 true => Change::Removed(id.into()),
                 false => Change::Nothing,
             };
@@ -253,10 +256,11 @@ impl Fold {
         let version = Version::of_applied(value, record.applied);
         if before.is_some_and(|before| is_same(before, &version, record)) {
             // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
-            self.is_valid(id);
+            self.mark_valid(id);
             return self.fold(id, was, record.timestamp);
         }
-        let parsed = parse(record.key, value).and_then(|parsed| {
+        let key = record.key.unwrap_or_default();
+        let parsed = parse(Some(key), value).and_then(|parsed| {
             match self.applied.get(&subscription_hash(id)) {
                 Some(other) if *other.id != *id => {
                     Err(SubscriptionError::SameHash(other.id.clone()))
@@ -274,7 +278,7 @@ impl Fold {
             Ok(subscription) => subscription,
             Err(error) => {
                 if is_id(id) {
-                    self.beside.entry(id.into()).or_default().is_invalid = true;
+                    self.side_records.entry(id.into()).or_default().is_invalid = true;
                 }
                 return refused(error, was.is_some());
             }
@@ -283,11 +287,13 @@ impl Fold {
             version: version.clone(),
             applied: version,
             partition: record.partition,
-            timestamp: record.timestamp,
-            state: subscription.state,
-            rate_limit: subscription.rate_limit,
+            record: AppliedRecord {
+                timestamp: record.timestamp,
+                state: subscription.state,
+                rate_limit: subscription.rate_limit,
+            },
         };
-        self.is_valid(id);
+        self.mark_valid(id);
         let subscription = Arc::new(subscription);
         self.applied.insert(subscription_hash(id), subscription);
         self.fold(id, was, record.timestamp)
@@ -299,18 +305,18 @@ impl Fold {
         }
         let read = record.value.map(|value| Verification::read(id, value));
         let was = self.state(id);
-        let beside = self.beside.entry(id.into()).or_default();
+        let side = self.side_records.entry(id.into()).or_default();
         let problem = match read {
             None => {
-                beside.verification = None;
+                side.verification = None;
                 None
             }
             Some(Ok(verification)) => {
-                beside.verification = Some(verification);
+                side.verification = Some(verification);
                 None
             }
             // Without an earlier one, the endpoint has not consented.
-            Some(Err(error)) => Some((error, beside.verification.is_some())),
+            Some(Err(error)) => Some((error, side.verification.is_some())),
         };
         let change = self.fold(id, was, record.timestamp);
         self.settle(id, problem, change)
@@ -322,25 +328,25 @@ impl Fold {
         }
         let read = record.value.map(|value| Decision::read(id, value));
         let was = self.state(id);
-        let beside = self.beside.entry(id.into()).or_default();
+        let side = self.side_records.entry(id.into()).or_default();
         let mut problem = None;
         match (by, read) {
-            (Decider::Operator, None) => beside.operator = Operator::None,
+            (Decider::Operator, None) => side.operator = Operator::None,
             (Decider::Operator, Some(Ok(decision))) => {
                 let hash = digest(record.value.unwrap_or_default(), None);
-                beside.operator = Operator::Known(Box::new(decision), hash.into());
+                side.operator = Operator::Known(Box::new(decision), hash.into());
             }
             (Decider::Operator, Some(Err(error))) => {
-                let in_force = matches!(beside.operator, Operator::Known(..));
+                let in_force = matches!(side.operator, Operator::Known(..));
                 if !in_force {
-                    beside.operator = Operator::Unreadable;
+                    side.operator = Operator::Unreadable;
                 }
                 problem = Some((error, in_force));
             }
-            (Decider::Hookstream, None) => beside.disabled = None,
-            (Decider::Hookstream, Some(Ok(decision))) => beside.disabled = Some(decision),
+            (Decider::Hookstream, None) => side.disabled = None,
+            (Decider::Hookstream, Some(Ok(decision))) => side.disabled = Some(decision),
             (Decider::Hookstream, Some(Err(error))) => {
-                problem = Some((error, beside.disabled.is_some()));
+                problem = Some((error, side.disabled.is_some()));
             }
         }
         let change = self.fold(id, was, record.timestamp);
@@ -355,7 +361,7 @@ impl Fold {
         problem: Option<(SubscriptionError, bool)>,
         change: Change,
     ) -> Change {
-        self.forget_nothing(id);
+        self.remove_if_empty(id);
         match (problem, change) {
             (None, change) => change,
             (Some((error, in_force)), Change::Updated(updated)) => Change::Refused {
@@ -383,24 +389,24 @@ impl Fold {
     /// is not known, so its commands wait.
     #[must_use]
     pub fn is_unknown(&self, id: &str) -> bool {
-        let beside = self.beside.get(id);
-        beside.is_some_and(|beside| beside.is_invalid) && self.get(id).is_none()
+        let side = self.side_records.get(id);
+        side.is_some_and(|side| side.is_invalid) && self.get(id).is_none()
     }
 
     /// The keys of the records beside the applied one of a subscription.
     #[must_use]
     pub fn decisions(&self, id: &str) -> Vec<String> {
-        let Some(beside) = self.beside.get(id) else {
+        let Some(side) = self.side_records.get(id) else {
             return Vec::new();
         };
-        let by_operator = !matches!(beside.operator, Operator::None);
+        let by_operator = !matches!(side.operator, Operator::None);
         let deciders = [
             (by_operator, Decider::Operator),
-            (beside.disabled.is_some(), Decider::Hookstream),
+            (side.disabled.is_some(), Decider::Hookstream),
         ];
         let there = deciders.into_iter().filter(|(there, _)| *there);
         let decisions = there.map(|(_, by)| by.key(id));
-        let verification = beside.verification.as_ref();
+        let verification = side.verification.as_ref();
         decisions
             .chain(verification.map(|_| Verification::key(id)))
             .collect()
@@ -410,13 +416,13 @@ impl Fold {
     #[must_use]
     pub fn decided_by(&self, id: &str) -> Option<(Decider, EpochMs)> {
         let source = &self.get(id)?.source;
-        let beside = self.beside.get(id)?;
-        if let Some(decision) = &beside.disabled
+        let side = self.side_records.get(id)?;
+        if let Some(decision) = &side.disabled
             && decision.version == source.version
         {
             return Some((Decider::Hookstream, decision.at));
         }
-        match &beside.operator {
+        match &side.operator {
             Operator::Known(decision, _) if decision.is_on(&source.applied) => {
                 Some((Decider::Operator, decision.at))
             }
@@ -429,7 +435,7 @@ impl Fold {
     /// Why hookstream disabled a subscription that is disabled by it: `gone` or `failing`.
     #[must_use]
     pub fn disabled_because(&self, id: &str) -> Option<&str> {
-        let disabled = self.beside.get(id)?.disabled.as_ref()?;
+        let disabled = self.side_records.get(id)?.disabled.as_ref()?;
         Some(disabled.reason.as_deref().unwrap_or("gone"))
     }
 
@@ -438,8 +444,8 @@ impl Fold {
     pub fn verification(&self, id: &str) -> Option<&Verification> {
         let folded = self.get(id)?;
         let needed = self.verify || folded.verify;
-        let beside = self.beside.get(id).filter(|_| needed)?;
-        let last = beside.verification.as_ref()?;
+        let side = self.side_records.get(id).filter(|_| needed)?;
+        let last = side.verification.as_ref()?;
         (last.endpoint == verification::endpoint(&folded.url)).then_some(last)
     }
 }
@@ -470,7 +476,7 @@ fn is_same(before: &Subscription, version: &Version, record: &TopicRecord<'_>) -
 /// Whether `record` is older than one of another partition: after partitions were added, a key may have records in two,
 /// which are read in any order.
 fn is_outdated(before: &Subscription, record: &TopicRecord<'_>) -> bool {
-    let times = record.timestamp.zip(before.source.timestamp);
+    let times = record.timestamp.zip(before.source.record.timestamp);
     before.source.partition != record.partition && times.is_some_and(|(time, before)| time < before)
 }
 

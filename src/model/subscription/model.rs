@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -52,26 +53,26 @@ pub struct Subscription {
     pub rate_limit: Option<RateLimit>,
     /// The order of delivery.
     pub order: Order,
-    /// What else it sets.
-    pub own: OwnSettings,
+    /// Settings that most subscriptions leave to the operator.
+    pub overrides: BoxedOverrides,
 }
 
 impl Subscription {
     /// The secrets that it uses: those that sign, those in its headers, the one that it authenticates with, then those of
     /// its connections.
     pub fn sources(&self) -> impl Iterator<Item = &SecretSource> {
-        let in_headers = self.own.headers.iter();
+        let in_headers = self.overrides.headers.iter();
         let in_headers = in_headers.filter_map(|(_, source)| source.reference());
-        let authenticates = self.own.auth.iter().map(Auth::reference);
+        let authenticates = self.overrides.auth.iter().map(Auth::reference);
         let signing = self.secrets.iter().map(|secret| &secret.source);
         let all = signing.chain(in_headers).chain(authenticates);
-        all.chain(self.own.tls.sources())
+        all.chain(self.overrides.tls.sources())
     }
 
     /// The texts of its [`sources`](Self::sources), by what they are for.
     #[must_use]
     pub fn sort<'t, T>(&self, texts: &'t [T]) -> Texts<'t, T> {
-        let in_headers = self.own.headers.iter();
+        let in_headers = self.overrides.headers.iter();
         let in_headers = in_headers.filter(|(_, source)| source.reference().is_some());
         let (signing, rest) = texts.split_at(self.secrets.len().min(texts.len()));
         let (headers, rest) = rest.split_at(in_headers.count().min(rest.len()));
@@ -80,17 +81,17 @@ impl Subscription {
         Texts {
             signing,
             headers,
-            auth: next(self.own.auth.is_some()),
-            ca: next(self.own.tls.ca.is_some()),
-            certificate: next(self.own.tls.client.is_some()),
-            key: next(self.own.tls.client.is_some()),
+            auth: next(self.overrides.auth.is_some()),
+            ca: next(self.overrides.tls.ca.is_some()),
+            certificate: next(self.overrides.tls.client.is_some()),
+            key: next(self.overrides.tls.client.is_some()),
         }
     }
 }
 
-/// What a subscription may set for itself; what it does not set is the operator's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+/// Settings of one subscription. Where it has none, the operator's apply.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
     /// Additional request headers; never a reserved one.
     pub headers: Vec<(HeaderName, HeaderSource)>,
     /// How requests authenticate.
@@ -103,44 +104,28 @@ pub struct Settings {
     pub retry_schedule: Option<Vec<Duration>>,
     /// The maximum age of its commands, 1 s to 30 days.
     pub max_age: Option<Duration>,
-    /// Of its breaker.
+    /// Overrides of the breaker settings.
     pub breaker: BreakerOverrides,
-    /// Of the meaning of statuses.
+    /// Overrides of the default status rules.
     pub on_status: StatusRules,
 }
 
-impl Settings {
-    const NONE: Self = Self {
-        headers: Vec::new(),
-        auth: None,
-        tls: TlsReferences {
-            ca: None,
-            client: None,
-        },
-        timeout: None,
-        retry_schedule: None,
-        max_age: None,
-        breaker: BreakerOverrides::NONE,
-        on_status: StatusRules::NONE,
-    };
-}
-
-/// The [`Settings`] of one subscription. Most set none of them, and every replica holds all subscriptions in memory, so
-/// those that do not pay for one word.
+/// Most subscriptions set none of these, and every replica holds all subscriptions in memory, so the settings are boxed:
+/// without them, a subscription takes one pointer.
 #[derive(Clone, Debug, Default)]
-pub struct OwnSettings(Option<Box<Settings>>);
+pub struct BoxedOverrides(Option<Box<Overrides>>);
 
-impl From<Settings> for OwnSettings {
-    fn from(own: Settings) -> Self {
-        Self((own != Settings::NONE).then(|| Box::new(own)))
+impl From<Overrides> for BoxedOverrides {
+    fn from(overrides: Overrides) -> Self {
+        Self((overrides != Overrides::default()).then(|| Box::new(overrides)))
     }
 }
 
-impl Deref for OwnSettings {
-    type Target = Settings;
+impl Deref for BoxedOverrides {
+    type Target = Overrides;
 
-    fn deref(&self) -> &Settings {
-        static NONE: Settings = Settings::NONE;
+    fn deref(&self) -> &Overrides {
+        static NONE: LazyLock<Overrides> = LazyLock::new(Overrides::default);
         self.0.as_deref().unwrap_or(&NONE)
     }
 }
@@ -264,11 +249,6 @@ pub struct StatusRules {
 }
 
 impl StatusRules {
-    const NONE: Self = Self {
-        exact: BTreeMap::new(),
-        class: BTreeMap::new(),
-    };
-
     /// The rule for a status, or else for its class; `None` means the default rule.
     #[must_use]
     pub fn lookup(&self, status: u16) -> Option<StatusRule> {

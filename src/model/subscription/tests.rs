@@ -60,12 +60,12 @@ fn the_example_of_the_schema_is_read_in_full() {
             burst: 50
         })
     );
-    assert_eq!(read.own.timeout, Some(Duration::from_secs(15)));
+    assert_eq!(read.overrides.timeout, Some(Duration::from_secs(15)));
     assert_eq!(
-        read.own.retry_schedule,
+        read.overrides.retry_schedule,
         Some(vec![Duration::from_secs(5), Duration::from_secs(300)])
     );
-    assert_eq!(read.own.headers[0].0.as_str(), "x-tenant");
+    assert_eq!(read.overrides.headers[0].0.as_str(), "x-tenant");
 }
 
 #[test]
@@ -76,12 +76,14 @@ fn what_is_absent_has_its_default() {
         (Format::Standard, State::Active, DEFAULT_MAX_IN_FLIGHT)
     );
     assert!(
-        read.secrets.is_empty() && read.own.headers.is_empty() && read.filter.conditions.is_empty()
+        read.secrets.is_empty()
+            && read.overrides.headers.is_empty()
+            && read.filter.conditions.is_empty()
     );
     assert!(
         read.rate_limit.is_none()
-            && read.own.timeout.is_none()
-            && read.own.retry_schedule.is_none()
+            && read.overrides.timeout.is_none()
+            && read.overrides.retry_schedule.is_none()
     );
     let limit = super::parse(
         None,
@@ -100,7 +102,7 @@ fn what_is_absent_has_its_default() {
     assert_eq!(
         super::tests::read(&with("retry_schedule", json!([])))
             .unwrap()
-            .own
+            .overrides
             .retry_schedule,
         Some(vec![])
     );
@@ -417,7 +419,7 @@ fn the_more_specific_status_rule_wins() {
         json!({"404": "retry", "4xx": "dead-letter", "302": "delivered"}),
     ))
     .unwrap();
-    let rules = &rules.own.on_status;
+    let rules = &rules.overrides.on_status;
     assert_eq!(rules.lookup(404), Some(StatusRule::Retry));
     assert_eq!(rules.lookup(418), Some(StatusRule::DeadLetter));
     assert_eq!(rules.lookup(302), Some(StatusRule::Delivered));

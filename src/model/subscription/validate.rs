@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::auth::Auth;
-use super::endpoint_url;
+use super::endpoint_url::{self, EndpointUrl};
 use super::filter::{Filter, TypePattern};
-use super::model::{RateLimit, Settings, State, StatusRules, Subscription, TlsReferences};
+use super::model::{Overrides, RateLimit, State, StatusRules, Subscription, TlsReferences};
 use super::numbers::check_numbers;
 use super::record::{SubscriptionError, read_object};
 use super::reference::{credential, header_source, signing_secret};
@@ -98,8 +98,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
             .unwrap_or(DEFAULT_MAX_IN_FLIGHT),
         rate_limit: check.rate_limit(),
         order: check.enumerated("order"),
-        own: check.settings(url.as_ref()).into(),
-        url: url.clone().unwrap_or_else(placeholder_url).into(),
+        overrides: check.overrides(url.as_ref()).into(),
+        url: EndpointUrl::new(url.clone().unwrap_or_else(placeholder_url)),
     };
     if check.problems.is_empty() && url.is_some() {
         Ok(subscription)
@@ -132,7 +132,7 @@ fn validator() -> &'static Validator {
 
 /// Parses one field after the other. A field of the wrong type counts as absent: the schema has reported it.
 struct Check<'a> {
-    /// An object.
+    /// An object, as a `Value` because the validator takes one.
     record: &'a Value,
     problems: Vec<String>,
 }
@@ -181,7 +181,7 @@ impl<'a> Check<'a> {
     }
 
     fn schema(&mut self) {
-        // To collect errors takes longer, and there is hardly ever one.
+        // Collecting errors is slower, and almost every record is valid.
         if validator().is_valid(self.record) {
             return;
         }
@@ -282,8 +282,8 @@ impl<'a> Check<'a> {
         secrets.into()
     }
 
-    fn settings(&mut self, url: Option<&Url>) -> Settings {
-        Settings {
+    fn overrides(&mut self, url: Option<&Url>) -> Overrides {
+        Overrides {
             headers: self.headers(),
             auth: self.auth(),
             tls: self.tls(url),

@@ -53,6 +53,17 @@ pub(super) fn digest(value: &[u8], applied: Option<&[u8]>) -> String {
     })
 }
 
+/// What an applied record says itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AppliedRecord {
+    /// Its timestamp.
+    pub timestamp: Option<EpochMs>,
+    /// Its state.
+    pub state: State,
+    /// Its rate limit.
+    pub rate_limit: Option<RateLimit>,
+}
+
 /// Where a subscription comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Source {
@@ -62,10 +73,21 @@ pub struct Source {
     pub version: Version,
     /// The partition of its records: decisions are written there too, so that they keep their order.
     pub partition: Option<i32>,
-    /// The timestamp of its applied record.
-    pub timestamp: Option<EpochMs>,
-    /// The state in its applied record.
-    pub state: State,
-    /// The rate limit in its applied record.
-    pub rate_limit: Option<RateLimit>,
+    /// What else its applied record says, which decisions and consents may override.
+    pub record: AppliedRecord,
+}
+
+impl Source {
+    /// Whether both are the same version in the same partition.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let parts = |source: &Self| {
+            (
+                source.applied.clone(),
+                source.version.clone(),
+                source.partition,
+            )
+        };
+        parts(self) == parts(other)
+    }
 }

@@ -401,7 +401,8 @@ impl<P: Port> Release<'_, P> {
                     if let Some(from) = self.topics.tier_partition(&at.topic, at.partition) {
                         let position = found.position.unwrap_or_default();
                         self.machine.committed(from, position);
-                        self.committed.insert(from, position);
+                        self.committed
+                            .extend(found.position.map(|position| (from, position)));
                     }
                 }
                 Ok(())
@@ -456,7 +457,13 @@ impl<P: Port> Release<'_, P> {
         match self.context.settings.guarantee {
             Guarantee::ExactlyOnce => Ok(()),
             Guarantee::AtLeastOnce => {
+                let began = clock::instant();
                 let done = member.commit(&commits).await;
+                let ended = clock::instant();
+                match &done {
+                    Ok(()) => self.recommit.answered(ended - began, ended),
+                    Err(_) => self.recommit.begin(ended),
+                }
                 done.map_err(BatchError::Aborted)
             }
         }

@@ -82,7 +82,8 @@ pub async fn run<P: Port>(
         slots: ProbeIds::default(),
         committed: BTreeMap::new(),
         recommit: Recommit::default(),
-        next_passed: clock::instant(),
+        commit_lines: Throttle::new(Duration::from_secs(10)),
+        next_commit: clock::instant(),
         lines: Throttle::new(Duration::from_secs(5)),
         exported: BTreeSet::new(),
         machine: Machine::new(settings.tiers.clone(), Limits::default(), clock::instant()),
@@ -102,6 +103,10 @@ pub async fn run<P: Port>(
     context.ready();
     let ended = release.run(&member).await;
     context.draining();
+    if ended.is_ok() {
+        let positions = release.at_rest(|_| true);
+        release.commit_positions(&member, positions).await;
+    }
     release.end();
     drop(release);
     member.leave(ended).await
@@ -154,10 +159,12 @@ pub(super) struct Release<'a, P: Port> {
     pub(super) main: Half<P>,
     pub(super) probe: Half<P>,
     pub(super) slots: ProbeIds,
-    /// What is committed, as far as this owner knows.
+    /// The last known committed position of each owned partition.
     pub(super) committed: BTreeMap<TierPartition, Position>,
+    /// Whether a commit may arrive behind later ones.
     pub(super) recommit: Recommit,
-    pub(super) next_passed: Instant,
+    pub(super) commit_lines: Throttle,
+    pub(super) next_commit: Instant,
     pub(super) lines: Throttle,
     /// Partitions with a series of the metric.
     pub(super) exported: BTreeSet<Target>,
@@ -209,69 +216,92 @@ impl<P: Port> Release<'_, P> {
             self.move_due(member, Which::Main).await?;
             self.move_due(member, Which::Probe).await?;
             self.observe();
-            self.pass(member).await?;
+            self.commit_when_due(member).await?;
         }
         Ok(())
     }
 
-    /// Commits positions behind the ends of transactions: else the group would seem to be behind at rest. After a
-    /// disturbance, those of all partitions again ([`Recommit`]): one that went back would let the next owner move records
+    /// Commits positions behind transaction markers; otherwise the group would show lag at rest. After a disturbance,
+    /// commits all positions again ([`Recommit`]): if a late commit moved one backwards, the next owner would move records
     /// twice.
-    async fn pass(&mut self, member: &P::Member) -> Result<(), Failure> {
+    async fn commit_when_due(&mut self, member: &P::Member) -> Result<(), Failure> {
         const EVERY: Duration = Duration::from_secs(1);
         let now = clock::instant();
-        if now < self.next_passed {
+        if now < self.next_commit {
             return Ok(());
         }
-        self.next_passed = now + EVERY;
+        self.next_commit = now + EVERY;
         if member.was_disturbed() {
             self.recommit.begin(now);
         }
-        let mut commits = Vec::new();
-        if self.recommit.is_due(now) {
-            let known = self.committed.iter();
-            let at_rest = known.filter(|(from, _)| !self.machine.is_busy(**from));
-            commits.extend(at_rest.map(|(&from, &position)| Commit {
+        let mut positions = match self.recommit.is_due(now) {
+            true => self.at_rest(|_| true),
+            false => BTreeMap::new(),
+        };
+        for (at, position) in member.passed()? {
+            if let Some(from) = self.topics.tier_partition(&at.topic, at.partition)
+                && self.machine.is_empty(from)
+                && self.committed.get(&from) != Some(&position)
+            {
+                positions.insert(from, position);
+            }
+        }
+        self.commit_positions(member, positions).await;
+        Ok(())
+    }
+
+    /// The known positions of the partitions for which `of` holds, without those that a transaction under way moves.
+    fn at_rest(&self, of: impl Fn(TierPartition) -> bool) -> BTreeMap<TierPartition, Position> {
+        let known = self
+            .committed
+            .iter()
+            .map(|(&from, &position)| (from, position));
+        known
+            .filter(|&(from, _)| of(from) && !self.machine.is_busy(from))
+            .collect()
+    }
+
+    /// Commits positions without a transaction. What fails is tried again with the next ones.
+    async fn commit_positions(
+        &mut self,
+        member: &P::Member,
+        mut positions: BTreeMap<TierPartition, Position>,
+    ) {
+        if positions.is_empty() {
+            return;
+        }
+        let commits: Vec<Commit> = positions
+            .iter()
+            .map(|(&from, &position)| Commit {
                 at: self.topics.topic_partition(from),
                 position,
                 metadata: String::new(),
-            }));
-        }
-        for (at, position) in member.passed()? {
-            let Some(from) = self.topics.tier_partition(&at.topic, at.partition) else {
-                continue;
-            };
-            if self.machine.is_empty(from) && self.committed.get(&from) != Some(&position) {
-                let metadata = String::new();
-                commits.retain(|commit| commit.at != at);
-                commits.push(Commit {
-                    at,
-                    position,
-                    metadata,
-                });
-            }
-        }
-        if commits.is_empty() {
-            return Ok(());
-        }
-        match member.commit(&commits).await {
+            })
+            .collect();
+        let began = clock::instant();
+        let done = member.commit(&commits).await;
+        let ended = clock::instant();
+        let refused = member.refused_commits();
+        let error = match done {
             Ok(()) => {
-                let ended = clock::instant();
-                self.recommit.answered(ended - now, ended);
-                let each = commits.iter().filter_map(|commit| {
-                    let at = &commit.at;
-                    let from = self.topics.tier_partition(&at.topic, at.partition)?;
-                    Some((from, commit.position))
-                });
-                self.committed.extend(each.collect::<Vec<_>>());
+                self.recommit.answered(ended - began, ended);
+                for (at, _) in &refused {
+                    let from = self.topics.tier_partition(&at.topic, at.partition);
+                    from.map(|from| positions.remove(&from));
+                }
+                self.committed.extend(positions);
+                refused.into_iter().next().map(|(_, error)| error)
             }
-            // Tried again with the next ones.
             Err(error) => {
-                self.recommit.begin(clock::instant());
-                tracing::debug!("positions not committed: {error}");
+                self.recommit.begin(ended);
+                Some(error)
             }
+        };
+        if let Some(error) = error
+            && let Some(suppressed) = self.commit_lines.pass(ended)
+        {
+            tracing::warn!(suppressed, "positions not committed, trying again: {error}");
         }
-        Ok(())
     }
 
     async fn poll(&mut self, member: &P::Member) -> Result<(), Failure> {
@@ -322,9 +352,14 @@ impl<P: Port> Release<'_, P> {
                     }
                     return Ok(());
                 }
-                Polled::Revoked { partitions, .. } => {
+                Polled::Revoked { partitions, lost } => {
                     let leaving: Vec<_> = self.topics.tier_partitions(&partitions).collect();
                     self.end_batches_of(member, &leaving).await?;
+                    if !lost {
+                        // The last commit of partitions that leave counts, whatever arrived late before.
+                        let positions = self.at_rest(|at| leaving.contains(&at));
+                        self.commit_positions(member, positions).await;
+                    }
                     self.committed.retain(|at, _| !leaving.contains(at));
                     self.machine
                         .revoked(self.topics.tier_partitions(&partitions));

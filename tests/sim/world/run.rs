@@ -44,8 +44,8 @@ pub const SETTLED_WITHIN: Duration = Duration::from_secs(600);
 pub const WAVE_WITHIN: Duration = Duration::from_secs(60);
 /// A replay ends within this virtual time.
 const REPLAY_WITHIN: Duration = Duration::from_secs(60);
-/// A member has committed its positions again within this virtual time of a commit that came late, even if another request
-/// of it is late too.
+/// Within this virtual time after a late commit, a member has committed its positions again, even if another of its requests
+/// is late too.
 const COMMITTED_AGAIN: Duration = Duration::from_secs(15);
 /// All processes have heard of a change of a subscription within this virtual time.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
@@ -914,7 +914,7 @@ impl World {
         if self.plan.observed {
             self.figures_settle().await;
         }
-        // Nobody can make up for a commit that arrives between the last one of a member and its leaving.
+        // A commit that arrives after a member's last one cannot be corrected.
         if let Some(late) = self.net.late() {
             tokio::time::sleep_until(late + COMMITTED_AGAIN).await;
         }

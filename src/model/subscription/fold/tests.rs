@@ -288,7 +288,15 @@ fn keys_that_are_no_ids_take_no_memory() {
         });
     }
     fold.take(&TopicRecord::default());
-    assert!(fold.applied.is_empty() && fold.beside.is_empty());
+    // Without a key, even a valid document is of no subscription.
+    let document =
+        json!({"id": "a", "subscriber": "a", "events": ["**"], "url": "https://a.example/"});
+    let change = fold.take(&TopicRecord {
+        value: Some(document.to_string().as_bytes()),
+        ..TopicRecord::default()
+    });
+    assert!(matches!(change, Change::Refused { .. }), "{change:?}");
+    assert!(fold.applied.is_empty() && fold.side_records.is_empty());
 }
 
 #[test]
