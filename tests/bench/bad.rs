@@ -1,4 +1,5 @@
-//! Very many subscriptions of which a twentieth is bad in every way: what the others notice, and the memory it takes.
+//! Very many subscriptions of which one in twenty is bad, in one of five ways: what the others notice, and the memory it
+//! takes.
 
 use std::time::Duration;
 
@@ -101,13 +102,13 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     let p99 = |one: &Seen| one.quantiles["p99"].as_f64().unwrap_or(f64::NAN);
     let measure = |what: &str| format!("bad: {count} subscriptions, 5 % bad: {what}");
     report.tells(
-        &measure("p99 of the healthy when all are"),
+        &measure("p99 of healthy endpoints, all healthy"),
         of(0, p99),
         " ms",
     );
-    report.tells(&measure("p99 of the healthy"), of(1, p99), " ms");
+    report.tells(&measure("p99 of healthy endpoints"), of(1, p99), " ms");
     report.at_most(
-        &measure("p99 of the healthy, relative to that"),
+        &measure("p99 of healthy endpoints, relative to that"),
         of(1, p99) / of(0, p99),
         " x",
         1.1,

@@ -1,4 +1,5 @@
-//! The consumer that users would write by hand: rdkafka and hyper, one request a record, signed, at least once.
+//! The consumer that users would write by hand: rdkafka and hyper, one request a record, signed. Offsets are stored as
+//! requests end, so one that is killed may lose what is in flight.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,7 +18,7 @@ use ring::hmac;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::channel;
 
-use crate::reference::{reader_config, say_done};
+use crate::reference::{print_done, reader_config};
 use crate::stage::Problem;
 
 /// ADDRESS TOPIC PARTITIONS COUNT PORT IN_FLIGHT KIND: delivers so many records to paths `/KIND/N`, so many at a time.
@@ -79,7 +80,7 @@ pub fn play(arguments: &[String]) -> Result<(), Problem> {
         room.acquire_many(u32::try_from(in_flight)?).await?.forget();
         Ok::<(), Problem>(())
     })?;
-    say_done()
+    print_done()
 }
 
 fn request(

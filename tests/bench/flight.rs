@@ -135,7 +135,7 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
         " µs",
     );
     report.tells(
-        &format!("flight: of a raw client, {at} at a time"),
+        &format!("flight: CPU per request of a raw client, {at} at a time"),
         micros(&raw),
         " µs",
     );
@@ -146,7 +146,7 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
         case.target,
     );
     report.tells(
-        &format!("flight: of a consumer by hand, {at} at a time"),
+        &format!("flight: CPU per delivery of a consumer by hand, {at} at a time"),
         micros(&by_hand),
         " µs",
     );

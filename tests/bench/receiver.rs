@@ -1,6 +1,6 @@
-//! The receiver of all rows: a process that answers by the path, counts, and tells how late each request was.
+//! The receiver of all rows: a process that responds by the path, counts, and measures how late each request was.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
 //! | `/ok/N` | 200 |
 //! | `/after/MS/N` | 200 after so many milliseconds |
@@ -14,8 +14,8 @@
 //! | `/close/N` | 200, and the connection is closed |
 //! | `/kept/N` | 200, and the connection is kept for a minute |
 //!
-//! Asked on standard input: `report` tells counts and quantiles by path, connections accepted, open and resumed and the most
-//! requests at a time as JSON, `reset` forgets.
+//! Commands on standard input: `report` prints counts and quantiles by path, connections accepted, open and resumed and the
+//! most requests at a time as JSON, `reset` clears them, and `take` prints them and clears those by path.
 //!
 //! FILE [SESSIONS PROTOCOL ORIGINS]: it speaks TLS, and writes the certificate to trust there. SESSIONS are `whole` (the
 //! default: each connection costs a whole handshake) or `resumed`, PROTOCOL is `h1` (the default) or `h2`; with ORIGINS it
@@ -265,7 +265,8 @@ pub fn quantiles(histogram: &Histogram<u64>) -> Value {
 fn tell(counts: &Counts) -> Result<(), Problem> {
     for line in std::io::stdin().lock().lines() {
         let mut late = counts.late.lock().unwrap();
-        let answer: Value = match line?.as_str() {
+        let command = line?;
+        let response: Value = match command.as_str() {
             "reset" => {
                 late.clear();
                 counts.connections.store(0, Relaxed);
@@ -277,13 +278,16 @@ fn tell(counts: &Counts) -> Result<(), Problem> {
                 counts.is_down.store(switch == "down", Relaxed);
                 json!({})
             }
-            // Of all paths together, beside each.
+            // Of all paths together, beside each; `take` clears them.
             _ => {
                 let mut all = histogram();
                 let mut each = serde_json::Map::new();
                 for (path, histogram) in late.iter() {
                     all.add(histogram)?;
                     each.insert(path.clone(), quantiles(histogram));
+                }
+                if command == "take" {
+                    late.clear();
                 }
                 json!({
                     "all": quantiles(&all), "each": each,
@@ -292,7 +296,7 @@ fn tell(counts: &Counts) -> Result<(), Problem> {
                 })
             }
         };
-        println!("{answer}");
+        println!("{response}");
         std::io::stdout().flush()?;
     }
     Ok(())

@@ -14,15 +14,15 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 
 use crate::stage::{BODY, Problem, SUBSCRIPTIONS, producer_config};
 
-/// Tells the parent.
-pub fn say(text: &str) -> Result<(), Problem> {
+/// Prints a line for the parent.
+pub fn print(text: &str) -> Result<(), Problem> {
     println!("{text}");
     Ok(std::io::stdout().flush()?)
 }
 
-/// Tells that all is done, and rests.
-pub fn say_done() -> Result<(), Problem> {
-    say("done")?;
+/// Prints that all is done, and waits to be ended.
+pub fn print_done() -> Result<(), Problem> {
+    print("done")?;
     rest()
 }
 
@@ -71,7 +71,7 @@ pub fn client(arguments: &[String]) -> Result<(), Problem> {
         }
         Ok::<(), Problem>(())
     })?;
-    say_done()
+    print_done()
 }
 
 /// A request as large as a delivery's.
@@ -179,7 +179,7 @@ pub fn producer(arguments: &[String]) -> Result<(), Problem> {
         send(&producer, record)?;
     }
     producer.flush(Duration::from_secs(120))?;
-    say(&begun.elapsed().as_secs_f64().to_string())?;
+    print(&begun.elapsed().as_secs_f64().to_string())?;
     rest()
 }
 
@@ -197,7 +197,7 @@ pub fn consumer(arguments: &[String]) -> Result<(), Problem> {
             Some(Err(error)) => return Err(error.into()),
         }
     }
-    say("done")?;
+    print("done")?;
     rest()
 }
 
@@ -231,7 +231,7 @@ pub fn relay(arguments: &[String]) -> Result<(), Problem> {
     let consumer = reader(&arguments[0], &arguments[1], partitions)?;
     let producer: ThreadedProducer<DefaultProducerContext> =
         producer_config(&arguments[0]).create()?;
-    say("ready")?;
+    print("ready")?;
     loop {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {

@@ -1,4 +1,4 @@
-//! A billion commands a day through all roles on one machine: figures of each minute, which should stay what they are.
+//! A billion commands a day through all roles on one machine: the figures should not drift from minute to minute.
 
 use std::time::{Duration, Instant};
 
@@ -51,9 +51,8 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         let mut before = (role.cost()?.cpu, kafka.cpu()?);
         for minute in 1..=u32::try_from(minutes)? {
             std::thread::sleep((MINUTE * minute).saturating_sub(begun.elapsed()));
-            let told = receiver.ask("report")?;
-            receiver.ask("reset")?;
-            let figure = |name: &str| told["all"][name].as_f64().unwrap_or(f64::NAN);
+            let minute_seen = receiver.ask("take")?;
+            let figure = |name: &str| minute_seen["all"][name].as_f64().unwrap_or(f64::NAN);
             let now = (role.cost()?.cpu, kafka.cpu()?);
             seen.push(Minute {
                 delivered: figure("count"),
@@ -68,7 +67,11 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
         }
         let sent = producing.join().map_err(|_| "the producer panicked")?? * SUBSCRIPTIONS;
         let until_now: f64 = seen.iter().map(|minute| minute.delivered).sum();
-        let left = wait(&mut receiver, sent - until_now as usize, MINUTE)?;
+        let left = wait(
+            &mut receiver,
+            sent.saturating_sub(until_now as usize),
+            MINUTE,
+        )?;
         let left = left["all"]["count"].as_f64().unwrap_or(0.0);
         Ok::<_, Problem>((seen, sent as f64, left))
     })?;

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use crate::Scale;
 use crate::deliver::{DONE, fill_for, helper};
 use crate::receiver::origin;
-use crate::reference::{posted, say_done};
+use crate::reference::{posted, print_done};
 use crate::report::Report;
 use crate::stage::{Cost, Helper, Kafka, Problem, World, median, subscription};
 
@@ -92,7 +92,7 @@ fn deliver(
     let begun = role.sum(&DONE)?;
     let (last, _) = role.wait(&DONE, case.commands as f64)?;
     let micros = (last.cpu - first.cpu) / (case.commands as f64 - begun) * 1e6;
-    // What a burst needed is let go of.
+    // Memory of the burst is freed by then.
     std::thread::sleep(Duration::from_secs(3));
     let seen = receiver.ask("report")?;
     let run = Run {
@@ -147,7 +147,7 @@ fn measure(
             raw.push(helper("tls-client", &arguments)?);
         }
     }
-    let what = format!("tls: {}, {} origins", case.protocol, case.origins);
+    let what = format!("tls: {}, {} origin(s)", case.protocol, case.origins);
     let micros = median(ours.iter().map(|run| run.micros));
     report.at_most(
         &format!("{what}: CPU of a delivery"),
@@ -158,7 +158,11 @@ fn measure(
     if !raw.is_empty() {
         let of = |cost: &Cost| cost.cpu / case.commands as f64 * 1e6;
         let raw = median(raw.iter().map(of));
-        report.tells(&format!("{what}: of a raw client"), raw, " µs");
+        report.tells(
+            &format!("{what}: CPU of a request of a raw client"),
+            raw,
+            " µs",
+        );
         report.tells(
             &format!("{what}: relative to the raw client"),
             micros / raw,
@@ -211,7 +215,7 @@ fn handshakes(
     );
     let later = made - origins as f64;
     report.at_least(
-        &format!("{of}: of the handshakes after each origin's first, resumed"),
+        &format!("{of}: resumed handshakes, without the first of each origin"),
         number(&seen, "resumed")? / later * 100.0,
         " %",
         90.0,
@@ -300,7 +304,7 @@ pub fn client(arguments: &[String]) -> Result<(), Problem> {
         }
         Ok::<(), Problem>(())
     })?;
-    say_done()
+    print_done()
 }
 
 async fn read(answer: hyper::Result<hyper::Response<hyper::body::Incoming>>) {
