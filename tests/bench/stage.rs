@@ -7,7 +7,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use serde_json::{Value, json};
+
+use crate::reference::send;
 
 pub type Problem = Box<dyn std::error::Error>;
 
@@ -249,17 +252,22 @@ impl<'a> World<'a> {
         if subscriptions.is_empty() {
             return Ok(world);
         }
-        let mut apply = world
-            .command(&["subscriptions", "apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let text = serde_json::to_vec(subscriptions)?;
-        apply.stdin.take().ok_or("no input")?.write_all(&text)?;
-        if !apply.wait()?.success() {
-            return Err("the subscriptions could not be applied".into());
-        }
+        world.write(subscriptions)?;
         Ok(world)
+    }
+
+    /// Writes the records of subscriptions: `subscriptions apply` takes at most 64 MiB at a time.
+    fn write(&self, subscriptions: &[Value]) -> Result<(), Problem> {
+        let producer: ThreadedProducer<DefaultProducerContext> =
+            producer_config(&self.kafka.address).create()?;
+        let topic = self.subscriptions();
+        for one in subscriptions {
+            let value = serde_json::to_vec(one)?;
+            let key = one["id"].as_str().ok_or("no id")?;
+            let record = BaseRecord::<[u8], [u8]>::to(&topic).key(key.as_bytes());
+            send(&producer, record.payload(&value[..]))?;
+        }
+        Ok(producer.flush(STUCK)?)
     }
 
     /// Runs a command to its end: what it wrote to standard output.

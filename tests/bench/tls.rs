@@ -104,23 +104,20 @@ fn deliver(
     Ok(run)
 }
 
-/// The same lanes without connections at rest: each is closed after its request.
-fn without_connections(
-    kafka: &Kafka,
-    scale: &Scale,
-    case: &Case,
-    file: &str,
-) -> Result<Run, Problem> {
-    let case = Case {
-        commands: scale.pick(4, 8) * case.origins,
-        ..*case
-    };
-    let mut receiver = case.receiver(file)?;
-    let subscriptions = case.subscriptions(&receiver.line()?, "close");
+/// The same lanes and commands without connections at rest: each is closed after its request. Without TLS, since handshakes
+/// would take too long.
+fn without_connections(kafka: &Kafka, case: &Case) -> Result<Run, Problem> {
+    let mut receiver = Helper::start("receiver", &[])?;
+    let port = receiver.line()?;
+    let each = (0..case.lanes()).map(|number| {
+        let mut one = subscription(number, &format!("http://127.0.0.1:{port}/close/{number}"));
+        one["max_in_flight"] = json!(1);
+        one
+    });
     let name = format!("{}-close", case.name());
-    let world = World::new(kafka, &name, 12, &subscriptions)?;
+    let world = World::new(kafka, &name, 12, &each.collect::<Vec<_>>())?;
     fill_for(kafka, &world.commands(), case.commands, case.lanes())?;
-    deliver(&world, &mut receiver, &case, &name, &["--ca-file", file])
+    deliver(&world, &mut receiver, case, &name, &[])
 }
 
 fn measure(
@@ -169,7 +166,7 @@ fn measure(
             " x",
         );
     } else if case.protocol == "h1" {
-        let closed = without_connections(kafka, scale, case, file)?;
+        let closed = without_connections(kafka, case)?;
         let with = median(ours.iter().map(|run| run.memory));
         let open = median(ours.iter().map(|run| run.connected));
         report.tells(&format!("{what}: connections at rest"), open, "");

@@ -6,6 +6,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use serde_json::{Value, json};
 
 use crate::Scale;
+use crate::drain::DELIVERED;
 use crate::latency::{produce, wait};
 use crate::reference::send;
 use crate::report::Report;
@@ -85,8 +86,11 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
     drop(all);
     let role = world.again(case.name).start("fanout", &[])?;
     let deliver = world.again(case.name).start("deliver", &[])?;
+    // What a lane has no room for, and what times out, comes back through it.
+    let release = world.again(case.name).start("release", &[])?;
     role.wait_ready()?;
     deliver.wait_ready()?;
+    release.wait_ready()?;
     let p99 = |seen: &Value| seen["all"]["p99"].as_f64().unwrap_or(f64::NAN);
     let mut neighbour = |wide: bool| -> Result<Seen, Problem> {
         receiver.ask("reset")?;
@@ -113,7 +117,7 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
     };
     neighbour(false)?;
     let calm = neighbour(false)?;
-    let before = deliver.sum(&[DELIVERED])?;
+    let before = deliver.sum(&DELIVERED)?;
     let beside = neighbour(true)?;
     let delivered = until_delivered(&deliver, before + beside.sent as f64, count)?;
     let bytes = case.bytes;
@@ -137,6 +141,7 @@ fn measure(kafka: &Kafka, scale: &Scale, report: &mut Report, case: &Case) -> Re
         report.tells(&peak, role.cost()?.memory, " MiB");
     }
     role.stop()?;
+    release.stop()?;
     deliver.stop()
 }
 
@@ -154,7 +159,7 @@ struct Seen {
 fn until_delivered(deliver: &Role, others: f64, count: usize) -> Result<f64, Problem> {
     let (begun, mut seen) = (Instant::now(), 0.0);
     while begun.elapsed() < STUCK {
-        seen = deliver.sum(&[DELIVERED])? - others;
+        seen = deliver.sum(&DELIVERED)? - others;
         if seen >= count as f64 {
             break;
         }
@@ -164,4 +169,3 @@ fn until_delivered(deliver: &Role, others: f64, count: usize) -> Result<f64, Pro
 }
 
 const COMMANDS: &str = r#"hookstream_commands_total{cause="new""#;
-const DELIVERED: &str = r#"hookstream_attempts_total{class="2xx""#;
