@@ -31,8 +31,8 @@ pub use fold::{Change, Fold, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
-    BoxedOverrides, NO_EVENT, Order, Overrides, RateLimit, State, StatusRule, StatusRules,
-    Subscription, Texts, TlsReferences,
+    AppliedRecord, BoxedOverrides, NO_EVENT, Order, Overrides, RateLimit, Source, State,
+    StatusRule, StatusRules, Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
@@ -43,7 +43,7 @@ pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,
 };
-pub use version::{APPLIED, AppliedRecord, Source, Version};
+pub use version::{APPLIED, Version};
 
 #[cfg(test)]
 mod tests;

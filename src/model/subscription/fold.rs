@@ -28,10 +28,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
-use super::model::{State, Subscription};
+use super::model::{AppliedRecord, Source, State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
-use super::version::{AppliedRecord, Source, Version, digest};
+use super::version::{Version, digest};
 use crate::model::source::subscription_hash;
 use crate::model::start_marker;
 use crate::model::subscription::verification::{self, Verification};

@@ -14,7 +14,7 @@ use super::auth::Auth;
 use super::endpoint_url::EndpointUrl;
 use super::filter::{Filter, TypePattern};
 use super::source::{HeaderSource, SecretSource, SigningSecret};
-use super::version::Source;
+use super::version::Version;
 use crate::model::breaker_rules::BreakerOverrides;
 use crate::model::event::Format;
 use crate::model::units::EpochMs;
@@ -127,6 +127,45 @@ impl Deref for BoxedOverrides {
     fn deref(&self) -> &Overrides {
         static NONE: LazyLock<Overrides> = LazyLock::new(Overrides::default);
         self.0.as_deref().unwrap_or(&NONE)
+    }
+}
+
+/// What an applied record says itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AppliedRecord {
+    /// Its timestamp.
+    pub timestamp: Option<EpochMs>,
+    /// Its state.
+    pub state: State,
+    /// Its rate limit.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// Where a subscription comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    /// The version of its applied record.
+    pub applied: Version,
+    /// The version of the subscription as it is: the applied record, with the operator's decision on it.
+    pub version: Version,
+    /// The partition of its records: decisions are written there too, so that they keep their order.
+    pub partition: Option<i32>,
+    /// What else its applied record says, which decisions and consents may override.
+    pub record: AppliedRecord,
+}
+
+impl Source {
+    /// Whether both are the same version in the same partition.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let parts = |source: &Self| {
+            (
+                source.applied.clone(),
+                source.version.clone(),
+                source.partition,
+            )
+        };
+        parts(self) == parts(other)
     }
 }
 

@@ -5,9 +5,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{RateLimit, State};
-use crate::model::units::EpochMs;
-
 /// The header of an applied record that makes its version distinct.
 pub const APPLIED: &str = "hs-applied";
 
@@ -51,43 +48,4 @@ pub(super) fn digest(value: &[u8], applied: Option<&[u8]>) -> String {
         write!(text, "{byte:02x}").ok();
         text
     })
-}
-
-/// What an applied record says itself.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AppliedRecord {
-    /// Its timestamp.
-    pub timestamp: Option<EpochMs>,
-    /// Its state.
-    pub state: State,
-    /// Its rate limit.
-    pub rate_limit: Option<RateLimit>,
-}
-
-/// Where a subscription comes from.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Source {
-    /// The version of its applied record.
-    pub applied: Version,
-    /// The version of the subscription as it is: the applied record, with the operator's decision on it.
-    pub version: Version,
-    /// The partition of its records: decisions are written there too, so that they keep their order.
-    pub partition: Option<i32>,
-    /// What else its applied record says, which decisions and consents may override.
-    pub record: AppliedRecord,
-}
-
-impl Source {
-    /// Whether both are the same version in the same partition.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        let parts = |source: &Self| {
-            (
-                source.applied.clone(),
-                source.version.clone(),
-                source.partition,
-            )
-        };
-        parts(self) == parts(other)
-    }
 }
