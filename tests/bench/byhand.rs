@@ -11,14 +11,13 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::message::{Headers, Message, OwnedMessage};
 use ring::hmac;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::channel;
 
-use crate::reference::{print_done, reader_config};
+use crate::reference::{print_done, read_all, reader_config};
 use crate::stage::Problem;
 
 /// ADDRESS TOPIC PARTITIONS COUNT PORT IN_FLIGHT KIND: delivers so many records to paths `/KIND/N`, so many at a time.
@@ -28,16 +27,11 @@ pub fn play(arguments: &[String]) -> Result<(), Problem> {
     let (port, in_flight) = (arguments[4].clone(), arguments[5].parse()?);
     let kind = arguments[6].clone();
     hookstream::edge::descriptors::raise_limit();
-    let consumer: BaseConsumer = reader_config(&address)
+    let mut config = reader_config(&address);
+    config
         .set("enable.auto.commit", "true")
-        .set("enable.auto.offset.store", "false")
-        .create()?;
-    let mut all = TopicPartitionList::new();
-    for partition in 0..partitions {
-        all.add_partition_offset(&topic, partition, rdkafka::Offset::Beginning)?;
-    }
-    consumer.assign(&all)?;
-    let consumer = Arc::new(consumer);
+        .set("enable.auto.offset.store", "false");
+    let consumer = Arc::new(read_all(&config, &topic, partitions)?);
     let (records, mut read) = channel::<OwnedMessage>(1_000);
     let reading = Arc::clone(&consumer);
     std::thread::spawn(move || {

@@ -216,7 +216,16 @@ pub fn reader_config(address: &str) -> ClientConfig {
 
 /// All of a topic from its beginning, without a group.
 pub fn reader(address: &str, topic: &str, partitions: i32) -> Result<BaseConsumer, Problem> {
-    let consumer: BaseConsumer = reader_config(address).create()?;
+    read_all(&reader_config(address), topic, partitions)
+}
+
+/// The same with other settings.
+pub fn read_all(
+    config: &ClientConfig,
+    topic: &str,
+    partitions: i32,
+) -> Result<BaseConsumer, Problem> {
+    let consumer: BaseConsumer = config.create()?;
     let mut all = TopicPartitionList::new();
     for partition in 0..partitions {
         all.add_partition_offset(topic, partition, rdkafka::Offset::Beginning)?;

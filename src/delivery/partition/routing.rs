@@ -112,8 +112,7 @@ impl<E: Endpoint> Partition<E> {
         };
         let entry = self.lanes.get_mut(&id)?;
         if entry.subjects.is_some() {
-            let offset = taken.offset.0;
-            taken.command.place_in_order(&self.rules.cluster, offset);
+            taken.place_in_order(&self.rules.cluster);
         }
         if !entry.standing.accepts() {
             let (standing, expiry) = (entry.standing.clone(), entry.expiry);
@@ -204,8 +203,7 @@ impl<E: Endpoint> Partition<E> {
             let id = self.lane_of(&taken.command, step).ok();
             let entry = id.and_then(|id| self.lanes.get(&id));
             if entry.is_some_and(|entry| entry.subjects.is_some()) {
-                let offset = taken.offset.0;
-                taken.command.place_in_order(&self.rules.cluster, offset);
+                taken.place_in_order(&self.rules.cluster);
             }
             return self.wait_in_tier(taken, due, None, step);
         }
@@ -245,8 +243,7 @@ impl<E: Endpoint> Partition<E> {
         step: &mut Step<'_, S>,
     ) {
         if taken.command.subject.is_some() {
-            let offset = taken.offset.0;
-            taken.command.place_in_order(&self.rules.cluster, offset);
+            taken.place_in_order(&self.rules.cluster);
         }
         self.park(taken, ParkReason::Paused, None, step);
     }

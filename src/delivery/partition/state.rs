@@ -33,6 +33,13 @@ pub(super) struct Taken {
     pub(super) command: Box<Command>,
 }
 
+impl Taken {
+    /// Gives the command its place in the order of its subject, on `cluster`.
+    pub(super) fn place_in_order(&mut self, cluster: &str) {
+        self.command.place_in_order(cluster, self.offset.0);
+    }
+}
+
 /// A command that is due soon and waits in memory; earliest first.
 #[derive(Debug)]
 pub(super) struct DueSoon {

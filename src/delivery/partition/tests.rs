@@ -202,6 +202,18 @@ struct Durable {
     snapshot: Snapshot,
 }
 
+impl Durable {
+    fn first_in_log(&mut self) -> &mut Command {
+        let first = self.log.first_mut().and_then(Option::as_mut);
+        first.expect("it is in the log")
+    }
+
+    fn last_in_log(&mut self) -> &mut Command {
+        let last = self.log.last_mut().and_then(Option::as_mut);
+        last.expect("it is in the log")
+    }
+}
+
 /// A command of the model, by its webhook id.
 #[derive(Default)]
 struct Known {
@@ -1537,9 +1549,7 @@ fn a_candidate_for_a_probe_expires_wherever_it_is_in_its_lane() {
     let old = sim.wall - Duration::from_millis(9_500);
     for event_type in ["order.created", "order.paid"] {
         sim.produce(0, None);
-        let Some(Some(command)) = sim.durable.log.last_mut() else {
-            panic!("it is in the log");
-        };
+        let command = sim.durable.last_in_log();
         command.event_type = event_type.into();
         command.enqueued = old;
     }
@@ -1608,9 +1618,7 @@ fn after_a_resume_a_short_maximum_age_leaves_time_for_an_attempt() {
 fn a_replay_starts_the_age_anew() {
     let mut sim = alone(Duration::from_secs(60));
     sim.wall = sim.wall + DAY;
-    let Some(Some(command)) = sim.durable.log.first_mut() else {
-        panic!("it is in the log");
-    };
+    let command = sim.durable.first_in_log();
     command.replayed = Some(sim.wall);
     command.cause = Cause::Replay;
     sim.take(1);
@@ -1775,9 +1783,7 @@ fn a_command_that_came_back_too_early_still_blocks_its_subject() {
     for order in [Order::PerSubject, Order::Strict] {
         let mut sim = Sim::new(1, [order; SUBSCRIPTIONS]);
         sim.produce(0, Some(0));
-        let Some(Some(first)) = sim.durable.log.first_mut() else {
-            panic!("it is in the log");
-        };
+        let first = sim.durable.first_in_log();
         first.place_in_order("cluster", 0);
         first.due = Some(sim.wall + Duration::from_secs(7));
         first.cause = Cause::Parked;
@@ -1802,18 +1808,14 @@ fn commands_of_a_former_owner_do_not_block_their_subject() {
     for order in [Order::PerSubject, Order::Strict] {
         let mut sim = Sim::new(1, [order; SUBSCRIPTIONS]);
         sim.produce(0, Some(0));
-        let Some(Some(former)) = sim.durable.log.first_mut() else {
-            panic!("it is in the log");
-        };
+        let former = sim.durable.first_in_log();
         former.place_in_order("cluster", 0);
         let former = Box::new(former.clone());
         sim.durable.log[0] = None;
         sim.durable.tiers.push((0, former));
         sim.listed.put_for(0, "other", order, "active");
         sim.produce(0, Some(0));
-        let Some(Some(own)) = sim.durable.log.last_mut() else {
-            panic!("it is in the log");
-        };
+        let own = sim.durable.last_in_log();
         own.subscriber = "other".into();
         sim.take(2);
         sim.advance(Duration::from_millis(100));

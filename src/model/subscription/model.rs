@@ -158,14 +158,9 @@ impl Source {
     /// Whether both are the same version in the same partition.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let parts = |source: &Self| {
-            (
-                source.applied.clone(),
-                source.version.clone(),
-                source.partition,
-            )
-        };
-        parts(self) == parts(other)
+        self.applied == other.applied
+            && self.version == other.version
+            && self.partition == other.partition
     }
 }
 
