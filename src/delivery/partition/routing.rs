@@ -164,32 +164,6 @@ impl<E: Endpoint> Partition<E> {
         }
     }
 
-    /// Makes room in the window: parks the queue of the slow lane whose first command is the oldest. Returns `false` if
-    /// no lane is slow, since quick lanes will make room soon, and if the oldest offset has an outcome that is not durable
-    /// yet, since parking more makes no room before that.
-    fn make_room<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) -> bool {
-        let now = step.env.now;
-        let first = self.window.position();
-        if self.unwritten.contains(&first.0) {
-            return false;
-        }
-        let oldest = self
-            .lanes
-            .iter()
-            .filter(|(_, entry)| entry.held.is_some() || entry.lane.slow(now).is_some())
-            .filter_map(|(&id, entry)| Some((entry.lane.first()?.offset, id)))
-            .min();
-        let Some((_, id)) = oldest else {
-            return false;
-        };
-        let rest = self
-            .lanes
-            .get_mut(&id)
-            .and_then(|entry| entry.lane.turn(now));
-        self.park_queue(id, ParkReason::LaneFull, rest, step);
-        true
-    }
-
     /// Delays a released command that is not due by this machine's clock (**Never early**).
     fn not_yet<S: Subscriptions<Endpoint = E>>(
         &mut self,

@@ -17,6 +17,7 @@ use super::health::{Held, Sides};
 use super::lane::Lane;
 use super::lane_status::LaneStatus;
 use super::order::SubjectQueue;
+use super::room::SlowLanes;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
 use crate::model::coverage::Coverage;
@@ -215,6 +216,7 @@ pub struct Partition<E> {
     /// When they were last read again for a lane whose backlog is known only in part.
     pub(super) looked_further: Option<Instant>,
     pub(super) fairness: Fairness,
+    pub(super) slow_lanes: SlowLanes,
     /// Commands that are read again when their lane has room.
     pub(super) deferrals: Deferrals,
     /// Attempts of lanes that no longer exist.
@@ -280,6 +282,7 @@ impl<E: Endpoint> Partition<E> {
             looked_again: None,
             looked_further: None,
             fairness: Fairness::default(),
+            slow_lanes: SlowLanes::default(),
             deferrals: Deferrals::default(),
             gone: Vec::new(),
             outage: false,
