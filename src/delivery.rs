@@ -9,7 +9,7 @@
 //! | `terms`, `request`, `secrets`, `refused`, [`signing`] P | subscriptions as partitions look them up; signed requests |
 //! | `verifying` | asks the endpoints of pending subscriptions for consent |
 //! | `oversize`, P | what is written instead of an outcome that its topic refuses for its size |
-//! | `look_ahead`, `attempt_log` | reading ahead of the group; the record of attempts |
+//! | `reader`, `look_ahead`, `read_again`, `attempt_log` | reading beside the group; the record of attempts |
 //! | [`outage`], [`top_subscribers`], `open_breakers`, `busy`, `rejected`, `outbox`, P | egress outages, labels, load, partitions to take back, outcomes to write |
 
 mod assigned;
@@ -30,6 +30,7 @@ mod outcome_records;
 mod oversize;
 pub mod partition;
 mod read_again;
+mod reader;
 mod refused;
 mod rejected;
 mod request;

@@ -1,23 +1,16 @@
 //! Reads deferred commands again for a worker, outside the group: see [`super::partition::deferral`].
 //!
-//! Each worker has one reader: a thread, and clients that are dropped when nothing was deferred for a while. The
-//! passes of its partitions come in turn; one that gets nothing from its broker answers with what it has, so that it does
-//! not hold up the others.
+//! Each worker has one reader. The passes of its partitions come in turn; one that gets nothing from its broker answers
+//! with what it has, so that it does not hold up the others.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{
-    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
-};
-
-use super::messages::{self, Load, Message};
-use super::metrics::{DeliveryMetrics, LookAheadResult};
+use super::metrics::LookAheadResult;
 use super::partition::deferral::{Collector, Found, Pass};
 use super::partition::env::Amount;
 use super::partition::event::LookAhead;
+use super::reader::{Asked, Next, Queue, ReaderContext};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::record::{each_header, read_command};
@@ -27,104 +20,44 @@ use crate::edge::port::{AGAIN, Log, Port};
 use crate::model::command::header;
 use crate::model::units::Offset;
 
-/// How long the clients are kept without a pass.
-const KEEP: Duration = Duration::from_secs(30);
 /// A pass that gets no record for this long ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The pause after a failure.
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// A pass of one ownership of a partition; a result for a former owner is dropped.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) partition: i32,
-    pub(super) epoch: u64,
-    pub(super) load: Weak<Load>,
-    pub(super) pass: Box<Pass>,
-}
-
-/// The passes that one reader is asked for.
-#[derive(Debug)]
-pub(super) struct Rereader(UnboundedSender<Asked>);
-
-impl Rereader {
-    /// Starts a reader that answers `worker`, and ends with it.
-    ///
-    /// # Errors
-    /// [`Failure`] when the task cannot be started.
-    pub(super) fn start<P: Port>(
-        port: &P,
-        settings: &Arc<Settings>,
-        metrics: &DeliveryMetrics,
-        worker: WeakUnboundedSender<Message>,
-    ) -> Result<Self, Failure> {
-        let (sender, passes) = unbounded_channel();
-        let own = port.clone();
-        let (settings, metrics) = (Arc::clone(settings), metrics.clone());
-        let run = move || serve(own, settings, metrics, passes, worker);
-        port.spawn(AGAIN.to_owned(), run)?;
-        Ok(Self(sender))
-    }
-
-    /// Asks for a pass.
-    pub(super) fn ask(&self, asked: Asked) {
-        if self.0.send(asked).is_err() {
-            // Its thread has panicked.
-            tracing::error!("the reader of deferred commands has ended");
-        }
-    }
-}
-
 /// Answers until nothing can be asked any more.
-async fn serve<P: Port>(
-    port: P,
-    settings: Arc<Settings>,
-    metrics: DeliveryMetrics,
-    mut passes: UnboundedReceiver<Asked>,
-    worker: WeakUnboundedSender<Message>,
-) {
-    let stop = || worker.strong_count() == 0;
+pub(super) async fn serve<P: Port>(context: ReaderContext<P>, mut queue: Queue<Asked<Box<Pass>>>) {
+    let (port, settings) = (&context.port, &context.settings);
     let mut log: Option<P::Log> = None;
-    // What came while there was a failure, then what failed.
-    let mut waiting: VecDeque<Asked> = VecDeque::new();
     loop {
-        let next = match (&log, waiting.pop_front()) {
-            (_, Some(asked)) => Some(asked),
-            (None, None) => passes.recv().await,
-            (Some(_), None) => match port.within(KEEP, passes.recv()).await {
-                Some(next) => next,
-                None => {
-                    log = None;
-                    continue;
-                }
-            },
+        let asked = match queue.next(port, log.is_some()).await {
+            Next::One(asked) => asked,
+            Next::Idle => {
+                log = None;
+                continue;
+            }
+            Next::Ended => return,
         };
-        let Some(asked) = next.filter(|_| !stop()) else {
+        if context.is_over() {
             return;
-        };
-        // Its partition has left meanwhile.
-        let Some(load) = asked.load.upgrade() else {
+        }
+        let Some(load) = asked.load() else {
             continue;
         };
         let most = load.share().of_a_pass();
         drop(load);
-        match read(&port, &settings, &mut log, &asked, most, &stop).await {
-            Ok(found) => {
-                let found = LookAhead::Again(Box::new(found));
-                messages::answer(&worker, asked.partition, asked.epoch, found);
-            }
+        let stop = || context.is_over();
+        match read(port, settings, &mut log, &asked, most, &stop).await {
+            Ok(found) => context.answer(&asked, LookAhead::Again(Box::new(found))),
             Err(error) => {
-                metrics.look_aheads(LookAheadResult::Failed).inc();
+                context.metrics.look_aheads(LookAheadResult::Failed).inc();
                 tracing::warn!(
                     partition = asked.partition,
                     "reading deferred commands again failed, retrying: {error}"
                 );
                 log = None;
                 port.sleep(BETWEEN_TRIES).await;
-                while let Ok(other) = passes.try_recv() {
-                    waiting.push_back(other);
-                }
-                waiting.push_back(asked);
+                queue.put_back(asked);
             }
         }
     }
@@ -135,7 +68,7 @@ async fn read<P: Port>(
     port: &P,
     settings: &Settings,
     log: &mut Option<P::Log>,
-    asked: &Asked,
+    asked: &Asked<Box<Pass>>,
     most: Amount,
     stop: &dyn Fn() -> bool,
 ) -> Result<Found, Failure> {
@@ -146,7 +79,7 @@ async fn read<P: Port>(
             log.insert(port.log(settings, topic, AGAIN).await?)
         }
     };
-    let (partition, pass) = (asked.partition, &*asked.pass);
+    let (partition, pass) = (asked.partition, &*asked.question);
     let part = Range {
         partition,
         low: pass.from,

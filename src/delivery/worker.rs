@@ -26,7 +26,6 @@ use super::partition::counts::AttemptCounts;
 use super::partition::effect::{Attempt, Concluded, Effect, Effects, Outcome};
 use super::partition::env::{Env, NoticeRules, ORDER_BYTES, Rules};
 use super::partition::event::{Event, LaneId};
-use super::read_again::Rereader;
 use super::request::Target;
 use super::sending::{Ended, Finished, Owner, Sending, Ticket};
 use super::shares::Crowded;
@@ -48,6 +47,8 @@ mod ahead;
 mod dispatch;
 mod report;
 
+use ahead::Readers;
+
 /// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
 /// The same while nothing waits.
@@ -67,7 +68,7 @@ pub(super) struct Surroundings<P: Port> {
     pub(super) max_in_flight: usize,
     /// The attempt log, if enabled.
     pub(super) notes: Option<Notes>,
-    /// A sender to this worker, for look-ahead threads.
+    /// A sender to this worker, for its readers.
     pub(super) own: WeakUnboundedSender<Message>,
 }
 
@@ -162,8 +163,8 @@ struct Worker<P: Port> {
     limit: usize,
     /// The result of the last applied attempt.
     concluded: Option<Concluded>,
-    /// Reads deferred commands again; started when there are some.
-    rereader: Option<Rereader>,
+    /// What reads for its partitions.
+    readers: Readers,
 }
 
 impl<P: Port> Worker<P> {
@@ -198,7 +199,7 @@ impl<P: Port> Worker<P> {
             effects: Effects::default(),
             limit: METADATA_LIMIT,
             concluded: None,
-            rereader: None,
+            readers: Readers::default(),
         }
     }
 

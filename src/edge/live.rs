@@ -83,7 +83,8 @@ impl Port for Live {
         purpose: &'static str,
         partitions: &[TopicPartition],
     ) -> Result<Vec<Option<Position>>, Failure> {
-        positions_of(settings, group, purpose, partitions)
+        const PATIENCE: Duration = Duration::from_secs(3);
+        positions_of(settings, group, purpose, partitions, PATIENCE)
     }
 
     fn ends(&self, settings: &Settings, purpose: &'static str) -> Result<Ends, Failure> {

@@ -24,7 +24,7 @@ use crate::edge::kafka::client::consumer_config;
 use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{Log, Range, Reading, positions_of};
+use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, positions_of};
 use crate::edge::kafka::member::commit_list;
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::record::{command_headers, each_header};
@@ -216,7 +216,7 @@ impl Replay<'_> {
         let done = if self.plan.again {
             vec![None; partitions.len()]
         } else {
-            positions_of(self.settings, group, PURPOSE, &partitions)?
+            positions_of(self.settings, group, PURPOSE, &partitions, ANSWER)?
         };
         let ranges: Vec<Range> = from
             .iter()

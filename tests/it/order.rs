@@ -11,7 +11,7 @@ use crate::scene::{
     LATER, put, start, subscription, wait_for_records, wait_until_done, wait_until_done_within,
     with, world,
 };
-use crate::support::{Answer, Receiver, SOON, Seen, World};
+use crate::support::{Answer, Process, Receiver, SOON, Seen, World, eventually_true};
 
 const SUBJECTS: usize = 4;
 
@@ -153,6 +153,48 @@ fn strict_holds_over_kills_and_overflow() {
     assert_strict(&receiver.seen(), EVENTS);
 }
 
+/// A producer whose transaction in these partitions of a topic nobody ends.
+fn hanging(world: &World, topic: &str, partitions: &[i32], timeout_ms: &str) -> BaseProducer {
+    let mut config = world.client_config();
+    config
+        .set("transactional.id", format!("{}dead", world.prefix))
+        .set("transaction.timeout.ms", timeout_ms);
+    let dead: BaseProducer = config.create().unwrap();
+    dead.init_transactions(SOON).unwrap();
+    dead.begin_transaction().unwrap();
+    for partition in partitions {
+        let record = BaseRecord::<str, str>::to(topic).key("s").payload("{}");
+        dead.send(record.partition(*partition)).unwrap();
+    }
+    dead.flush(SOON).unwrap();
+    dead
+}
+
+/// Writes a command of the subscription that is called like its subscriber.
+fn write_command(
+    world: &World,
+    topic: &str,
+    subscriber: &str,
+    (id, subject): (&str, &str),
+    (cause, sequence): (&str, Option<&str>),
+) {
+    let now = hookstream::edge::clock::now().to_string();
+    let mut headers = vec![
+        ("webhook-id", id),
+        ("hs-subscription", subscriber),
+        ("hs-event-id", id),
+        ("hs-event-type", "order.created"),
+        ("hs-subject", subject),
+        ("hs-content-type", "application/json"),
+        ("hs-attempt", "0"),
+        ("hs-enqueued", &now),
+        ("hs-due", &now),
+        ("hs-cause", cause),
+    ];
+    headers.extend(sequence.map(|sequence| ("hs-sequence", sequence)));
+    world.produce(topic, [(Some(subscriber), headers, Some(b"{}".to_vec()))]);
+}
+
 /// A dead process's open transaction hides what was committed behind it in the tier: a new owner must not take the
 /// subject for free.
 #[test]
@@ -161,32 +203,9 @@ fn what_an_open_transaction_hides_in_a_tier_still_comes_first() {
     let receiver = Receiver::good();
     put(&world, &[ordered(&receiver, "strict", json!({}))]);
     let tier = world.topics.retry(world.tiers[1]);
-    let mut config = world.client_config();
-    config
-        .set("transactional.id", format!("{}dead", world.prefix))
-        .set("transaction.timeout.ms", "5000");
-    let dead: BaseProducer = config.create().unwrap();
-    dead.init_transactions(SOON).unwrap();
-    dead.begin_transaction().unwrap();
-    dead.send(BaseRecord::<str, str>::to(&tier).key("s").payload("{}"))
-        .unwrap();
-    dead.flush(SOON).unwrap();
-    let now = hookstream::edge::clock::now().to_string();
+    let _dead = hanging(&world, &tier, &[0], "5000");
     let write = |topic: &str, id: &str, subject: &str, cause: &str, sequence: Option<&str>| {
-        let mut headers = vec![
-            ("webhook-id", id),
-            ("hs-subscription", "s"),
-            ("hs-event-id", id),
-            ("hs-event-type", "order.created"),
-            ("hs-subject", subject),
-            ("hs-content-type", "application/json"),
-            ("hs-attempt", "0"),
-            ("hs-enqueued", &now),
-            ("hs-due", &now),
-            ("hs-cause", cause),
-        ];
-        headers.extend(sequence.map(|sequence| ("hs-sequence", sequence)));
-        world.produce(topic, [(Some("s"), headers, Some(b"{}".to_vec()))]);
+        write_command(&world, topic, "s", (id, subject), (cause, sequence));
     };
     // The one in the tier was taken at offset 0, where another one stands here: before all that comes.
     let commands = world.topics.commands();
@@ -202,6 +221,62 @@ fn what_an_open_transaction_hides_in_a_tier_still_comes_first() {
     let order: Vec<&str> = seen.iter().map(|seen| seen.webhook_id()).collect();
     let at = |id: &str| order.iter().position(|seen| *seen == id);
     assert!(at("first") < at("second"), "{order:?}");
+}
+
+#[test]
+fn a_transaction_that_hangs_withholds_the_order_of_its_own_partition_only() {
+    let mut world = World::new("strict-hanging");
+    world.tiers = vec![Duration::from_secs(1)];
+    world.create_topics(6);
+    let receiver = Receiver::good();
+    let ids: Vec<_> = (0..24).map(|number| format!("s{number}")).collect();
+    let subscriptions: Vec<_> = ids
+        .iter()
+        .map(|id| {
+            let url = receiver.url(&format!("/{id}"));
+            with(subscription(id, &url, &["**"]), json!({"order": "strict"}))
+        })
+        .collect();
+    put(&world, &subscriptions);
+    let commands = world.topics.commands();
+    for id in &ids {
+        write_command(&world, &commands, id, (id, "order-1"), ("new", None));
+    }
+    let written = wait_for_records(&world, &commands, ids.len());
+    let partitions = written
+        .iter()
+        .map(|record| (record.key_text().to_owned(), record.partition));
+    let partitions: HashMap<String, i32> = partitions.collect();
+    let free = partitions["s0"];
+    let others: Vec<i32> = (0..6).filter(|partition| *partition != free).collect();
+    let tier = world.topics.retry(world.tiers[0]);
+    let _dead = hanging(&world, &tier, &others, "600000");
+    let process = start(&world, &[]);
+    let is_free = |seen: &Arc<Seen>| partitions[seen.webhook_id()] == free;
+    receiver.wait_until("what is not hidden", LATER, |seen| seen.iter().any(is_free));
+    // The others wait for five seconds. The threads of clients are called like the one that starts them at first.
+    eventually_true("one thread for all partitions of a worker", LATER, || {
+        threads(&process, "ahead") == 1
+    });
+    let seen = receiver.wait_until("all are delivered", LATER, |seen| seen.len() >= ids.len());
+    let of_free = seen.iter().filter(|seen| is_free(seen)).count();
+    assert!(
+        seen.iter().take(of_free).all(is_free),
+        "the first: {:?}",
+        seen.iter()
+            .map(|seen| seen.webhook_id())
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(world.open_transactions(&tier).len(), others.len());
+}
+
+/// The threads of a process whose name begins so.
+fn threads(process: &Process, name: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
+    names
+        .filter(|found| found.as_ref().is_ok_and(|found| found.starts_with(name)))
+        .count()
 }
 
 /// Fan-out writes its batches by several producers, whose records could overtake each other.

@@ -81,9 +81,9 @@ impl Search {
         self.found.more
     }
 
-    /// The answer.
+    /// The answer so far.
     #[must_use]
-    pub fn finish(self) -> Others {
+    pub fn found(&self) -> Others {
         self.found
     }
 }
@@ -186,7 +186,7 @@ mod tests {
                 break;
             }
         }
-        search.finish()
+        search.found()
     }
 
     #[test]

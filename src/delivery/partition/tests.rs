@@ -820,7 +820,7 @@ impl Sim {
                             search.visit(Offset(at as i64), Some(&one.subscription));
                         }
                     }
-                    LookAhead::Others(search.finish())
+                    LookAhead::Others(search.found())
                 }
             };
             self.apply(Event::LookedAhead(found));

@@ -2,70 +2,85 @@
 
 use std::sync::Arc;
 
-use super::Worker;
-use crate::delivery::look_ahead;
+use super::{Surroundings, Worker};
+use crate::delivery::look_ahead::{self, Look};
 use crate::delivery::partition::deferral::Pass;
 use crate::delivery::partition::effect::Question;
-use crate::delivery::read_again::{self, Rereader};
+use crate::delivery::read_again;
+use crate::delivery::reader::{Asked, Reader, ReaderContext};
 use crate::delivery::sending::Owner;
-use crate::edge::port::Port;
 use crate::edge::port::failure::Failure;
+use crate::edge::port::{AGAIN, Port};
+
+/// The readers of a worker; each is started when there is something to read.
+#[derive(Debug, Default)]
+pub(super) struct Readers {
+    /// Answers questions.
+    ahead: Option<Reader<Look>>,
+    /// Reads deferred commands again.
+    again: Option<Reader<Asked<Box<Pass>>>>,
+}
 
 impl<P: Port> Worker<P> {
-    pub(super) fn look_ahead(&self, owner: Owner, question: Question) {
-        let around = &self.around;
-        let Some(owned) = self.partitions.get(&owner.partition) else {
+    pub(super) fn look_ahead(&mut self, owner: Owner, question: Question) {
+        let Some((asked, moves)) = self.asked(owner, question) else {
             return;
         };
-        let asked = look_ahead::Asked {
-            partition: owner.partition,
-            epoch: owner.epoch,
-            moves: owned.load.moves(),
-            load: Arc::downgrade(&owned.load),
-            question,
-        };
-        let (settings, cluster, worker) = (&around.settings, &around.cluster, around.own.clone());
-        let started = look_ahead::start(
-            &around.port,
-            settings,
-            cluster,
-            &around.metrics,
-            asked,
-            worker,
-        );
-        if let Err(error) = started {
-            not_started(owner, &error);
+        let context = || reader_context(&self.around);
+        let start = || Reader::start(context(), look_ahead::PURPOSE, look_ahead::serve);
+        if let Some(reader) = started(&mut self.readers.ahead, owner, start) {
+            reader.ask(Look::new(asked, moves, &self.around.settings));
         }
     }
 
     pub(super) fn read_again(&mut self, owner: Owner, pass: Box<Pass>) {
-        let around = &self.around;
-        let Some(owned) = self.partitions.get(&owner.partition) else {
+        let Some((asked, _)) = self.asked(owner, pass) else {
             return;
         };
-        let asked = read_again::Asked {
+        let context = || reader_context(&self.around);
+        let start = || Reader::start(context(), AGAIN, read_again::serve);
+        if let Some(reader) = started(&mut self.readers.again, owner, start) {
+            reader.ask(asked);
+        }
+    }
+
+    /// A question of the present owner, and how many moves to tiers were decided before it.
+    fn asked<Q>(&self, owner: Owner, question: Q) -> Option<(Asked<Q>, u64)> {
+        let owned = self.partitions.get(&owner.partition)?;
+        let asked = Asked {
             partition: owner.partition,
             epoch: owner.epoch,
             load: Arc::downgrade(&owned.load),
-            pass,
+            question,
         };
-        let rereader = match &self.rereader {
-            Some(started) => started,
-            None => {
-                let (settings, worker) = (&around.settings, around.own.clone());
-                match Rereader::start(&around.port, settings, &around.metrics, worker) {
-                    Ok(started) => self.rereader.insert(started),
-                    Err(error) => return not_started(owner, &error),
-                }
-            }
-        };
-        rereader.ask(asked);
+        Some((asked, owned.load.moves()))
     }
 }
 
-fn not_started(owner: Owner, error: &Failure) {
-    tracing::error!(
-        partition = owner.partition,
-        "{error}; what waits for this look-ahead waits until the partition moves"
-    );
+fn reader_context<P: Port>(around: &Surroundings<P>) -> ReaderContext<P> {
+    ReaderContext {
+        port: around.port.clone(),
+        settings: Arc::clone(&around.settings),
+        cluster: around.cluster.clone(),
+        metrics: around.metrics.clone(),
+        worker: around.own.clone(),
+    }
+}
+
+/// A reader, started if there is none.
+fn started<A: Send + 'static>(
+    reader: &mut Option<Reader<A>>,
+    owner: Owner,
+    start: impl FnOnce() -> Result<Reader<A>, Failure>,
+) -> Option<&Reader<A>> {
+    if reader.as_ref().is_none_or(Reader::has_ended) {
+        match start() {
+            Ok(started) => *reader = Some(started),
+            Err(error) => tracing::error!(
+                partition = owner.partition,
+                "{error}; what waits for this look-ahead waits until the partition moves"
+            ),
+        }
+    }
+    reader.as_ref()
 }

@@ -30,6 +30,9 @@ use crate::model::units::{EpochMs, Position};
 /// Timeout of one request to the broker.
 pub const ANSWER: Duration = Duration::from_secs(10);
 
+/// How often it is asked while a partition has no leader, or a group no coordinator.
+const TRIES: usize = 50;
+
 /// A reader without a response from any broker for this long fails.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -192,7 +195,8 @@ impl Log {
     }
 
     /// The high watermark of one partition, and the last stable offset: the same unless a transaction stays open for
-    /// longer than `patience`. Then nothing says yet which records behind the stable offset will be committed.
+    /// longer than `patience`. Then nothing says yet which records behind the stable offset will be committed. Without
+    /// patience, a leader is waited for only for 5 s.
     ///
     /// # Errors
     /// [`Failure`] when the broker does not respond.
@@ -204,10 +208,15 @@ impl Log {
     ) -> Result<(Range, i64), Failure> {
         /// Delay between reads of the stable offset.
         const PAUSE: Duration = Duration::from_millis(50);
-        let wanted = self.end(&self.all, partition)?;
+        let tries = if patience.is_zero() {
+            (1, ANSWER / 2)
+        } else {
+            (TRIES, ANSWER)
+        };
+        let wanted = self.end_within(&self.all, partition, tries)?;
         let begun = clock::instant();
         loop {
-            let stable = self.end(&self.committed, partition)?.end;
+            let stable = self.end_within(&self.committed, partition, tries)?.end;
             if stable >= wanted.end || begun.elapsed() > patience || stop() {
                 return Ok((wanted, stable.min(wanted.end)));
             }
@@ -242,7 +251,18 @@ impl Log {
     }
 
     fn end(&self, consumer: &BaseConsumer<Reader>, partition: i32) -> Result<Range, Failure> {
-        let (low, end) = settled(|| consumer.fetch_watermarks(&self.topic, partition, ANSWER))
+        self.end_within(consumer, partition, (TRIES, ANSWER))
+    }
+
+    /// The same with this many tries, of this time each.
+    fn end_within(
+        &self,
+        consumer: &BaseConsumer<Reader>,
+        partition: i32,
+        (tries, answer): (usize, Duration),
+    ) -> Result<Range, Failure> {
+        let ask = || consumer.fetch_watermarks(&self.topic, partition, answer);
+        let (low, end) = retried(tries, ask, is_moving)
             .map_err(|error| self.failure("reading the end of", error))?;
         Ok(Range {
             partition,
@@ -454,7 +474,6 @@ impl Tail {
 /// Retries while a partition has no leader, a group has no coordinator, or either has just moved, as after the creation of
 /// a topic or the restart of a broker.
 pub(crate) fn settled<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
-    const TRIES: usize = 50;
     retried(TRIES, ask, is_moving)
 }
 
@@ -492,12 +511,13 @@ fn is_moving(error: &KafkaError) -> bool {
 /// The committed positions of a group, in the order of `partitions`. The client never joins it.
 ///
 /// # Errors
-/// [`Failure`] when the coordinator does not respond in time or refuses.
+/// [`Failure`] when the coordinator does not respond within `patience`, or refuses.
 pub fn positions_of(
     settings: &Settings,
     group: &str,
     purpose: &'static str,
     partitions: &[TopicPartition],
+    patience: Duration,
 ) -> Result<Vec<Option<Position>>, Failure> {
     let asking = || format!("reading the offsets of {group}");
     let consumer: BaseConsumer<LoggedConsumer> = consumer_config(settings, purpose, group)
@@ -508,7 +528,7 @@ pub fn positions_of(
     for at in partitions {
         wanted.add_partition(&at.topic, at.partition);
     }
-    let committed = committed_offsets(&consumer, &wanted, ANSWER, asking)?;
+    let committed = committed_offsets(&consumer, &wanted, patience, asking)?;
     let position = |at: &TopicPartition| {
         let found = committed.find_partition(&at.topic, at.partition)?;
         match found.offset() {

@@ -450,7 +450,7 @@ impl<'a> World<'a> {
         }
         self.seen.look_aheads += 1;
         let at = self.now + LOOK_AHEAD + count * SECOND / LOOK_AHEAD_RATE;
-        self.at(at, Step::LookedAhead(search.finish()));
+        self.at(at, Step::LookedAhead(search.found()));
     }
 
     /// Reads a part again; the result comes when it is read.

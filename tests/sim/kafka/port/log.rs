@@ -56,6 +56,9 @@ pub async fn offsets(link: &Link, of: &[(Tp, Spec)]) -> Result<BTreeMap<Tp, i64>
     Ok(all)
 }
 
+/// How often an offset is asked for while the leader of its partition moves.
+const TRIES: usize = 50;
+
 /// The ends of partitions.
 pub struct SimEnds(Link);
 
@@ -133,12 +136,11 @@ impl SimLog {
         }
     }
 
-    /// One offset of a partition; asked again while its leader moves.
-    async fn offset(&self, partition: i32, spec: Spec) -> Result<i64, Failure> {
-        const TRIES: usize = 50;
+    /// One offset of a partition; asked so many times while its leader moves.
+    async fn offset(&self, partition: i32, spec: Spec, tries: usize) -> Result<i64, Failure> {
         let tp = self.tp(partition);
         let mut last = Code::LeaderNotAvailable;
-        for _ in 0..TRIES {
+        for _ in 0..tries {
             match offsets(&self.link, &[(tp.clone(), spec)]).await {
                 Ok(found) => {
                     if let Some(offset) = found.get(&tp) {
@@ -153,11 +155,11 @@ impl SimLog {
         Err(Failure::from_client(what, plain(last)))
     }
 
-    async fn range(&self, partition: i32, end: Spec) -> Result<Range, Failure> {
+    async fn range(&self, partition: i32, end: Spec, tries: usize) -> Result<Range, Failure> {
         Ok(Range {
             partition,
-            low: self.offset(partition, Spec::Start).await?,
-            end: self.offset(partition, end).await?,
+            low: self.offset(partition, Spec::Start, tries).await?,
+            end: self.offset(partition, end, tries).await?,
         })
     }
 }
@@ -172,7 +174,7 @@ impl port::Log for SimLog {
     async fn stable_ends(&self) -> Result<Vec<Range>, Failure> {
         let mut all = Vec::new();
         for partition in 0..self.partitions {
-            all.push(self.range(partition, Spec::Stable).await?);
+            all.push(self.range(partition, Spec::Stable, TRIES).await?);
         }
         Ok(all)
     }
@@ -184,10 +186,11 @@ impl port::Log for SimLog {
         stop: &dyn Fn() -> bool,
     ) -> Result<(Range, i64), Failure> {
         const BETWEEN: Duration = Duration::from_millis(50);
-        let wanted = self.range(partition, Spec::High).await?;
+        let tries = if patience.is_zero() { 1 } else { TRIES };
+        let wanted = self.range(partition, Spec::High, tries).await?;
         let begun = Instant::now();
         loop {
-            let stable = self.offset(partition, Spec::Stable).await?;
+            let stable = self.offset(partition, Spec::Stable, tries).await?;
             if planted::is("look-ahead-stable") {
                 let seen = Range {
                     end: stable,
