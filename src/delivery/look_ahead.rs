@@ -11,17 +11,16 @@
 //! - Finds whether other subscribers have commands behind a backlog that blocks its partition. Without any, sending the
 //!   backlog through the tiers would be wasted work. It ends early once there are some.
 //!
-//! Questions take turns: one reads for about a second, and leaves the next turn to another. One that waits, for a
-//! transaction or for moves, or fails, does not hold up the answers of other partitions; a broker that does not respond
-//! does, for some seconds at each try, and the tries become rare.
+//! Questions take turns, of a quarter of a second for each topic. One that waits, for a transaction or for moves, does not
+//! hold up the answers of other partitions. One that fails or gets no record does, as long as a request takes (2 s) or a
+//! longer turn (8 s at most); after that it leaves as much time to the others.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::messages::Load;
 use super::metrics::LookAheadResult;
 use super::partition::effect::Question;
 use super::partition::env::ORDER_BYTES;
@@ -29,14 +28,14 @@ use super::partition::event::LookAhead;
 use super::partition::fairness::Search;
 use super::partition::under_way::{Found, UnderWay};
 use super::read_again::subscription;
-use super::reader::{Asked, Next, Queue, ReaderContext};
+use super::reader::{Asked, KEEP, Next, Queue, ReaderContext};
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::record::read_command;
+use crate::edge::port::Port;
 use crate::edge::port::failure::Failure;
-use crate::edge::port::records::{Isolation, Range, RecordView, TopicPartition};
-use crate::edge::port::{Log, Port};
+use crate::edge::port::records::{RecordView, TopicPartition};
 use crate::model::throttle::Throttle;
 use crate::model::units::{Offset, Position};
 use crate::model::window::Window;
@@ -48,17 +47,17 @@ pub(super) const PURPOSE: &str = "ahead";
 const OPEN_TRANSACTION: Duration = Duration::from_secs(5);
 /// How often it looks whether the transaction has ended.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
-/// The pause while every question waits.
+/// How often it looks whether moves are durable.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The pause of a question after a failure; it doubles with each, this often.
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 const DOUBLINGS: u32 = 4;
-/// A turn reads a topic for this long; longer while no record comes, so that it gets past what it does not see.
-const TURN: Duration = Duration::from_secs(1);
-/// Without a record for this long, reading fails.
-const SILENCE: Duration = Duration::from_secs(30);
-/// A topic stays open for this long after it was read.
-const KEEP: Duration = Duration::from_secs(30);
+/// After so many failures in a row the clients are made anew.
+const PATIENCE: u32 = 3;
+
+mod part;
+
+use part::{Part, Read};
 
 /// A question, and how far its answer has come.
 #[derive(Debug)]
@@ -91,40 +90,6 @@ struct Topics {
     result: LookAheadResult,
 }
 
-/// The reading of a partition of one topic, up to the end that it has when this begins.
-#[derive(Debug)]
-struct Part {
-    topic: String,
-    partition: i32,
-    /// `None`: from the first record on.
-    from: Option<Position>,
-    /// Whether what a transaction hides is waited for, and read anyway when it stays open.
-    wants_hidden: bool,
-    extent: Extent,
-    /// Whether it reaches behind a transaction that stays open.
-    is_hidden: bool,
-    /// How long it was read without a record.
-    silent: Duration,
-}
-
-/// How much of a part there is to read.
-#[derive(Debug)]
-enum Extent {
-    Unknown,
-    /// A transaction hides some of these records since then.
-    Hidden(Range, Instant),
-    Left(VecDeque<(Isolation, Range)>),
-}
-
-/// What a turn of a part has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Read {
-    All,
-    More,
-    /// A transaction hides some of it.
-    Hidden,
-}
-
 /// What a turn of a question has come to.
 enum Progress {
     Answered(LookAhead, LookAheadResult),
@@ -139,8 +104,8 @@ struct Logs<L>(HashMap<String, (L, Instant)>);
 pub(super) async fn serve<P: Port>(context: ReaderContext<P>, mut queue: Queue<Look>) {
     let mut logs: Logs<P::Log> = Logs(HashMap::new());
     let mut lines = Throttle::new(BETWEEN_TRIES);
-    // Questions in a row that wait.
-    let mut waited = 0;
+    // Questions in a row that wait; and until when those wait that hold up others.
+    let (mut waited, mut rest) = (0, clock::instant());
     loop {
         let mut look = match queue.next(&context.port, !logs.0.is_empty()).await {
             Next::One(look) => look,
@@ -153,14 +118,17 @@ pub(super) async fn serve<P: Port>(context: ReaderContext<P>, mut queue: Queue<L
         if context.is_over() {
             return;
         }
-        let Some(load) = look.asked.load() else {
+        if look.asked.has_left() {
             continue;
-        };
+        }
         let began = clock::instant();
         logs.close_old(began);
         waited += 1;
-        if began >= look.not_before {
-            match look.turn(&context, &load, &mut logs).await {
+        let rests = if look.is_stuck() { rest } else { began };
+        if began >= look.not_before.max(rests) {
+            let turn = look.turn(&context, &mut logs).await;
+            let now = clock::instant();
+            match turn {
                 Ok(Progress::Answered(found, result)) => {
                     context.metrics.look_aheads(result).inc();
                     context.answer(&look.asked, found);
@@ -171,27 +139,32 @@ pub(super) async fn serve<P: Port>(context: ReaderContext<P>, mut queue: Queue<L
                     look.failures = 0;
                     waited = 0;
                 }
-                Ok(Progress::Waits(time)) => look.not_before = clock::instant() + time,
+                Ok(Progress::Waits(time)) => look.not_before = now + time,
                 Err(error) => {
                     context.metrics.look_aheads(LookAheadResult::Failed).inc();
-                    if let Some(suppressed) = lines.pass(began) {
+                    if let Some(suppressed) = lines.pass(now) {
                         tracing::warn!(
                             partition = look.asked.partition,
                             suppressed,
                             "look-ahead failed, retrying: {error}"
                         );
                     }
-                    logs.0.remove(look.topic());
-                    let pause = BETWEEN_TRIES * 2_u32.pow(look.failures.min(DOUBLINGS));
-                    look.not_before = clock::instant() + pause;
+                    look.not_before = now + BETWEEN_TRIES * 2_u32.pow(look.failures.min(DOUBLINGS));
                     look.failures += 1;
+                    if look.failures >= PATIENCE {
+                        logs.0.remove(look.topic());
+                    }
                 }
             }
+            if look.is_stuck() {
+                rest = now + (now - began);
+            }
         }
-        drop(load);
         queue.put_back(look);
         if waited >= queue.waiting() {
-            context.port.sleep(PAUSE).await;
+            let stuck_until = |look: &Look| if look.is_stuck() { rest } else { began };
+            let at = |look: &Look| look.not_before.max(stuck_until(look));
+            queue.pause(&context.port, at).await;
             waited = 0;
         }
     }
@@ -236,7 +209,7 @@ impl Look {
             Question::Others(from, except) => {
                 let topic = settings.topics.commands();
                 let from_here = Some(Position(from.0));
-                let part = Part::new(topic, asked.partition, from_here, false);
+                let part = Part::new(topic, asked.partition, from_here, None);
                 Sought::Others(part, RefCell::new(Search::new(from, except)))
             }
         };
@@ -248,21 +221,30 @@ impl Look {
         }
     }
 
-    /// The topic that is being read; empty before the first.
-    fn topic(&self) -> &str {
-        let part = match &self.sought {
-            Sought::UnderWay { topics, .. } => topics.as_ref().and_then(|all| all.left.front()),
+    /// What is being read; `None` before the first.
+    fn part(&self) -> Option<&Part> {
+        match &self.sought {
+            Sought::UnderWay { topics, .. } => topics.as_ref()?.left.front(),
             Sought::Others(part, _) => Some(part),
-        };
-        part.map_or("", |part| &part.topic)
+        }
+    }
+
+    fn topic(&self) -> &str {
+        self.part().map_or("", |part| &part.topic)
+    }
+
+    /// Whether its last turn was of no use.
+    fn is_stuck(&self) -> bool {
+        self.failures > 0 || self.part().is_some_and(Part::is_silent)
     }
 
     async fn turn<P: Port>(
         &mut self,
         context: &ReaderContext<P>,
-        load: &Load,
         logs: &mut Logs<P::Log>,
     ) -> Result<Progress, Failure> {
+        let asked = &self.asked;
+        let is_over = || context.is_over() || asked.has_left();
         match &mut self.sought {
             Sought::UnderWay {
                 window,
@@ -271,17 +253,20 @@ impl Look {
             } => {
                 let topics = match topics {
                     Some(topics) => topics,
-                    None if !load.are_moves_durable(*moves) => return Ok(Progress::Waits(PAUSE)),
                     None => {
-                        let begun = Topics::begin(context, self.asked.partition, window).await?;
+                        let load = asked.load();
+                        if !load.is_some_and(|load| load.are_moves_durable(*moves)) {
+                            return Ok(Progress::Waits(PAUSE));
+                        }
+                        let begun = Topics::begin(context, asked.partition, window).await?;
                         topics.insert(begun)
                     }
                 };
-                topics.turn(context, window, logs).await
+                topics.turn(context, window, logs, &is_over).await
             }
             Sought::Others(part, search) => {
                 let log = logs.open(context, &part.topic).await?;
-                let stop = || context.is_over() || search.borrow().is_done();
+                let stop = || is_over() || search.borrow().is_done();
                 let read = part.turn(log, &stop, |message| {
                     let offset = Offset(message.offset());
                     search.borrow_mut().visit(offset, subscription(message));
@@ -317,7 +302,7 @@ impl Topics {
         let group = format!("{}release", settings.group_prefix);
         let positions = context.port.positions(settings, &group, PURPOSE, &asked);
         let released_to = positions.await?;
-        let part = |(topic, from)| Part::new(topic, partition, from, true);
+        let part = |(topic, from)| Part::new(topic, partition, from, Some(OPEN_TRANSACTION));
         let mut left: VecDeque<_> = tiers.into_iter().zip(released_to).map(part).collect();
         left.push_back(part((settings.topics.commands(), Some(window.position()))));
         Ok(Self {
@@ -332,13 +317,13 @@ impl Topics {
         context: &ReaderContext<P>,
         window: &Window,
         logs: &mut Logs<P::Log>,
+        stop: &dyn Fn() -> bool,
     ) -> Result<Progress, Failure> {
-        let stop = || context.is_over();
         while let Some(part) = self.left.front_mut() {
             let is_released = part.topic == context.settings.topics.commands();
             let found = &mut self.found;
             let log = logs.open(context, &part.topic).await?;
-            let read = part.turn(log, &stop, |message| {
+            let read = part.turn(log, stop, |message| {
                 let released = is_released.then(|| Offset(message.offset()));
                 if !released.is_some_and(|offset| window.is_finished(offset)) {
                     note(found, message, released, &context.cluster);
@@ -357,112 +342,6 @@ impl Topics {
         }
         let found = std::mem::replace(&mut self.found, UnderWay::new(ORDER_BYTES));
         Ok(Progress::Answered(LookAhead::UnderWay(found), self.result))
-    }
-}
-
-impl Part {
-    fn new(topic: String, partition: i32, from: Option<Position>, wants_hidden: bool) -> Self {
-        Self {
-            topic,
-            partition,
-            from,
-            wants_hidden,
-            extent: Extent::Unknown,
-            is_hidden: false,
-            silent: Duration::ZERO,
-        }
-    }
-
-    /// Finds what there is to read.
-    ///
-    /// A transaction that stays open must not withhold the order of the whole partition. What lies behind it is read then
-    /// whatever becomes of it. A command whose record is aborted later is unfinished all the same, as its original is, so
-    /// this blocks too much rather than too little: a subject may wait until its command is overdue.
-    async fn measure<L: Log>(&mut self, log: &L) -> Result<(), Failure> {
-        // Of this partition only: another one may have no leader, or a transaction that hangs.
-        let asked = log.high_watermark(self.partition, Duration::ZERO, &|| true);
-        let (range, stable) = asked.await?;
-        let now = clock::instant();
-        let (wanted, since) = match self.extent {
-            Extent::Hidden(wanted, since) => (wanted, since),
-            Extent::Unknown | Extent::Left(_) => (range, now),
-        };
-        let low = self.from.map_or(range.low, |from| from.0.max(range.low));
-        let end = stable.min(wanted.end);
-        let committed = Range { low, end, ..wanted };
-        let mut left = VecDeque::from([(Isolation::Committed, committed)]);
-        if self.wants_hidden && end < wanted.end {
-            if now.saturating_duration_since(since) <= OPEN_TRANSACTION {
-                self.extent = Extent::Hidden(wanted, since);
-                return Ok(());
-            }
-            tracing::warn!(
-                topic = log.topic(),
-                partition = self.partition,
-                offset = end,
-                records = wanted.end - end,
-                "a transaction has been open for more than {OPEN_TRANSACTION:?}: what lies behind it counts as unfinished \
-                 for the order of commands; find it with kafka-transactions.sh find-hanging",
-            );
-            let low = end.max(low);
-            left.push_back((Isolation::Uncommitted, Range { low, ..wanted }));
-            self.is_hidden = true;
-        }
-        self.extent = Extent::Left(left);
-        Ok(())
-    }
-
-    /// Reads on for a turn, or until `stop` returns true. After an error the next turn goes on behind what was visited.
-    async fn turn<L: Log>(
-        &mut self,
-        log: &L,
-        stop: &dyn Fn() -> bool,
-        mut each: impl FnMut(&L::Record<'_>),
-    ) -> Result<Read, Failure> {
-        if !matches!(self.extent, Extent::Left(_)) {
-            self.measure(log).await?;
-        }
-        let Extent::Left(left) = &mut self.extent else {
-            return Ok(Read::Hidden);
-        };
-        let began = clock::instant();
-        let until = began + TURN.max(self.silent);
-        while let Some((isolation, range)) = left.front_mut() {
-            let (next, is_stopped) = (Cell::new(range.low), Cell::new(false));
-            let stop = || {
-                is_stopped.set(stop() || clock::instant() >= until);
-                is_stopped.get()
-            };
-            let part = [*range];
-            let read = log.read(*isolation, &part, &stop, |message| {
-                next.set(next.get().max(message.offset() + 1));
-                each(message);
-            });
-            let mut read = read.await;
-            if next.get() > range.low {
-                range.low = next.get();
-                self.silent = Duration::ZERO;
-            } else {
-                self.silent += clock::instant().saturating_duration_since(began);
-            }
-            if read.is_ok() && is_stopped.get() {
-                if self.silent < SILENCE {
-                    return Ok(Read::More);
-                }
-                read = Err(Failure::Internal(format!(
-                    "no record of {} partition {} from {} on came for {SILENCE:?}",
-                    self.topic, self.partition, range.low
-                )));
-            }
-            if let Err(failure) = read {
-                self.from = Some(Position(range.low));
-                self.silent = Duration::ZERO;
-                self.extent = Extent::Unknown;
-                return Err(failure);
-            }
-            left.pop_front();
-        }
-        Ok(Read::All)
     }
 }
 
@@ -492,6 +371,3 @@ fn note(
         found.add(&command.subscription, &command.subscriber, one);
     }
 }
-
-#[cfg(test)]
-mod tests;

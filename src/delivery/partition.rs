@@ -10,7 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
-//! | `state`, `apply`, `routing`, `room`, `parking`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
+//! | `state`, `apply`, `routing`, `room`, `slow_lanes`, `parking`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
 //! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
 //! | [`deferral`], `deferring` | commands that are read again when their lane has room |
@@ -41,6 +41,7 @@ mod parking;
 mod report;
 mod room;
 mod routing;
+mod slow_lanes;
 mod state;
 mod status;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{
     UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
@@ -13,12 +13,13 @@ use super::messages::{self, Load, Message};
 use super::metrics::DeliveryMetrics;
 use super::partition::event::LookAhead;
 use crate::config::Settings;
+use crate::edge::clock;
 use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::port::Port;
 use crate::edge::port::failure::Failure;
 
-/// How long the clients are kept without a request.
-const KEEP: Duration = Duration::from_secs(30);
+/// How long clients are kept that nothing is read with.
+pub(super) const KEEP: Duration = Duration::from_secs(30);
 
 /// A request of one ownership of a partition; a result for a former owner is dropped.
 #[derive(Clone, Debug)]
@@ -33,6 +34,11 @@ impl<Q> Asked<Q> {
     /// The partition's use of memory; `None` when the partition has left, and nobody needs the answer any more.
     pub(super) fn load(&self) -> Option<Arc<Load>> {
         self.load.upgrade()
+    }
+
+    /// Whether the partition has left.
+    pub(super) fn has_left(&self) -> bool {
+        self.load.strong_count() == 0
     }
 
     /// Separates the question from who asks.
@@ -69,7 +75,8 @@ impl<P> ReaderContext<P> {
     }
 }
 
-/// A started reader.
+/// A started reader. A partition asks it for one thing of a kind at a time, so what waits is bounded by the number of
+/// partitions.
 #[derive(Debug)]
 pub(super) struct Reader<A>(UnboundedSender<A>);
 
@@ -93,12 +100,11 @@ impl<A: Send + 'static> Reader<A> {
     }
 
     pub(super) fn ask(&self, asked: A) {
-        if self.0.send(asked).is_err() {
-            tracing::error!("the thread that reads beside the group has ended");
-        }
+        // Of a thread that has panicked the role learns when it asks for the worker's state.
+        self.0.send(asked).ok();
     }
 
-    /// Whether its thread has panicked.
+    /// Whether its thread has panicked: what it was asked for is lost.
     pub(super) fn has_ended(&self) -> bool {
         self.0.is_closed()
     }
@@ -147,5 +153,16 @@ impl<A> Queue<A> {
     /// How many were put back or had come by then, and wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Waits until one of these is to go on, by the time that `at` says, or another one comes.
+    pub(super) async fn pause(&mut self, port: &impl Port, at: impl Fn(&A) -> Instant) {
+        let Some(earliest) = self.waiting.iter().map(at).min() else {
+            return;
+        };
+        let time = earliest.saturating_duration_since(clock::instant());
+        if let Some(Some(other)) = port.within(time, self.asked.recv()).await {
+            self.waiting.push_front(other);
+        }
     }
 }

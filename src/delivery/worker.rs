@@ -45,9 +45,10 @@ use crate::model::window::{Format, METADATA_LIMIT, Place};
 
 mod ahead;
 mod dispatch;
+mod readers;
 mod report;
 
-use ahead::Readers;
+use readers::Readers;
 
 /// The interval of ticks, which handle changes that depend on time alone.
 const TICK: Duration = Duration::from_millis(100);
@@ -243,8 +244,11 @@ impl<P: Port> Worker<P> {
                     health: self.health(),
                     attempts: self.attempts(),
                 };
-                // The role's thread waits for this; if it is gone, the process is ending.
-                reply.send(state).ok();
+                // The role's thread waits for this; if it is gone, the process is ending. Without an answer it takes the
+                // worker for panicked, and the readers are a part of it.
+                if self.readers.have_all_survived() {
+                    reply.send(state).ok();
+                }
             }
             Message::SnapshotWith(offsets, reply) => {
                 let format = self.around.settings.window_format;

@@ -83,7 +83,7 @@ impl Port for Live {
         purpose: &'static str,
         partitions: &[TopicPartition],
     ) -> Result<Vec<Option<Position>>, Failure> {
-        const PATIENCE: Duration = Duration::from_secs(3);
+        const PATIENCE: Duration = Duration::from_secs(2);
         positions_of(settings, group, purpose, partitions, PATIENCE)
     }
 

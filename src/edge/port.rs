@@ -99,7 +99,7 @@ pub trait Port: Clone + Send + Sync + 'static {
     /// while a transaction holds one, this fails.
     ///
     /// # Errors
-    /// [`Failure`] when the coordinator does not respond within 3 s, or refuses.
+    /// [`Failure`] when the coordinator does not respond within 2 s, or refuses.
     fn positions(
         &self,
         settings: &Settings,
@@ -465,7 +465,7 @@ pub trait Log {
 
     /// The high watermark of one partition, and the last stable offset: the same unless a transaction stays open for
     /// longer than `patience`, or `stop` returns true. Then nothing says yet which records behind the stable offset will
-    /// be committed. Without patience, a leader is waited for only for 5 s.
+    /// be committed. Without patience, each of the two requests waits for the leader for 2 s at most.
     ///
     /// # Errors
     /// [`Failure`] when the broker does not respond.

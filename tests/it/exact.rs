@@ -379,7 +379,7 @@ fn what_is_deleted_added_moved_back_or_forgotten_is_counted_as_it_is() {
     );
     check_soon("retention has deleted what was not done", 4);
     // Five and four that were done, and two of the second partition a second time: what is moved back counts again where
-    // its end was seen before. The two that were deleted never were.
+    // its end was seen before. The two that were deleted were done once, and not again.
     let finished = &lag(&role, "")["subscribers"][0]["finished"];
     assert_eq!(finished.as_u64(), Some(11), "what was deleted counts");
     let topic = world.topics.commands();

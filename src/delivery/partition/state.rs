@@ -17,7 +17,7 @@ use super::health::{Held, Sides};
 use super::lane::Lane;
 use super::lane_status::LaneStatus;
 use super::order::SubjectQueue;
-use super::room::SlowLanes;
+use super::slow_lanes::SlowLanes;
 use super::under_way::UnderWay;
 use crate::model::command::Command;
 use crate::model::coverage::Coverage;

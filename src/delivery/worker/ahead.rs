@@ -12,15 +12,6 @@ use crate::delivery::sending::Owner;
 use crate::edge::port::failure::Failure;
 use crate::edge::port::{AGAIN, Port};
 
-/// The readers of a worker; each is started when there is something to read.
-#[derive(Debug, Default)]
-pub(super) struct Readers {
-    /// Answers questions.
-    ahead: Option<Reader<Look>>,
-    /// Reads deferred commands again.
-    again: Option<Reader<Asked<Box<Pass>>>>,
-}
-
 impl<P: Port> Worker<P> {
     pub(super) fn look_ahead(&mut self, owner: Owner, question: Question) {
         let Some((asked, moves)) = self.asked(owner, question) else {
@@ -68,12 +59,12 @@ fn reader_context<P: Port>(around: &Surroundings<P>) -> ReaderContext<P> {
 }
 
 /// A reader, started if there is none.
-fn started<A: Send + 'static>(
+fn started<A>(
     reader: &mut Option<Reader<A>>,
     owner: Owner,
     start: impl FnOnce() -> Result<Reader<A>, Failure>,
 ) -> Option<&Reader<A>> {
-    if reader.as_ref().is_none_or(Reader::has_ended) {
+    if reader.is_none() {
         match start() {
             Ok(started) => *reader = Some(started),
             Err(error) => tracing::error!(

@@ -33,6 +33,9 @@ pub const ANSWER: Duration = Duration::from_secs(10);
 /// How often it is asked while a partition has no leader, or a group no coordinator.
 const TRIES: usize = 50;
 
+/// The pause between.
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
+
 /// A reader without a response from any broker for this long fails.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -196,7 +199,7 @@ impl Log {
 
     /// The high watermark of one partition, and the last stable offset: the same unless a transaction stays open for
     /// longer than `patience`. Then nothing says yet which records behind the stable offset will be committed. Without
-    /// patience, a leader is waited for only for 5 s.
+    /// patience, each of the two requests waits for the leader for 2 s at most.
     ///
     /// # Errors
     /// [`Failure`] when the broker does not respond.
@@ -209,14 +212,14 @@ impl Log {
         /// Delay between reads of the stable offset.
         const PAUSE: Duration = Duration::from_millis(50);
         let tries = if patience.is_zero() {
-            (1, ANSWER / 2)
+            (1, ANSWER / 5)
         } else {
             (TRIES, ANSWER)
         };
-        let wanted = self.end_within(&self.all, partition, tries)?;
+        let wanted = self.end(&self.all, partition, tries)?;
         let begun = clock::instant();
         loop {
-            let stable = self.end_within(&self.committed, partition, tries)?.end;
+            let stable = self.end(&self.committed, partition, tries)?.end;
             if stable >= wanted.end || begun.elapsed() > patience || stop() {
                 return Ok((wanted, stable.min(wanted.end)));
             }
@@ -246,16 +249,12 @@ impl Log {
     }
 
     fn ends(&self, consumer: &BaseConsumer<Reader>) -> Result<Vec<Range>, Failure> {
-        let range = |partition: &i32| self.end(consumer, *partition);
+        let range = |partition: &i32| self.end(consumer, *partition, (TRIES, ANSWER));
         self.partitions.iter().map(range).collect()
     }
 
-    fn end(&self, consumer: &BaseConsumer<Reader>, partition: i32) -> Result<Range, Failure> {
-        self.end_within(consumer, partition, (TRIES, ANSWER))
-    }
-
-    /// The same with this many tries, of this time each.
-    fn end_within(
+    /// Asks so many times at most, and waits so long each time.
+    fn end(
         &self,
         consumer: &BaseConsumer<Reader>,
         partition: i32,
@@ -483,10 +482,9 @@ fn retried<T, E>(
     ask: impl Fn() -> Result<T, E>,
     passes: impl Fn(&E) -> bool,
 ) -> Result<T, E> {
-    const PAUSE: Duration = Duration::from_millis(200);
     for _ in 1..tries {
         match ask() {
-            Err(error) if passes(&error) => std::thread::sleep(PAUSE),
+            Err(error) if passes(&error) => std::thread::sleep(BETWEEN_TRIES),
             answer => return answer,
         }
     }
@@ -551,9 +549,15 @@ pub(crate) fn committed_offsets(
     what: impl Fn() -> String,
 ) -> Result<TopicPartitionList, Failure> {
     const FIRST: Duration = Duration::from_secs(2);
+    let tries = patience.as_millis() / BETWEEN_TRIES.as_millis();
+    let tries = usize::try_from(tries).unwrap_or(TRIES).max(1);
     let ask = |time| {
-        settled(|| client.committed_offsets(wanted.clone(), time))
-            .map_err(|error| explain(client, &client.context().0, what(), error))
+        retried(
+            tries,
+            || client.committed_offsets(wanted.clone(), time),
+            is_moving,
+        )
+        .map_err(|error| explain(client, &client.context().0, what(), error))
     };
     match ask(FIRST.min(patience)) {
         Err(failure) if failure.is_unreachable() && patience > FIRST => ask(patience),

@@ -147,7 +147,7 @@ fn kind(code: Code) -> ErrorKind {
 /// The committed positions of a group, asked once, in the order of `partitions`.
 ///
 /// # Errors
-/// [`Failure`] when the coordinator does not respond within 10 s, or a transaction holds one.
+/// [`Failure`] when the coordinator does not respond within 2 s, or a transaction holds one.
 pub async fn positions(
     net: &Net,
     settings: &Settings,
@@ -155,7 +155,7 @@ pub async fn positions(
     purpose: &'static str,
     partitions: &[Tp],
 ) -> Result<Vec<Option<Position>>, Failure> {
-    const ANSWER: Duration = Duration::from_secs(10);
+    const ANSWER: Duration = Duration::from_secs(2);
     let link = Link::new(net, &client_name(settings, purpose));
     let found = committed(&link, &Arc::from(group), partitions, ANSWER).await;
     let what = || format!("reading the committed positions of {group}");

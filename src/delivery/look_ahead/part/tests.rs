@@ -1,5 +1,6 @@
 //! A part is read whole, in whatever turns.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use super::*;
@@ -111,7 +112,7 @@ fn log(end: i64, stable: i64) -> Fake {
 fn turns_and_failures_skip_nothing_and_repeat_nothing() {
     let log = log(100, 100);
     log.fails.borrow_mut().extend([0, 33, 34, 97]);
-    let mut part = Part::new("t".to_owned(), 0, Some(Position(7)), true);
+    let mut part = Part::new("t".to_owned(), 0, Some(Position(7)), Some(Duration::MAX));
     let seen = RefCell::new(Vec::new());
     let (mut more, mut failed) = (0, 0);
     loop {
@@ -133,7 +134,7 @@ fn turns_and_failures_skip_nothing_and_repeat_nothing() {
 #[test]
 fn what_is_written_later_is_not_waited_for_and_what_is_hidden_is() {
     let log = log(30, 12);
-    let mut part = Part::new("t".to_owned(), 0, None, true);
+    let mut part = Part::new("t".to_owned(), 0, None, Some(Duration::MAX));
     let seen = RefCell::new(Vec::new());
     let turn = |part: &mut Part| {
         let each = |view: &View| seen.borrow_mut().push(view.0);
@@ -148,8 +149,16 @@ fn what_is_written_later_is_not_waited_for_and_what_is_hidden_is() {
     assert_eq!(*seen.borrow(), log.offsets);
     // The other question takes what is there.
     log.stable.set(12);
-    let mut part = Part::new("t".to_owned(), 0, None, false);
+    let mut part = Part::new("t".to_owned(), 0, None, None);
     seen.borrow_mut().clear();
     assert_eq!(turn(&mut part), Read::All);
     assert_eq!(seen.borrow().last(), Some(&10));
+    // So does one whose patience is over, and goes on behind what hides it.
+    let mut part = Part::new("t".to_owned(), 0, Some(Position(9)), Some(Duration::ZERO));
+    log.high.set(30);
+    seen.borrow_mut().clear();
+    assert_eq!(turn(&mut part), Read::All);
+    let rest: Vec<i64> = log.offsets.iter().copied().filter(|at| *at >= 9).collect();
+    assert_eq!(*seen.borrow(), rest);
+    assert!(part.is_hidden);
 }
