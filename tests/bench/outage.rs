@@ -40,9 +40,12 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     let sent = produce(kafka, &world.events(), rate, time)?;
     let (up, written) = (Instant::now(), appends(&role)?);
     receiver.ask("up")?;
-    wait(&mut receiver, sent, STUCK)?;
+    let seen = wait(&mut receiver, sent, 2 * STUCK)?;
     let took = up.elapsed().as_secs_f64();
     role.stop()?;
+    if seen["all"]["count"].as_u64().unwrap_or(0) < sent as u64 {
+        return Err(format!("of {sent} commands only these came in {took:.0} s: {seen}").into());
+    }
     // The delay between probes doubles, with jitter, so it is at most the time of the outage by then.
     let probe = (time.as_secs_f64() * 1.2).min(LONGEST_PROBE);
     report.at_most(
