@@ -49,6 +49,8 @@ use world::run::{Outcome, catch_panics, play};
 /// How many seeds a test plays at most, and for how long.
 const TEST_SEEDS: u64 = 2_000;
 const TEST_TIME: Duration = Duration::from_secs(80);
+/// After so many seeds a run says how far it is.
+const PROGRESS: u64 = 5_000;
 
 /// How many runs the shrinking of a plan may take.
 const SHRINKING: usize = 200;
@@ -391,6 +393,14 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= first + count || began.elapsed() > time {
                         return;
+                    }
+                    let begun = seed - first;
+                    if begun > 0 && begun.is_multiple_of(PROGRESS) {
+                        let failed = failed.load(Ordering::Relaxed);
+                        println!(
+                            "{begun} seeds after {:.0?}, {failed} failed",
+                            began.elapsed()
+                        );
                     }
                     let plan = Plan::of(seed);
                     let outcome = play(&plan);
