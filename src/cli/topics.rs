@@ -194,6 +194,7 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
 fn begin(settings: &Settings, rows: &[TopicResult]) -> Result<Exit, CliError> {
     /// How long to wait for brokers, and for other replicas that begin.
     const PATIENCE: Duration = Duration::from_secs(60);
+    const AGAIN: Duration = Duration::from_millis(200);
     let is_there = |topic: &&String| rows.iter().any(|row| row.creation.topic == **topic);
     let topics: Vec<String> = settings
         .topics
@@ -214,7 +215,14 @@ fn begin(settings: &Settings, rows: &[TopicResult]) -> Result<Exit, CliError> {
     if topics.is_empty() {
         return Ok(Exit::Done);
     }
-    match start::begin(settings, GroupRole::Fanout, &topics, &keep_waiting) {
+    let begun = loop {
+        match start::begin(settings, GroupRole::Fanout, &topics, &keep_waiting) {
+            // The brokers do not know yet what was just created.
+            Err(Failure::TopicMissing(_)) if keep_waiting() => std::thread::sleep(AGAIN),
+            begun => break begun,
+        }
+    };
+    match begun {
         Ok(true) => Ok(Exit::Done),
         Ok(false) => Err(failed("no decision within 60 s, see the log".to_owned())),
         // For the roles to report: the topics are as they should be.

@@ -76,11 +76,17 @@ pub(super) fn drain(settings: &Settings, stored: &Stored, ids: &[&str]) -> Resul
 /// # Errors
 /// As [`drain`].
 pub(super) fn discard(settings: &Settings, ids: &[&str], output: Output) -> Result<Exit, CliError> {
-    wait(
-        settings,
-        ids,
-        "the subscriptions are deleted; discard the dead letters of their commands with `hookstream dead-letters discard --reason subscription-missing`",
-    )?;
+    let commands: Vec<_> = ids
+        .iter()
+        .map(|id| {
+            format!("`hookstream dead-letters discard --reason subscription-missing --subscription {id}`")
+        })
+        .collect();
+    let rest = format!(
+        "deleted; what waits becomes dead letters, at the latest when it leaves its retry topic: discard those then with {}",
+        commands.join(", ")
+    );
+    wait(settings, ids, &rest)?;
     for id in ids {
         let plan = Plan {
             filter: Filter {
