@@ -124,8 +124,7 @@ pub(super) async fn serve<P: Port>(context: ReaderContext<P>, mut queue: Queue<L
         let began = clock::instant();
         logs.close_old(began);
         waited += 1;
-        let rests = if look.is_stuck() { rest } else { began };
-        if began >= look.not_before.max(rests) {
+        if began >= look.due(rest) {
             let turn = look.turn(&context, &mut logs).await;
             let now = clock::instant();
             match turn {
@@ -162,9 +161,7 @@ pub(super) async fn serve<P: Port>(context: ReaderContext<P>, mut queue: Queue<L
         }
         queue.put_back(look);
         if waited >= queue.waiting() {
-            let stuck_until = |look: &Look| if look.is_stuck() { rest } else { began };
-            let at = |look: &Look| look.not_before.max(stuck_until(look));
-            queue.pause(&context.port, at).await;
+            queue.pause(&context.port, |look| look.due(rest)).await;
             waited = 0;
         }
     }
@@ -236,6 +233,15 @@ impl Look {
     /// Whether its last turn was of no use.
     fn is_stuck(&self) -> bool {
         self.failures > 0 || self.part().is_some_and(Part::is_silent)
+    }
+
+    /// When it goes on, if those that hold up others rest until `rest`.
+    fn due(&self, rest: Instant) -> Instant {
+        if self.is_stuck() {
+            self.not_before.max(rest)
+        } else {
+            self.not_before
+        }
     }
 
     async fn turn<P: Port>(

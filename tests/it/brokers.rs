@@ -90,18 +90,8 @@ fn sample(process: &Process, name: &str, world: &World, partition: i32) -> Optio
     ))
 }
 
-/// A publisher with a transaction that stays open.
-fn open_transaction(world: &World) -> BaseProducer {
-    let mut config = world.client_config();
-    let publisher: BaseProducer = config
-        .set("transactional.id", format!("{}open", world.prefix))
-        .set("transaction.timeout.ms", "600000")
-        .create()
-        .unwrap();
-    publisher.init_transactions(SOON).unwrap();
-    publisher.begin_transaction().unwrap();
-    publisher
-}
+/// The time-out of a transaction that stays open, ms.
+const LONG: &str = "600000";
 
 /// Writes an event to a partition, and waits until it is there.
 fn send_to(world: &World, producer: &BaseProducer, partition: i32, payload: &str) {
@@ -120,7 +110,7 @@ fn a_publishers_open_transaction_is_named_and_other_partitions_go_on() {
     put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
     let process = world.spawn("run", &[]);
     process.wait_ready();
-    let publisher = open_transaction(&world);
+    let publisher = world.begin_transaction("open", LONG);
     let plain: BaseProducer = world.client_config().create().unwrap();
     let send = |producer: &BaseProducer, partition: i32, id: &str| {
         send_to(&world, producer, partition, &event(id, "a.b", "1"));
@@ -171,14 +161,7 @@ fn a_hanging_transaction_on_the_positions_is_reported_with_the_command_that_ends
     let mut config = world.client_config();
     config.set("group.id", format!("{}fanout", world.prefix));
     let consumer: BaseConsumer = config.create().unwrap();
-    let mut config = world.client_config();
-    let holder: BaseProducer = config
-        .set("transactional.id", format!("{}holder", world.prefix))
-        .set("transaction.timeout.ms", "600000")
-        .create()
-        .unwrap();
-    holder.init_transactions(SOON).unwrap();
-    holder.begin_transaction().unwrap();
+    let holder = world.begin_transaction("holder", LONG);
     let mut positions = TopicPartitionList::new();
     positions
         .add_partition_offset(&world.events, 0, Offset::Offset(0))
@@ -361,7 +344,7 @@ fn unread_events_of_a_recreated_topic_are_counted_and_work_goes_on_without_a_res
     send(&plain, 0, "0");
     receiver.wait_for(1, LATER);
     // What is behind an open transaction is not read.
-    let publisher = open_transaction(&world);
+    let publisher = world.begin_transaction("open", LONG);
     for partition in 0..PARTITIONS {
         send(&publisher, partition, "1");
         (0..UNREAD).for_each(|_| send(&plain, partition, "1"));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hookstream::edge::clock;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::producer::Producer;
 use rdkafka::util::Timeout;
 use serde_json::{Value, json};
 
@@ -438,12 +438,7 @@ fn partitions_that_stay_are_delivered_while_the_positions_of_others_are_hidden()
     let mut config = world.client_config();
     config.set("group.id", format!("{}deliver", world.prefix));
     let anybody: BaseConsumer = config.create().unwrap();
-    let id = format!("{}left-open", world.prefix);
-    let mut config = world.client_config();
-    config.set("transactional.id", id);
-    let open: BaseProducer = config.create().unwrap();
-    open.init_transactions(SOON).unwrap();
-    open.begin_transaction().unwrap();
+    let open = world.begin_transaction("left-open", "60000");
     let group = anybody.group_metadata().unwrap();
     open.send_offsets_to_transaction(&offsets, &group, SOON)
         .unwrap();

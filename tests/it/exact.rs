@@ -167,11 +167,7 @@ fn abort(world: &World, number: usize) {
 
 /// A transaction with so many commands, which is left open.
 fn open(world: &World, number: usize, count: usize, partition: Option<i32>) -> BaseProducer {
-    let mut config = world.client_config();
-    let id = format!("{}abort-{number}", world.prefix);
-    let producer: BaseProducer = config.set("transactional.id", id).create().unwrap();
-    producer.init_transactions(LATER).unwrap();
-    producer.begin_transaction().unwrap();
+    let producer = world.begin_transaction(&format!("abort-{number}"), "60000");
     for _ in 0..count {
         let topic = world.topics.commands();
         let mut record = BaseRecord::<str, str>::to(&topic).key("acme").payload("{}");

@@ -155,13 +155,7 @@ fn strict_holds_over_kills_and_overflow() {
 
 /// A producer whose transaction in these partitions of a topic nobody ends.
 fn hanging(world: &World, topic: &str, partitions: &[i32], timeout_ms: &str) -> BaseProducer {
-    let mut config = world.client_config();
-    config
-        .set("transactional.id", format!("{}dead", world.prefix))
-        .set("transaction.timeout.ms", timeout_ms);
-    let dead: BaseProducer = config.create().unwrap();
-    dead.init_transactions(SOON).unwrap();
-    dead.begin_transaction().unwrap();
+    let dead = world.begin_transaction("dead", timeout_ms);
     for partition in partitions {
         let record = BaseRecord::<str, str>::to(topic).key("s").payload("{}");
         dead.send(record.partition(*partition)).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hookstream::edge::clock;
 use hookstream::model::invalid_record::{HEAD_KEY_BYTES, HEAD_VALUE_BYTES};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer};
 use serde_json::json;
 
 use crate::scene::{
@@ -517,13 +517,7 @@ fn no_position_at_rest_passes_a_record_of_a_newer_program() {
     let mut process = start(&world, &[]);
     world.produce_event("k", &[], event("1", "order.created", "1"));
     receiver.wait_for(1, LATER);
-    let producer: BaseProducer = {
-        let mut config = world.client_config();
-        config.set("transactional.id", format!("{}newer", world.prefix));
-        config.create().unwrap()
-    };
-    producer.init_transactions(SOON).unwrap();
-    producer.begin_transaction().unwrap();
+    let producer = world.begin_transaction("newer", "60000");
     for topic in [&commands, &tier] {
         let version = Header {
             key: "hs-version",

@@ -14,7 +14,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::{Broker, Output, Process, SOON, block_on, broker, run_to_end};
@@ -440,6 +440,18 @@ impl World {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
         config
+    }
+
+    /// A producer of a transaction that is open, and that the broker aborts after `timeout_ms`; `name` ends its id.
+    pub fn begin_transaction(&self, name: &str, timeout_ms: &str) -> BaseProducer {
+        let mut config = self.client_config();
+        config
+            .set("transactional.id", format!("{}{name}", self.prefix))
+            .set("transaction.timeout.ms", timeout_ms);
+        let producer: BaseProducer = config.create().unwrap();
+        producer.init_transactions(SOON).unwrap();
+        producer.begin_transaction().unwrap();
+        producer
     }
 
     /// The id of the cluster.
