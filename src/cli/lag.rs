@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -74,7 +75,7 @@ pub struct LagArgs {
     #[arg(long, value_enum, default_value_t, requires = "moment")]
     pub sort: SortBy,
     /// Maximum number of subscribers
-    #[arg(long, value_name = "N", requires = "moment")]
+    #[arg(long, value_name = "N", requires = "moment", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub top: Option<usize>,
     /// Only subscribers whose name contains this text
     #[arg(long, value_name = "TEXT", requires = "moment")]
@@ -156,11 +157,19 @@ impl Line {
             age: one
                 .age_seconds
                 .map_or_else(String::new, |age| format_duration(Duration::from_secs(age))),
-            next_due: one.next_due.clone().unwrap_or_default(),
+            next_due: next_due(one, &clock::now().rfc3339()),
             dead: dead.join(", "),
             state: one.standing.state_text(),
             failure: one.standing.failure_text(clock::now()),
         }
+    }
+}
+
+/// When the first waiting command is due; in the past while it is on its way.
+fn next_due(one: &Subscriber, now: &str) -> String {
+    match one.next_due.as_deref() {
+        Some(due) if due <= now => "now".to_owned(),
+        due => due.unwrap_or_default().to_owned(),
     }
 }
 

@@ -19,6 +19,7 @@ use super::interrupt::Interrupt;
 use super::print::{self, Output};
 use super::receiving::{VerifyingKey, serve, text, verify, whole};
 use crate::edge::clock;
+use crate::model::signing_key::SigningKey;
 use crate::model::subscription::Redacted;
 use crate::model::units::parse_duration;
 
@@ -155,17 +156,23 @@ pub fn run(args: &ReceiveArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// A secret by reference, or itself.
+/// A secret by reference, or itself. One that `subscriptions apply` refuses is refused here too.
 fn key(secret: &str) -> Result<VerifyingKey, String> {
+    let read = |secret: &str| {
+        if !secret.trim().starts_with("whpk_") {
+            SigningKey::read(secret).map_err(|error| format!("the secret {error}"))?;
+        }
+        VerifyingKey::read(secret)
+    };
     if let Some(name) = secret.strip_prefix("env:") {
         let value = std::env::var(name).map_err(|_| format!("the variable {name} is not set"))?;
-        return VerifyingKey::read(&value);
+        return read(&value);
     }
     if let Some(path) = secret.strip_prefix("file:") {
         let value = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
-        return VerifyingKey::read(&value);
+        return read(&value);
     }
-    VerifyingKey::read(secret)
+    read(secret)
 }
 
 impl Receiver {
@@ -245,4 +252,26 @@ fn respond(status: u16) -> Response<Full<Bytes>> {
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_apply_refuses_is_refused_with_its_reason() {
+        for (secret, why) in [
+            ("whsec_c2hvcnQ=", "the secret has 5 bytes"),
+            ("whsec_", "the secret is empty"),
+            ("whsk_AAAA", "the secret has 3 bytes"),
+            ("whpk_AAAA", "the secret has 3 bytes; whpk_ needs 32"),
+            ("env:HOOKSTREAM_NO_SUCH_VARIABLE", "is not set"),
+        ] {
+            let error = key(secret).err().unwrap();
+            assert!(error.contains(why), "{secret}: {error}");
+        }
+        let public = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=";
+        let secret = format!("whsec_{}", "A".repeat(32));
+        assert!(key(public).is_ok() && key(&secret).is_ok());
+    }
 }

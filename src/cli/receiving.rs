@@ -91,7 +91,14 @@ impl VerifyingKey {
                 .map_err(|_| "the secret is not base64".to_owned())
         };
         if let Some(public) = secret.strip_prefix("whpk_") {
-            return Ok(Self::Ed25519(decode(public)?));
+            let key = decode(public)?;
+            if key.len() != KEY {
+                return Err(format!(
+                    "the secret has {} bytes; whpk_ needs {KEY}",
+                    key.len()
+                ));
+            }
+            return Ok(Self::Ed25519(key));
         }
         if let Some(private) = secret.strip_prefix("whsk_") {
             let bytes = decode(private)?;

@@ -33,7 +33,7 @@ impl Detail {
             ),
             Self::Waits {
                 moved: true, due, ..
-            } => format!("moved to a shorter tier, due {}", until(*due)),
+            } => format!("moved on in the retry topics, due {}", until(*due)),
             Self::Waits {
                 cause: Cause::Parked,
                 due,

@@ -94,7 +94,7 @@ fn steps_are_ordered_by_time() {
         [
             "new command",
             "retry 1 due @800",
-            "moved to a shorter tier, due @800",
+            "moved on in the retry topics, due @800",
             "released for attempt 2",
             "parked until @2000",
             "released from parking for attempt 2",
