@@ -10,10 +10,10 @@
 //! | module | what |
 //! |---|---|
 //! | [`event`], [`effect`], [`mod@env`] | inputs, outputs, environment |
-//! | `state`, `apply`, `routing`, `room`, `slow_lanes`, `parking`, `copies`, `conclusion`, `ordering`, `holding`, `report` | the state machine |
+//! | `state`, `apply`, `routing`, `room`, `slow_lanes`, `parking`, `until_probe`, `copies`, `conclusion`, `ordering`, `holding`, `idle`, `report` | the state machine |
 //! | [`lane`], [`breaker`], [`concurrency`], [`pacing`] | one subscription's queue and its limits |
 //! | [`order`], [`under_way`], [`fairness`] | order within subjects; fairness between subscribers |
-//! | [`deferral`], `deferring` | commands that are read again when their lane has room |
+//! | [`deferral`], `deferring`, `growth` | commands that are read again when their lane has room, or a probe has ended |
 //! | [`health`] | the way to a lane's endpoint |
 //! | `lane_status`, `status` | what a lane knows about its endpoint, for operators |
 //! | [`counts`] | attempts by class |
@@ -30,8 +30,10 @@ pub mod effect;
 pub mod env;
 pub mod event;
 pub mod fairness;
+mod growth;
 pub mod health;
 mod holding;
+mod idle;
 pub mod lane;
 mod lane_status;
 pub mod order;
@@ -47,5 +49,6 @@ mod status;
 #[cfg(test)]
 mod tests;
 pub mod under_way;
+mod until_probe;
 
 pub use state::Partition;

@@ -274,6 +274,18 @@ impl Publishing {
         self.news != News::None
     }
 
+    /// What is to be written.
+    #[must_use]
+    pub fn news(&self) -> News {
+        self.news
+    }
+
+    /// Whether there is anything to write but that attempts succeed.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.news > News::Success
+    }
+
     /// When it was last written.
     #[must_use]
     pub fn last(&self) -> Option<Instant> {

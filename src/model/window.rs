@@ -419,6 +419,12 @@ impl Window {
         u64::try_from(self.end - self.position().0).unwrap_or(0)
     }
 
+    /// Behind the last offset that was taken.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        Position(self.end)
+    }
+
     /// The commit for the partition at `place`.
     #[must_use]
     pub fn snapshot(&self, place: Place, format: Format) -> Snapshot {

@@ -188,6 +188,7 @@ impl<E: Endpoint> Partition<E> {
     fn tick<S: Subscriptions<Endpoint = E>>(&mut self, step: &mut Step<'_, S>) {
         self.coverage
             .pass(self.window.position(), self.window.open());
+        self.growth.tick(self.window.end(), step.env.now);
         if self.intake != Intake::Open {
             return;
         }
@@ -196,6 +197,8 @@ impl<E: Endpoint> Partition<E> {
         self.publish_statuses(step);
         self.expire_lanes(step);
         self.park_excess(step);
+        self.park_what_holds_back(step);
+        self.forget_idle(step);
         // Lanes that could not send because too few requests were left.
         let waiting: Vec<LaneId> = self
             .lanes

@@ -281,6 +281,19 @@ impl Breaker {
         !matches!(self.state, State::Closed { .. })
     }
 
+    /// Whether it is closed, and would not continue with an earlier delay if it opened now.
+    #[must_use]
+    pub fn is_well(&self, now: Instant) -> bool {
+        matches!(self.state, State::Closed { .. }) && self.has_been_well(now)
+    }
+
+    /// Whether the last attempts of all kinds succeeded.
+    #[must_use]
+    pub fn has_seen_no_failure(&self) -> bool {
+        let none_in_a_row = matches!(self.state, State::Closed { in_a_row: 0, .. });
+        none_in_a_row && self.tried.has_no_failure()
+    }
+
     /// The current probe delay, before jitter.
     #[must_use]
     pub fn wait(&self, rules: &BreakerRules) -> Duration {
@@ -297,13 +310,15 @@ impl Breaker {
         Change::Opened(probe_at)
     }
 
+    fn has_been_well(&self, now: Instant) -> bool {
+        self.closed
+            .is_none_or(|(since, wait)| now.saturating_duration_since(since) >= wait * 2)
+    }
+
     /// An endpoint that fails again soon after a successful probe continues at its previous delay. One that worked for
     /// twice as long as its last delay starts over.
     fn forget_old_trouble(&mut self, now: Instant) {
-        let was_well = self
-            .closed
-            .is_none_or(|(since, wait)| now.saturating_duration_since(since) >= wait * 2);
-        if was_well {
+        if self.has_been_well(now) {
             self.failed_probes = 0;
         } else {
             self.failed_probes = (self.failed_probes + 1).min(MOST_REOPENINGS);
@@ -356,6 +371,10 @@ impl Tried {
     fn is_type_tried(&self, kind: Kind) -> bool {
         let is_tried = |known: &Kind| known.event_type == kind.event_type;
         self.0.iter().any(|(known, ..)| is_tried(known))
+    }
+
+    fn has_no_failure(&self) -> bool {
+        self.0.iter().all(|(_, works, _)| *works)
     }
 
     fn has_failed(&self, kind: Kind) -> bool {

@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use super::env::Amount;
 use crate::model::command::Command;
-use crate::model::units::Offset;
+use crate::model::units::{EpochMs, Offset};
 use crate::model::window::Window;
 
 /// The most deferred commands of a partition. Reading runs at 100,000 records per second and more.
@@ -37,6 +37,8 @@ pub const PASS_RECORDS: usize = 16_384;
 pub const PASS_PARKED: usize = 2_000;
 /// Records read in passes for each deferred command, before passes leave nothing behind.
 const READS: i64 = 4;
+/// Further ones for one that waits for a probe: it may lie among many others, but in a short span.
+const READS_FOR_PROBE: i64 = 60;
 
 /// The deferred commands of one subscription.
 #[derive(Debug)]
@@ -45,6 +47,10 @@ pub(super) struct Deferred {
     pub(super) from: i64,
     /// The last one.
     pub(super) last: i64,
+    /// The smallest offset that was deferred since the last pass began, which does not know it.
+    added: i64,
+    /// When the first of those expires that were deferred until a probe.
+    pub(super) expire: Option<EpochMs>,
     commands: usize,
     bytes: usize,
 }
@@ -138,6 +144,8 @@ impl Deferrals {
             let none = Deferred {
                 from: offset.0,
                 last: offset.0,
+                added: i64::MAX,
+                expire: None,
                 commands: 0,
                 bytes: 0,
             };
@@ -147,9 +155,25 @@ impl Deferrals {
             return;
         };
         of.from = of.from.min(offset.0);
+        if !self.is_routing {
+            of.added = of.added.min(offset.0);
+        }
         of.last = of.last.max(offset.0);
         of.commands += 1;
         of.bytes += bytes;
+    }
+
+    /// A command that was just noted waits for a probe, and expires at this time.
+    pub(super) fn wait_for_probe(&mut self, name: &str, expires: EpochMs) {
+        if let Some(of) = self.of.get_mut(name) {
+            of.expire = Some(of.expire.map_or(expires, |first| first.min(expires)));
+        }
+        self.credit += READS_FOR_PROBE;
+    }
+
+    /// What a subscription has deferred.
+    pub(super) fn get(&self, name: &str) -> Option<&Deferred> {
+        self.of.get(name)
     }
 
     /// Takes a command that was read again; those behind it stay.
@@ -169,7 +193,7 @@ impl Deferrals {
         let Some(of) = self.of.get_mut(name) else {
             return;
         };
-        of.from = of.from.max(from);
+        of.from = of.from.max(from).min(of.added);
         if of.from > of.last {
             // What was not found was deleted.
             self.commands -= of.commands;
@@ -192,12 +216,12 @@ impl Deferrals {
         &mut self,
         window: &Window,
         when: When,
-        wants: impl Fn(&str) -> Option<Wanted>,
+        wants: impl Fn(&str, &Deferred) -> Option<Wanted>,
     ) -> Option<Pass> {
         let wanted: BTreeMap<&Rc<str>, Wanted> = self
             .of
-            .keys()
-            .filter_map(|name| Some((name, wants(name)?)))
+            .iter()
+            .filter_map(|(name, of)| Some((name, wants(name, of)?)))
             .collect();
         let urgent = || {
             let each = wanted.iter().filter(|(_, wanted)| wanted.when <= when);
@@ -208,7 +232,13 @@ impl Deferrals {
         let is_long = when == When::NextTick && window.span() > SWEEP_SPAN;
         self.is_sweep = is_long || in_turn.is_some() && self.credit < 0;
         let first = |name: &str| self.of.get(name).map_or(0, |of| of.from);
-        let oldest = || self.of.keys().min_by_key(|name| first(name)).cloned();
+        // Those that wait for a probe are not in anybody's way before too much lies behind them.
+        let stays = |name: &Rc<str>| {
+            let wanted = wanted.get(name);
+            !is_long && wanted.is_some_and(|wanted| wanted.when == When::AfterProbe)
+        };
+        let all = || self.of.keys().filter(|&name| !stays(name));
+        let oldest = || all().min_by_key(|name| first(name)).cloned();
         let leader = if self.is_sweep { oldest() } else { in_turn }?;
         let from = first(&leader);
         let reach = from + i64::try_from(PASS_RECORDS).unwrap_or(i64::MAX);
@@ -217,10 +247,11 @@ impl Deferrals {
         let quotas: BTreeMap<Box<str>, usize> = in_reach()
             .filter_map(|(name, _)| {
                 let quota = match wanted.get(name) {
+                    _ if stays(name) => 0,
                     _ if self.is_sweep => usize::MAX,
                     wanted => wanted?.commands,
                 };
-                Some((Box::from(&**name), quota))
+                (quota > 0).then(|| (Box::from(&**name), quota))
             })
             .collect();
         let last = in_reach()
@@ -228,6 +259,11 @@ impl Deferrals {
             .map(|(_, of)| of.last)
             .max()?;
         self.last_leader = Some(Rc::clone(&leader));
+        for name in quotas.keys() {
+            if let Some(of) = self.of.get_mut(&**name) {
+                of.added = i64::MAX;
+            }
+        }
         self.reading = Some(quotas.keys().cloned().collect());
         Some(Pass {
             from,
@@ -254,6 +290,8 @@ pub(super) enum When {
     NextTick,
     /// When a pass reads the part for another lane.
     WithAnother,
+    /// Not while its breaker waits for a probe.
+    AfterProbe,
 }
 
 /// Collects what a pass finds, record by record.

@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use super::deferral::{Found, PASS_PARKED, Wanted, When};
+use super::deferral::{Deferred, Found, PASS_PARKED, Wanted, When};
 use super::effect::{Effect, Notice};
-use super::env::{Endpoint, Memory, Subscriptions};
+use super::env::{Endpoint, Env, Memory, Rules, Subscriptions};
 use super::event::LaneId;
 use super::lane::QUEUE_COMMANDS;
 use super::state::{Intake, LaneEntry, Partition, Step, Taken};
+use crate::model::coverage::Coverage;
 use crate::model::outcome::ParkReason;
-use crate::model::units::Offset;
+use crate::model::units::{EpochMs, Offset, Position};
+use crate::model::window::Window;
 
 impl<E> LaneEntry<E> {
     /// Whether the lane accepts commands and drains quickly: only then is it worth while to defer them.
@@ -20,13 +22,17 @@ impl<E> LaneEntry<E> {
             && self.lane.slow(now).is_none()
     }
 
-    /// What it would take of its deferred commands.
-    fn wants(&self, memory: Memory, now: Instant) -> Option<Wanted> {
+    /// What it would take of these deferred commands.
+    fn wants(&self, of: &Deferred, around: &Around<'_>) -> Option<Wanted> {
+        let now = around.now;
+        if let Some(wanted) = self.wants_until_probe(of, around) {
+            return Some(wanted);
+        }
         if !self.is_quick(now) {
             return Some(TO_PARK);
         }
         let queued = self.lane.queued();
-        let has_spare = memory == Memory::Plenty;
+        let has_spare = around.memory == Memory::Plenty;
         let commands = if has_spare {
             self.lane.room(now)
         } else {
@@ -42,10 +48,40 @@ impl<E> LaneEntry<E> {
 
 /// Of a lane that is not quick, or gone: its commands are parked, as those of any other such lane, but not all at once,
 /// since it may be quick again soon.
-const TO_PARK: Wanted = Wanted {
+pub(super) const TO_PARK: Wanted = Wanted {
     commands: PASS_PARKED,
     when: When::NextTick,
 };
+
+/// What the lanes of a partition have in common.
+pub(super) struct Around<'a> {
+    pub(super) rules: &'a Rules,
+    pub(super) now: Instant,
+    pub(super) wall: EpochMs,
+    memory: Memory,
+    /// Behind the last offset that was taken.
+    pub(super) end: Position,
+    /// Whether the window has room for no more that rest.
+    pub(super) window_is_full: bool,
+}
+
+impl<'a> Around<'a> {
+    fn new<S: Subscriptions>(
+        rules: &'a Rules,
+        window: &mut Window,
+        coverage: &Coverage,
+        env: &Env<'_, S>,
+    ) -> Self {
+        Self {
+            rules,
+            now: env.now,
+            wall: env.wall,
+            memory: env.memory,
+            end: window.end(),
+            window_is_full: !window.may_rest(coverage),
+        }
+    }
+}
 
 impl<E: Endpoint> Partition<E> {
     /// Handles a command for which its quick lane has no room, or which is behind deferred ones: defers it if others wait
@@ -74,7 +110,11 @@ impl<E: Endpoint> Partition<E> {
         None
     }
 
-    fn defer<S: Subscriptions<Endpoint = E>>(&mut self, taken: Taken, step: &mut Step<'_, S>) {
+    pub(super) fn defer<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        taken: Taken,
+        step: &mut Step<'_, S>,
+    ) {
         let weight = taken.command.weight();
         let name = &taken.command.subscription;
         self.deferrals.add(name, taken.offset, weight);
@@ -92,9 +132,12 @@ impl<E: Endpoint> Partition<E> {
         let Some(entry) = self.lanes.get(&id) else {
             return;
         };
-        let wants = || entry.wants(step.env.memory, step.env.now);
-        let is_ready = |wanted: Wanted| wanted.when == When::Now;
-        if self.deferrals.has(&entry.name) && wants().is_some_and(is_ready) {
+        let Some(of) = self.deferrals.get(&entry.name) else {
+            return;
+        };
+        let around = Around::new(&self.rules, &mut self.window, &self.coverage, step.env);
+        let wanted = entry.wants(of, &around);
+        if wanted.is_some_and(|wanted| wanted.when == When::Now) {
             self.read_again(When::Now, step);
         }
     }
@@ -109,10 +152,11 @@ impl<E: Endpoint> Partition<E> {
         if !idle || self.deferrals.is_empty() {
             return;
         }
-        let (now, memory) = (step.env.now, step.env.memory);
+        let around = Around::new(&self.rules, &mut self.window, &self.coverage, step.env);
         let (lanes, by_subscription) = (&self.lanes, &self.by_subscription);
-        let wants = |name: &str| match by_subscription.get(name).and_then(|id| lanes.get(id)) {
-            Some(entry) => entry.wants(memory, now),
+        let lane = |name: &str| lanes.get(by_subscription.get(name)?);
+        let wants = |name: &str, of: &Deferred| match lane(name) {
+            Some(entry) => entry.wants(of, &around),
             // Its subscription is gone.
             None => Some(TO_PARK),
         };

@@ -491,6 +491,12 @@ impl<T> Lane<T> {
         self.queue.front().map(|(item, _)| item)
     }
 
+    /// Whether this holds for any queued item.
+    #[must_use]
+    pub fn any(&self, holds: impl Fn(&T) -> bool) -> bool {
+        self.queue.iter().any(|(item, _)| holds(item))
+    }
+
     /// Whether the queue is longer than an endpoint without a backlog leaves it.
     #[must_use]
     pub fn is_backlogged(&self) -> bool {
@@ -518,6 +524,26 @@ impl<T> Lane<T> {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Whether nothing is queued or in flight, and nothing restrains the next items.
+    #[must_use]
+    pub fn is_at_rest(&self, now: Instant) -> bool {
+        let is_full = |bucket: &Bucket| bucket.is_full(now);
+        self.queue.is_empty()
+            && self.in_flight == 0
+            && self.held_off_until.is_none_or(|until| until <= now)
+            && self.bucket.as_ref().is_none_or(is_full)
+            && self.breaker.is_well(now)
+            && self.pacing.is_unlimited(now)
+            && self.last_turn <= now
+    }
+
+    /// Whether nothing has been learned lately that a new lane would lack.
+    #[must_use]
+    pub fn is_as_new(&self) -> bool {
+        let is_limited = self.concurrency.limit() < self.limits.max_in_flight;
+        !is_limited && !self.pacing.is_active() && self.breaker.has_seen_no_failure()
     }
 
     /// Why a full queue takes longer than [`PATIENCE`] to drain; `None` if it does not, or while that is unknown.

@@ -101,9 +101,16 @@ impl LaneStatus {
 
     /// A command became a dead letter. Returns whether a series begins with it.
     pub(super) fn dead_letter(&mut self, wall: EpochMs) -> bool {
-        let last = self.last_dead_letter.replace(wall);
+        let begins = !self.is_in_series(wall);
+        self.last_dead_letter = Some(wall);
         self.publishing.note(News::Failure);
-        last.is_none_or(|last| wall.since(last) >= SERIES)
+        begins
+    }
+
+    /// Whether another dead letter would belong to a series.
+    pub(super) fn is_in_series(&self, wall: EpochMs) -> bool {
+        let last = self.last_dead_letter;
+        last.is_some_and(|last| wall.since(last) < SERIES)
     }
 
     /// Whether a notice that the endpoint fails is due, and whether its subscription is to be disabled.

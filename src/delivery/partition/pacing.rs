@@ -267,6 +267,12 @@ impl Pacing {
         self.cut.is_some()
     }
 
+    /// Whether there is no limit, or one that was not hit for [`FORGET`].
+    #[must_use]
+    pub fn is_unlimited(&self, now: Instant) -> bool {
+        self.limit.is_none() && self.trial == Trial::None || self.is_forgotten(now)
+    }
+
     /// Requests that may be sent at `now`.
     #[must_use]
     pub fn tokens(&self, now: Instant) -> usize {

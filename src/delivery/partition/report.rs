@@ -12,7 +12,7 @@ use crate::model::units::Offset;
 use crate::model::window::{Format, Place, Snapshot, Window};
 
 /// The time that counts as recent.
-const LATELY: Duration = Duration::from_secs(10);
+pub(super) const LATELY: Duration = Duration::from_secs(10);
 /// How long a held lane counts after its last attempt, when it has no command to probe with.
 const STILL: Duration = Duration::from_secs(60);
 

@@ -1,17 +1,27 @@
-//! Room in a window that is full: the queues of slow lanes are parked.
+//! Room in a window that is full, and a position that is not far behind: the queues of slow lanes are parked.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::env::{Endpoint, Subscriptions};
 use super::event::LaneId;
-use super::state::{LaneEntry, Partition, Step};
+use super::parking::reason;
+use super::state::{LaneEntry, Partition, Step, Taken};
 use crate::model::outcome::ParkReason;
 use crate::model::units::Offset;
 
+/// How far a slow lane may hold back the position, in offsets: a new owner reads them again in some three seconds.
+const FAR: i64 = 250_000;
+/// How often such lanes are looked for, and how many are parked at a time.
+const EVERY: Duration = Duration::from_secs(1);
+const AT_ONCE: usize = 256;
+
+fn is_slow<E>(entry: &LaneEntry<E>, now: Instant) -> bool {
+    entry.held.is_some() || entry.lane.slow(now).is_some()
+}
+
 /// The first command of a lane that is slow.
 fn first_of_slow<E>(entry: &LaneEntry<E>, now: Instant) -> Option<Offset> {
-    let is_slow = entry.held.is_some() || entry.lane.slow(now).is_some();
-    let first = entry.lane.first().filter(|_| is_slow)?;
+    let first = entry.lane.first().filter(|_| is_slow(entry, now))?;
     Some(first.offset)
 }
 
@@ -23,9 +33,38 @@ impl<E: Endpoint> Partition<E> {
         &mut self,
         step: &mut Step<'_, S>,
     ) -> bool {
-        let now = step.env.now;
-        if self.unwritten.contains(&self.window.position().0) {
+        let Some(id) = self.first_slow_lane(step.env.now) else {
             return false;
+        };
+        self.park_slow(id, step);
+        true
+    }
+
+    /// Parks the queues of slow lanes that hold back the position far behind the end, as the candidates for the next probe
+    /// of an endpoint that is down do.
+    pub(super) fn park_what_holds_back<S: Subscriptions<Endpoint = E>>(
+        &mut self,
+        step: &mut Step<'_, S>,
+    ) {
+        let (now, end) = (step.env.now, self.window.end().0);
+        let is_due = self.next_far.is_none_or(|next| now >= next);
+        if end - self.window.position().0 <= FAR || !is_due {
+            return;
+        }
+        self.next_far = Some(now + EVERY);
+        let is_far = |taken: &Taken| end - taken.offset.0 > FAR;
+        let far = |entry: &LaneEntry<E>| is_slow(entry, now) && entry.lane.any(is_far);
+        let each = self.lanes.iter().filter(|(_, entry)| far(entry));
+        let all: Vec<LaneId> = each.map(|(&id, _)| id).take(AT_ONCE).collect();
+        for id in all {
+            self.park_slow(id, step);
+        }
+    }
+
+    /// The slow lane whose first command is the oldest.
+    fn first_slow_lane(&mut self, now: Instant) -> Option<LaneId> {
+        if self.unwritten.contains(&self.window.position().0) {
+            return None;
         }
         let lanes = &self.lanes;
         let all = || {
@@ -33,12 +72,18 @@ impl<E: Endpoint> Partition<E> {
             each.filter_map(|(&id, entry)| Some((first_of_slow(entry, now)?, id)))
         };
         let first = |id: LaneId| first_of_slow(lanes.get(&id)?, now);
-        let Some(id) = self.slow_lanes.next(now, lanes.len(), all, first) else {
-            return false;
+        self.slow_lanes.next(now, lanes.len(), all, first)
+    }
+
+    fn park_slow<S: Subscriptions<Endpoint = E>>(&mut self, id: LaneId, step: &mut Step<'_, S>) {
+        let now = step.env.now;
+        let Some(entry) = self.lanes.get_mut(&id) else {
+            return;
         };
-        let entry = self.lanes.get_mut(&id);
-        let rest = entry.and_then(|entry| entry.lane.turn(now));
-        self.park_queue(id, ParkReason::LaneFull, rest, step);
-        true
+        let (why, rest) = match entry.lane.closed(now) {
+            Some((cause, until)) => (reason(cause), Some(until - now)),
+            None => (ParkReason::LaneFull, entry.lane.turn(now)),
+        };
+        self.park_queue(id, why, rest, step);
     }
 }

@@ -12,7 +12,7 @@ use super::event::{Incoming, LaneId};
 use super::health::Sides;
 use super::lane::{Full, Lane, Slowness};
 use super::parking::reason;
-use super::state::{DueSoon, LaneEntry, Partition, Step, Taken};
+use super::state::{DueSoon, LaneEntry, Partition, STEADY, Step, Taken};
 use super::status::status_of;
 use crate::model::command::{Cause, Command};
 use crate::model::dead_letter::{DeadLetterInfo, Reason};
@@ -111,6 +111,7 @@ impl<E: Endpoint> Partition<E> {
             }
         };
         let entry = self.lanes.get_mut(&id)?;
+        entry.last_used = now;
         if entry.subjects.is_some() {
             taken.place_in_order(&self.rules.cluster);
         }
@@ -139,7 +140,14 @@ impl<E: Endpoint> Partition<E> {
         if let Some((cause, until)) = entry.lane.closed(now)
             && !(cause == Slowness::Breaker && entry.keeps_probe(&taken, now))
         {
-            self.park(taken, reason(cause), Some(until - now), step);
+            let rest = until - now;
+            let parked = match cause {
+                Slowness::Breaker => self.wait_for_probe(id, taken, rest, step),
+                _ => Some(taken),
+            };
+            if let Some(taken) = parked {
+                self.park(taken, reason(cause), Some(rest), step);
+            }
             return None;
         }
         let weight = taken.command.weight();
@@ -439,8 +447,9 @@ impl<E: Endpoint> Partition<E> {
             timed: None,
             unanswered: 0,
             last_end: None,
+            last_used: now,
             last_heard: None,
-            keeps_up_since: None,
+            keeps_up_since: self.forgets_soon.then(|| now.checked_sub(STEADY)).flatten(),
             held: None,
             sides,
             opened: None,

@@ -13,6 +13,7 @@ use super::effect::{Effect, Effects, Notice, Outcome};
 use super::env::{Endpoint, Env, Rules, Standing, Subscriptions};
 use super::event::{Incoming, LaneId};
 use super::fairness::Fairness;
+use super::growth::Growth;
 use super::health::{Held, Sides};
 use super::lane::Lane;
 use super::lane_status::LaneStatus;
@@ -92,7 +93,7 @@ pub(super) enum Knowledge {
 }
 
 /// A lane that has had commands and no backlog for this long keeps up with what it gets.
-const STEADY: Duration = Duration::from_secs(1);
+pub(super) const STEADY: Duration = Duration::from_secs(1);
 
 /// A subscription's lane and its endpoint's state.
 #[derive(Debug)]
@@ -119,6 +120,8 @@ pub(super) struct LaneEntry<E> {
     /// came.
     pub(super) unanswered: u32,
     pub(super) last_end: Option<Instant>,
+    /// When its last command came.
+    pub(super) last_used: Instant,
     pub(super) last_heard: Option<Instant>,
     /// Since when its commands have found it without a backlog.
     pub(super) keeps_up_since: Option<Instant>,
@@ -219,6 +222,13 @@ pub struct Partition<E> {
     pub(super) slow_lanes: SlowLanes,
     /// Commands that are read again when their lane has room.
     pub(super) deferrals: Deferrals,
+    /// How fast records arrive.
+    pub(super) growth: Growth,
+    /// When to look for slow lanes that hold back the position, and for idle ones.
+    pub(super) next_far: Option<Instant>,
+    pub(super) next_idle: Option<Instant>,
+    /// Whether lanes are forgotten soon, because there are many.
+    pub(super) forgets_soon: bool,
     /// Attempts of lanes that no longer exist.
     pub(super) gone: Vec<(Arc<str>, AttemptCounts)>,
     /// Whether there is an egress outage, and whether a held lane heard from its endpoint during it.
@@ -284,6 +294,10 @@ impl<E: Endpoint> Partition<E> {
             fairness: Fairness::default(),
             slow_lanes: SlowLanes::default(),
             deferrals: Deferrals::default(),
+            growth: Growth::default(),
+            next_far: None,
+            next_idle: None,
+            forgets_soon: false,
             gone: Vec::new(),
             outage: false,
             heard: false,

@@ -270,9 +270,13 @@ impl<E: Endpoint> Partition<E> {
     ) -> bool {
         let lanes = self.lanes.iter();
         let due = lanes.filter(|(_, entry)| is_due(&entry.status.publishing));
-        let mut due: Vec<(Option<Instant>, LaneId)> = due
-            .map(|(&id, entry)| (entry.status.publishing.last(), id))
-            .collect();
+        // Lanes that are forgotten and made again were never written: they wait from their last command on.
+        let key = |entry: &LaneEntry<E>| {
+            let publishing = &entry.status.publishing;
+            let since = publishing.last().unwrap_or(entry.last_used);
+            (publishing.news() != News::Change, since)
+        };
+        let mut due: Vec<_> = due.map(|(&id, entry)| (key(entry), id)).collect();
         let all = due.len() <= most;
         if !all {
             due.sort_unstable();

@@ -37,6 +37,7 @@ use crate::model::window::{Format, METADATA_LIMIT, Place, Restored, Snapshot, Wi
 mod copies;
 mod deferral;
 mod endpoints;
+mod idle;
 
 const SUBSCRIPTIONS: usize = 4;
 const SUBJECTS: usize = 3;
@@ -271,6 +272,7 @@ struct Sim {
     memory: Memory,
     /// The memory for order.
     order_bytes: usize,
+    tiers: [u64; 3],
     /// What the broker keeps with a position, characters.
     limit: usize,
     /// Commands deferred, and records read again for them, over all owners.
@@ -285,8 +287,11 @@ fn place() -> Place {
     Place::new("cluster", "webhook-commands", 0)
 }
 
-fn rules(order_bytes: usize) -> Arc<Rules> {
-    let tiers = [5, 30, 60].map(Duration::from_secs).to_vec();
+/// Delays of the tiers, seconds.
+const TIERS: [u64; 3] = [5, 30, 60];
+
+fn rules(order_bytes: usize, tiers: [u64; 3]) -> Arc<Rules> {
+    let tiers = tiers.map(Duration::from_secs).to_vec();
     Arc::new(Rules {
         cluster: "cluster".into(),
         tiers: Tiers::new(tiers).unwrap(),
@@ -322,8 +327,9 @@ impl Sim {
                 snapshot,
             },
             listed,
-            machine: Partition::new(rules(ORDER_BYTES), window),
+            machine: Partition::new(rules(ORDER_BYTES, TIERS), window),
             order_bytes: ORDER_BYTES,
+            tiers: TIERS,
             effects: Effects::default(),
             random: fastrand::Rng::with_seed(seed),
             now: crate::edge::clock::instant(),
@@ -888,7 +894,7 @@ impl Sim {
 
     /// A new owner starts at the last commit.
     fn reopen(&mut self) {
-        self.machine = Partition::restore(rules(self.order_bytes), self.restored());
+        self.machine = Partition::restore(rules(self.order_bytes, self.tiers), self.restored());
         self.machine.set_limit(self.limit);
         self.read_to = self.durable.snapshot.position.0 as usize;
         self.ready.clear();

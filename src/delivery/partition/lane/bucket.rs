@@ -35,6 +35,11 @@ impl Bucket {
         there + time.as_secs_f64() * self.rate.per_second
     }
 
+    /// Whether it is as full as at its beginning.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        self.within(Duration::ZERO, now) >= self.rate.burst
+    }
+
     /// Takes a token.
     ///
     /// # Errors

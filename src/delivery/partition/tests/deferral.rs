@@ -230,10 +230,12 @@ proptest! {
         floods in proptest::collection::vec((0..SUBSCRIPTIONS, 0..SUBSCRIPTIONS, 300..900_usize), 1..4),
         actions in proptest::collection::vec(prop_oneof![3 => action(), 1 => change()], 0..80),
         limit in prop::sample::select(vec![METADATA_LIMIT, 700, 400]),
+        // With long ones only, commands wait for probes in their partition.
+        tiers in prop::sample::select(vec![TIERS, [150, 300, 600]]),
     ) {
         let mut sim = Sim::new(seed, orders);
         sim.memory = Memory::Short;
-        sim.limit = limit;
+        (sim.limit, sim.tiers) = (limit, tiers);
         sim.reopen();
         let mut actions = actions.into_iter();
         for (whale, other, commands) in floods {
@@ -246,5 +248,38 @@ proptest! {
             run(&mut sim, actions.by_ref().take(20).collect());
         }
         run(&mut sim, actions.collect());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn commands_that_wait_for_a_probe_come_to_one_end_whatever_happens(
+        seed in any::<u64>(),
+        commands in 20..200_usize,
+        actions in proptest::collection::vec(prop_oneof![3 => action(), 1 => change()], 0..80),
+    ) {
+        let mut sim = Sim::new(seed, [Order::None; SUBSCRIPTIONS]);
+        sim.tiers = [150, 300, 600];
+        sim.reopen();
+        // The pace of the partition gets known.
+        for _ in 0..30 {
+            sim.advance(Duration::from_secs(1));
+        }
+        // The breaker opens.
+        for _ in 0..4 {
+            sim.produce(0, None);
+            sim.take(1);
+            sim.dispatch();
+            sim.end(0, Response::None(Class::Connect), false);
+        }
+        for number in 0..commands {
+            sim.produce(usize::from(number % 7 == 0), None);
+        }
+        sim.take(commands);
+        let waiting = sim.machine.deferred();
+        prop_assert!(waiting > commands / 2, "{waiting} of {commands}");
+        run(&mut sim, actions);
     }
 }

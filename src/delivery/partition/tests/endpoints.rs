@@ -14,6 +14,7 @@ mod notices;
 mod parking;
 mod statuses;
 mod throttling;
+mod until_probe;
 
 const TICK: Duration = Duration::from_millis(100);
 /// Requests in flight of the whole replica.
@@ -42,6 +43,8 @@ struct Only {
     before: Option<Arc<Status>>,
     statuses: u64,
     version: u64,
+    max_age: Duration,
+    is_paused: bool,
 }
 
 impl Subscriptions for Only {
@@ -65,10 +68,14 @@ impl Subscriptions for Only {
 
     fn terms(&self, _: &Arc<Subscription>, _: Option<&Peer>) -> Terms<Peer> {
         Terms {
-            standing: Standing::Open(Peer(Arc::clone(&self.subscription))),
+            standing: if self.is_paused {
+                Standing::Waiting
+            } else {
+                Standing::Open(Peer(Arc::clone(&self.subscription)))
+            },
             limits: self.limits,
             order: self.subscription.order,
-            max_age: DAY,
+            max_age: self.max_age,
             resumed_at: None,
             valid_for: None,
         }
@@ -107,6 +114,10 @@ struct Virtual {
     looks: BinaryHeap<Reverse<(Instant, u64)>>,
     /// With their tier, and when they were appended to it.
     waiting: HashMap<u64, (usize, EpochMs, Command)>,
+    /// `webhook-commands`.
+    log: Vec<Command>,
+    /// Records of it that were read again.
+    read_again: usize,
     /// Records written to tiers, and from there.
     appends: usize,
     timers: BTreeSet<Instant>,
@@ -120,6 +131,8 @@ struct Virtual {
     opened: usize,
     parked: usize,
     dead: usize,
+    /// The age of the oldest dead letter when it was written.
+    oldest_dead: Duration,
     statuses: Vec<(Duration, Status)>,
     notices: Vec<(Duration, crate::model::notice::Notice)>,
 }
@@ -155,6 +168,8 @@ impl Virtual {
                 before: None,
                 statuses: 0,
                 version: 0,
+                max_age: DAY,
+                is_paused: false,
             },
             tiers: rules.tiers.clone(),
             machine: Partition::new(Arc::new(rules), Window::new(Position(0))),
@@ -170,6 +185,8 @@ impl Virtual {
             events_made: 0,
             looks: BinaryHeap::new(),
             waiting: HashMap::new(),
+            log: Vec::new(),
+            read_again: 0,
             appends: 0,
             timers: BTreeSet::new(),
             next_tick: now,
@@ -182,6 +199,7 @@ impl Virtual {
             opened: 0,
             parked: 0,
             dead: 0,
+            oldest_dead: Duration::ZERO,
             statuses: Vec::new(),
             notices: Vec::new(),
         }
@@ -228,7 +246,11 @@ impl Virtual {
                 Effect::Write(offset, outcome) => {
                     match outcome {
                         Outcome::Tier(tier, command) => self.waits(tier, *command),
-                        Outcome::DeadLetter(..) => self.dead += 1,
+                        Outcome::DeadLetter(command, _) => {
+                            self.dead += 1;
+                            let age = self.wall.since(command.enqueued);
+                            self.oldest_dead = self.oldest_dead.max(age);
+                        }
                         Outcome::Status(status) => {
                             self.statuses.push((self.now - self.begin, *status));
                         }
@@ -245,7 +267,7 @@ impl Virtual {
                     written.extend(offset);
                 }
                 Effect::Drained => {}
-                Effect::ReadAgain(_) => unreachable!("nothing is deferred here"),
+                Effect::ReadAgain(pass) => self.read_again(*pass),
                 Effect::WakeAt(at) => drop(self.timers.insert(at)),
                 Effect::LookAhead(question) => {
                     let found = match question {
@@ -270,6 +292,25 @@ impl Virtual {
         if !written.is_empty() {
             self.apply(Event::Durable(written));
         }
+    }
+
+    fn read_again(&mut self, pass: Pass) {
+        let (from, to) = (pass.from, pass.to);
+        let most = Amount {
+            bytes: usize::MAX,
+            commands: usize::MAX,
+        };
+        let mut collector = Collector::new(pass, most);
+        for offset in from..to {
+            if !collector.is_done() {
+                let command = &self.log[offset as usize];
+                let read = || Some(Box::new(command.clone()));
+                collector.visit(Offset(offset), Some(&command.subscription), read);
+            }
+        }
+        let found = collector.finish();
+        self.read_again += found.records;
+        self.apply(Event::LookedAhead(LookAhead::Again(Box::new(found))));
     }
 
     fn number(&mut self) -> u64 {
@@ -329,6 +370,7 @@ impl Virtual {
     fn take(&mut self, commands: Vec<Command>) {
         let mut incoming = Vec::new();
         for command in commands {
+            self.log.push(command.clone());
             incoming.push(Incoming {
                 offset: Offset(self.offset),
                 content: Ok(Box::new(command)),
@@ -546,10 +588,10 @@ fn a_few_quick_responses_do_not_starve_an_endpoint() {
     }
 }
 
-/// Without deferral: these are the tests of what parks, waits and probes.
+/// Without deferral, for the tests of what parks, waits and probes.
 fn undeferred() -> Rules {
     Rules {
         defers: false,
-        ..(*rules(ORDER_BYTES)).clone()
+        ..(*rules(ORDER_BYTES, TIERS)).clone()
     }
 }

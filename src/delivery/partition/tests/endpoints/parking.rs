@@ -9,7 +9,7 @@ const GOAL: f64 = 12.0;
 const PARTS: u64 = 6;
 
 /// With the default tiers.
-fn with_default_tiers() -> Rules {
+pub(super) fn with_default_tiers() -> Rules {
     let delays = [5, 30, 120, 600, 3600, 21_600].map(Duration::from_secs);
     Rules {
         tiers: Tiers::new(delays.to_vec()).unwrap(),
@@ -95,4 +95,22 @@ fn a_subscription_that_wants_probes_often_gets_its_commands_back_as_often() {
     let late = world.last() - up;
     // A probe, and then a wait of at most two hops.
     assert!(late <= Duration::from_secs(30 + 60 + 5), "{late:?}");
+}
+
+#[test]
+fn candidates_for_a_probe_do_not_hold_back_the_position_for_long() {
+    let mut world = Virtual::new("none", 8, |_| (QUICK, Response::None(Class::Connect)));
+    for number in 0..100 {
+        world.event(Duration::from_secs(number), "order", None);
+    }
+    world.run(Duration::from_secs(95));
+    let before = world.machine.window.position();
+    let is_open = |world: &Virtual| world.machine.window.unfinished() > 0;
+    assert!(is_open(&world));
+    // Others have had so many that have ended.
+    world.offset += 300_000;
+    world.run(Duration::from_secs(98));
+    let after = world.machine.window.position();
+    assert!(after.0 >= before.0 + 300_000, "{before:?} {after:?}");
+    assert!(is_open(&world), "there is another candidate");
 }
