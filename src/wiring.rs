@@ -241,10 +241,15 @@ impl Service {
             exporter,
             credentials: settings.credentials.clone(),
         };
+        let table = if roles.contains(&Role::Fanout) {
+            SubscriptionCache::new(settings.require_verification)
+        } else {
+            SubscriptionCache::for_lookups(settings.require_verification)
+        };
         let process = Process {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
-            table: Arc::new(SubscriptionCache::new(settings.require_verification)),
+            table: Arc::new(table),
             statuses: Arc::default(),
             tracer,
             health: Arc::default(),

@@ -33,6 +33,7 @@ pub struct Index {
     by_id: Map<ById, Slot>,
     types: Types,
     paths: Paths,
+    is_for_lookups: bool,
 }
 
 #[derive(Debug)]
@@ -43,6 +44,9 @@ struct Entry {
     /// For each type pattern, the condition that the index uses.
     chosen: Box<[Option<usize>]>,
 }
+
+/// Paths and chosen conditions of an [`Entry`].
+type Classified = (Box<[PathId]>, Box<[Option<usize>]>);
 
 /// A subscription, found by its id: a copy of the id would cost each one some 30 bytes.
 #[derive(Debug)]
@@ -87,6 +91,15 @@ impl Index {
         Self::default()
     }
 
+    /// An empty index of which nobody asks which subscriptions match an event: it finds them by their ids.
+    #[must_use]
+    pub fn for_lookups() -> Self {
+        Self {
+            is_for_lookups: true,
+            ..Self::default()
+        }
+    }
+
     /// Adds a subscription; replaces the one with the same id.
     pub fn insert(&mut self, subscription: Arc<Subscription>) {
         self.remove(&subscription.id);
@@ -94,24 +107,32 @@ impl Index {
             self.entries.push(None);
             Slot::try_from(self.entries.len() - 1).unwrap_or(Slot::MAX)
         });
+        let (paths, chosen) = if self.is_for_lookups {
+            Default::default()
+        } else {
+            self.classify(&subscription, slot)
+        };
+        self.by_id.insert(ById(Arc::clone(&subscription)), slot);
+        self.entries[slot as usize] = Some(Entry {
+            subscription,
+            paths,
+            chosen,
+        });
+    }
+
+    /// Enters a subscription where the events that it matches will look for it.
+    fn classify(&mut self, subscription: &Subscription, slot: Slot) -> Classified {
         let conditions = &subscription.filter.conditions;
         let paths: Box<[PathId]> = conditions
             .iter()
             .map(|condition| self.paths.acquire(&condition.path))
             .collect();
-        let mut chosen = Vec::with_capacity(subscription.events.len());
-        for pattern in &subscription.events {
-            chosen.push(
-                self.types
-                    .change(pattern, |bucket| bucket.insert(slot, &paths, conditions)),
-            );
-        }
-        self.by_id.insert(ById(Arc::clone(&subscription)), slot);
-        self.entries[slot as usize] = Some(Entry {
-            subscription,
-            paths,
-            chosen: chosen.into(),
+        let each = subscription.events.iter().map(|pattern| {
+            self.types
+                .change(pattern, |bucket| bucket.insert(slot, &paths, conditions))
         });
+        let chosen = each.collect();
+        (paths, chosen)
     }
 
     /// Removes a subscription; does nothing if there is none with this id.
@@ -122,6 +143,10 @@ impl Index {
         let Some(entry) = self.entries[slot as usize].take() else {
             return;
         };
+        self.free.push(slot);
+        if self.is_for_lookups {
+            return;
+        }
         let conditions = &entry.subscription.filter.conditions;
         for (pattern, chosen) in entry.subscription.events.iter().zip(&entry.chosen) {
             self.types.change(pattern, |bucket| {
@@ -131,7 +156,6 @@ impl Index {
         conditions
             .iter()
             .for_each(|condition| self.paths.release(&condition.path));
-        self.free.push(slot);
     }
 
     /// The subscription with this id.
@@ -164,6 +188,7 @@ impl Index {
     /// Clears `found` and fills it with the subscriptions that match the event, each once, in arbitrary order. Includes
     /// paused and disabled ones, whose commands wait or are dead-lettered, and no pending ones.
     pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
+        debug_assert!(!self.is_for_lookups, "events are looked up elsewhere");
         found.clear();
         let resolved = self.paths.resolve(event);
         let mut candidates = Vec::new();

@@ -370,7 +370,8 @@ impl Site {
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "not found; available: /, /lag, /metrics, /livez, /readyz\n".to_owned(),
+                "not found; available: /, /lag, /lag/history, /metrics, /livez, /readyz\n"
+                    .to_owned(),
             ),
         }
     }
