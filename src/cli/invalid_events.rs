@@ -258,7 +258,7 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
     let filter = args.filter.filter(Vec::new())?;
     let log = InvalidLog::open(settings)?;
     let (mut rows, mut listed, mut more) = (Vec::new(), 0_u64, false);
-    let is_endless = args.output == Output::Jsonl && args.limit == 0;
+    let streams = args.output == Output::Jsonl && args.limit == 0;
     let (unreadable, _) = log.read::<CliError>(&filter, &|| false, |copy| {
         if !args.all && copy.replayed.is_some() {
             return Ok(ControlFlow::Continue(()));
@@ -269,7 +269,7 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
         }
         listed += 1;
         let row = Listed::new(&copy);
-        if is_endless {
+        if streams {
             // Printed immediately, so that a long list needs no memory.
             print::document(Output::Jsonl, &row)?;
         } else {
@@ -277,7 +277,7 @@ fn list(settings: &Settings, args: &ListArgs) -> Result<Exit, CliError> {
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    if !is_endless {
+    if !streams {
         rows.sort_by_key(|(time, at, _)| (*time, *at));
         let rows: Vec<Listed> = rows.into_iter().map(|(_, _, row)| row).collect();
         print::rows(args.output, &rows)?;

@@ -167,8 +167,10 @@ impl Line {
 
 /// When the first waiting command is due; in the past while it is on its way.
 fn next_due(one: &Subscriber, now: &str) -> String {
+    const SECOND: usize = "2026-01-01T00:00:00".len();
     match one.next_due.as_deref() {
-        Some(due) if due <= now => "now".to_owned(),
+        // To the second: only `now` has a fraction.
+        Some(due) if due.get(..SECOND) <= now.get(..SECOND) => "now".to_owned(),
         due => due.unwrap_or_default().to_owned(),
     }
 }

@@ -91,7 +91,7 @@ impl Index {
         Self::default()
     }
 
-    /// An empty index of which nobody asks which subscriptions match an event: it finds them by their ids.
+    /// An empty index for lookups by id only: it cannot tell which subscriptions match an event.
     #[must_use]
     pub fn for_lookups() -> Self {
         Self {

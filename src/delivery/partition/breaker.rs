@@ -290,8 +290,13 @@ impl Breaker {
     /// Whether the last attempts of all kinds succeeded.
     #[must_use]
     pub fn has_seen_no_failure(&self) -> bool {
-        let none_in_a_row = matches!(self.state, State::Closed { in_a_row: 0, .. });
-        none_in_a_row && self.tried.has_no_failure()
+        !self.has_just_failed() && self.tried.has_no_failure()
+    }
+
+    /// Whether the last attempt failed.
+    #[must_use]
+    pub fn has_just_failed(&self) -> bool {
+        !matches!(self.state, State::Closed { in_a_row: 0, .. })
     }
 
     /// The current probe delay, before jitter.

@@ -3,7 +3,8 @@
 //! A whale is a subscriber whose endpoint works, and who gets more at a time than that endpoint takes. Holding the
 //! partition for it delays its neighbours; parking costs two appends a command. So a full lane that is quick drops its
 //! commands from memory instead. They stay unfinished in the window, where they rest, and are read again when the lane
-//! has room. While a lane has deferred commands, its newer ones are deferred too, so that they keep their order; of a
+//! has room. While a lane has deferred commands, its newer ones are deferred too, so that they keep their order (but those
+//! that wait for a probe, [`super::until_probe`], have none); of a
 //! lane it is enough to know the first and the last offset.
 //!
 //! - **Cost**: a pass reads a part of the log once for all lanes that have room and whose first deferred command lies in
@@ -17,6 +18,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::env::Amount;
 use crate::model::command::Command;
@@ -51,6 +53,8 @@ pub(super) struct Deferred {
     added: i64,
     /// When the first of those expires that were deferred until a probe.
     pub(super) expire: Option<EpochMs>,
+    /// Since when the first of those waits.
+    pub(super) waits_since: Option<Instant>,
     commands: usize,
     bytes: usize,
 }
@@ -101,6 +105,8 @@ pub(super) struct Deferrals {
     last_leader: Option<Rc<str>>,
     /// Records that may be read before passes leave nothing behind.
     credit: i64,
+    /// Whether this pass counts: it is for a lane that has room, and not for one whose commands will be parked.
+    is_charged: bool,
 }
 
 impl Deferrals {
@@ -119,6 +125,11 @@ impl Deferrals {
 
     pub(super) fn has(&self, name: &str) -> bool {
         self.of.contains_key(name)
+    }
+
+    /// How many subscriptions have deferred commands.
+    pub(super) fn subscriptions(&self) -> usize {
+        self.of.len()
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Rc<str>> {
@@ -146,6 +157,7 @@ impl Deferrals {
                 last: offset.0,
                 added: i64::MAX,
                 expire: None,
+                waits_since: None,
                 commands: 0,
                 bytes: 0,
             };
@@ -164,9 +176,10 @@ impl Deferrals {
     }
 
     /// A command that was just noted waits for a probe, and expires at this time.
-    pub(super) fn wait_for_probe(&mut self, name: &str, expires: EpochMs) {
+    pub(super) fn wait_for_probe(&mut self, name: &str, expires: EpochMs, now: Instant) {
         if let Some(of) = self.of.get_mut(name) {
             of.expire = Some(of.expire.map_or(expires, |first| first.min(expires)));
+            of.waits_since.get_or_insert(now);
         }
         self.credit += READS_FOR_PROBE;
     }
@@ -207,7 +220,9 @@ impl Deferrals {
 
     /// A pass has read so many records.
     pub(super) fn spend(&mut self, records: usize) {
-        self.credit -= i64::try_from(records).unwrap_or(i64::MAX);
+        if self.is_charged {
+            self.credit -= i64::try_from(records).unwrap_or(i64::MAX);
+        }
     }
 
     /// The next pass, when `wants` says how many commands each lane would take, if any. One begins for a lane that wants
@@ -258,6 +273,8 @@ impl Deferrals {
             .filter(|(name, _)| quotas.contains_key(&***name))
             .map(|(_, of)| of.last)
             .max()?;
+        let leads = wanted.get(&leader);
+        self.is_charged = leads.is_none_or(|wanted| wanted.when == When::Now);
         self.last_leader = Some(Rc::clone(&leader));
         for name in quotas.keys() {
             if let Some(of) = self.of.get_mut(&**name) {

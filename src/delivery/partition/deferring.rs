@@ -8,7 +8,6 @@ use super::env::{Endpoint, Env, Memory, Rules, Subscriptions};
 use super::event::LaneId;
 use super::lane::QUEUE_COMMANDS;
 use super::state::{Intake, LaneEntry, Partition, Step, Taken};
-use crate::model::coverage::Coverage;
 use crate::model::outcome::ParkReason;
 use crate::model::units::{EpochMs, Offset, Position};
 use crate::model::window::Window;
@@ -66,19 +65,14 @@ pub(super) struct Around<'a> {
 }
 
 impl<'a> Around<'a> {
-    fn new<S: Subscriptions>(
-        rules: &'a Rules,
-        window: &mut Window,
-        coverage: &Coverage,
-        env: &Env<'_, S>,
-    ) -> Self {
+    fn new<S: Subscriptions>(rules: &'a Rules, window: &Window, env: &Env<'_, S>) -> Self {
         Self {
             rules,
             now: env.now,
             wall: env.wall,
             memory: env.memory,
             end: window.end(),
-            window_is_full: !window.may_rest(coverage),
+            window_is_full: false,
         }
     }
 }
@@ -135,7 +129,8 @@ impl<E: Endpoint> Partition<E> {
         let Some(of) = self.deferrals.get(&entry.name) else {
             return;
         };
-        let around = Around::new(&self.rules, &mut self.window, &self.coverage, step.env);
+        // Whether it would have to park them makes no difference here.
+        let around = Around::new(&self.rules, &self.window, step.env);
         let wanted = entry.wants(of, &around);
         if wanted.is_some_and(|wanted| wanted.when == When::Now) {
             self.read_again(When::Now, step);
@@ -152,7 +147,11 @@ impl<E: Endpoint> Partition<E> {
         if !idle || self.deferrals.is_empty() {
             return;
         }
-        let around = Around::new(&self.rules, &mut self.window, &self.coverage, step.env);
+        let window_is_full = !self.window.may_rest(&self.coverage);
+        let around = Around {
+            window_is_full,
+            ..Around::new(&self.rules, &self.window, step.env)
+        };
         let (lanes, by_subscription) = (&self.lanes, &self.by_subscription);
         let lane = |name: &str| lanes.get(by_subscription.get(name)?);
         let wants = |name: &str, of: &Deferred| match lane(name) {

@@ -16,7 +16,7 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// What was taken ends at `end`. Each measurement counts half, and all those before it the other half.
+    /// What was taken ends at `end`. A moving average: each measurement weighs as much as all before it.
     pub(super) fn tick(&mut self, end: Position, now: Instant) {
         let (since, before) = *self.last.get_or_insert((now, end));
         let time = now.saturating_duration_since(since);

@@ -1,12 +1,13 @@
 //! Forgets lanes that have nothing to do.
 //!
 //! A lane takes 5 to 9 KiB, and an event for all of a million subscriptions makes as many. So a lane without commands is
-//! forgotten after [`IDLE`], unless its endpoint fails, throttles or has an order; the next command makes it again. While
-//! its partition has more than [`KEPT`], that is after [`SOON`] if it has learned nothing, those that are idle for the
-//! longest first. So memory is in proportion to the lanes with commands now and those in trouble.
+//! forgotten after [`IDLE`]; the next command makes it again. One whose last attempt failed is kept for [`FAILED`], so that
+//! its breaker counts failures that are hours apart. Kept without a limit are lanes that are in trouble or have an order.
+//! While its partition has more than [`KEPT`] lanes, one that has learned nothing is forgotten after [`SOON`], the longest
+//! idle first. So memory is in proportion to the lanes with commands now and those in trouble.
 //!
-//! Forgetting soon loses a little: the time of a last success that is not written yet, and the success of one event type,
-//! which shows for a minute that an endpoint that refuses another type is not down.
+//! Forgetting soon loses a little: attempts and the time of a last success that are not written yet, and the success of one
+//! event type, which shows for a minute that an endpoint that refuses another type is not down.
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ use crate::model::units::EpochMs;
 /// Lanes of a partition that are kept for [`IDLE`].
 const KEPT: usize = 4_096;
 const IDLE: Duration = Duration::from_secs(600);
+/// Longer than the gaps in the default schedule.
+const FAILED: Duration = Duration::from_secs(25 * 3600);
 /// Not less than the time for which attempts count when an egress outage is looked for.
 const SOON: Duration = LATELY;
 /// How often idle lanes are looked for, and the same while more are left.
@@ -57,10 +60,15 @@ impl<E: Endpoint> Partition<E> {
         let may_go = |entry: &LaneEntry<E>| {
             let idle = now.saturating_duration_since(entry.last_time());
             let is_new = || entry.lane.is_as_new() && entry.unanswered == 0;
+            let long = if entry.lane.has_just_failed() {
+                FAILED
+            } else {
+                IDLE
+            };
             let publishing = &entry.status.publishing;
             let may_go = match excess {
-                0 => idle >= IDLE && !publishing.has_news(),
-                _ => idle >= SOON && !publishing.is_urgent() && (idle >= IDLE || is_new()),
+                0 => idle >= long && !publishing.has_news(),
+                _ => idle >= SOON && !publishing.is_urgent() && (idle >= long || is_new()),
             };
             may_go && entry.is_at_rest(now, wall) && !self.deferrals.has(&entry.name)
         };

@@ -539,6 +539,12 @@ impl<T> Lane<T> {
             && self.last_turn <= now
     }
 
+    /// Whether the last attempt failed.
+    #[must_use]
+    pub fn has_just_failed(&self) -> bool {
+        self.breaker.has_just_failed()
+    }
+
     /// Whether nothing has been learned lately that a new lane would lack.
     #[must_use]
     pub fn is_as_new(&self) -> bool {

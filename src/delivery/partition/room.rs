@@ -13,7 +13,7 @@ use crate::model::units::Offset;
 const FAR: i64 = 250_000;
 /// How often such lanes are looked for, and how many are parked at a time.
 const EVERY: Duration = Duration::from_secs(1);
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 1_024;
 
 fn is_slow<E>(entry: &LaneEntry<E>, now: Instant) -> bool {
     entry.held.is_some() || entry.lane.slow(now).is_some()
@@ -55,8 +55,10 @@ impl<E: Endpoint> Partition<E> {
         let is_far = |taken: &Taken| end - taken.offset.0 > FAR;
         let far = |entry: &LaneEntry<E>| is_slow(entry, now) && entry.lane.any(is_far);
         let each = self.lanes.iter().filter(|(_, entry)| far(entry));
-        let all: Vec<LaneId> = each.map(|(&id, _)| id).take(AT_ONCE).collect();
-        for id in all {
+        let first = |entry: &LaneEntry<E>| entry.lane.first().map(|taken| taken.offset);
+        let mut all: Vec<_> = each.map(|(&id, entry)| (first(entry), id)).collect();
+        all.sort_unstable();
+        for (_, id) in all.into_iter().take(AT_ONCE) {
             self.park_slow(id, step);
         }
     }

@@ -447,6 +447,7 @@ impl<E: Endpoint> Partition<E> {
             timed: None,
             unanswered: 0,
             last_end: None,
+            made: now,
             last_used: now,
             last_heard: None,
             keeps_up_since: self.forgets_soon.then(|| now.checked_sub(STEADY)).flatten(),

@@ -120,7 +120,8 @@ pub(super) struct LaneEntry<E> {
     /// came.
     pub(super) unanswered: u32,
     pub(super) last_end: Option<Instant>,
-    /// When its last command came.
+    /// When it was made, and when its last command came.
+    pub(super) made: Instant,
     pub(super) last_used: Instant,
     pub(super) last_heard: Option<Instant>,
     /// Since when its commands have found it without a backlog.

@@ -270,10 +270,11 @@ impl<E: Endpoint> Partition<E> {
     ) -> bool {
         let lanes = self.lanes.iter();
         let due = lanes.filter(|(_, entry)| is_due(&entry.status.publishing));
-        // Lanes that are forgotten and made again were never written: they wait from their last command on.
+        // Lanes that were never written wait from their beginning on: those that are forgotten and made again would
+        // otherwise always be the first.
         let key = |entry: &LaneEntry<E>| {
             let publishing = &entry.status.publishing;
-            let since = publishing.last().unwrap_or(entry.last_used);
+            let since = publishing.last().unwrap_or(entry.made);
             (publishing.news() != News::Change, since)
         };
         let mut due: Vec<_> = due.map(|(&id, entry)| (key(entry), id)).collect();

@@ -239,6 +239,8 @@ struct Sim {
     /// Lanes with an open response body.
     bodies: Vec<LaneId>,
     outcomes: Vec<Decided>,
+    /// The subscriptions whose status was written.
+    statuses: BTreeSet<Box<str>>,
     /// Commands moved to a tier so far, and how many of these moves are durable without a gap.
     moves: u64,
     moved: u64,
@@ -340,6 +342,7 @@ impl Sim {
             in_flight: Vec::new(),
             bodies: Vec::new(),
             outcomes: Vec::new(),
+            statuses: BTreeSet::new(),
             moves: 0,
             moved: 0,
             durable_moves: DurablePrefix::default(),
@@ -446,7 +449,10 @@ impl Sim {
                 Effect::Ready(lane) => self.ready.push_back(lane),
                 Effect::Send(attempt) => self.sent(attempt),
                 // For people; they end no offset.
-                Effect::Write(None, Outcome::Status(_) | Outcome::Notice(..)) => {}
+                Effect::Write(None, Outcome::Status(status)) => {
+                    self.statuses.insert(status.subscription);
+                }
+                Effect::Write(None, Outcome::Notice(..)) => {}
                 Effect::Write(offset, outcome) => {
                     self.check_expired(&outcome);
                     // As in `worker.rs`.

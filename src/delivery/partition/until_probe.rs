@@ -19,18 +19,22 @@ use super::env::{Endpoint, Subscriptions};
 use super::event::LaneId;
 use super::state::{LaneEntry, Partition, Step, Taken};
 use crate::model::outcome::ParkReason;
-use crate::model::tiers::Tiers;
+use crate::model::tiers::{LONGEST_PARK, Tiers};
 
 /// How long after a probe a parked command may come back, if it could wait in its partition.
 pub(super) const LATE: Duration = Duration::from_secs(90);
 /// The most offsets that are expected behind a command until the probe: they are read again in a fifth of a second.
 const MOST_SPAN: i64 = 16_384;
 /// With more behind them than this, commands do not wait any longer.
-const TOO_LONG: i64 = 2 * MOST_SPAN;
+const TOO_FAR: i64 = 2 * MOST_SPAN;
+/// After a failed probe they do not wait any longer than this, whatever the tiers.
+const TOO_LONG: Duration = Duration::from_secs(2 * LONGEST_PARK.as_secs());
+/// The most subscriptions of a partition that wait, each of which costs a pass for each probe.
+const MOST_WAITING: usize = 100;
 /// The command with which a lane without a candidate probes.
 const A_PROBE: Wanted = Wanted {
     commands: 1,
-    when: When::NextTick,
+    when: When::Now,
 };
 const NONE: Wanted = Wanted {
     commands: 0,
@@ -54,15 +58,20 @@ impl<E> LaneEntry<E> {
     pub(super) fn wants_until_probe(&self, of: &Deferred, around: &Around<'_>) -> Option<Wanted> {
         let now = around.now;
         let rest = self.next_probe(now)?.saturating_duration_since(now);
+        if rest.is_zero() && self.lane.closed(now).is_some() {
+            // The probe was throttled.
+            return Some(TO_PARK);
+        }
         if rest.is_zero() {
             let is_idle = self.lane.queued() == 0 && self.lane.in_flight() == 0;
             return Some(if is_idle { A_PROBE } else { NONE });
         }
         // Later in a wait, they have waited for longer than they still have to.
-        let has_just_failed = rest >= self.lane.probe_wait() / 2;
-        let parks = has_just_failed && fits(&around.rules.tiers, rest)
+        let has_just_opened = rest >= self.lane.probe_wait() / 2;
+        let is_late = of.waits_since.is_some_and(|since| now - since > TOO_LONG);
+        let parks = has_just_opened && (is_late || fits(&around.rules.tiers, rest))
             || around.window_is_full
-            || around.end.0 - of.from > TOO_LONG
+            || around.end.0 - of.from > TOO_FAR
             || of.expire.is_some_and(|end| end <= around.wall + rest);
         Some(if parks { TO_PARK } else { NONE })
     }
@@ -87,9 +96,11 @@ impl<E: Endpoint> Partition<E> {
         let parked_for = self.time_of(command, ParkReason::Breaker, Some(rest), wall);
         let expected = self.growth.within(rest);
         let first = self.deferrals.get(&lane.name).map(|of| of.from);
+        let is_one_of_few = first.is_some() || self.deferrals.subscriptions() < MOST_WAITING;
         let waits = self.rules.defers
-            // What was read again was not to wait any longer.
+            // A command that was read again has already waited for its probe.
             && !self.deferrals.is_routing
+            && is_one_of_few
             && parked_for > rest + LATE
             && ends > wall + rest
             && expected.is_some_and(|more| more <= MOST_SPAN)
@@ -101,7 +112,7 @@ impl<E: Endpoint> Partition<E> {
         }
         let name = command.subscription.clone();
         self.defer(taken, step);
-        self.deferrals.wait_for_probe(&name, ends);
+        self.deferrals.wait_for_probe(&name, ends, now);
         None
     }
 }

@@ -71,8 +71,15 @@ fn one_failure_keeps_no_lane_for_ever() {
     let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
     with_lanes(&mut sim, [0], status(500));
     sim.durable.tiers.clear();
-    pass(&mut sim, 700);
-    assert!(sim.machine.lanes.is_empty());
+    let (hour, lanes) = (Duration::from_secs(3600), |sim: &Sim| {
+        sim.machine.lanes.len()
+    });
+    for _ in 0..24 {
+        sim.advance(hour);
+        assert_eq!(lanes(&sim), 1, "its breaker counts the failures of a day");
+    }
+    sim.advance(2 * hour);
+    assert_eq!(lanes(&sim), 0);
 }
 
 #[test]
@@ -101,4 +108,29 @@ fn of_very_many_lanes_those_that_have_learned_nothing_are_forgotten_soon() {
         let name = format!("s{number}");
         assert!(sim.machine.by_subscription.contains_key(&*name), "{name}");
     }
+}
+
+#[test]
+fn the_statuses_of_all_lanes_are_written_also_while_more_are_busy_than_are_written_at_a_time() {
+    const MANY: usize = 300;
+    let mut sim = Sim::new(1, [Order::None; SUBSCRIPTIONS]);
+    for number in SUBSCRIPTIONS..MANY {
+        sim.listed.put(number, Order::None, "active");
+    }
+    for _ in 0..40 {
+        for number in SUBSCRIPTIONS..MANY {
+            sim.produce(number, None);
+        }
+        sim.take(MANY);
+        loop {
+            sim.dispatch();
+            if sim.in_flight.is_empty() {
+                break;
+            }
+            sim.end(0, ok(), false);
+        }
+        sim.advance(Duration::from_secs(1));
+        sim.commit();
+    }
+    assert_eq!(sim.statuses.len(), MANY - SUBSCRIPTIONS);
 }
