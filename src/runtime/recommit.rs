@@ -15,7 +15,8 @@ const SLOW: Duration = Duration::from_secs(1);
 /// which of two commits of one generation is the later one. If nothing moves after that, the next owner would repeat
 /// finished work (**Durable outcome**, **One lineage**). So everything is committed again for a while, even unchanged. The
 /// next owner's generation refuses what arrives later still; so the last commit of partitions that leave is complete, too.
-/// What remains is a process that dies within a second after such a commit has arrived.
+/// What remains is a process that dies while such a commit is under way, or within a second after it has arrived. (To join
+/// the group anew after each commit without a response would close that, at the price of a rebalance for each.)
 #[derive(Debug, Default)]
 pub struct Recommit {
     until: Option<Instant>,

@@ -159,6 +159,8 @@ struct Shared {
     evicted: BTreeSet<Arc<str>>,
     /// When the last request that is late arrives.
     late: Option<Instant>,
+    /// When processes of these replicas died last.
+    deaths: BTreeMap<Arc<str>, Instant>,
     /// Clients of which brokers refuse so many batches next.
     refusals: BTreeMap<Arc<str>, u32>,
 }
@@ -191,6 +193,7 @@ impl Net {
             taken: BTreeMap::new(),
             evicted: BTreeSet::new(),
             late: None,
+            deaths: BTreeMap::new(),
             refusals: BTreeMap::new(),
         };
         let net = Self {
@@ -317,14 +320,16 @@ impl Net {
             Fate::Lost => return Err(Lost::Broken),
             Fate::Late(by) => {
                 let net = self.clone();
+                let (sent, client) = (Instant::now(), Arc::clone(client));
                 {
                     let mut shared = lock(&self.shared);
-                    shared.late = shared.late.max(Some(Instant::now() + by));
+                    shared.late = shared.late.max(Some(sent + by));
                 }
-                // It is in the network: the client's machine does not matter any more.
+                // It is in the network: that the client's machine is cut off or frozen does not matter any more.
                 tokio::spawn(async move {
                     tokio::time::sleep(by).await;
-                    if net.with(|cluster, _| cluster.is_up(node)) {
+                    let is_gone = net.has_just_died(&client, sent);
+                    if !is_gone && net.with(|cluster, _| cluster.is_up(node)) {
                         net.with(handle);
                     }
                 });
@@ -346,6 +351,27 @@ impl Net {
             return Err(Lost::Broken);
         }
         Ok(handled)
+    }
+
+    /// A process of this replica dies.
+    pub fn note_death(&self, replica: &Arc<str>) {
+        let mut shared = lock(&self.shared);
+        shared.deaths.insert(Arc::clone(replica), Instant::now());
+    }
+
+    /// Whether the process of this client died after it sent something at `sent`, and its group may not know yet. What
+    /// arrives in its name then does not count: nothing can tell it from what a process sends that lives (see
+    /// `runtime/recommit.rs`).
+    fn has_just_died(&self, client: &str, sent: Instant) -> bool {
+        /// Longer than a session and a rebalance.
+        const KNOWN: Duration = Duration::from_secs(30);
+        let shared = lock(&self.shared);
+        let is_its = |(replica, _): &(&Arc<str>, &Instant)| {
+            let role = client.strip_suffix(&***replica);
+            role.is_some_and(|role| role.ends_with('-'))
+        };
+        let died = shared.deaths.iter().find(is_its).map(|(_, died)| *died);
+        died.is_some_and(|died| died >= sent && died.elapsed() < KNOWN)
     }
 
     /// When the last request that is late arrives, if any was late.

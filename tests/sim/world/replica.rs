@@ -158,6 +158,7 @@ impl Replica {
     pub fn kill(&mut self) {
         if let Some(running) = self.running.take() {
             self.note("dies");
+            self.net.note_death(&self.name);
             running.machine.die();
         }
     }
