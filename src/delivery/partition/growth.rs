@@ -6,6 +6,8 @@ use crate::model::units::Position;
 
 /// How often the pace of a partition is measured. What was parked comes back in bursts, which are no pace.
 const MEASURED: Duration = Duration::from_secs(20);
+/// The weight of a measurement beside all before it.
+const WEIGHT: f64 = 0.125;
 
 /// The pace at which a partition grows.
 #[derive(Debug, Default)]
@@ -16,7 +18,7 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// What was taken ends at `end`. A moving average: each measurement weighs as much as all before it.
+    /// What was taken ends at `end`. A moving average of the last minutes.
     pub(super) fn tick(&mut self, end: Position, now: Instant) {
         let (since, before) = *self.last.get_or_insert((now, end));
         let time = now.saturating_duration_since(since);
@@ -25,7 +27,7 @@ impl Growth {
         }
         let measured = (end.0 - before.0) as f64 / time.as_secs_f64();
         let before = self.per_second.unwrap_or(measured);
-        self.per_second = Some(f64::midpoint(before, measured));
+        self.per_second = Some(before + WEIGHT * (measured - before));
         self.last = Some((now, end));
     }
 
@@ -58,8 +60,8 @@ mod tests {
             second(&mut growth, 10);
         }
         let soon = growth.within(minute).unwrap();
-        assert!((600..3_000).contains(&soon), "{soon}");
-        for _ in 0..120 {
+        assert!((600..1_500).contains(&soon), "{soon}");
+        for _ in 0..600 {
             second(&mut growth, 1_000);
         }
         let lasting = growth.within(minute).unwrap();

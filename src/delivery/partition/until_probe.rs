@@ -23,8 +23,8 @@ use crate::model::tiers::{LONGEST_PARK, Tiers};
 
 /// How long after a probe a parked command may come back, if it could wait in its partition.
 pub(super) const LATE: Duration = Duration::from_secs(90);
-/// The most offsets that are expected behind a command until the probe: they are read again in a fifth of a second.
-const MOST_SPAN: i64 = 16_384;
+/// The most offsets that are expected behind a command until the probe: they are read again in a third of a second.
+const MOST_SPAN: i64 = 32_768;
 /// With more behind them than this, commands do not wait any longer.
 const TOO_FAR: i64 = 2 * MOST_SPAN;
 /// After a failed probe they do not wait any longer than this, whatever the tiers.

@@ -38,11 +38,25 @@ fn after_success(world: &mut Virtual) -> Duration {
 
 #[test]
 fn a_backlog_is_delivered_with_the_probe_that_succeeds() {
+    // Delays between probes differ.
+    for seed in 1..=6 {
+        let mut world = outage(deferring(), "none", 15_000);
+        world.random = fastrand::Rng::with_seed(seed);
+        let after = after_success(&mut world);
+        println!(
+            "{seed}: {after:?}, {} appends, {} reads",
+            world.appends, world.read_again
+        );
+        let most = LATE + Duration::from_secs(5);
+        assert!(after <= most, "{seed}: {after:?}");
+        assert!(world.read_again <= 3 * 15_000, "{}", world.read_again);
+    }
+}
+
+#[test]
+fn parking_alone_takes_minutes_more_and_more_appends() {
     let mut world = outage(deferring(), "none", 15_000);
-    let after = after_success(&mut world);
-    assert!(after <= LATE + Duration::from_secs(30), "{after:?}");
-    assert!(world.read_again <= 3 * 15_000, "{}", world.read_again);
-    // Parking alone takes minutes more, and more appends.
+    after_success(&mut world);
     let mut parking = outage(with_default_tiers(), "none", 15_000);
     let after = after_success(&mut parking);
     assert!(after > 2 * LATE, "{after:?}");
