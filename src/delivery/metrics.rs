@@ -225,7 +225,7 @@ impl DeliveryMetrics {
             deferred_commands: registry.add(IntGaugeVec::new(
                 Opts::new(
                     "hookstream_deferred_commands",
-                    "Commands that wait in their partition, out of memory, until their endpoint takes more: it works, and has more commands than it takes at a time. They are read again.",
+                    "Commands that wait in their partition, out of memory, until their endpoint, which works, takes more, or until the next probe of one that is down. They are read again.",
                 ),
                 &["partition"],
             )),
