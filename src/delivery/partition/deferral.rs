@@ -3,9 +3,9 @@
 //! A whale is a subscriber whose endpoint works, and who gets more at a time than that endpoint takes. Holding the
 //! partition for it delays its neighbours; parking costs two appends a command. So a full lane that is quick drops its
 //! commands from memory instead. They stay unfinished in the window, where they rest, and are read again when the lane
-//! has room. While a lane has deferred commands, its newer ones are deferred too, so that they keep their order (but those
-//! that wait for a probe, [`super::until_probe`], have none); of a
-//! lane it is enough to know the first and the last offset.
+//! has room. While a lane has deferred commands, its newer ones are deferred too, so that they keep their order; of a lane
+//! it is enough to know the first and the last offset. Commands that wait for a probe (`until_probe`) are deferred in the
+//! same way, but have no order.
 //!
 //! - **Cost**: a pass reads a part of the log once for all lanes that have room and whose first deferred command lies in
 //!   it. Lanes take turns in beginning a pass, so none starves. When passes have read `READS` records for each
