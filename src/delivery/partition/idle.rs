@@ -88,10 +88,7 @@ impl<E: Endpoint> Partition<E> {
         let more = has_more && excess != most;
         self.next_idle = Some(now + if more { WHILE_MORE } else { EVERY });
         for (_, id) in gone {
-            if let Some(mut entry) = self.lanes.remove(&id) {
-                self.by_subscription.remove(&entry.name);
-                self.forget_lane(&mut entry, step);
-            }
+            self.forget_lane(id, step);
         }
         let count = self.lanes.len();
         if self.lanes.capacity() > 4 * count.max(KEPT) {

@@ -545,11 +545,9 @@ impl<E: Endpoint> Partition<E> {
         why: &Unavailable,
         step: &mut Step<'_, S>,
     ) {
-        let Some(mut entry) = self.lanes.remove(&id) else {
+        let Some(mut entry) = self.forget_lane(id, step) else {
             return;
         };
-        self.forget_lane(&mut entry, step);
-        self.by_subscription.remove(&entry.name);
         for taken in entry.take_all() {
             self.unavailable(taken, why.clone(), step);
         }

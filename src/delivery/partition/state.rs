@@ -395,9 +395,11 @@ impl<E: Endpoint> Partition<E> {
     /// Removes a lane: its attempts still count, and the metric series of its open breaker is removed.
     pub(super) fn forget_lane<S: Subscriptions<Endpoint = E>>(
         &mut self,
-        entry: &mut LaneEntry<E>,
+        id: LaneId,
         step: &mut Step<'_, S>,
-    ) {
+    ) -> Option<LaneEntry<E>> {
+        let mut entry = self.lanes.remove(&id)?;
+        self.by_subscription.remove(&entry.name);
         if let Some(counts) = entry.counts.take() {
             self.gone.push((Arc::clone(&entry.subscriber), counts));
         }
@@ -410,5 +412,6 @@ impl<E: Endpoint> Partition<E> {
                 subscriber: Arc::clone(&entry.subscriber),
             }));
         }
+        Some(entry)
     }
 }
