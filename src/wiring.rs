@@ -116,7 +116,8 @@ impl Role {
         if !block_on(possible)? {
             return Ok(false);
         }
-        start::begin(settings, group, &topics, &context.keep_waiting())
+        let keep_waiting = context.keep_waiting();
+        start::begin(settings, group, &topics, &keep_waiting, context.loaded())
     }
 
     fn run_once(self, context: &RoleContext, families: &Families) -> Result<(), Failure> {
@@ -258,9 +259,12 @@ impl Service {
             subscriptions_loaded: Arc::default(),
             cluster: Arc::default(),
         };
+        let are_followed = roles.iter().any(|role| role.needs_subscriptions());
         for &role in roles {
             process.health.register(role.name(), LIVENESS);
-            let context = RoleContext::new(&process, role.name(), role.needs_subscriptions());
+            // Where subscriptions are loaded anyway, the start of the role's group is read with them.
+            let waits = are_followed && role.group().is_some();
+            let context = RoleContext::new(&process, role.name(), waits);
             let families = families.clone();
             service.spawn(role.name(), &over, move || {
                 let result = role.run(&context, &families);
@@ -270,7 +274,7 @@ impl Service {
                 result
             })?;
         }
-        if roles.iter().any(|role| role.needs_subscriptions()) {
+        if are_followed {
             let process = process.clone();
             service.spawn("table", &over, move || follow_subscriptions(&process))?;
         }

@@ -216,7 +216,7 @@ fn begin(settings: &Settings, rows: &[TopicResult]) -> Result<Exit, CliError> {
         return Ok(Exit::Done);
     }
     let begun = loop {
-        match start::begin(settings, GroupRole::Fanout, &topics, &keep_waiting) {
+        match start::begin(settings, GroupRole::Fanout, &topics, &keep_waiting, None) {
             // The brokers do not know yet what was just created.
             Err(Failure::TopicMissing(_)) if keep_waiting() => std::thread::sleep(AGAIN),
             begun => break begun,

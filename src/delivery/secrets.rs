@@ -120,14 +120,14 @@ impl Secrets {
     /// it is known after [`Secret::Reading`].
     pub(super) fn get(&self, source: &SecretSource, dir: Option<PathBuf>, wake: &Wake) -> Secret {
         match source {
-            SecretSource::Env(name) => match std::env::var(name) {
+            SecretSource::Env(name) => match std::env::var(&**name) {
                 Ok(text) => known(&text),
                 Err(_) => Secret::Unusable(format!(
                     "the environment variable {name}, which holds its secret, is not set or is not UTF-8"
                 )),
             },
             SecretSource::File(path) => {
-                let path = path.clone();
+                let path = path.to_path_buf();
                 self.file(&Place { path, dir }, wake)
             }
             SecretSource::Literal(secret) => known(secret.expose()),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     fn file(path: impl Into<PathBuf>) -> SecretSource {
-        SecretSource::File(path.into())
+        SecretSource::File(path.into().into_boxed_path())
     }
 
     /// Asks, waits for the read, and asks again.

@@ -164,7 +164,7 @@ impl Directory {
     fn default_certificate(&self, subscription: &Subscription) -> Option<[SecretSource; 2]> {
         let is_needed = subscription.overrides.tls.client.is_none() && subscription.url.is_https();
         let (certificate, key) = self.settings.client_certificate.as_ref()?;
-        is_needed.then(|| [certificate, key].map(|path| SecretSource::File(path.clone())))
+        is_needed.then(|| [certificate, key].map(|path| SecretSource::File(path.as_path().into())))
     }
 
     /// A secret of the record, decrypted with the operator's keys.
@@ -175,7 +175,7 @@ impl Directory {
                 sealed.key()
             ));
         };
-        let file = SecretSource::File(path.clone());
+        let file = SecretSource::File(path.as_path().into());
         let (text, again) = match self.secrets.get(&file, None, &self.wake) {
             Secret::Known { text, again } => (text, again),
             other => return other,

@@ -17,7 +17,7 @@ use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use conditions::Slot;
+use conditions::{Chosen, Slot};
 use map::Map;
 use paths::{PathId, Paths, Resolved};
 use types::Types;
@@ -33,7 +33,6 @@ pub struct Index {
     by_id: Map<ById, Slot>,
     types: Types,
     paths: Paths,
-    is_for_lookups: bool,
 }
 
 #[derive(Debug)]
@@ -42,11 +41,11 @@ struct Entry {
     /// The paths of the filter's conditions, in order.
     paths: Box<[PathId]>,
     /// For each type pattern, the condition that the index uses.
-    chosen: Box<[Option<usize>]>,
+    chosen: Box<[Chosen]>,
 }
 
 /// Paths and chosen conditions of an [`Entry`].
-type Classified = (Box<[PathId]>, Box<[Option<usize>]>);
+type Classified = (Box<[PathId]>, Box<[Chosen]>);
 
 /// A subscription, found by its id: a copy of the id would cost each one some 30 bytes.
 #[derive(Debug)]
@@ -91,15 +90,6 @@ impl Index {
         Self::default()
     }
 
-    /// An empty index for lookups by id only: it cannot tell which subscriptions match an event.
-    #[must_use]
-    pub fn for_lookups() -> Self {
-        Self {
-            is_for_lookups: true,
-            ..Self::default()
-        }
-    }
-
     /// Adds a subscription; replaces the one with the same id.
     pub fn insert(&mut self, subscription: Arc<Subscription>) {
         self.remove(&subscription.id);
@@ -107,11 +97,7 @@ impl Index {
             self.entries.push(None);
             Slot::try_from(self.entries.len() - 1).unwrap_or(Slot::MAX)
         });
-        let (paths, chosen) = if self.is_for_lookups {
-            Default::default()
-        } else {
-            self.classify(&subscription, slot)
-        };
+        let (paths, chosen) = self.classify(&subscription, slot);
         self.by_id.insert(ById(Arc::clone(&subscription)), slot);
         self.entries[slot as usize] = Some(Entry {
             subscription,
@@ -144,9 +130,6 @@ impl Index {
             return;
         };
         self.free.push(slot);
-        if self.is_for_lookups {
-            return;
-        }
         let conditions = &entry.subscription.filter.conditions;
         for (pattern, chosen) in entry.subscription.events.iter().zip(&entry.chosen) {
             self.types.change(pattern, |bucket| {
@@ -188,7 +171,6 @@ impl Index {
     /// Clears `found` and fills it with the subscriptions that match the event, each once, in arbitrary order. Includes
     /// paused and disabled ones, whose commands wait or are dead-lettered, and no pending ones.
     pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
-        debug_assert!(!self.is_for_lookups, "events are looked up elsewhere");
         found.clear();
         let resolved = self.paths.resolve(event);
         let mut candidates = Vec::new();

@@ -216,11 +216,11 @@ mod tests {
     }
 
     fn file(path: &str) -> SecretSource {
-        SecretSource::File(path.into())
+        SecretSource::File(Path::new(path).into())
     }
 
     fn env(name: &str) -> SecretSource {
-        SecretSource::Env(name.to_owned())
+        SecretSource::Env(name.into())
     }
 
     #[test]

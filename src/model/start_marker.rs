@@ -4,6 +4,8 @@
 //! It names the cluster, since a mirror copies records but not positions, and is not in the group's own commit metadata,
 //! since that ends with the positions. It never changes a subscription.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The prefix of the keys. An id of a subscription has no slash.
@@ -67,9 +69,63 @@ pub fn partitions(value: &[u8]) -> i32 {
     serde_json::from_slice(value).map_or(i32::MAX, |value: Value| value.partitions)
 }
 
+/// The markers of one group, from the records of the topic in their order.
+#[derive(Debug, Default)]
+pub struct GroupMarkers {
+    /// Of this cluster, by topic: how many partitions have had positions.
+    pub here: HashMap<String, i32>,
+    /// Topics that have one of another cluster.
+    pub elsewhere: Vec<String>,
+}
+
+impl GroupMarkers {
+    /// Takes the next record; ignores all but markers of `group`. `cluster` is this one.
+    pub fn take(&mut self, group: &str, cluster: &str, key: &[u8], value: Option<&[u8]>) {
+        let subject = Subject::of_key(key);
+        let Some(subject) = subject.filter(|subject| subject.group == group) else {
+            return;
+        };
+        let topic = subject.topic.to_owned();
+        match value {
+            Some(value) if subject.cluster == cluster => {
+                self.here.insert(topic, partitions(value));
+            }
+            None if subject.cluster == cluster => {
+                self.here.remove(&topic);
+            }
+            Some(_) => self.elsewhere.push(topic),
+            None => self.elsewhere.retain(|known| *known != topic),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_markers_of_a_group_are_those_of_its_latest_records() {
+        let mut markers = GroupMarkers::default();
+        let mut take = |group: &str, topic: &str, cluster: &str, value: Option<&str>| {
+            let key = key(group, topic, cluster);
+            markers.take("g", "here", key.as_bytes(), value.map(str::as_bytes));
+        };
+        take("g", "a", "here", Some(&value(2)));
+        take("g", "a", "here", Some(&value(3)));
+        take("g", "b", "here", Some("unreadable"));
+        take("g", "c", "here", Some(&value(1)));
+        take("g", "c", "here", None);
+        take("other", "d", "here", Some(&value(1)));
+        take("g", "e", "there", Some(&value(1)));
+        take("g", "f", "there", Some(&value(1)));
+        take("g", "f", "there", None);
+        markers.take("g", "here", b"sub-1", Some(b"{}"));
+        let here = HashMap::from([("a".to_owned(), 3), ("b".to_owned(), i32::MAX)]);
+        assert_eq!(
+            (markers.here, markers.elsewhere),
+            (here, vec!["e".to_owned()])
+        );
+    }
 
     #[test]
     fn a_marker_names_group_topic_and_cluster() {

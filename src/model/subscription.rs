@@ -6,6 +6,7 @@
 //! may be reached is decided by the egress policy, not here.
 
 mod auth;
+mod common;
 mod decision;
 mod endpoint_url;
 pub mod filter;
@@ -27,7 +28,7 @@ pub use auth::{Auth, OAuth2};
 pub use decision::{Decider, Decision, DisabledBecause};
 pub use endpoint_url::EndpointUrl;
 pub use filter::{Filter, Segment, TypePattern};
-pub use fold::{Change, Fold, TopicRecord, is_id};
+pub use fold::{Change, Fold, Kept, ReadRecord, TopicRecord, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{

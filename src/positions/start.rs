@@ -12,7 +12,6 @@
 mod decision;
 mod members;
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,22 +26,25 @@ use crate::config::{Guarantee, Settings, StartAt};
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
+use crate::edge::kafka::cluster::ClusterId;
 use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets};
 use crate::edge::kafka::member::{Commit, TopicPartition, hanging_transaction};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
+use crate::edge::kafka::subscription_cache::{StartMarkers, SubscriptionCache};
 use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::source::FIRST_START;
-use crate::model::start_marker::{self, Subject};
+use crate::model::start_marker::{self, GroupMarkers};
 use crate::model::transaction_end::TransactionEnd;
 use crate::model::units::{Position, first_of};
 use decision::{Decision, Kind, Known, Ranges, decide};
 use members::Group;
 
 /// Begins to read `topics` as the group of `role`: commits the positions of a first start. Waits while no broker is
-/// reachable. Returns `false` when `keep_waiting` did.
+/// reachable. Returns `false` when `keep_waiting` did. A process that has read the topic of the subscriptions gives what it
+/// knows, so that only a first start reads all of them again.
 ///
 /// # Errors
 /// [`Failure::PositionsLost`] when the group had positions and has none now; [`Failure`] when permission is denied or a
@@ -52,6 +54,7 @@ pub fn begin(
     role: GroupRole,
     topics: &[String],
     keep_waiting: &KeepWaiting,
+    subscriptions: Option<&SubscriptionCache>,
 ) -> Result<bool, Failure> {
     /// The longest delay before another try. At random, so that of many replicas one succeeds.
     const LONGEST: u64 = 2000;
@@ -63,6 +66,7 @@ pub fn begin(
         group: role.group(settings),
         topics,
         keep_waiting,
+        subscriptions,
     };
     /// Replicas that start together need a few tries.
     const LOG_AFTER: Duration = Duration::from_secs(10);
@@ -141,24 +145,14 @@ struct Start<'a> {
     group: String,
     topics: &'a [String],
     keep_waiting: &'a KeepWaiting,
+    subscriptions: Option<&'a SubscriptionCache>,
 }
 
-/// The markers of the group.
-#[derive(Default)]
-struct Markers {
-    /// Of this cluster, by topic: how many partitions have had positions.
-    here: HashMap<String, i32>,
-    /// Topics that have one of another cluster.
-    elsewhere: Vec<String>,
-}
-
-impl Markers {
-    fn known<'p>(&self, topic: &str, positions: &'p [Option<i64>]) -> Known<'p> {
-        Known {
-            positions,
-            marker: self.here.get(topic).copied(),
-            is_elsewhere: self.elsewhere.iter().any(|known| known == topic),
-        }
+fn known<'p>(markers: &GroupMarkers, topic: &str, positions: &'p [Option<i64>]) -> Known<'p> {
+    Known {
+        positions,
+        marker: markers.here.get(topic).copied(),
+        is_elsewhere: markers.elsewhere.iter().any(|known| known == topic),
     }
 }
 
@@ -180,7 +174,15 @@ impl Start<'_> {
         let client = self.client("read_uncommitted")?;
         let positions = self.positions(&client)?;
         let log = Log::open(self.settings, self.settings.topics.subscriptions(), PURPOSE);
-        let markers = log.and_then(|log| Ok((log.cluster()?, self.markers(&log)?)));
+        let markers = log.and_then(|log| {
+            let cluster = log.cluster()?;
+            let seen = self.subscriptions.map(SubscriptionCache::start_markers);
+            let markers = match seen {
+                Some(seen) => Some(self.of_group(&cluster, seen)),
+                None => self.markers(&log)?,
+            };
+            Ok((cluster, markers))
+        });
         let (cluster, markers) = match markers {
             Ok((cluster, Some(markers))) => (cluster, markers),
             Ok((_, None)) => return Ok(Step::Again("interrupted".to_owned())),
@@ -189,7 +191,7 @@ impl Start<'_> {
         let all = self.topics.iter().zip(&positions);
         if all
             .into_iter()
-            .all(|(topic, positions)| markers.known(topic, positions).is_complete())
+            .all(|(topic, positions)| known(&markers, topic, positions).is_complete())
         {
             return Ok(Step::Done);
         }
@@ -248,13 +250,13 @@ impl Start<'_> {
         &self,
         client: &Client,
         positions: &[Vec<Option<i64>>],
-        markers: &Markers,
+        markers: &GroupMarkers,
     ) -> Result<ControlFlow<Step, Plan>, Failure> {
         let mut plan = Plan::default();
         let mut group = None;
         let mut lost = Vec::new();
         for (topic, positions) in self.topics.iter().zip(positions) {
-            let known = markers.known(topic, positions);
+            let known = known(markers, topic, positions);
             if known.is_complete() {
                 continue;
             }
@@ -399,30 +401,25 @@ impl Start<'_> {
         Ok(all)
     }
 
-    /// `None` when interrupted.
-    fn markers(&self, log: &Log) -> Result<Option<Markers>, Failure> {
+    /// Reads them; `None` when interrupted.
+    fn markers(&self, log: &Log) -> Result<Option<GroupMarkers>, Failure> {
         let cluster = log.cluster()?;
-        let mut markers = Markers::default();
+        let mut markers = GroupMarkers::default();
         let stop = || !(self.keep_waiting)();
         let reading = log.read::<Failure>(&log.stable_ends()?, &stop, |message| {
-            let subject = message.key().and_then(Subject::of_key);
-            if let Some(subject) = subject.filter(|subject| subject.group == self.group) {
-                let topic = subject.topic.to_owned();
-                match message.payload() {
-                    Some(value) if subject.cluster == cluster.as_str() => {
-                        let partitions = start_marker::partitions(value);
-                        markers.here.insert(topic, partitions);
-                    }
-                    None if subject.cluster == cluster.as_str() => {
-                        markers.here.remove(&topic);
-                    }
-                    Some(_) => markers.elsewhere.push(topic),
-                    None => markers.elsewhere.retain(|known| *known != topic),
-                }
-            }
+            let key = message.key().unwrap_or_default();
+            markers.take(&self.group, cluster.as_str(), key, message.payload());
             Ok(ControlFlow::Continue(()))
         })?;
         Ok((reading == Reading::Complete).then_some(markers))
+    }
+
+    fn of_group(&self, cluster: &ClusterId, seen: StartMarkers) -> GroupMarkers {
+        let mut markers = GroupMarkers::default();
+        for (key, value) in seen {
+            markers.take(&self.group, cluster.as_str(), &key, Some(&value));
+        }
+        markers
     }
 
     fn write(

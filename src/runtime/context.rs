@@ -214,6 +214,12 @@ impl RoleContext {
         self.process.health.set(self.role, state);
     }
 
+    /// The subscriptions, if the role has waited for them.
+    #[must_use]
+    pub fn loaded(&self) -> Option<&SubscriptionCache> {
+        self.needs_subscriptions.then_some(&*self.process.table)
+    }
+
     /// Waits until the statuses are loaded, so that a rollout neither forgets since when an endpoint fails nor repeats a
     /// notice. `false` when told to stop meanwhile.
     pub async fn wait_for_statuses(&self, port: &impl Port) -> bool {

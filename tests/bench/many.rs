@@ -81,7 +81,9 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     let many = World::new(kafka, "many", 4, &[])?;
     // A first start records where its group begins: that is not what is measured.
     for role in ROLES {
-        ready(&many.again(&format!("first-{role}")), role)?;
+        for world in [&none, &many] {
+            ready(&world.again(role), role)?;
+        }
     }
     let producer: ThreadedProducer<DefaultProducerContext> =
         producer_config(&kafka.address).create()?;
@@ -108,9 +110,9 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
     );
     for role in ROLES {
         let (mut seconds, mut each) = (Vec::new(), Vec::new());
-        for run in 0..scale.runs.min(3) {
-            let without = ready(&none.again(&format!("none-{role}-{run}")), role)?;
-            let with = ready(&many.again(&format!("many-{role}-{run}")), role)?;
+        for _ in 0..scale.runs.min(3) {
+            let without = ready(&none.again(role), role)?;
+            let with = ready(&many.again(role), role)?;
             seconds.push(with.seconds);
             each.push((with.memory - without.memory) * 1024.0 * 1024.0 / count as f64);
         }
@@ -127,7 +129,7 @@ pub fn run(kafka: &Kafka, scale: &Scale, report: &mut Report) -> Result<(), Prob
             600.0,
         );
     }
-    let role = many.again("many-change").start("deliver", &[])?;
+    let role = many.again("deliver").start("deliver", &[])?;
     role.wait_ready()?;
     let before = role.cost()?.cpu;
     for number in 0..CHANGES {

@@ -209,7 +209,7 @@ fn no_token_is_shared_across_servers_clients_secrets_scopes_or_audiences() {
     }
     // From where the secret was read makes no difference.
     let mut elsewhere = oauth("");
-    elsewhere.client_secret = SecretSource::Env("T".to_owned());
+    elsewhere.client_secret = SecretSource::Env("T".into());
     assert!(Wanted::new(&elsewhere, &secret) == wanted());
 }
 

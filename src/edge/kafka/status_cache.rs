@@ -122,18 +122,20 @@ pub fn follow(
         &topic,
         stop,
         &mut ready,
-        &mut |message| {
-            if let Err(error) = cache.apply(message.key(), message.payload()) {
-                set_aside.inc();
-                if let Some(suppressed) = lines.pass(clock::instant()) {
-                    let (partition, offset) = (message.partition(), message.offset());
-                    tracing::warn!(
-                        topic,
-                        partition,
-                        offset,
-                        suppressed,
-                        "unreadable status ignored: {error}"
-                    );
+        &mut |messages| {
+            for message in messages {
+                if let Err(error) = cache.apply(message.key(), message.payload()) {
+                    set_aside.inc();
+                    if let Some(suppressed) = lines.pass(clock::instant()) {
+                        let (partition, offset) = (message.partition(), message.offset());
+                        tracing::warn!(
+                            topic,
+                            partition,
+                            offset,
+                            suppressed,
+                            "unreadable status ignored: {error}"
+                        );
+                    }
                 }
             }
         },

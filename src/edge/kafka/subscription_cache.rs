@@ -4,12 +4,14 @@
 //! with a log line and a metric; the last valid record of that id stays in effect. See [`Fold`] for the records of a
 //! subscription and their precedence.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use rayon::prelude::*;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
@@ -23,22 +25,33 @@ use crate::edge::kafka::client::{consumer_config, fetch_patiently};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::port::records::RecordView;
+use crate::model::event::Event;
 use crate::model::matching::Index;
+use crate::model::start_marker;
 use crate::model::subscription::verification::Pending;
 use crate::model::subscription::{
-    APPLIED, Change, Fold, State, Subscription, SubscriptionError, TopicRecord,
+    APPLIED, Change, Fold, Kept, ReadRecord, State, Subscription, SubscriptionError, TopicRecord,
 };
+
+/// Records that are taken at a time at most.
+const BATCH: usize = 4096;
 
 /// All valid subscriptions, shared by the roles of a process.
 #[derive(Default)]
 pub struct SubscriptionCache {
-    index: RwLock<Index>,
+    /// Where fan-out asks it.
+    index: Option<RwLock<Index>>,
     /// Locked before the index.
     fold: RwLock<Fold>,
     /// Those that are pending, by id. Locked after the fold.
     pending: RwLock<BTreeMap<Box<str>, Arc<Subscription>>>,
+    /// The markers of first starts, which are in the same topic.
+    start_markers: RwLock<StartMarkers>,
     version: AtomicU64,
 }
+
+/// Records of markers ([`start_marker`]): their values by their keys.
+pub type StartMarkers = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// A subscription, as far as its records say.
 #[derive(Clone, Debug)]
@@ -56,8 +69,8 @@ impl SubscriptionCache {
     #[must_use]
     pub fn new(verify: bool) -> Self {
         Self {
-            fold: RwLock::new(Fold::new(verify)),
-            ..Self::default()
+            index: Some(RwLock::default()),
+            ..Self::for_lookups(verify)
         }
     }
 
@@ -65,15 +78,15 @@ impl SubscriptionCache {
     #[must_use]
     pub fn for_lookups(verify: bool) -> Self {
         Self {
-            index: RwLock::new(Index::for_lookups()),
-            ..Self::new(verify)
+            fold: RwLock::new(Fold::new(verify)),
+            ..Self::default()
         }
     }
 
     /// The subscriptions that wait for the consent of their endpoints, each with the last try to get it.
     #[must_use]
     pub fn pending(&self) -> Vec<Pending> {
-        let fold = self.fold.read().unwrap_or_else(PoisonError::into_inner);
+        let fold = self.fold();
         let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
         let each = pending.iter().map(|(id, subscription)| Pending {
             subscription: Arc::clone(subscription),
@@ -82,19 +95,43 @@ impl SubscriptionCache {
         each.collect()
     }
 
-    /// The index, for a batch of lookups. The guard blocks updates while it is held.
-    pub fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    /// Clears `found` and fills it with the subscriptions that match the event, all as they are at one moment: see
+    /// [`Index::matching`]. None match in a cache for lookups.
+    pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
+        debug_assert!(self.index.is_some(), "the cache is for lookups only");
+        found.clear();
+        if let Some(index) = &self.index {
+            let index = index.read().unwrap_or_else(PoisonError::into_inner);
+            index.matching(event, found);
+        }
+    }
+
+    fn in_index(&self, change: impl FnOnce(&mut Index)) {
+        if let Some(index) = &self.index {
+            change(&mut index.write().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn fold(&self) -> RwLockReadGuard<'_, Fold> {
+        self.fold.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of subscriptions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.fold().len()
+    }
+
+    /// Whether there are no subscriptions.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fold().is_empty()
     }
 
     /// One subscription.
     #[must_use]
     pub fn get(&self, id: &str) -> Known {
-        if let Some(found) = self.index().get(id) {
-            return Known::Valid(Arc::clone(found));
-        }
-        // Rarely needed. A record that is being applied is in the fold first.
-        let fold = self.fold.read().unwrap_or_else(PoisonError::into_inner);
+        let fold = self.fold();
         match fold.get(id) {
             Some(found) => Known::Valid(Arc::clone(found)),
             None if fold.is_unknown(id) => Known::Invalid,
@@ -108,27 +145,58 @@ impl SubscriptionCache {
         self.version.load(Ordering::Acquire)
     }
 
+    /// The markers of first starts.
+    #[must_use]
+    pub fn start_markers(&self) -> StartMarkers {
+        let markers = self.start_markers.read();
+        markers.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_marker(&self, key: &[u8], value: Option<&[u8]>) {
+        let markers = self.start_markers.write();
+        let mut markers = markers.unwrap_or_else(PoisonError::into_inner);
+        match value {
+            Some(value) => markers.insert(key.into(), value.into()),
+            None => markers.remove(key),
+        };
+    }
+
     /// Applies one record. Public for tests and for readers of other sources.
     ///
     /// # Errors
     /// [`Refusal`] of an invalid record.
     pub fn apply(&self, record: &TopicRecord<'_>) -> Result<(), Refusal> {
+        self.apply_read(record.read(self.kept()))
+    }
+
+    fn kept(&self) -> Kept {
+        match self.index {
+            Some(_) => Kept::Whole,
+            None => Kept::ForLookups,
+        }
+    }
+
+    fn apply_read(&self, record: ReadRecord<'_>) -> Result<(), Refusal> {
+        let TopicRecord { key, value, .. } = *record.record();
+        if let Some(key) = key.filter(|key| start_marker::is_key(key)) {
+            self.note_marker(key, value);
+            return Ok(());
+        }
         let mut fold = self.fold.write().unwrap_or_else(PoisonError::into_inner);
-        let change = fold.take(record);
-        let index = || self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let before = record.id().and_then(|id| fold.get(id)).cloned();
+        let change = fold.take_read(record);
         let mut refusal = Ok(());
         match change {
             Change::Updated(subscription) => {
-                let known = self.index().get(&subscription.id).cloned();
-                if known.is_some_and(|known| Arc::ptr_eq(&known, &subscription)) {
+                if before.is_some_and(|before| Arc::ptr_eq(&before, &subscription)) {
                     return Ok(());
                 }
                 self.note(&subscription);
-                index().insert(subscription);
+                self.in_index(|index| index.insert(subscription));
             }
             Change::Removed(id) => {
                 self.forget(&id);
-                index().remove(&id);
+                self.in_index(|index| index.remove(&id));
             }
             Change::Nothing => return Ok(()),
             Change::Refused {
@@ -138,7 +206,7 @@ impl SubscriptionCache {
             } => {
                 if let Some(subscription) = updated {
                     self.note(&subscription);
-                    index().insert(subscription);
+                    self.in_index(|index| index.insert(subscription));
                 }
                 refusal = Err(Refusal { error, in_force });
             }
@@ -231,33 +299,48 @@ pub fn follow(
     ready: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
     let topic = settings.topics.subscriptions();
+    let pool = rayon::ThreadPoolBuilder::new().thread_name(|_| "table".to_owned());
+    let pool = pool.build().map_err(|error| {
+        Failure::Internal(format!("starting threads that read subscriptions: {error}"))
+    })?;
+    // Its threads end when all is loaded.
+    let pool = RefCell::new(Some(pool));
     let mut ready = || {
-        tracing::info!(subscriptions = table.index().len(), "subscriptions loaded");
+        pool.take();
+        tracing::info!(subscriptions = table.len(), "subscriptions loaded");
         ready();
     };
-    follow_topic(
-        settings,
-        "table",
-        &topic,
-        stop,
-        &mut ready,
-        &mut |message| {
-            if let Err(refusal) = table.apply(&topic_record(message)) {
+    let mut take = |messages: &[BorrowedMessage<'_>]| {
+        let read = |message| topic_record(message).read(table.kept());
+        let apply = |(message, record)| {
+            if let Err(refusal) = table.apply_read(record) {
                 invalid.count(message, &refusal);
             }
-        },
-    )
+        };
+        match &*pool.borrow() {
+            Some(pool) => {
+                let all: Vec<_> = pool.install(|| messages.par_iter().map(read).collect());
+                messages.iter().zip(all).for_each(apply);
+            }
+            None => messages
+                .iter()
+                .zip(messages.iter().map(read))
+                .for_each(apply),
+        }
+    };
+    follow_topic(settings, "table", &topic, stop, &mut ready, &mut take)
 }
 
 /// Reads a topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is reached
-/// for the first time. Partitions that are added later are read too.
+/// for the first time. Partitions that are added later are read too. `take` gets records in the order of their partition,
+/// as many at a time as are there, up to [`BATCH`].
 pub(super) fn follow_topic(
     settings: &Settings,
     purpose: &'static str,
     topic: &str,
     stop: &dyn Fn() -> bool,
     ready: &mut dyn FnMut(),
-    take: &mut dyn FnMut(&BorrowedMessage<'_>),
+    take: &mut dyn FnMut(&[BorrowedMessage<'_>]),
 ) -> Result<(), Failure> {
     /// How often to look for new partitions.
     const GROWTH: Duration = Duration::from_secs(5);
@@ -298,8 +381,18 @@ pub(super) fn follow_topic(
             grown = clock::instant();
         }
         let patience = if loaded { FOLLOWING } else { READING };
-        match consumer.poll(patience) {
-            Some(Ok(message)) => take(&message),
+        let mut next = consumer.poll(patience);
+        let mut batch = Vec::new();
+        while let Some(Ok(message)) = next {
+            batch.push(message);
+            next = (batch.len() < BATCH)
+                .then(|| consumer.poll(Duration::ZERO))
+                .flatten();
+        }
+        if !batch.is_empty() {
+            take(&batch);
+        }
+        match next {
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 behind.remove(&partition);
             }
@@ -312,7 +405,7 @@ pub(super) fn follow_topic(
             // The client logs this itself.
             Some(Err(error)) if crate::edge::kafka::error::is_unreachable(&error) => {}
             Some(Err(error)) => tracing::warn!(topic, "reading the topic failed: {error}"),
-            None => {}
+            Some(Ok(_)) | None => {}
         }
     }
     Ok(())

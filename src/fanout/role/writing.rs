@@ -85,7 +85,7 @@ impl<P: Port> Fanout<'_, P> {
         };
         // Taken from the cache once: subscriptions do not change within an event.
         let mut matching = std::mem::take(&mut self.matching);
-        self.context.table.index().matching(&event, &mut matching);
+        self.context.table.matching(&event, &mut matching);
         if self.events.is_notices(origin.0) {
             let settings = &self.context.settings;
             keep_for_notice(settings, &event, message.key(), &mut matching);

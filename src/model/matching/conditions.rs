@@ -13,6 +13,9 @@ use crate::model::subscription::filter::{Condition, Interval, Leaf, Matcher, Num
 /// A subscription's place in the index.
 pub(super) type Slot = u32;
 
+/// The place of a condition in its filter, which has at most 32; `None` if the index can use none of them.
+pub(super) type Chosen = Option<u8>;
+
 /// A sorted set; mostly appended to, and small when the chosen conditions are selective.
 #[derive(Debug, Default)]
 pub(super) struct Slots(Vec<Slot>);
@@ -41,8 +44,9 @@ impl Bucket {
         slot: Slot,
         paths: &[PathId],
         conditions: &[Condition],
-    ) -> Option<usize> {
-        let usable = conditions.iter().enumerate().filter_map(|(at, condition)| {
+    ) -> Chosen {
+        let first = conditions.iter().take(usize::from(u8::MAX));
+        let usable = first.enumerate().filter_map(|(at, condition)| {
             let worst = worst_class(&condition.matchers)?;
             let index = self.by_path.get(&paths[at]);
             let candidates = |matcher| index.map_or(0, |index: &PathIndex| index.cell_len(matcher));
@@ -62,18 +66,18 @@ impl Bucket {
             }
             None => self.unconditioned.set(slot, true),
         }
-        chosen
+        chosen.and_then(|at| u8::try_from(at).ok())
     }
 
     /// Removes a subscription whose insertion returned `chosen`.
     pub(super) fn remove(
         &mut self,
         slot: Slot,
-        chosen: Option<usize>,
+        chosen: Chosen,
         paths: &[PathId],
         conditions: &[Condition],
     ) {
-        let Some(at) = chosen else {
+        let Some(at) = chosen.map(usize::from) else {
             return self.unconditioned.set(slot, false);
         };
         if let Some(index) = self.by_path.get_mut(&paths[at]) {

@@ -524,25 +524,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn an_index_for_lookups_finds_replaces_and_removes_by_id() {
-    let mut index = Index::for_lookups();
-    for round in 0..2 {
-        for number in 0..3 {
-            let filter = json!({"data.x": [round]});
-            index.insert(subscription(
-                &format!("s{number}"),
-                &json!(["a", "b.*"]),
-                &filter,
-            ));
-        }
-    }
-    index.remove("s1");
-    index.remove("s1");
-    assert_eq!((index.len(), index.entries.len()), (2, 3));
-    let found = index.get("s2").unwrap();
-    let last = subscription("s2", &json!(["a", "b.*"]), &json!({"data.x": [1]}));
-    assert_eq!(found.filter, last.filter);
-    assert!(index.get("s1").is_none());
-}

@@ -17,6 +17,7 @@
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -33,7 +34,7 @@ pub const MAX_STRING_BYTES: usize = 1024;
 pub const MAX_PATTERN_BYTES: usize = 1024;
 
 /// One segment of a type pattern.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Segment {
     /// This text.
     Literal(Box<str>),
@@ -44,7 +45,7 @@ pub enum Segment {
 }
 
 /// A pattern over an event's type, whose segments are separated by dots.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TypePattern {
     /// Without wildcards.
     Exact(Box<str>),
@@ -63,17 +64,17 @@ impl TypePattern {
                 "a pattern has 1 to {MAX_PATTERN_BYTES} bytes and no control characters"
             ));
         }
-        let segments = text
-            .split('.')
-            .map(Segment::parse)
-            .collect::<Result<Box<[_]>, _>>()?;
-        if segments
-            .iter()
-            .all(|segment| matches!(segment, Segment::Literal(_)))
-        {
-            return Ok(Self::Exact(text.into()));
+        let mut segments = text.split('.');
+        if text.contains('*') {
+            return segments
+                .map(Segment::parse)
+                .collect::<Result<_, _>>()
+                .map(Self::Wildcard);
         }
-        Ok(Self::Wildcard(segments))
+        match segments.find(|segment| segment.is_empty()) {
+            Some(segment) => Segment::parse(segment).map(|_| Self::Exact(text.into())),
+            None => Ok(Self::Exact(text.into())),
+        }
     }
 
     /// Whether the pattern matches an event of this type.
@@ -334,13 +335,13 @@ impl Matcher {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
     /// The segments of the path; at least one.
-    pub path: Box<[Box<str>]>,
+    pub path: Arc<[Box<str>]>,
     /// At least one.
     pub matchers: Box<[Matcher]>,
 }
 
 impl Condition {
-    fn parse(path: Box<[Box<str>]>, list: &Value) -> Result<Self, String> {
+    fn parse(path: Arc<[Box<str>]>, list: &Value) -> Result<Self, String> {
         let matchers = parse_matchers(list)?;
         let (is_text, is_required) = path::is_text(&path);
         let can_hold = |matcher: &Matcher| match matcher {

@@ -27,7 +27,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::common::Common;
 use super::decision::{Decider, Decision};
+use super::filter::Filter;
 use super::model::{AppliedRecord, Source, State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
@@ -53,6 +55,111 @@ pub struct TopicRecord<'a> {
     pub partition: Option<i32>,
     /// Its timestamp.
     pub timestamp: Option<EpochMs>,
+}
+
+/// A record of the topic, read by itself: what costs the most, and needs no other record, so that several threads can read
+/// records ahead of the one that takes them.
+pub struct ReadRecord<'a> {
+    record: TopicRecord<'a>,
+    /// Of an applied one.
+    applied: Option<Box<Applied>>,
+}
+
+/// What an applied record says by itself.
+struct Applied {
+    version: Version,
+    parsed: Result<Arc<Subscription>, SubscriptionError>,
+}
+
+impl<'a> ReadRecord<'a> {
+    /// The record.
+    #[must_use]
+    pub fn record(&self) -> &TopicRecord<'a> {
+        &self.record
+    }
+
+    /// The id of the subscription that it is about.
+    #[must_use]
+    pub fn id(&self) -> Option<&'a str> {
+        match self.record.kind() {
+            Kind::Applied(id) | Kind::Verification(id) | Kind::Decision(_, id) => Some(id),
+            Kind::Other => None,
+        }
+    }
+}
+
+impl Applied {
+    fn read(record: &TopicRecord<'_>, value: &[u8], what: Kept) -> Self {
+        let version = Version::of_applied(value, record.applied);
+        let parsed = parse(Some(record.key.unwrap_or_default()), value);
+        let parsed = parsed.map(|mut subscription| {
+            if what == Kept::ForLookups {
+                subscription.filter = Filter::default();
+            }
+            subscription.source = Source {
+                version: version.clone(),
+                applied: version.clone(),
+                partition: record.partition,
+                record: AppliedRecord {
+                    timestamp: record.timestamp,
+                    state: subscription.state,
+                    rate_limit: subscription.rate_limit.map(Box::new),
+                },
+            };
+            Arc::new(subscription)
+        });
+        Self { version, parsed }
+    }
+}
+
+/// How much of a valid subscription is kept in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// All.
+    #[default]
+    Whole,
+    /// What lookups by id need: not the filter, which only fan-out asks.
+    ForLookups,
+}
+
+impl<'a> TopicRecord<'a> {
+    /// Reads the record.
+    #[must_use]
+    pub fn read(self, what: Kept) -> ReadRecord<'a> {
+        let value = self
+            .value
+            .filter(|_| matches!(self.kind(), Kind::Applied(_)));
+        ReadRecord {
+            applied: value.map(|value| Box::new(Applied::read(&self, value, what))),
+            record: self,
+        }
+    }
+
+    fn kind(&self) -> Kind<'a> {
+        let key = self.key.unwrap_or_default();
+        if start_marker::is_key(key) {
+            return Kind::Other;
+        }
+        let Ok(text) = std::str::from_utf8(key) else {
+            return Kind::Applied("");
+        };
+        if let Some(id) = Verification::id_of_key(text) {
+            return Kind::Verification(id);
+        }
+        match Decider::of_key(text) {
+            Some((by, id)) => Kind::Decision(by, id),
+            None => Kind::Applied(text),
+        }
+    }
+}
+
+/// What the key of a record says: its kind, and the id of the subscription.
+enum Kind<'a> {
+    Applied(&'a str),
+    Verification(&'a str),
+    Decision(Decider, &'a str),
+    /// It is not about a subscription.
+    Other,
 }
 
 /// What a record changes.
@@ -126,6 +233,7 @@ pub struct Fold {
     side_records: HashMap<Box<str>, SideRecords>,
     /// Whether every endpoint must consent.
     verify: bool,
+    common: Common,
 }
 
 impl Fold {
@@ -168,7 +276,7 @@ impl Fold {
         {
             state = disabled.state.decided();
         }
-        let mut rate_limit = source.record.rate_limit;
+        let mut rate_limit = source.record.rate_limit.as_deref().copied();
         if self.verify || now.verify {
             let verification = side.verification.as_ref();
             match verification.and_then(|verification| verification.consent(&now.url)) {
@@ -219,24 +327,27 @@ impl Fold {
 
     /// Takes the next record.
     pub fn take(&mut self, record: &TopicRecord<'_>) -> Change {
-        let key = record.key.unwrap_or_default();
-        if start_marker::is_key(key) {
-            return Change::Nothing;
-        }
-        let Ok(text) = std::str::from_utf8(key) else {
-            return self.take_applied("", record);
-        };
-        if let Some(id) = Verification::id_of_key(text) {
-            return self.take_verification(id, record);
-        }
-        match Decider::of_key(text) {
-            Some((by, id)) => self.take_decision(id, by, record),
-            None => self.take_applied(text, record),
+        self.take_read(record.read(Kept::Whole))
+    }
+
+    /// Takes the next record, which has been read.
+    pub fn take_read(&mut self, read: ReadRecord<'_>) -> Change {
+        let record = &read.record;
+        match record.kind() {
+            Kind::Applied(id) => self.take_applied(id, record, read.applied),
+            Kind::Verification(id) => self.take_verification(id, record),
+            Kind::Decision(by, id) => self.take_decision(id, by, record),
+            Kind::Other => Change::Nothing,
         }
     }
 
-    fn take_applied(&mut self, id: &str, record: &TopicRecord<'_>) -> Change {
-        let Some(value) = record.value else {
+    fn take_applied(
+        &mut self,
+        id: &str,
+        record: &TopicRecord<'_>,
+        read: Option<Box<Applied>>,
+    ) -> Change {
+        let Some(applied) = read else {
             // Decisions end with their subscription: one that is created again begins anew.
             let had_side_records = self.side_records.remove(id).is_some();
             let was_applied = self.get(id).is_some();
@@ -253,29 +364,25 @@ impl Fold {
             return Change::Nothing;
         }
         let was = before.map(|before| before.state);
-        let version = Version::of_applied(value, record.applied);
+        let Applied { version, parsed } = *applied;
         if before.is_some_and(|before| is_same(before, &version, record)) {
             // Its timestamp stays: a tool that writes all records again and again must not move the end of a pause.
             self.mark_valid(id);
             return self.fold(id, was, record.timestamp);
         }
-        let key = record.key.unwrap_or_default();
-        let parsed = parse(Some(key), value).and_then(|parsed| {
-            match self.applied.get(&subscription_hash(id)) {
-                Some(other) if *other.id != *id => {
-                    Err(SubscriptionError::SameHash(other.id.clone()))
-                }
-                Some(before) if before.subscriber != parsed.subscriber => {
-                    Err(SubscriptionError::SubscriberChanged {
-                        from: before.subscriber.clone(),
-                        to: parsed.subscriber,
-                    })
-                }
-                _ => Ok(parsed),
+        let known = self.applied.get(&subscription_hash(id));
+        let parsed = parsed.and_then(|parsed| match known {
+            Some(other) if *other.id != *id => Err(SubscriptionError::SameHash(other.id.clone())),
+            Some(before) if before.subscriber != parsed.subscriber => {
+                Err(SubscriptionError::SubscriberChanged {
+                    from: before.subscriber.clone(),
+                    to: parsed.subscriber.clone(),
+                })
             }
+            _ => Ok(parsed),
         });
-        let mut subscription = match parsed {
-            Ok(subscription) => subscription,
+        let subscription = match parsed {
+            Ok(subscription) => self.common.share(subscription),
             Err(error) => {
                 if is_id(id) {
                     self.side_records.entry(id.into()).or_default().is_invalid = true;
@@ -283,18 +390,7 @@ impl Fold {
                 return refused(error, was.is_some());
             }
         };
-        subscription.source = Source {
-            version: version.clone(),
-            applied: version,
-            partition: record.partition,
-            record: AppliedRecord {
-                timestamp: record.timestamp,
-                state: subscription.state,
-                rate_limit: subscription.rate_limit,
-            },
-        };
         self.mark_valid(id);
-        let subscription = Arc::new(subscription);
         self.applied.insert(subscription_hash(id), subscription);
         self.fold(id, was, record.timestamp)
     }
@@ -378,6 +474,18 @@ impl Fold {
     pub fn get(&self, id: &str) -> Option<&Arc<Subscription>> {
         let found = self.applied.get(&subscription_hash(id));
         found.filter(|found| *found.id == *id)
+    }
+
+    /// The number of subscriptions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.applied.len()
+    }
+
+    /// Whether there are no subscriptions.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.applied.is_empty()
     }
 
     /// All subscriptions, in arbitrary order.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -32,7 +32,7 @@ pub struct Subscription {
     /// The endpoint.
     pub url: EndpointUrl,
     /// At least one pattern; any of them is enough.
-    pub events: Box<[TypePattern]>,
+    pub events: Arc<[TypePattern]>,
     /// The filter on the event's content.
     pub filter: Filter,
     /// All of them sign until they end, in this order; requests are not signed if there are none. One of them never ends.
@@ -137,8 +137,8 @@ pub struct AppliedRecord {
     pub timestamp: Option<EpochMs>,
     /// Its state.
     pub state: State,
-    /// Its rate limit.
-    pub rate_limit: Option<RateLimit>,
+    /// Its rate limit. Few have one.
+    pub rate_limit: Option<Box<RateLimit>>,
 }
 
 /// Where a subscription comes from.

@@ -4,6 +4,8 @@
 //! What other languages write and what here would be the name of a member that no event has is refused, with the way to
 //! write it.
 
+use std::sync::Arc;
+
 /// The maximum length of a path, in bytes.
 pub(super) const MAX_PATH_BYTES: usize = 256;
 
@@ -18,7 +20,7 @@ const OPTIONAL: [&str; 2] = ["subject", "time"];
 ///
 /// # Errors
 /// A sentence that describes the problem, with the way to write it where that is clear.
-pub(super) fn parse(path: &str) -> Result<Box<[Box<str>]>, String> {
+pub(super) fn parse(path: &str) -> Result<Arc<[Box<str>]>, String> {
     if path.len() > MAX_PATH_BYTES {
         return Err(format!(
             "the path is {} bytes, the limit is {MAX_PATH_BYTES}",
@@ -54,7 +56,7 @@ pub(super) fn parse(path: &str) -> Result<Box<[Box<str>]>, String> {
     Ok(segments)
 }
 
-fn split(path: &str) -> Result<Box<[Box<str>]>, String> {
+fn split(path: &str) -> Result<Arc<[Box<str>]>, String> {
     let mut segments = Vec::new();
     let mut segment = String::new();
     let mut rest = path;

@@ -1,6 +1,6 @@
 //! Secrets by reference, in `secrets` and in the values of headers: `env:NAME` and `file:/absolute/path`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use http::{HeaderName, HeaderValue};
 use serde_json::Value;
@@ -44,17 +44,17 @@ fn reference(text: &str) -> Option<Option<SecretSource>> {
         let is_start = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
         let is_name = bytes.next().is_some_and(is_start)
             && bytes.all(|byte| is_start(byte) || byte.is_ascii_digit());
-        return Some(is_name.then(|| SecretSource::Env(name.to_owned())));
+        return Some(is_name.then(|| SecretSource::Env(name.into())));
     }
     let path = text.strip_prefix("file:")?;
     let is_path = path.starts_with('/') && path.len() > 1 && !path.contains(char::is_control);
-    Some(is_path.then(|| SecretSource::File(PathBuf::from(path))))
+    Some(is_path.then(|| SecretSource::File(Path::new(path).into())))
 }
 
 /// An encrypted secret; `None` if the text does not begin as one does.
 fn encrypted(text: &str) -> Option<Result<SecretSource, NotEncrypted>> {
     let is_one = text.starts_with(ENCRYPTED);
-    is_one.then(|| Sealed::read(text).map(SecretSource::Encrypted))
+    is_one.then(|| Sealed::read(text).map(|sealed| SecretSource::Encrypted(Box::new(sealed))))
 }
 
 /// Reads an item of `secrets`: a text, or an object with the text and the time when it stops signing. No message shows the

@@ -1,7 +1,7 @@
 //! Where the secrets of a subscription, and the values of its headers, come from.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use http::HeaderValue;
 
@@ -12,13 +12,13 @@ use crate::model::units::EpochMs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// An environment variable of the delivering process.
-    Env(String),
+    Env(Box<str>),
     /// A file at an absolute path.
-    File(PathBuf),
+    File(Box<Path>),
     /// In the record itself: `whsec_…` or `whsk_…`, which can sign.
     Literal(Redacted),
     /// In the record itself, encrypted with a key of the operator.
-    Encrypted(Sealed),
+    Encrypted(Box<Sealed>),
 }
 
 /// The name of the source, never the secret.

@@ -45,7 +45,7 @@ fn the_example_of_the_schema_is_read_in_full() {
     assert_eq!(
         *read.secrets,
         [SigningSecret {
-            source: SecretSource::Env("ACME_WEBHOOK_SECRET".to_owned()),
+            source: SecretSource::Env("ACME_WEBHOOK_SECRET".into()),
             until: None,
         }]
     );

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -232,7 +232,7 @@ impl<'a> Check<'a> {
         parsed.ok()
     }
 
-    fn events(&mut self) -> Box<[TypePattern]> {
+    fn events(&mut self) -> Arc<[TypePattern]> {
         let mut patterns = Vec::new();
         for (at, text) in self.strings("events") {
             match TypePattern::parse(text) {

@@ -1,6 +1,5 @@
 //! The versions of subscriptions: what a decision was made on.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -43,9 +42,7 @@ pub(super) fn digest(value: &[u8], applied: Option<&[u8]>) -> String {
     }
     let hash = hash.finish();
     let bytes = hash.as_ref().iter().take(BYTES);
-    bytes.fold(String::with_capacity(2 * BYTES), |mut text, byte| {
-        // Writing to a string does not fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
+    let digits = bytes.flat_map(|byte| [byte >> 4, byte & 15]);
+    let digits = digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]));
+    digits.collect()
 }

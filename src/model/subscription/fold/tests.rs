@@ -462,3 +462,35 @@ fn two_ids_with_one_hash_are_not_both_in_force() {
     let applied = topic.put(other, Some(record(other, json!({}))));
     assert!(matches!(applied, Change::Updated(_)), "{applied:?}");
 }
+
+#[test]
+fn for_lookups_all_but_the_filter_is_kept() {
+    let document = record(
+        "a",
+        json!({"filter": {"data.x": ["y"]}, "state": "paused", "rate_limit": {"per_second": 5}}),
+    );
+    let one = at("a", Some(&document), 1);
+    let (mut whole, mut lean) = (Fold::default(), Fold::default());
+    whole.take_read(one.read(Kept::Whole));
+    lean.take_read(one.read(Kept::ForLookups));
+    let (whole, mut lean) = (whole.get("a").unwrap(), (**lean.get("a").unwrap()).clone());
+    assert_eq!(
+        (whole.filter.conditions.len(), lean.filter.conditions.len()),
+        (1, 0)
+    );
+    lean.filter = whole.filter.clone();
+    assert_eq!(format!("{lean:?}"), format!("{whole:?}"));
+}
+
+#[test]
+fn subscriptions_share_their_patterns_and_paths() {
+    let mut fold = Fold::default();
+    let filter = json!({"filter": {"data.x": ["y"]}});
+    for id in ["a", "b"] {
+        fold.take(&at(id, Some(&record(id, filter.clone())), 1));
+    }
+    let [a, b] = ["a", "b"].map(|id| Arc::clone(fold.get(id).unwrap()));
+    assert!(Arc::ptr_eq(&a.events, &b.events));
+    let [a, b] = [&a, &b].map(|one| &one.filter.conditions[0].path);
+    assert!(Arc::ptr_eq(a, b));
+}

@@ -172,6 +172,6 @@ pub fn cache(count: usize) -> f64 {
         table
     });
     let bytes = live(Kind::Subscriptions).saturating_sub(before);
-    KEPT.set(table.index().len());
+    KEPT.set(table.len());
     bytes as f64 / count as f64
 }
