@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use hookstream::config::Settings;
 use hookstream::lag::figures::Figures;
@@ -103,8 +106,8 @@ pub struct Checker {
 /// An event and a subscription.
 type Pair = (Arc<str>, Arc<str>);
 
-/// For how long a late commit may take positions back, ms: until everything is committed again.
-const TAKEN_BACK: Ms = 2_000;
+/// For how long a late commit may take positions back: until everything is committed again.
+const TAKEN_BACK: Duration = Duration::from_secs(2);
 
 fn text(record: &Record, name: &str) -> String {
     let found = record.headers.iter().find(|(at, _)| &**at == name);
@@ -334,7 +337,11 @@ impl Checker {
             if places.len() > 1 && !may_move {
                 doubled.insert(Arc::clone(&id));
                 let since = *self.doubled.entry(Arc::clone(&id)).or_insert(now);
-                if !self.late_commits || now - since >= TAKEN_BACK {
+                // The commit that takes it back may be late itself.
+                let late = self.net.late();
+                let is_late = late.is_some_and(|late| Instant::now() < late + TAKEN_BACK);
+                let lasted = Duration::from_millis((now - since).unsigned_abs());
+                if !self.late_commits || lasted >= TAKEN_BACK && !is_late {
                     self.violated("One lineage", format!("{id} is in {}", places.join(", ")));
                 }
             }
