@@ -1,6 +1,6 @@
 //! Applies events, one at a time.
 
-use super::breaker::Kind;
+use super::breaker::Candidate;
 use super::deferral::When;
 use super::effect::{Attempt, Effect, Effects, Question};
 use super::env::{Endpoint, Env, Standing, Subscriptions};
@@ -95,8 +95,8 @@ impl<E: Endpoint> Partition<E> {
         let Standing::Open(endpoint) = &entry.standing else {
             return;
         };
-        let kind = |taken: &Taken| Kind::of(&taken.command);
-        match entry.lane.next(spare, step.env.now, kind) {
+        let candidate = |taken: &Taken| Candidate::of(&taken.command);
+        match entry.lane.next(spare, step.env.now, candidate) {
             Next::Send(taken, permit) => {
                 let attempt = Attempt {
                     lane: id,

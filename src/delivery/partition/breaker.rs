@@ -31,6 +31,8 @@ const MOMENT: Duration = Duration::from_secs(5);
 const RECENT: Duration = Duration::from_secs(60);
 /// Kinds of commands that are remembered; failed ones are forgotten first, the oldest first.
 const KINDS: usize = 16;
+/// A command with more attempts waits long when another one fails: in the default schedule for half an hour or more.
+const SHORT_ATTEMPTS: u32 = 1;
 /// So many probes of untried event types do not wait for their time.
 const EARLY_PROBES: u32 = 8;
 /// The delay doubles at most this often for an endpoint that fails again soon after it worked.
@@ -89,6 +91,26 @@ impl Kind {
         Self {
             event_type: foldhash::fast::FixedState::default().hash_one(event_type),
             repeated,
+        }
+    }
+}
+
+/// A queued command that may be the probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its attempts so far: the more, the longer its next delay if the probe fails.
+    pub attempts: u32,
+}
+
+impl Candidate {
+    /// The command as a candidate.
+    #[must_use]
+    pub fn of(command: &Command) -> Self {
+        Self {
+            kind: Kind::of(command),
+            attempts: command.attempt,
         }
     }
 }
@@ -167,13 +189,17 @@ impl Breaker {
         self.state = State::Probing;
     }
 
-    /// The place of the best probe among queued commands of these kinds: one that worked at its last attempt, else one
-    /// whose event type was not tried, or that itself was not, else the one whose failure is longest ago.
-    pub fn choose(&self, queued: impl Iterator<Item = Kind>, now: Instant) -> usize {
-        let ranked = queued.map(|kind| self.tried.rank(kind, now)).enumerate();
-        ranked
-            .min_by_key(|&(place, rank)| (rank, place))
-            .map_or(0, |(place, _)| place)
+    /// The place of the best probe among queued commands: of a kind that worked at its last attempt, else one whose event
+    /// type was not tried, or that itself was not, else the one whose failure is longest ago, and of one kind the command
+    /// with the fewest attempts. Of kinds that failed, a command that would wait for the third delay of its schedule or
+    /// longer only if there is no other: it would be delivered long after the endpoint is back.
+    pub fn choose(&self, queued: impl Iterator<Item = Candidate>, now: Instant) -> usize {
+        let ranked = queued.enumerate().map(|(place, candidate)| {
+            let (class, failed) = self.tried.rank(candidate.kind, now);
+            let waits_long = failed.is_some() && candidate.attempts > SHORT_ATTEMPTS;
+            (class, waits_long, failed, candidate.attempts, place)
+        });
+        ranked.min().map_or(0, |(.., place)| place)
     }
 
     /// Whether the last attempt of this kind failed.
@@ -644,8 +670,13 @@ pub(crate) mod tests {
         let second = |seconds| now + Duration::from_secs(seconds);
         let mut breaker = Breaker::default();
         let kinds = ["a", "b", "c", "d"].map(|name| Kind::new(name, false));
-        let choose =
-            |breaker: &Breaker, kinds: &[Kind]| breaker.choose(kinds.iter().copied(), second(4));
+        let candidate = |kind: &Kind| Candidate {
+            kind: *kind,
+            attempts: 0,
+        };
+        let choose = |breaker: &Breaker, kinds: &[Kind]| {
+            breaker.choose(kinds.iter().map(candidate), second(4))
+        };
         assert_eq!(choose(&breaker, &[]), 0);
         assert_eq!(choose(&breaker, &kinds), 0);
         end_of(&mut breaker, Sign::Bad, "b", second(0));
@@ -657,6 +688,41 @@ pub(crate) mod tests {
         assert_eq!(choose(&breaker, &[kinds[0], repeated, kinds[2]]), 2);
         end_of(&mut breaker, Sign::Good, "d", second(2));
         assert_eq!(choose(&breaker, &kinds), 3);
+    }
+
+    #[test]
+    fn of_one_kind_the_command_with_the_fewest_attempts_is_the_probe() {
+        let now = crate::edge::clock::instant();
+        let choose = |breaker: &Breaker, attempts: &[u32]| {
+            let queued = attempts.iter().map(|attempts| Candidate {
+                kind: Kind::new("a", *attempts > 0),
+                attempts: *attempts,
+            });
+            breaker.choose(queued, now)
+        };
+        let mut breaker = Breaker::default();
+        assert_eq!(choose(&breaker, &[3, 1, 2, 1]), 1);
+        breaker.tried.failed(Kind::new("a", false), now);
+        assert_eq!(
+            choose(&breaker, &[0, 3, 2]),
+            2,
+            "of a kind that was not tried"
+        );
+        breaker.tried.failed(Kind::new("a", true), now);
+        breaker
+            .tried
+            .failed(Kind::new("a", false), now + Duration::from_secs(1));
+        assert_eq!(
+            choose(&breaker, &[0, 2, 1]),
+            2,
+            "the failure of its kind is longest ago"
+        );
+        assert_eq!(
+            choose(&breaker, &[2, 0, 0]),
+            1,
+            "the other would wait for half an hour"
+        );
+        assert_eq!(choose(&breaker, &[3, 2]), 1);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use self::bucket::Bucket;
 pub use self::bucket::Rate;
 use self::pace::Pace;
-use super::breaker::{Breaker, Change, Ended, Gate, Kind, Sign};
+use super::breaker::{Breaker, Candidate, Change, Ended, Gate, Kind, Sign};
 use super::concurrency::Concurrency;
 use super::pacing::Pacing;
 use crate::model::breaker_rules::BreakerRules;
@@ -229,9 +229,14 @@ impl<T> Lane<T> {
         self.queued_bytes += bytes;
     }
 
-    /// What may be sent at `now`, when the replica may start `spare` more requests. `kind` is for the choice of a
-    /// probe.
-    pub fn next(&mut self, spare: usize, now: Instant, kind: impl Fn(&T) -> Kind) -> Next<T> {
+    /// What may be sent at `now`, when the replica may start `spare` more requests. `candidate` is for the choice
+    /// of a probe.
+    pub fn next(
+        &mut self,
+        spare: usize,
+        now: Instant,
+        candidate: impl Fn(&T) -> Candidate,
+    ) -> Next<T> {
         if self.queue.is_empty()
             || self.in_flight >= self.at_most()
             || self.in_flight.saturating_mul(SHARE_OF_SPARE) > spare
@@ -259,8 +264,9 @@ impl<T> Lane<T> {
             return Next::At(at);
         }
         let place = if probe {
-            let kinds = self.queue.iter().take(QUEUE_COMMANDS);
-            self.breaker.choose(kinds.map(|(item, _)| kind(item)), now)
+            let queued = self.queue.iter().take(QUEUE_COMMANDS);
+            let candidates = queued.map(|(item, _)| candidate(item));
+            self.breaker.choose(candidates, now)
         } else {
             0
         };

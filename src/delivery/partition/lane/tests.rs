@@ -30,6 +30,13 @@ fn kind(_: &u32) -> Kind {
     of(Sign::None, false).kind
 }
 
+fn candidate(item: &u32) -> Candidate {
+    Candidate {
+        kind: kind(item),
+        attempts: 0,
+    }
+}
+
 fn sent(next: Next<u32>) -> Option<u32> {
     match next {
         Next::Send(item, _) => Some(item),
@@ -51,11 +58,11 @@ fn no_more_than_the_limit_is_in_flight() {
     for item in 0..5 {
         lane.offer(item, 10, false, now).unwrap();
     }
-    assert_eq!(sent(lane.next(SPARE, now, kind)), Some(0));
-    assert_eq!(sent(lane.next(SPARE, now, kind)), Some(1));
-    assert_eq!(lane.next(SPARE, now, kind), Next::Nothing);
+    assert_eq!(sent(lane.next(SPARE, now, candidate)), Some(0));
+    assert_eq!(sent(lane.next(SPARE, now, candidate)), Some(1));
+    assert_eq!(lane.next(SPARE, now, candidate), Next::Nothing);
     lane.ended(now);
-    assert_eq!(sent(lane.next(SPARE, now, kind)), Some(2));
+    assert_eq!(sent(lane.next(SPARE, now, candidate)), Some(2));
 }
 
 #[test]
@@ -77,7 +84,7 @@ fn work(lane: &mut Lane<u32>, now: &mut Instant, each: Duration, time: Duration)
     let end = *now + time;
     fill(lane, *now);
     while *now < end {
-        assert!(matches!(lane.next(SPARE, *now, kind), Next::Send(..)));
+        assert!(matches!(lane.next(SPARE, *now, candidate), Next::Send(..)));
         *now += each;
         lane.ended(*now);
         fill(lane, *now);
@@ -112,7 +119,7 @@ fn a_lane_that_hangs_is_known_to_be_slow_soon() {
     let mut now = start();
     let mut lane = lane(1, None, now);
     work(&mut lane, &mut now, Duration::from_millis(1), 2 * MEASURE);
-    assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
+    assert!(matches!(lane.next(SPARE, now, candidate), Next::Send(..)));
     now += 3 * MEASURE;
     lane.offer(0, 1, false, now).unwrap();
     assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Endpoint));
@@ -123,7 +130,7 @@ fn a_lane_that_hangs_stays_known_for_it_when_its_queue_is_parked() {
     let mut now = start();
     let mut lane = lane(1, None, now);
     lane.offer(0, 1, false, now).unwrap();
-    assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
+    assert!(matches!(lane.next(SPARE, now, candidate), Next::Send(..)));
     for _ in 0..20 {
         now += MEASURE;
         assert_eq!(fill(&mut lane, now), Full::Slow(Slowness::Endpoint));
@@ -136,7 +143,7 @@ fn a_lane_that_hangs_from_its_first_attempt_takes_no_more_than_its_queue_for_lon
     let now = start();
     let mut lane = lane(1, None, now);
     lane.offer(0, 1, true, now).unwrap();
-    assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
+    assert!(matches!(lane.next(SPARE, now, candidate), Next::Send(..)));
     let full =
         |lane: &mut Lane<u32>, now| (0..).find_map(|item| lane.offer(item, 1, true, now).err());
     let (_, full) = full(&mut lane, now + SILENT).unwrap();
@@ -164,12 +171,12 @@ fn a_lane_that_was_idle_is_not_slow_for_that() {
     let mut now = start();
     let mut lane = lane(1, None, now);
     lane.offer(0, 1, false, now).unwrap();
-    lane.next(SPARE, now, kind);
+    lane.next(SPARE, now, candidate);
     now += Duration::from_millis(1);
     lane.ended(now);
     now += Duration::from_secs(3600);
     lane.offer(1, 1, false, now).unwrap();
-    lane.next(SPARE, now, kind);
+    lane.next(SPARE, now, candidate);
     assert_eq!(fill(&mut lane, now), Full::Quick);
 }
 
@@ -189,12 +196,12 @@ fn a_silent_lane_sends_nothing_until_it_may() {
     lane.hold_off(until);
     lane.hold_off(now + Duration::from_secs(3));
     assert_eq!(
-        lane.next(SPARE, now, kind),
+        lane.next(SPARE, now, candidate),
         Next::At(until),
         "a shorter silence does not cut a longer one"
     );
     assert_eq!(lane.closed(now), Some((Slowness::Rate, until)));
-    assert_eq!(sent(lane.next(SPARE, until, kind)), Some(1));
+    assert_eq!(sent(lane.next(SPARE, until, candidate)), Some(1));
 }
 
 #[test]
@@ -205,7 +212,7 @@ fn replicas_short_of_requests_leave_every_lane_its_first() {
         lane.offer(item, 1, false, now).unwrap();
     }
     let mut spare = 128;
-    while sent(lane.next(spare, now, kind)).is_some() {
+    while sent(lane.next(spare, now, candidate)).is_some() {
         spare -= 1;
     }
     assert!(
@@ -214,12 +221,12 @@ fn replicas_short_of_requests_leave_every_lane_its_first() {
         lane.in_flight()
     );
     assert!(
-        sent(self::lane(1, None, now).next(0, now, kind)).is_none(),
+        sent(self::lane(1, None, now).next(0, now, candidate)).is_none(),
         "nothing is queued"
     );
     let mut other = self::lane(8, None, now);
     other.offer(0, 1, false, now).unwrap();
-    assert_eq!(sent(other.next(1, now, kind)), Some(0));
+    assert_eq!(sent(other.next(1, now, candidate)), Some(0));
 }
 
 #[test]
@@ -229,7 +236,7 @@ fn an_open_breaker_closes_the_lane_until_its_probe() {
     let mut changed = None;
     for item in 0..RULES.failures {
         lane.offer(item, 1, false, now).unwrap();
-        let Next::Send(_, permit) = lane.next(SPARE, now, kind) else {
+        let Next::Send(_, permit) = lane.next(SPARE, now, candidate) else {
             panic!("it is closed");
         };
         let report = Report {
@@ -246,12 +253,12 @@ fn an_open_breaker_closes_the_lane_until_its_probe() {
     assert_eq!(lane.closed(now), Some((Slowness::Breaker, probe_at)));
     lane.offer(7, 1, false, probe_at).unwrap();
     lane.offer(8, 1, false, probe_at).unwrap();
-    let Next::Send(7, probe) = lane.next(SPARE, probe_at, kind) else {
+    let Next::Send(7, probe) = lane.next(SPARE, probe_at, candidate) else {
         panic!("the probe is due");
     };
     assert!(probe.probe);
     assert_eq!(
-        lane.next(SPARE, probe_at, kind),
+        lane.next(SPARE, probe_at, candidate),
         Next::Nothing,
         "one probe at a time"
     );
@@ -262,7 +269,7 @@ fn an_open_breaker_closes_the_lane_until_its_probe() {
         end: End::Responded,
     };
     assert_eq!(lane.learn(report, probe_at, 0.5), Some(Change::Closed));
-    assert_eq!(sent(lane.next(SPARE, probe_at, kind)), Some(8));
+    assert_eq!(sent(lane.next(SPARE, probe_at, candidate)), Some(8));
 }
 
 /// An endpoint that takes `pace` a second, at twice that for a while; what is parked comes back in portions of a
@@ -317,7 +324,7 @@ fn overloaded(pace: u64, rate: Option<(f64, f64)>) -> (f64, Duration) {
             }
         }
         if busy.is_none() {
-            match lane.next(SPARE, now, kind) {
+            match lane.next(SPARE, now, candidate) {
                 Next::Send(..) => busy = Some(now + each),
                 Next::At(at) => {
                     coming.entry(at).or_default();
@@ -363,7 +370,7 @@ fn after_throttling_commands_return_at_the_pace_of_the_subscription() {
         {
             lane.offer(0, 1, false, begin).unwrap();
             let now = begin + Duration::from_secs(number as u64);
-            let Next::Send(_, permit) = lane.next(SPARE, now, kind) else {
+            let Next::Send(_, permit) = lane.next(SPARE, now, candidate) else {
                 panic!("nothing holds it up");
             };
             let report = Report {
@@ -398,7 +405,7 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     assert_eq!(free.runnable(SPARE, now), 8);
     assert_eq!(free.runnable(3, now), 3, "a worker gives a lane so many");
     for left in (3..8).rev() {
-        assert!(matches!(free.next(SPARE, now, kind), Next::Send(..)));
+        assert!(matches!(free.next(SPARE, now, candidate), Next::Send(..)));
         assert_eq!(free.runnable(SPARE, now), left);
     }
     assert_eq!(free.runnable(3, now), 0, "another worker gives no more");
@@ -413,8 +420,14 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     let mut limited = lane(8, Some((10.0, 2.0)), now);
     (0..100).for_each(|item| limited.push(item, 1, now));
     assert_eq!(limited.runnable(SPARE, now), 2, "the tokens that there are");
-    assert!(matches!(limited.next(SPARE, now, kind), Next::Send(..)));
-    assert!(matches!(limited.next(SPARE, now, kind), Next::Send(..)));
+    assert!(matches!(
+        limited.next(SPARE, now, candidate),
+        Next::Send(..)
+    ));
+    assert!(matches!(
+        limited.next(SPARE, now, candidate),
+        Next::Send(..)
+    ));
     assert_eq!(limited.runnable(SPARE, now), 0);
     assert_eq!(limited.runnable(SPARE, now + Duration::from_millis(101)), 1);
 
@@ -422,7 +435,7 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     (0..100).for_each(|item| dead.push(item, 1, now));
     let mut opened = false;
     while !opened {
-        let Next::Send(_, permit) = dead.next(SPARE, now, kind) else {
+        let Next::Send(_, permit) = dead.next(SPARE, now, candidate) else {
             panic!("the breaker is closed");
         };
         let report = Report {
@@ -437,7 +450,7 @@ fn only_what_nothing_of_its_own_holds_up_counts_as_runnable() {
     assert_eq!(dead.runnable(SPARE, now), 0, "its breaker is open");
     let probe = now + RULES.probe;
     assert_eq!(dead.runnable(SPARE, probe), 1, "the probe");
-    assert!(matches!(dead.next(SPARE, probe, kind), Next::Send(..)));
+    assert!(matches!(dead.next(SPARE, probe, candidate), Next::Send(..)));
     assert_eq!(dead.runnable(SPARE, probe), 0);
 }
 
@@ -448,7 +461,7 @@ fn a_lane_without_neighbours_gets_what_the_share_of_the_spare_allows() {
         let mut lane = lane(usize::MAX, None, now);
         (0..2 * requests as u32).for_each(|item| lane.push(item, 1, now));
         while matches!(
-            lane.next(requests - lane.in_flight(), now, kind),
+            lane.next(requests - lane.in_flight(), now, candidate),
             Next::Send(..)
         ) {}
         assert_eq!(lane.in_flight(), most_alone(requests), "of {requests}");
@@ -487,7 +500,7 @@ proptest! {
             }
             let runnable = lane.runnable(SPARE, now);
             let mut sent = 0;
-            while let Next::Send(_, permit) = lane.next(SPARE, now, kind) {
+            while let Next::Send(_, permit) = lane.next(SPARE, now, candidate) {
                 permits.push_back(permit);
                 sent += 1;
             }
@@ -506,7 +519,7 @@ proptest! {
             now += Duration::from_millis(step);
             while lane.offer(0, 1, false, now).is_ok() && lane.queued() < 100 {}
             loop {
-                match lane.next(SPARE, now, kind) {
+                match lane.next(SPARE, now, candidate) {
                     Next::Send(..) => { sent += 1.0; lane.ended(now); }
                     Next::At(at) => {
                         prop_assert!(at > now);
@@ -526,11 +539,11 @@ proptest! {
         let mut lane = lane(usize::MAX, Some((per_second, 1.0)), now);
         for item in 0..20 {
             lane.offer(item, 1, false, now).unwrap();
-            match lane.next(SPARE, now, kind) {
+            match lane.next(SPARE, now, candidate) {
                 Next::Send(..) => {}
                 Next::At(at) => {
                     now = at;
-                    prop_assert!(matches!(lane.next(SPARE, now, kind), Next::Send(..)));
+                    prop_assert!(matches!(lane.next(SPARE, now, candidate), Next::Send(..)));
                 }
                 Next::Nothing => prop_assert!(false, "there is something to send"),
             }
