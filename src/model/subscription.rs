@@ -6,11 +6,11 @@
 //! may be reached is decided by the egress policy, not here.
 
 mod auth;
-mod common;
 mod decision;
 mod endpoint_url;
 pub mod filter;
 mod fold;
+mod interned;
 mod json;
 mod keep;
 mod model;

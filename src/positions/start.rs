@@ -176,6 +176,7 @@ impl Start<'_> {
         let log = Log::open(self.settings, self.settings.topics.subscriptions(), PURPOSE);
         let markers = log.and_then(|log| {
             let cluster = log.cluster()?;
+            // One that was removed meanwhile only ends this start a step early: nothing is read without a position.
             let seen = self.subscriptions.map(SubscriptionCache::start_markers);
             let markers = match seen {
                 Some(seen) => Some(self.of_group(&cluster, seen)),

@@ -58,7 +58,7 @@ pub struct RoleContext {
     role: &'static str,
     process: Process,
     /// Whether the role waits for the subscriptions.
-    needs_subscriptions: bool,
+    waits_for_subscriptions: bool,
     halt: Halt,
 }
 
@@ -83,7 +83,7 @@ impl Halt {
 impl RoleContext {
     /// The context of `role` in `process`.
     #[must_use]
-    pub fn new(process: &Process, role: &'static str, needs_subscriptions: bool) -> Self {
+    pub fn new(process: &Process, role: &'static str, waits_for_subscriptions: bool) -> Self {
         Self {
             settings: Arc::clone(&process.settings),
             metrics: process.metrics.clone(),
@@ -92,7 +92,7 @@ impl RoleContext {
             tracer: process.tracer.clone(),
             role,
             process: process.clone(),
-            needs_subscriptions,
+            waits_for_subscriptions,
             halt: Halt {
                 stop: Arc::clone(&process.stop),
                 held: process.holds.of(role),
@@ -214,10 +214,12 @@ impl RoleContext {
         self.process.health.set(self.role, state);
     }
 
-    /// The subscriptions, if the role has waited for them.
+    /// The subscriptions, if the role waits for them and they are loaded.
     #[must_use]
     pub fn loaded(&self) -> Option<&SubscriptionCache> {
-        self.needs_subscriptions.then_some(&*self.process.table)
+        let loaded = &self.process.subscriptions_loaded;
+        let is_loaded = self.waits_for_subscriptions && loaded.load(Ordering::Acquire);
+        is_loaded.then_some(&*self.process.table)
     }
 
     /// Waits until the statuses are loaded, so that a rollout neither forgets since when an endpoint fails nor repeats a
@@ -270,7 +272,8 @@ impl RoleContext {
         };
         self.check_cluster(cluster)?;
         self.set(State::Starting("loading subscriptions".to_owned()));
-        while self.needs_subscriptions && !self.process.subscriptions_loaded.load(Ordering::Acquire)
+        while self.waits_for_subscriptions
+            && !self.process.subscriptions_loaded.load(Ordering::Acquire)
         {
             if self.stopping() {
                 return Ok(false);

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -33,11 +34,14 @@ use crate::model::subscription::{
     APPLIED, Change, Fold, Kept, ReadRecord, State, Subscription, SubscriptionError, TopicRecord,
 };
 
-/// Records that are taken at a time at most.
+/// Maximum number of records taken at a time.
 const BATCH: usize = 4096;
+/// Bytes of keys and values with which a batch ends: what was handed out does not count toward the client's own limit.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Maximum number of threads that parse records: one takes what they parsed, and is as busy as they are by then.
+const MAX_PARSERS: usize = 8;
 
 /// All valid subscriptions, shared by the roles of a process.
-#[derive(Default)]
 pub struct SubscriptionCache {
     /// Where fan-out asks it.
     index: Option<RwLock<Index>>,
@@ -64,6 +68,12 @@ pub enum Known {
     Missing,
 }
 
+impl Default for SubscriptionCache {
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
+
 impl SubscriptionCache {
     /// An empty cache; with `verify`, every endpoint must consent.
     #[must_use]
@@ -78,8 +88,11 @@ impl SubscriptionCache {
     #[must_use]
     pub fn for_lookups(verify: bool) -> Self {
         Self {
+            index: None,
             fold: RwLock::new(Fold::new(verify)),
-            ..Self::default()
+            pending: RwLock::default(),
+            start_markers: RwLock::default(),
+            version: AtomicU64::default(),
         }
     }
 
@@ -183,6 +196,7 @@ impl SubscriptionCache {
             return Ok(());
         }
         let mut fold = self.fold.write().unwrap_or_else(PoisonError::into_inner);
+        // Held while the fold takes the record, so that a change of the subscription makes another `Arc`.
         let before = record.id().and_then(|id| fold.get(id)).cloned();
         let change = fold.take_read(record);
         let mut refusal = Ok(());
@@ -299,14 +313,10 @@ pub fn follow(
     ready: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
     let topic = settings.topics.subscriptions();
-    let pool = rayon::ThreadPoolBuilder::new().thread_name(|_| "table".to_owned());
-    let pool = pool.build().map_err(|error| {
-        Failure::Internal(format!("starting threads that read subscriptions: {error}"))
-    })?;
-    // Its threads end when all is loaded.
-    let pool = RefCell::new(Some(pool));
+    // Until all is loaded.
+    let parsers = RefCell::new(parsers());
     let mut ready = || {
-        pool.take();
+        parsers.take();
         tracing::info!(subscriptions = table.len(), "subscriptions loaded");
         ready();
     };
@@ -317,9 +327,9 @@ pub fn follow(
                 invalid.count(message, &refusal);
             }
         };
-        match &*pool.borrow() {
-            Some(pool) => {
-                let all: Vec<_> = pool.install(|| messages.par_iter().map(read).collect());
+        match &*parsers.borrow() {
+            Some(parsers) => {
+                let all: Vec<_> = parsers.install(|| messages.par_iter().map(read).collect());
                 messages.iter().zip(all).for_each(apply);
             }
             None => messages
@@ -331,9 +341,20 @@ pub fn follow(
     follow_topic(settings, "table", &topic, stop, &mut ready, &mut take)
 }
 
+/// Threads that parse records; `None` if they cannot be started, so that one does all the work.
+fn parsers() -> Option<rayon::ThreadPool> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(cores.min(MAX_PARSERS));
+    let builder = builder.thread_name(|at| format!("table-{at}"));
+    let built = builder.build();
+    built
+        .inspect_err(|error| tracing::warn!("subscriptions load on one thread: {error}"))
+        .ok()
+}
+
 /// Reads a topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is reached
 /// for the first time. Partitions that are added later are read too. `take` gets records in the order of their partition,
-/// as many at a time as are there, up to [`BATCH`].
+/// as many at a time as are there, up to [`BATCH`] and about [`BATCH_BYTES`].
 pub(super) fn follow_topic(
     settings: &Settings,
     purpose: &'static str,
@@ -382,12 +403,15 @@ pub(super) fn follow_topic(
         }
         let patience = if loaded { FOLLOWING } else { READING };
         let mut next = consumer.poll(patience);
-        let mut batch = Vec::new();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(Ok(message)) = next {
+            bytes += message.key_len() + message.payload_len();
             batch.push(message);
-            next = (batch.len() < BATCH)
-                .then(|| consumer.poll(Duration::ZERO))
-                .flatten();
+            let is_full = batch.len() == BATCH || bytes >= BATCH_BYTES;
+            next = match is_full {
+                true => None,
+                false => consumer.poll(Duration::ZERO),
+            };
         }
         if !batch.is_empty() {
             take(&batch);
@@ -460,4 +484,108 @@ fn assign_new(
     }
     tracing::debug!(topic, partitions = fresh.count(), "reading partitions");
     consumer.incremental_assign(&fresh).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::subscription::{Decider, Decision};
+    use crate::model::units::EpochMs;
+
+    fn document(id: &str, more: &serde_json::Value) -> Vec<u8> {
+        let mut document = json!({
+            "id": id, "subscriber": "acme", "url": "https://acme.example/in", "events": ["order.*"],
+        });
+        for (name, value) in more.as_object().unwrap() {
+            document[name] = value.clone();
+        }
+        document.to_string().into_bytes()
+    }
+
+    fn put(cache: &SubscriptionCache, key: &str, value: Option<&[u8]>) -> Result<(), Refusal> {
+        cache.apply(&TopicRecord {
+            key: Some(key.as_bytes()),
+            value,
+            partition: Some(0),
+            timestamp: Some(EpochMs(1)),
+            ..TopicRecord::default()
+        })
+    }
+
+    fn state(cache: &SubscriptionCache, id: &str) -> Option<State> {
+        match cache.get(id) {
+            Known::Valid(found) => Some(found.state),
+            Known::Invalid | Known::Missing => None,
+        }
+    }
+
+    #[test]
+    fn each_change_of_a_subscription_changes_the_version_and_nothing_else_does() {
+        for cache in [
+            SubscriptionCache::new(false),
+            SubscriptionCache::for_lookups(false),
+        ] {
+            let mut version = 0;
+            let mut step = |key: &str, value: Option<&[u8]>, changes: bool| {
+                let applied = put(&cache, key, value);
+                version += u64::from(changes);
+                assert_eq!(cache.version(), version, "{key}");
+                applied
+            };
+            let first = document("s", &json!({}));
+            step("s", Some(&first), true).unwrap();
+            step("s", Some(&first), false).unwrap();
+            step(
+                "s",
+                Some(&document("s", &json!({"max_in_flight": 2}))),
+                true,
+            )
+            .unwrap();
+            let Known::Valid(before) = cache.get("s") else {
+                panic!("it was applied")
+            };
+            let pause = Decision::by_operator(&before, State::Paused, EpochMs(2));
+            let key = Decider::Operator.key("s");
+            step(&key, Some(&pause.to_json()), true).unwrap();
+            assert_eq!(
+                (before.state, state(&cache, "s")),
+                (State::Active, Some(State::Paused))
+            );
+            let refused = step("s", Some(b"{}"), true).unwrap_err();
+            assert!(refused.in_force);
+            assert_eq!(state(&cache, "s"), Some(State::Paused));
+            step("t", Some(b"{}"), true).unwrap_err();
+            assert!(matches!(cache.get("t"), Known::Invalid));
+            step("s", None, true).unwrap();
+            step("s", None, false).unwrap();
+            assert!(matches!(cache.get("s"), Known::Missing));
+            assert!(cache.is_empty());
+        }
+    }
+
+    #[test]
+    fn those_that_wait_for_consent_are_pending_until_they_are_deleted() {
+        let cache = SubscriptionCache::for_lookups(true);
+        put(&cache, "s", Some(&document("s", &json!({})))).unwrap();
+        let pending = cache.pending();
+        assert_eq!((pending.len(), &*pending[0].subscription.id), (1, "s"));
+        put(&cache, "s", None).unwrap();
+        assert!(cache.pending().is_empty());
+    }
+
+    #[test]
+    fn markers_of_first_starts_are_kept_beside_the_subscriptions() {
+        let cache = SubscriptionCache::new(false);
+        let key = start_marker::key("g", "t", "c");
+        for value in ["1", "2"] {
+            put(&cache, &key, Some(value.as_bytes())).unwrap();
+        }
+        put(&cache, &start_marker::key("g", "u", "c"), Some(b"3")).unwrap();
+        put(&cache, &start_marker::key("g", "u", "c"), None).unwrap();
+        let all: Vec<_> = cache.start_markers().into_iter().collect();
+        assert_eq!(all, [(key.into_bytes().into(), Box::from(*b"2"))]);
+        assert_eq!((cache.version(), cache.len()), (0, 0));
+    }
 }

@@ -27,9 +27,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::common::Common;
 use super::decision::{Decider, Decision};
 use super::filter::Filter;
+use super::interned::Interned;
 use super::model::{AppliedRecord, Source, State, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
@@ -233,7 +233,7 @@ pub struct Fold {
     side_records: HashMap<Box<str>, SideRecords>,
     /// Whether every endpoint must consent.
     verify: bool,
-    common: Common,
+    interned: Interned,
 }
 
 impl Fold {
@@ -382,7 +382,7 @@ impl Fold {
             _ => Ok(parsed),
         });
         let subscription = match parsed {
-            Ok(subscription) => self.common.share(subscription),
+            Ok(subscription) => self.interned.share(subscription),
             Err(error) => {
                 if is_id(id) {
                     self.side_records.entry(id.into()).or_default().is_invalid = true;

@@ -10,12 +10,12 @@ use super::model::Subscription;
 
 /// Values that subscriptions share.
 #[derive(Debug, Default)]
-pub(super) struct Common {
-    patterns: Pool<[TypePattern]>,
-    paths: Pool<[Box<str>]>,
+pub(super) struct Interned {
+    patterns: Interner<[TypePattern]>,
+    paths: Interner<[Box<str>]>,
 }
 
-impl Common {
+impl Interned {
     /// The same subscription, which shares what others have, too. Copied where it has other owners.
     pub(super) fn share(&mut self, mut subscription: Arc<Subscription>) -> Arc<Subscription> {
         let changed = Arc::make_mut(&mut subscription);
@@ -28,13 +28,13 @@ impl Common {
 }
 
 #[derive(Debug)]
-struct Pool<T: ?Sized> {
+struct Interner<T: ?Sized> {
     all: HashSet<Arc<T>>,
     /// How many it may hold until those that nobody uses any more are removed.
     limit: usize,
 }
 
-impl<T: ?Sized> Default for Pool<T> {
+impl<T: ?Sized> Default for Interner<T> {
     fn default() -> Self {
         Self {
             all: HashSet::new(),
@@ -43,7 +43,7 @@ impl<T: ?Sized> Default for Pool<T> {
     }
 }
 
-impl<T: ?Sized + Eq + Hash> Pool<T> {
+impl<T: ?Sized + Eq + Hash> Interner<T> {
     fn share(&mut self, value: &mut Arc<T>) {
         if let Some(known) = self.all.get(&**value) {
             *value = Arc::clone(known);
@@ -63,29 +63,29 @@ mod tests {
 
     #[test]
     fn equal_values_are_kept_once_and_unused_ones_are_removed() {
-        let mut pool = Pool::default();
+        let mut interner = Interner::default();
         let text = |number: usize| Arc::<str>::from(number.to_string());
         let (mut one, mut same) = (text(1), text(1));
-        pool.share(&mut one);
-        pool.share(&mut same);
+        interner.share(&mut one);
+        interner.share(&mut same);
         assert!(Arc::ptr_eq(&one, &same));
         for number in 2..10_000 {
-            pool.share(&mut text(number));
-            assert!(pool.all.len() <= 1024);
+            interner.share(&mut text(number));
+            assert!(interner.all.len() <= 1024);
         }
-        assert!(pool.all.contains(&*one), "it is in use");
+        assert!(interner.all.contains(&*one), "it is in use");
     }
 
     #[test]
-    fn a_pool_of_values_in_use_is_not_searched_each_time() {
-        let mut pool = Pool::default();
+    fn an_interner_of_values_in_use_is_not_searched_each_time() {
+        let mut interner = Interner::default();
         let mut kept: Vec<Arc<str>> = Vec::new();
         for number in 0..5_000 {
             let mut value = Arc::from(number.to_string());
-            pool.share(&mut value);
+            interner.share(&mut value);
             kept.push(value);
         }
-        assert_eq!(pool.all.len(), kept.len());
-        assert!(pool.limit >= kept.len() && pool.limit <= 4 * kept.len());
+        assert_eq!(interner.all.len(), kept.len());
+        assert!(interner.limit >= kept.len() && interner.limit <= 4 * kept.len());
     }
 }

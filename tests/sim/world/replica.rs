@@ -9,6 +9,7 @@ use std::time::Duration;
 use hookstream::config::Settings;
 use hookstream::delivery::metrics::DeliveryMetrics;
 use hookstream::edge::kafka::status_cache::StatusCache;
+use hookstream::edge::kafka::subscription_cache::SubscriptionCache;
 use hookstream::edge::kafka::subscription_cache::topic_record;
 use hookstream::edge::otlp::Tracer;
 use hookstream::edge::port::failure::Failure;
@@ -107,7 +108,10 @@ impl Replica {
         let process = Process {
             settings: Arc::clone(&self.settings),
             metrics: Metrics::register(&registry),
-            table: Arc::default(),
+            table: Arc::new(match self.roles {
+                Roles::All | Roles::Fanout => SubscriptionCache::new(false),
+                Roles::Deliver | Roles::Release => SubscriptionCache::for_lookups(false),
+            }),
             // Without a reader: each owner begins anew.
             statuses: Arc::new(StatusCache::without_reader()),
             tracer: Tracer::off(),

@@ -83,6 +83,18 @@ impl Topic {
         }
         fold
     }
+
+    /// What a reader finds that reads all records before it takes them.
+    fn read_ahead(&self, kept: Kept) -> Fold {
+        let all = self.log.iter();
+        let all = all.map(|(key, value, ms)| at(key, value.as_deref(), *ms).read(kept));
+        let all: Vec<ReadRecord<'_>> = all.collect();
+        let mut fold = Fold::default();
+        for one in all {
+            fold.take_read(one);
+        }
+        fold
+    }
 }
 
 #[test]
@@ -437,6 +449,10 @@ proptest! {
             prop_assert_eq!(now.max_in_flight, u32::from(document) + 1);
             let again = topic.read_again(true);
             prop_assert_eq!(again.get("a").unwrap().state, decided);
+            for kept in [Kept::Whole, Kept::ForLookups] {
+                let ahead = topic.read_ahead(kept);
+                prop_assert_eq!(format!("{:?}", ahead.get("a")), format!("{:?}", Some(&now)));
+            }
         }
     }
 }
