@@ -83,7 +83,9 @@ impl Role {
                 return Ok(());
             }
             match self.run_once(context, families) {
-                Err(failure @ Failure::Stuck(_)) if !context.process_stopping() => {
+                Err(failure @ (Failure::Stuck(_) | Failure::NoPosition { .. }))
+                    if !context.process_stopping() =>
+                {
                     tracing::warn!(role = self.name(), "role restarted: {failure}");
                     context.metrics.role_restarts(self.name()).inc();
                 }

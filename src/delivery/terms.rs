@@ -303,7 +303,7 @@ fn limits(subscription: &Subscription, settings: &Settings) -> Limits {
     Limits {
         breaker: settings.breaker.with(&subscription.overrides.breaker),
         max_in_flight: usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX),
-        rate: subscription.rate_limit.as_ref().map(|limit| Rate {
+        rate: subscription.rate_limit.as_deref().map(|limit| Rate {
             per_second: limit.per_second,
             burst: f64::from(limit.burst),
         }),

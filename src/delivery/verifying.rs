@@ -284,7 +284,7 @@ impl<H: Http> Asking<H> {
     async fn handshake(&self, target: &Target) -> Result<Handshake, String> {
         let deadline = tokio::time::Instant::from_std(clock::instant()) + target.timeout;
         let origin = &*self.directory.settings.verification_origin;
-        let rate = wanted_rate(target.subscription.rate_limit.as_ref());
+        let rate = wanted_rate(target.subscription.rate_limit.as_deref());
         let request = target.handshake(origin, rate);
         let answer = match self
             .client

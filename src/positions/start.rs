@@ -11,6 +11,7 @@
 
 mod decision;
 mod members;
+mod refusals;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -325,39 +326,18 @@ impl Start<'_> {
         }
     }
 
+    /// The kind of the event topics among `topics`, if there is one.
+    fn start_of(&self, topics: &[String]) -> Kind {
+        let mut kinds = topics.iter().map(|topic| self.kind_of(topic));
+        let of_events = kinds.find(|kind| matches!(kind, Kind::Events(_)));
+        of_events.unwrap_or(Kind::Own)
+    }
+
     fn kind(&self) -> Kind {
         match self.role {
             GroupRole::Fanout => Kind::Events(self.settings.start_at),
             GroupRole::Deliver | GroupRole::Release => Kind::Own,
         }
-    }
-
-    fn lost(&self, lost: &[(String, Vec<i32>)]) -> Failure {
-        let topics: Vec<&str> = lost.iter().map(|(topic, _)| topic.as_str()).collect();
-        let places = lost
-            .iter()
-            .map(|(topic, partitions)| format!("{topic} (partitions {})", first_of(partitions)));
-        let places: Vec<String> = places.collect();
-        Failure::PositionsLost(format!(
-            "the committed positions of {} are gone in {}: they expired while the group had no members, or were deleted; nothing is read, since records would be sent again or skipped; set where to continue with `hookstream positions set {} --to earliest|now|TIME` (--start-at applies to a first start only)",
-            self.group,
-            places.join(", "),
-            topics.join(" "),
-        ))
-    }
-
-    fn not_moved(&self, topic: &str) -> Failure {
-        Failure::PositionsLost(format!(
-            "{} has positions in {topic} on another cluster, but none on this one; move them with `hookstream positions import`, set them with `hookstream positions set {topic} --to earliest|now|TIME`, or start with an explicit --start-at",
-            self.group,
-        ))
-    }
-
-    fn busy(&self, topic: &str) -> Failure {
-        Failure::PositionsLost(format!(
-            "{} has no positions in {topic}, and none can be committed while other replicas run with --guarantee at-least-once; stop all replicas of the role first, or start with --start-at earliest",
-            self.group,
-        ))
     }
 
     fn client(&self, isolation: &str) -> Result<Client, Failure> {
@@ -509,7 +489,7 @@ impl Start<'_> {
             topics => tracing::info!(
                 group = self.group,
                 topics = topics.join(","),
-                start_at = %self.kind().start_at(),
+                start_at = %self.start_of(topics).start_at(),
                 skipped = skipped.offsets,
                 to_read = to_read.offsets,
                 skipping = skipped.text(),

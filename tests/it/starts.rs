@@ -275,6 +275,33 @@ fn positions_that_are_gone_stop_each_role_and_nothing_is_sent_again() {
     stop(process);
 }
 
+/// A process that is suspended for longer than its session leaves its groups empty, and an empty group can lose its
+/// positions. When it goes on, it must not send everything again.
+#[test]
+fn a_process_that_was_suspended_refuses_to_begin_anew_when_its_positions_are_gone() {
+    let mut world = world("start-suspended");
+    world.start_at = "earliest";
+    let receiver = Receiver::good();
+    put(&world, &[subscription("acme", &receiver.url("/"), &["**"])]);
+    publish(&world, &["1", "2"]);
+    let mut process = start(&world, &["-X", "session.timeout.ms=6000"]);
+    receiver.wait_for(2, LATER);
+    wait_until_done(&world);
+    process.signal("STOP");
+    for role in ["fanout", "deliver", "release"] {
+        // The broker refuses while the group has a member.
+        forget(&world, role);
+    }
+    process.signal("CONT");
+    let code = process.wait_exit(LATER).code();
+    let log = process.stderr().join("\n");
+    assert_eq!(code, Some(1), "{log}");
+    for part in ["role restarted", "hookstream positions set"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert_eq!(delivered(&receiver), ["1", "2"], "nothing is sent again");
+}
+
 #[test]
 fn replicas_that_start_at_once_begin_once() {
     let world = with_default("start-race");

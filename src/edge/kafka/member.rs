@@ -16,7 +16,7 @@
 //! Two properties of the clients are verified rather than trusted: that each record is returned once (`sequence_guard`),
 //! and that the member is not stuck (`health`, and a client that reads committed offsets in its place).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
@@ -91,6 +91,9 @@ pub struct Member {
     /// The generation in which the partitions were taken. Never refreshed at commit time: after an eviction it would
     /// be empty, and a broker accepts an empty generation from anybody.
     metadata: RefCell<Option<Arc<ConsumerGroupMetadata>>>,
+    /// The group has taken this member for dead. Then the group may have been empty, and an empty group can lose its
+    /// positions.
+    was_lost: Cell<bool>,
     /// Limits how often to look for deleted topics.
     deletions: RefCell<Throttle>,
     /// Locates positions that are out of range.
@@ -152,6 +155,7 @@ impl Member {
             group: group.to_owned(),
             session: session.map_or(SESSION_TIMEOUT, Duration::from_millis),
             metadata: RefCell::default(),
+            was_lost: Cell::default(),
             deletions: RefCell::new(Throttle::new(Duration::from_secs(5))),
             gap_search: RefCell::default(),
         })
@@ -242,6 +246,7 @@ impl Member {
                 None
             }
             Event::Revoke { partitions, lost } => {
+                self.was_lost.set(self.was_lost.get() || lost);
                 self.reader.stop(&partitions)?;
                 Some(Polled::Revoked { partitions, lost })
             }
@@ -329,25 +334,40 @@ impl Member {
         self.offsets.read(partitions)
     }
 
-    /// Takes `partitions` and reads from their committed offsets, or from the earliest record.
+    /// Takes `partitions` and reads from their committed offsets, or from the earliest record of new partitions.
     ///
     /// # Errors
+    /// [`Failure::NoPosition`] when there is none in a partition, and the group has taken this member for dead before;
     /// [`Failure`] when the client fails, which a healthy client does not.
     pub fn take(&self, partitions: &[Committed]) -> Result<(), Failure> {
         let all: Vec<_> = partitions.iter().map(|found| found.at.clone()).collect();
         self.take_unread(&all)?;
         failpoint::point("assigned.after");
-        self.reader.start(&positions(partitions))?;
         let fresh = partitions.iter().filter(|found| found.position.is_none());
-        let fresh = fresh.count();
-        if fresh > 0 {
+        let fresh: Vec<&TopicPartition> = fresh.map(|found| &found.at).collect();
+        if let Some(first) = fresh.first() {
+            if self.was_lost.get() {
+                return Err(self.no_position(first, fresh.len()));
+            }
             tracing::info!(
                 group = self.group,
-                partitions = fresh,
+                partitions = fresh.len(),
                 "no committed offset; starting at the earliest record"
             );
         }
-        Ok(())
+        self.reader.start(&positions(partitions))
+    }
+
+    fn no_position(&self, first: &TopicPartition, count: usize) -> Failure {
+        let (topic, partition) = (&first.topic, first.partition);
+        let more = match count {
+            1 => String::new(),
+            _ => format!(" and {} more", count - 1),
+        };
+        Failure::NoPosition {
+            group: self.group.clone(),
+            partitions: format!("{topic} partition {partition}{more}"),
+        }
     }
 
     /// Takes `partitions` without reading them: for a process that is about to leave.

@@ -141,8 +141,8 @@ impl fmt::Display for ClientError {
 
 impl std::error::Error for ClientError {}
 
-/// Why a role cannot continue. [`Failure::Stuck`] restarts the role within the process; all others end the process, and
-/// its supervisor restarts it.
+/// Why a role cannot continue. [`Failure::Stuck`] and [`Failure::NoPosition`] restart the role within the process; all
+/// others end the process, and its supervisor restarts it.
 #[derive(Debug, Error)]
 pub enum Failure {
     /// A topic that this role needs does not exist.
@@ -199,6 +199,15 @@ pub enum Failure {
     /// The client lost a response and waits for it forever; a new client does not.
     #[error("{0}: consumer stuck waiting for the group coordinator")]
     Stuck(&'static str),
+    /// A member that was taken for dead is back, and its group has no position in some partitions: they are new, or the
+    /// positions were deleted meanwhile. The next start decides.
+    #[error("{group} has no committed position in {partitions}")]
+    NoPosition {
+        /// The group.
+        group: String,
+        /// Some of the partitions.
+        partitions: String,
+    },
     /// A group's positions are gone, or none can be committed at its first start; says what to do.
     #[error("{0}")]
     PositionsLost(String),

@@ -103,7 +103,7 @@ impl Applied {
                 record: AppliedRecord {
                     timestamp: record.timestamp,
                     state: subscription.state,
-                    rate_limit: subscription.rate_limit.map(Box::new),
+                    rate_limit: subscription.rate_limit.clone(),
                 },
             };
             Arc::new(subscription)
@@ -295,14 +295,14 @@ impl Fold {
         if now.state == state
             && now.resumed_at == resumed_at
             && now.source.version == version
-            && now.rate_limit == rate_limit
+            && now.rate_limit.as_deref() == rate_limit.as_ref()
         {
             return Change::Updated(Arc::clone(now));
         }
         let folded = Arc::make_mut(now);
         folded.state = state;
         folded.resumed_at = resumed_at;
-        folded.rate_limit = rate_limit;
+        folded.rate_limit = rate_limit.map(Box::new);
         folded.source.version = version;
         Change::Updated(Arc::clone(now))
     }

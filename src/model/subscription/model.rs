@@ -49,8 +49,8 @@ pub struct Subscription {
     pub source: Source,
     /// The maximum number of requests in flight, 1 to 1,024.
     pub max_in_flight: u32,
-    /// The rate limit of attempts: its own, or the lower one that its endpoint grants.
-    pub rate_limit: Option<RateLimit>,
+    /// The rate limit of attempts: its own, or the lower one that its endpoint grants. Few have one.
+    pub rate_limit: Option<Box<RateLimit>>,
     /// The order of delivery.
     pub order: Order,
     /// Settings that most subscriptions leave to the operator.
@@ -137,7 +137,7 @@ pub struct AppliedRecord {
     pub timestamp: Option<EpochMs>,
     /// Its state.
     pub state: State,
-    /// Its rate limit. Few have one.
+    /// Its rate limit.
     pub rate_limit: Option<Box<RateLimit>>,
 }
 

@@ -54,7 +54,7 @@ fn the_example_of_the_schema_is_read_in_full() {
         (Format::Standard, State::Active, 8)
     );
     assert_eq!(
-        read.rate_limit,
+        read.rate_limit.as_deref().copied(),
         Some(RateLimit {
             per_second: 50.0,
             burst: 50
@@ -93,7 +93,7 @@ fn what_is_absent_has_its_default() {
     )
     .unwrap();
     assert_eq!(
-        limit.rate_limit,
+        limit.rate_limit.as_deref().copied(),
         Some(RateLimit {
             per_second: 2.5,
             burst: 3

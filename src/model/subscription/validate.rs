@@ -95,7 +95,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         max_in_flight: check
             .integer("max_in_flight")
             .unwrap_or(DEFAULT_MAX_IN_FLIGHT),
-        rate_limit: check.rate_limit(),
+        rate_limit: check.rate_limit().map(Box::new),
         order: check.enumerated("order"),
         overrides: check.overrides(url.as_ref()).into(),
         url: EndpointUrl::new(url.clone().unwrap_or_else(placeholder_url)),

@@ -88,14 +88,14 @@ fn the_rate_that_an_endpoint_allows_limits_it() {
     let mut topic = Topic::default();
     topic.apply(json!({"verify": true, "rate_limit": {"per_second": 50}}));
     topic.consents(Some(120));
-    let limit = topic.now().rate_limit.unwrap();
+    let limit = topic.now().rate_limit.clone().unwrap();
     assert_eq!((limit.per_second, limit.burst), (2.0, 1));
     topic.consents(None);
-    assert_eq!(topic.now().rate_limit.unwrap().per_second, 50.0);
+    assert_eq!(topic.now().rate_limit.clone().unwrap().per_second, 50.0);
     topic.consents(Some(120));
     topic.apply(json!({"verify": true, "rate_limit": {"per_second": 1}}));
     assert_eq!(
-        topic.now().rate_limit.unwrap().per_second,
+        topic.now().rate_limit.clone().unwrap().per_second,
         1.0,
         "its own is lower"
     );
