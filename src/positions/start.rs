@@ -39,7 +39,7 @@ use crate::edge::kafka::wait::KeepWaiting;
 use crate::model::source::FIRST_START;
 use crate::model::start_marker::{self, GroupMarkers};
 use crate::model::transaction_end::TransactionEnd;
-use crate::model::units::{Position, first_of};
+use crate::model::units::Position;
 use decision::{Decision, Kind, Known, Ranges, decide};
 use members::Group;
 
