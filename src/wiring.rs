@@ -89,6 +89,8 @@ impl Role {
                     tracing::warn!(role = self.name(), "role restarted: {failure}");
                     context.metrics.role_restarts(self.name()).inc();
                 }
+                // The next start decides.
+                Err(Failure::NoPosition { .. }) => return Ok(()),
                 // Held: it starts again.
                 Ok(()) if !context.process_stopping() => {}
                 ended => return ended,

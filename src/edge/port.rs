@@ -359,7 +359,8 @@ pub trait Member {
     /// Leaves the group when the role has ended with the result `ended`.
     ///
     /// # Errors
-    /// The result of the role; [`Failure::Internal`] in place of [`Failure::Stuck`] when the group was not left in time.
+    /// The result of the role; [`Failure::Internal`] in place of one that would restart the role when the group was not left
+    /// in time.
     fn leave(self, ended: Result<(), Failure>) -> impl Future<Output = Result<(), Failure>>;
 }
 

@@ -254,7 +254,7 @@ impl Metrics {
                 &["role"],
             )),
             role_restarts: registry.add(IntCounterVec::new(
-                Opts::new("hookstream_role_restarts_total", "Restarts of a role within the process because its Kafka client was stuck."),
+                Opts::new("hookstream_role_restarts_total", "Restarts of a role within the process because its Kafka client was stuck, or its group had no position in a partition."),
                 &["role"],
             )),
             transactions: TransactionalRole::ALL

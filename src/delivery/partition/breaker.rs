@@ -31,7 +31,7 @@ const MOMENT: Duration = Duration::from_secs(5);
 const RECENT: Duration = Duration::from_secs(60);
 /// Kinds of commands that are remembered; failed ones are forgotten first, the oldest first.
 const KINDS: usize = 16;
-/// A command with more attempts waits long when another one fails: in the default schedule for half an hour or more.
+/// A command with more attempts waits long when another one fails: for half an hour or more by the default schedule.
 const SHORT_ATTEMPTS: u32 = 1;
 /// So many probes of untried event types do not wait for their time.
 const EARLY_PROBES: u32 = 8;
@@ -190,14 +190,21 @@ impl Breaker {
     }
 
     /// The place of the best probe among queued commands: of a kind that worked at its last attempt, else one whose event
-    /// type was not tried, or that itself was not, else the one whose failure is longest ago, and of one kind the command
-    /// with the fewest attempts. Of kinds that failed, a command that would wait for the third delay of its schedule or
-    /// longer only if there is no other: it would be delivered long after the endpoint is back.
-    pub fn choose(&self, queued: impl Iterator<Item = Candidate>, now: Instant) -> usize {
+    /// type was not tried, or that itself was not, else the one whose failure is longest ago; of those that are alike, the
+    /// command with the fewest attempts. Among failed kinds, a command with two attempts or more only if none with
+    /// fewer has its event type: it would be delivered long after the endpoint is back.
+    pub fn choose(&self, queued: impl Iterator<Item = Candidate> + Clone, now: Instant) -> usize {
+        let all = queued.clone();
+        let is_spared = |one: Candidate| {
+            let is_gentler = |other: Candidate| {
+                other.kind.event_type == one.kind.event_type && other.attempts <= SHORT_ATTEMPTS
+            };
+            one.attempts > SHORT_ATTEMPTS && all.clone().any(is_gentler)
+        };
         let ranked = queued.enumerate().map(|(place, candidate)| {
             let (class, failed) = self.tried.rank(candidate.kind, now);
-            let waits_long = failed.is_some() && candidate.attempts > SHORT_ATTEMPTS;
-            (class, waits_long, failed, candidate.attempts, place)
+            let is_last = failed.is_some() && is_spared(candidate);
+            (class, is_last, failed, candidate.attempts, place)
         });
         ranked.min().map_or(0, |(.., place)| place)
     }
@@ -723,6 +730,21 @@ pub(crate) mod tests {
             "the other would wait for half an hour"
         );
         assert_eq!(choose(&breaker, &[3, 2]), 1);
+        let other = Candidate {
+            kind: Kind::new("b", true),
+            attempts: 4,
+        };
+        breaker.tried.failed(other.kind, now);
+        let fresh = Candidate {
+            kind: Kind::new("a", false),
+            attempts: 0,
+        };
+        let queued = [fresh, other];
+        let chosen = breaker.choose(queued.into_iter(), now);
+        assert_eq!(
+            chosen, 1,
+            "new commands of one type do not keep another one from being tried"
+        );
     }
 
     #[test]

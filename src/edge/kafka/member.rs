@@ -17,6 +17,7 @@
 //! and that the member is not stuck (`health`, and a client that reads committed offsets in its place).
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
@@ -40,7 +41,7 @@ use crate::edge::kafka::wait::KeepWaiting;
 use crate::edge::port;
 use crate::model::throttle::Throttle;
 use crate::model::units::Position;
-use assignment::Assignment;
+use assignment::{Assignment, no_position};
 use committed::CommittedReader;
 use context::{Event, MemberContext, unassign};
 use gap_search::GapSearch;
@@ -94,6 +95,9 @@ pub struct Member {
     /// The group has taken this member for dead. Then the group may have been empty, and an empty group can lose its
     /// positions.
     was_lost: Cell<bool>,
+    /// Topics that were deleted while this member read them: made again, they have no positions and are read from their
+    /// beginning.
+    deleted: RefCell<BTreeSet<Arc<str>>>,
     /// Limits how often to look for deleted topics.
     deletions: RefCell<Throttle>,
     /// Locates positions that are out of range.
@@ -156,6 +160,7 @@ impl Member {
             session: session.map_or(SESSION_TIMEOUT, Duration::from_millis),
             metadata: RefCell::default(),
             was_lost: Cell::default(),
+            deleted: RefCell::default(),
             deletions: RefCell::new(Throttle::new(Duration::from_secs(5))),
             gap_search: RefCell::default(),
         })
@@ -345,10 +350,12 @@ impl Member {
         failpoint::point("assigned.after");
         let fresh = partitions.iter().filter(|found| found.position.is_none());
         let fresh: Vec<&TopicPartition> = fresh.map(|found| &found.at).collect();
-        if let Some(first) = fresh.first() {
-            if self.was_lost.get() {
-                return Err(self.no_position(first, fresh.len()));
-            }
+        let deleted = self.deleted.borrow();
+        let unknown = fresh.iter().filter(|at| !deleted.contains(&at.topic));
+        if let Some(first) = unknown.clone().next().filter(|_| self.was_lost.get()) {
+            return Err(no_position(&self.group, first, unknown.count()));
+        }
+        if !fresh.is_empty() {
             tracing::info!(
                 group = self.group,
                 partitions = fresh.len(),
@@ -356,18 +363,6 @@ impl Member {
             );
         }
         self.reader.start(&positions(partitions))
-    }
-
-    fn no_position(&self, first: &TopicPartition, count: usize) -> Failure {
-        let (topic, partition) = (&first.topic, first.partition);
-        let more = match count {
-            1 => String::new(),
-            _ => format!(" and {} more", count - 1),
-        };
-        Failure::NoPosition {
-            group: self.group.clone(),
-            partitions: format!("{topic} partition {partition}{more}"),
-        }
     }
 
     /// Takes `partitions` without reading them: for a process that is about to leave.
@@ -505,7 +500,7 @@ impl Member {
     /// Leaves the group when the role has ended with the result `ended`.
     ///
     /// # Errors
-    /// The result of the role. A role with a stuck client is not restarted within this process if the client does not
+    /// The result of the role. A role that would be restarted within this process is not if its client does not
     /// close: the broker may still count it as a member, and a rebalance waits minutes for each member.
     pub fn leave(self, ended: Result<(), Failure>) -> Result<(), Failure> {
         /// Time for the last requests to the coordinator.
@@ -518,9 +513,11 @@ impl Member {
             "group not left in time; the broker evicts this member after the session timeout"
         );
         match ended {
-            Err(stuck @ Failure::Stuck(_)) => Err(Failure::Internal(format!(
-                "{stuck}, and its client did not leave the group of {purpose} in time; exiting to release the membership"
-            ))),
+            Err(why @ (Failure::Stuck(_) | Failure::NoPosition { .. })) => {
+                Err(Failure::Internal(format!(
+                    "{why}, and its client did not leave the group of {purpose} in time; exiting to release the membership"
+                )))
+            }
             ended => ended,
         }
     }

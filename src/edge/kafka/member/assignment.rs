@@ -48,3 +48,16 @@ impl Assignment {
         }
     }
 }
+
+/// The failure of an assignment of `count` partitions without a position, of which `first` is one.
+pub(super) fn no_position(group: &str, first: &TopicPartition, count: usize) -> Failure {
+    let (topic, partition) = (&first.topic, first.partition);
+    let more = match count {
+        1 => String::new(),
+        _ => format!(" and {} more", count - 1),
+    };
+    Failure::NoPosition {
+        group: group.to_owned(),
+        partitions: format!("{topic} partition {partition}{more}"),
+    }
+}

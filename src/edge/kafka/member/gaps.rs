@@ -87,6 +87,7 @@ impl Member {
                     gap.log();
                     context.push_event(Event::Gap(gap));
                 }
+                self.deleted.borrow_mut().insert(at.topic);
             }
         }
         Ok(())
