@@ -350,10 +350,10 @@ impl Member {
         failpoint::point("assigned.after");
         let fresh = partitions.iter().filter(|found| found.position.is_none());
         let fresh: Vec<&TopicPartition> = fresh.map(|found| &found.at).collect();
-        let deleted = self.deleted.borrow();
-        let unknown = fresh.iter().filter(|at| !deleted.contains(&at.topic));
-        if let Some(first) = unknown.clone().next().filter(|_| self.was_lost.get()) {
-            return Err(no_position(&self.group, first, unknown.count()));
+        if self.was_lost.get()
+            && let Some(lost) = fresh.iter().find(|at| self.may_have_lost(at))
+        {
+            return Err(no_position(&self.group, lost));
         }
         if !fresh.is_empty() {
             tracing::info!(

@@ -199,14 +199,14 @@ pub enum Failure {
     /// The client lost a response and waits for it forever; a new client does not.
     #[error("{0}: consumer stuck waiting for the group coordinator")]
     Stuck(&'static str),
-    /// A member that was taken for dead is back, and its group has no position in some partitions: they are new, or the
-    /// positions were deleted meanwhile. The next start decides.
-    #[error("{group} has no committed position in {partitions}")]
+    /// A member that was taken for dead is back, and its group has no position in a partition with records: it is new, or
+    /// the positions were deleted meanwhile. The next start decides.
+    #[error("{group} has no committed position in {partition}")]
     NoPosition {
         /// The group.
         group: String,
-        /// Some of the partitions.
-        partitions: String,
+        /// The topic and the partition.
+        partition: String,
     },
     /// A group's positions are gone, or none can be committed at its first start; says what to do.
     #[error("{0}")]

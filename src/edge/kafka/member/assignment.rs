@@ -49,15 +49,11 @@ impl Assignment {
     }
 }
 
-/// The failure of an assignment of `count` partitions without a position, of which `first` is one.
-pub(super) fn no_position(group: &str, first: &TopicPartition, count: usize) -> Failure {
-    let (topic, partition) = (&first.topic, first.partition);
-    let more = match count {
-        1 => String::new(),
-        _ => format!(" and {} more", count - 1),
-    };
+/// The failure of an assignment with a partition without a position.
+pub(super) fn no_position(group: &str, at: &TopicPartition) -> Failure {
+    let (topic, partition) = (&at.topic, at.partition);
     Failure::NoPosition {
         group: group.to_owned(),
-        partitions: format!("{topic} partition {partition}{more}"),
+        partition: format!("{topic} partition {partition}"),
     }
 }

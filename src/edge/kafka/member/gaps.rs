@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::consumer::Consumer;
 
 use super::Member;
+use super::TopicPartition;
 use super::context::Event;
 use super::gap_search::Found;
 use crate::edge::clock;
@@ -91,5 +92,18 @@ impl Member {
             }
         }
         Ok(())
+    }
+
+    /// Whether a partition without a position may have had one: an empty one, and one of a topic that was deleted, is read
+    /// from its beginning.
+    pub(super) fn may_have_lost(&self, at: &TopicPartition) -> bool {
+        const ANSWER: Duration = Duration::from_secs(2);
+        let is_empty = || {
+            let ends = self
+                .consumer
+                .fetch_watermarks(&at.topic, at.partition, ANSWER);
+            ends.is_ok_and(|(low, high)| low == high)
+        };
+        !self.deleted.borrow().contains(&at.topic) && !is_empty()
     }
 }
