@@ -88,10 +88,7 @@ impl Kafka for Clients {
     }
 
     async fn cluster(&self) -> Result<ClusterId, Failure> {
-        cluster::ask(self.idle.client(), TIMEOUT).ok_or_else(|| {
-            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
-            Failure::from_client("asking for the cluster's id", error)
-        })
+        cluster::require(self.idle.client(), TIMEOUT, "asking for the cluster's id")
     }
 
     async fn partitions(&self, topic: &str) -> Result<Vec<i32>, Failure> {

@@ -142,6 +142,7 @@ impl Index {
     }
 
     /// The subscription with this id.
+    #[cfg(test)]
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Arc<Subscription>> {
         self.entry(*self.by_id.get(id)?)
@@ -149,12 +150,14 @@ impl Index {
     }
 
     /// The number of subscriptions.
+    #[cfg(test)]
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
     /// Whether there are no subscriptions.
+    #[cfg(test)]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()

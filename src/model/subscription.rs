@@ -20,6 +20,7 @@ mod record;
 mod reference;
 mod sealing;
 mod source;
+mod topic_record;
 mod validate;
 pub mod verification;
 mod version;
@@ -28,7 +29,7 @@ pub use auth::{Auth, OAuth2};
 pub use decision::{Decider, Decision, DisabledBecause};
 pub use endpoint_url::EndpointUrl;
 pub use filter::{Filter, Segment, TypePattern};
-pub use fold::{Change, Fold, Kept, ReadRecord, TopicRecord, is_id};
+pub use fold::{Change, Fold, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
@@ -40,6 +41,7 @@ pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};
 pub use reference::MAX_HEADER_BYTES;
 pub use sealing::{rotated, seal};
 pub use source::{HeaderSource, Redacted, SecretSource, SigningSecret};
+pub use topic_record::{Kept, ReadRecord, TopicRecord};
 pub use validate::{
     DEFAULT_MAX_IN_FLIGHT, MAX_RETRY_DELAY, MAX_TIMEOUT, MIN_PROBE, MIN_RETRY_DELAY, MIN_TIMEOUT,
     SCHEMA, parse,

@@ -27,11 +27,13 @@ use crate::config::{Guarantee, Settings, StartAt};
 use crate::edge::clock;
 use crate::edge::failpoint;
 use crate::edge::kafka::client::consumer_config;
-use crate::edge::kafka::cluster::ClusterId;
+use crate::edge::kafka::cluster::{self, ClusterId};
 use crate::edge::kafka::credentials::give_once;
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
-use crate::edge::kafka::log_reader::{ANSWER, Log, Range, Reading, committed_offsets};
+use crate::edge::kafka::log_reader::{
+    ANSWER, Log, READING_CLUSTER, Range, Reading, committed_offsets,
+};
 use crate::edge::kafka::member::{Commit, TopicPartition, hanging_transaction};
 use crate::edge::kafka::producer::{BatchError, Producer, Record};
 use crate::edge::kafka::subscription_cache::{StartMarkers, SubscriptionCache};
@@ -174,17 +176,20 @@ impl Start<'_> {
         // As read-uncommitted readers see them: a transaction that holds a position never hides that there is one.
         let client = self.client("read_uncommitted")?;
         let positions = self.positions(&client)?;
-        let log = Log::open(self.settings, self.settings.topics.subscriptions(), PURPOSE);
-        let markers = log.and_then(|log| {
-            let cluster = log.cluster()?;
+        let markers = match self.subscriptions {
             // One that was removed meanwhile only ends this start a step early: nothing is read without a position.
-            let seen = self.subscriptions.map(SubscriptionCache::start_markers);
-            let markers = match seen {
-                Some(seen) => Some(self.of_group(&cluster, seen)),
-                None => self.markers(&log)?,
-            };
-            Ok((cluster, markers))
-        });
+            Some(cache) => {
+                cluster::require(client.client(), ANSWER, READING_CLUSTER).map(|cluster| {
+                    let markers = self.of_group(&cluster, cache.start_markers());
+                    (cluster, Some(markers))
+                })
+            }
+            None => {
+                let topic = self.settings.topics.subscriptions();
+                let log = Log::open(self.settings, topic, PURPOSE);
+                log.and_then(|log| Ok((log.cluster()?, self.markers(&log)?)))
+            }
+        };
         let (cluster, markers) = match markers {
             Ok((cluster, Some(markers))) => (cluster, markers),
             Ok((_, None)) => return Ok(Step::Again("interrupted".to_owned())),

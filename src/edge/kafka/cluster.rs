@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::error::Failure;
 
 /// The id of a Kafka cluster, as reported by its brokers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,4 +45,19 @@ pub fn ask<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Option<Cl
         );
     }
     Some(ClusterId::new(&id))
+}
+
+/// The same where nothing can be done without it; `what` is the operation, for the error.
+///
+/// # Errors
+/// [`Failure`] when no broker responds in time.
+pub fn require<C: ClientContext>(
+    client: &Client<C>,
+    timeout: Duration,
+    what: &str,
+) -> Result<ClusterId, Failure> {
+    ask(client, timeout).ok_or_else(|| {
+        let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+        Failure::from_client(what, error)
+    })
 }

@@ -30,6 +30,9 @@ use crate::model::units::{EpochMs, Position};
 /// Timeout of one request to the broker.
 pub const ANSWER: Duration = Duration::from_secs(10);
 
+/// What is done when the cluster is asked for its id.
+pub const READING_CLUSTER: &str = "reading the cluster id";
+
 /// How often it is asked while a partition has no leader, or a group no coordinator.
 const TRIES: usize = 50;
 
@@ -143,10 +146,7 @@ impl Log {
     /// # Errors
     /// [`Failure`] when no broker answers.
     pub fn cluster(&self) -> Result<ClusterId, Failure> {
-        cluster::ask(self.committed.client(), ANSWER).ok_or_else(|| {
-            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
-            Failure::from_client("reading the cluster id", error)
-        })
+        cluster::require(self.committed.client(), ANSWER, READING_CLUSTER)
     }
 
     /// The topic's name.

@@ -28,7 +28,6 @@ use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::port::records::RecordView;
 use crate::model::event::Event;
 use crate::model::matching::Index;
-use crate::model::start_marker;
 use crate::model::subscription::verification::Pending;
 use crate::model::subscription::{
     APPLIED, Change, Fold, Kept, ReadRecord, State, Subscription, SubscriptionError, TopicRecord,
@@ -54,7 +53,7 @@ pub struct SubscriptionCache {
     version: AtomicU64,
 }
 
-/// Records of markers ([`start_marker`]): their values by their keys.
+/// Records of markers ([`start_marker`](crate::model::start_marker)): their values by their keys.
 pub type StartMarkers = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// A subscription, as far as its records say.
@@ -112,10 +111,12 @@ impl SubscriptionCache {
     /// [`Index::matching`]. None match in a cache for lookups.
     pub fn matching(&self, event: &Event<'_>, found: &mut Vec<Arc<Subscription>>) {
         debug_assert!(self.index.is_some(), "the cache is for lookups only");
-        found.clear();
-        if let Some(index) = &self.index {
-            let index = index.read().unwrap_or_else(PoisonError::into_inner);
-            index.matching(event, found);
+        match &self.index {
+            Some(index) => {
+                let index = index.read().unwrap_or_else(PoisonError::into_inner);
+                index.matching(event, found);
+            }
+            None => found.clear(),
         }
     }
 
@@ -190,8 +191,7 @@ impl SubscriptionCache {
     }
 
     fn apply_read(&self, record: ReadRecord<'_>) -> Result<(), Refusal> {
-        let TopicRecord { key, value, .. } = *record.record();
-        if let Some(key) = key.filter(|key| start_marker::is_key(key)) {
+        if let Some((key, value)) = record.start_marker() {
             self.note_marker(key, value);
             return Ok(());
         }
@@ -491,6 +491,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::start_marker;
     use crate::model::subscription::{Decider, Decision};
     use crate::model::units::EpochMs;
 

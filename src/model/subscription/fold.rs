@@ -7,7 +7,7 @@
 //! | `disabled/ID` | delivery, after a 410 | that the endpoint is gone: [`Decision`] |
 //! | `verified/ID` | delivery | whether the endpoint consents: [`Verification`] |
 //!
-//! Keys that begin with `start/` are those of other records ([`start_marker`]), which are ignored.
+//! Keys that begin with `start/` are those of other records ([`start_marker`](crate::model::start_marker)), which are ignored.
 //!
 //! An id has no slash, so the keys cannot collide. Each kind of writer owns its record, so none overwrites what another
 //! one decided. Kafka has no compare-and-set, so a decision names the [`Version`](super::Version) that it was made on, and is ignored
@@ -28,139 +28,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
-use super::filter::Filter;
 use super::interned::Interned;
-use super::model::{AppliedRecord, Source, State, Subscription};
+use super::model::{State, Subscription};
 use super::record::SubscriptionError;
-use super::validate::parse;
+use super::topic_record::{Applied, Kept, Kind, ReadRecord, TopicRecord};
 use super::version::{Version, digest};
 use crate::model::source::subscription_hash;
-use crate::model::start_marker;
 use crate::model::subscription::verification::{self, Verification};
 use crate::model::units::EpochMs;
 
 /// The maximum length of an id, in bytes.
 const MAX_ID: usize = 200;
-
-/// A record of the topic.
-#[derive(Clone, Copy, Default)]
-pub struct TopicRecord<'a> {
-    /// Its key.
-    pub key: Option<&'a [u8]>,
-    /// Its value; `None` is a tombstone.
-    pub value: Option<&'a [u8]>,
-    /// Its [`APPLIED`](super::APPLIED) header.
-    pub applied: Option<&'a [u8]>,
-    /// Its partition.
-    pub partition: Option<i32>,
-    /// Its timestamp.
-    pub timestamp: Option<EpochMs>,
-}
-
-/// A record of the topic, read by itself: what costs the most, and needs no other record, so that several threads can read
-/// records ahead of the one that takes them.
-pub struct ReadRecord<'a> {
-    record: TopicRecord<'a>,
-    /// Of an applied one.
-    applied: Option<Box<Applied>>,
-}
-
-/// What an applied record says by itself.
-struct Applied {
-    version: Version,
-    parsed: Result<Arc<Subscription>, SubscriptionError>,
-}
-
-impl<'a> ReadRecord<'a> {
-    /// The record.
-    #[must_use]
-    pub fn record(&self) -> &TopicRecord<'a> {
-        &self.record
-    }
-
-    /// The id of the subscription that it is about.
-    #[must_use]
-    pub fn id(&self) -> Option<&'a str> {
-        match self.record.kind() {
-            Kind::Applied(id) | Kind::Verification(id) | Kind::Decision(_, id) => Some(id),
-            Kind::Other => None,
-        }
-    }
-}
-
-impl Applied {
-    fn read(record: &TopicRecord<'_>, value: &[u8], what: Kept) -> Self {
-        let version = Version::of_applied(value, record.applied);
-        let parsed = parse(Some(record.key.unwrap_or_default()), value);
-        let parsed = parsed.map(|mut subscription| {
-            if what == Kept::ForLookups {
-                subscription.filter = Filter::default();
-            }
-            subscription.source = Source {
-                version: version.clone(),
-                applied: version.clone(),
-                partition: record.partition,
-                record: AppliedRecord {
-                    timestamp: record.timestamp,
-                    state: subscription.state,
-                    rate_limit: subscription.rate_limit.clone(),
-                },
-            };
-            Arc::new(subscription)
-        });
-        Self { version, parsed }
-    }
-}
-
-/// How much of a valid subscription is kept in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kept {
-    /// All.
-    #[default]
-    Whole,
-    /// What lookups by id need: not the filter, which only fan-out asks.
-    ForLookups,
-}
-
-impl<'a> TopicRecord<'a> {
-    /// Reads the record.
-    #[must_use]
-    pub fn read(self, what: Kept) -> ReadRecord<'a> {
-        let value = self
-            .value
-            .filter(|_| matches!(self.kind(), Kind::Applied(_)));
-        ReadRecord {
-            applied: value.map(|value| Box::new(Applied::read(&self, value, what))),
-            record: self,
-        }
-    }
-
-    fn kind(&self) -> Kind<'a> {
-        let key = self.key.unwrap_or_default();
-        if start_marker::is_key(key) {
-            return Kind::Other;
-        }
-        let Ok(text) = std::str::from_utf8(key) else {
-            return Kind::Applied("");
-        };
-        if let Some(id) = Verification::id_of_key(text) {
-            return Kind::Verification(id);
-        }
-        match Decider::of_key(text) {
-            Some((by, id)) => Kind::Decision(by, id),
-            None => Kind::Applied(text),
-        }
-    }
-}
-
-/// What the key of a record says: its kind, and the id of the subscription.
-enum Kind<'a> {
-    Applied(&'a str),
-    Verification(&'a str),
-    Decision(Decider, &'a str),
-    /// It is not about a subscription.
-    Other,
-}
 
 /// What a record changes.
 #[derive(Debug)]
@@ -333,11 +211,11 @@ impl Fold {
     /// Takes the next record, which has been read.
     pub fn take_read(&mut self, read: ReadRecord<'_>) -> Change {
         let record = &read.record;
-        match record.kind() {
+        match read.kind {
             Kind::Applied(id) => self.take_applied(id, record, read.applied),
             Kind::Verification(id) => self.take_verification(id, record),
             Kind::Decision(by, id) => self.take_decision(id, by, record),
-            Kind::Other => Change::Nothing,
+            Kind::StartMarker(_) => Change::Nothing,
         }
     }
 

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 
-use super::Member;
-use super::TopicPartition;
 use super::context::Event;
 use super::gap_search::Found;
+use super::{Member, TopicPartition};
 use crate::edge::clock;
 use crate::edge::kafka::error::Failure;
 use crate::edge::port::gap::Gap;
+
+/// Timeout of a request to the broker.
+const ANSWER: Duration = Duration::from_secs(2);
 
 impl Member {
     /// A position is out of range, and the client does not report which. Asks for the range of each partition in the
@@ -69,7 +71,6 @@ impl Member {
     /// A leader change briefly looks like a missing topic; only a topic absent from the metadata is deleted. Its partitions
     /// are reported as gaps. The group gives them up, and assigns them again when the topic is back.
     pub(super) fn look_for_deleted_topics(&self) -> Result<(), Failure> {
-        const ANSWER: Duration = Duration::from_secs(2);
         if self.deletions.borrow_mut().pass(clock::instant()).is_none() {
             return Ok(());
         }
@@ -97,7 +98,6 @@ impl Member {
     /// Whether a partition without a position may have had one: an empty one, and one of a topic that was deleted, is read
     /// from its beginning.
     pub(super) fn may_have_lost(&self, at: &TopicPartition) -> bool {
-        const ANSWER: Duration = Duration::from_secs(2);
         let is_empty = || {
             let ends = self
                 .consumer
