@@ -31,6 +31,7 @@ use crate::edge::otlp::{Exporter, SetupError};
 use crate::edge::port::task::block_on;
 use crate::lag::pages;
 use crate::model::hold::HeldRoles;
+use crate::model::subscription::Kept;
 use crate::positions::{GroupRole, hold, start};
 use crate::runtime::admin_http::{self, Access, BindError, Site};
 use crate::runtime::context::{Process, RoleContext};
@@ -246,15 +247,15 @@ impl Service {
             exporter,
             credentials: settings.credentials.clone(),
         };
-        let table = if roles.contains(&Role::Fanout) {
-            SubscriptionCache::new(settings.require_verification)
-        } else {
-            SubscriptionCache::for_lookups(settings.require_verification)
+        let kept = match [Role::Fanout, Role::Deliver].map(|role| roles.contains(&role)) {
+            [true, true] => Kept::Whole,
+            [true, false] => Kept::ForMatching,
+            [false, _] => Kept::ForLookups,
         };
         let process = Process {
             settings: Arc::clone(&settings),
             metrics: metrics.clone(),
-            table: Arc::new(table),
+            table: Arc::new(SubscriptionCache::new(settings.require_verification, kept)),
             statuses: Arc::default(),
             tracer,
             health: Arc::default(),

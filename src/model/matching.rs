@@ -13,24 +13,26 @@ mod map;
 mod paths;
 mod types;
 
-use std::borrow::Borrow;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use conditions::{Chosen, Slot};
 use map::Map;
 use paths::{PathId, Paths, Resolved};
+use smallvec::SmallVec;
 use types::Types;
 
 use crate::model::event::Event;
+use crate::model::source::subscription_hash;
 use crate::model::subscription::{State, Subscription};
 
-/// All subscriptions, searchable by event.
+/// All subscriptions, searchable by event. No two may have ids of one [`subscription_hash`], which the
+/// [`Fold`](crate::model::subscription::Fold) sees to.
 #[derive(Debug, Default)]
 pub struct Index {
     entries: Vec<Option<Entry>>,
     free: Vec<Slot>,
-    by_id: Map<ById, Slot>,
+    /// By the hash of its id, so that the map grows without a look at each subscription.
+    by_id: Map<u64, Slot>,
     types: Types,
     paths: Paths,
 }
@@ -39,37 +41,13 @@ pub struct Index {
 struct Entry {
     subscription: Arc<Subscription>,
     /// The paths of the filter's conditions, in order.
-    paths: Box<[PathId]>,
+    paths: EachPath,
     /// For each type pattern, the condition that the index uses.
-    chosen: Box<[Chosen]>,
+    chosen: EachChosen,
 }
 
-/// Paths and chosen conditions of an [`Entry`].
-type Classified = (Box<[PathId]>, Box<[Chosen]>);
-
-/// A subscription, found by its id: a copy of the id would cost each one some 30 bytes.
-#[derive(Debug)]
-struct ById(Arc<Subscription>);
-
-impl Borrow<str> for ById {
-    fn borrow(&self) -> &str {
-        &self.0.id
-    }
-}
-
-impl Hash for ById {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.id.hash(state);
-    }
-}
-
-impl PartialEq for ById {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
-    }
-}
-
-impl Eq for ById {}
+type EachPath = SmallVec<[PathId; 4]>;
+type EachChosen = SmallVec<[Chosen; 8]>;
 
 impl Entry {
     fn wants(&self, resolved: &Resolved<'_>) -> bool {
@@ -98,7 +76,7 @@ impl Index {
             Slot::try_from(self.entries.len() - 1).unwrap_or(Slot::MAX)
         });
         let (paths, chosen) = self.classify(&subscription, slot);
-        self.by_id.insert(ById(Arc::clone(&subscription)), slot);
+        self.by_id.insert(subscription_hash(&subscription.id), slot);
         self.entries[slot as usize] = Some(Entry {
             subscription,
             paths,
@@ -107,9 +85,9 @@ impl Index {
     }
 
     /// Enters a subscription where the events that it matches will look for it.
-    fn classify(&mut self, subscription: &Subscription, slot: Slot) -> Classified {
+    fn classify(&mut self, subscription: &Subscription, slot: Slot) -> (EachPath, EachChosen) {
         let conditions = &subscription.filter.conditions;
-        let paths: Box<[PathId]> = conditions
+        let paths: EachPath = conditions
             .iter()
             .map(|condition| self.paths.acquire(&condition.path))
             .collect();
@@ -123,7 +101,7 @@ impl Index {
 
     /// Removes a subscription; does nothing if there is none with this id.
     pub fn remove(&mut self, id: &str) {
-        let Some(slot) = self.by_id.remove(id) else {
+        let Some(slot) = self.by_id.remove(&subscription_hash(id)) else {
             return;
         };
         let Some(entry) = self.entries[slot as usize].take() else {
@@ -145,7 +123,7 @@ impl Index {
     #[cfg(test)]
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Arc<Subscription>> {
-        self.entry(*self.by_id.get(id)?)
+        self.entry(*self.by_id.get(&subscription_hash(id))?)
             .map(|entry| &entry.subscription)
     }
 
@@ -186,7 +164,7 @@ impl Index {
         found.extend(
             entries
                 .filter(|entry| entry.wants(&resolved))
-                .map(|entry| entry.subscription.clone()),
+                .map(|entry| Arc::clone(&entry.subscription)),
         );
     }
 

@@ -7,7 +7,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use serde_json::json;
 
 use hookstream::edge::kafka::subscription_cache::SubscriptionCache;
-use hookstream::model::subscription::TopicRecord;
+use hookstream::model::subscription::{Kept, TopicRecord};
 
 use crate::Scale;
 use crate::reference::{print, send};
@@ -37,7 +37,7 @@ fn record(number: usize, max_in_flight: usize) -> (String, Vec<u8>) {
 /// COUNT: takes so many records into a cache; prints the CPU of one, µs.
 pub fn play(arguments: &[String]) -> Result<(), Problem> {
     let count: usize = arguments[0].parse()?;
-    let cache = SubscriptionCache::new(false);
+    let cache = SubscriptionCache::new(false, Kept::ForMatching);
     let mut cpu = 0.0;
     // To make the records is not part of it.
     for first in (0..count).step_by(CHUNK) {

@@ -141,7 +141,7 @@ impl Entry {
 
 /// Whether nothing was decided between the two that is a reason to ask at once.
 fn is_same(one: &Subscription, other: &Subscription) -> bool {
-    one.source.version == other.source.version && one.url == other.url
+    one.source.version() == other.source.version() && one.url == other.url
 }
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
             r#"{{"id":"{id}","subscriber":"{subscriber}","url":"https://a.example/","events":["**"]}}"#
         );
         let mut subscription = parse(None, json.as_bytes()).unwrap();
-        subscription.source.version = Version::of_applied(version.as_bytes(), None);
+        subscription.source.applied = Version::of_applied(version.as_bytes(), None);
         Pending {
             subscription: Arc::new(subscription),
             last: None,

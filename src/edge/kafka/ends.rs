@@ -62,22 +62,33 @@ impl Ends {
     }
 }
 
-/// Those of partitions without a leader are left out.
 fn ends(client: &Client, of: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, i64>, Failure> {
-    const ANSWER: Duration = Duration::from_secs(5);
-    let failed = |error| Failure::from_client("reading the ends of partitions", error);
     // Handles the client's log and error events, which would pile up otherwise.
     while client.poll(Duration::ZERO).is_some() {}
+    bounds(client, of, Offset::End)
+}
+
+/// The bounds of partitions, `Offset::Beginning` or `Offset::End`; those of partitions without a leader are left out.
+///
+/// # Errors
+/// [`Failure`] when a broker does not respond in time.
+pub(super) fn bounds(
+    client: &Client,
+    of: &[TopicPartition],
+    bound: Offset,
+) -> Result<BTreeMap<TopicPartition, i64>, Failure> {
+    const ANSWER: Duration = Duration::from_secs(5);
+    let failed = |error| Failure::from_client("reading the bounds of partitions", error);
     if of.is_empty() {
         return Ok(BTreeMap::new());
     }
     let mut asked = TopicPartitionList::with_capacity(of.len());
     for at in of {
         asked
-            .add_partition_offset(&at.topic, at.partition, Offset::End)
+            .add_partition_offset(&at.topic, at.partition, bound)
             .map_err(failed)?;
     }
-    // A query by time, with its special value for the end: one request per broker instead of per partition.
+    // A query by time, with its special values for the bounds: one request per broker instead of per partition.
     let found = client.offsets_for_times(asked, ANSWER).map_err(failed)?;
     let each = of.iter().filter_map(|at| {
         let element = found.find_partition(&at.topic, at.partition)?;

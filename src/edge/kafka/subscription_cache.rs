@@ -5,20 +5,22 @@
 //! subscription and their precedence.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use rayon::prelude::*;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::bootstrap;
+use super::ends::bounds;
+use super::member::TopicPartition;
 use super::record::each_header;
 use crate::config::Settings;
 use crate::edge::clock;
@@ -35,6 +37,8 @@ use crate::model::subscription::{
 
 /// Maximum number of records taken at a time.
 const BATCH: usize = 4096;
+/// Number of records that a thread parses at a time.
+const CHUNK: usize = 64;
 /// Bytes of keys and values with which a batch ends: what was handed out does not count toward the client's own limit.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Maximum number of threads that parse records: one takes what they parsed, and is as busy as they are by then.
@@ -42,6 +46,7 @@ const MAX_PARSERS: usize = 8;
 
 /// All valid subscriptions, shared by the roles of a process.
 pub struct SubscriptionCache {
+    kept: Kept,
     /// Where fan-out asks it.
     index: Option<RwLock<Index>>,
     /// Locked before the index.
@@ -69,25 +74,17 @@ pub enum Known {
 
 impl Default for SubscriptionCache {
     fn default() -> Self {
-        Self::new(false)
+        Self::new(false, Kept::Whole)
     }
 }
 
 impl SubscriptionCache {
-    /// An empty cache; with `verify`, every endpoint must consent.
+    /// An empty cache; with `verify`, every endpoint must consent. What is not kept takes no memory, and less time to load.
     #[must_use]
-    pub fn new(verify: bool) -> Self {
+    pub fn new(verify: bool, kept: Kept) -> Self {
         Self {
-            index: Some(RwLock::default()),
-            ..Self::for_lookups(verify)
-        }
-    }
-
-    /// The same where no fan-out asks which subscriptions match an event: it takes less memory, and less time to fill.
-    #[must_use]
-    pub fn for_lookups(verify: bool) -> Self {
-        Self {
-            index: None,
+            kept,
+            index: (kept != Kept::ForLookups).then(RwLock::default),
             fold: RwLock::new(Fold::new(verify)),
             pending: RwLock::default(),
             start_markers: RwLock::default(),
@@ -180,14 +177,7 @@ impl SubscriptionCache {
     /// # Errors
     /// [`Refusal`] of an invalid record.
     pub fn apply(&self, record: &TopicRecord<'_>) -> Result<(), Refusal> {
-        self.apply_read(record.read(self.kept()))
-    }
-
-    fn kept(&self) -> Kept {
-        match self.index {
-            Some(_) => Kept::Whole,
-            None => Kept::ForLookups,
-        }
+        self.apply_read(record.read(self.kept))
     }
 
     fn apply_read(&self, record: ReadRecord<'_>) -> Result<(), Refusal> {
@@ -321,22 +311,32 @@ pub fn follow(
         ready();
     };
     let mut take = |messages: &[BorrowedMessage<'_>]| {
-        let read = |message| topic_record(message).read(table.kept());
+        let read = |message| topic_record(message).read(table.kept);
         let apply = |(message, record)| {
             if let Err(refusal) = table.apply_read(record) {
                 invalid.count(message, &refusal);
             }
         };
-        match &*parsers.borrow() {
-            Some(parsers) => {
-                let all: Vec<_> = parsers.install(|| messages.par_iter().map(read).collect());
-                messages.iter().zip(all).for_each(apply);
+        let Some(parsers) = &*parsers.borrow() else {
+            let records = messages.iter().map(read);
+            return messages.iter().zip(records).for_each(apply);
+        };
+        // The first ones are applied while others are parsed.
+        parsers.in_place_scope_fifo(|scope| {
+            let chunks = messages.chunks(CHUNK).map(|chunk| {
+                let (parsed, records) = channel();
+                scope.spawn_fifo(move |_| {
+                    // Not taken only if applying one has panicked.
+                    parsed.send(chunk.iter().map(read).collect::<Vec<_>>()).ok();
+                });
+                (chunk, records)
+            });
+            for (chunk, records) in chunks.collect::<Vec<_>>() {
+                // Nothing comes if parsing has panicked, which the scope passes on.
+                let records = records.into_iter().flatten();
+                chunk.iter().zip(records).for_each(apply);
             }
-            None => messages
-                .iter()
-                .zip(messages.iter().map(read))
-                .for_each(apply),
-        }
+        });
     };
     follow_topic(settings, "table", &topic, stop, &mut ready, &mut take)
 }
@@ -384,7 +384,7 @@ pub(super) fn follow_topic(
             assign_new(&consumer, topic, &mut assigned, found)?;
         }
     }
-    let mut behind = assigned.clone();
+    let (mut behind, ends) = unread(&consumer, topic, &assigned);
     let mut loaded = false;
     let mut grown = clock::instant();
     while !stop() {
@@ -415,6 +415,15 @@ pub(super) fn follow_topic(
         }
         if !batch.is_empty() {
             take(&batch);
+            if !loaded {
+                let at_end = |message: &&BorrowedMessage<'_>| {
+                    let end = ends.get(&message.partition());
+                    end.is_some_and(|end| message.offset() + 1 >= *end)
+                };
+                for message in batch.iter().filter(at_end) {
+                    behind.remove(&message.partition());
+                }
+            }
         }
         match next {
             Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -433,6 +442,34 @@ pub(super) fn follow_topic(
         }
     }
     Ok(())
+}
+
+/// Those of `partitions` that have records, and their ends by partition. The client reports the end of a partition too,
+/// but only when the broker has waited for more records in vain, which takes long with [`fetch_patiently`]; it is what
+/// counts where a bound is unknown, or no record is left in front of the end.
+fn unread(
+    consumer: &Arc<BaseConsumer<LoggedConsumer>>,
+    topic: &str,
+    partitions: &HashSet<i32>,
+) -> (HashSet<i32>, HashMap<i32, i64>) {
+    let at = |&partition| TopicPartition {
+        topic: topic.into(),
+        partition,
+    };
+    let all: Vec<_> = partitions.iter().map(at).collect();
+    let bounds = |bound| {
+        let found = bounds(consumer, &all, bound);
+        found.unwrap_or_else(|failure| {
+            tracing::debug!(topic, "the bounds of its partitions: {failure}");
+            BTreeMap::new()
+        })
+    };
+    let (first, ends) = (bounds(Offset::Beginning), bounds(Offset::End));
+    let is_empty = |at: &TopicPartition| ends.get(at).is_some_and(|end| first.get(at) == Some(end));
+    let unread = all.iter().filter(|at| !is_empty(at)).map(|at| at.partition);
+    let unread = unread.collect();
+    let ends = ends.into_iter().map(|(at, end)| (at.partition, end));
+    (unread, ends.collect())
 }
 
 /// The partitions of the topic; `None` when no broker responds.
@@ -475,7 +512,7 @@ fn assign_new(
     for partition in found {
         if assigned.insert(partition) {
             fresh
-                .add_partition_offset(topic, partition, rdkafka::Offset::Beginning)
+                .add_partition_offset(topic, partition, Offset::Beginning)
                 .map_err(failed)?;
         }
     }
@@ -525,8 +562,8 @@ mod tests {
     #[test]
     fn each_change_of_a_subscription_changes_the_version_and_nothing_else_does() {
         for cache in [
-            SubscriptionCache::new(false),
-            SubscriptionCache::for_lookups(false),
+            SubscriptionCache::new(false, Kept::Whole),
+            SubscriptionCache::new(false, Kept::ForLookups),
         ] {
             let mut version = 0;
             let mut step = |key: &str, value: Option<&[u8]>, changes: bool| {
@@ -568,7 +605,7 @@ mod tests {
 
     #[test]
     fn those_that_wait_for_consent_are_pending_until_they_are_deleted() {
-        let cache = SubscriptionCache::for_lookups(true);
+        let cache = SubscriptionCache::new(true, Kept::ForLookups);
         put(&cache, "s", Some(&document("s", &json!({})))).unwrap();
         let pending = cache.pending();
         assert_eq!((pending.len(), &*pending[0].subscription.id), (1, "s"));
@@ -578,7 +615,7 @@ mod tests {
 
     #[test]
     fn markers_of_first_starts_are_kept_beside_the_subscriptions() {
-        let cache = SubscriptionCache::new(false);
+        let cache = SubscriptionCache::default();
         let key = start_marker::key("g", "t", "c");
         for value in ["1", "2"] {
             put(&cache, &key, Some(value.as_bytes())).unwrap();

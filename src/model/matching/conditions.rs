@@ -4,7 +4,10 @@
 //! is not yet a match: the caller checks the whole filter.
 
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::ops::Bound;
+
+use smallvec::SmallVec;
 
 use super::map::Map;
 use super::paths::{PathId, Resolved};
@@ -17,8 +20,9 @@ pub(super) type Slot = u32;
 pub(super) type Chosen = Option<u8>;
 
 /// A sorted set; mostly appended to, and small when the chosen conditions are selective.
+/// Few have more than it holds in place.
 #[derive(Debug, Default)]
-pub(super) struct Slots(Vec<Slot>);
+pub(super) struct Slots(SmallVec<[Slot; 4]>);
 
 impl Slots {
     fn set(&mut self, slot: Slot, present: bool) {
@@ -46,17 +50,25 @@ impl Bucket {
         conditions: &[Condition],
     ) -> Chosen {
         let first = conditions.iter().take(usize::from(u8::MAX));
-        let usable = first.enumerate().filter_map(|(at, condition)| {
-            let worst = worst_class(&condition.matchers)?;
-            let index = self.by_path.get(&paths[at]);
-            let candidates = |matcher| index.map_or(0, |index: &PathIndex| index.cell_len(matcher));
-            Some((
-                worst,
-                condition.matchers.iter().map(candidates).sum::<usize>() + condition.matchers.len(),
-                at,
-            ))
+        let mut usable = first.enumerate().filter_map(|(at, condition)| {
+            worst_class(&condition.matchers).map(|worst| (worst, condition, at))
         });
-        let chosen = usable.min().map(|(_, _, at)| at);
+        let candidates = |at: usize, condition: &Condition| {
+            let index = self.by_path.get(&paths[at]);
+            let each = condition.matchers.iter();
+            let each = each.map(|matcher| index.map_or(0, |index| index.cell_len(matcher)));
+            each.sum::<usize>() + condition.matchers.len()
+        };
+        let chosen = match (usable.next(), usable.next()) {
+            // Nothing to compare: most filters have one condition.
+            (only, None) => only.map(|(_, _, at)| at),
+            (one, other) => {
+                let all = one.into_iter().chain(other).chain(usable);
+                all.map(|(worst, condition, at)| (worst, candidates(at, condition), at))
+                    .min()
+                    .map(|(_, _, at)| at)
+            }
+        };
         match chosen {
             Some(at) => {
                 self.by_path
@@ -138,12 +150,8 @@ fn class(matcher: &Matcher) -> Option<Class> {
 }
 
 fn worst_class(matchers: &[Matcher]) -> Option<Class> {
-    matchers
-        .iter()
-        .map(class)
-        .collect::<Option<Vec<_>>>()?
-        .into_iter()
-        .max()
+    let worst = |worst: Class, matcher| class(matcher).map(|class| worst.max(class));
+    matchers.iter().try_fold(Class::Narrow, worst)
 }
 
 /// `null`, booleans and numbers: values that are looked up without borrowing.
@@ -157,7 +165,8 @@ enum Plain {
 /// The subscriptions indexed by one path.
 #[derive(Debug, Default)]
 struct PathIndex {
-    strings: Map<Box<str>, Slots>,
+    /// By a hash of the text: texts that share one share a list, since the whole filter is checked anyway.
+    strings: Map<u64, Slots>,
     plain: Map<Plain, Slots>,
     prefixes: Affixes,
     suffixes: Affixes,
@@ -170,6 +179,10 @@ struct PathIndex {
 }
 
 impl PathIndex {
+    fn hash(&self, text: &str) -> u64 {
+        self.strings.hasher().hash_one(text)
+    }
+
     fn set(&mut self, slot: Slot, matchers: &[Matcher], present: bool) {
         for matcher in matchers {
             self.set_one(slot, matcher, present);
@@ -179,7 +192,8 @@ impl PathIndex {
     fn set_one(&mut self, slot: Slot, matcher: &Matcher, present: bool) {
         match matcher {
             Matcher::Equals(Scalar::String(text)) => {
-                set_in_hash(&mut self.strings, text.clone(), slot, present)
+                let hash = self.hash(text);
+                set_in_hash(&mut self.strings, hash, slot, present)
             }
             Matcher::Equals(scalar) => {
                 if let Some(plain) = plain(scalar) {
@@ -216,7 +230,7 @@ impl PathIndex {
     fn cell_len(&self, matcher: &Matcher) -> usize {
         let length = |slots: Option<&Slots>| slots.map_or(0, |slots| slots.0.len());
         match matcher {
-            Matcher::Equals(Scalar::String(text)) => length(self.strings.get(text)),
+            Matcher::Equals(Scalar::String(text)) => length(self.strings.get(&self.hash(text))),
             Matcher::Equals(scalar) => {
                 length(plain(scalar).and_then(|plain| self.plain.get(&plain)))
             }
@@ -258,7 +272,7 @@ impl PathIndex {
     }
 
     fn by_text(&self, text: &str, found: &mut Vec<Slot>) {
-        extend(found, self.strings.get(text));
+        extend(found, self.strings.get(&self.hash(text)));
         for length in self
             .prefixes
             .lengths

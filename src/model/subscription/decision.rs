@@ -148,7 +148,7 @@ impl Decision {
         let reason = (because != DisabledBecause::Gone).then(|| because.as_str().into());
         Self {
             subscription: subscription.id.clone(),
-            version: subscription.source.version.clone(),
+            version: subscription.source.version().clone(),
             next_version: None,
             state: State::Disabled,
             at: now,

@@ -33,6 +33,7 @@ use super::model::{State, Subscription};
 use super::record::SubscriptionError;
 use super::topic_record::{Applied, Kept, Kind, ReadRecord, TopicRecord};
 use super::version::{Version, digest};
+use crate::model::maps::FastMap;
 use crate::model::source::subscription_hash;
 use crate::model::subscription::verification::{self, Verification};
 use crate::model::units::EpochMs;
@@ -106,7 +107,7 @@ impl SideRecords {
 pub struct Fold {
     /// The latest valid applied record of each, folded, by the hash of its id. Fan-out writes the commands of an event in
     /// the order of these hashes, so no two may be the same.
-    applied: HashMap<u64, Arc<Subscription>>,
+    applied: FastMap<u64, Arc<Subscription>>,
     /// By the id of their subscription.
     side_records: HashMap<Box<str>, SideRecords>,
     /// Whether every endpoint must consent.
@@ -172,7 +173,7 @@ impl Fold {
         }
         if now.state == state
             && now.resumed_at == resumed_at
-            && now.source.version == version
+            && *now.source.version() == version
             && now.rate_limit.as_deref() == rate_limit.as_ref()
         {
             return Change::Updated(Arc::clone(now));
@@ -181,7 +182,7 @@ impl Fold {
         folded.state = state;
         folded.resumed_at = resumed_at;
         folded.rate_limit = rate_limit.map(Box::new);
-        folded.source.version = version;
+        folded.source.set_version(version);
         Change::Updated(Arc::clone(now))
     }
 
@@ -404,7 +405,7 @@ impl Fold {
         let source = &self.get(id)?.source;
         let side = self.side_records.get(id)?;
         if let Some(decision) = &side.disabled
-            && decision.version == source.version
+            && decision.version == *source.version()
         {
             return Some((Decider::Hookstream, decision.at));
         }

@@ -146,20 +146,40 @@ pub struct AppliedRecord {
 pub struct Source {
     /// The version of its applied record.
     pub applied: Version,
-    /// The version of the subscription as it is: the applied record, with the operator's decision on it.
-    pub version: Version,
     /// The partition of its records: decisions are written there too, so that they keep their order.
     pub partition: Option<i32>,
     /// What else its applied record says, which decisions and consents may override.
     pub record: AppliedRecord,
+    /// The version of the subscription as it is, if that is not `applied`.
+    decided: Option<Box<Version>>,
 }
 
 impl Source {
+    /// Of an applied record on which nothing was decided.
+    pub(super) fn new(applied: Version, partition: Option<i32>, record: AppliedRecord) -> Self {
+        Self {
+            applied,
+            partition,
+            record,
+            decided: None,
+        }
+    }
+
+    /// The version of the subscription as it is: the applied record, with the operator's decision on it.
+    #[must_use]
+    pub fn version(&self) -> &Version {
+        self.decided.as_deref().unwrap_or(&self.applied)
+    }
+
+    pub(super) fn set_version(&mut self, version: Version) {
+        self.decided = (version != self.applied).then(|| Box::new(version));
+    }
+
     /// Whether both are the same version in the same partition.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.applied == other.applied
-            && self.version == other.version
+            && self.decided == other.decided
             && self.partition == other.partition
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::decision::Decider;
 use super::filter::Filter;
-use super::model::{AppliedRecord, Source, Subscription};
+use super::model::{AppliedRecord, BoxedOverrides, Source, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
 use super::version::Version;
@@ -67,19 +67,20 @@ impl Applied {
         let version = Version::of_applied(value, record.applied);
         let parsed = parse(Some(record.key.unwrap_or_default()), value);
         let parsed = parsed.map(|mut subscription| {
-            if what == Kept::ForLookups {
-                subscription.filter = Filter::default();
+            match what {
+                Kept::Whole => {}
+                Kept::ForLookups => subscription.filter = Filter::default(),
+                Kept::ForMatching => {
+                    subscription.secrets = Box::default();
+                    subscription.overrides = BoxedOverrides::default();
+                }
             }
-            subscription.source = Source {
-                version: version.clone(),
-                applied: version.clone(),
-                partition: record.partition,
-                record: AppliedRecord {
-                    timestamp: record.timestamp,
-                    state: subscription.state,
-                    rate_limit: subscription.rate_limit.clone(),
-                },
+            let applied = AppliedRecord {
+                timestamp: record.timestamp,
+                state: subscription.state,
+                rate_limit: subscription.rate_limit.clone(),
             };
+            subscription.source = Source::new(version.clone(), record.partition, applied);
             Arc::new(subscription)
         });
         Self { version, parsed }
@@ -93,6 +94,8 @@ pub enum Kept {
     Whole,
     /// What lookups by id need: not the filter, which only fan-out asks.
     ForLookups,
+    /// What fan-out needs: not the secrets and overrides, which requests are made with.
+    ForMatching,
 }
 
 impl<'a> TopicRecord<'a> {

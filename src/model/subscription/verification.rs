@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::endpoint_url::EndpointUrl;
 use super::model::{RateLimit, Subscription};
 use super::record::{MAX_RECORD_BYTES, SubscriptionError};
-use super::version::Version;
+use super::version::{Version, digest};
 use crate::model::units::EpochMs;
 
 /// The prefix of the key of the record.
@@ -88,9 +88,7 @@ pub struct Pending {
 /// The hash of a URL, as a record names it.
 #[must_use]
 pub fn endpoint(url: &EndpointUrl) -> Box<str> {
-    Version::of_applied(url.as_str().as_bytes(), None)
-        .as_str()
-        .into()
+    digest(url.as_str().as_bytes(), None).into()
 }
 
 impl Verification {
@@ -99,7 +97,7 @@ impl Verification {
     pub fn new(subscription: &Subscription, tested: Tested, at: EpochMs) -> Self {
         Self {
             subscription: subscription.id.clone(),
-            version: subscription.source.version.clone(),
+            version: subscription.source.version().clone(),
             endpoint: endpoint(&subscription.url),
             at,
             tested,
@@ -161,7 +159,7 @@ impl Verification {
     pub fn next_try(&self, subscription: &Subscription) -> Option<(u32, EpochMs)> {
         match self.tested {
             Tested::Refused { failures, .. }
-                if self.version == subscription.source.version
+                if self.version == *subscription.source.version()
                     && self.endpoint == endpoint(&subscription.url) =>
             {
                 Some((failures, self.at + retry_delay(failures)))
@@ -466,7 +464,7 @@ mod tests {
         assert_eq!(refused.next_try(&one), Some((2, EpochMs(11_000))));
         assert_eq!(refused.next_try(&other), None);
         let mut changed = one.clone();
-        changed.source.version = Version::of_applied(b"another", None);
+        changed.source.applied = Version::of_applied(b"another", None);
         assert_eq!(refused.next_try(&changed), None, "it is tried at once");
         let key = Verification::key("s");
         assert_eq!(

@@ -14,6 +14,7 @@ use hookstream::edge::kafka::subscription_cache::topic_record;
 use hookstream::edge::otlp::Tracer;
 use hookstream::edge::port::failure::Failure;
 use hookstream::fanout::metrics::FanoutMetrics;
+use hookstream::model::subscription::Kept;
 use hookstream::retry::metrics::ReleaseMetrics;
 use hookstream::runtime::context::{Process, RoleContext};
 use hookstream::runtime::hold::Holds;
@@ -109,8 +110,9 @@ impl Replica {
             settings: Arc::clone(&self.settings),
             metrics: Metrics::register(&registry),
             table: Arc::new(match self.roles {
-                Roles::All | Roles::Fanout => SubscriptionCache::new(false),
-                Roles::Deliver | Roles::Release => SubscriptionCache::for_lookups(false),
+                Roles::All => SubscriptionCache::default(),
+                Roles::Fanout => SubscriptionCache::new(false, Kept::ForMatching),
+                Roles::Deliver | Roles::Release => SubscriptionCache::new(false, Kept::ForLookups),
             }),
             // Without a reader: each owner begins anew.
             statuses: Arc::new(StatusCache::without_reader()),
