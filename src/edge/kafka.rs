@@ -32,5 +32,6 @@ pub mod status_log;
 pub mod subscription_cache;
 pub mod subscription_log;
 pub mod topics;
+mod unread;
 pub mod wait;
 pub mod watchdog;

@@ -25,13 +25,13 @@ use crate::model::event::Event;
 use crate::model::source::subscription_hash;
 use crate::model::subscription::{State, Subscription};
 
-/// All subscriptions, searchable by event. No two may have ids of one [`subscription_hash`], which the
-/// [`Fold`](crate::model::subscription::Fold) sees to.
+/// All subscriptions, searchable by event. No two of them may have ids of one [`subscription_hash`]: the
+/// [`Fold`](crate::model::subscription::Fold) refuses the second one.
 #[derive(Debug, Default)]
 pub struct Index {
     entries: Vec<Option<Entry>>,
     free: Vec<Slot>,
-    /// By the hash of its id, so that the map grows without a look at each subscription.
+    /// By the hash of its id, so that no subscription is read when the map grows.
     by_id: Map<u64, Slot>,
     types: Types,
     paths: Paths,
@@ -46,7 +46,9 @@ struct Entry {
     chosen: EachChosen,
 }
 
+/// In place as far as a vector's own size allows.
 type EachPath = SmallVec<[PathId; 4]>;
+/// The same.
 type EachChosen = SmallVec<[Chosen; 8]>;
 
 impl Entry {
@@ -101,12 +103,15 @@ impl Index {
 
     /// Removes a subscription; does nothing if there is none with this id.
     pub fn remove(&mut self, id: &str) {
-        let Some(slot) = self.by_id.remove(&subscription_hash(id)) else {
+        let hash = subscription_hash(id);
+        let Some(&slot) = self.by_id.get(&hash) else {
             return;
         };
-        let Some(entry) = self.entries[slot as usize].take() else {
+        let entry = &mut self.entries[slot as usize];
+        let Some(entry) = entry.take_if(|entry| *entry.subscription.id == *id) else {
             return;
         };
+        self.by_id.remove(&hash);
         self.free.push(slot);
         let conditions = &entry.subscription.filter.conditions;
         for (pattern, chosen) in entry.subscription.events.iter().zip(&entry.chosen) {

@@ -68,17 +68,17 @@ fn ends(client: &Client, of: &[TopicPartition]) -> Result<BTreeMap<TopicPartitio
     bounds(client, of, Offset::End)
 }
 
-/// The bounds of partitions, `Offset::Beginning` or `Offset::End`; those of partitions without a leader are left out.
+/// The earliest (`Offset::Beginning`) or latest offsets (`Offset::End`) of partitions; those without a leader are left out.
 ///
 /// # Errors
-/// [`Failure`] when a broker does not respond in time.
+/// [`Failure`] when a broker does not respond within five seconds.
 pub(super) fn bounds(
     client: &Client,
     of: &[TopicPartition],
     bound: Offset,
 ) -> Result<BTreeMap<TopicPartition, i64>, Failure> {
     const ANSWER: Duration = Duration::from_secs(5);
-    let failed = |error| Failure::from_client("reading the bounds of partitions", error);
+    let failed = |error| Failure::from_client("reading the ends of partitions", error);
     if of.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -88,7 +88,7 @@ pub(super) fn bounds(
             .add_partition_offset(&at.topic, at.partition, bound)
             .map_err(failed)?;
     }
-    // A query by time, with its special values for the bounds: one request per broker instead of per partition.
+    // A query by time, with its special values: one request per broker instead of per partition.
     let found = client.offsets_for_times(asked, ANSWER).map_err(failed)?;
     let each = of.iter().filter_map(|at| {
         let element = found.find_partition(&at.topic, at.partition)?;

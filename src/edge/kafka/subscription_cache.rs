@@ -5,7 +5,7 @@
 //! subscription and their precedence.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -22,6 +22,7 @@ use super::bootstrap;
 use super::ends::bounds;
 use super::member::TopicPartition;
 use super::record::each_header;
+use super::unread::Unread;
 use crate::config::Settings;
 use crate::edge::clock;
 use crate::edge::kafka::client::{consumer_config, fetch_patiently};
@@ -79,7 +80,7 @@ impl Default for SubscriptionCache {
 }
 
 impl SubscriptionCache {
-    /// An empty cache; with `verify`, every endpoint must consent. What is not kept takes no memory, and less time to load.
+    /// An empty cache; with `verify`, every endpoint must consent, whatever its subscription says.
     #[must_use]
     pub fn new(verify: bool, kept: Kept) -> Self {
         Self {
@@ -290,8 +291,8 @@ pub fn topic_record(message: &impl RecordView) -> TopicRecord<'_> {
     }
 }
 
-/// Reads the topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is
-/// reached for the first time. Partitions that are added later are read too.
+/// Reads the topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when all
+/// that was there at the start is read. Partitions that are added later are read too.
 ///
 /// # Errors
 /// [`Failure`] when the topic is missing, permission is denied, or the client fails permanently.
@@ -317,28 +318,39 @@ pub fn follow(
                 invalid.count(message, &refusal);
             }
         };
-        let Some(parsers) = &*parsers.borrow() else {
-            let records = messages.iter().map(read);
-            return messages.iter().zip(records).for_each(apply);
-        };
-        // The first ones are applied while others are parsed.
-        parsers.in_place_scope_fifo(|scope| {
-            let chunks = messages.chunks(CHUNK).map(|chunk| {
-                let (parsed, records) = channel();
-                scope.spawn_fifo(move |_| {
-                    // Not taken only if applying one has panicked.
-                    parsed.send(chunk.iter().map(read).collect::<Vec<_>>()).ok();
-                });
-                (chunk, records)
-            });
-            for (chunk, records) in chunks.collect::<Vec<_>>() {
-                // Nothing comes if parsing has panicked, which the scope passes on.
-                let records = records.into_iter().flatten();
-                chunk.iter().zip(records).for_each(apply);
+        match &*parsers.borrow() {
+            Some(parsers) => in_order(parsers, messages, read, apply),
+            None => {
+                let all = messages.iter().map(|message| (message, read(message)));
+                all.for_each(apply);
             }
-        });
+        }
     };
     follow_topic(settings, "table", &topic, stop, &mut ready, &mut take)
+}
+
+/// Reads all messages on the threads of `parsers`, and applies each on this one, in order, while others are read.
+fn in_order<'m, M: Sync, R: Send>(
+    parsers: &rayon::ThreadPool,
+    messages: &'m [M],
+    read: impl Fn(&'m M) -> R + Copy + Send + Sync,
+    mut apply: impl FnMut((&'m M, R)),
+) {
+    parsers.in_place_scope_fifo(|scope| {
+        let chunks = messages.chunks(CHUNK).map(|chunk| {
+            let (done, results) = channel();
+            scope.spawn_fifo(move |_| {
+                // Fails only if `apply` has panicked.
+                done.send(chunk.iter().map(read).collect::<Vec<_>>()).ok();
+            });
+            (chunk, results)
+        });
+        for (chunk, results) in chunks.collect::<Vec<_>>() {
+            // None come if `read` has panicked, which the scope passes on.
+            let results = results.into_iter().flatten();
+            chunk.iter().zip(results).for_each(&mut apply);
+        }
+    });
 }
 
 /// Threads that parse records; `None` if they cannot be started, so that one does all the work.
@@ -352,8 +364,8 @@ fn parsers() -> Option<rayon::ThreadPool> {
         .ok()
 }
 
-/// Reads a topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when the end is reached
-/// for the first time. Partitions that are added later are read too. `take` gets records in the order of their partition,
+/// Reads a topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when all that was
+/// there at the start is read. Partitions that are added later are read too. `take` gets records in the order of their partition,
 /// as many at a time as are there, up to [`BATCH`] and about [`BATCH_BYTES`].
 pub(super) fn follow_topic(
     settings: &Settings,
@@ -384,11 +396,11 @@ pub(super) fn follow_topic(
             assign_new(&consumer, topic, &mut assigned, found)?;
         }
     }
-    let (mut behind, ends) = unread(&consumer, topic, &assigned);
+    let mut unread = unread(&consumer, topic, &assigned);
     let mut loaded = false;
     let mut grown = clock::instant();
     while !stop() {
-        if behind.is_empty() && !loaded {
+        if unread.is_empty() && !loaded {
             loaded = true;
             ready();
         }
@@ -415,19 +427,13 @@ pub(super) fn follow_topic(
         }
         if !batch.is_empty() {
             take(&batch);
-            if !loaded {
-                let at_end = |message: &&BorrowedMessage<'_>| {
-                    let end = ends.get(&message.partition());
-                    end.is_some_and(|end| message.offset() + 1 >= *end)
-                };
-                for message in batch.iter().filter(at_end) {
-                    behind.remove(&message.partition());
-                }
+            for message in &batch {
+                unread.record(message.partition(), message.offset());
             }
         }
         match next {
             Some(Err(KafkaError::PartitionEOF(partition))) => {
-                behind.remove(&partition);
+                unread.end(partition);
             }
             Some(Err(error))
                 if crate::edge::kafka::error::is_denied(&error)
@@ -444,32 +450,27 @@ pub(super) fn follow_topic(
     Ok(())
 }
 
-/// Those of `partitions` that have records, and their ends by partition. The client reports the end of a partition too,
-/// but only when the broker has waited for more records in vain, which takes long with [`fetch_patiently`]; it is what
-/// counts where a bound is unknown, or no record is left in front of the end.
+/// The partitions that have records. Waits up to ten seconds where a broker does not respond.
 fn unread(
     consumer: &Arc<BaseConsumer<LoggedConsumer>>,
     topic: &str,
     partitions: &HashSet<i32>,
-) -> (HashSet<i32>, HashMap<i32, i64>) {
+) -> Unread {
     let at = |&partition| TopicPartition {
         topic: topic.into(),
         partition,
     };
     let all: Vec<_> = partitions.iter().map(at).collect();
     let bounds = |bound| {
-        let found = bounds(consumer, &all, bound);
-        found.unwrap_or_else(|failure| {
-            tracing::debug!(topic, "the bounds of its partitions: {failure}");
+        let found = bounds(consumer, &all, bound).unwrap_or_else(|failure| {
+            tracing::debug!(topic, "the ends of its partitions are unknown: {failure}");
             BTreeMap::new()
-        })
+        });
+        let each = found.into_iter().map(|(at, offset)| (at.partition, offset));
+        each.collect()
     };
-    let (first, ends) = (bounds(Offset::Beginning), bounds(Offset::End));
-    let is_empty = |at: &TopicPartition| ends.get(at).is_some_and(|end| first.get(at) == Some(end));
-    let unread = all.iter().filter(|at| !is_empty(at)).map(|at| at.partition);
-    let unread = unread.collect();
-    let ends = ends.into_iter().map(|(at, end)| (at.partition, end));
-    (unread, ends.collect())
+    let (earliest, latest) = (bounds(Offset::Beginning), bounds(Offset::End));
+    Unread::new(partitions.iter().copied(), &earliest, &latest)
 }
 
 /// The partitions of the topic; `None` when no broker responds.
@@ -528,6 +529,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::event::{RawEvent, read};
     use crate::model::start_marker;
     use crate::model::subscription::{Decider, Decision};
     use crate::model::units::EpochMs;
@@ -564,6 +566,7 @@ mod tests {
         for cache in [
             SubscriptionCache::new(false, Kept::Whole),
             SubscriptionCache::new(false, Kept::ForLookups),
+            SubscriptionCache::new(false, Kept::ForMatching),
         ] {
             let mut version = 0;
             let mut step = |key: &str, value: Option<&[u8]>, changes: bool| {
@@ -625,5 +628,57 @@ mod tests {
         let all: Vec<_> = cache.start_markers().into_iter().collect();
         assert_eq!(all, [(key.into_bytes().into(), Box::from(*b"2"))]);
         assert_eq!((cache.version(), cache.len()), (0, 0));
+    }
+
+    #[test]
+    fn one_that_is_refused_takes_no_other_along_when_it_is_deleted() {
+        let event = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "order.paid"});
+        let event = event.to_string();
+        let raw = RawEvent {
+            topic: "t",
+            key: None,
+            payload: Some(event.as_bytes()),
+            headers: &[],
+            timestamp: EpochMs(0),
+        };
+        let event = read(&raw, 1_000).unwrap();
+        // Known to have one hash.
+        let (one, other) = ("8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ");
+        let cache = SubscriptionCache::default();
+        put(&cache, one, Some(&document(one, &json!({})))).unwrap();
+        put(&cache, other, Some(&document(other, &json!({})))).unwrap_err();
+        put(&cache, other, None).unwrap();
+        let mut found = Vec::new();
+        cache.matching(&event, &mut found);
+        assert_eq!(found.iter().map(|one| &*one.id).collect::<Vec<_>>(), [one]);
+    }
+
+    #[test]
+    fn messages_are_applied_in_order_whichever_is_read_first() {
+        let parsers = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+        let messages: Vec<usize> = (0..3 * CHUNK + 1).collect();
+        let (second, is_read) = channel();
+        let is_read = std::sync::Mutex::new(is_read);
+        let read = |message: &usize| {
+            if *message == CHUNK {
+                second.send(()).unwrap();
+            }
+            if *message == 0 {
+                is_read.lock().unwrap().recv().unwrap();
+            }
+            message + 1
+        };
+        let mut applied = Vec::new();
+        in_order(&parsers.unwrap(), &messages, read, |one| applied.push(one));
+        let expected: Vec<_> = messages.iter().map(|one| (one, one + 1)).collect();
+        assert_eq!(applied, expected);
+    }
+
+    #[test]
+    #[should_panic(expected = "it cannot be read")]
+    fn a_panic_while_a_message_is_read_is_passed_on() {
+        let parsers = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+        let read = |_: &usize| -> usize { panic!("it cannot be read") };
+        in_order(&parsers.unwrap(), &[1, 2], read, |_| {});
     }
 }

@@ -499,6 +499,26 @@ fn for_lookups_all_but_the_filter_is_kept() {
 }
 
 #[test]
+fn for_matching_all_but_secrets_and_overrides_is_kept() {
+    let document = record(
+        "a",
+        json!({
+            "filter": {"data.x": ["y"]}, "secrets": ["env:KEY"], "timeout": "5s",
+            "format": "cloudevents",
+        }),
+    );
+    let one = at("a", Some(&document), 1);
+    let (mut whole, mut lean) = (Fold::default(), Fold::default());
+    whole.take_read(one.read(Kept::Whole));
+    lean.take_read(one.read(Kept::ForMatching));
+    let (whole, mut lean) = (whole.get("a").unwrap(), (**lean.get("a").unwrap()).clone());
+    assert!(lean.secrets.is_empty() && lean.overrides.timeout.is_none());
+    lean.secrets = whole.secrets.clone();
+    lean.overrides = whole.overrides.clone();
+    assert_eq!(format!("{lean:?}"), format!("{whole:?}"));
+}
+
+#[test]
 fn subscriptions_share_their_patterns_and_paths() {
     let mut fold = Fold::default();
     let filter = json!({"filter": {"data.x": ["y"]}});
