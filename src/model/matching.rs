@@ -46,7 +46,7 @@ struct Entry {
     chosen: EachChosen,
 }
 
-/// In place as far as a vector's own size allows.
+/// As many in place as fit into the size of a `Vec`.
 type EachPath = SmallVec<[PathId; 4]>;
 /// The same.
 type EachChosen = SmallVec<[Chosen; 8]>;

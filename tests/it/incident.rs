@@ -16,7 +16,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::scene::{LATER, put, start, subscription, wait_until_done, with};
-use crate::support::{Answer, Receiver, World, eventually, eventually_true};
+use crate::support::{Answer, Receiver, World, eventually, eventually_true, foreign_settings};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/incident.md");
 /// Ctrl-C.
@@ -52,7 +52,9 @@ impl<'a> Session<'a> {
         let (pty, terminal) = open().unwrap();
         pty.resize(Size::new(50, 150)).unwrap();
         let words: Vec<&str> = words.map(|word| word.trim_matches('\'')).collect();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hookstream"))
+        let program = Command::new(env!("CARGO_BIN_EXE_hookstream"));
+        let mut child = foreign_settings()
+            .fold(program, |program, name| program.env_remove(name))
             .args(words)
             .envs(environment(self.world))
             .env("TERM", "xterm")

@@ -12,7 +12,8 @@ use crate::scene::{
     wait_for_records, wait_until_done, with, world,
 };
 use crate::support::{
-    Answer, Isolation, Output, Process, Receiver, SOON, World, eventually_true, run_to_end,
+    Answer, Isolation, Output, Process, Receiver, SOON, World, eventually_true, foreign_settings,
+    run_to_end,
 };
 
 fn read(output: &Output) -> Value {
@@ -502,11 +503,9 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hookstream"));
         command.args(["config", "-o", "json", "--config"]);
         command.arg(file.path()).args(flags);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("HOOKSTREAM_") {
-                command.env_remove(name);
-            }
-        }
+        foreign_settings().for_each(|name| {
+            command.env_remove(name);
+        });
         command.envs(environment.iter().copied()).output().unwrap()
     };
     let output = config(

@@ -55,7 +55,7 @@ impl StatusCache {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether the topic was read to its end once.
+    /// Whether all that was there at the start was read.
     #[must_use]
     pub fn is_loaded(&self) -> bool {
         self.loaded.load(Ordering::Acquire)

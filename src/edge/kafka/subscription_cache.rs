@@ -140,7 +140,7 @@ impl SubscriptionCache {
         self.fold().is_empty()
     }
 
-    /// One subscription.
+    /// One subscription. In a cache for matching it has no secrets and overrides: no request may be made with it.
     #[must_use]
     pub fn get(&self, id: &str) -> Known {
         let fold = self.fold();
@@ -347,7 +347,7 @@ fn in_order<'m, M: Sync, R: Send>(
         });
         for (chunk, results) in chunks.collect::<Vec<_>>() {
             // None come if `read` has panicked, which the scope passes on.
-            let results = results.into_iter().flatten();
+            let Ok(results) = results.recv() else { break };
             chunk.iter().zip(results).for_each(&mut apply);
         }
     });
@@ -450,7 +450,7 @@ pub(super) fn follow_topic(
     Ok(())
 }
 
-/// The partitions that have records. Waits up to ten seconds where a broker does not respond.
+/// The partitions that are not known to be empty. Waits up to ten seconds where a broker does not respond.
 fn unread(
     consumer: &Arc<BaseConsumer<LoggedConsumer>>,
     topic: &str,
@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_refused_takes_no_other_along_when_it_is_deleted() {
+    fn deleting_a_refused_subscription_keeps_the_one_with_its_hash() {
         let event = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "order.paid"});
         let event = event.to_string();
         let raw = RawEvent {
@@ -642,7 +642,7 @@ mod tests {
             timestamp: EpochMs(0),
         };
         let event = read(&raw, 1_000).unwrap();
-        // Known to have one hash.
+        // Known to collide.
         let (one, other) = ("8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ");
         let cache = SubscriptionCache::default();
         put(&cache, one, Some(&document(one, &json!({})))).unwrap();

@@ -1,13 +1,13 @@
 //! Which partitions of a topic are not read to their ends yet.
 //!
-//! The client reports the end of a partition, but only when the broker has waited in vain for more records: half a second
-//! for a reader that fetches patiently. So the ends are asked for, and the last record in front of one counts as well.
-//! The client's report remains for the rest: a bound that is unknown, and an end without a record in front of it, where a
-//! transaction was committed or the records were compacted.
+//! The client reports the end of a partition only after a fetch that waited and got nothing: half a second for a reader
+//! that fetches patiently. So the ends are queried at the start, and the last record before an end counts too. The
+//! report remains for the rest: an end that is unknown, and one without a record right before it, where a transaction
+//! was committed or the records were compacted.
 
 use std::collections::BTreeMap;
 
-/// The partitions that have records in front of the end that each had at the start, as far as that is known.
+/// The partitions that are not read up to the ends that they had at the start; `None` where the end is unknown.
 #[derive(Debug)]
 pub(super) struct Unread(BTreeMap<i32, Option<i64>>);
 

@@ -20,7 +20,7 @@ pub(super) type Slot = u32;
 pub(super) type Chosen = Option<u8>;
 
 /// A sorted set; mostly appended to, and small when the chosen conditions are selective.
-/// Few sets have more than are kept in place.
+/// Most fit in place.
 #[derive(Debug, Default)]
 pub(super) struct Slots(SmallVec<[Slot; 4]>);
 

@@ -33,7 +33,7 @@ use super::model::{State, Subscription};
 use super::record::SubscriptionError;
 use super::topic_record::{Applied, Kept, Kind, ReadRecord, TopicRecord};
 use super::version::{Version, digest};
-use crate::model::maps::FastMap;
+use crate::model::maps::SafeMap;
 use crate::model::source::subscription_hash;
 use crate::model::subscription::verification::{self, Verification};
 use crate::model::units::EpochMs;
@@ -107,7 +107,7 @@ impl SideRecords {
 pub struct Fold {
     /// The latest valid applied record of each, folded, by the hash of its id. Fan-out writes the commands of an event in
     /// the order of these hashes, so no two may be the same.
-    applied: FastMap<u64, Arc<Subscription>>,
+    applied: SafeMap<u64, Arc<Subscription>>,
     /// By the id of their subscription.
     side_records: HashMap<Box<str>, SideRecords>,
     /// Whether every endpoint must consent.

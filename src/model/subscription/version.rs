@@ -77,13 +77,8 @@ fn digest_bytes(value: &[u8], applied: Option<&[u8]>) -> [u8; 16] {
         hash.update(applied);
     }
     let hash = hash.finish();
-    let mut bytes = [0; 16];
-    let first = hash.as_ref().iter().copied();
-    bytes
-        .iter_mut()
-        .zip(first)
-        .for_each(|(byte, is)| *byte = is);
-    bytes
+    let first = hash.as_ref().first_chunk();
+    first.copied().unwrap_or_default()
 }
 
 fn hexadecimal(digest: [u8; 16]) -> String {

@@ -1,5 +1,6 @@
 //! The program as an operator runs it: a process with flags, standard streams, signals and an exit code.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -348,16 +349,19 @@ fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
     })
 }
 
-/// Settings of whoever runs the tests must not reach the program.
+/// Settings of whoever runs the tests, which must not reach the program.
+pub fn foreign_settings() -> impl Iterator<Item = OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| name.to_string_lossy().starts_with("HOOKSTREAM_"))
+}
+
 fn command<S: AsRef<str>>(arguments: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hookstream"));
     command
         .args(arguments.iter().map(AsRef::as_ref))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    for (name, _) in
-        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOOKSTREAM_"))
-    {
+    for name in foreign_settings() {
         command.env_remove(name);
     }
     command
