@@ -291,8 +291,8 @@ pub fn topic_record(message: &impl RecordView) -> TopicRecord<'_> {
     }
 }
 
-/// Reads the topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when all
-/// that was there at the start is read. Partitions that are added later are read too.
+/// Reads the topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when all that was
+/// there at the start is read. Partitions that are added later are read too.
 ///
 /// # Errors
 /// [`Failure`] when the topic is missing, permission is denied, or the client fails permanently.
@@ -365,8 +365,8 @@ fn parsers() -> Option<rayon::ThreadPool> {
 }
 
 /// Reads a topic from the beginning and follows it until `stop` returns true. Calls `ready` once, when all that was
-/// there at the start is read. Partitions that are added later are read too. `take` gets records in the order of their partition,
-/// as many at a time as are there, up to [`BATCH`] and about [`BATCH_BYTES`].
+/// there at the start is read. Partitions that are added later are read too. `take` gets records in the order of their
+/// partition, as many at a time as are there, up to [`BATCH`] and about [`BATCH_BYTES`].
 pub(super) fn follow_topic(
     settings: &Settings,
     purpose: &'static str,

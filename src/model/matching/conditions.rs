@@ -49,26 +49,21 @@ impl Bucket {
         paths: &[PathId],
         conditions: &[Condition],
     ) -> Chosen {
-        let first = conditions.iter().take(usize::from(u8::MAX));
-        let mut usable = first.enumerate().filter_map(|(at, condition)| {
-            worst_class(&condition.matchers).map(|worst| (worst, condition, at))
-        });
         let candidates = |at: usize, condition: &Condition| {
             let index = self.by_path.get(&paths[at]);
             let each = condition.matchers.iter();
             let each = each.map(|matcher| index.map_or(0, |index| index.cell_len(matcher)));
             each.sum::<usize>() + condition.matchers.len()
         };
-        let chosen = match (usable.next(), usable.next()) {
-            // Nothing to compare: most filters have one condition.
-            (only, None) => only.map(|(_, _, at)| at),
-            (one, other) => {
-                let all = one.into_iter().chain(other).chain(usable);
-                all.map(|(worst, condition, at)| (worst, candidates(at, condition), at))
-                    .min()
-                    .map(|(_, _, at)| at)
-            }
-        };
+        // Most filters have one condition, and nothing to compare.
+        let is_choice = conditions.len() > 1;
+        let first = conditions.iter().take(usize::from(u8::MAX));
+        let usable = first.enumerate().filter_map(|(at, condition)| {
+            let worst = worst_class(&condition.matchers)?;
+            let candidates = is_choice.then(|| candidates(at, condition));
+            Some((worst, candidates, at))
+        });
+        let chosen = usable.min().map(|(_, _, at)| at);
         match chosen {
             Some(at) => {
                 self.by_path
