@@ -7,7 +7,9 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Isolation, Process, Record, World, broker, eventually_true};
+use crate::support::{
+    Broker, Isolation, Process, Record, World, broker, eventually_ok, eventually_true,
+};
 
 /// Delays of the retry schedule in force in [`start`]ed processes, before jitter.
 pub const SCHEDULE: [Duration; 3] = [
@@ -85,48 +87,48 @@ pub fn wait_until_done(world: &World) {
 #[track_caller]
 pub fn wait_until_done_within(world: &World, time: Duration) {
     let mut before = None;
-    eventually_true("nothing is under way any more", time, || {
-        // What moves on while this looks from topic to topic has made a count differ the next time.
-        let now = rest(world);
-        let done = now.is_some() && now == before;
-        before = now;
-        done
+    eventually_ok("nothing is under way any more", time, || {
+        let now = positions_at_rest(world)?;
+        // What moved on while this looked from topic to topic has moved a position since.
+        let moved = before
+            .replace(now.clone())
+            .is_none_or(|before| before != now);
+        if moved {
+            return Err(format!("positions move: {now:?}"));
+        }
+        Ok(())
     });
 }
 
-/// How many records each topic has, if all of them are done.
-fn rest(world: &World) -> Option<BTreeMap<String, usize>> {
+/// Each topic's positions, if they are past all of its records.
+///
+/// # Errors
+/// What is left of the first topic that is not done.
+fn positions_at_rest(world: &World) -> Result<Vec<BTreeMap<i32, i64>>, String> {
     let mut topics = vec![
         ("fanout", world.events.clone()),
         ("deliver", world.topics.commands()),
     ];
-    topics.extend(
-        world
-            .tiers
-            .iter()
-            .map(|tier| ("release", world.topics.retry(*tier))),
-    );
-    let mut counts = BTreeMap::new();
-    for (group, topic) in topics {
-        counts.insert(topic.clone(), done(world, group, &topic)?);
-    }
-    Some(counts)
-}
-
-/// The number of a topic's records, if the group's positions are past all of them.
-pub fn done(world: &World, group: &str, topic: &str) -> Option<usize> {
-    let positions: BTreeMap<i32, i64> = world
-        .committed(group, topic)
-        .into_iter()
-        .map(|(partition, position, _)| (partition, position))
-        .collect();
-    let records = world.read_all(topic, Isolation::Committed);
-    let past = |record: &Record| {
-        positions
-            .get(&record.partition)
-            .is_some_and(|position| *position > record.offset)
-    };
-    records.iter().all(past).then_some(records.len())
+    let tiers = world.tiers.iter();
+    topics.extend(tiers.map(|tier| ("release", world.topics.retry(*tier))));
+    let topics = topics.into_iter().map(|(group, topic)| {
+        let committed = world.committed(group, &topic).into_iter();
+        let positions = committed
+            .map(|(partition, position, _)| (partition, position))
+            .collect();
+        let left = world.read_from(&topic, Isolation::Committed, &positions);
+        match left.first() {
+            None => Ok(positions),
+            Some(first) => Err(format!(
+                "{} records of {topic} from {positions:?} on, the first at {}/{} with key {:?}",
+                left.len(),
+                first.partition,
+                first.offset,
+                first.key.as_deref().map(String::from_utf8_lossy),
+            )),
+        }
+    });
+    topics.collect()
 }
 
 /// Waits for that many records in a topic, and returns them.

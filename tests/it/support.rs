@@ -14,6 +14,7 @@ mod proxy;
 mod receiver;
 mod world;
 
+use std::fmt::Display;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -36,13 +37,28 @@ pub const SOON: Duration = Duration::from_secs(90);
 /// Naming `what` when there is none in time.
 #[track_caller]
 pub fn eventually<T>(what: &str, timeout: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    eventually_ok(what, timeout, || ask().ok_or("no answer"))
+}
+
+/// [`eventually`] where each answer in vain says why.
+///
+/// # Panics
+/// Naming `what` and the last reason when there is no answer in time.
+#[track_caller]
+pub fn eventually_ok<T, E: Display>(
+    what: &str,
+    timeout: Duration,
+    mut ask: impl FnMut() -> Result<T, E>,
+) -> T {
     let deadline = Instant::now() + timeout;
     let mut pause = Duration::from_millis(5);
     loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
+        let reason = match ask() {
+            Ok(answer) => return answer,
+            Err(reason) => reason,
+        };
+        let in_time = Instant::now() < deadline;
+        assert!(in_time, "not within {timeout:?}: {what}: {reason}");
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(200));
     }

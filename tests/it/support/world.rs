@@ -503,6 +503,17 @@ impl World {
     /// When the end is not reached in time.
     #[track_caller]
     pub fn read_all(&self, topic: &str, isolation: Isolation) -> Vec<Record> {
+        self.read_from(topic, isolation, &BTreeMap::new())
+    }
+
+    /// The same from `positions` on; a partition without one from its beginning.
+    #[track_caller]
+    pub fn read_from(
+        &self,
+        topic: &str,
+        isolation: Isolation,
+        positions: &BTreeMap<i32, i64>,
+    ) -> Vec<Record> {
         let consumer = self.reader(&format!("{}reader", self.prefix), isolation);
         let mut ends: BTreeMap<i32, i64> = BTreeMap::new();
         let mut all = TopicPartitionList::new();
@@ -512,9 +523,10 @@ impl World {
                     .fetch_watermarks(topic, partition, Duration::from_secs(5))
                     .ok()
             });
-            if high > low {
+            let from = positions.get(&partition).map_or(low, |from| low.max(*from));
+            if high > from {
                 ends.insert(partition, high);
-                all.add_partition_offset(topic, partition, Offset::Beginning)
+                all.add_partition_offset(topic, partition, Offset::Offset(from))
                     .unwrap();
             }
         }
