@@ -119,13 +119,17 @@ fn positions_at_rest(world: &World) -> Result<Vec<BTreeMap<i32, i64>>, String> {
         let left = world.read_from(&topic, Isolation::Committed, &positions);
         match left.first() {
             None => Ok(positions),
-            Some(first) => Err(format!(
-                "{} records of {topic} from {positions:?} on, the first at {}/{} with key {:?}",
-                left.len(),
-                first.partition,
-                first.offset,
-                first.key.as_deref().map(String::from_utf8_lossy),
-            )),
+            Some(first) => {
+                let headers = first.headers.iter();
+                let headers = headers.map(|(name, value)| (name, String::from_utf8_lossy(value)));
+                Err(format!(
+                    "{} records of {topic} from {positions:?} on, the first at {}/{} with {:?}",
+                    left.len(),
+                    first.partition,
+                    first.offset,
+                    headers.collect::<Vec<_>>(),
+                ))
+            }
         }
     });
     topics.collect()
