@@ -20,11 +20,16 @@ const LONG: Duration = Duration::from_secs(400);
 /// Held by each test that loads the machine: four of them on two slow cores make an endpoint that is quick a slow one.
 static HEAVY: Mutex<()> = Mutex::new(());
 /// A breaker that opens soon and looks again soon.
-const BREAKER: [&str; 4] = [
+/// A command may be the probe more than once: by the default schedule it would then wait for minutes.
+const RETRIES: &str =
+    "--retry-schedule=1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s";
+
+const BREAKER: [&str; 5] = [
     "--breaker-failures=5",
     "--breaker-rate=0",
     "--breaker-probe=200ms",
     "--breaker-max-probe=1s",
+    RETRIES,
 ];
 
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -563,6 +568,7 @@ fn a_dead_endpoint_with_a_large_backlog_costs_little_memory_and_the_others_nothi
             "--breaker-rate=0",
             "--breaker-probe=1s",
             "--breaker-max-probe=10s",
+            RETRIES,
             "--max-queued-bytes=16MiB",
         ],
     );
