@@ -316,8 +316,8 @@ fn report(settings: &Settings, documents: &[Document], strict: bool) -> Result<(
 fn subscriber_change(stored: &Stored, document: &Document) -> Option<String> {
     let known = stored.fold.get(document.id())?;
     let error = SubscriptionError::SubscriberChanged {
-        from: known.subscriber.clone(),
-        to: document.parsed.subscriber.clone(),
+        from: known.subscriber.as_str().into(),
+        to: document.parsed.subscriber.as_str().into(),
     };
     (known.subscriber != document.parsed.subscriber)
         .then(|| format!("{:?}: {error}", document.id()))

@@ -37,7 +37,7 @@ impl Refused {
         self.metrics.refused_subscriptions(reason).inc();
         let mut logged = self.lock();
         if logged
-            .get(&subscription.id)
+            .get(subscription.id.as_str())
             .is_some_and(|known| **known == *error)
         {
             return;
@@ -45,7 +45,7 @@ impl Refused {
         if logged.len() >= MAX_REMEMBERED {
             logged.clear();
         }
-        logged.insert(subscription.id.clone(), error.into());
+        logged.insert(subscription.id.as_str().into(), error.into());
         self.is_any.store(true, Ordering::Release);
         let effect = match reason {
             Reason::Secret => "cannot send, commands wait",

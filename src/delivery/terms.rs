@@ -253,7 +253,7 @@ impl Subscriptions for Directory {
     fn get(&self, id: &str, subscriber: &str) -> Result<Arc<Subscription>, Unavailable> {
         match self.table.get(id) {
             Known::Valid(found) if *found.subscriber == *subscriber => Ok(found),
-            Known::Valid(found) => Err(Unavailable::Foreign(found.subscriber.clone())),
+            Known::Valid(found) => Err(Unavailable::Foreign(found.subscriber.as_str().into())),
             Known::Invalid => Err(Unavailable::Invalid),
             Known::Missing => Err(Unavailable::Missing),
         }

@@ -127,7 +127,7 @@ impl Topics {
         let fold = self.subscriptions.fold();
         let decided = fold
             .iter()
-            .map(|one| (one.id.clone(), Decided::of(fold, one)));
+            .map(|one| (one.id.as_str().into(), Decided::of(fold, one)));
         Standings {
             decided: decided.collect(),
             statuses: self.statuses.statuses().clone(),

@@ -65,6 +65,47 @@ impl SigningKey {
     /// # Errors
     /// Why it cannot sign.
     pub fn read(secret: &str) -> Result<Self, KeyError> {
+        Ok(match Bytes::of(secret)? {
+            Bytes::Hmac(bytes) => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
+            Bytes::Ed25519(bytes) => Self::ed25519(&bytes)?,
+        })
+    }
+
+    /// Whether [`read`](Self::read) would read it: without the hashes that an HMAC key begins with, since every replica
+    /// checks all subscriptions.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn check(secret: &str) -> Result<(), KeyError> {
+        match Bytes::of(secret)? {
+            Bytes::Hmac(_) => Ok(()),
+            Bytes::Ed25519(bytes) => Self::ed25519(&bytes).map(drop),
+        }
+    }
+
+    fn ed25519(bytes: &[u8]) -> Result<Self, KeyError> {
+        let pair = match bytes.split_at_checked(SEED_BYTES) {
+            Some((seed, [])) => Ed25519KeyPair::from_seed_unchecked(seed),
+            Some((seed, public)) if public.len() == SEED_BYTES => {
+                Ed25519KeyPair::from_seed_and_public_key(seed, public)
+            }
+            _ => return Err(KeyError::Length { bytes: bytes.len() }),
+        };
+        let pair = pair.map_err(|_| KeyError::NotAPair)?;
+        Ok(Self::Ed25519(Box::new(pair)))
+    }
+}
+
+/// What a secret decodes to.
+enum Bytes {
+    /// A key of an allowed length.
+    Hmac(Vec<u8>),
+    /// Not checked.
+    Ed25519(Vec<u8>),
+}
+
+impl Bytes {
+    fn of(secret: &str) -> Result<Self, KeyError> {
         let secret = secret.trim();
         if secret.starts_with("whpk_") {
             return Err(KeyError::PublicKey);
@@ -80,24 +121,12 @@ impl SigningKey {
             .decode(encoded)
             .map_err(|_| KeyError::NotBase64)?;
         if is_asymmetric {
-            return Self::ed25519(&bytes);
+            return Ok(Self::Ed25519(bytes));
         }
         if !HMAC_KEY_BYTES.contains(&bytes.len()) {
             return Err(KeyError::Length { bytes: bytes.len() });
         }
-        Ok(Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, &bytes)))
-    }
-
-    fn ed25519(bytes: &[u8]) -> Result<Self, KeyError> {
-        let pair = match bytes.split_at_checked(SEED_BYTES) {
-            Some((seed, [])) => Ed25519KeyPair::from_seed_unchecked(seed),
-            Some((seed, public)) if public.len() == SEED_BYTES => {
-                Ed25519KeyPair::from_seed_and_public_key(seed, public)
-            }
-            _ => return Err(KeyError::Length { bytes: bytes.len() }),
-        };
-        let pair = pair.map_err(|_| KeyError::NotAPair)?;
-        Ok(Self::Ed25519(Box::new(pair)))
+        Ok(Self::Hmac(bytes))
     }
 }
 
@@ -145,6 +174,7 @@ mod tests {
         ] {
             let error = SigningKey::read(&secret).unwrap_err();
             assert_eq!(error, expected, "{secret}");
+            assert_eq!(SigningKey::check(&secret), Err(expected), "{secret}");
             let encoded = secret.split_once('_').map_or("", |(_, rest)| rest);
             assert!(
                 encoded.is_empty() || !format!("{error} {error:?}").contains(encoded),

@@ -151,7 +151,7 @@ impl Decided {
             None => document,
         };
         Self {
-            subscriber: subscription.subscriber.clone(),
+            subscriber: subscription.subscriber.as_str().into(),
             state: subscription.state,
             disabled_by: (subscription.state == State::Disabled).then(by),
             verification: fold.verification(&subscription.id).map(LastTry::new),

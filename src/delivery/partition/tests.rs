@@ -155,7 +155,9 @@ impl Subscriptions for Listed {
         }
         let subscription = self.all.get(id).ok_or(Unavailable::Missing)?;
         if *subscription.subscriber != *subscriber {
-            return Err(Unavailable::Foreign(subscription.subscriber.clone()));
+            return Err(Unavailable::Foreign(
+                subscription.subscriber.as_str().into(),
+            ));
         }
         Ok(Arc::clone(subscription))
     }

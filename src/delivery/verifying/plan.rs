@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use compact_str::CompactString;
+
 use crate::model::subscription::Subscription;
 use crate::model::subscription::verification::{Pending, retry_delay};
 use crate::model::units::EpochMs;
@@ -33,13 +35,13 @@ struct Entry {
 /// The plan.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    all: BTreeMap<Box<str>, Entry>,
+    all: BTreeMap<CompactString, Entry>,
     /// By the time of the next try.
-    queue: BTreeSet<(EpochMs, Box<str>)>,
+    queue: BTreeSet<(EpochMs, CompactString)>,
     /// The ids that are being asked.
-    running: BTreeSet<Box<str>>,
+    running: BTreeSet<CompactString>,
     /// How many of them each subscriber has.
-    of_subscriber: HashMap<Box<str>, usize>,
+    of_subscriber: HashMap<CompactString, usize>,
 }
 
 impl Plan {

@@ -12,6 +12,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use compact_str::CompactString;
 use prometheus::IntCounter;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -48,12 +49,14 @@ const MAX_PARSERS: usize = 8;
 /// All valid subscriptions, shared by the roles of a process.
 pub struct SubscriptionCache {
     kept: Kept,
+    /// Whether every endpoint must consent.
+    verify: bool,
     /// Where fan-out asks it.
     index: Option<RwLock<Index>>,
     /// Locked before the index.
     fold: RwLock<Fold>,
     /// Those that are pending, by id. Locked after the fold.
-    pending: RwLock<BTreeMap<Box<str>, Arc<Subscription>>>,
+    pending: RwLock<BTreeMap<CompactString, Arc<Subscription>>>,
     /// The markers of first starts, which are in the same topic.
     start_markers: RwLock<StartMarkers>,
     version: AtomicU64,
@@ -85,6 +88,7 @@ impl SubscriptionCache {
     pub fn new(verify: bool, kept: Kept) -> Self {
         Self {
             kept,
+            verify,
             index: (kept != Kept::ForLookups).then(RwLock::default),
             fold: RwLock::new(Fold::new(verify)),
             pending: RwLock::default(),
@@ -140,7 +144,8 @@ impl SubscriptionCache {
         self.fold().is_empty()
     }
 
-    /// One subscription. In a cache for matching it has no secrets and overrides: no request may be made with it.
+    /// One subscription. In a cache for matching it has no secrets, no overrides and perhaps no URL: no request may be
+    /// made with it.
     #[must_use]
     pub fn get(&self, id: &str) -> Known {
         let fold = self.fold();
@@ -178,7 +183,11 @@ impl SubscriptionCache {
     /// # Errors
     /// [`Refusal`] of an invalid record.
     pub fn apply(&self, record: &TopicRecord<'_>) -> Result<(), Refusal> {
-        self.apply_read(record.read(self.kept))
+        self.apply_read(self.read(*record))
+    }
+
+    fn read<'a>(&self, record: TopicRecord<'a>) -> ReadRecord<'a> {
+        record.read(self.kept, self.verify)
     }
 
     fn apply_read(&self, record: ReadRecord<'_>) -> Result<(), Refusal> {
@@ -312,7 +321,7 @@ pub fn follow(
         ready();
     };
     let mut take = |messages: &[BorrowedMessage<'_>]| {
-        let read = |message| topic_record(message).read(table.kept);
+        let read = |message| table.read(topic_record(message));
         let apply = |(message, record)| {
             if let Err(refusal) = table.apply_read(record) {
                 invalid.count(message, &refusal);

@@ -314,7 +314,7 @@ fn plain(scalar: &Scalar) -> Option<Plain> {
     match scalar {
         Scalar::Null => Some(Plain::Null),
         Scalar::Bool(bool) => Some(Plain::Bool(*bool)),
-        Scalar::Number(x) => Some(Plain::Number(*x)),
+        Scalar::Number(x) => Some(Plain::Number(**x)),
         Scalar::String(_) => None,
     }
 }

@@ -91,7 +91,7 @@ impl Decision {
     pub fn by_operator(subscription: &Subscription, state: State, now: EpochMs) -> Self {
         let resumed = (state == State::Active).then_some(now);
         Self {
-            subscription: subscription.id.clone(),
+            subscription: subscription.id.as_str().into(),
             version: subscription.source.applied.clone(),
             next_version: None,
             state: state.decided(),
@@ -124,7 +124,7 @@ impl Decision {
     #[must_use]
     pub fn probe(subscription: &Subscription, now: EpochMs) -> Self {
         Self {
-            subscription: subscription.id.clone(),
+            subscription: subscription.id.as_str().into(),
             version: subscription.source.applied.clone(),
             next_version: None,
             state: subscription.state.decided(),
@@ -147,7 +147,7 @@ impl Decision {
         // 0.1.0 wrote none, and had one only.
         let reason = (because != DisabledBecause::Gone).then(|| because.as_str().into());
         Self {
-            subscription: subscription.id.clone(),
+            subscription: subscription.id.as_str().into(),
             version: subscription.source.version().clone(),
             next_version: None,
             state: State::Disabled,

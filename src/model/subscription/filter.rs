@@ -19,6 +19,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use serde_json::{Map, Value};
 
 use super::path;
@@ -202,10 +203,10 @@ pub enum Scalar {
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A number.
-    Number(Num),
+    /// A number: boxed, since most are strings, and every replica holds the filters of all subscriptions in memory.
+    Number(Box<Num>),
     /// A string.
-    String(Box<str>),
+    String(CompactString),
 }
 
 /// A value that a path leads to in an event.
@@ -240,7 +241,7 @@ impl<'e> Leaf<'e> {
         match (self, scalar) {
             (Self::Null, Scalar::Null) => true,
             (Self::Bool(a), Scalar::Bool(b)) => a == *b,
-            (Self::Number(a), Scalar::Number(b)) => a == *b,
+            (Self::Number(a), Scalar::Number(b)) => a == **b,
             (Self::String(a), Scalar::String(b)) => *a == **b,
             _ => false,
         }
@@ -495,7 +496,7 @@ fn parse_matcher(value: &Value) -> Result<Matcher, String> {
 fn numeric(interval: Interval) -> Matcher {
     match (interval.lower, interval.upper) {
         (Bound::Included(low), Bound::Included(high)) if low == high => {
-            Matcher::Equals(Scalar::Number(low))
+            Matcher::Equals(Scalar::Number(Box::new(low)))
         }
         _ => Matcher::Numeric(Box::new(interval)),
     }
@@ -569,7 +570,7 @@ fn scalar(value: &Value) -> Result<Scalar, String> {
     match value {
         Value::Null => Ok(Scalar::Null),
         Value::Bool(bool) => Ok(Scalar::Bool(*bool)),
-        Value::Number(number) => Ok(Scalar::Number(Num::of(number))),
+        Value::Number(number) => Ok(Scalar::Number(Box::new(Num::of(number)))),
         Value::String(text) if text.len() > MAX_STRING_BYTES => Err(format!(
             "a string is {} bytes, the limit is {MAX_STRING_BYTES}",
             text.len()

@@ -206,7 +206,7 @@ impl Fold {
 
     /// Takes the next record.
     pub fn take(&mut self, record: &TopicRecord<'_>) -> Change {
-        self.take_read(record.read(Kept::Whole))
+        self.take_read(record.read(Kept::Whole, self.verify))
     }
 
     /// Takes the next record, which has been read.
@@ -251,11 +251,13 @@ impl Fold {
         }
         let known = self.applied.get(&subscription_hash(id));
         let parsed = parsed.and_then(|parsed| match known {
-            Some(other) if *other.id != *id => Err(SubscriptionError::SameHash(other.id.clone())),
+            Some(other) if *other.id != *id => {
+                Err(SubscriptionError::SameHash(other.id.as_str().into()))
+            }
             Some(before) if before.subscriber != parsed.subscriber => {
                 Err(SubscriptionError::SubscriberChanged {
-                    from: before.subscriber.clone(),
-                    to: parsed.subscriber.clone(),
+                    from: before.subscriber.as_str().into(),
+                    to: parsed.subscriber.as_str().into(),
                 })
             }
             _ => Ok(parsed),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
 /// A JSON value in which no object has two members of one name.
@@ -64,13 +65,17 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut found = Map::new();
         while let Some(name) = members.next_key::<String>()? {
-            if found.contains_key(&name) {
-                return Err(A::Error::custom(format_args!(
-                    "the member {name:?} occurs twice"
-                )));
+            match found.entry(name) {
+                Entry::Occupied(found) => {
+                    let name = found.key();
+                    let problem = format_args!("the member {name:?} occurs twice");
+                    return Err(A::Error::custom(problem));
+                }
+                Entry::Vacant(place) => {
+                    let StrictValue(value) = members.next_value()?;
+                    place.insert(value);
+                }
             }
-            let StrictValue(value) = members.next_value()?;
-            found.insert(name, value);
         }
         Ok(Value::Object(found))
     }

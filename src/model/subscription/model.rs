@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use compact_str::CompactString;
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -26,9 +27,9 @@ pub const NO_EVENT: &str = "hookstream.replay.none";
 #[derive(Clone, Debug)]
 pub struct Subscription {
     /// Its name, and the key of its record.
-    pub id: Box<str>,
+    pub id: CompactString,
     /// The subscriber that owns it: the partition key of its commands.
-    pub subscriber: Box<str>,
+    pub subscriber: CompactString,
     /// The endpoint.
     pub url: EndpointUrl,
     /// At least one pattern; any of them is enough.

@@ -112,7 +112,7 @@ fn secret_source(text: &str) -> Result<SecretSource, String> {
     if !is_secret {
         return Err(SECRET_FORMS.to_owned());
     }
-    SigningKey::read(text).map_err(|error| error.to_string())?;
+    SigningKey::check(text).map_err(|error| error.to_string())?;
     Ok(SecretSource::Literal(Redacted::new(text)))
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::decision::Decider;
+use super::endpoint_url::EndpointUrl;
 use super::filter::Filter;
 use super::model::{AppliedRecord, BoxedOverrides, Source, Subscription};
 use super::record::SubscriptionError;
@@ -63,7 +64,7 @@ impl<'a> ReadRecord<'a> {
 }
 
 impl Applied {
-    fn read(record: &TopicRecord<'_>, value: &[u8], what: Kept) -> Self {
+    fn read(record: &TopicRecord<'_>, value: &[u8], what: Kept, verify: bool) -> Self {
         let version = Version::of_applied(value, record.applied);
         let parsed = parse(Some(record.key.unwrap_or_default()), value);
         let parsed = parsed.map(|mut subscription| {
@@ -73,6 +74,9 @@ impl Applied {
                 Kept::ForMatching => {
                     subscription.secrets = Box::default();
                     subscription.overrides = BoxedOverrides::default();
+                    if !verify && !subscription.verify {
+                        subscription.url = EndpointUrl::default();
+                    }
                 }
             }
             let applied = AppliedRecord {
@@ -94,18 +98,19 @@ pub enum Kept {
     Whole,
     /// What lookups by id need: not the filter, which only fan-out asks.
     ForLookups,
-    /// What fan-out needs: not the secrets and overrides, which requests are made with.
+    /// What fan-out needs: not the secrets and overrides, which requests are made with, and the URL only where it must
+    /// have consented.
     ForMatching,
 }
 
 impl<'a> TopicRecord<'a> {
-    /// Reads the record.
+    /// Reads the record; with `verify`, every endpoint must consent, whatever its record says.
     #[must_use]
-    pub fn read(self, what: Kept) -> ReadRecord<'a> {
+    pub fn read(self, what: Kept, verify: bool) -> ReadRecord<'a> {
         let kind = self.kind();
         let value = self.value.filter(|_| matches!(kind, Kind::Applied(_)));
         ReadRecord {
-            applied: value.map(|value| Box::new(Applied::read(&self, value, what))),
+            applied: value.map(|value| Box::new(Applied::read(&self, value, what, verify))),
             record: self,
             kind,
         }

@@ -98,7 +98,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         rate_limit: check.rate_limit().map(Box::new),
         order: check.enumerated("order"),
         overrides: check.overrides(url.as_ref()).into(),
-        url: EndpointUrl::new(url.clone().unwrap_or_else(placeholder_url)),
+        url: url.as_ref().map(EndpointUrl::new).unwrap_or_default(),
     };
     if check.problems.is_empty() && url.is_some() {
         Ok(subscription)
@@ -109,15 +109,6 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
 
 fn deserialized<T: for<'de> Deserialize<'de>>(value: &Value) -> Option<T> {
     T::deserialize(value).ok()
-}
-
-/// Takes the place of the URL in an invalid subscription, which is never returned.
-fn placeholder_url() -> Url {
-    static PLACEHOLDER: OnceLock<Url> = OnceLock::new();
-    #[allow(clippy::expect_used, reason = "a constant")]
-    PLACEHOLDER
-        .get_or_init(|| Url::parse("https://invalid.").expect("the constant is a URL"))
-        .clone()
 }
 
 fn validator() -> &'static Validator {

@@ -96,7 +96,7 @@ impl Verification {
     #[must_use]
     pub fn new(subscription: &Subscription, tested: Tested, at: EpochMs) -> Self {
         Self {
-            subscription: subscription.id.clone(),
+            subscription: subscription.id.as_str().into(),
             version: subscription.source.version().clone(),
             endpoint: endpoint(&subscription.url),
             at,

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::subscription::filter::Matcher;
 
 mod verification;
 
@@ -87,7 +88,7 @@ impl Topic {
     /// What a reader finds that reads all records before it takes them.
     fn read_ahead(&self, kept: Kept) -> Fold {
         let all = self.log.iter();
-        let all = all.map(|(key, value, ms)| at(key, value.as_deref(), *ms).read(kept));
+        let all = all.map(|(key, value, ms)| at(key, value.as_deref(), *ms).read(kept, false));
         let all: Vec<ReadRecord<'_>> = all.collect();
         let mut fold = Fold::default();
         for one in all {
@@ -487,8 +488,8 @@ fn for_lookups_all_but_the_filter_is_kept() {
     );
     let one = at("a", Some(&document), 1);
     let (mut whole, mut lean) = (Fold::default(), Fold::default());
-    whole.take_read(one.read(Kept::Whole));
-    lean.take_read(one.read(Kept::ForLookups));
+    whole.take_read(one.read(Kept::Whole, false));
+    lean.take_read(one.read(Kept::ForLookups, false));
     let (whole, mut lean) = (whole.get("a").unwrap(), (**lean.get("a").unwrap()).clone());
     assert_eq!(
         (whole.filter.conditions.len(), lean.filter.conditions.len()),
@@ -499,23 +500,34 @@ fn for_lookups_all_but_the_filter_is_kept() {
 }
 
 #[test]
-fn for_matching_all_but_secrets_and_overrides_is_kept() {
-    let document = record(
-        "a",
-        json!({
-            "filter": {"data.x": ["y"]}, "secrets": ["env:KEY"], "timeout": "5s",
-            "format": "cloudevents",
-        }),
-    );
-    let one = at("a", Some(&document), 1);
-    let (mut whole, mut lean) = (Fold::default(), Fold::default());
-    whole.take_read(one.read(Kept::Whole));
-    lean.take_read(one.read(Kept::ForMatching));
-    let (whole, mut lean) = (whole.get("a").unwrap(), (**lean.get("a").unwrap()).clone());
-    assert!(lean.secrets.is_empty() && lean.overrides.timeout.is_none());
-    lean.secrets = whole.secrets.clone();
-    lean.overrides = whole.overrides.clone();
-    assert_eq!(format!("{lean:?}"), format!("{whole:?}"));
+fn for_matching_all_but_secrets_overrides_and_a_url_that_is_not_asked_is_kept() {
+    for (consents, verify) in [(false, false), (true, false), (false, true)] {
+        let document = record(
+            "a",
+            json!({
+                "filter": {"data.x": ["y"]}, "secrets": ["env:KEY"], "timeout": "5s",
+                "format": "cloudevents", "verify": consents,
+            }),
+        );
+        let one = at("a", Some(&document), 1);
+        let (mut whole, mut lean) = (Fold::new(verify), Fold::new(verify));
+        whole.take_read(one.read(Kept::Whole, verify));
+        lean.take_read(one.read(Kept::ForMatching, verify));
+        let (whole, mut lean) = (whole.get("a").unwrap(), (**lean.get("a").unwrap()).clone());
+        assert!(lean.secrets.is_empty() && lean.overrides.timeout.is_none());
+        assert_eq!(lean.url.as_str().is_empty(), !consents && !verify);
+        lean.secrets = whole.secrets.clone();
+        lean.overrides = whole.overrides.clone();
+        lean.url = whole.url.clone();
+        assert_eq!(format!("{lean:?}"), format!("{whole:?}"));
+    }
+}
+
+/// Every replica holds all of them in memory.
+#[test]
+fn a_subscription_and_a_condition_are_small() {
+    assert_eq!(size_of::<Subscription>(), 232);
+    assert_eq!(size_of::<Matcher>(), 24);
 }
 
 #[test]
