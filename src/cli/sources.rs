@@ -31,14 +31,16 @@ pub(super) fn layers(matches: &ArgMatches) -> Layers {
     }
     give_properties(&mut layers);
     let file = match matches.get_one::<String>("config") {
-        Some(file) => Some(file.clone()),
-        None => variable(&mut layers, "HOOKSTREAM_CONFIG"),
+        Some(file) => Ok(Some(file.clone())),
+        None => variable("HOOKSTREAM_CONFIG"),
     };
-    if let Some(file) = file {
-        match small_file::read_text(Path::new(&file), MAX_BUNDLE_BYTES) {
+    match file {
+        Ok(None) => {}
+        Ok(Some(file)) => match small_file::read_text(Path::new(&file), MAX_BUNDLE_BYTES) {
             Ok(text) => layers.give_file(&text, &file),
             Err(error) => layers.refuse(format!("--config {file}: {error}")),
-        }
+        },
+        Err(mistake) => layers.refuse(mistake),
     }
     layers.resolve_properties(|path| {
         small_file::read_text(Path::new(path), MAX_SECRET_BYTES).map_err(|error| error.to_string())
@@ -110,23 +112,25 @@ fn fetch_tokens(settings: &Settings, source: TokenSource) -> Result<Tokens, CliE
 /// Takes a setting from its variable, or from the file that its `_FILE` variable names.
 fn give_environment(layers: &mut Layers, setting: &Setting) {
     let (name, file) = (setting.variable(), setting.file_variable());
-    match value_or_file(layers, &name, &file) {
-        Some(Found::Value(value)) => layers.give(setting.name, Source::Environment, value),
-        Some(Found::File(_, content)) => layers.give_from_file(setting, &content),
-        None => {}
+    match value_or_file(&name, &file) {
+        Ok(Some(Found::Value(value))) => layers.give(setting.name, Source::Environment, value),
+        Ok(Some(Found::File(_, content))) => layers.give_from_file(setting, &content),
+        Ok(None) => {}
+        Err(mistake) => layers.refuse_value(setting, mistake),
     }
 }
 
 fn give_properties(layers: &mut Layers) {
-    match value_or_file(layers, "HOOKSTREAM_X", "HOOKSTREAM_X_FILE") {
-        Some(Found::Value(value)) => {
+    match value_or_file("HOOKSTREAM_X", "HOOKSTREAM_X_FILE") {
+        Ok(Some(Found::Value(value))) => {
             let properties = value.split([';', '\n']);
             properties
                 .filter(|property| !property.trim().is_empty())
                 .for_each(|property| layers.give_property(property, Source::Environment));
         }
-        Some(Found::File(path, content)) => layers.give_property_lines(&path, &content),
-        None => {}
+        Ok(Some(Found::File(path, content))) => layers.give_property_lines(&path, &content),
+        Ok(None) => {}
+        Err(mistake) => layers.refuse(mistake),
     }
 }
 
@@ -136,25 +140,18 @@ enum Found {
     File(String, String),
 }
 
-fn value_or_file(layers: &mut Layers, name: &str, file: &str) -> Option<Found> {
-    let value = variable(layers, name);
-    let path = variable(layers, file);
+fn value_or_file(name: &str, file: &str) -> Result<Option<Found>, String> {
+    let (value, path) = (variable(name)?, variable(file)?);
     match (value, path) {
-        (Some(_), Some(_)) => {
-            layers.refuse(format!(
-                "{name} and {file} are both in the environment: set only one of them"
-            ));
-            None
-        }
-        (Some(value), None) => Some(Found::Value(value)),
+        (Some(_), Some(_)) => Err(format!(
+            "{name} and {file} are both in the environment: set only one of them"
+        )),
+        (Some(value), None) => Ok(Some(Found::Value(value))),
         (None, Some(path)) => match small_file::read_text(Path::new(&path), MAX_SECRET_BYTES) {
-            Ok(content) => Some(Found::File(path, content)),
-            Err(error) => {
-                layers.refuse(format!("{file} {path}: {error}"));
-                None
-            }
+            Ok(content) => Ok(Some(Found::File(path, content))),
+            Err(error) => Err(format!("{file} {path}: {error}")),
         },
-        (None, None) => None,
+        (None, None) => Ok(None),
     }
 }
 
@@ -233,14 +230,11 @@ fn wrong_property(key: &str, value: &str) -> Option<String> {
     }
 }
 
-fn variable(layers: &mut Layers, name: &str) -> Option<String> {
+fn variable(name: &str) -> Result<Option<String>, String> {
     match std::env::var(name) {
-        Ok(value) => Some(value),
-        Err(std::env::VarError::NotPresent) => None,
-        Err(std::env::VarError::NotUnicode(_)) => {
-            layers.refuse(format!("{name} is not UTF-8"));
-            None
-        }
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8")),
     }
 }
 

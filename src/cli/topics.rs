@@ -176,6 +176,12 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
     rows.extend(specs.iter().filter_map(|spec| existing(spec, &cluster)));
     print::rows(args.output, &rows)?;
     report_differences(settings, &specs, &cluster, wish);
+    let common = cluster.common_partitions(&specs, wish);
+    if wish.partitions.is_some_and(|wished| wished < common) {
+        print::note(&format!(
+            "existing topics have {common} partitions, and Kafka cannot remove partitions: fewer were asked for, which has no effect"
+        ));
+    }
     match failures.as_slice() {
         [] if args.dry_run => Ok(Exit::Done),
         [] => begin(settings, &rows),

@@ -69,6 +69,12 @@ impl Layers {
         self.mistakes.push(mistake.into());
     }
 
+    /// Adds a problem with a setting's value, which therefore does not count as missing.
+    pub fn refuse_value(&mut self, setting: &Setting, mistake: impl Into<String>) {
+        self.unread.insert(setting.name.to_owned());
+        self.refuse(mistake);
+    }
+
     /// Adds a setting's value from the file that its environment variable names.
     pub fn give_from_file(&mut self, setting: &Setting, content: &str) {
         self.has_files = true;
@@ -283,6 +289,14 @@ mod tests {
         assert_eq!(timeout(&layers).as_secs(), 1);
         assert_eq!(without_newline("a\n\n"), "a\n");
         assert_eq!(without_newline("a\r\n"), "a");
+    }
+
+    #[test]
+    fn a_value_that_could_not_be_read_is_not_missing_too() {
+        let mut layers = Layers::default();
+        layers.refuse_value(setting("brokers"), "HOOKSTREAM_BROKERS_FILE /x: it is gone");
+        let mistakes = Settings::check(&layers, &machine()).unwrap_err();
+        assert_eq!(mistakes, ["HOOKSTREAM_BROKERS_FILE /x: it is gone"]);
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Layers {
     pub(super) certificates: BTreeMap<String, Vec<u8>>,
     /// Unknown properties. The intended property may be a secret, so their values are never shown.
     pub(super) refused: BTreeSet<String>,
+    /// Settings with a value that could not be read.
+    pub(super) unread: BTreeSet<String>,
     pub(super) mistakes: Vec<String>,
     /// Whether any value comes from a file that may change.
     pub(super) has_files: bool,
@@ -110,9 +112,12 @@ impl Layers {
             } else if SETTINGS.iter().any(|setting| setting.name == key) {
                 match as_text(&value) {
                     Some(text) => self.give(&key, Source::File, text),
-                    None => self.mistakes.push(format!(
-                        "{key} in {path} is a table; must be a value or a list of values"
-                    )),
+                    None => {
+                        self.mistakes.push(format!(
+                            "{key} in {path} is a table; must be a value or a list of values"
+                        ));
+                        self.unread.insert(key);
+                    }
                 }
             } else {
                 self.mistakes.push(format!(

@@ -238,6 +238,7 @@ impl<'a> Reader<'a> {
         match (certificate.flatten(), key.flatten()) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
+            _ if self.is_unread(name) || self.is_unread(key_name) => None,
             _ => {
                 self.mistakes
                     .push(format!("--{name} and --{key_name} need each other"));
@@ -297,7 +298,7 @@ impl<'a> Reader<'a> {
     /// The host name is the default instance name, and is not checked against the table's range before this.
     fn can_name(&mut self, instance: &str) -> bool {
         let can = name(instance).is_some();
-        if !can {
+        if !can && !self.is_unread("instance") {
             self.mistakes.push(format!(
                 "--instance is required: the host name {instance:?} is not a valid instance name; allowed: {}",
                 setting("instance").map_or("", |setting| setting.range)
@@ -412,6 +413,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether it has a value that could not be read, which is reported separately.
+    fn is_unread(&self, name: &str) -> bool {
+        self.layers.unread.contains(name)
+    }
+
     fn required<T: Debug>(
         &mut self,
         name: &'static str,
@@ -419,8 +425,9 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
         if self.layers.effective(setting).is_none() {
-            // A problem in the binding is reported separately.
-            if self.layers.effective(binding).is_none() {
+            // A problem with the value or in the binding is reported separately.
+            let is_unread = self.is_unread(name) || self.is_unread(binding.name);
+            if !is_unread && self.layers.effective(binding).is_none() {
                 self.mistakes.push(format!(
                     "--{name} is required (or {}, {name} in the file, or --kafka-binding); allowed: {}",
                     setting.variable(),

@@ -65,21 +65,20 @@ impl SigningKey {
     /// # Errors
     /// Why it cannot sign.
     pub fn read(secret: &str) -> Result<Self, KeyError> {
-        Ok(match Bytes::of(secret)? {
-            Bytes::Hmac(bytes) => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
-            Bytes::Ed25519(bytes) => Self::ed25519(&bytes)?,
+        Ok(match Decoded::of(secret)? {
+            Decoded::Hmac(bytes) => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
+            Decoded::Ed25519(bytes) => Self::ed25519(&bytes)?,
         })
     }
 
-    /// Whether [`read`](Self::read) would read it: without the hashes that an HMAC key begins with, since every replica
-    /// checks all subscriptions.
+    /// Like [`read`](Self::read), but does not derive the HMAC key: every replica checks every subscription.
     ///
     /// # Errors
     /// The same.
     pub fn check(secret: &str) -> Result<(), KeyError> {
-        match Bytes::of(secret)? {
-            Bytes::Hmac(_) => Ok(()),
-            Bytes::Ed25519(bytes) => Self::ed25519(&bytes).map(drop),
+        match Decoded::of(secret)? {
+            Decoded::Hmac(_) => Ok(()),
+            Decoded::Ed25519(bytes) => Self::ed25519(&bytes).map(drop),
         }
     }
 
@@ -97,14 +96,14 @@ impl SigningKey {
 }
 
 /// What a secret decodes to.
-enum Bytes {
+enum Decoded {
     /// A key of an allowed length.
     Hmac(Vec<u8>),
     /// Not checked.
     Ed25519(Vec<u8>),
 }
 
-impl Bytes {
+impl Decoded {
     fn of(secret: &str) -> Result<Self, KeyError> {
         let secret = secret.trim();
         if secret.starts_with("whpk_") {

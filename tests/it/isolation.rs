@@ -19,11 +19,11 @@ use crate::support::{Answer, Process, Receiver, Seen, World, eventually_true};
 const LONG: Duration = Duration::from_secs(400);
 /// Held by each test that loads the machine: four of them on two slow cores make an endpoint that is quick a slow one.
 static HEAVY: Mutex<()> = Mutex::new(());
-/// A breaker that opens soon and looks again soon.
 /// A command may be the probe more than once: by the default schedule it would then wait for minutes.
 const RETRIES: &str =
     "--retry-schedule=1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s,1s";
 
+/// A breaker that opens soon and looks again soon.
 const BREAKER: [&str; 5] = [
     "--breaker-failures=5",
     "--breaker-rate=0",

@@ -40,7 +40,7 @@ pub fn eventually<T>(what: &str, timeout: Duration, mut ask: impl FnMut() -> Opt
     eventually_ok(what, timeout, || ask().ok_or("no answer"))
 }
 
-/// [`eventually`] where each answer in vain says why.
+/// [`eventually`] where `ask` returns the reason of each failed try.
 ///
 /// # Panics
 /// Naming `what` and the last reason when there is no answer in time.

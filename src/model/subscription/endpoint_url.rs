@@ -11,7 +11,8 @@ use compact_str::CompactString;
 use url::Url;
 
 /// The URL of an endpoint: `http` or `https`, with a host, without user info or fragment. Only its text is kept: every
-/// replica holds the URLs of all subscriptions in memory, and a parsed one takes 72 bytes more. The default is none.
+/// replica holds the URLs of all subscriptions in memory, and a parsed one takes 72 bytes more. The default is empty: no URL is
+/// kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointUrl(CompactString);
 
@@ -28,11 +29,14 @@ impl EndpointUrl {
     }
 
     /// The URL, parsed again.
+    ///
+    /// # Panics
+    /// Of the default, which no request may be made with.
     #[must_use]
     pub fn to_url(&self) -> Url {
         #[allow(
             clippy::expect_used,
-            reason = "serialized from a parsed URL, so it parses"
+            reason = "serialized from a parsed URL, so it parses unless it is the default"
         )]
         Url::parse(&self.0).expect("the text of a URL")
     }

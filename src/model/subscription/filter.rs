@@ -342,8 +342,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    fn parse(path: Arc<[Box<str>]>, list: &Value) -> Result<Self, String> {
-        let matchers = parse_matchers(list)?;
+    fn parse(path: Arc<[Box<str>]>, matchers: Box<[Matcher]>) -> Result<Self, String> {
         let (is_text, is_required) = path::is_text(&path);
         let can_hold = |matcher: &Matcher| match matcher {
             Matcher::Equals(scalar) => matches!(scalar, Scalar::String(_)),
@@ -394,9 +393,21 @@ impl Filter {
         }
         let mut conditions = Vec::new();
         for (path, list) in map {
-            match path::parse(path).and_then(|path| Condition::parse(path, list)) {
+            let read = match (path::parse(path), parse_matchers(list)) {
+                (Ok(path), Ok(matchers)) => {
+                    Condition::parse(path, matchers).map_err(|problem| vec![problem])
+                }
+                (path, matchers) => Err(path
+                    .err()
+                    .into_iter()
+                    .chain(matchers.err().into_iter().flatten())
+                    .collect()),
+            };
+            match read {
                 Ok(condition) => conditions.push(condition),
-                Err(problem) => problems.push(format!("{path:?}: {problem}")),
+                Err(found) => {
+                    problems.extend(found.iter().map(|problem| format!("{path:?}: {problem}")))
+                }
             }
         }
         if problems.is_empty() {
@@ -456,17 +467,32 @@ fn descend<'e>(value: &'e Value, path: &[Box<str>], leaves: &mut Vec<Leaf<'e>>) 
     }
 }
 
-fn parse_matchers(list: &Value) -> Result<Box<[Matcher]>, String> {
+/// All problems at once; each names the matcher by its place, if there are several.
+fn parse_matchers(list: &Value) -> Result<Box<[Matcher]>, Vec<String>> {
     let Value::Array(items) = list else {
-        return Err("must be a list of matchers, as in [\"DE\"]".to_owned());
+        return Err(vec![
+            "must be a list of matchers, as in [\"DE\"]".to_owned(),
+        ]);
     };
     if items.is_empty() || items.len() > MAX_MATCHERS {
-        return Err(format!(
+        return Err(vec![format!(
             "has {} matchers, allowed are 1 to {MAX_MATCHERS}",
             items.len()
-        ));
+        )]);
     }
-    items.iter().map(parse_matcher).collect()
+    let (mut matchers, mut problems) = (Vec::new(), Vec::new());
+    for (at, item) in items.iter().enumerate() {
+        match parse_matcher(item) {
+            Ok(matcher) => matchers.push(matcher),
+            Err(problem) if items.len() == 1 => problems.push(problem),
+            Err(problem) => problems.push(format!("matcher {}: {problem}", at + 1)),
+        }
+    }
+    if problems.is_empty() {
+        Ok(matchers.into())
+    } else {
+        Err(problems)
+    }
 }
 
 fn parse_matcher(value: &Value) -> Result<Matcher, String> {
@@ -484,7 +510,7 @@ fn parse_matcher(value: &Value) -> Result<Matcher, String> {
                 .map(Matcher::Exists)
                 .ok_or_else(|| "exists must be true or false".to_owned()),
             _ => Err(format!(
-                "{name:?} is no matcher; there are prefix, suffix, anything-but, numeric and exists, \
+                "unknown matcher {name:?}; must be prefix, suffix, anything-but, numeric or exists, \
                  and paths are written with dots, as in data.total"
             )),
         },

@@ -30,7 +30,7 @@ pub struct Subscription {
     pub id: CompactString,
     /// The subscriber that owns it: the partition key of its commands.
     pub subscriber: CompactString,
-    /// The endpoint.
+    /// The endpoint; the default where subscriptions are kept for matching and it need not consent.
     pub url: EndpointUrl,
     /// At least one pattern; any of them is enough.
     pub events: Arc<[TypePattern]>,

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::model::event::Format;
@@ -155,14 +157,18 @@ fn each_problem_names_its_field_and_what_is_allowed() {
         (
             "filter",
             json!({"data.x": [{"wildcard": "a*"}]}),
-            "filter.data.x.0: Additional properties",
+            "filter: \"data.x\": unknown matcher \"wildcard\"",
         ),
         (
             "filter",
             json!({"data..x": [1]}),
             "a segment of the path is empty",
         ),
-        ("filter", json!({"data.x": [[1]]}), "filter.data.x.0: "),
+        (
+            "filter",
+            json!({"data.x": [[1]]}),
+            "filter: \"data.x\": a value is",
+        ),
         (
             "filter",
             json!({"data.items[0].sku": [{"exists": false}]}),
@@ -452,6 +458,95 @@ fn type_patterns_match_whole_segments() {
             TypePattern::parse(pattern).unwrap().matches(event_type),
             wanted,
             "{pattern} on {event_type}"
+        );
+    }
+}
+
+#[test]
+fn each_mistake_in_a_filter_is_reported_once() {
+    let many: Map<String, Value> = (0..33)
+        .map(|at| (format!("data.x{at}"), json!(["x"])))
+        .collect();
+    for (filter, expected) in [
+        (
+            json!({"data.a": [{"prefixx": "a"}], "data.b": "x", "data.ok": ["x"]}),
+            2,
+        ),
+        (
+            json!({"data.a": [{"numeric": [">"]}, "x", {"prefix": ""}, [], {"exists": 1}]}),
+            4,
+        ),
+        (json!({"data/g~h": [{"exists": 1}, 5]}), 2),
+        (json!({"5": [[1]]}), 1),
+        (json!({"": "x"}), 2),
+        (json!({"data.a": []}), 1),
+        (json!(many), 1),
+        (json!("x"), 1),
+    ] {
+        let problems = read(&with("filter", filter)).unwrap_err().problems();
+        assert_eq!(problems.len(), expected, "{problems:#?}");
+    }
+    let of_several = problems(&with("filter", json!({"data.a": ["x", {"prefix": ""}]})));
+    assert!(
+        of_several.starts_with("filter: \"data.a\": matcher 2: prefix"),
+        "{of_several}"
+    );
+}
+
+proptest! {
+    /// So what the schema says about it need not be reported too.
+    #[test]
+    fn the_parser_of_filters_refuses_what_the_schema_refuses(filter in filters()) {
+        let is_valid = jsonschema::draft202012::new(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
+        if !is_valid.is_valid(&with("filter", filter.clone())) {
+            prop_assert!(Filter::parse(filter.as_object().unwrap()).is_err(), "{filter}");
+        }
+    }
+}
+
+/// Objects that look like filters, and often are none.
+fn filters() -> impl Strategy<Value = Value> {
+    let scalar = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(Value::from),
+        any::<i8>().prop_map(Value::from),
+        "[a-z>=<]{0,2}".prop_map(Value::from),
+        Just(json!("x".repeat(1025))),
+    ];
+    let operand = prop_oneof![
+        scalar.clone(),
+        vec(scalar.clone(), 0..6).prop_map(Value::from),
+        Just(json!({"prefix": "a"})),
+        Just(json!({})),
+    ];
+    let name = prop_oneof![
+        "prefix|suffix|anything-but|numeric|exists|other",
+        "[a-z]{0,2}"
+    ];
+    let matcher = prop_oneof![
+        operand.clone(),
+        btree_map(name, operand, 0..3).prop_map(|members| json!(members)),
+    ];
+    let list = prop_oneof![
+        9 => vec(matcher.clone(), 0..4).prop_map(Value::from), 1 => matcher.clone(),
+        1 => Just(json!(vec!["x"; 65])),
+    ];
+    let path = prop_oneof!["data\\.[a-c]", "type|subject|[a-z5.\\[ ]{0,3}"];
+    btree_map(path, list, 0..4).prop_map(|filter| json!(filter))
+}
+
+#[test]
+fn all_allowed_values_are_listed() {
+    for (given, text) in [
+        (json!("off"), "\"off\""),
+        (json!(5), "5"),
+        (json!(null), "null"),
+    ] {
+        let expected =
+            format!(r#"state: {text} is not one of "active", "paused", "disabled", "pending""#);
+        assert!(
+            problems(&with("state", given)).contains(&expected),
+            "{expected}"
         );
     }
 }

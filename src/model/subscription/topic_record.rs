@@ -98,8 +98,8 @@ pub enum Kept {
     Whole,
     /// What lookups by id need: not the filter, which only fan-out asks.
     ForLookups,
-    /// What fan-out needs: not the secrets and overrides, which requests are made with, and the URL only where it must
-    /// have consented.
+    /// What fan-out needs: not the secrets and overrides, which requests are made with, and the URL only if the
+    /// endpoint must consent.
     ForMatching,
 }
 

@@ -73,7 +73,8 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         record: &record,
         problems: Vec::new(),
     };
-    check.schema();
+    let filter = check.object("filter").map(Filter::parse);
+    check.schema(matches!(filter, Some(Err(_))));
     check.key(key);
     if record.get("filter").is_some_and(has_number) {
         let text = std::str::from_utf8(value).unwrap_or_default();
@@ -85,7 +86,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         id: check.text("id").into(),
         subscriber: check.text("subscriber").into(),
         events: check.events(),
-        filter: check.filter(),
+        filter: check.filter(filter.unwrap_or_else(|| Ok(Filter::default()))),
         secrets: check.secrets(),
         format: check.enumerated("format"),
         state: state.decided(),
@@ -170,7 +171,8 @@ impl<'a> Check<'a> {
         self.record.get(field).and_then(whole)
     }
 
-    fn schema(&mut self) {
+    /// Without what the filter's own parser reports, where `filter_is_invalid`: it finds everything that the schema does.
+    fn schema(&mut self, filter_is_invalid: bool) {
         // Collecting errors is slower, and almost every record is valid.
         if validator().is_valid(self.record) {
             return;
@@ -187,6 +189,9 @@ impl<'a> Check<'a> {
             }
             if path.starts_with("/auth") {
                 // Its reader reports each problem, where the schema says that no alternative matches.
+                continue;
+            }
+            if filter_is_invalid && path.starts_with("/filter") {
                 continue;
             }
             let field = path.trim_start_matches('/').replace('/', ".");
@@ -237,19 +242,10 @@ impl<'a> Check<'a> {
         patterns.into()
     }
 
-    fn filter(&mut self) -> Filter {
-        let Some(map) = self.object("filter") else {
-            return Filter::default();
-        };
-        match Filter::parse(map) {
-            Ok(filter) => filter,
-            Err(problems) => {
-                problems
-                    .iter()
-                    .for_each(|problem| self.problem("filter", problem));
-                Filter::default()
-            }
-        }
+    fn filter(&mut self, parsed: Result<Filter, Vec<String>>) -> Filter {
+        let problems = parsed.as_ref().err().into_iter().flatten();
+        problems.for_each(|problem| self.problem("filter", problem));
+        parsed.unwrap_or_default()
     }
 
     fn secrets(&mut self) -> Box<[SigningSecret]> {
@@ -495,6 +491,12 @@ fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String
         ValidationErrorKind::PropertyNames { .. } if path == "/on_status" => {
             "a key is a status from 200 to 599 or a class from 2xx to 5xx".to_owned()
         }
+        ValidationErrorKind::Enum { options } if !private => {
+            let options = options.as_array().map_or(&[][..], Vec::as_slice);
+            let options: Vec<_> = options.iter().map(Value::to_string).collect();
+            let value = cut(&error.instance().to_string());
+            format!("{value} is not one of {}", options.join(", "))
+        }
         ValidationErrorKind::AdditionalProperties { .. } if path.is_empty() => error
             .to_string()
             .replace("Additional properties are not allowed", "unknown fields"),
@@ -504,13 +506,17 @@ fn schema_problem(path: &str, error: &jsonschema::ValidationError<'_>) -> String
 }
 
 /// A text for a message, truncated.
+fn cut(text: &str) -> String {
+    let mut cut: String = text.chars().take(100).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
+}
+
+/// The same, in quotes.
 fn shown(text: &str) -> String {
-    let cut: String = text.chars().take(100).collect();
-    let text = if cut.len() < text.len() {
-        format!("{cut}…")
-    } else {
-        cut
-    };
+    let text = cut(text);
     if text.starts_with('"') {
         text
     } else {

@@ -500,7 +500,7 @@ fn for_lookups_all_but_the_filter_is_kept() {
 }
 
 #[test]
-fn for_matching_all_but_secrets_overrides_and_a_url_that_is_not_asked_is_kept() {
+fn for_matching_the_url_is_kept_only_if_the_endpoint_must_consent_and_no_secrets_are() {
     for (consents, verify) in [(false, false), (true, false), (false, true)] {
         let document = record(
             "a",
