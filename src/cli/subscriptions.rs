@@ -767,7 +767,7 @@ mod tests {
         take_all(&mut stored, &writes);
         let known = stored.fold.get("acme").unwrap();
         assert_eq!(
-            (known.state, known.resumed_at),
+            (known.state, known.resumed_at()),
             (State::Active, Some(EpochMs(3)))
         );
         assert_eq!(state_note(&stored, &document(&changed), "unchanged"), None);

@@ -278,7 +278,7 @@ impl Subscriptions for Directory {
             limits: limits(subscription, &self.settings),
             order: subscription.order,
             max_age: max_age(subscription, &self.settings),
-            resumed_at: subscription.resumed_at,
+            resumed_at: subscription.resumed_at(),
             valid_for,
         }
     }

@@ -33,8 +33,8 @@ pub use fold::{Change, Fold, is_id};
 pub use json::StrictValue;
 pub use keep::{fingerprinted, has_fingerprints, keep};
 pub use model::{
-    AppliedRecord, BoxedOverrides, NO_EVENT, Order, Overrides, RateLimit, Source, State,
-    StatusRule, StatusRules, Subscription, Texts, TlsReferences,
+    BoxedOverrides, NO_EVENT, Order, Overrides, RateLimit, Source, State, StatusRule, StatusRules,
+    Subscription, Texts, TlsReferences,
 };
 pub use numbers::check_numbers;
 pub use record::{MAX_RECORD_BYTES, SubscriptionError, redacted};

@@ -310,7 +310,7 @@ fn what_the_golden_files_hold_is_read() {
     }
     let folded = fold.get("acme-orders").unwrap();
     assert_eq!(folded.state, State::Disabled);
-    assert_eq!(folded.resumed_at, Some(EpochMs(1_700_000_000_000)));
+    assert_eq!(folded.resumed_at(), Some(EpochMs(1_700_000_000_000)));
 }
 
 fn reads(golden: &str, expected: Command, is_of_version: impl Fn(&Settled) -> bool) {

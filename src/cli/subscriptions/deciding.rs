@@ -180,8 +180,8 @@ mod tests {
             None,
             br#"{"id":"s","subscriber":"s","url":"https://a.example/","events":["**"]}"#,
         )
-        .unwrap();
-        known.resumed_at = Some(EpochMs(5));
+        .unwrap()
+        .resumed(EpochMs(5));
         let of = |known: &Subscription, verb: Verb| verb.of(known, EpochMs(9));
         assert_eq!(of(&known, Verb::Pause).unwrap().state, State::Paused);
         assert_eq!(of(&known, Verb::Resume), Err("unchanged"));

@@ -357,7 +357,7 @@ mod tests {
                 assert_eq!(states(&mut stored, &next), [state, state]);
                 let after = stored.fold.get("acme").unwrap();
                 assert_eq!(after.source.applied, next.applied);
-                assert_eq!(after.resumed_at, known.resumed_at);
+                assert_eq!(after.resumed_at(), known.resumed_at());
                 assert_eq!(stored.fold.decided_by("acme").unwrap().1, EpochMs(5));
             }
         }

@@ -96,7 +96,7 @@ impl Decision {
             next_version: None,
             state: state.decided(),
             at: now,
-            resumed_at: resumed.or(subscription.resumed_at),
+            resumed_at: resumed.or(subscription.resumed_at()),
             probed_at: None,
             reason: None,
         }
@@ -108,7 +108,7 @@ impl Decision {
         Self {
             next_version: Some(next),
             at,
-            resumed_at: subscription.resumed_at,
+            resumed_at: subscription.resumed_at(),
             ..Self::by_operator(subscription, subscription.state, at)
         }
     }
@@ -129,7 +129,7 @@ impl Decision {
             next_version: None,
             state: subscription.state.decided(),
             at: now,
-            resumed_at: subscription.resumed_at,
+            resumed_at: subscription.resumed_at(),
             probed_at: Some(now),
             reason: None,
         }

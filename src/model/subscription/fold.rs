@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
 use super::interned::Interned;
-use super::model::{State, Subscription};
+use super::model::{State, Subscription, Terms};
 use super::record::SubscriptionError;
 use super::topic_record::{Applied, Kept, Kind, ReadRecord, TopicRecord};
 use super::version::{Version, digest};
@@ -133,7 +133,10 @@ impl Fold {
         };
         let side = self.side_records.get(id).unwrap_or(&SideRecords::EMPTY);
         let source = &now.source;
-        let mut state = source.record.state;
+        let Terms {
+            mut state,
+            mut rate_limit,
+        } = now.applied();
         let mut version = source.applied.clone();
         let mut resumed_at = side.resumed_at;
         match &side.operator {
@@ -144,7 +147,7 @@ impl Fold {
                     version = version.with(hash);
                 } else if decision.state != State::Active && state == State::Active {
                     // The apply that made the decision void has ended the pause.
-                    resumed_at = resumed_at.max(source.record.timestamp);
+                    resumed_at = resumed_at.max(source.timestamp);
                 }
             }
             Operator::Unreadable if state == State::Active => state = State::Paused,
@@ -155,7 +158,6 @@ impl Fold {
         {
             state = disabled.state.decided();
         }
-        let mut rate_limit = source.record.rate_limit.as_deref().copied();
         if self.verify || now.verify {
             let verification = side.verification.as_ref();
             match verification.and_then(|verification| verification.consent(&now.url)) {
@@ -171,18 +173,13 @@ impl Fold {
                 side.resumed_at = side.resumed_at.max(timestamp);
             }
         }
-        if now.state == state
-            && now.resumed_at == resumed_at
-            && *now.source.version() == version
-            && now.rate_limit.as_deref() == rate_limit.as_ref()
-        {
-            return Change::Updated(Arc::clone(now));
+        let terms = Terms { state, rate_limit };
+        let is_in_force = now.terms() == terms
+            && now.resumed_at() == resumed_at
+            && *now.source.version() == version;
+        if !is_in_force {
+            Arc::make_mut(now).decide(terms, version, resumed_at);
         }
-        let folded = Arc::make_mut(now);
-        folded.state = state;
-        folded.resumed_at = resumed_at;
-        folded.rate_limit = rate_limit.map(Box::new);
-        folded.source.set_version(version);
         Change::Updated(Arc::clone(now))
     }
 
@@ -465,7 +462,7 @@ fn is_same(before: &Subscription, version: &Version, record: &TopicRecord<'_>) -
 /// Whether `record` is older than one of another partition: after partitions were added, a key may have records in two,
 /// which are read in any order.
 fn is_outdated(before: &Subscription, record: &TopicRecord<'_>) -> bool {
-    let times = record.timestamp.zip(before.source.record.timestamp);
+    let times = record.timestamp.zip(before.source.timestamp);
     before.source.partition != record.partition && times.is_some_and(|(time, before)| time < before)
 }
 

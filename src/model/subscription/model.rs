@@ -44,8 +44,6 @@ pub struct Subscription {
     pub state: State,
     /// Whether its endpoint must consent before it gets events.
     pub verify: bool,
-    /// When it was last resumed, as far as that is known.
-    pub resumed_at: Option<EpochMs>,
     /// The records that it comes from.
     pub source: Source,
     /// The maximum number of requests in flight, 1 to 1,024.
@@ -59,6 +57,48 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// When it was last resumed, as far as that is known.
+    #[must_use]
+    pub fn resumed_at(&self) -> Option<EpochMs> {
+        self.source.decided.as_ref()?.resumed_at
+    }
+
+    /// What its applied record says.
+    pub(super) fn applied(&self) -> Terms {
+        let decided = self.source.decided.as_ref();
+        decided.map_or_else(|| self.terms(), |decided| decided.applied)
+    }
+
+    /// What is in force.
+    pub(super) fn terms(&self) -> Terms {
+        Terms {
+            state: self.state,
+            rate_limit: self.rate_limit.as_deref().copied(),
+        }
+    }
+
+    /// The same, resumed at that time.
+    #[cfg(test)]
+    pub(crate) fn resumed(mut self, at: EpochMs) -> Self {
+        let (terms, version) = (self.terms(), self.source.version().clone());
+        self.decide(terms, version, Some(at));
+        self
+    }
+
+    /// Puts in force what was decided.
+    pub(super) fn decide(&mut self, terms: Terms, version: Version, resumed_at: Option<EpochMs>) {
+        let applied = self.applied();
+        let is_as_applied = terms == applied && version == self.source.applied;
+        let decided = Decided {
+            version,
+            resumed_at,
+            applied,
+        };
+        self.source.decided = (!is_as_applied || resumed_at.is_some()).then(|| Box::new(decided));
+        self.state = terms.state;
+        self.rate_limit = terms.rate_limit.map(Box::new);
+    }
+
     /// The secrets that it uses: those that sign, those in its headers, the one that it authenticates with, then those of
     /// its connections.
     pub fn sources(&self) -> impl Iterator<Item = &SecretSource> {
@@ -131,15 +171,21 @@ impl Deref for BoxedOverrides {
     }
 }
 
-/// What an applied record says itself.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AppliedRecord {
-    /// Its timestamp.
-    pub timestamp: Option<EpochMs>,
-    /// Its state.
-    pub state: State,
-    /// Its rate limit.
-    pub rate_limit: Option<Box<RateLimit>>,
+/// What an applied record says itself, and decisions and consents may override.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Terms {
+    pub(super) state: State,
+    pub(super) rate_limit: Option<RateLimit>,
+}
+
+/// What was decided about an applied record.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Decided {
+    /// The version of the subscription as it is.
+    pub(super) version: Version,
+    pub(super) resumed_at: Option<EpochMs>,
+    /// What the record says instead.
+    pub(super) applied: Terms,
 }
 
 /// Where a subscription comes from.
@@ -149,19 +195,23 @@ pub struct Source {
     pub applied: Version,
     /// The partition of its records: decisions are written there too, so that they keep their order.
     pub partition: Option<i32>,
-    /// What else its applied record says, which decisions and consents may override.
-    pub record: AppliedRecord,
-    /// The version of the subscription as it is, if that is not `applied`.
-    decided: Option<Box<Version>>,
+    /// The timestamp of its applied record.
+    pub timestamp: Option<EpochMs>,
+    /// Boxed, since nothing was decided about most.
+    decided: Option<Box<Decided>>,
 }
 
 impl Source {
     /// Of an applied record on which nothing was decided.
-    pub(super) fn new(applied: Version, partition: Option<i32>, record: AppliedRecord) -> Self {
+    pub(super) fn new(
+        applied: Version,
+        partition: Option<i32>,
+        timestamp: Option<EpochMs>,
+    ) -> Self {
         Self {
             applied,
             partition,
-            record,
+            timestamp,
             decided: None,
         }
     }
@@ -169,18 +219,15 @@ impl Source {
     /// The version of the subscription as it is: the applied record, with the operator's decision on it.
     #[must_use]
     pub fn version(&self) -> &Version {
-        self.decided.as_deref().unwrap_or(&self.applied)
-    }
-
-    pub(super) fn set_version(&mut self, version: Version) {
-        self.decided = (version != self.applied).then(|| Box::new(version));
+        let decided = self.decided.as_ref();
+        decided.map_or(&self.applied, |decided| &decided.version)
     }
 
     /// Whether both are the same version in the same partition.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.applied == other.applied
-            && self.decided == other.decided
+            && self.version() == other.version()
             && self.partition == other.partition
     }
 }

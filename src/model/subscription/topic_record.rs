@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::decision::Decider;
 use super::endpoint_url::EndpointUrl;
 use super::filter::Filter;
-use super::model::{AppliedRecord, BoxedOverrides, Source, Subscription};
+use super::model::{BoxedOverrides, Source, Subscription};
 use super::record::SubscriptionError;
 use super::validate::parse;
 use super::version::Version;
@@ -79,12 +79,7 @@ impl Applied {
                     }
                 }
             }
-            let applied = AppliedRecord {
-                timestamp: record.timestamp,
-                state: subscription.state,
-                rate_limit: subscription.rate_limit.clone(),
-            };
-            subscription.source = Source::new(version.clone(), record.partition, applied);
+            subscription.source = Source::new(version.clone(), record.partition, record.timestamp);
             Arc::new(subscription)
         });
         Self { version, parsed }

@@ -91,7 +91,6 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         format: check.enumerated("format"),
         state: state.decided(),
         verify: state == State::Pending || check.is_true("verify"),
-        resumed_at: None,
         source: Source::default(),
         max_in_flight: check
             .integer("max_in_flight")

@@ -44,7 +44,7 @@ fn a_subscription_that_needs_consent_is_pending_until_its_endpoint_gives_it() {
         topic.consents(None);
         topic.assert_state(State::Active);
         assert_eq!(
-            topic.now().resumed_at,
+            topic.now().resumed_at(),
             Some(EpochMs(2)),
             "what waited does not expire at once"
         );
