@@ -26,7 +26,7 @@ use super::record::each_header;
 use super::unread::Unread;
 use crate::config::Settings;
 use crate::edge::clock;
-use crate::edge::kafka::client::{consumer_config, fetch_patiently};
+use crate::edge::kafka::client::{consumer_config, fetch_patiently, unless_given};
 use crate::edge::kafka::error::Failure;
 use crate::edge::kafka::log::{LogContext, LoggedConsumer};
 use crate::edge::port::records::RecordView;
@@ -394,6 +394,9 @@ pub(super) fn follow_topic(
     let mut config = consumer_config(settings, purpose, &group);
     config.set("enable.partition.eof", "true");
     fetch_patiently(settings, &mut config);
+    // The client decompresses all that a fetch returned at once, and what a burst takes stays with the process: 60 to 100
+    // MiB less than by its default of 1 MiB a partition, and no slower.
+    unless_given(settings, &mut config, "fetch.message.max.bytes", "262144");
     let consumer: BaseConsumer<LoggedConsumer> = config
         .create_with_context(LoggedConsumer(LogContext::new(purpose)))
         .map_err(|error| Failure::from_client(format!("creating the reader of {topic}"), error))?;
