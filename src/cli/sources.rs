@@ -38,9 +38,9 @@ pub(super) fn layers(matches: &ArgMatches) -> Layers {
         Ok(None) => {}
         Ok(Some(file)) => match small_file::read_text(Path::new(&file), MAX_BUNDLE_BYTES) {
             Ok(text) => layers.give_file(&text, &file),
-            Err(error) => layers.refuse(format!("--config {file}: {error}")),
+            Err(error) => layers.refuse_value("config", format!("--config {file}: {error}")),
         },
-        Err(mistake) => layers.refuse(mistake),
+        Err(mistake) => layers.refuse_value("config", mistake),
     }
     layers.resolve_properties(|path| {
         small_file::read_text(Path::new(path), MAX_SECRET_BYTES).map_err(|error| error.to_string())
@@ -116,7 +116,7 @@ fn give_environment(layers: &mut Layers, setting: &Setting) {
         Ok(Some(Found::Value(value))) => layers.give(setting.name, Source::Environment, value),
         Ok(Some(Found::File(_, content))) => layers.give_from_file(setting, &content),
         Ok(None) => {}
-        Err(mistake) => layers.refuse_value(setting, mistake),
+        Err(mistake) => layers.refuse_value(setting.name, mistake),
     }
 }
 

@@ -177,9 +177,9 @@ async fn create(settings: &Settings, args: &CreateArgs) -> Result<Exit, CliError
     print::rows(args.output, &rows)?;
     report_differences(settings, &specs, &cluster, wish);
     let common = cluster.common_partitions(&specs, wish);
-    if wish.partitions.is_some_and(|wished| wished < common) {
+    if let Some(wished) = wish.partitions.filter(|&wished| wished < common) {
         print::note(&format!(
-            "existing topics have {common} partitions, and Kafka cannot remove partitions: fewer were asked for, which has no effect"
+            "there are topics with {common} partitions, which Kafka cannot remove, so new topics get {common}, not {wished}"
         ));
     }
     match failures.as_slice() {

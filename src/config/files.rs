@@ -69,10 +69,20 @@ impl Layers {
         self.mistakes.push(mistake.into());
     }
 
-    /// Adds a problem with a setting's value, which therefore does not count as missing.
-    pub fn refuse_value(&mut self, setting: &Setting, mistake: impl Into<String>) {
-        self.unread.insert(setting.name.to_owned());
+    /// Adds a problem with a value that could not be read: of a setting, or of the whole file with `config`.
+    pub fn refuse_value(&mut self, name: &str, mistake: impl Into<String>) {
+        self.unread.insert(name.to_owned());
         self.refuse(mistake);
+    }
+
+    /// Whether a problem names a setting whose value could not be read: it may be gone when that is fixed.
+    pub(super) fn may_follow_from_unread(&self, mistake: &str) -> bool {
+        let mut flags = mistake.match_indices("--").map(|(at, _)| {
+            let flag = &mistake[at + 2..];
+            let end = flag.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-');
+            &flag[..end.unwrap_or(flag.len())]
+        });
+        flags.any(|flag| self.unread.contains(flag))
     }
 
     /// Adds a setting's value from the file that its environment variable names.
@@ -292,11 +302,36 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_could_not_be_read_is_not_missing_too() {
+    fn what_may_follow_from_a_value_that_could_not_be_read_is_not_reported() {
+        for (unread, given) in [
+            ("brokers", None),
+            ("kafka-binding", None),
+            ("config", None),
+            ("http-key", Some("http-certificate")),
+            ("schema-registry", Some("schema-registry-user")),
+            ("schema-registry", Some("schema-registry-token")),
+            ("egress-proxy", Some("egress-proxy-user")),
+            ("breaker-probe", Some("breaker-max-probe")),
+        ] {
+            let mut layers = match given {
+                None => Layers::default(),
+                Some(_) => layers(),
+            };
+            if let Some(given) = given {
+                layers.give(given, Source::Flag, "1s");
+            }
+            layers.refuse_value(unread, "it is gone");
+            let mistakes = Settings::check(&layers, &machine()).unwrap_err();
+            assert_eq!(mistakes, ["it is gone"], "{unread}");
+        }
         let mut layers = Layers::default();
-        layers.refuse_value(setting("brokers"), "HOOKSTREAM_BROKERS_FILE /x: it is gone");
+        layers.refuse_value("breaker-probe", "it is gone");
         let mistakes = Settings::check(&layers, &machine()).unwrap_err();
-        assert_eq!(mistakes, ["HOOKSTREAM_BROKERS_FILE /x: it is gone"]);
+        assert_eq!(
+            mistakes.len(),
+            2,
+            "what has nothing to do with it is: {mistakes:?}"
+        );
     }
 
     #[test]

@@ -238,7 +238,6 @@ impl<'a> Reader<'a> {
         match (certificate.flatten(), key.flatten()) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
-            _ if self.is_unread(name) || self.is_unread(key_name) => None,
             _ => {
                 self.mistakes
                     .push(format!("--{name} and --{key_name} need each other"));
@@ -298,7 +297,7 @@ impl<'a> Reader<'a> {
     /// The host name is the default instance name, and is not checked against the table's range before this.
     fn can_name(&mut self, instance: &str) -> bool {
         let can = name(instance).is_some();
-        if !can && !self.is_unread("instance") {
+        if !can {
             self.mistakes.push(format!(
                 "--instance is required: the host name {instance:?} is not a valid instance name; allowed: {}",
                 setting("instance").map_or("", |setting| setting.range)
@@ -413,11 +412,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether it has a value that could not be read, which is reported separately.
-    fn is_unread(&self, name: &str) -> bool {
-        self.layers.unread.contains(name)
-    }
-
     fn required<T: Debug>(
         &mut self,
         name: &'static str,
@@ -425,8 +419,8 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let (setting, binding) = (setting(name)?, setting("kafka-binding")?);
         if self.layers.effective(setting).is_none() {
-            // A problem with the value or in the binding is reported separately.
-            let is_unread = self.is_unread(name) || self.is_unread(binding.name);
+            // A problem in the binding, or with a file that may have the value, is reported separately.
+            let is_unread = self.layers.unread.contains("config");
             if !is_unread && self.layers.effective(binding).is_none() {
                 self.mistakes.push(format!(
                     "--{name} is required (or {}, {name} in the file, or --kafka-binding); allowed: {}",
@@ -567,7 +561,8 @@ impl Settings {
         let mut reader = Reader::new(layers);
         let settings = reader.settings(machine);
         let mut mistakes = layers.mistakes.clone();
-        mistakes.extend(reader.mistakes);
+        let others = reader.mistakes.into_iter();
+        mistakes.extend(others.filter(|mistake| !layers.may_follow_from_unread(mistake)));
         mistakes.extend(layers.properties().keys().filter_map(|key| {
             let (_, way) = OWNED_PROPERTIES.iter().find(|(owned, _)| owned == key)?;
             Some(format!("-X {key} cannot be set: {way}"))

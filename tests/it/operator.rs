@@ -79,11 +79,16 @@ fn topics_check_names_what_differs_from_what_topics_create_made() {
             .all(|one| one["result"] == "exists")
     );
 
-    let note = "existing topics have 2 partitions";
-    for (partitions, is_told) in [("1", true), ("2", false)] {
+    let note = "there are topics with 2 partitions";
+    for (partitions, is_reported) in [("1", true), ("2", false)] {
         let output = world.run(&["topics", "create", "--partitions", partitions], "");
         assert_eq!(output.code, 0, "{}", output.stderr);
-        assert_eq!(output.stderr.contains(note), is_told, "{}", output.stderr);
+        assert_eq!(
+            output.stderr.contains(note),
+            is_reported,
+            "{}",
+            output.stderr
+        );
     }
 
     let commands = world.topics.commands();

@@ -11,8 +11,8 @@ use compact_str::CompactString;
 use url::Url;
 
 /// The URL of an endpoint: `http` or `https`, with a host, without user info or fragment. Only its text is kept: every
-/// replica holds the URLs of all subscriptions in memory, and a parsed one takes 72 bytes more. The default is empty: no URL is
-/// kept.
+/// replica holds the URLs of all subscriptions in memory, and a parsed one takes 72 bytes more. The default is empty: no
+/// URL is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointUrl(CompactString);
 
@@ -31,7 +31,7 @@ impl EndpointUrl {
     /// The URL, parsed again.
     ///
     /// # Panics
-    /// Of the default, which no request may be made with.
+    /// If the URL is empty (the default).
     #[must_use]
     pub fn to_url(&self) -> Url {
         #[allow(

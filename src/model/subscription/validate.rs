@@ -170,7 +170,7 @@ impl<'a> Check<'a> {
         self.record.get(field).and_then(whole)
     }
 
-    /// Without what the filter's own parser reports, where `filter_is_invalid`: it finds everything that the schema does.
+    /// Without what the filter's own parser reports, where `filter_is_invalid`: it refuses whatever the schema does.
     fn schema(&mut self, filter_is_invalid: bool) {
         // Collecting errors is slower, and almost every record is valid.
         if validator().is_valid(self.record) {

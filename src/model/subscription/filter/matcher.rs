@@ -213,7 +213,7 @@ impl Matcher {
     }
 }
 
-/// All problems at once; each names the matcher by its place, if there are several.
+/// A problem of each matcher; it names the matcher by its place, if there are several.
 pub(super) fn parse_matchers(list: &Value) -> Result<Box<[Matcher]>, Vec<String>> {
     let Value::Array(items) = list else {
         return Err(vec![
@@ -260,7 +260,13 @@ fn parse_matcher(value: &Value) -> Result<Matcher, String> {
                  and paths are written with dots, as in data.total"
             )),
         },
-        (count, _) => Err(format!("a matcher object has one member, this has {count}")),
+        (count, _) => {
+            let names = map.keys().take(4).map(String::as_str);
+            let names = names.collect::<Vec<_>>().join(", ");
+            Err(format!(
+                "a matcher object has one member, this has {count} ({names})"
+            ))
+        }
     }
 }
 
