@@ -744,13 +744,25 @@ proptest! {
                                 window.finish(Offset(ended));
                                 finished.insert(ended);
                             }
+                            // Then it reads what rests again, and parks it.
+                            while !window.has_room_beside(Offset(offset), &coverage) {
+                                let first = window.open().find(|&at| window.rests(Offset(at)));
+                                let first = first.map(Offset);
+                                prop_assert!(first.is_some_and(|first| window.may_wake(first, &coverage)));
+                                first.map(|first| window.wake(first) && window.finish(first));
+                                finished.extend(first.map(|first| first.0));
+                            }
                         }
                         let is_open = window.take(Offset(offset));
                         prop_assert_eq!(is_open, !finished.contains(&offset));
                         if is_open && offset % 3 == 0 {
                             active.push(offset);
-                        } else if is_open {
+                        } else if is_open && window.may_rest(&coverage) {
                             window.rest(Offset(offset));
+                        } else if is_open {
+                            // It is parked.
+                            window.finish(Offset(offset));
+                            finished.insert(offset);
                         }
                     }
                 }

@@ -271,6 +271,8 @@ impl World {
         if self.owned.remove(&at) {
             self.log(at).held.clear();
             self.machine.revoked([at].into_iter());
+            // How often one may be left out depends on how many there are: from now on fewer.
+            self.logs.values_mut().for_each(|log| log.left_out = 0);
         }
         assert!(!self.machine.takes(at));
     }
