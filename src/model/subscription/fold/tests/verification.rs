@@ -167,3 +167,63 @@ fn an_unreadable_verification_is_no_consent_and_a_deletion_forgets_it() {
     let odd = topic.put("verified/no id", Some(b"{}".to_vec()));
     assert!(matches!(odd, Change::Refused { .. }), "{odd:?}");
 }
+
+#[derive(Clone, Debug)]
+enum Write {
+    /// With a state, a rate limit, and whether the endpoint must consent.
+    Apply(State, Option<u8>, bool),
+    Operator(State),
+    Gone,
+    /// With the requests per minute that are allowed.
+    Consent(Option<u32>),
+    Refusal,
+    /// The tombstone of what was decided: by the operator, after a 410, about the consent.
+    Delete(usize),
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let state = || prop_oneof![Just(State::Active), Just(State::Paused)];
+    prop_oneof![
+        (state(), prop::option::of(1..4_u8), any::<bool>())
+            .prop_map(|(state, rate, verify)| Write::Apply(state, rate, verify)),
+        state().prop_map(Write::Operator),
+        Just(Write::Gone),
+        prop::option::of(30..200_u32).prop_map(Write::Consent),
+        Just(Write::Refusal),
+        (0..3_usize).prop_map(Write::Delete),
+    ]
+}
+
+proptest! {
+    /// State, rate limit and version are what the latest record of each kind says, whatever was decided before it.
+    #[test]
+    fn what_was_decided_leaves_no_trace_once_it_is_deleted_or_replaced(writes in prop::collection::vec(write(), 1..30)) {
+        let mut topic = Topic::default();
+        topic.apply(json!({}));
+        for (number, write) in writes.into_iter().enumerate() {
+            match write {
+                Write::Apply(state, rate, verify) => {
+                    let mut more = json!({"state": state, "verify": verify, "headers": {"x-n": number.to_string()}});
+                    if let Some(rate) = rate {
+                        more["rate_limit"] = json!({"per_second": rate});
+                    }
+                    topic.apply(more);
+                }
+                Write::Operator(state) => topic.operator(state),
+                Write::Gone => {
+                    let gone = topic.gone();
+                    topic.decide(Decider::Hookstream, &gone);
+                }
+                Write::Consent(per_minute) => topic.consents(per_minute),
+                Write::Refusal => topic.try_out(refusal()),
+                Write::Delete(which) => {
+                    let keys = [Decider::Operator.key("a"), Decider::Hookstream.key("a"), "verified/a".to_owned()];
+                    topic.put(&keys[which], None);
+                }
+            }
+            let of = |one: &Subscription| (one.state, one.rate_limit.clone(), one.source.version().clone());
+            let again = topic.read_again(true);
+            prop_assert_eq!(of(&topic.now()), of(again.get("a").unwrap()));
+        }
+    }
+}
