@@ -112,12 +112,10 @@ impl Layers {
             } else if SETTINGS.iter().any(|setting| setting.name == key) {
                 match as_text(&value) {
                     Some(text) => self.give(&key, Source::File, text),
-                    None => {
-                        self.mistakes.push(format!(
-                            "{key} in {path} is a table; must be a value or a list of values"
-                        ));
-                        self.unread.insert(key);
-                    }
+                    None => self.refuse_value(
+                        &key,
+                        format!("{key} in {path} is a table; must be a value or a list of values"),
+                    ),
                 }
             } else {
                 self.mistakes.push(format!(

@@ -599,7 +599,7 @@ fn a_process_whose_log_nobody_reads_any_more_goes_on() {
     };
     let listen = format!("127.0.0.1:{port}");
     let arguments = ["run", "--brokers", "127.0.0.1:1", "--http-listen", &listen];
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_hookstream"))
+    let mut child = crate::support::program()
         .args(arguments)
         .stderr(std::process::Stdio::piped())
         .spawn()

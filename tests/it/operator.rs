@@ -12,8 +12,7 @@ use crate::scene::{
     wait_for_records, wait_until_done, with, world,
 };
 use crate::support::{
-    Answer, Isolation, Output, Process, Receiver, SOON, World, eventually_true, foreign_settings,
-    run_to_end,
+    Answer, Isolation, Output, Process, Receiver, SOON, World, eventually_true, program, run_to_end,
 };
 
 fn read(output: &Output) -> Value {
@@ -512,12 +511,9 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
     )
     .unwrap();
     let config = |environment: &[(&str, &str)], flags: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hookstream"));
+        let mut command = program();
         command.args(["config", "-o", "json", "--config"]);
         command.arg(file.path()).args(flags);
-        foreign_settings().for_each(|name| {
-            command.env_remove(name);
-        });
         command.envs(environment.iter().copied()).output().unwrap()
     };
     let output = config(

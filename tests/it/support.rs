@@ -22,7 +22,7 @@ pub use broker::{Broker, Frozen, broker, first_line};
 pub use mirror::{Mirror, kafka_tool};
 pub use outbox::{Connect, Postgres};
 pub use process::{
-    Output, Process, foreign_settings, get as http_get, run_to_end, run_to_end_with,
+    Output, Process, foreign_settings, get as http_get, program, run_to_end, run_to_end_with,
 };
 pub use proxy::{Proxy, Weather};
 pub use receiver::{Answer, Receiver, Seen};

@@ -138,7 +138,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    fn parse(path: Arc<[Box<str>]>, matchers: Box<[Matcher]>) -> Result<Self, String> {
+    fn new(path: Arc<[Box<str>]>, matchers: Box<[Matcher]>) -> Result<Self, String> {
         let (is_text, is_required) = path::is_text(&path);
         let can_hold = |matcher: &Matcher| match matcher {
             Matcher::Equals(scalar) => matches!(scalar, Scalar::String(_)),
@@ -191,7 +191,7 @@ impl Filter {
         for (path, list) in map {
             let read = match (path::parse(path), parse_matchers(list)) {
                 (Ok(path), Ok(matchers)) => {
-                    Condition::parse(path, matchers).map_err(|problem| vec![problem])
+                    Condition::new(path, matchers).map_err(|problem| vec![problem])
                 }
                 (path, matchers) => Err(path
                     .err()

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use super::decision::{Decider, Decision};
 use super::interned::Interned;
-use super::model::{State, Subscription, Terms};
+use super::model::{State, Subscription};
 use super::record::SubscriptionError;
 use super::topic_record::{Applied, Kept, Kind, ReadRecord, TopicRecord};
 use super::version::{Version, digest};
@@ -133,47 +133,43 @@ impl Fold {
         };
         let side = self.side_records.get(id).unwrap_or(&SideRecords::EMPTY);
         let source = &now.source;
-        let Terms {
-            mut state,
-            mut rate_limit,
-        } = now.applied();
+        let mut terms = now.applied();
         let mut version = source.applied.clone();
         let mut resumed_at = side.resumed_at;
         match &side.operator {
             Operator::Known(decision, hash) => {
                 resumed_at = resumed_at.max(decision.resumed_at);
                 if decision.is_on(&version) {
-                    state = decision.state.decided();
+                    terms.state = decision.state.decided();
                     version = version.with(hash);
-                } else if decision.state != State::Active && state == State::Active {
+                } else if decision.state != State::Active && terms.state == State::Active {
                     // The apply that made the decision void has ended the pause.
                     resumed_at = resumed_at.max(source.timestamp);
                 }
             }
-            Operator::Unreadable if state == State::Active => state = State::Paused,
+            Operator::Unreadable if terms.state == State::Active => terms.state = State::Paused,
             Operator::Unreadable | Operator::None => {}
         }
         if let Some(disabled) = &side.disabled
             && disabled.version == version
         {
-            state = disabled.state.decided();
+            terms.state = disabled.state.decided();
         }
         if self.verify || now.verify {
             let verification = side.verification.as_ref();
             match verification.and_then(|verification| verification.consent(&now.url)) {
-                Some(consent) => rate_limit = consent.rate_limit(rate_limit),
-                None if state == State::Active => state = State::Pending,
+                Some(consent) => terms.rate_limit = consent.rate_limit(terms.rate_limit),
+                None if terms.state == State::Active => terms.state = State::Pending,
                 None => {}
             }
         }
-        if state == State::Active && was.is_some_and(|was| was != State::Active) {
+        if terms.state == State::Active && was.is_some_and(|was| was != State::Active) {
             resumed_at = resumed_at.max(timestamp);
             if timestamp.is_some() {
                 let side = self.side_records.entry(id.into()).or_default();
                 side.resumed_at = side.resumed_at.max(timestamp);
             }
         }
-        let terms = Terms { state, rate_limit };
         let is_in_force = now.terms() == terms
             && now.resumed_at() == resumed_at
             && *now.source.version() == version;

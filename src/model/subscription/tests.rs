@@ -1,6 +1,5 @@
 //! The record: what is read, what is refused and how, what is never shown.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use proptest::collection::{btree_map, vec};
@@ -494,16 +493,11 @@ fn each_mistake_in_a_filter_is_reported_once() {
     );
 }
 
-static VALIDATOR: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
-    let schema = serde_json::from_str(SCHEMA).unwrap();
-    jsonschema::draft202012::new(&schema).unwrap()
-});
-
 proptest! {
     /// So what the schema says about it need not be reported too.
     #[test]
     fn the_parser_of_filters_refuses_what_the_schema_refuses(filter in filters()) {
-        if !VALIDATOR.is_valid(&with("filter", filter.clone())) {
+        if !validate::validator().is_valid(&with("filter", filter.clone())) {
             prop_assert!(Filter::parse(filter.as_object().unwrap()).is_err(), "{filter}");
         }
     }

@@ -73,8 +73,9 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         record: &record,
         problems: Vec::new(),
     };
-    let filter = check.object("filter").map(Filter::parse);
-    check.schema(matches!(filter, Some(Err(_))));
+    let filter = check.object("filter");
+    let filter = filter.map_or_else(|| Ok(Filter::default()), Filter::parse);
+    check.schema(filter.is_err());
     check.key(key);
     if record.get("filter").is_some_and(has_number) {
         let text = std::str::from_utf8(value).unwrap_or_default();
@@ -86,7 +87,7 @@ pub fn parse(key: Option<&[u8]>, value: &[u8]) -> Result<Subscription, Subscript
         id: check.text("id").into(),
         subscriber: check.text("subscriber").into(),
         events: check.events(),
-        filter: check.filter(filter.unwrap_or_else(|| Ok(Filter::default()))),
+        filter: check.filter(filter),
         secrets: check.secrets(),
         format: check.enumerated("format"),
         state: state.decided(),
@@ -111,7 +112,7 @@ fn deserialized<T: for<'de> Deserialize<'de>>(value: &Value) -> Option<T> {
     T::deserialize(value).ok()
 }
 
-fn validator() -> &'static Validator {
+pub(super) fn validator() -> &'static Validator {
     static VALIDATOR: OnceLock<Validator> = OnceLock::new();
     #[allow(clippy::expect_used, reason = "the schema is a constant, tested")]
     VALIDATOR.get_or_init(|| {

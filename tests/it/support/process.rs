@@ -355,15 +355,21 @@ pub fn foreign_settings() -> impl Iterator<Item = OsString> {
     names.filter(|name| name.to_string_lossy().starts_with("HOOKSTREAM_"))
 }
 
+/// The program without them.
+pub fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_hookstream"));
+    for name in foreign_settings() {
+        program.env_remove(name);
+    }
+    program
+}
+
 fn command<S: AsRef<str>>(arguments: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hookstream"));
+    let mut command = program();
     command
         .args(arguments.iter().map(AsRef::as_ref))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    for name in foreign_settings() {
-        command.env_remove(name);
-    }
     command
 }
 
